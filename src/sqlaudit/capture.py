@@ -1,0 +1,404 @@
+"""Which versions does a change make? Rows written → versions, by set-based SQL in the same transaction.
+
+The common case takes two statements per table and operation, whatever the number of rows (:meth:`Capture.inserted`
+takes one): *close* the open versions, *snapshot* the live rows. The row counts tell for free whether that was all.
+If not (a row without history, a version of a later instant, a row that the same transaction has written before,
+an UPDATE that changed nothing), :meth:`Capture.settle` looks at each row's last version and brings history to
+agree with the live rows, whatever happened.
+
+Values never travel through Python, and no database clock is asked: bound parameters decide everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
+from typing import Any, Final
+from uuid import UUID
+from weakref import ref
+
+from sqlalchemy import Column, Connection, CursorResult, Executable, insert, null, update
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session, SessionTransaction
+
+from sqlaudit.changes import Operation
+from sqlaudit.config import current_config
+from sqlaudit.context import AuditContext, get_audit_context, user_id_text
+from sqlaudit.exceptions import HistoryTableError
+from sqlaudit.history import INFO_KEY, TrackedTable
+from sqlaudit.period import OPEN_END, TICK, OpenEnd, is_open
+from sqlaudit.statements import Statements, UserFields
+
+try:
+    from uuid import uuid7  # type: ignore[attr-defined]  # Python 3.14
+except ImportError:
+    from uuid_utils.compat import uuid7
+
+Key = tuple[Any, ...]
+OldValues = Callable[[Key], Mapping[Column[Any], Any]]
+"""What is known of a row before it was changed: key → live column → value."""
+_ABSENT_CODES: Final = {"42P01", "42703", 1146, 1054}  # of PostgreSQL and of MariaDB: no such table, no such column
+_ABSENT_PHRASES: Final = ("no such table", "no such column", "has no column")  # of SQLite
+CHUNK: Final = 1000
+"""Keys per statement."""
+
+
+def _unknown(key: Key) -> Mapping[Column[Any], Any]:
+    return {}
+
+
+def chunks(keys: Collection[Key]) -> Iterator[tuple[Key, ...]]:
+    """Yield the keys in portions that one statement takes."""
+    remaining = iter(keys)
+    while chunk := tuple(islice(remaining, CHUNK)):
+        yield chunk
+
+
+# --- one database transaction -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Changeset:
+    """What all versions of one database transaction share.
+
+    :ivar id: a UUIDv7
+    :ivar at: the instant of the first capture, in UTC, by the configured clock
+    """
+
+    id: UUID
+    at: datetime
+
+
+def changeset_of(session: Session, connection: Connection) -> Changeset:
+    """Return the changeset of the transaction that a session is in on a connection.
+
+    It is found again by the database transaction, which may outlive the session, and by the session's
+    transaction, which may span several databases.
+    """
+    on_connection = connection.info.get(INFO_KEY)
+    if on_connection is not None and on_connection[0]() is (transaction := connection.get_transaction()):
+        return on_connection[1]  # type: ignore[no-any-return]
+    transaction = connection.get_transaction()
+    outermost: SessionTransaction | None = session.get_transaction()
+    on_session = session.info.get(f"{INFO_KEY}_changeset")
+    if on_session is not None and outermost is not None and on_session[0]() is outermost:
+        changeset: Changeset = on_session[1]
+    else:
+        changeset = Changeset(UUID(bytes=uuid7().bytes), current_config().now())
+        if outermost is not None:
+            session.info[f"{INFO_KEY}_changeset"] = (ref(outermost), changeset)
+    if transaction is not None:
+        connection.info[INFO_KEY] = (ref(transaction), changeset)
+    return changeset
+
+
+# --- from rows to versions --------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Last:
+    """The last version of a row, as :meth:`Statements._last` reads it."""
+
+    key: Key
+    version: int
+    valid_from: datetime
+    valid_to: datetime
+    operation: Operation
+    ours: bool
+    same_context: bool
+    gone: bool
+    changed: bool
+
+    @property
+    def is_open(self) -> bool:
+        return self.valid_to == OPEN_END
+
+    @property
+    def agrees(self) -> bool:
+        return self.gone != self.is_open and not (self.is_open and self.changed)
+
+
+class Capture:
+    """Writes versions of rows in one chain of tables, in the transaction of a connection.
+
+    :param user_fields: see :class:`Statements`
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        changeset: Changeset,
+        chain: Sequence[TrackedTable],
+        user_fields: UserFields = (None, None),
+        context: AuditContext | None = None,
+    ) -> None:
+        self.connection = connection
+        self.changeset = changeset
+        self.chain = chain
+        self.user_fields = user_fields
+        context = context or get_audit_context()
+        self.context = context
+        callback = None
+        if context.user_id is None and (get_user_id := current_config().get_user_id_callback) is not None:
+            callback = user_id_text(get_user_id(), "the id that get_user_id_callback gives")
+        by_row = user_fields != (None, None)
+        self.user = context.user_id if context.user_id is not None or by_row else callback
+        self.parameters: dict[str, Any] = {
+            "sqlaudit_changeset": changeset.id,
+            "sqlaudit_user": self.user,
+            "sqlaudit_impersonated_by": context.impersonated_by,
+            "sqlaudit_reason": context.reason,
+            "sqlaudit_extra": context.extra,
+            "sqlaudit_at": changeset.at,
+        }
+        if by_row:
+            self.parameters["sqlaudit_callback_user"] = callback
+
+    def inserted(self, keys: Sequence[Key]) -> None:
+        """Write the first versions of new rows: one statement per table and 1,000 rows."""
+        for chunk in chunks(keys):
+            if self._run(chunk, "snapshot", Operation.INSERT, "new") != len(chunk):
+                self.settle(chunk, inserted=frozenset(chunk))
+
+    def updated(self, keys: Sequence[Key], before: OldValues = _unknown) -> None:
+        """Write versions of rows that may have changed: two statements per table and 1,000 rows.
+
+        :param before: what is known of the old values, by live column; for rows without history
+        """
+        for chunk in chunks(keys):
+            closed = self._run(chunk, "close", "changed", True)
+            complete = closed == len(chunk)
+            if closed:
+                self._run(chunk, "snapshot", Operation.UPDATE, None if complete else "closed")
+            if not complete:
+                self.settle(chunk, before=before)
+
+    def deleted(self, keys: Sequence[Key], before: OldValues = _unknown) -> None:
+        """Write the tombstones of rows that are gone: two statements per table and 1,000 rows."""
+        for chunk in chunks(keys):
+            if self._run(chunk, "tombstone", "any", True):
+                complete = self._run(chunk, "close", "any", True) == len(chunk)
+            else:
+                complete = False
+            if not complete:
+                self.settle(chunk, before=before)
+
+    def baseline(self, keys: Sequence[Key]) -> None:
+        """Write baselines of the live rows that have no open version, from the instant on.
+
+        A change that follows in the same transaction ends them at the same instant; if none does,
+        :meth:`settle` takes them back.
+        """
+        for chunk in chunks(keys):
+            self._run(chunk, "snapshot", Operation.BASELINE, "absent")
+
+    def keys_where(self, columns: tuple[Column[Any], ...], values: Sequence[Key]) -> tuple[set[Key], set[Key]]:
+        """Return the keys of the live rows, and of the recorded ones, whose ``columns`` have one of the values."""
+        found: tuple[set[Key], set[Key]] = (set(), set())
+        for chunk in chunks(values):
+            for keys, statement in zip(found, self._statements(chunk)("keys", columns), strict=True):
+                keys.update(tuple(row) for row in self._execute(statement, self._selecting(chunk)))
+        return found
+
+    def settle(
+        self,
+        keys: Collection[Key],
+        *,
+        inserted: Collection[Key] = frozenset(),
+        before: OldValues = _unknown,
+    ) -> None:
+        """Bring the history of rows to agree with the live rows, whatever happened to them.
+
+        What this transaction wrote under the same context is taken back first, so that one version tells the
+        whole change, and none tells a change that was undone. Agreeing rows are left alone.
+
+        :param inserted: the keys of rows that are known to be new: others without history have a baseline
+        :param before: what is known of old values, by live column
+        """
+        for chunk in chunks(keys):
+            self._settle(chunk, inserted, before)
+
+    def _settle(
+        self,
+        keys: tuple[Key, ...],
+        inserted: Collection[Key],
+        before: OldValues,
+    ) -> None:
+        last = self._last(keys)
+        undone = [row for row in last.values() if not row.agrees and row.ours and row.same_context]
+        if undone:
+            self._take_back(undone)
+            last = self._last(keys)
+        untold = [key for key in keys if key not in inserted and (key not in last or not last[key].is_open)]
+        if untold := [key for key in untold if key not in last or not last[key].gone]:
+            self._baseline_of(untold, before)
+            last = self._last(keys)
+        stale: dict[datetime, list[Key]] = {}
+        fresh: dict[datetime, list[Key]] = {}
+        for key in dict.fromkeys((*last, *keys)):
+            row = last.get(key)
+            if row is None or (not row.is_open and not row.gone):
+                fresh.setdefault(self._instant(row), []).append(key)
+            elif not row.agrees:
+                stale.setdefault(self._instant(row), []).append(key)
+        for at, some in stale.items():
+            self._run(some, "tombstone", "gone", False, at=at)
+            self._run(some, "close", "gone", False, at=at)
+            self._run(some, "close", "changed", False, at=at)
+            self._run(some, "snapshot", Operation.UPDATE, "absent", at=at)
+        for at, some in fresh.items():
+            self._run(some, "snapshot", Operation.INSERT, "absent", at=at)
+        self._run(keys, "forget_baseline")
+
+    def _instant(self, last: _Last | None) -> datetime:
+        """Return the instant of a row's next version: the changeset's, or the first that is late enough."""
+        if last is None:
+            return self.changeset.at
+        if last.ours:
+            return last.valid_from
+        if last.is_open or last.operation is Operation.DELETE:
+            return max(self.changeset.at, last.valid_from + TICK)
+        return max(self.changeset.at, last.valid_to)
+
+    def _take_back(self, rows: Sequence[_Last]) -> None:
+        statements = self._statements(((),))
+        removed = [self._selecting((row.key,)) | {"sqlaudit_version": row.version} for row in rows]
+        for statement in statements("remove"):
+            self.connection.execute(statement, removed)
+        reopened = [
+            self._selecting((row.key,)) | {"sqlaudit_version": row.version - 1}
+            for row in rows
+            if row.operation is not Operation.INSERT
+        ]
+        if reopened:
+            for statement in statements("reopen"):
+                self.connection.execute(statement, reopened)
+
+    def _baseline_of(self, keys: Sequence[Key], before: OldValues) -> None:
+        """Write baselines of rows that have changed already, as far as their old values are known."""
+        self.baseline(keys)
+        last = self._last(keys)
+        for table in self.chain:
+            changes: dict[tuple[Column[Any], ...], list[Key]] = {}
+            gone: list[Key] = []
+            for key in keys:
+                old_values = before(key)
+                known = [live for live, _ in table.columns if live in old_values]
+                if key in last and last[key].is_open:
+                    columns = tuple(live for live in known if live not in table.key)
+                    changes.setdefault(columns, []).append(key)
+                elif known:
+                    gone.append(key)
+            self._overwrite(table, changes, before)
+            self._resurrect(table, gone, before, last)
+
+    def _overwrite(
+        self,
+        table: TrackedTable,
+        changes: Mapping[tuple[Column[Any], ...], list[Key]],
+        before: OldValues,
+    ) -> None:
+        for columns, keys in changes.items():
+            for key in keys if columns else ():
+                self.connection.execute(
+                    update(table.history)
+                    .where(
+                        *(column == value for column, value in zip(table.history_key, key, strict=True)),
+                        is_open(table.valid_to),
+                        table.role("operation") == Operation.BASELINE,
+                        table.role("changeset_id") == self.changeset.id,
+                    )
+                    .values({table.history.c[live.key]: _stored(before(key)[live]) for live in columns})
+                )
+
+    def _resurrect(
+        self,
+        table: TrackedTable,
+        keys: Sequence[Key],
+        before: OldValues,
+        last: Mapping[Key, _Last],
+    ) -> None:
+        for key in keys:
+            values = {old: _stored(before(key).get(live)) for live, old in table.columns}
+            values |= dict(zip(table.history_key, key, strict=True))
+            values |= {
+                table.version: last[key].version + 1 if key in last else 1,
+                table.valid_from: self._instant(last.get(key)),
+                table.valid_to: OpenEnd(),
+                table.role("operation"): Operation.BASELINE,
+                table.role("changeset_id"): self.changeset.id,
+            }
+            self.connection.execute(insert(table.history).values(values))
+
+    def _last(self, keys: Sequence[Key]) -> dict[Key, _Last]:
+        (statement,) = self._statements(keys)("last")
+        found: dict[Key, _Last] = {}
+        width = len(self.chain[0].key)
+        for row in self._execute(statement, self._selecting(keys)):
+            number, valid_from, valid_to, operation, changeset, *context, gone, changed, row_user = row[width:]
+            user = self.user if self.user is not None or self.user_fields == (None, None) else row_user
+            ours = changeset == self.changeset.id
+            expected = [user, self.context.impersonated_by, self.context.reason, self.context.extra]
+            found[tuple(row[:width])] = _Last(
+                tuple(row[:width]),
+                number,
+                valid_from,
+                valid_to,
+                operation,
+                ours,
+                ours and operation is not Operation.BASELINE and context == expected,
+                bool(gone),
+                bool(changed),
+            )
+        return found
+
+    # -- running statements
+
+    def _statements(self, keys: Sequence[Key]) -> Statements:
+        many = len(keys) > 1
+        cache = self.chain[-1].cache
+        signature = (tuple(table.live for table in self.chain), self.user_fields, many)
+        statements: Statements | None = cache.get(signature)
+        if statements is None:
+            statements = cache[signature] = Statements(self.chain, self.user_fields, many)
+        return statements
+
+    @staticmethod
+    def _selecting(keys: Sequence[Key]) -> dict[str, Any]:
+        if len(keys) == 1:
+            return {f"sqlaudit_key_{index}": value for index, value in enumerate(keys[0])}
+        return {"sqlaudit_keys": [key[0] if len(key) == 1 else key for key in keys]}
+
+    def _run(self, keys: Sequence[Key], step: str, *args: Any, at: datetime | None = None) -> int:
+        """Execute the statements of a step; return the number of rows that the base table's wrote."""
+        parameters = self.parameters | self._selecting(keys)
+        if at is not None:
+            parameters["sqlaudit_at"] = at
+        counts = [self._execute(statement, parameters).rowcount for statement in self._statements(keys)(step, *args)]
+        return counts[0]
+
+    def _execute(self, statement: Executable, parameters: Mapping[str, Any]) -> CursorResult[Any]:
+        try:
+            return self.connection.execute(statement, parameters)
+        except DBAPIError as error:
+            raise self._explained(error) or error from error
+
+    def _explained(self, error: DBAPIError) -> HistoryTableError | None:
+        """Return the error that names the remedy if the database complains that a history table is absent."""
+        code = getattr(error.orig, "sqlstate", None) or next(iter(getattr(error.orig, "args", ())), None)
+        text = str(error.orig)
+        absent = code in _ABSENT_CODES or any(phrase in text for phrase in _ABSENT_PHRASES)
+        if not absent or not any(table.history.name in str(error) for table in self.chain):
+            return None
+        names = " or ".join(repr(table.history.fullname) for table in self.chain)
+        return HistoryTableError(
+            f"The database lacks the history table {names}, or a column of it; create it with "
+            f"metadata.create_all(engine), or by a migration that Alembic generates. It said: {text}",
+            self.chain[-1].live,
+        )
+
+
+def _stored(value: Any) -> Any:
+    return null() if value is None else value

@@ -1,0 +1,90 @@
+"""What differs between two snapshots? Pure Python: no session, no SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+
+class Operation(StrEnum):
+    """What made a version."""
+
+    INSERT = "insert"
+    UPDATE = "update"
+    DELETE = "delete"
+    BASELINE = "baseline"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionInfo:
+    """Which version, and who made it, when and why.
+
+    :param timestamp: the instant, in UTC
+    :param version: the number of the version within the life of its row, from 1
+    :param changeset_id: the database transaction; the same for all versions that it wrote, in all tables
+    """
+
+    version: int
+    timestamp: datetime
+    operation: Operation
+    changeset_id: UUID
+    changed_by: str | None
+    impersonated_by: str | None
+    reason: str | None
+    extra: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FieldChange(VersionInfo):
+    """A difference in one field between two consecutive versions of a row.
+
+    :param resource_id: the key of the row (a tuple if it is composite), or the value of ``resource_id_field``
+    :param resource_type: the label of the table
+    :param old_value: a value of the column's Python type; ``None`` for an insert
+    :param new_value: the same; ``None`` for a delete
+    """
+
+    resource_type: str
+    resource_id: Any
+    field_name: str
+    old_value: Any
+    new_value: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blame(VersionInfo):
+    """The value of one field, and the version that gave it."""
+
+    value: Any
+
+
+def differ(old: Any, new: Any) -> bool:
+    """Tell whether two values are different; NaN is equal to itself, ``True`` is not ``1``."""
+    if old is new:
+        return False
+    if type(old) is not type(new) and (isinstance(old, bool) or isinstance(new, bool)):
+        return True
+    return bool(old != new) and not (bool(old != old) and bool(new != new))
+
+
+def diff(
+    names: Sequence[str], operation: Operation, old: Iterable[Any] | None, new: Iterable[Any]
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yield (name, old value, new value) for every field that an operation changed.
+
+    ``new`` is the version's snapshot, ``old`` that of the version before it. An insert goes from ``None`` to
+    the values, a delete from them to ``None``; a baseline changes nothing, nor does an update whose
+    predecessor is no longer there (``old`` is ``None``).
+    """
+    if operation is Operation.INSERT:
+        yield from ((name, None, value) for name, value in zip(names, new, strict=True) if value is not None)
+    elif operation is Operation.DELETE:
+        yield from ((name, value, None) for name, value in zip(names, new, strict=True) if value is not None)
+    elif operation is Operation.UPDATE and old is not None:
+        for name, before, after in zip(names, old, new, strict=True):
+            if differ(before, after):
+                yield name, before, after

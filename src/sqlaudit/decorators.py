@@ -1,0 +1,166 @@
+"""How does a model become tracked? Where the parts meet a user's class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from typing import Any, TypeVar
+
+from sqlalchemy import Select, Table, inspect
+from sqlalchemy.exc import NoInspectionAvailable
+from sqlalchemy.orm import Mapper
+
+from sqlaudit.exceptions import TrackingError
+from sqlaudit.history import AuditColumns, Options, TrackedModel, history_of, tracked_model
+from sqlaudit.hooks import watch
+from sqlaudit.timetravel import Untracked, as_of
+
+M = TypeVar("M", bound=type[Any])
+
+
+def track_table(
+    tracked_fields: Iterable[str] | None = None,
+    table_label: str | None = None,
+    resource_id_field: str | None = None,
+    user_id_field: str | None = None,
+    *,
+    exclude: Iterable[str] = (),
+    history_table_name: str | None = None,
+    audit_columns: AuditColumns | None = None,
+) -> Callable[[M], M]:
+    """Give a mapped class, and its subclasses, a history.
+
+    The class gets ``History``, its history class, and ``as_of(when)``, unless it has attributes of these names;
+    :func:`~sqlaudit.history_of` and :func:`~sqlaudit.as_of` do the same.
+
+    :param tracked_fields: the attributes whose changes are reported; all if omitted. Every stored column is kept
+    :param table_label: what field changes call the table; the name of the class if omitted
+    :param resource_id_field: the attribute that identifies a row to readers; its primary key if omitted
+    :param user_id_field: the attribute that names the user of a change if the context does not
+    :param exclude: the attributes whose columns are never stored and never cause a version
+    :param history_table_name: ``<table>_history`` if omitted
+    :param audit_columns: other names for our columns, if the model has columns of these names
+    :raises TrackingError: the class cannot be tracked so
+    """
+
+    def decorate(model_class: M) -> M:
+        mapper = _mapper_of(model_class)
+        given = Options(
+            tracked_fields=_names(mapper, "tracked_fields", tracked_fields) if tracked_fields is not None else None,
+            exclude=_names(mapper, "exclude", exclude),
+            table_label=table_label,
+            resource_id_field=_name(mapper, "resource_id_field", resource_id_field),
+            user_id_field=_name(mapper, "user_id_field", user_id_field),
+            history_table_name=history_table_name,
+            audit_columns=audit_columns or AuditColumns(),
+        )
+        _check(mapper, given)
+        inherited = tracked_model(mapper)
+        if inherited is not None:
+            inherited.set_options(given)
+            return model_class
+        model = TrackedModel(mapper, given, is_decorated=True)
+        for name, attribute in (("History", _History()), ("as_of", _AsOf())):
+            if not hasattr(model_class, name):
+                setattr(model_class, name, attribute)
+        watch(model)
+        for descendant in mapper.self_and_descendants:
+            if tracked_model(descendant) is None and descendant.inherits is not None:
+                parent = tracked_model(descendant.inherits)
+                if parent is not None:
+                    TrackedModel(descendant, parent.options_for_subclass())
+        return model_class
+
+    if isinstance(tracked_fields, type):
+        raise TrackingError(f"track_table needs parentheses: @track_table() above class {tracked_fields.__name__}.")
+    return decorate
+
+
+class _History:
+    """``Customer.History``: the history class, made when it is first asked for."""
+
+    def __get__(self, instance: object, owner: type[Any]) -> type[Any]:
+        return history_of(owner)
+
+
+class _AsOf:
+    """``Customer.as_of(when)``."""
+
+    def __get__(self, instance: object, owner: type[Any]) -> Callable[..., Select[Any]]:
+        def as_of_instant(when: datetime, *, untracked: Untracked = "raise") -> Select[Any]:
+            return as_of(owner, when, untracked=untracked)
+
+        as_of_instant.__doc__ = as_of.__doc__
+        return as_of_instant
+
+
+def _mapper_of(model_class: Any) -> Mapper[Any]:
+    name = getattr(model_class, "__name__", repr(model_class))
+    try:
+        mapper = inspect(model_class)
+    except NoInspectionAvailable:
+        mapper = None
+    if not isinstance(mapper, Mapper):
+        raise TrackingError(
+            f"{name} is not mapped to a table; put @track_table() above every other decorator of a declarative model, "
+            "call track_table()(Model) after map_imperatively(), and decorate the models, not their abstract base.",
+            model_class,
+        )
+    if not isinstance(mapper.local_table, Table):
+        raise TrackingError(
+            f"{name} is mapped to {mapper.local_table.description!r}, which is no table; track the models of the "
+            "tables that it is made of.",
+            model_class,
+        )
+    return mapper
+
+
+def _check(mapper: Mapper[Any], options: Options) -> None:
+    """Raise if the options do not fit the model, or the model is tracked already."""
+    name, model = mapper.class_.__name__, tracked_model(mapper)
+    if model is not None and model.is_decorated:
+        raise TrackingError(f"{name} is tracked already; decorate it once, with all options.", mapper.class_)
+    if model is None and mapper.inherits is not None and not mapper.concrete:
+        base = mapper.inherits.class_.__name__
+        raise TrackingError(
+            f"{name} shares its rows with {base}, which is not tracked; decorate {base}, which tracks its subclasses "
+            "too.",
+            mapper.class_,
+        )
+    for column in (*mapper.primary_key, *([] if mapper.polymorphic_on is None else [mapper.polymorphic_on])):
+        if column in mapper.columns.values() and mapper.get_property_by_column(column).key in options.exclude:
+            raise TrackingError(
+                f"{name}.{mapper.get_property_by_column(column).key} tells which row a version is of; it cannot be "
+                "excluded.",
+                mapper.class_,
+            )
+    for role in ("resource_id_field", "user_id_field"):
+        if getattr(options, role) in options.exclude:
+            raise TrackingError(
+                f"{name}.{getattr(options, role)} cannot be the {role} and be excluded; versions need its value.",
+                mapper.class_,
+            )
+
+
+def _names(mapper: Mapper[Any], option: str, names: Iterable[str]) -> frozenset[str]:
+    """Return the names of an option, all of which are attributes of columns.
+
+    :raises TrackingError: one is not
+    """
+    if isinstance(names, str):
+        raise TrackingError(f"{option} is {names!r}; give a list: {option}=[{names!r}].", mapper.class_)
+    chosen = frozenset(names)
+    known = {name for each in mapper.self_and_descendants for name in each.columns.keys()}  # noqa: SIM118  # no dict
+    if unknown := chosen - known:
+        raise TrackingError(
+            f"{mapper.class_.__name__} has no column {', '.join(sorted(map(repr, unknown)))} for {option}; "
+            f"it has {', '.join(sorted(known))}.",
+            mapper.class_,
+        )
+    return chosen
+
+
+def _name(mapper: Mapper[Any], option: str, name: str | None) -> str | None:
+    if name is not None:
+        _names(mapper, option, [name])
+    return name

@@ -1,0 +1,42 @@
+"""What can go wrong: one tree of errors, each a fact and its remedy."""
+
+from __future__ import annotations
+
+
+class SQLAuditError(Exception):
+    """Base of every error that sqlaudit raises on its own account.
+
+    ``subject`` is the object that the error is about (a model, a table, a version …), if there is one.
+    """
+
+    def __init__(self, message: str, subject: object = None) -> None:
+        super().__init__(message)
+        self.subject = subject
+
+
+class TrackingError(SQLAuditError):
+    """A model is not tracked, cannot be tracked, or is tracked already."""
+
+
+class ContextError(SQLAuditError):
+    """The audit context is invalid, or lacks what the configuration requires."""
+
+
+class CaptureError(SQLAuditError):
+    """A write to a tracked table cannot be recorded; it has not been kept."""
+
+
+class HistoryTableError(CaptureError):
+    """A history table, or a column of it, is absent from the database."""
+
+
+class ReadOnlyError(SQLAuditError):
+    """Something tried to change the past: a version, or an object read as of an instant."""
+
+
+class QueryError(SQLAuditError, ValueError):
+    """An argument of a read does not make sense."""
+
+
+class SQLAuditWarning(UserWarning):
+    """Something deserves attention, but nothing was lost."""

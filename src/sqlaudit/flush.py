@@ -1,0 +1,456 @@
+"""What did a flush do to tracked rows? From the unit of work's objects to the keys that capture needs.
+
+One :class:`Flush` lives in ``session.info["sqlaudit"]`` from ``before_flush`` to ``after_flush``. Work is
+proportional to the objects that the flush writes, never to those that the session holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, cast
+
+from sqlalchemy import Column, Connection, Table, and_, inspect, select, tuple_
+from sqlalchemy.orm import (
+    InstanceState,
+    LoaderCallableStatus,
+    Mapper,
+    PassiveFlag,
+    Session,
+)
+from sqlalchemy.sql.schema import ForeignKeyConstraint
+
+from sqlaudit.capture import Capture, Key, changeset_of, chunks
+from sqlaudit.config import SQLAuditConfig, current_config
+from sqlaudit.context import get_audit_context
+from sqlaudit.exceptions import ContextError
+from sqlaudit.history import TrackedModel, TrackedTable, tracked_model, tracked_table, tracked_tables
+from sqlaudit.statements import UserFields
+
+State = InstanceState[Any]
+_UNIT_KEY: Final = "sqlaudit_unit"
+_DELETING: Final = ("CASCADE", "SET NULL", "SET DEFAULT")
+
+
+class Unit:
+    """What the flush of a tracked model's objects needs to know of the model."""
+
+    def __init__(self, model: TrackedModel) -> None:
+        mapper = model.mapper
+        self.model = model
+        self.mapper = mapper
+        self.key_names = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
+        self.live: dict[str, Column[Any]] = {}
+        for table in model.chain:
+            for live, _ in table.columns:
+                if live in mapper._columntoproperty:
+                    self.live.setdefault(mapper.get_property_by_column(live).key, live)
+        columns = list(self.live.values())
+        self.stored = frozenset(self.live)
+        self.automatic = frozenset(name for name, column in self.live.items() if self._is_automatic(column))
+        self.needed = self.automatic | {name for name, column in self.live.items() if column.foreign_keys}
+        self.watched = (
+            frozenset(prop.key for prop in mapper.column_attrs if isinstance(prop.columns[0], Column))
+            if self.automatic
+            else self.stored
+        )
+        self.links = [
+            relationship
+            for relationship in mapper.relationships
+            if relationship.secondary is not None
+            and not relationship.viewonly
+            and tracked_table(relationship.secondary) is not None
+        ]
+        self.columns = columns
+        self._user_fields: dict[str | None, UserFields] = {}
+
+    def _is_automatic(self, column: Column[Any]) -> bool:
+        """Whether an UPDATE of other columns may change this one."""
+        return (
+            column.onupdate is not None
+            or column.server_onupdate is not None
+            or column.computed is not None
+            or column is self.mapper.version_id_col
+        )
+
+    def user_fields(self, config: SQLAuditConfig) -> UserFields:
+        """Return the columns that name the user of a row, before and after the callback."""
+        fallback = config.user_model_user_id_field
+        if fallback not in self._user_fields:
+            self._user_fields[fallback] = (
+                self.live.get(self.model.options.user_id_field or ""),
+                self.live.get(fallback or ""),
+            )
+        return self._user_fields[fallback]
+
+    def key_of(self, state: State) -> Key:
+        """Return the key that a written object has now; its identity may be older."""
+        values = state.dict
+        try:
+            return tuple([values[name] for name in self.key_names])
+        except KeyError:
+            return tuple(state.key[1]) if state.key else tuple(self.mapper.primary_key_from_instance(state.obj()))
+
+    def old_values(self, state: State, changed: Mapping[str, Any], names: Iterable[str]) -> dict[Column[Any], Any]:
+        """Return what is known of an object's fields before they were ``changed``."""
+        known: dict[Column[Any], Any] = {}
+        for name in names:
+            value = changed[name] if name in changed else state.dict.get(name, LoaderCallableStatus.NO_VALUE)
+            if name in self.live and not isinstance(value, LoaderCallableStatus):
+                known[self.live[name]] = value
+        return known
+
+
+def unit_of(mapper: Mapper[Any]) -> Unit | None:
+    """Return the unit of a mapper, or ``None`` if its class is not tracked."""
+    unit: Unit | None = mapper.class_manager.info.get(_UNIT_KEY)
+    if unit is None and (model := tracked_model(mapper)) is not None:
+        unit = mapper.class_manager.info[_UNIT_KEY] = Unit(model)
+    return unit
+
+
+@dataclass(slots=True)
+class _Group:
+    """The rows of one unit in one database that a flush wrote."""
+
+    inserted: list[State] = field(default_factory=list)
+    updated: dict[Key, tuple[State, Mapping[str, Any]]] = field(default_factory=dict)
+    deleted: dict[Key, tuple[State, Mapping[str, Any]]] = field(default_factory=dict)
+    moved: dict[Key, tuple[State, Mapping[str, Any]]] = field(default_factory=dict)
+    moved_to: list[Key] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Links:
+    """The links of one association table that a flush may have changed."""
+
+    added: set[Key] = field(default_factory=set)
+    removed: set[Key] = field(default_factory=set)
+
+
+class Flush:
+    """What one flush does to tracked rows."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.config = current_config()
+        self.inserted: list[State] = []
+        self.updated: list[tuple[State, dict[str, Any]]] = []
+        self.deleted: list[State] = []
+        self._automatic: dict[State, dict[str, Any]] = {}
+        self._doomed: dict[tuple[Mapper[Any], Key], State] = {}
+        self._dependents: list[tuple[Capture, list[Key]]] = []
+
+    # -- before the flush
+
+    def prepare(self) -> None:
+        """See to what cannot be known after the flush.
+
+        :raises ContextError: the configuration requires a user or a reason, and there is none
+        """
+        session = self.session
+        self._require_context()
+        blind: dict[tuple[Unit, Any], list[Key]] = {}
+        parents: dict[tuple[Unit, Any], list[Key]] = {}
+        for doomed, objects in ((True, session.deleted), (False, session.dirty)):
+            for obj in objects:
+                state: State = inspect(obj)
+                unit = unit_of(state.mapper)
+                if unit is None or state.key is None:
+                    continue
+                committed = state.committed_state
+                moved = not committed.keys().isdisjoint(unit.key_names)
+                goes = doomed or moved or state.mapper._is_orphan(state)
+                where = (unit, state.identity_token)
+                if goes:
+                    self._doomed[unit.mapper.base_mapper, tuple(state.key[1])] = state
+                    parents.setdefault(where, []).append(tuple(state.key[1]))
+                elif unit.automatic:
+                    self._automatic[state] = {name: state.dict[name] for name in unit.automatic if name in state.dict}
+                if not (unit.stored if goes else unit.needed) <= state.dict.keys() or any(
+                    isinstance(committed[name], LoaderCallableStatus) for name in unit.stored & committed.keys()
+                ):
+                    blind.setdefault(where, []).append(tuple(state.key[1]))
+        for (unit, token), keys in blind.items():
+            self._capture(unit, token).baseline(keys)
+        for (unit, token), keys in parents.items():
+            if dependents := _dependents(unit.model.chain):
+                self._find_dependents(self._capture(unit, token), unit.model.chain, dependents, keys)
+
+    def prepare_bulk(self, states: Iterable[State]) -> None:
+        """Do the same for objects that are saved in bulk, outside the unit of work."""
+        existing: dict[tuple[Unit, Any], list[Key]] = {}
+        self._require_context(state.obj() for state in states)
+        for state in states:
+            unit = cast(Unit, unit_of(state.mapper))
+            if state.key is None:
+                self.inserted.append(state)
+            else:
+                self.updated.append((state, dict(state.committed_state)))
+                existing.setdefault((unit, state.identity_token), []).append(tuple(state.key[1]))
+        for (unit, token), keys in existing.items():
+            self._capture(unit, token).baseline(keys)
+
+    def _require_context(self, objects: Iterable[Any] | None = None) -> None:
+        config, context = self.config, get_audit_context()
+        needs_reason = config.require_reason and not context.reason
+        needs_user = config.require_user and context.user_id is None
+        if needs_user and config.get_user_id_callback is not None:
+            needs_user = config.get_user_id_callback() is None
+        if not needs_reason and not needs_user:
+            return
+        session = self.session
+        if objects is None:
+            changed = (obj for obj in session.dirty if session.is_modified(obj))
+            objects = (*session.new, *session.deleted, *changed)
+        for obj in objects:
+            state: State = inspect(obj)
+            unit = unit_of(state.mapper)
+            if unit is None:
+                continue
+            name = state.mapper.class_.__name__
+            if needs_reason:
+                raise ContextError(
+                    f"{name} is to be written without a reason, and require_reason is set; "
+                    "write it within AuditContextManager(reason=…).",
+                    obj,
+                )
+            fields = [column for column in unit.user_fields(config) if column is not None]
+            if all(state.dict.get(state.mapper.get_property_by_column(field).key) is None for field in fields):
+                raise ContextError(
+                    f"{name} is to be written without a user, and require_user is set; "
+                    "write it within AuditContextManager(user_id=…).",
+                    obj,
+                )
+
+    def _find_dependents(
+        self,
+        capture: Capture,
+        chain: Sequence[TrackedTable],
+        dependents: Sequence[tuple[TrackedTable, ForeignKeyConstraint]],
+        keys: Sequence[Key],
+        seen: set[tuple[Table, Key]] | None = None,
+    ) -> None:
+        """Find the rows that the database will change on its own when it deletes rows or changes their keys.
+
+        The parents are locked first, so that no other transaction adds a child meanwhile.
+        """
+        seen = set() if seen is None else seen
+        connection = capture.connection
+        parent = chain[0]
+        Capture(connection, capture.changeset, chain).baseline(keys)
+        for chunk in chunks(keys):
+            parents = select(*parent.live.primary_key).where(_one_of(parent.key, chunk)).with_for_update()
+            connection.execute(parents).all()
+            for child, constraint in dependents:
+                refers = [element.parent == element.column for element in constraint.elements]
+                owner = next(table for table in chain if table.live is constraint.referred_table)
+                found = connection.execute(
+                    select(*child.key)
+                    .select_from(child.live)
+                    .where(
+                        select(*owner.key).where(and_(*refers), _one_of(owner.key, chunk)).exists()
+                        if child.live is not owner.live
+                        else _self_reference(constraint, owner, chunk)
+                    )
+                    .with_for_update()
+                )
+                children = [key for row in found if (child.live, key := tuple(row)) not in seen]
+                seen.update((child.live, key) for key in children)
+                for child_chain, some in _by_chain(connection, child, children):
+                    child_capture = Capture(connection, capture.changeset, child_chain)
+                    child_capture.baseline(some)
+                    self._dependents.append((child_capture, some))
+                    if further := _dependents(child_chain):
+                        self._find_dependents(child_capture, child_chain, further, some, seen)
+
+    # -- after the flush
+
+    def record(self) -> None:
+        """Write the versions."""
+        groups: dict[tuple[Unit, Any], _Group] = {}
+        links: dict[tuple[TrackedTable, tuple[Column[Any], ...], Mapper[Any], Any], _Links] = {}
+
+        def group_of(unit: Unit, state: State) -> _Group:
+            where = (unit, state.identity_token)
+            return groups.get(where) or groups.setdefault(where, _Group())
+
+        for state in self.inserted:
+            unit = cast(Unit, unit_of(state.mapper))
+            group_of(unit, state).inserted.append(state)
+            if unit.links:
+                self._collect_links(unit, state, links)
+        for state, changed in self.updated:
+            unit = cast(Unit, unit_of(state.mapper))
+            if not (unit.watched.isdisjoint(changed) and unit.watched.isdisjoint(state.committed_state)):
+                group, key, old_key = group_of(unit, state), unit.key_of(state), tuple(state.key[1])  # type: ignore[index]
+                if key == old_key:
+                    group.updated[key] = (state, changed)
+                else:
+                    group.moved[old_key] = (state, changed)
+                    group.moved_to.append(key)
+            if unit.links:
+                self._collect_links(unit, state, links)
+        for state in self.deleted:
+            unit = cast(Unit, unit_of(state.mapper))
+            group_of(unit, state).deleted[tuple(state.key[1])] = (state, state.committed_state)  # type: ignore[index]
+            if unit.links:
+                self._collect_links(unit, state, links)
+        for (unit, token), group in groups.items():
+            self._record_group(unit, self._capture(unit, token), group)
+        for (table, columns, mapper, token), some in links.items():
+            self._record_links(self._connection(mapper, token), table, columns, some)
+        for capture, keys in self._dependents:
+            capture.settle(keys)
+
+    def _record_group(self, unit: Unit, capture: Capture, group: _Group) -> None:
+        new, rewritten = [], {}
+        base = unit.mapper.base_mapper
+        for state in group.inserted:
+            key = unit.key_of(state)
+            if self._doomed and (replaced := self._doomed.get((base, key))) is not None and replaced is not state:
+                rewritten[key] = replaced  # an UPDATE, in truth: the flush deletes and inserts the same key
+            else:
+                new.append(key)
+
+        def old_of_updated(key: Key) -> Mapping[Column[Any], Any]:
+            state, changed = group.updated[key]
+            changed = {**changed, **self._automatic.get(state, {})}
+            return unit.old_values(state, changed, changed)
+
+        def old_of_lost(key: Key) -> Mapping[Column[Any], Any]:
+            if key in rewritten:
+                return unit.old_values(rewritten[key], rewritten[key].committed_state, unit.stored)
+            state, changed = group.moved.get(key) or group.deleted.get(key) or (None, {})
+            return {} if state is None else unit.old_values(state, changed, unit.stored)
+
+        if group.moved or rewritten or not group.deleted.keys().isdisjoint(new):
+            keys = dict.fromkeys((*group.moved, *group.moved_to, *rewritten, *group.deleted, *new))
+            capture.settle(
+                list(keys), inserted={*group.moved_to, *new} - {*rewritten, *group.deleted}, before=old_of_lost
+            )
+        else:
+            capture.inserted(new)
+            capture.deleted(list(group.deleted), old_of_lost)
+        capture.updated(list(group.updated), old_of_updated)
+
+    def _collect_links(self, unit: Unit, state: State, links: dict[Any, _Links]) -> None:
+        for relationship in unit.links:
+            if relationship.key not in state.dict and relationship.key not in state.committed_state:
+                if state not in self.deleted:
+                    continue
+            pairs = (*relationship.synchronize_pairs, *(relationship.secondary_synchronize_pairs or ()))
+            table = cast(TrackedTable, tracked_table(relationship.secondary))
+            columns = tuple(cast("Column[Any]", column) for _, column in pairs)
+            history = state.get_history(relationship.key, PassiveFlag.PASSIVE_NO_INITIALIZE)
+            found = links.setdefault((table, columns, unit.mapper, state.identity_token), _Links())
+            here = _values(state, unit.mapper, relationship.synchronize_pairs)
+            is_deleted = state in self.deleted
+            for items, kept in (
+                (history.added or (), found.removed if is_deleted else found.added),
+                (history.unchanged or () if is_deleted else (), found.removed),
+                (history.deleted or (), found.removed),
+            ):
+                for item in items:
+                    if item is not None:
+                        there = _values(
+                            inspect(item), relationship.mapper, relationship.secondary_synchronize_pairs or ()
+                        )
+                        kept.add(here + there)
+
+    def _record_links(
+        self, connection: Connection, table: TrackedTable, columns: tuple[Column[Any], ...], links: _Links
+    ) -> None:
+        capture = Capture(connection, changeset_of(self.session, connection), (table,))
+        touched = list(links.added | links.removed)
+        live, recorded = capture.keys_where(columns, touched)
+        if set(columns) >= set(table.key):
+            order = [columns.index(column) for column in table.key]
+            gone = {
+                tuple(link[index] for index in order): dict(zip(columns, link, strict=True)) for link in links.removed
+            }
+        else:
+            gone = {}
+        capture.settle(
+            list(live | recorded | (gone.keys() if {c for c, _ in table.columns} <= set(columns) else set())),
+            inserted=live,
+            before=lambda key: gone.get(key, {}),
+        )
+
+    # -- where to
+
+    def _connection(self, mapper: Mapper[Any], token: Any) -> Connection:
+        arguments: dict[str, Any] = {"mapper": mapper.base_mapper}
+        if token is not None:
+            arguments["shard_id"] = token
+        return self.session.connection(bind_arguments=arguments)
+
+    def _capture(self, unit: Unit, token: Any) -> Capture:
+        connection = self._connection(unit.mapper, token)
+        changeset = changeset_of(self.session, connection)
+        return Capture(connection, changeset, unit.model.chain, unit.user_fields(self.config))
+
+
+def _values(state: State, mapper: Mapper[Any], pairs: Iterable[tuple[Any, Any]]) -> Key:
+    """Return the values of an object that its links repeat."""
+    names = [mapper.get_property_by_column(column).key for column, _ in pairs]
+    if all(name in state.dict for name in names):
+        return tuple(state.dict[name] for name in names)
+    identity = dict(zip(mapper.primary_key, state.key[1] if state.key else (), strict=False))
+    return tuple(state.dict.get(name, identity.get(column)) for name, (column, _) in zip(names, pairs, strict=True))
+
+
+def _by_chain(
+    connection: Connection, table: TrackedTable, keys: Sequence[Key]
+) -> Iterator[tuple[Sequence[TrackedTable], list[Key]]]:
+    """Divide the rows of a table by the tables that their objects live in."""
+    remaining = list(keys)
+    chains = sorted(table.chains, key=len, reverse=True) or [(table,)]
+    for chain in chains[:-1]:
+        found: set[Key] = set()
+        for chunk in chunks(remaining):
+            rows = connection.execute(select(*chain[-1].key).where(_one_of(chain[-1].key, chunk)))
+            found.update(tuple(row) for row in rows)
+        if found:
+            yield chain, list(found)
+        remaining = [key for key in remaining if key not in found]
+    if remaining:
+        yield chains[-1], remaining
+
+
+def _one_of(columns: Sequence[Column[Any]], keys: Sequence[Key]) -> Any:
+    return tuple_(*columns).in_(keys) if len(columns) > 1 else columns[0].in_([key[0] for key in keys])
+
+
+def _self_reference(constraint: ForeignKeyConstraint, owner: TrackedTable, keys: Sequence[Key]) -> Any:
+    parent = owner.live.alias()
+    return (
+        select(parent)
+        .where(
+            and_(*(element.parent == parent.c[element.column.key] for element in constraint.elements)),
+            _one_of([parent.c[column.key] for column in owner.key], keys),
+        )
+        .exists()
+    )
+
+
+def _dependents(chain: Sequence[TrackedTable]) -> list[tuple[TrackedTable, ForeignKeyConstraint]]:
+    """Return the tracked tables whose rows the database changes on its own with those of a chain."""
+    own = {table.live for table in chain}
+    metadata = chain[0].live.metadata
+    found = chain[-1].cache.get("dependents")
+    if found is None or found[0] != len(metadata.tables):
+        found = chain[-1].cache["dependents"] = (
+            len(metadata.tables),
+            [
+                (child, constraint)
+                for child in tracked_tables(metadata)
+                for constraint in child.live.foreign_key_constraints
+                if constraint.referred_table in own
+                and not (child.live in own and child.live is not constraint.referred_table)
+                and (
+                    (constraint.ondelete or "").upper() in _DELETING or (constraint.onupdate or "").upper() in _DELETING
+                )
+            ],
+        )
+    return cast("list[tuple[TrackedTable, ForeignKeyConstraint]]", found[1])

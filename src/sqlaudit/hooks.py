@@ -1,0 +1,383 @@
+"""When does a session write tracked rows? The one place that listens to SQLAlchemy.
+
+Sessions that :func:`register_hooks` was given: ``before_flush`` and ``after_flush`` frame a
+:class:`~sqlaudit.flush.Flush`, ``do_orm_execute`` sees to reads of the past and to bulk statements.
+Tracked models (:func:`watch`): their mapper events tell the flush of its session what it wrote. In a session without
+hooks they warn, or raise in strict mode, so that no write goes unnoticed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from functools import wraps
+from inspect import signature as inspect_signature
+from types import MethodType
+from typing import Any, Final, Self
+
+from sqlalchemy import Connection, MetaData, Table, event, inspect
+from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
+from sqlalchemy.orm import (
+    InstanceState,
+    Mapper,
+    ORMExecuteState,
+    RelationshipProperty,
+    Session,
+    UOWTransaction,
+    configure_mappers,
+    scoped_session,
+    sessionmaker,
+)
+
+from sqlaudit import timetravel
+from sqlaudit.config import current_config
+from sqlaudit.exceptions import CaptureError, SQLAuditError, SQLAuditWarning
+from sqlaudit.flush import Flush
+from sqlaudit.history import INFO_KEY, TrackedModel, track_secondary, tracked_model, tracked_table, tracked_tables
+
+_DISABLED: Final = "sqlaudit_disabled"
+_SEEN: Final = "sqlaudit_seen"
+
+
+# --- sessions ---------------------------------------------------------------------------------------------------
+
+
+def register_hooks(target: Any = Session) -> None:
+    """Record what the target's sessions write to tracked tables, from now on.
+
+    Doing it twice does no more than doing it once, and sessions of overlapping targets record once.
+
+    :param target: ``Session`` (all sessions, those of an ``AsyncSession`` included), a subclass of it, a session,
+        a ``sessionmaker`` or ``scoped_session``, or their async kin
+    :raises SQLAuditError: the target is none of these
+    """
+    target = _session_class(target, make=True)
+    if not event.contains(target, "before_flush", _before_flush):
+        for name, listener in _SESSION_LISTENERS.items():
+            event.listen(target, name, listener)
+        _wrap_bulk_methods(target)
+        _registered.append(target)
+
+
+def unregister_hooks(target: Any = Session) -> None:
+    """Stop recording what the target's sessions write; nothing happens if they were not registered."""
+    target = _session_class(target, make=False)
+    if event.contains(target, "before_flush", _before_flush):
+        for name, listener in _SESSION_LISTENERS.items():
+            event.remove(target, name, listener)
+        _unwrap_bulk_methods(target)
+        _registered.remove(target)
+
+
+def registered_targets() -> tuple[Any, ...]:
+    """Return the session classes, and sessions, that record."""
+    return tuple(_registered)
+
+
+_registered: list[Any] = []
+
+
+def _session_class(target: Any, *, make: bool) -> Any:
+    if isinstance(target, (scoped_session, async_scoped_session)):
+        target = target.session_factory
+    if isinstance(target, sessionmaker):
+        return target.class_
+    if isinstance(target, async_sessionmaker):
+        # An AsyncSession works through a Session, by default through Session itself: give the maker its own.
+        shared = target.kw.get("sync_session_class", target.class_.sync_session_class)
+        if make and not shared.__dict__.get("_sqlaudit_own"):
+            shared = type(shared.__name__, (shared,), {"_sqlaudit_own": True})
+            target.configure(sync_session_class=shared)
+        return shared
+    if isinstance(target, AsyncSession):
+        return target.sync_session
+    if isinstance(target, type) and issubclass(target, AsyncSession):
+        return target.sync_session_class
+    if isinstance(target, Session) or (isinstance(target, type) and issubclass(target, Session)):
+        return target
+    raise SQLAuditError(
+        f"{target!r} makes no sessions; give a Session class, a sessionmaker, or one of their async kin.", target
+    )
+
+
+def _before_flush(session: Session, context: UOWTransaction, instances: object) -> None:
+    if session.info.get(_SEEN) is context:
+        return
+    session.info[_SEEN] = context
+    timetravel.refuse_changes(session)
+    flush = session.info[INFO_KEY] = Flush(session)
+    if not session.info.get(_DISABLED):
+        flush.prepare()
+
+
+def _after_flush(session: Session, context: UOWTransaction) -> None:
+    session.info.pop(_SEEN, None)
+    flush: Flush | None = session.info.pop(INFO_KEY, None)
+    if flush is not None and not session.info.get(_DISABLED):
+        flush.record()
+
+
+def _after_soft_rollback(session: Session, transaction: object) -> None:
+    session.info.pop(_SEEN, None)
+    session.info.pop(INFO_KEY, None)
+
+
+def _do_orm_execute(state: ORMExecuteState) -> Any:
+    instant = timetravel.instant_of(state)
+    if instant is not None:
+        return timetravel.read_past(state, instant)
+    if (state.is_update or state.is_delete or state.is_insert) and not state.session.info.get(_DISABLED):
+        table = getattr(state.statement, "table", None)
+        tracked = tracked_table(table)
+        if tracked is not None and tracked.live.name == table.name and not state.execution_options.get(_SEEN):
+            state.update_execution_options(**{_SEEN: True})
+            kind = "UPDATE" if state.is_update else "DELETE" if state.is_delete else "INSERT"
+            uncaptured(
+                f"A bulk {kind} of the tracked table {tracked.live.fullname!r} is not recorded in its history; "
+                "change the rows through their objects.",
+                tracked.live,
+            )
+    return None
+
+
+_SESSION_LISTENERS: Final[dict[str, Callable[..., Any]]] = {
+    "before_flush": _before_flush,
+    "after_flush": _after_flush,
+    "after_soft_rollback": _after_soft_rollback,
+    "do_orm_execute": _do_orm_execute,
+}
+
+
+def uncaptured(message: str, subject: object) -> None:
+    """Warn of a write that cannot be recorded.
+
+    :raises CaptureError: in strict mode, before anything is written
+    """
+    if current_config().strict:
+        raise CaptureError(message, subject)
+    warnings.warn(message, SQLAuditWarning, stacklevel=2)
+
+
+# --- the bulk methods of sessions, for which there are no events ------------------------------------------------
+
+
+def _recording_bulk_save(original: Callable[..., None]) -> Callable[..., None]:
+    signature = inspect_signature(original)
+
+    @wraps(original)
+    def bulk_save_objects(session: Session, objects: Iterable[object], *args: Any, **kw: Any) -> None:
+        objects = list(objects)
+        states: list[InstanceState[Any]] = [inspect(obj) for obj in objects]
+        tracked = [state for state in states if tracked_model(state.mapper) is not None]
+        if not tracked or session.info.get(_DISABLED) or session.info.get(INFO_KEY) is not None:
+            return original(session, objects, *args, **kw)
+        arguments = signature.bind(session, objects, *args, **kw).arguments
+        arguments["return_defaults"] = True  # the keys of new rows are needed, whether the caller wants them or not
+        flush = session.info[INFO_KEY] = Flush(session)
+        try:
+            flush.prepare_bulk(tracked)
+            original(**arguments)
+            flush.record()
+        except BaseException:
+            transaction = session.get_nested_transaction() or session.get_transaction()
+            if transaction is not None and transaction.is_active:
+                transaction.rollback()
+            raise
+        finally:
+            session.info.pop(INFO_KEY, None)
+        return None
+
+    return bulk_save_objects
+
+
+def _warning_bulk_mappings(original: Callable[..., None]) -> Callable[..., None]:
+    @wraps(original)
+    def method(session: Session, mapper: Any, *args: Any, **kw: Any) -> None:
+        model = tracked_model(inspect(mapper))
+        if model is not None and not session.info.get(_DISABLED):
+            uncaptured(
+                f"{original.__name__} of the tracked table {model.table.live.fullname!r} is not recorded in its "
+                "history; use bulk_save_objects, or add the objects to the session.",
+                model.table.live,
+            )
+        return original(session, mapper, *args, **kw)
+
+    return method
+
+
+_BULK_METHODS: Final[dict[str, Callable[[Callable[..., None]], Callable[..., None]]]] = {
+    "bulk_save_objects": _recording_bulk_save,
+    "bulk_insert_mappings": _warning_bulk_mappings,
+    "bulk_update_mappings": _warning_bulk_mappings,
+}
+
+
+def _wrap_bulk_methods(target: Any) -> None:
+    for name, wrap in _BULK_METHODS.items():
+        if isinstance(target, type):
+            setattr(target, name, wrap(getattr(target, name)))
+        else:
+            setattr(target, name, MethodType(wrap(getattr(type(target), name)), target))
+
+
+def _unwrap_bulk_methods(target: Any) -> None:
+    for name in _BULK_METHODS:
+        method = target.__dict__[name]
+        delattr(target, name)
+        if isinstance(target, type) and getattr(target, name, None) is not (original := method.__wrapped__):
+            setattr(target, name, original)
+
+
+# --- pausing ----------------------------------------------------------------------------------------------------
+
+
+class tracking_disabled:
+    """Leave what a session writes inside a ``with`` block (``async with`` for an ``AsyncSession``) out of history.
+
+    What was changed before the block is flushed first, and recorded; what was changed inside is flushed when it
+    ends. However it ends, tracking is on again afterwards.
+    """
+
+    def __init__(self, session: Any) -> None:
+        self._given = session
+        self._session: Session = getattr(session, "sync_session", None) or (
+            session() if isinstance(session, scoped_session) else session
+        )
+
+    def __enter__(self) -> Self:
+        if self._given is not self._session and hasattr(self._given, "run_sync"):
+            raise SQLAuditError("An AsyncSession needs: async with tracking_disabled(session).", self._given)
+        self._session.flush()
+        self._begin()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if kind is None:
+                self._session.flush()
+        finally:
+            self._end()
+
+    async def __aenter__(self) -> Self:
+        await self._given.flush()
+        self._begin()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if kind is None:
+                await self._given.flush()
+        finally:
+            self._end()
+
+    def _begin(self) -> None:
+        self._session.info[_DISABLED] = self._session.info.get(_DISABLED, 0) + 1
+
+    def _end(self) -> None:
+        self._session.info[_DISABLED] -= 1
+
+
+# --- tracked models ---------------------------------------------------------------------------------------------
+
+
+def watch(model: TrackedModel) -> None:
+    """Listen to the events of a tracked model, of its subclasses, and of the MetaData that it is in."""
+    target = model.mapper.class_
+    for name, listener in _MODEL_LISTENERS.items():
+        event.listen(target, name, listener, raw=True, retval=True, propagate=True)
+    event.listen(target, "after_mapper_constructed", _track_subclass, propagate=True)
+    event.listen(target, "mapper_configured", _track_links, propagate=True)
+    metadata = model.table.live.metadata
+    if not event.contains(metadata, "before_create", _before_create):
+        event.listen(metadata, "before_create", _before_create)
+        event.listen(metadata, "after_create", _after_create)
+        event.listen(metadata, "before_drop", _before_create)
+        event.listen(metadata, "after_drop", _after_drop)
+    if model.mapper.configured:
+        for mapper in model.mapper.registry.mappers:
+            if mapper.configured:
+                _track_links(mapper, mapper.class_)
+
+
+def _flush_of(mapper: Mapper[Any], state: InstanceState[Any]) -> Flush | None:
+    session = state.session
+    assert session is not None
+    flush: Flush | None = session.info.get(INFO_KEY)
+    if flush is None:
+        name = mapper.class_.__name__
+        uncaptured(
+            f"{name} was written by a session without hooks, and its history does not show it; "
+            "call register_hooks(), or register_hooks(your_sessionmaker), at start-up.",
+            mapper.class_,
+        )
+    return flush
+
+
+def _inserted(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
+    if (flush := _flush_of(mapper, state)) is not None:
+        flush.inserted.append(state)
+
+
+def _updating(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
+    if (flush := _flush_of(mapper, state)) is not None:
+        flush.updated.append((state, dict(state.committed_state)))
+
+
+def _deleted(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
+    if (flush := _flush_of(mapper, state)) is not None:
+        flush.deleted.append(state)
+
+
+_MODEL_LISTENERS: Final[dict[str, Callable[..., Any]]] = {
+    "after_insert": _inserted,
+    "before_update": _updating,  # before: afterwards SQL expressions have been expired, and look like no change
+    "after_delete": _deleted,
+}
+
+
+def _track_subclass(mapper: Mapper[Any], model_class: type[Any]) -> None:
+    if tracked_model(mapper) is None and mapper.inherits is not None:
+        parent = tracked_model(mapper.inherits)
+        if parent is not None:
+            TrackedModel(mapper, parent.options_for_subclass())
+
+
+def _track_links(mapper: Mapper[Any], model_class: type[Any]) -> None:
+    """Track the association tables between this model and others that are tracked."""
+    model = tracked_model(mapper)
+    if model is not None:
+        model.table.refresh()
+        for relationship in mapper.relationships:
+            _track_link(relationship)
+
+
+def _track_link(relationship: RelationshipProperty[Any]) -> None:
+    secondary = relationship.secondary
+    if isinstance(secondary, Table) and not relationship.viewonly and tracked_model(relationship.mapper) is not None:
+        pairs = (*relationship.synchronize_pairs, *(relationship.secondary_synchronize_pairs or ()))
+        track_secondary(secondary, [column for _, column in pairs])
+
+
+# Association tables are known once the mappers are configured, which may be later than the first CREATE or DROP.
+
+
+def _before_create(metadata: MetaData, connection: Connection, **kw: Any) -> None:
+    configure_mappers()
+    for table in tracked_tables(metadata):
+        table.refresh()
+
+
+def _after_create(metadata: MetaData, connection: Connection, tables: Iterable[Table] = (), **kw: Any) -> None:
+    _late_tables(metadata, tables, lambda table: table.create(connection, checkfirst=True))
+
+
+def _after_drop(metadata: MetaData, connection: Connection, tables: Iterable[Table] = (), **kw: Any) -> None:
+    _late_tables(metadata, tables, lambda table: table.drop(connection, checkfirst=True))
+
+
+def _late_tables(metadata: MetaData, tables: Iterable[Table], act: Callable[[Table], None]) -> None:
+    """Act on the history tables that came to be after SQLAlchemy had listed the tables of the MetaData."""
+    listed = set(tables)
+    for tracked in tracked_tables(metadata):
+        if tracked.is_association and tracked.live in listed and tracked.history not in listed:
+            act(tracked.history)

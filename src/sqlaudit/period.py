@@ -1,0 +1,97 @@
+"""When was it true? Half-open UTC periods ``[valid_from, valid_to)`` with microsecond resolution.
+
+The open end is a constant, never NULL, so that one comparison serves every read. It lies one day before
+the largest date that databases know, so that no session time zone can overflow it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, DateTime, Dialect, and_
+from sqlalchemy.dialects.mysql import DATETIME
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from sqlaudit.exceptions import QueryError, SQLAuditWarning
+
+OPEN_END: Final = datetime(9999, 12, 31, tzinfo=UTC)
+TICK: Final = timedelta(microseconds=1)
+
+_WITHOUT_TIME_ZONES = frozenset({"sqlite", "mysql", "mariadb"})
+
+
+class UTCDateTime(TypeDecorator[datetime]):
+    """An aware UTC datetime with microseconds, on every database.
+
+    ``TIMESTAMP WITH TIME ZONE`` where there is one; ``DATETIME(6)`` on MySQL and MariaDB; ISO text on SQLite.
+    """
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        if dialect.name in ("mysql", "mariadb"):
+            return dialect.type_descriptor(DATETIME(fsp=6))
+        return dialect.type_descriptor(DateTime(timezone=True))
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name in _WITHOUT_TIME_ZONES else value
+
+    process_literal_param = process_bind_param  # type: ignore[assignment]  # the base returns str
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class OpenEnd(FunctionElement[datetime]):
+    """The open end as a literal, so that databases match it with the predicate of a partial index."""
+
+    type = UTCDateTime()
+    inherit_cache = True
+
+
+@compiles(OpenEnd)
+def _render_open_end(element: OpenEnd, compiler: SQLCompiler, **kw: Any) -> str:
+    return compiler.render_literal_value(OPEN_END, element.type)
+
+
+def is_open(valid_to: ColumnElement[datetime]) -> ColumnElement[bool]:
+    """Return the predicate that a version is the current one."""
+    return valid_to == OpenEnd()
+
+
+def was_valid(
+    valid_from: ColumnElement[datetime],
+    valid_to: ColumnElement[datetime],
+    when: datetime | ColumnElement[datetime],
+) -> ColumnElement[bool]:
+    """Return the predicate that the period contains ``when``."""
+    return and_(valid_from <= when, valid_to > when)
+
+
+def as_utc(when: datetime) -> datetime:
+    """Return ``when`` as an aware UTC datetime.
+
+    A naive datetime is taken as local time, as :meth:`datetime.datetime.astimezone` does, with a warning.
+
+    :raises QueryError: ``when`` is not a datetime.
+    """
+    if not isinstance(when, datetime):
+        raise QueryError(f"{when!r} is not a datetime; give an aware datetime, such as datetime.now(UTC).", when)
+    if when.tzinfo is None:
+        warnings.warn(
+            f"The naive datetime {when} is taken as local time; give an aware one, such as datetime.now(UTC).",
+            SQLAuditWarning,
+            stacklevel=3,
+        )
+    return when.astimezone(UTC)

@@ -1,0 +1,486 @@
+"""How are versions written in SQL? The statements, built once per table.
+
+Bound parameters decide everything: no database clock, no volatile function, no data-modifying CTE, no MERGE, so that
+the same statements run on a distributed PostgreSQL, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from sqlalchemy import (
+    ARRAY,
+    Boolean,
+    Column,
+    ColumnElement,
+    Date,
+    DateTime,
+    Executable,
+    FromClause,
+    Integer,
+    LargeBinary,
+    Numeric,
+    String,
+    Time,
+    Uuid,
+    and_,
+    bindparam,
+    case,
+    cast,
+    delete,
+    exists,
+    false,
+    func,
+    insert,
+    literal_column,
+    null,
+    or_,
+    select,
+    tuple_,
+    update,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from sqlaudit.changes import Operation
+from sqlaudit.history import TrackedTable
+from sqlaudit.period import OpenEnd, UTCDateTime, is_open
+
+# --- SQL that SQLAlchemy has no construct for -------------------------------------------------------------------
+
+
+UserFields = tuple[Column[Any] | None, Column[Any] | None]
+"""The live columns that name the user of a row: before, and after, the configured callback is asked."""
+
+
+class differs(FunctionElement[bool]):
+    """Whether two columns of one type hold different values, to the byte, NULL being a value like others.
+
+    ``IS DISTINCT FROM`` alone would not tell 'a' from 'A' under a case-insensitive collation, nor compare
+    PostgreSQL's ``json`` at all, nor tell its intervals of 30 days and one month apart.
+    """
+
+    type = Boolean()
+    inherit_cache = True
+
+
+_COMPARED_BY_VALUE: Final = (Integer, Numeric, Boolean, DateTime, Date, Time, Uuid, LargeBinary)
+
+
+def _implementation(type_: TypeEngine[Any], compiler: SQLCompiler) -> TypeEngine[Any]:
+    implementation = type_.dialect_impl(compiler.dialect)
+    while isinstance(implementation, TypeDecorator):
+        implementation = implementation.type_engine(compiler.dialect)
+    return implementation
+
+
+def _sides(element: differs, compiler: SQLCompiler, **kw: Any) -> tuple[TypeEngine[Any], str, str]:
+    left, right = element.clauses
+    return _implementation(left.type, compiler), compiler.process(left, **kw), compiler.process(right, **kw)
+
+
+@compiles(differs)
+def _differs(element: differs, compiler: SQLCompiler, **kw: Any) -> str:
+    type_, left, right = _sides(element, compiler, **kw)
+    if isinstance(type_, ARRAY):
+        type_ = _implementation(type_.item_type, compiler)
+    if type(type_).__name__ in ("CITEXT", "INTERVAL", "JSON", "JSONB") or not isinstance(
+        type_, (*_COMPARED_BY_VALUE, String)
+    ):
+        left, right = f"CAST({left} AS TEXT)", f"CAST({right} AS TEXT)"
+    elif isinstance(type_, String) and type_.collation is not None:
+        left, right = f'{left} COLLATE "C"', f'{right} COLLATE "C"'
+    return f"{left} IS DISTINCT FROM {right}"
+
+
+@compiles(differs, "sqlite")
+def _differs_on_sqlite(element: differs, compiler: SQLCompiler, **kw: Any) -> str:
+    type_, left, right = _sides(element, compiler, **kw)
+    return (
+        f"{left} IS NOT {right}" if isinstance(type_, _COMPARED_BY_VALUE) else f"{left} COLLATE BINARY IS NOT {right}"
+    )
+
+
+@compiles(differs, "mysql", "mariadb")
+def _differs_on_mysql(element: differs, compiler: SQLCompiler, **kw: Any) -> str:
+    type_, left, right = _sides(element, compiler, **kw)
+    if not isinstance(type_, _COMPARED_BY_VALUE):
+        left, right = f"CAST({left} AS BINARY)", f"CAST({right} AS BINARY)"
+    return f"NOT ({left} <=> {right})"
+
+
+class user_text(FunctionElement[str]):
+    """A column of the row that names its user, as the text of a user id."""
+
+    type = String()
+    inherit_cache = True
+
+
+@compiles(user_text)
+def _user_text(element: user_text, compiler: SQLCompiler, **kw: Any) -> str:
+    (column,) = element.clauses
+    if isinstance(column.type, Uuid) and not (column.type.native_uuid and compiler.dialect.supports_native_uuid):
+        lengths = ((1, 8), (9, 4), (13, 4), (17, 4), (21, 12))
+        parts = [func.substr(column, start, length, type_=String()) for start, length in lengths]
+        text = parts[0]
+        for part in parts[1:]:
+            text = text.concat("-").concat(part)
+        return compiler.process(func.lower(text), **kw)
+    return compiler.process(cast(column, String(255)), **kw)
+
+
+# --- the statements, built once per table -----------------------------------------------------------------------
+
+_at = bindparam("sqlaudit_at", type_=UTCDateTime())
+
+
+class Statements:
+    """The statements that write the versions of objects that live in a chain of tables.
+
+    Each selects its rows by ``sqlaudit_key_0``, … (one row) or ``sqlaudit_keys`` (many): ``many`` chooses.
+    In a chain, the base table's versions decide and the others follow them.
+
+    :param chain: the tables, from the base of the hierarchy to the objects' own
+    :param user_fields: the live columns that name the user of a row, before and after the callback
+    """
+
+    def __init__(self, chain: Sequence[TrackedTable], user_fields: UserFields, many: bool) -> None:
+        self.chain = chain
+        self.base = chain[0]
+        self.many = many
+        self.user_fields = user_fields
+        self._built: dict[Any, list[Executable]] = {}
+
+    def __call__(self, name: str, *args: Any) -> list[Executable]:
+        """Return the statements of one step, the base table's first."""
+        try:
+            return self._built[name, args]
+        except KeyError:
+            statements = getattr(self, f"_{name}")(*args)
+            self._built[name, args] = [statement.execution_options(preserve_rowcount=True) for statement in statements]
+            return self._built[name, args]
+
+    # -- parts
+
+    def _rows(self, columns: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
+        if not self.many:
+            return and_(
+                *(
+                    column == bindparam(f"sqlaudit_key_{index}", type_=column.type)
+                    for index, column in enumerate(columns)
+                )
+            )
+        if len(columns) == 1:
+            return columns[0].in_(bindparam("sqlaudit_keys", type_=columns[0].type, expanding=True))
+        return tuple_(*columns).in_(bindparam("sqlaudit_keys", expanding=True))
+
+    @staticmethod
+    def _same(left: Iterable[ColumnElement[Any]], right: Iterable[ColumnElement[Any]]) -> ColumnElement[bool]:
+        return and_(*(one == other for one, other in zip(left, right, strict=True)))
+
+    def _live(self) -> FromClause:
+        """The live rows of whole objects; the base table alone if it names the user, or no column does."""
+        source: FromClause = self.base.live
+        for table in self.chain[1:]:
+            source = source.join(table.live, self._same(self.base.key, table.key))
+        return source
+
+    def _user(self, columns: Mapping[Any, ColumnElement[Any]] | None) -> ColumnElement[Any]:
+        """The user of a row: the context's, or the row's, or the callback's, or another of the row's."""
+        first, last = self.user_fields
+        given = bindparam("sqlaudit_user", type_=String())
+        if first is None and last is None:
+            return given
+        callback = bindparam("sqlaudit_callback_user", type_=String())
+        parts: list[ColumnElement[Any]] = [given]
+        for field, following in ((first, [callback]), (last, [])):
+            if field is not None:
+                column = field if columns is None else columns.get(field)
+                parts += [] if column is None else [user_text(column)]
+            parts += following
+        return func.coalesce(*parts)
+
+    def _context(self, operation: Operation, user: ColumnElement[Any]) -> list[ColumnElement[Any]]:
+        """Our columns after the period, in the order of :class:`~sqlaudit.history.AuditColumns`."""
+        text = literal_column(f"'{operation.value}'")
+        changeset = bindparam("sqlaudit_changeset", type_=self.base.role("changeset_id").type)
+        if operation is Operation.BASELINE:
+            return [text, changeset, null(), null(), null(), null()]
+        return [
+            text,
+            changeset,
+            user,
+            bindparam("sqlaudit_impersonated_by", type_=String()),
+            bindparam("sqlaudit_reason", type_=self.base.role("reason").type),
+            bindparam("sqlaudit_extra", type_=self.base.role("extra").type),
+        ]
+
+    @staticmethod
+    def _audit_columns(table: TrackedTable, of: Any = None) -> list[Column[Any]]:
+        return [(table.history if of is None else of).c[name] for _, name in table.names.items()]
+
+    def _into(self, table: TrackedTable, source: Any) -> Executable:
+        names = [*(history for _, history in table.columns), *self._audit_columns(table)]
+        return insert(table.history).from_select(names, source, include_defaults=False)
+
+    def _open(self, table: TrackedTable, key: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
+        other = table.history.alias()
+        other_key = [other.c[column.key] for column in table.history_key]
+        return exists(
+            select(literal_column("1"))
+            .select_from(other)
+            .where(self._same(other_key, key), is_open(other.c[table.valid_to.key]))
+        )
+
+    def _changed(self, history: Any) -> ColumnElement[bool]:
+        """Whether the live row differs from a version in any stored column."""
+        source, pairs = self._live(), [(live, history.c[old.key]) for live, old in self.base.columns]
+        here = [history.c[column.key] for column in self.base.history_key]
+        for table in self.chain[1:]:
+            other = table.history.alias()
+            source = source.join(
+                other,
+                and_(
+                    self._same(self.base.key, [other.c[column.key] for column in table.history_key]),
+                    other.c[table.version.key] == history.c[self.base.version.key],
+                ),
+            )
+            pairs += [(live, other.c[old.key]) for live, old in table.columns]
+        keys = {column for table in self.chain for column in table.key}
+        differences = [differs(live, old) for live, old in pairs if live not in keys]
+        if not differences:
+            return false()
+        return exists(
+            select(literal_column("1"))
+            .select_from(source)
+            .where(self._same(self.base.key, here), or_(*differences))
+            .correlate(history)
+        )
+
+    def _gone(self, history: Any) -> ColumnElement[bool]:
+        here = [history.c[column.key] for column in self.base.history_key]
+        return ~exists(select(literal_column("1")).select_from(self.base.live).where(self._same(self.base.key, here)))
+
+    # -- steps
+
+    def _snapshot(self, operation: Operation, guard: str | None) -> list[Executable]:
+        """Write versions, open from the instant, of the live rows.
+
+        ``guard`` says of which: ``None`` all of them, ``"new"`` those without any history (whose versions are
+        number 1), ``"closed"`` those whose version was closed at the instant, ``"absent"`` those without an
+        open version.
+        """
+        base = self.base
+        past = base.history.alias()
+        here = self._same([past.c[column.key] for column in base.history_key], base.key)
+        last = (
+            select(past.c[base.version.key])
+            .where(here)
+            .order_by(past.c[base.version.key].desc())
+            .limit(1)
+            .scalar_subquery()
+        )
+        number = (
+            literal_column("1") if guard == "new" else func.coalesce(last, literal_column("0")) + literal_column("1")
+        )
+        statement = select(
+            *(live for live, _ in base.columns), number, _at, OpenEnd(), *self._context(operation, self._user(None))
+        ).where(self._rows(base.key))
+        of_base = {column for column, _ in base.columns}
+        whole = all(field is None or field in of_base for field in self.user_fields)
+        statement = statement.select_from(base.live if whole else self._live())
+        if guard == "new":
+            statement = statement.where(~exists(select(literal_column("1")).select_from(past).where(here)))
+        elif guard is not None:
+            statement = statement.where(~self._open(base, base.key))
+        if guard == "closed":
+            statement = statement.where(
+                exists(select(literal_column("1")).select_from(past).where(here, past.c[base.valid_to.key] == _at))
+            )
+        if not base.live.primary_key and len(self.chain) == 1:
+            statement = statement.distinct()
+        return [
+            self._into(base, statement),
+            *(self._follow(table, table.live, [live for live, _ in table.columns]) for table in self.chain[1:]),
+        ]
+
+    def _follow(self, table: TrackedTable, source: Any, values: list[Any]) -> Executable:
+        """Write, of a table further down, the versions that the base table has open from this changeset."""
+        above = self.base.history.alias()
+        here = [source.c[column.key] for column in table.key]
+        return self._into(
+            table,
+            select(*values, *self._audit_columns(self.base, above))
+            .select_from(
+                source.join(above, self._same([above.c[column.key] for column in self.base.history_key], here))
+            )
+            .where(
+                self._rows(here),
+                is_open(above.c[self.base.valid_to.key]),
+                above.c[self.base.role("changeset_id").key]
+                == bindparam("sqlaudit_changeset", type_=self.base.role("changeset_id").type),
+                ~self._open(table, here),
+            ),
+        )
+
+    def _close(self, what: str, guarded: bool) -> list[Executable]:
+        """End the open versions of rows that ``what`` happened to (``changed``, ``gone`` or ``any``)."""
+        statements: list[Executable] = []
+        for table in self.chain:
+            history = table.history
+            statement = (
+                update(history)
+                .where(self._rows(table.history_key), is_open(table.valid_to))
+                .values({table.valid_to: _at})
+            )
+            if table is not self.base:
+                above = self.base.history
+                statement = statement.where(
+                    exists(
+                        select(literal_column("1"))
+                        .select_from(above)
+                        .where(
+                            self._same(self.base.history_key, table.history_key),
+                            self.base.version == table.version,
+                            self.base.valid_to != OpenEnd(),
+                        )
+                    )
+                )
+            else:
+                if guarded:
+                    statement = statement.where(table.valid_from < _at)
+                if what == "changed":
+                    statement = statement.where(self._changed(history))
+                elif what == "gone":
+                    statement = statement.where(self._gone(history))
+            statements.append(statement)
+        return statements
+
+    def _tombstone(self, what: str, guarded: bool) -> list[Executable]:
+        """Write the tombstones of rows whose versions are still open."""
+        statements: list[Executable] = []
+        for table in self.chain:
+            past = table.history.alias()
+            here = [past.c[column.key] for column in table.history_key]
+            values = [past.c[old.key] for _, old in table.columns]
+            if table is self.base:
+                user = self._user({live: past.c[old.key] for live, old in table.columns})
+                statement = select(
+                    *values,
+                    past.c[table.version.key] + literal_column("1"),
+                    _at,
+                    _at,
+                    *self._context(Operation.DELETE, user),
+                )
+                if guarded:
+                    statement = statement.where(past.c[table.valid_from.key] < _at)
+                if what == "gone":
+                    statement = statement.where(self._gone(past))
+            else:
+                above = self.base.history.alias()
+                statement = (
+                    select(*values, *self._audit_columns(self.base, above))
+                    .select_from(
+                        past.join(above, self._same([above.c[column.key] for column in self.base.history_key], here))
+                    )
+                    .where(
+                        above.c[self.base.version.key] == past.c[table.version.key] + literal_column("1"),
+                        above.c[self.base.role("operation").key] == literal_column(f"'{Operation.DELETE.value}'"),
+                    )
+                )
+            statements.append(self._into(table, statement.where(self._rows(here), is_open(past.c[table.valid_to.key]))))
+        return statements
+
+    def _remove(self) -> list[Executable]:
+        """Take back one version, by its number."""
+        return [
+            delete(table.history).where(
+                self._same(
+                    table.history_key,
+                    [bindparam(f"sqlaudit_key_{i}", type_=c.type) for i, c in enumerate(table.history_key)],
+                ),
+                table.version == bindparam("sqlaudit_version", type_=Integer()),
+            )
+            for table in self.chain
+        ]
+
+    def _reopen(self) -> list[Executable]:
+        """Make one version, by its number, the open one again."""
+        return [
+            update(table.history)
+            .where(
+                self._same(
+                    table.history_key,
+                    [bindparam(f"sqlaudit_key_{i}", type_=c.type) for i, c in enumerate(table.history_key)],
+                ),
+                table.version == bindparam("sqlaudit_version", type_=Integer()),
+            )
+            .values({table.valid_to: OpenEnd()})
+            for table in self.chain
+        ]
+
+    def _forget_baseline(self) -> list[Executable]:
+        """Take back the baselines of this changeset that no change followed."""
+        return [
+            delete(table.history).where(
+                self._rows(table.history_key),
+                is_open(table.valid_to),
+                table.role("operation") == literal_column(f"'{Operation.BASELINE.value}'"),
+                table.role("changeset_id") == bindparam("sqlaudit_changeset", type_=table.role("changeset_id").type),
+            )
+            for table in self.chain
+        ]
+
+    def _last(self) -> list[Executable]:
+        """Read the last version of each row, and how it stands to the live row."""
+        base = self.base
+        history, past = base.history, base.history.alias()
+        newest = (
+            select(past.c[base.version.key])
+            .where(self._same([past.c[column.key] for column in base.history_key], base.history_key))
+            .order_by(past.c[base.version.key].desc())
+            .limit(1)
+            .with_for_update(read=True)
+            .scalar_subquery()
+        )
+        user: ColumnElement[Any] = null()
+        if self.user_fields != (None, None):
+            row = (
+                select(self._user(None))
+                .select_from(self._live())
+                .where(self._same(base.key, base.history_key))
+                .scalar_subquery()
+            )
+            user = func.coalesce(row, self._user({live: old for live, old in base.columns}))
+        return [
+            select(
+                *base.history_key,
+                base.version,
+                base.valid_from,
+                base.valid_to,
+                base.role("operation"),
+                base.role("changeset_id"),
+                base.role("changed_by"),
+                base.role("impersonated_by"),
+                base.role("reason"),
+                base.role("extra"),
+                case((self._gone(history), 1), else_=0).label("sqlaudit_gone"),
+                case((self._changed(history), 1), else_=0).label("sqlaudit_changed"),
+                user.label("sqlaudit_row_user"),
+            )
+            .where(self._rows(base.history_key), base.version == newest)
+            .with_for_update()
+        ]
+
+    def _keys(self, columns: tuple[Column[Any], ...]) -> list[Executable]:
+        """Find the rows, live or recorded, whose ``columns`` of the base table have one of the given values."""
+        history = self.base.history
+        return [
+            select(*self.base.key).where(self._rows(columns)),
+            select(*self.base.history_key).where(
+                self._rows([history.c[column.key] for column in columns]), is_open(self.base.valid_to)
+            ),
+        ]

@@ -1,0 +1,57 @@
+"""The Alembic plugin, driven through Alembic's own autogenerate."""
+
+from collections.abc import Iterator
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.runtime import plugins
+from sqlalchemy import orm
+
+import sqlaudit_alembic
+
+
+@pytest.fixture
+def plugin() -> Iterator[None]:
+    plugins.Plugin.setup_plugin_from_module(sqlaudit_alembic, "sqlaudit")
+    yield
+    plugins._all_plugins["sqlaudit"].remove()  # Alembic has no public way to find a plugin
+
+
+@pytest.fixture
+def metadata() -> Iterator[sa.MetaData]:
+    """A MetaData that gets its second table when its mapper is configured."""
+
+    class Base(orm.DeclarativeBase):
+        pass
+
+    class Link(Base):
+        __tablename__ = "link"
+        id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+
+    @sa.event.listens_for(Link, "mapper_configured")
+    def add_history(mapper: orm.Mapper[Link], _cls: type[Link]) -> None:
+        sa.Table("link_history", mapper.local_table.metadata, sa.Column("id", primary_key=True))
+
+    yield Base.metadata
+    Base.registry.dispose()
+
+
+def tables_to_add(metadata: sa.MetaData, *autogenerate_plugins: str) -> list[str]:
+    engine = sa.create_engine("sqlite://")
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"autogenerate_plugins": list(autogenerate_plugins)})
+        found = [table.name for _, table in compare_metadata(context, metadata)]
+    engine.dispose()
+    return sorted(found)
+
+
+@pytest.mark.usefixtures("plugin")
+def test_autogenerate_sees_tables_that_appear_when_mappers_are_configured(metadata):
+    assert tables_to_add(metadata, "alembic.autogenerate.*", "sqlaudit") == ["link", "link_history"]
+
+
+@pytest.mark.usefixtures("plugin")
+def test_a_plugin_that_is_not_listed_is_ignored(metadata):
+    assert tables_to_add(metadata, "alembic.autogenerate.*") == ["link"]
