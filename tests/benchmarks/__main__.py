@@ -1,0 +1,426 @@
+"""What does history cost? Ratios to plain SQLAlchemy, measured in one run: ``python -m tests.benchmarks [URL …]``.
+
+Without URLs it measures SQLite in memory, SQLite in a file, and a PostgreSQL server of its own. Both models have
+the same twelve columns; only one is tracked. Plain and audited repetitions alternate, each on freshly filled tables,
+and the ratio is that of the fastest ones; the median of the pairs' ratios tells how quiet the machine was.
+"""
+
+import argparse
+import gc
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from tests.databases import start_postgresql, stop_postgresql
+
+from sqlaudit import (
+    OPEN_END,
+    Operation,
+    get_resource_changes,
+    history_of,
+    register_hooks,
+    set_audit_context,
+    stream_resource_changes,
+    track_table,
+    unregister_hooks,
+)
+
+ROWS = 1_000
+VERSIONS_PER_ROW = 100
+TRANSACTIONS = 300
+LOADED = 10_000
+TIMES = 50
+"""How often a very short thing is done in one measurement."""
+NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
+CHANGESET = UUID(int=7)
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Columns:
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(sa.String(50))
+    email: Mapped[str] = mapped_column(sa.String(50))
+    city: Mapped[str] = mapped_column(sa.String(50))
+    age: Mapped[int]
+    rank: Mapped[int]
+    score: Mapped[float]
+    active: Mapped[bool]
+    joined: Mapped[datetime] = mapped_column(sa.DateTime(timezone=True))
+    phone: Mapped[str | None] = mapped_column(sa.String(50))
+    note: Mapped[str | None] = mapped_column(sa.Text)
+    visits: Mapped[int | None]
+
+
+class Plain(Columns, Base):
+    __tablename__ = "benchmark_plain"
+
+
+@track_table()
+class Audited(Columns, Base):
+    __tablename__ = "benchmark_audited"
+
+
+class Untracked(Base):
+    __tablename__ = "benchmark_untracked"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    text: Mapped[str] = mapped_column(sa.String(50))
+
+
+def items(model: type[Any], count: int) -> list[Any]:
+    return [
+        model(
+            name=f"name {n}",
+            email=f"{n}@example.com",
+            city="Geneva",
+            age=n,
+            rank=2,
+            score=1.5,
+            active=True,
+            joined=NOON,
+            phone="022",
+            note="note " * 5,
+            visits=3,
+        )
+        for n in range(count)
+    ]
+
+
+@dataclass
+class Side:
+    """One side of the comparison: a model, and the sessions that write it."""
+
+    engine: sa.Engine
+    model: type[Any]
+    session: sessionmaker[Session]
+
+    @property
+    def is_audited(self) -> bool:
+        return self.model is Audited
+
+    def empty(self) -> None:
+        tables = [self.model.__table__, Untracked.__table__]
+        if self.is_audited:
+            tables.append(history_of(Audited).__table__)
+        with self.engine.begin() as connection:
+            for table in tables:
+                if self.engine.dialect.name == "sqlite":
+                    connection.execute(sa.delete(table))
+                else:
+                    connection.execute(sa.DDL("TRUNCATE TABLE %(fullname)s").against(table))
+
+    def fill(self, count: int = ROWS) -> None:
+        self.empty()
+        with self.session() as session:
+            session.add_all(items(self.model, count))
+            session.commit()
+        self.analyze()
+
+    def fill_history(self, count: int) -> None:
+        """Give each of ``count`` rows 100 versions."""
+        self.fill(count)
+        if self.is_audited:
+            write_versions(self.engine)
+            self.analyze()
+
+    def analyze(self) -> None:
+        if self.engine.dialect.name == "postgresql":
+            with self.engine.begin() as connection:
+                connection.execute(sa.DDL("ANALYZE"))
+
+    def load(self, session: Session) -> list[Any]:
+        return list(session.scalars(sa.select(self.model).order_by(self.model.id)))
+
+
+def write_versions(engine: sa.Engine) -> None:
+    """Write versions 2 to 100 of every row straight into the history table, each a minute after the one before."""
+    live, history = Audited.__table__, history_of(Audited).__table__
+    with engine.begin() as connection:
+        connection.execute(
+            sa.update(history).values(valid_from=NOON, valid_to=NOON + timedelta(minutes=1), audit_operation="insert")
+        )
+        for number in range(2, VERSIONS_PER_ROW + 1):
+            begin = NOON + timedelta(minutes=number - 1)
+            values = {column.key: column for column in live.c} | {
+                "name": sa.literal(f"version {number}"),
+                "audit_version": sa.literal(number),
+                "valid_from": sa.literal(begin, history.c.valid_from.type),
+                "valid_to": sa.literal(
+                    begin + timedelta(minutes=1) if number < VERSIONS_PER_ROW else OPEN_END, history.c.valid_to.type
+                ),
+                "audit_operation": sa.literal(Operation.UPDATE, history.c.audit_operation.type),
+                "audit_changeset_id": sa.literal(CHANGESET, history.c.audit_changeset_id.type),
+            }
+            connection.execute(sa.insert(history).from_select(list(values), sa.select(*values.values())))
+
+
+# --- what is measured: between the first yield and the second ---------------------------------------------------
+
+
+def insert_rows(side: Side) -> Generator[None]:
+    side.empty()
+    with side.session() as session:
+        new = items(side.model, ROWS)
+        yield
+        session.add_all(new)
+        session.commit()
+        yield
+
+
+def update_rows(side: Side) -> Generator[None]:
+    side.fill()
+    with side.session() as session:
+        loaded = side.load(session)
+        yield
+        for item in loaded:
+            item.name += "x"
+        session.commit()
+        yield
+
+
+def delete_rows(side: Side) -> Generator[None]:
+    side.fill()
+    with side.session() as session:
+        loaded = side.load(session)
+        yield
+        for item in loaded:
+            session.delete(item)
+        session.commit()
+        yield
+
+
+def small_transactions(side: Side) -> Generator[None]:
+    side.fill()
+    with side.session() as session:
+        ids = [item.id for item in side.load(session)[:TRANSACTIONS]]
+    yield
+    for id_ in ids:
+        with side.session() as session:
+            session.get_one(side.model, id_).email += "y"
+            session.commit()
+    yield
+
+
+def flush_beside_loaded(side: Side) -> Generator[None]:
+    with side.session() as session:
+        loaded = side.load(session)
+        other = Untracked(text="")
+        session.add(other)
+        session.flush()
+        assert len(loaded) == LOADED
+        yield
+        for n in range(TIMES):
+            other.text = str(n)
+            session.flush()
+        yield
+
+
+def field_changes(side: Side) -> Generator[None]:
+    with side.session() as session:
+        ids = list(session.scalars(sa.select(side.model.id).order_by(side.model.id).limit(VERSIONS_PER_ROW)))
+    yield
+    for _ in range(TIMES):
+        with side.session() as session:
+            if side.is_audited:
+                found = get_resource_changes(Audited, session, filter_resource_ids=ids[42])
+                assert len(found) == 12 + VERSIONS_PER_ROW - 1
+            else:
+                rows = session.scalars(sa.select(Plain).where(Plain.id.between(ids[0], ids[-1]))).all()
+                assert len(rows) == VERSIONS_PER_ROW
+    yield
+
+
+@dataclass
+class Line:
+    """A line of the table.
+
+    :param measure: see above
+    :param limits: the ratio to reach, per database, ``""`` for all others
+    :param statements: how many statements on the history table are allowed per unit
+    :param units: how many units one measurement does
+    :param prepare: what comes once before all repetitions
+    """
+
+    name: str
+    measure: Callable[[Side], Generator[None]]
+    limits: dict[str, float]
+    statements: int
+    units: int = 1
+    prepare: Callable[[Side], None] | None = None
+
+
+LINES = [
+    Line("insert 1,000 in one transaction", insert_rows, {"": 1.10}, 1),
+    Line("update one column of 1,000 loaded rows", update_rows, {"sqlite": 1.6, "": 1.75}, 2),
+    Line("delete 1,000", delete_rows, {"sqlite": 2.0, "": 2.3}, 2),
+    Line("300 transactions, each loads, changes, commits", small_transactions, {"sqlite": 1.25, "": 1.35}, 2, 300),
+    Line(
+        "flush of an untracked row, 10,000 tracked loaded",
+        flush_beside_loaded,
+        {"": 1.05},
+        0,
+        TIMES,
+        lambda side: side.fill(LOADED),
+    ),
+    Line(
+        "field changes of 1 row, 100 of 100,000 versions",
+        field_changes,
+        {"": 1.6},
+        1,
+        TIMES,
+        lambda side: side.fill_history(ROWS),
+    ),
+]
+
+
+# --- measuring --------------------------------------------------------------------------------------------------
+
+
+def timed(measure: Callable[[Side], Generator[None]], side: Side) -> float:
+    with closing(measure(side)) as steps:
+        next(steps)
+        gc.collect()
+        begin = time.perf_counter()
+        next(steps)
+        return time.perf_counter() - begin
+
+
+@contextmanager
+def counted(engine: sa.Engine) -> Iterator[list[str]]:
+    """Give the list of the statements on history tables."""
+    seen: list[str] = []
+
+    def note(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
+        if "_history" in statement:
+            seen.append(statement)
+
+    sa.event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield seen
+    finally:
+        sa.event.remove(engine, "before_cursor_execute", note)
+
+
+def statements_of(line: Line, side: Side) -> float:
+    with closing(line.measure(side)) as steps:
+        next(steps)
+        with counted(side.engine) as seen:
+            next(steps)
+    return len(seen) / line.units
+
+
+def print_line(line: Line, plain: Side, audited: Side, repetitions: int) -> None:
+    for side in (plain, audited):
+        if line.prepare is not None:
+            line.prepare(side)
+        timed(line.measure, side)  # fills the caches
+    statements = statements_of(line, audited)
+    times: dict[bool, list[float]] = {True: [], False: []}
+    for repetition in range(repetitions):
+        for side in (plain, audited) if repetition % 2 else (audited, plain):
+            times[side.is_audited].append(timed(line.measure, side))
+    ratio = min(times[True]) / min(times[False])
+    median = statistics.median(a / p for a, p in zip(times[True], times[False], strict=True))
+    limit = line.limits.get(plain.engine.dialect.name, line.limits.get("", 0.0))
+    marks = [
+        *(["too slow"] if round(ratio, 2) > limit else []),
+        *(["too many statements"] if statements > line.statements else []),
+    ]
+    print(
+        f"  {line.name:<50} {ratio:5.2f}  ≤ {limit:.2f}  {median:6.2f}   {statements:4.3g} ≤ {line.statements}"
+        f"   {'  '.join(marks)}".rstrip(),
+        flush=True,
+    )
+
+
+def print_memory(audited: Side) -> None:
+    """Stream the field changes of 1,000,000 versions and tell whether memory grows on the way."""
+    name = "memory, streaming changes of 1,000,000 versions"
+    if not STATM.exists():
+        print(f"  {name:<50} not measured: it needs {STATM}")
+        return
+    audited.fill_history(LOADED)
+    with audited.session() as session:
+        gc.collect()
+        before = resident()
+        peaks = {True: before, False: before}
+        total = LOADED * (12 + VERSIONS_PER_ROW - 1)
+        for count, _ in enumerate(stream_resource_changes(Audited, session), 1):
+            if count % 1000 == 0:
+                early = count <= total // 10
+                peaks[early] = max(peaks[early], resident())
+        assert count == total
+    early, late = (max(0, peaks[part] - before) / 2**20 for part in (True, False))
+    verdict = "flat" if late <= early + 8 else "NOT FLAT"
+    print(f"  {name:<50} {verdict}: +{early:.0f} MiB in the first tenth, +{late:.0f} MiB afterwards", flush=True)
+
+
+STATM = Path("/proc/self/statm")
+
+
+def resident() -> int:
+    """Return the memory that this process occupies, in bytes."""
+    return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def measure(url: sa.URL, repetitions: int, chosen: str) -> None:
+    engine = sa.create_engine(url)
+    plain = Side(engine, Plain, sessionmaker(engine))
+    audited = Side(engine, Audited, sessionmaker(engine))
+    register_hooks(audited.session)
+    set_audit_context(user_id="ana", reason="benchmark")
+    Base.metadata.drop_all(engine)
+    Base.metadata.create_all(engine)
+    in_memory = url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:")
+    place = "" if url.get_backend_name() != "sqlite" else " in memory" if in_memory else " file"
+    print(
+        f"\n{engine.dialect.name}{place} ({engine.driver}), SQLAlchemy {sa.__version__}, {repetitions} repetitions\n"
+        f"  {'':<50} ratio   limit  median   history statements",
+        flush=True,
+    )
+    try:
+        for line in LINES:
+            if chosen in line.name:
+                print_line(line, plain, audited, repetitions)
+        if chosen in "memory":
+            print_memory(audited)
+    finally:
+        unregister_hooks(audited.session)
+        Base.metadata.drop_all(engine)
+        engine.dispose()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("urls", nargs="*", type=sa.make_url, metavar="URL", help="databases to measure instead")
+    parser.add_argument("-n", "--repetitions", type=int, default=15)
+    parser.add_argument("-k", "--only", default="", metavar="TEXT", help="only the lines that contain this")
+    arguments = parser.parse_args()
+    if arguments.urls:
+        for url in arguments.urls:
+            measure(url, arguments.repetitions, arguments.only)
+        return
+    with tempfile.TemporaryDirectory(prefix="sqlaudit-") as directory:
+        server = Path(directory) / "postgresql"
+        file = sa.URL.create("sqlite", database=str(Path(directory) / "benchmark.db"))
+        try:
+            for url in (sa.make_url("sqlite://"), file, start_postgresql(server)):
+                measure(url, arguments.repetitions, arguments.only)
+        finally:
+            stop_postgresql(server)
+
+
+if __name__ == "__main__":
+    main()
