@@ -6,6 +6,7 @@ proportional to the objects that the flush writes, never to those that the sessi
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
@@ -18,6 +19,7 @@ from sqlalchemy.orm import (
     PassiveFlag,
     Session,
 )
+from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.sql.schema import ForeignKeyConstraint
 
 from sqlaudit.capture import Capture, Key, changeset_of, chunks
@@ -26,6 +28,7 @@ from sqlaudit.context import get_audit_context
 from sqlaudit.exceptions import ContextError
 from sqlaudit.history import TrackedModel, TrackedTable, tracked_model, tracked_table, tracked_tables
 from sqlaudit.statements import UserFields
+from sqlaudit.timetravel import refuse_change
 
 State = InstanceState[Any]
 _UNIT_KEY: Final = "sqlaudit_unit"
@@ -47,6 +50,7 @@ class Unit:
                     self.live.setdefault(mapper.get_property_by_column(live).key, live)
         columns = list(self.live.values())
         self.stored = frozenset(self.live)
+        self.keys = frozenset(self.key_names)
         self.automatic = frozenset(name for name, column in self.live.items() if self._is_automatic(column))
         self.needed = self.automatic | {name for name, column in self.live.items() if column.foreign_keys}
         self.watched = (
@@ -134,9 +138,9 @@ class Flush:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.config = current_config()
-        self.inserted: list[State] = []
-        self.updated: list[tuple[State, dict[str, Any]]] = []
-        self.deleted: list[State] = []
+        self.inserted: list[tuple[State, Connection]] = []
+        self.updated: list[tuple[State, Connection, Mapping[str, Any]]] = []
+        self.deleted: list[tuple[State, Connection]] = []
         self._automatic: dict[State, dict[str, Any]] = {}
         self._doomed: dict[tuple[Mapper[Any], Key], State] = {}
         self._dependents: list[tuple[Capture, list[Key]]] = []
@@ -154,23 +158,22 @@ class Flush:
         parents: dict[tuple[Unit, Any], list[Key]] = {}
         for doomed, objects in ((True, session.deleted), (False, session.dirty)):
             for obj in objects:
-                state: State = inspect(obj)
+                state = instance_state(obj)
+                refuse_change(state)
                 unit = unit_of(state.mapper)
                 if unit is None or state.key is None:
                     continue
-                committed = state.committed_state
-                moved = not committed.keys().isdisjoint(unit.key_names)
-                goes = doomed or moved or state.mapper._is_orphan(state)
-                where = (unit, state.identity_token)
+                key, committed, values = state.key[1], state.committed_state, state.dict
+                goes = doomed or not unit.keys.isdisjoint(committed) or state.mapper._is_orphan(state)
                 if goes:
-                    self._doomed[unit.mapper.base_mapper, tuple(state.key[1])] = state
-                    parents.setdefault(where, []).append(tuple(state.key[1]))
+                    self._doomed[unit.mapper.base_mapper, key] = state
+                    parents.setdefault((unit, state.identity_token), []).append(key)
                 elif unit.automatic:
-                    self._automatic[state] = {name: state.dict[name] for name in unit.automatic if name in state.dict}
-                if not (unit.stored if goes else unit.needed) <= state.dict.keys() or any(
-                    isinstance(committed[name], LoaderCallableStatus) for name in unit.stored & committed.keys()
+                    self._automatic[state] = {name: values[name] for name in unit.automatic if name in values}
+                if not values.keys() >= (unit.stored if goes else unit.needed) or any(
+                    value is LoaderCallableStatus.NO_VALUE and name in unit.stored for name, value in committed.items()
                 ):
-                    blind.setdefault(where, []).append(tuple(state.key[1]))
+                    blind.setdefault((unit, state.identity_token), []).append(key)
         for (unit, token), keys in blind.items():
             self._capture(unit, token).baseline(keys)
         for (unit, token), keys in parents.items():
@@ -183,11 +186,12 @@ class Flush:
         self._require_context(state.obj() for state in states)
         for state in states:
             unit = cast(Unit, unit_of(state.mapper))
+            connection = self._connection(unit.mapper, state.identity_token)
             if state.key is None:
-                self.inserted.append(state)
+                self.inserted.append((state, connection))
             else:
-                self.updated.append((state, dict(state.committed_state)))
-                existing.setdefault((unit, state.identity_token), []).append(tuple(state.key[1]))
+                self.updated.append((state, connection, dict(state.committed_state)))
+                existing.setdefault((unit, state.identity_token), []).append(state.key[1])
         for (unit, token), keys in existing.items():
             self._capture(unit, token).baseline(keys)
 
@@ -268,38 +272,36 @@ class Flush:
 
     def record(self) -> None:
         """Write the versions."""
-        groups: dict[tuple[Unit, Any], _Group] = {}
-        links: dict[tuple[TrackedTable, tuple[Column[Any], ...], Mapper[Any], Any], _Links] = {}
-
-        def group_of(unit: Unit, state: State) -> _Group:
-            where = (unit, state.identity_token)
-            return groups.get(where) or groups.setdefault(where, _Group())
-
-        for state in self.inserted:
+        groups: dict[tuple[Unit, Connection], _Group] = defaultdict(_Group)
+        links: dict[tuple[TrackedTable, tuple[Column[Any], ...], Connection], _Links] = defaultdict(_Links)
+        for state, connection in self.inserted:
             unit = cast(Unit, unit_of(state.mapper))
-            group_of(unit, state).inserted.append(state)
+            groups[unit, connection].inserted.append(state)
             if unit.links:
-                self._collect_links(unit, state, links)
-        for state, changed in self.updated:
+                self._collect_links(unit, state, connection, links)
+        for state, connection, changed in self.updated:
             unit = cast(Unit, unit_of(state.mapper))
             if not (unit.watched.isdisjoint(changed) and unit.watched.isdisjoint(state.committed_state)):
-                group, key, old_key = group_of(unit, state), unit.key_of(state), tuple(state.key[1])  # type: ignore[index]
+                group, key, old_key = groups[unit, connection], unit.key_of(state), cast(Any, state.key)[1]
                 if key == old_key:
                     group.updated[key] = (state, changed)
                 else:
                     group.moved[old_key] = (state, changed)
                     group.moved_to.append(key)
             if unit.links:
-                self._collect_links(unit, state, links)
-        for state in self.deleted:
+                self._collect_links(unit, state, connection, links)
+        for state, connection in self.deleted:
             unit = cast(Unit, unit_of(state.mapper))
-            group_of(unit, state).deleted[tuple(state.key[1])] = (state, state.committed_state)  # type: ignore[index]
+            groups[unit, connection].deleted[cast(Any, state.key)[1]] = (state, state.committed_state)
             if unit.links:
-                self._collect_links(unit, state, links)
-        for (unit, token), group in groups.items():
-            self._record_group(unit, self._capture(unit, token), group)
-        for (table, columns, mapper, token), some in links.items():
-            self._record_links(self._connection(mapper, token), table, columns, some)
+                self._collect_links(unit, state, connection, links, deleted=True)
+        for (unit, connection), group in groups.items():
+            capture = Capture(
+                connection, changeset_of(self.session, connection), unit.model.chain, unit.user_fields(self.config)
+            )
+            self._record_group(unit, capture, group)
+        for (table, columns, connection), some in links.items():
+            self._record_links(connection, table, columns, some)
         for capture, keys in self._dependents:
             capture.settle(keys)
 
@@ -334,21 +336,26 @@ class Flush:
             capture.deleted(list(group.deleted), old_of_lost)
         capture.updated(list(group.updated), old_of_updated)
 
-    def _collect_links(self, unit: Unit, state: State, links: dict[Any, _Links]) -> None:
+    @staticmethod
+    def _collect_links(
+        unit: Unit,
+        state: State,
+        connection: Connection,
+        links: dict[tuple[TrackedTable, tuple[Column[Any], ...], Connection], _Links],
+        deleted: bool = False,
+    ) -> None:
         for relationship in unit.links:
-            if relationship.key not in state.dict and relationship.key not in state.committed_state:
-                if state not in self.deleted:
-                    continue
+            if relationship.key not in state.dict and relationship.key not in state.committed_state and not deleted:
+                continue
             pairs = (*relationship.synchronize_pairs, *(relationship.secondary_synchronize_pairs or ()))
             table = cast(TrackedTable, tracked_table(relationship.secondary))
             columns = tuple(cast("Column[Any]", column) for _, column in pairs)
             history = state.get_history(relationship.key, PassiveFlag.PASSIVE_NO_INITIALIZE)
-            found = links.setdefault((table, columns, unit.mapper, state.identity_token), _Links())
+            found = links[table, columns, connection]
             here = _values(state, unit.mapper, relationship.synchronize_pairs)
-            is_deleted = state in self.deleted
             for items, kept in (
-                (history.added or (), found.removed if is_deleted else found.added),
-                (history.unchanged or () if is_deleted else (), found.removed),
+                (history.added or (), found.removed if deleted else found.added),
+                (history.unchanged or () if deleted else (), found.removed),
                 (history.deleted or (), found.removed),
             ):
                 for item in items:

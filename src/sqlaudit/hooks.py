@@ -104,10 +104,11 @@ def _before_flush(session: Session, context: UOWTransaction, instances: object) 
     if session.info.get(_SEEN) is context:
         return
     session.info[_SEEN] = context
-    timetravel.refuse_changes(session)
     flush = session.info[INFO_KEY] = Flush(session)
     if not session.info.get(_DISABLED):
         flush.prepare()
+    else:
+        timetravel.refuse_changes(session)
 
 
 def _after_flush(session: Session, context: UOWTransaction) -> None:
@@ -315,17 +316,17 @@ def _flush_of(mapper: Mapper[Any], state: InstanceState[Any]) -> Flush | None:
 
 def _inserted(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
     if (flush := _flush_of(mapper, state)) is not None:
-        flush.inserted.append(state)
+        flush.inserted.append((state, connection))
 
 
 def _updating(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
     if (flush := _flush_of(mapper, state)) is not None:
-        flush.updated.append((state, dict(state.committed_state)))
+        flush.updated.append((state, connection, dict(state.committed_state)))
 
 
 def _deleted(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
     if (flush := _flush_of(mapper, state)) is not None:
-        flush.deleted.append(state)
+        flush.deleted.append((state, connection))
 
 
 _MODEL_LISTENERS: Final[dict[str, Callable[..., Any]]] = {

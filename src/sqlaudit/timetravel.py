@@ -19,7 +19,8 @@ from typing import Any, Final, Literal, cast
 
 from sqlalchemy import Boolean, Column, Connection, Dialect, Result, Select, Table, bindparam, null, select
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import ORMExecuteState, Session, defer
+from sqlalchemy.orm import InstanceState, ORMExecuteState, Session, defer
+from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
@@ -187,6 +188,19 @@ def _alias_name(table: Table) -> str:
     return table.name if table.schema is None else f"{table.schema}_{table.name}"
 
 
+def refuse_change(state: InstanceState[Any]) -> None:
+    """Raise if an object was read as of an instant.
+
+    :raises ReadOnlyError: it was
+    """
+    if isinstance(state.identity_token, Instant):
+        raise ReadOnlyError(
+            f"{state.class_.__name__} {state.identity} {state.identity_token} is read-only; "
+            "expunge or refresh it, and change the live object instead.",
+            state.obj(),
+        )
+
+
 def refuse_changes(session: Session) -> None:
     """Raise if the session holds changes of objects that were read as of an instant.
 
@@ -194,10 +208,4 @@ def refuse_changes(session: Session) -> None:
     """
     for objects in (session.dirty, session.deleted):
         for obj in objects:
-            token = obj._sa_instance_state.identity_token
-            if isinstance(token, Instant):
-                raise ReadOnlyError(
-                    f"{type(obj).__name__} {obj._sa_instance_state.identity} {token} is read-only; "
-                    "expunge or refresh it, and change the live object instead.",
-                    obj,
-                )
+            refuse_change(instance_state(obj))
