@@ -1,8 +1,8 @@
 """Where are the versions kept? The history table of a live table, the history class of a model.
 
 A tracked table and its history table carry a :class:`TrackedTable` in ``table.info["sqlaudit"]``; the mapper of a
-tracked model carries a :class:`TrackedModel` in ``mapper.class_manager.info["sqlaudit"]``. Tables are made when a model is
-decorated, so that ``create_all`` and Alembic see them; history classes when they are first asked for.
+tracked model carries a :class:`TrackedModel` in ``mapper.class_manager.info["sqlaudit"]``. Tables are made when a
+model is decorated, so that ``create_all`` and Alembic see them; history classes when they are first asked for.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar, Final, cast
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import (
     JSON,
@@ -19,6 +20,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
+    Dialect,
     Enum,
     Index,
     Integer,
@@ -131,7 +133,8 @@ class TrackedTable:
         self.is_association = is_association
         self.names = names or AuditColumns()
         self.chains: list[tuple[TrackedTable, ...]] = []  # those of the models whose objects have rows in this table
-        self.cache: dict[Any, Any] = {}  # statements that are built once per table
+        self.cache: dict[Any, Any] = {}
+        self.statements: WeakKeyDictionary[Dialect, Any] = WeakKeyDictionary()  # built once per dialect
         self.history = self._make_table(name)
         live.info[INFO_KEY] = self.history.info[INFO_KEY] = self
         self.history.add_is_dependent_on(live)  # whose CREATE makes the types that both use
@@ -177,7 +180,7 @@ class TrackedTable:
             unique=True,
             postgresql_where=where,
             sqlite_where=where,
-        ).ddl_if(callable_=_has_partial_indexes)
+        ).ddl_if(dialect=cast(str, ("postgresql", "sqlite")))
         Index(conv(_shortened(f"ix_{name}_changeset")), history.c[self.names.changeset_id])
         event.listen(history, "after_create", AddOpenGuard(history).execute_if(dialect=cast(str, ("mysql", "mariadb"))))
         return history
@@ -214,7 +217,7 @@ class TrackedTable:
         for column in self._stored_columns():
             if column.key not in self.history.c:
                 self.history.append_column(self._copy_of(column))
-                self.cache.clear()
+                self.statements.clear()
                 self.__dict__.pop("columns", None)
             elif isinstance(self.history.c[column.key].type, NullType):
                 self.history.c[column.key].type = column.type
@@ -231,7 +234,8 @@ class TrackedTable:
 
     def role(self, role: str) -> Column[Any]:
         """Return our column of a role: a field of :class:`AuditColumns`."""
-        return self.history.c[getattr(self.names, role)]
+        name: str = getattr(self.names, role)
+        return self.history.c[name]
 
     @property
     def version(self) -> Column[int]:
@@ -252,10 +256,6 @@ def _shortened(name: str) -> str:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
     return name.encode()[: _MAX_IDENTIFIER - 9].decode(errors="ignore") + "_" + digest
-
-
-def _has_partial_indexes(ddl: Any, target: Any, bind: Any, *, dialect: Any, **kw: Any) -> bool:
-    return dialect.name in ("postgresql", "sqlite")
 
 
 class AddOpenGuard(ExecutableDDLElement):
@@ -290,6 +290,7 @@ class TrackedModel:
         self.options = options
         self.is_decorated = is_decorated
         self.parent = None if mapper.inherits is None or mapper.concrete else tracked_model(mapper.inherits)
+        self.table: TrackedTable
         self.history_class: type[Version] | None = None
         mapper.class_manager.info[INFO_KEY] = self
         self._make_table()
@@ -324,7 +325,7 @@ class TrackedModel:
         partners: dict[Any, Any] = {}
         for element in visitors.iterate(cast("ColumnElement[bool]", self.mapper.inherit_condition)):
             if isinstance(element, BinaryExpression):
-                left, right = (cast("ColumnElement[Any]", side)._deannotate() for side in (element.left, element.right))
+                left, right = (side._deannotate() for side in (element.left, element.right))
                 partners[left], partners[right] = right, left
         return [partners[column] for column in self.parent.table.key]
 
@@ -524,8 +525,8 @@ def _make_history_class(model: TrackedModel) -> type[Version]:
     history_class = cast(
         "type[Version]",
         type(
-            "History",
-            (parent.history_class if parent else Version,),
+            f"{mapper.class_.__name__}.History",  # its registry warns of two classes of one name
+            (Version if parent is None else history_of(parent.mapper.class_),),
             {
                 "__module__": mapper.class_.__module__,
                 "__qualname__": f"{mapper.class_.__qualname__}.History",
@@ -551,7 +552,7 @@ def _make_history_class(model: TrackedModel) -> type[Version]:
         local_table = None
     if parent is None:
         if mapper.polymorphic_on is not None:
-            options["polymorphic_on"] = _moved(mapper.polymorphic_on, {live: old for live, old in table.columns})
+            options["polymorphic_on"] = _moved(mapper.polymorphic_on, dict(table.columns))
             options["with_polymorphic"] = "*"
     else:
         options["inherits"] = parent.history_class
