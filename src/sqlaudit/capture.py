@@ -15,11 +15,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, cast
 from uuid import UUID
 from weakref import ref
 
-from sqlalchemy import Column, Connection, CursorResult, Executable, insert, null, update
+from sqlalchemy import Column, Connection, CursorResult, insert, null, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
 
@@ -29,7 +29,7 @@ from sqlaudit.context import AuditContext, get_audit_context, user_id_text
 from sqlaudit.exceptions import HistoryTableError
 from sqlaudit.history import INFO_KEY, TrackedTable
 from sqlaudit.period import OPEN_END, TICK, OpenEnd, is_open
-from sqlaudit.statements import Statements, UserFields
+from sqlaudit.statements import Prepared, Statements, UserFields
 
 try:
     from uuid import uuid7  # type: ignore[attr-defined]  # Python 3.14
@@ -78,15 +78,15 @@ def changeset_of(session: Session, connection: Connection) -> Changeset:
     transaction, which may span several databases.
     """
     on_connection = connection.info.get(INFO_KEY)
-    if on_connection is not None and on_connection[0]() is (transaction := connection.get_transaction()):
-        return on_connection[1]  # type: ignore[no-any-return]
     transaction = connection.get_transaction()
+    if on_connection is not None and on_connection[0]() is transaction:
+        return cast(Changeset, on_connection[1])
     outermost: SessionTransaction | None = session.get_transaction()
     on_session = session.info.get(f"{INFO_KEY}_changeset")
     if on_session is not None and outermost is not None and on_session[0]() is outermost:
         changeset: Changeset = on_session[1]
     else:
-        changeset = Changeset(UUID(bytes=uuid7().bytes), current_config().now())
+        changeset = Changeset(uuid7(), current_config().now())
         if outermost is not None:
             session.info[f"{INFO_KEY}_changeset"] = (ref(outermost), changeset)
     if transaction is not None:
@@ -130,7 +130,7 @@ class Capture:
         self,
         connection: Connection,
         changeset: Changeset,
-        chain: Sequence[TrackedTable],
+        chain: tuple[TrackedTable, ...],
         user_fields: UserFields = (None, None),
         context: AuditContext | None = None,
     ) -> None:
@@ -199,7 +199,7 @@ class Capture:
         found: tuple[set[Key], set[Key]] = (set(), set())
         for chunk in chunks(values):
             for keys, statement in zip(found, self._statements(chunk)("keys", columns), strict=True):
-                keys.update(tuple(row) for row in self._execute(statement, self._selecting(chunk)))
+                keys.update(tuple(row) for row in self._read(statement, chunk))
         return found
 
     def settle(
@@ -230,6 +230,7 @@ class Capture:
         undone = [row for row in last.values() if not row.agrees and row.ours and row.same_context]
         if undone:
             self._take_back(undone)
+            inserted = {*inserted, *(row.key for row in undone if row.operation is Operation.INSERT)}
             last = self._last(keys)
         untold = [key for key in keys if key not in inserted and (key not in last or not last[key].is_open)]
         if untold := [key for key in untold if key not in last or not last[key].gone]:
@@ -263,18 +264,14 @@ class Capture:
         return max(self.changeset.at, last.valid_to)
 
     def _take_back(self, rows: Sequence[_Last]) -> None:
-        statements = self._statements(((),))
-        removed = [self._selecting((row.key,)) | {"sqlaudit_version": row.version} for row in rows]
-        for statement in statements("remove"):
-            self.connection.execute(statement, removed)
-        reopened = [
-            self._selecting((row.key,)) | {"sqlaudit_version": row.version - 1}
-            for row in rows
-            if row.operation is not Operation.INSERT
-        ]
-        if reopened:
-            for statement in statements("reopen"):
-                self.connection.execute(statement, reopened)
+        statements = self._statements(rows[:1])
+        for row in rows:
+            parameters = self._selecting((row.key,))
+            for statement in statements("remove"):
+                statement.execute(self.connection, parameters | {"sqlaudit_version": row.version})
+            if row.operation is not Operation.INSERT:
+                for statement in statements("reopen"):
+                    statement.execute(self.connection, parameters | {"sqlaudit_version": row.version - 1})
 
     def _baseline_of(self, keys: Sequence[Key], before: OldValues) -> None:
         """Write baselines of rows that have changed already, as far as their old values are known."""
@@ -336,7 +333,7 @@ class Capture:
         (statement,) = self._statements(keys)("last")
         found: dict[Key, _Last] = {}
         width = len(self.chain[0].key)
-        for row in self._execute(statement, self._selecting(keys)):
+        for row in self._read(statement, keys):
             number, valid_from, valid_to, operation, changeset, *context, gone, changed, row_user = row[width:]
             user = self.user if self.user is not None or self.user_fields == (None, None) else row_user
             ours = changeset == self.changeset.id
@@ -356,32 +353,38 @@ class Capture:
 
     # -- running statements
 
-    def _statements(self, keys: Sequence[Key]) -> Statements:
-        many = len(keys) > 1
-        cache = self.chain[-1].cache
-        signature = (tuple(table.live for table in self.chain), self.user_fields, many)
-        statements: Statements | None = cache.get(signature)
-        if statements is None:
-            statements = cache[signature] = Statements(self.chain, self.user_fields, many)
-        return statements
+    def _statements(self, keys: Sequence[Any]) -> Statements:
+        many, dialect = len(keys) > 1, self.connection.dialect
+        statements: dict[Any, Statements] = self.chain[-1].statements.setdefault(dialect, {})
+        signature = (self.chain, self.user_fields, many)
+        try:
+            return statements[signature]
+        except KeyError:
+            return statements.setdefault(signature, Statements(self.chain, self.user_fields, many, dialect))
 
     @staticmethod
     def _selecting(keys: Sequence[Key]) -> dict[str, Any]:
         if len(keys) == 1:
             return {f"sqlaudit_key_{index}": value for index, value in enumerate(keys[0])}
-        return {"sqlaudit_keys": [key[0] if len(key) == 1 else key for key in keys]}
+        return {"sqlaudit_keys": [key[0] for key in keys] if len(keys[0]) == 1 else list(keys)}
 
     def _run(self, keys: Sequence[Key], step: str, *args: Any, at: datetime | None = None) -> int:
         """Execute the statements of a step; return the number of rows that the base table's wrote."""
         parameters = self.parameters | self._selecting(keys)
         if at is not None:
             parameters["sqlaudit_at"] = at
-        counts = [self._execute(statement, parameters).rowcount for statement in self._statements(keys)(step, *args)]
+        try:
+            counts = [
+                statement.execute(self.connection, parameters).rowcount
+                for statement in self._statements(keys)(step, *args)
+            ]
+        except DBAPIError as error:
+            raise self._explained(error) or error from error
         return counts[0]
 
-    def _execute(self, statement: Executable, parameters: Mapping[str, Any]) -> CursorResult[Any]:
+    def _read(self, statement: Prepared, keys: Sequence[Key]) -> CursorResult[Any]:
         try:
-            return self.connection.execute(statement, parameters)
+            return self.connection.execute(statement.statement, self.parameters | self._selecting(keys))
         except DBAPIError as error:
             raise self._explained(error) or error from error
 

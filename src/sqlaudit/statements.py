@@ -6,16 +6,22 @@ the same statements run on a distributed PostgreSQL, too.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
+from typing import cast as cast_type
+from weakref import ref
 
 from sqlalchemy import (
     ARRAY,
     Boolean,
     Column,
     ColumnElement,
+    Connection,
+    CursorResult,
     Date,
     DateTime,
+    Dialect,
     Executable,
     FromClause,
     Integer,
@@ -25,6 +31,7 @@ from sqlalchemy import (
     Time,
     Uuid,
     and_,
+    any_,
     bindparam,
     case,
     cast,
@@ -40,6 +47,7 @@ from sqlalchemy import (
     tuple_,
     update,
 )
+from sqlalchemy.engine.interfaces import BindTyping
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -67,26 +75,28 @@ class differs(FunctionElement[bool]):
     inherit_cache = True
 
 
+_IN_JSON: Final = (Integer, String, Uuid)
 _COMPARED_BY_VALUE: Final = (Integer, Numeric, Boolean, DateTime, Date, Time, Uuid, LargeBinary)
 
 
-def _implementation(type_: TypeEngine[Any], compiler: SQLCompiler) -> TypeEngine[Any]:
-    implementation = type_.dialect_impl(compiler.dialect)
+def implementation_of(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
+    """Return the type that a dialect really uses for a type."""
+    implementation = type_.dialect_impl(dialect)
     while isinstance(implementation, TypeDecorator):
-        implementation = implementation.type_engine(compiler.dialect)
+        implementation = implementation.type_engine(dialect)
     return implementation
 
 
 def _sides(element: differs, compiler: SQLCompiler, **kw: Any) -> tuple[TypeEngine[Any], str, str]:
     left, right = element.clauses
-    return _implementation(left.type, compiler), compiler.process(left, **kw), compiler.process(right, **kw)
+    return implementation_of(left.type, compiler.dialect), compiler.process(left, **kw), compiler.process(right, **kw)
 
 
 @compiles(differs)
 def _differs(element: differs, compiler: SQLCompiler, **kw: Any) -> str:
     type_, left, right = _sides(element, compiler, **kw)
     if isinstance(type_, ARRAY):
-        type_ = _implementation(type_.item_type, compiler)
+        type_ = implementation_of(type_.item_type, compiler.dialect)
     if type(type_).__name__ in ("CITEXT", "INTERVAL", "JSON", "JSONB") or not isinstance(
         type_, (*_COMPARED_BY_VALUE, String)
     ):
@@ -137,6 +147,53 @@ def _user_text(element: user_text, compiler: SQLCompiler, **kw: Any) -> str:
 _at = bindparam("sqlaudit_at", type_=UTCDateTime())
 
 
+class _JSONList(TypeDecorator[list[Any]]):
+    """Many values in one parameter, for databases that have no arrays."""
+
+    impl = String
+    cache_ok = True
+
+    def __init__(self, item_type: TypeEngine[Any]) -> None:
+        super().__init__()
+        self.item_type = item_type
+
+    def process_bind_param(self, value: list[Any] | None, dialect: Dialect) -> str:
+        processor = self.item_type.dialect_impl(dialect).bind_processor(dialect)
+        return json.dumps(value if processor is None else [processor(item) for item in value or ()])
+
+
+class Prepared:
+    """A statement as the driver of one dialect takes it: an execution has only to bind its parameters.
+
+    Measured on a transaction that changes one row, this halves what the two statements cost.
+    """
+
+    def __init__(self, statement: Executable, dialect: Dialect) -> None:
+        self.statement = statement
+        self._options = {"preserve_rowcount": True}
+        compiled = cast_type(SQLCompiler, statement.compile(dialect=dialect))  # type: ignore[attr-defined]
+        self._positions = compiled.positiontup
+        self._constants: dict[str, Any] = {}
+        self._processors: list[tuple[str, Any]] = []
+        for name, bind in compiled.binds.items():
+            processor = bind.type.dialect_impl(dialect).bind_processor(dialect)
+            if name.startswith("sqlaudit_"):
+                self._processors.append((name, processor))
+            else:
+                self._constants[name] = bind.value if processor is None else processor(bind.value)
+        fixed = dialect.bind_typing is not BindTyping.SETINPUTSIZES
+        self._sql = compiled.string if fixed and not any(bind.expanding for bind in compiled.binds.values()) else None
+
+    def execute(self, connection: Connection, parameters: Mapping[str, Any]) -> CursorResult[Any]:
+        if self._sql is None or "schema_translate_map" in connection.get_execution_options():
+            return connection.execute(self.statement, parameters, execution_options=self._options)
+        bound = self._constants.copy()
+        for name, processor in self._processors:
+            bound[name] = parameters[name] if processor is None else processor(parameters[name])
+        values = bound if self._positions is None else tuple([bound[name] for name in self._positions])
+        return connection.exec_driver_sql(self._sql, values, execution_options=self._options)
+
+
 class Statements:
     """The statements that write the versions of objects that live in a chain of tables.
 
@@ -145,23 +202,29 @@ class Statements:
 
     :param chain: the tables, from the base of the hierarchy to the objects' own
     :param user_fields: the live columns that name the user of a row, before and after the callback
+    :param dialect: the one that they are for
     """
 
-    def __init__(self, chain: Sequence[TrackedTable], user_fields: UserFields, many: bool) -> None:
+    def __init__(self, chain: Sequence[TrackedTable], user_fields: UserFields, many: bool, dialect: Dialect) -> None:
         self.chain = chain
         self.base = chain[0]
         self.many = many
         self.user_fields = user_fields
-        self._built: dict[Any, list[Executable]] = {}
+        self._dialect = ref(dialect)
+        self._built: dict[Any, list[Prepared]] = {}
 
-    def __call__(self, name: str, *args: Any) -> list[Executable]:
+    def __call__(self, name: str, *args: Any) -> list[Prepared]:
         """Return the statements of one step, the base table's first."""
         try:
             return self._built[name, args]
         except KeyError:
             statements = getattr(self, f"_{name}")(*args)
-            self._built[name, args] = [statement.execution_options(preserve_rowcount=True) for statement in statements]
+            self._built[name, args] = [Prepared(statement, self.dialect) for statement in statements]
             return self._built[name, args]
+
+    @property
+    def dialect(self) -> Dialect:
+        return cast_type(Dialect, self._dialect())
 
     # -- parts
 
@@ -173,9 +236,15 @@ class Statements:
                     for index, column in enumerate(columns)
                 )
             )
-        if len(columns) == 1:
-            return columns[0].in_(bindparam("sqlaudit_keys", type_=columns[0].type, expanding=True))
-        return tuple_(*columns).in_(bindparam("sqlaudit_keys", expanding=True))
+        if len(columns) > 1:
+            return tuple_(*columns).in_(bindparam("sqlaudit_keys", expanding=True))
+        (column,) = columns
+        if self.dialect.name == "postgresql":
+            return column == any_(bindparam("sqlaudit_keys", type_=ARRAY(column.type)))
+        if self.dialect.name == "sqlite" and isinstance(implementation_of(column.type, self.dialect), _IN_JSON):
+            keys = func.json_each(bindparam("sqlaudit_keys", type_=_JSONList(column.type)))
+            return column.in_(select(keys.table_valued("value").c.value))
+        return column.in_(bindparam("sqlaudit_keys", type_=column.type, expanding=True))
 
     @staticmethod
     def _same(left: Iterable[ColumnElement[Any]], right: Iterable[ColumnElement[Any]]) -> ColumnElement[bool]:
@@ -454,7 +523,7 @@ class Statements:
                 .where(self._same(base.key, base.history_key))
                 .scalar_subquery()
             )
-            user = func.coalesce(row, self._user({live: old for live, old in base.columns}))
+            user = func.coalesce(row, self._user(dict(base.columns)))
         return [
             select(
                 *base.history_key,
