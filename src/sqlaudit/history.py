@@ -21,7 +21,6 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Dialect,
-    Enum,
     Index,
     Integer,
     MetaData,
@@ -43,7 +42,7 @@ from sqlalchemy.schema import BLANK_SCHEMA, ExecutableDDLElement, conv
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.compiler import DDLCompiler
 from sqlalchemy.sql.elements import quoted_name
-from sqlalchemy.types import NullType, TypeEngine
+from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
 
 from sqlaudit.changes import FieldChange, Operation, VersionInfo, diff
 from sqlaudit.context import USER_ID_LENGTH
@@ -87,18 +86,22 @@ class Options:
     audit_columns: AuditColumns = AuditColumns()
 
 
+class OperationText(TypeDecorator[Operation]):
+    """An :class:`~sqlaudit.changes.Operation` as its text; an ``Enum`` would bring DDL of its own."""
+
+    impl = String(16)
+    cache_ok = True
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> Operation | None:
+        return None if value is None else Operation(value)
+
+
 def _audit_column_types() -> dict[str, TypeEngine[Any]]:
     return {
         "version": Integer(),
         "valid_from": UTCDateTime(),
         "valid_to": UTCDateTime(),
-        "operation": Enum(
-            Operation,
-            native_enum=False,
-            create_constraint=False,
-            length=16,
-            values_callable=lambda operations: [str(operation) for operation in operations],
-        ),
+        "operation": OperationText(),
         # One type per database, whether a server answers or not: Uuid alone depends on MariaDB's version.
         "changeset_id": Uuid(native_uuid=False).with_variant(Uuid(), "postgresql"),
         "changed_by": String(USER_ID_LENGTH),
