@@ -63,11 +63,17 @@ class Blame(VersionInfo):
 
 
 def differ(old: Any, new: Any) -> bool:
-    """Tell whether two values are different; NaN is equal to itself, ``True`` is not ``1``."""
+    """Tell whether two values are different; NaN is equal to itself, ``True`` is not ``1``, inside of JSON either."""
     if old is new:
         return False
-    if type(old) is not type(new) and (isinstance(old, bool) or isinstance(new, bool)):
-        return True
+    kind = type(old)
+    if kind is not type(new):
+        if kind is bool or type(new) is bool:
+            return True
+    elif kind is dict:
+        return old.keys() != new.keys() or any(differ(value, new[key]) for key, value in old.items())
+    elif kind is list:
+        return len(old) != len(new) or any(map(differ, old, new))
     return bool(old != new) and not (bool(old != old) and bool(new != new))
 
 
@@ -86,5 +92,5 @@ def diff(
         yield from ((name, value, None) for name, value in zip(names, new, strict=True) if value is not None)
     elif operation is Operation.UPDATE and old is not None:
         for name, before, after in zip(names, old, new, strict=True):
-            if differ(before, after):
+            if before is not after and differ(before, after):  # `is` first: most are, and a call costs more
                 yield name, before, after

@@ -6,42 +6,67 @@ Every read here is one statement. All of them take a :class:`sqlalchemy.orm.Sess
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
-from datetime import datetime
+import re
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing, suppress
+from datetime import date, datetime, time
+from decimal import Decimal
 from itertools import islice
-from typing import Any, Final, TypedDict, Unpack
+from math import inf
+from operator import itemgetter
+from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, FromClause, Select, and_, false, or_, select, tuple_
-from sqlalchemy.orm import Session
-from sqlalchemy.types import TypeEngine
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    FromClause,
+    Integer,
+    Row,
+    Select,
+    Uuid,
+    and_,
+    bindparam,
+    false,
+    or_,
+    select,
+    tuple_,
+)
+from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.orm import Session, scoped_session, with_polymorphic
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from sqlaudit.changes import Blame, FieldChange, Operation, diff
+from sqlaudit.changes import Blame, FieldChange, Operation, diff, differ
 from sqlaudit.config import configured_session
-from sqlaudit.context import user_id_text
 from sqlaudit.exceptions import QueryError
-from sqlaudit.history import TrackedModel, history_of, tracked_model_of
+from sqlaudit.history import TrackedModel, history_of, tracked_model_of, version_info
 from sqlaudit.period import as_utc
 from sqlaudit.statements import differs
 
 _BATCH: Final = 500
-
-
-class Filters(TypedDict, total=False):
-    """What :func:`get_resource_changes` and :func:`stream_resource_changes` can be told."""
-
-    filter_resource_ids: Any
-    filter_fields: str | Iterable[str] | None
-    filter_user_ids: Any
-    filter_date_range: tuple[datetime | None, datetime | None] | None
-    limit: int | None
-    offset: int
-    newest_first: bool
+_WHOLE_NUMBER: Final = re.compile(r"[+-]?[0-9]+")
+_FROM_TEXT: Final[Mapping[type[Any], Callable[[str], Any]]] = {
+    date: date.fromisoformat,
+    datetime: datetime.fromisoformat,
+    time: time.fromisoformat,
+    Decimal: Decimal,
+    float: float,
+}
+_ANY_DIALECT: Final = DefaultDialect()
 
 
 def get_resource_changes(
-    model_class: type[Any], session: Session | None = None, **filters: Unpack[Filters]
+    model_class: type[Any],
+    session: Session | scoped_session[Any] | None = None,
+    filter_resource_ids: Any = None,
+    filter_fields: str | Iterable[str] | None = None,
+    filter_user_ids: Any = None,
+    filter_date_range: tuple[datetime | None, datetime | None] | None = None,
+    *,
+    limit: int | None = None,
+    offset: int = 0,
+    newest_first: bool = False,
 ) -> list[FieldChange]:
     """Return the field changes of a tracked model's rows, oldest first. One statement.
 
@@ -59,39 +84,47 @@ def get_resource_changes(
     :raises TrackingError: the model is not tracked
     :raises QueryError: a filter does not make sense
     """
+    reading = _Reading(
+        model_class, filter_resource_ids, filter_fields, filter_user_ids, filter_date_range, limit, offset, newest_first
+    )
     if session is None:
         with configured_session() as made:
-            return list(stream_resource_changes(model_class, made, **filters))
-    return list(stream_resource_changes(model_class, session, **filters))
+            return list(reading.changes(made))
+    return list(reading.changes(_checked_session(session)))
 
 
 def stream_resource_changes(
-    model_class: type[Any], session: Session, **filters: Unpack[Filters]
-) -> Iterator[FieldChange]:
+    model_class: type[Any],
+    session: Session | scoped_session[Any],
+    filter_resource_ids: Any = None,
+    filter_fields: str | Iterable[str] | None = None,
+    filter_user_ids: Any = None,
+    filter_date_range: tuple[datetime | None, datetime | None] | None = None,
+    *,
+    limit: int | None = None,
+    offset: int = 0,
+    newest_first: bool = False,
+) -> Generator[FieldChange]:
     """Yield what :func:`get_resource_changes` returns, in flat memory.
 
     The statement stays open until the iterator is exhausted or closed.
     """
-    _check_session(session)
-    read = _Reading(tracked_model_of(model_class), filters)
-    return read.stream(session)
+    reading = _Reading(
+        model_class, filter_resource_ids, filter_fields, filter_user_ids, filter_date_range, limit, offset, newest_first
+    )
+    return reading.changes(_checked_session(session), yield_per=_BATCH)
 
 
-def versions_of(session: Session, model_class: type[Any], resource_id: Any) -> list[Any]:
+def versions_of(session: Session | scoped_session[Any], model_class: type[Any], resource_id: Any) -> list[Any]:
     """Return the versions of one row, oldest first: instances of the model's history class. One statement.
 
     :param resource_id: the primary key; a tuple if it is composite; text is converted
     :raises TrackingError: the model is not tracked
     """
-    _check_session(session)
-    model = tracked_model_of(model_class)
-    history = history_of(model_class)
-    table = model.root.table
-    statement = select(history).order_by(table.version)
-    return list(session.scalars(statement.where(_ids(list(table.history_key), [resource_id]))))
+    return list(_versions(session, model_class, resource_id))
 
 
-def blame(session: Session, model_class: type[Any], resource_id: Any) -> dict[str, Blame]:
+def blame(session: Session | scoped_session[Any], model_class: type[Any], resource_id: Any) -> dict[str, Blame]:
     """Return, for each field of a row, its value and the version that gave it. One statement.
 
     Empty if the row has no history, or is deleted.
@@ -99,75 +132,101 @@ def blame(session: Session, model_class: type[Any], resource_id: Any) -> dict[st
     :param resource_id: the primary key; a tuple if it is composite; text is converted
     :raises TrackingError: the model is not tracked
     """
-    _check_session(session)
+    with closing(_versions(session, model_class, resource_id, newest_first=True, yield_per=_BATCH)) as versions:
+        version = next(versions, None)
+        if version is None or version_info(version)["operation"] is Operation.DELETE:
+            return {}
+        found: dict[str, Blame] = {}
+        values = {name: getattr(version, name) for name in _field_names(version.__sqlaudit_model__)}
+        while version is not None and len(found) < len(values):
+            info, before = version_info(version), next(versions, None)
+            first = before is None or info["operation"] is not Operation.UPDATE
+            for name in values.keys() - found.keys():
+                if first or differ(getattr(before, name, None), getattr(version, name)):
+                    found[name] = Blame(**info, value=values[name])
+            version = before
+    return {name: found[name] for name in values}
+
+
+def _field_names(model: TrackedModel) -> list[str]:
+    chosen = model.options.tracked_fields
+    return sorted(name for name in model.columns if chosen is None or name in chosen)
+
+
+# --- versions ---------------------------------------------------------------------------------------------------
+
+
+def _versions(
+    session: object, model_class: type[Any], resource_id: Any, *, newest_first: bool = False, **options: Any
+) -> Generator[Any]:
     model = tracked_model_of(model_class)
-    read = _Reading(model, {"newest_first": True}, with_unchanged=True)
-    read.statement = read.statement.where(_ids(read.key, [resource_id]))
-    found: dict[str, Blame] = {}
-    unsettled: dict[str, tuple[int, Any]] = {}
-    with closing(read.pairs(session)) as pairs:
-        for info, _, old, new in pairs:
-            if info["operation"] is Operation.DELETE:
-                break
-            if not found and not unsettled:
-                unsettled = {name: (place, new[place]) for place, name in enumerate(read.names)}
-            first = old is None or info["operation"] is not Operation.UPDATE
-            changed = {name for name, *_ in diff(read.names, info["operation"], old, new)}
-            for name in [name for name in unsettled if first or name in changed]:
-                _, value = unsettled.pop(name)
-                found[name] = Blame(**info, value=value)
-            if not unsettled:
-                break
-    return {name: found[name] for name, _ in model.reported() if name in found}
+    table = model.root.table
+    session = _checked_session(session)
+    parameters = _ids_given(table.history_key, [resource_id])
+
+    def build() -> Select[Any]:
+        statement = select(with_polymorphic(history_of(model_class), "*"))
+        order = table.version.desc() if newest_first else table.version
+        return statement.where(_has_id(table.history_key)).order_by(order)
+
+    statement = _built_once(model, ("versions", frozenset(parameters), newest_first), build)
+    with closing(_rows(session, model, statement, parameters, options)) as rows:
+        for (version,) in rows:
+            yield version
 
 
-def _check_session(session: object) -> None:
-    if not isinstance(session, Session):
-        if hasattr(session, "run_sync"):
-            raise QueryError(
-                "An AsyncSession was given; read through its run_sync: "
-                "await session.run_sync(versions_of, Customer, 42).",
-                session,
-            )
-        if not hasattr(session, "registry"):  # a scoped_session stands for a session
-            raise QueryError(f"{session!r} is not a Session; give one.", session)
+# --- field changes ----------------------------------------------------------------------------------------------
 
 
 class _Reading:
     """One statement over the versions of a model, each beside the version before it."""
 
-    def __init__(self, model: TrackedModel, filters: Filters, with_unchanged: bool = False) -> None:
-        unknown = filters.keys() - Filters.__annotations__.keys()
-        if unknown:
-            raise QueryError(
-                f"There is no filter {', '.join(sorted(unknown))}; there are {', '.join(Filters.__annotations__)}."
-            )
-        self.model = model
-        self.limit = _checked_count("limit", filters.get("limit"))
-        self.offset = _checked_count("offset", filters.get("offset")) or 0
-        self.newest_first = bool(filters.get("newest_first"))
-        fields = self._chosen_fields(model, filters.get("filter_fields"))
-        self.names = [name for name, _ in fields]
-        base = model.root.table
+    def __init__(
+        self,
+        model_class: type[Any],
+        resource_ids: Any,
+        fields: str | Iterable[str] | None,
+        user_ids: Any,
+        dates: tuple[datetime | None, datetime | None] | None,
+        limit: int | None,
+        offset: int,
+        newest_first: bool,
+    ) -> None:
+        self.model = model = tracked_model_of(model_class)
+        self.newest_first = newest_first
+        self.offset = _checked_count("offset", offset)
+        self.end = None if limit is None else self.offset + _checked_count("limit", limit)
+        self.fields = _chosen_fields(model, fields)
+        self.ids = tuple(model.resource_id_columns())
+        self.parameters: dict[str, Any] = dict(_date_range(dates))
+        if resource_ids is not None:
+            self.parameters |= _ids_given(self.ids, _listed(resource_ids, composite=len(self.ids) > 1))
+        if user_ids is not None:
+            self.parameters["users"] = [_user_text(user) for user in _listed(user_ids)]
+        if self.end is not None:
+            self.parameters |= {"limit": self.end, "offset": 0}
+        shape = ("changes", self.fields, self.ids, frozenset(self.parameters), newest_first)
+        self.statement = _built_once(model, shape, self._build)
+
+    def _build(self) -> Select[Any]:
+        model, base = self.model, self.model.root.table
         tables = list(dict.fromkeys(table for each in model.family() for table in each.chain))
         now = {table: table.history.alias(f"now_{place}") for place, table in enumerate(tables)}
         before = {table: table.history.alias(f"before_{place}") for place, table in enumerate(tables)}
         owner = {table.history: table for table in tables}
         source: FromClause = now[base]
-        own = set(model.chain)
         for table in tables[1:]:
             source = source.join(
-                now[table], _same_version(table, now[table], base, now[base]), isouter=table not in own
+                now[table], _same_version(table, now[table], base, now[base]), isouter=table not in model.chain
             )
         source = source.outerjoin(before[base], _same_version(base, before[base], base, now[base], distance=-1))
         for table in tables[1:]:
             source = source.outerjoin(before[table], _same_version(table, before[table], base, before[base]))
-        new = [now[owner[column.table]].c[column.key] for _, column in fields]
-        old = [before[owner[column.table]].c[column.key] for _, column in fields]
-        ids = [now[owner[column.table]].c[column.key] for column in model.resource_id_columns()]
-        self.key = [now[base].c[column.key] for column in base.history_key]
-        self._width = (len(ids), len(fields))
+        new = [now[owner[column.table]].c[column.key] for _, column in self.fields]
+        old = [before[owner[column.table]].c[column.key] for _, column in self.fields]
+        ids = [now[owner[column.table]].c[column.key] for column in self.ids]
         roles = {role: now[base].c[name] for role, name in base.names.items()}
+        number_before = before[base].c[base.version.key]
         statement = select(
             roles["version"],
             roles["valid_from"],
@@ -177,89 +236,89 @@ class _Reading:
             roles["impersonated_by"],
             roles["reason"],
             roles["extra"],
-            before[base].c[base.version.key],
+            number_before,
             *ids,
             *new,
             *old,
         ).select_from(source)
-        if not with_unchanged:
-            statement = statement.where(
-                or_(
-                    and_(roles["operation"] == Operation.INSERT, or_(*(column.is_not(None) for column in new))),
-                    and_(roles["operation"] == Operation.DELETE, or_(*(column.is_not(None) for column in new))),
-                    and_(
-                        roles["operation"] == Operation.UPDATE,
-                        before[base].c[base.version.key].is_not(None),
-                        or_(*(differs(one, other) for one, other in zip(new, old, strict=True))),
-                    ),
-                )
-                if fields
-                else false()
+        statement = statement.where(
+            or_(
+                and_(
+                    roles["operation"].in_([Operation.INSERT, Operation.DELETE]),
+                    or_(false(), *(column.is_not(None) for column in new)),
+                ),
+                and_(
+                    roles["operation"] == Operation.UPDATE,
+                    number_before.is_not(None),
+                    or_(false(), *(differs(one, other) for one, other in zip(new, old, strict=True))),
+                ),
             )
+        )
         if (identities := _identities(model)) is not None:
             column, values = identities
             statement = statement.where(now[base].c[column.key].in_(values))
-        if filters.get("filter_resource_ids") is not None:
-            statement = statement.where(_ids(ids, _listed(filters["filter_resource_ids"], composite=len(ids) > 1)))
-        if filters.get("filter_user_ids") is not None:
-            users = [user_id_text(user) for user in _listed(filters["filter_user_ids"])]
-            statement = statement.where(roles["changed_by"].in_(users))
-        for condition in _date_range(roles["valid_from"], filters.get("filter_date_range")):
-            statement = statement.where(condition)
-        order = [roles["valid_from"], *self.key, roles["version"]]
-        self.statement: Select[Any] = statement.order_by(*(c.desc() for c in order) if self.newest_first else order)
+        given = self.parameters
+        if "ids" in given:
+            statement = statement.where(_has_id(ids))
+        if "users" in given:
+            statement = statement.where(roles["changed_by"].in_(bindparam("users", expanding=True)))
+        if "since" in given:
+            statement = statement.where(roles["valid_from"] >= bindparam("since"))
+        if "until" in given:
+            statement = statement.where(roles["valid_from"] <= bindparam("until"))
+        if "limit" in given:
+            statement = statement.limit(bindparam("limit")).offset(bindparam("offset"))
+        key = [now[base].c[column.key] for column in base.history_key]
+        order = [roles["valid_from"], *key, roles["version"]]
+        return statement.order_by(*(column.desc() if self.newest_first else column for column in order))
 
-    @staticmethod
-    def _chosen_fields(model: TrackedModel, chosen: str | Iterable[str] | None) -> list[tuple[str, Any]]:
-        fields = sorted(model.reported(), key=lambda field: field[0])
-        if chosen is None:
-            return fields
-        names = {chosen} if isinstance(chosen, str) else set(chosen)
-        known = {name for name, _ in fields}
-        if names - known:
-            raise QueryError(
-                f"{model.mapper.class_.__name__} has no tracked field {', '.join(map(repr, sorted(names - known)))}; "
-                f"it has {', '.join(sorted(known))}."
-            )
-        return [(name, column) for name, column in fields if name in names]
+    def changes(self, session: Session, **options: Any) -> Generator[FieldChange]:
+        """Yield the field changes from ``offset`` to ``offset + limit``."""
+        with closing(self._all_changes(session, options)) as changes:
+            yield from islice(changes, self.offset, self.end)
 
-    def pairs(self, session: Session) -> Iterator[tuple[dict[str, Any], Any, Sequence[Any] | None, Sequence[Any]]]:
-        """Yield, for each version: its info, its resource id, the fields before it (if known), its fields."""
-        ids, fields = self._width
-        result = session.execute(self.statement.execution_options(yield_per=_BATCH))
-        with closing(result):
-            for version, at, operation, changeset, user, impersonated_by, reason, extra, before, *values in result:
-                info = {
-                    "version": version,
-                    "timestamp": at,
-                    "operation": operation,
-                    "changeset_id": changeset,
-                    "changed_by": user,
-                    "impersonated_by": impersonated_by,
-                    "reason": reason,
-                    "extra": extra,
-                }
-                resource_id = values[0] if ids == 1 else tuple(values[:ids])
-                old = None if before is None else values[ids + fields :]
-                yield info, resource_id, old, values[ids : ids + fields]
+    def _all_changes(self, session: Session, options: Mapping[str, Any]) -> Generator[FieldChange]:
+        label, names = self.model.label, [name for name, _ in self.fields]
+        ids = 9  # the place of the resource id, after our columns
+        new = ids + len(self.ids)
+        old = new + len(names)
+        with closing(_rows(session, self.model, self.statement, self.parameters, options)) as rows:
+            for row in rows:
+                version, timestamp, operation, changeset_id, changed_by, impersonated_by, reason, extra, before = row[
+                    :ids
+                ]
+                found = diff(names, operation, None if before is None else row[old:], row[new:old])
+                resource_id = row[ids] if len(self.ids) == 1 else tuple(row[ids:new])
+                for field_name, old_value, new_value in reversed(list(found)) if self.newest_first else found:
+                    yield FieldChange(
+                        version=version,
+                        timestamp=timestamp,
+                        operation=operation,
+                        changeset_id=changeset_id,
+                        changed_by=changed_by,
+                        impersonated_by=impersonated_by,
+                        reason=reason,
+                        extra=extra,
+                        resource_type=label,
+                        resource_id=resource_id,
+                        field_name=field_name,
+                        old_value=old_value,
+                        new_value=new_value,
+                    )
 
-    def stream(self, session: Session) -> Iterator[FieldChange]:
-        end = None if self.limit is None else self.offset + self.limit
-        return islice(self._changes(session), self.offset, end)
 
-    def _changes(self, session: Session) -> Iterator[FieldChange]:
-        label = self.model.label
-        for info, resource_id, old, new in self.pairs(session):
-            found = list(diff(self.names, info["operation"], old, new))
-            for name, before, after in reversed(found) if self.newest_first else found:
-                yield FieldChange(
-                    **info,
-                    resource_type=label,
-                    resource_id=resource_id,
-                    field_name=name,
-                    old_value=before,
-                    new_value=after,
-                )
+def _chosen_fields(model: TrackedModel, chosen: str | Iterable[str] | None) -> tuple[tuple[str, Column[Any]], ...]:
+    fields = sorted(model.reported(), key=itemgetter(0))
+    if chosen is None:
+        return tuple(fields)
+    names = {chosen} if isinstance(chosen, str) else set(chosen)
+    known = {name for name, _ in fields}
+    if unknown := names - known:
+        raise QueryError(
+            f"{model.mapper.class_.__name__} has no tracked field {', '.join(sorted(map(repr, unknown)))}; "
+            f"it has {', '.join(sorted(known))}."
+        )
+    return tuple((name, column) for name, column in fields if name in names)
 
 
 def _same_version(table: Any, one: Any, base: Any, other: Any, distance: int = 0) -> ColumnElement[bool]:
@@ -279,9 +338,7 @@ def _identities(model: TrackedModel) -> tuple[Any, list[Any]] | None:
     return None if column is None else (column, [each.mapper.polymorphic_identity for each in model.family()])
 
 
-def _checked_count(name: str, value: Any) -> int | None:
-    if value is None:
-        return None
+def _checked_count(name: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise QueryError(f"{name} is {value!r}; give a number from 0, or none.", value)
     return value
@@ -294,58 +351,149 @@ def _listed(value: Any, *, composite: bool = False) -> list[Any]:
     return list(value)
 
 
-def _date_range(column: Any, dates: tuple[datetime | None, datetime | None] | None) -> Iterator[ColumnElement[bool]]:
+def _user_text(user: object) -> str:
+    if isinstance(user, bool) or not isinstance(user, (str, int, UUID)):
+        raise QueryError(f"filter_user_ids has {user!r}; a user id is a str, an int or a UUID.", user)
+    return str(user)
+
+
+def _date_range(dates: tuple[datetime | None, datetime | None] | None) -> dict[str, datetime]:
+    """Return the parameters ``since`` and ``until`` of a date range, as far as it has them."""
     if dates is None:
-        return
+        return {}
     try:
         start, end = dates
     except (TypeError, ValueError):
         raise QueryError(f"filter_date_range is {dates!r}; give (from, to), either may be None.", dates) from None
-    start, end = (None if date is None else as_utc(date) for date in (start, end))
-    if start is not None and end is not None and start > end:
-        raise QueryError(f"filter_date_range ends at {end}, before it begins at {start}; turn it around.", dates)
-    if start is not None:
-        yield column >= start
-    if end is not None:
-        yield column <= end
+    given = {name: as_utc(date) for name, date in (("since", start), ("until", end)) if date is not None}
+    if len(given) == 2 and given["since"] > given["until"]:
+        raise QueryError(
+            f"filter_date_range ends at {given['until']}, before it begins at {given['since']}; turn it around.", dates
+        )
+    return given
 
 
-def _ids(columns: Sequence[ColumnElement[Any]], ids: Iterable[Any]) -> ColumnElement[bool]:
-    """Return the condition that the columns have one of the values, as far as these are of the columns' types."""
+# --- ids --------------------------------------------------------------------------------------------------------
+
+
+def _ids_given(columns: Sequence[ColumnElement[Any]], ids: Iterable[Any]) -> dict[str, list[Any]]:
+    """Return the parameter of :func:`_has_id`: the ids, as far as they are of the columns' types."""
     matching: list[Any] = []
     for value in ids:
         values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-        if len(values) != len(columns):
-            continue
-        try:
-            matching.append(tuple(_converted(part, column.type) for part, column in zip(values, columns, strict=True)))
-        except (TypeError, ValueError, ArithmeticError):
-            continue
-    if not matching:
-        return false()
+        if len(values) == len(columns):
+            with suppress(TypeError, ValueError, LookupError, ArithmeticError, AttributeError):
+                key = tuple(_converted(part, column.type) for part, column in zip(values, columns, strict=True))
+                matching.append(key if len(columns) > 1 else key[0])
+    return {"ids": matching}
+
+
+def _has_id(columns: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
+    """Return the condition that the columns have one of the ids."""
+    # The widest integer, so that an id that its column cannot hold is compared like any other, and matches nothing.
+    types = [BigInteger() if isinstance(column.type, Integer) else column.type for column in columns]
     if len(columns) == 1:
-        return columns[0].in_([value for (value,) in matching]) if len(matching) > 1 else columns[0] == matching[0][0]
-    return tuple_(*columns).in_(matching)
+        return columns[0].in_(bindparam("ids", type_=types[0], expanding=True))
+    return tuple_(*columns, types=types).in_(bindparam("ids", expanding=True))
 
 
 def _converted(value: Any, type_: TypeEngine[Any]) -> Any:
     """Return an id as a value of a key column's Python type.
 
-    :raises ValueError: it cannot be one
+    :raises ValueError: it cannot be one (or another error of the type's own)
     """
+    if isinstance(type_, TypeDecorator):
+        return _accepted(value, type_)
+    if isinstance(type_, Uuid):
+        found = value if isinstance(value, UUID) else UUID(hex=_text(value))
+        return found if type_.as_uuid else str(found)
+    wanted = type_.python_type
+    if isinstance(value, bool) != (wanted is bool):
+        raise ValueError(value)
+    if wanted is int:
+        return _whole_number(value)
+    if wanted is str:
+        return _text(str(value) if isinstance(value, (int, UUID)) else value)
+    if not isinstance(value, wanted):
+        value = _FROM_TEXT[wanted](str(value) if isinstance(value, int) else _text(value))
+    return value
+
+
+def _accepted(value: Any, type_: TypeDecorator[Any]) -> Any:
+    """Return an id as a value that a user's own type takes: as it is, or else converted for the type below."""
+    below = type_.impl_instance
     try:
-        wanted = type_.python_type
+        if isinstance(type_.process_bind_param(value, _ANY_DIALECT), below.python_type):
+            return value
     except NotImplementedError:
-        return value
-    if isinstance(value, wanted) and not (isinstance(value, bool) and wanted is not bool):
-        return value
-    if wanted is str and isinstance(value, (int, UUID)) and not isinstance(value, bool):
-        return str(value)
-    if wanted is int and isinstance(value, str):
-        return int(value)
-    if wanted is UUID and isinstance(value, str):
-        return UUID(value)
-    if isinstance(value, (str, int)) and not isinstance(value, bool) and wanted not in (bool, bytes, int, str):
-        from_text: Callable[[str], Any] = getattr(wanted, "fromisoformat", wanted)
-        return from_text(value if wanted.__name__ != "Decimal" else str(value))
-    raise ValueError(value)
+        return _converted(value, below)
+    except (TypeError, ValueError, AttributeError):
+        pass
+    value = _converted(value, below)
+    type_.process_bind_param(value, _ANY_DIALECT)
+    return value
+
+
+def _whole_number(value: Any) -> int:
+    number = int(value) if isinstance(value, str) and _WHOLE_NUMBER.fullmatch(value) else value
+    if not isinstance(number, int) or number.bit_length() > 63:
+        raise ValueError(value)
+    return number
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError(value)
+    value.encode()
+    return value
+
+
+# --- running them -----------------------------------------------------------------------------------------------
+
+
+def _checked_session(session: object) -> Session:
+    if isinstance(session, scoped_session):
+        session = session()
+    if isinstance(session, Session):
+        return session
+    if hasattr(session, "run_sync"):
+        raise QueryError(
+            "An AsyncSession was given; read through its run_sync: await session.run_sync(versions_of, Customer, 42).",
+            session,
+        )
+    raise QueryError(f"{session!r} is not a Session; give one.", session)
+
+
+def _built_once(model: TrackedModel, shape: tuple[Any, ...], build: Callable[[], Select[Any]]) -> Select[Any]:
+    """Return the statement of a shape: building one takes as long as running it."""
+    cache, key = model.root.table.cache, (*model.family(), *shape)
+    statement: Select[Any] | None = cache.get(key)
+    if statement is None:
+        statement = cache[key] = build()
+    return statement
+
+
+def _rows(
+    session: Session,
+    model: TrackedModel,
+    statement: Select[Any],
+    parameters: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> Generator[Row[Any]]:
+    """Yield the rows of a statement; if it has a limit and they don't suffice, those that follow.
+
+    They suffice unless Python finds values equal that the database tells apart, such as ``{"a": 1, "b": 2}`` and
+    ``{"b": 2, "a": 1}``.
+    """
+    session._autoflush()
+    parameters = dict(parameters)
+    count = size = parameters.get("limit", inf)
+    while count == size:
+        count = 0
+        with closing(
+            session.execute(statement, parameters, bind_arguments={"mapper": model.mapper}, execution_options=options)
+        ) as result:
+            for batch in result.partitions(_BATCH):
+                count += len(batch)
+                yield from batch
+        parameters["offset"] = parameters.get("offset", 0) + count
