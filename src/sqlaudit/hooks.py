@@ -324,6 +324,11 @@ def _updating(mapper: Mapper[Any], connection: Connection, state: InstanceState[
         flush.updated.append((state, connection, dict(state.committed_state)))
 
 
+def _updated(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
+    if state.key is None:  # a new object has taken the row of a deleted one: no before_update told of it
+        _inserted(mapper, connection, state)
+
+
 def _deleted(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
     if (flush := _flush_of(mapper, state)) is not None:
         flush.deleted.append((state, connection))
@@ -332,6 +337,7 @@ def _deleted(mapper: Mapper[Any], connection: Connection, state: InstanceState[A
 _MODEL_LISTENERS: Final[dict[str, Callable[..., Any]]] = {
     "after_insert": _inserted,
     "before_update": _updating,  # before: afterwards SQL expressions have been expired, and look like no change
+    "after_update": _updated,
     "after_delete": _deleted,
 }
 
