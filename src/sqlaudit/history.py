@@ -204,7 +204,7 @@ class TrackedTable:
                 f"that name; rename ours: track_table(audit_columns=AuditColumns({role}='audit_{role}')).",
                 self.live,
             )
-        is_key = column in self.key
+        is_key = column in set(self.key)  # a set: == is the type's own, and may be anything
         copy: Column[Any] = Column(
             column.name, key=column.key, primary_key=is_key, nullable=not is_key, autoincrement=False
         )
@@ -312,7 +312,7 @@ class TrackedModel:
                 exclude=[
                     column.name
                     for column in local.c
-                    if self._name_of(column) in options.exclude and column not in mapper.primary_key
+                    if self._name_of(column) in options.exclude and column not in set(mapper.primary_key)
                 ],
                 name=options.history_table_name,
                 names=options.audit_columns,
@@ -540,17 +540,23 @@ def _make_history_class(model: TrackedModel) -> type[Version]:
     )
     options: dict[str, Any] = {}
     properties: dict[str, Any] = {}
-    inherited = inspect(parent.history_class).columns if parent else {}
-    for name, column in model.columns.items():
-        if column.table is table.history and column not in inherited.values():
-            properties[name] = [column, *_shared(parent, mapper, name)]
+    inherited = set(inspect(parent.history_class).columns.values()) if parent else set()
+    for live, column in table.columns:
+        if column in inherited:
+            continue
+        try:
+            mapped = mapper.get_property_by_column(live)
+        except UnmappedColumnError:
+            if column in set(model.columns.values()):
+                properties[live.key] = [column]
+        else:  # in a joined subclass, one attribute may stand for columns of several tables
+            properties[mapped.key] = [tracked_table(each.table).history.c[each.key] for each in mapped.columns]
     if parent is None or parent.table is not table:
         for _, name in table.names.items():
             properties[name] = [table.history.c[name], *(each.history.c[name] for each in reversed(model.chain[:-1]))]
         local_table: Table | None = table.history
-        options["exclude_properties"] = [
-            column.key for column in table.history.c if not any(column in columns for columns in properties.values())
-        ]
+        included = {column for columns in properties.values() for column in columns}
+        options["exclude_properties"] = [column.key for column in table.history.c if column not in included]
     else:
         local_table = None
     if parent is None:
@@ -576,11 +582,6 @@ def _make_history_class(model: TrackedModel) -> type[Version]:
     for name in ("before_insert", "before_update", "before_delete"):
         event.listen(history_class, name, _refuse_change)
     return history_class
-
-
-def _shared(parent: TrackedModel | None, mapper: Mapper[Any], name: str) -> list[Column[Any]]:
-    """Return the columns of tables further up that a field of a joined subclass stands for, too."""
-    return [parent.columns[name]] if parent and name in parent.columns else []
 
 
 def _moved(expression: Any, columns: Mapping[Any, Any]) -> Any:
