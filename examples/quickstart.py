@@ -88,3 +88,4 @@ with Session(engine) as session:
     )
 
 Base.metadata.drop_all(engine)
+engine.dispose()
