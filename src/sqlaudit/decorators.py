@@ -128,7 +128,7 @@ def _check(mapper: Mapper[Any], options: Options) -> None:
             mapper.class_,
         )
     for column in (*mapper.primary_key, *([] if mapper.polymorphic_on is None else [mapper.polymorphic_on])):
-        if column in mapper.columns.values() and mapper.get_property_by_column(column).key in options.exclude:
+        if column in set(mapper.columns.values()) and mapper.get_property_by_column(column).key in options.exclude:
             raise TrackingError(
                 f"{name}.{mapper.get_property_by_column(column).key} tells which row a version is of; it cannot be "
                 "excluded.",

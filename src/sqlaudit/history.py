@@ -20,6 +20,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
+    FromClause,
     Dialect,
     Index,
     Integer,
@@ -540,6 +541,7 @@ def _make_history_class(model: TrackedModel) -> type[Version]:
     )
     options: dict[str, Any] = {}
     properties: dict[str, Any] = {}
+    histories: dict[FromClause, Table] = {each.live: each.history for each in model.chain}
     inherited = set(inspect(parent.history_class).columns.values()) if parent else set()
     for live, column in table.columns:
         if column in inherited:
@@ -550,7 +552,7 @@ def _make_history_class(model: TrackedModel) -> type[Version]:
             if column in set(model.columns.values()):
                 properties[live.key] = [column]
         else:  # in a joined subclass, one attribute may stand for columns of several tables
-            properties[mapped.key] = [tracked_table(each.table).history.c[each.key] for each in mapped.columns]
+            properties[mapped.key] = [histories[each.table].c[each.key] for each in mapped.columns]
     if parent is None or parent.table is not table:
         for _, name in table.names.items():
             properties[name] = [table.history.c[name], *(each.history.c[name] for each in reversed(model.chain[:-1]))]
