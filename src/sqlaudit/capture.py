@@ -39,7 +39,7 @@ except ImportError:
 Key = tuple[Any, ...]
 OldValues = Callable[[Key], Mapping[Column[Any], Any]]
 """What is known of a row before it was changed: key → live column → value."""
-_ABSENT_CODES: Final = {"42P01", "42703", 1146, 1054}  # of PostgreSQL and of MariaDB: no such table, no such column
+_ABSENT_CODES: Final = {"42P01", "42703", 1146, 1054}  # no such table, no such column: of PostgreSQL and of MariaDB
 _ABSENT_PHRASES: Final = ("no such table", "no such column", "has no column")  # of SQLite
 CHUNK: Final = 1000
 """Keys per statement."""
@@ -143,7 +143,7 @@ class Capture:
         callback = None
         if context.user_id is None and (get_user_id := current_config().get_user_id_callback) is not None:
             callback = user_id_text(get_user_id(), "the id that get_user_id_callback gives")
-        by_row = user_fields != (None, None)
+        by_row = self.by_row = any(field is not None for field in user_fields)
         self.user = context.user_id if context.user_id is not None or by_row else callback
         self.parameters: dict[str, Any] = {
             "sqlaudit_changeset": changeset.id,
@@ -335,7 +335,7 @@ class Capture:
         width = len(self.chain[0].key)
         for row in self._read(statement, keys):
             number, valid_from, valid_to, operation, changeset, *context, gone, changed, row_user = row[width:]
-            user = self.user if self.user is not None or self.user_fields == (None, None) else row_user
+            user = self.user if self.user is not None or not self.by_row else row_user
             ours = changeset == self.changeset.id
             expected = [user, self.context.impersonated_by, self.context.reason, self.context.extra]
             found[tuple(row[:width])] = _Last(
@@ -390,9 +390,9 @@ class Capture:
 
     def _explained(self, error: DBAPIError) -> HistoryTableError | None:
         """Return the error that names the remedy if the database complains that a history table is absent."""
-        code = getattr(error.orig, "sqlstate", None) or next(iter(getattr(error.orig, "args", ())), None)
+        codes = {getattr(error.orig, "sqlstate", None), *getattr(error.orig, "args", ())[:1]}
         text = str(error.orig)
-        absent = code in _ABSENT_CODES or any(phrase in text for phrase in _ABSENT_PHRASES)
+        absent = not codes.isdisjoint(_ABSENT_CODES) or any(phrase in text for phrase in _ABSENT_PHRASES)
         if not absent or not any(table.history.name in str(error) for table in self.chain):
             return None
         names = " or ".join(repr(table.history.fullname) for table in self.chain)

@@ -135,7 +135,7 @@ def _user_text(element: user_text, compiler: SQLCompiler, **kw: Any) -> str:
     if isinstance(column.type, Uuid) and not (column.type.native_uuid and compiler.dialect.supports_native_uuid):
         lengths = ((1, 8), (9, 4), (13, 4), (17, 4), (21, 12))
         parts = [func.substr(column, start, length, type_=String()) for start, length in lengths]
-        text = parts[0]
+        text: ColumnElement[str] = parts[0]
         for part in parts[1:]:
             text = text.concat("-").concat(part)
         return compiler.process(func.lower(text), **kw)
@@ -274,7 +274,7 @@ class Statements:
 
     def _context(self, operation: Operation, user: ColumnElement[Any]) -> list[ColumnElement[Any]]:
         """Our columns after the period, in the order of :class:`~sqlaudit.history.AuditColumns`."""
-        text = literal_column(f"'{operation.value}'")
+        text: ColumnElement[str] = literal_column(f"'{operation.value}'")
         changeset = bindparam("sqlaudit_changeset", type_=self.base.role("changeset_id").type)
         if operation is Operation.BASELINE:
             return [text, changeset, null(), null(), null(), null()]
@@ -516,7 +516,7 @@ class Statements:
             .scalar_subquery()
         )
         user: ColumnElement[Any] = null()
-        if self.user_fields != (None, None):
+        if any(field is not None for field in self.user_fields):
             row = (
                 select(self._user(None))
                 .select_from(self._live())

@@ -175,7 +175,6 @@ class PastCompiler(SQLCompiler):
         if (
             isinstance(table, Table)
             and kw.get("include_table", True)
-            and table.schema
             and (tracked := tracked_table(table)) is not None
             and tracked.live is table
         ):
