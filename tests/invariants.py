@@ -21,8 +21,10 @@ def recording(engine: sa.Engine, metadata: sa.MetaData, **options: Any) -> Itera
     metadata.create_all(engine)
     maker = sessionmaker(engine, **options)
     register_hooks(maker)
-    yield maker
-    unregister_hooks(maker)
+    try:
+        yield maker
+    finally:
+        unregister_hooks(maker)
 
 
 def told(session: Session, source: Any, *fields: str) -> list[tuple[Any, ...]]:
