@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
+from dataclasses import fields as dataclass_fields
 from datetime import date, datetime, time
 from decimal import Decimal
 from itertools import islice
@@ -290,21 +291,32 @@ class _Reading:
                 found = diff(names, operation, None if before is None else row[old:], row[new:old])
                 resource_id = row[ids] if len(self.ids) == 1 else tuple(row[ids:new])
                 for field_name, old_value, new_value in reversed(list(found)) if self.newest_first else found:
-                    yield FieldChange(
-                        version=version,
-                        timestamp=timestamp,
-                        operation=operation,
-                        changeset_id=changeset_id,
-                        changed_by=changed_by,
-                        impersonated_by=impersonated_by,
-                        reason=reason,
-                        extra=extra,
-                        resource_type=label,
-                        resource_id=resource_id,
-                        field_name=field_name,
-                        old_value=old_value,
-                        new_value=new_value,
+                    yield _field_change(
+                        version,
+                        timestamp,
+                        operation,
+                        changeset_id,
+                        changed_by,
+                        impersonated_by,
+                        reason,
+                        extra,
+                        label,
+                        resource_id,
+                        field_name,
+                        old_value,
+                        new_value,
                     )
+
+
+_SLOTS: Final = [getattr(FieldChange, field.name).__set__ for field in dataclass_fields(FieldChange)]
+
+
+def _field_change(*values: Any) -> FieldChange:
+    """Make a field change in half the time that a frozen dataclass takes: there is one for every line of a report."""
+    change = object.__new__(FieldChange)
+    for fill, value in zip(_SLOTS, values, strict=True):
+        fill(change, value)
+    return change
 
 
 def _chosen_fields(model: TrackedModel, chosen: str | Iterable[str] | None) -> tuple[tuple[str, Column[Any]], ...]:

@@ -26,11 +26,12 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from sqlaudit.exceptions import QueryError, ReadOnlyError
 from sqlaudit.history import TrackedTable, tracked_model_of, tracked_table
-from sqlaudit.period import UTCDateTime, as_utc, was_valid
+from sqlaudit.period import OPEN_END, TICK, UTCDateTime, as_utc, was_valid
 
 Untracked = Literal["raise", "live"]
 _PAST: Final = "sqlaudit_past"
 _AS_OF: Final = "sqlaudit_as_of"
+_LATEST: Final = OPEN_END - TICK  # an instant that open versions contain, for those who mean "for ever"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ def as_of(model_class: type[Any], when: datetime, *, untracked: Untracked = "rai
         select(model_class)
         .where(OnlyInThePast())
         .options(*(defer(getattr(model_class, name), raiseload=True) for name in excluded))
-        .execution_options(identity_token=Instant(as_utc(when), untracked))
+        .execution_options(identity_token=Instant(min(as_utc(when), _LATEST), untracked))
     )
 
 
@@ -103,11 +104,13 @@ def instant_of(state: ORMExecuteState) -> Instant | None:
 
 def read_past(state: ORMExecuteState, instant: Instant) -> Result[Any]:
     """Run a statement as of an instant, in its own session and transaction."""
+    if state.load_options._autoflush:
+        state.session._autoflush()  # now: what a flush writes are the live tables
     connection = state.session.connection(bind_arguments=dict(state.bind_arguments))
     state.parameters = state.parameters or {}  # which invoke_statement() adds to
     with _dialect_swapped(connection, _past_dialect(connection, instant.untracked)):
         return state.invoke_statement(
-            params={_AS_OF: instant.when}, execution_options={"identity_token": instant, "autoflush": True}
+            params={_AS_OF: instant.when}, execution_options={"identity_token": instant, "autoflush": False}
         )
 
 
@@ -163,7 +166,7 @@ class PastCompiler(SQLCompiler):
 
     def _rows(self, tracked: TrackedTable) -> Select[Any]:
         history = tracked.history
-        stored = {live: old for live, old in tracked.columns}
+        stored = dict(tracked.columns)
         when = bindparam(_AS_OF, type_=UTCDateTime(), unique=False)
         return select(
             *(stored[column] if column in stored else null().label(column.name) for column in tracked.live.c)
