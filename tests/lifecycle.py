@@ -81,7 +81,7 @@ def _check_versions(versions: list[Any], expected: list[dict[str, Any]], columns
 
 def _check_changes(session: orm.Session, model: type[Any], key: tuple[Any, ...], held: list[dict[str, Any]]) -> None:
     new, changed, _ = ({name: value for name, (_, value) in each.items()} for each in held)
-    found = get_resource_changes(model, session)
+    found = get_resource_changes(model, session, filter_resource_ids=[key if len(key) > 1 else key[0]])
     told = {(str(c.operation), c.field_name): (c.old_value, c.new_value) for c in found}
     assert len(told) == len(found)
     assert told == {

@@ -20,8 +20,8 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
-    FromClause,
     Dialect,
+    FromClause,
     Index,
     Integer,
     MetaData,
@@ -556,11 +556,8 @@ def _make_history_class(model: TrackedModel) -> type[Version]:
     if parent is None or parent.table is not table:
         for _, name in table.names.items():
             properties[name] = [table.history.c[name], *(each.history.c[name] for each in reversed(model.chain[:-1]))]
-        local_table: Table | None = table.history
-        included = {column for columns in properties.values() for column in columns}
-        options["exclude_properties"] = [column.key for column in table.history.c if column not in included]
-    else:
-        local_table = None
+    mapped_columns = inherited.union(*properties.values())
+    options["exclude_properties"] = [column.key for column in table.history.c if column not in mapped_columns]
     if parent is None:
         if mapper.polymorphic_on is not None:
             options["polymorphic_on"] = _moved(mapper.polymorphic_on, dict(table.columns))
@@ -580,6 +577,7 @@ def _make_history_class(model: TrackedModel) -> type[Version]:
             )
     if mapper.polymorphic_identity is not None:
         options["polymorphic_identity"] = mapper.polymorphic_identity
+    local_table = table.history if parent is None or parent.table is not table else None
     mapper.registry.map_imperatively(history_class, local_table, properties=properties, **options)
     for name in ("before_insert", "before_update", "before_delete"):
         event.listen(history_class, name, _refuse_change)
