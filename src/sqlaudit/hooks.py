@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import wraps
 from inspect import signature as inspect_signature
 from types import MethodType
@@ -37,6 +38,7 @@ from sqlaudit.history import INFO_KEY, TrackedModel, track_secondary, tracked_mo
 
 _DISABLED: Final = "sqlaudit_disabled"
 _SEEN: Final = "sqlaudit_seen"
+_WARNED: Final = "sqlaudit_warned"
 
 
 # --- sessions ---------------------------------------------------------------------------------------------------
@@ -128,10 +130,9 @@ def _do_orm_execute(state: ORMExecuteState) -> Any:
     if instant is not None:
         return timetravel.read_past(state, instant)
     if (state.is_update or state.is_delete or state.is_insert) and not state.session.info.get(_DISABLED):
-        table = getattr(state.statement, "table", None)
+        table: Any = getattr(state.statement, "table", None)
         tracked = tracked_table(table)
-        if tracked is not None and tracked.live.name == table.name and not state.execution_options.get(_SEEN):
-            state.update_execution_options(**{_SEEN: True})
+        if tracked is not None and tracked.live.fullname == table.fullname and _is_first(state):  # and not its history
             kind = "UPDATE" if state.is_update else "DELETE" if state.is_delete else "INSERT"
             uncaptured(
                 f"A bulk {kind} of the tracked table {tracked.live.fullname!r} is not recorded in its history; "
@@ -139,6 +140,11 @@ def _do_orm_execute(state: ORMExecuteState) -> Any:
                 tracked.live,
             )
     return None
+
+
+def _is_first(state: ORMExecuteState) -> bool:
+    """Tell whether no listener of an overlapping target has seen the statement yet."""
+    return _do_orm_execute not in list(state._events_todo)[: state._starting_event_idx]
 
 
 _SESSION_LISTENERS: Final[dict[str, Callable[..., Any]]] = {
@@ -162,9 +168,7 @@ def uncaptured(message: str, subject: object) -> None:
 # --- the bulk methods of sessions, for which there are no events ------------------------------------------------
 
 
-def _recording_bulk_save(original: Callable[..., None]) -> Callable[..., None]:
-    signature = inspect_signature(original)
-
+def _recording_bulk_save(name: str, original: Callable[..., None]) -> Callable[..., None]:
     @wraps(original)
     def bulk_save_objects(session: Session, objects: Iterable[object], *args: Any, **kw: Any) -> None:
         objects = list(objects)
@@ -172,12 +176,12 @@ def _recording_bulk_save(original: Callable[..., None]) -> Callable[..., None]:
         tracked = [state for state in states if tracked_model(state.mapper) is not None]
         if not tracked or session.info.get(_DISABLED) or session.info.get(INFO_KEY) is not None:
             return original(session, objects, *args, **kw)
-        arguments = signature.bind(session, objects, *args, **kw).arguments
-        arguments["return_defaults"] = True  # the keys of new rows are needed, whether the caller wants them or not
+        call = _BULK_SAVE.bind(session, objects, *args, **kw)
+        call.arguments["return_defaults"] = True  # new rows' keys are needed, whether the caller wants them or not
         flush = session.info[INFO_KEY] = Flush(session)
         try:
             flush.prepare_bulk(tracked)
-            original(**arguments)
+            original(*call.args, **call.kwargs)
             flush.record()
         except BaseException:
             transaction = session.get_nested_transaction() or session.get_transaction()
@@ -191,41 +195,59 @@ def _recording_bulk_save(original: Callable[..., None]) -> Callable[..., None]:
     return bulk_save_objects
 
 
-def _warning_bulk_mappings(original: Callable[..., None]) -> Callable[..., None]:
+def _warning_bulk_mappings(name: str, original: Callable[..., None]) -> Callable[..., None]:
     @wraps(original)
     def method(session: Session, mapper: Any, *args: Any, **kw: Any) -> None:
         model = tracked_model(inspect(mapper))
-        if model is not None and not session.info.get(_DISABLED):
-            uncaptured(
-                f"{original.__name__} of the tracked table {model.table.live.fullname!r} is not recorded in its "
-                "history; use bulk_save_objects, or add the objects to the session.",
-                model.table.live,
-            )
-        return original(session, mapper, *args, **kw)
+        if model is None or session.info.get(_DISABLED) or session.info.get(_WARNED):
+            return original(session, mapper, *args, **kw)
+        uncaptured(
+            f"{name} of the tracked table {model.table.live.fullname!r} is not recorded in its history; "
+            "use bulk_save_objects, or add the objects to the session.",
+            model.table.live,
+        )
+        session.info[_WARNED] = True
+        try:
+            return original(session, mapper, *args, **kw)
+        finally:
+            del session.info[_WARNED]
 
     return method
 
 
-_BULK_METHODS: Final[dict[str, Callable[[Callable[..., None]], Callable[..., None]]]] = {
+_BULK_SAVE: Final = inspect_signature(Session.bulk_save_objects)
+_BULK_METHODS: Final[dict[str, Callable[[str, Callable[..., None]], Callable[..., None]]]] = {
     "bulk_save_objects": _recording_bulk_save,
     "bulk_insert_mappings": _warning_bulk_mappings,
     "bulk_update_mappings": _warning_bulk_mappings,
 }
 
 
+@dataclass(frozen=True, slots=True)
+class _Inherited:
+    """The method of a target that has none of its own, looked up when it is called."""
+
+    target: Any
+    name: str
+
+    def __call__(self, session: Session, *args: Any, **kw: Any) -> None:
+        if isinstance(self.target, type):
+            getattr(super(self.target, session), self.name)(*args, **kw)
+        else:
+            getattr(type(session), self.name)(session, *args, **kw)
+
+
 def _wrap_bulk_methods(target: Any) -> None:
     for name, wrap in _BULK_METHODS.items():
-        if isinstance(target, type):
-            setattr(target, name, wrap(getattr(target, name)))
-        else:
-            setattr(target, name, MethodType(wrap(getattr(type(target), name)), target))
+        method = wrap(name, vars(target).get(name) or _Inherited(target, name))
+        setattr(target, name, method if isinstance(target, type) else MethodType(method, target))
 
 
 def _unwrap_bulk_methods(target: Any) -> None:
     for name in _BULK_METHODS:
-        method = target.__dict__[name]
+        original = vars(target)[name].__wrapped__
         delattr(target, name)
-        if isinstance(target, type) and getattr(target, name, None) is not (original := method.__wrapped__):
+        if not isinstance(original, _Inherited):
             setattr(target, name, original)
 
 

@@ -1,0 +1,441 @@
+"""Which sessions record, from when until when, and what of writes that cannot be recorded?"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
+
+from invariants import check_history, recording, told
+from sqlaudit import (
+    CaptureError,
+    SQLAuditConfig,
+    SQLAuditError,
+    SQLAuditWarning,
+    register_hooks,
+    set_config,
+    track_table,
+    unregister_hooks,
+)
+from sqlaudit.hooks import registered_targets
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+@track_table()
+class Item(Base):
+    __tablename__ = "items"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    name: Mapped[str | None] = mapped_column(sa.String(50))
+
+
+class Untracked(Base):
+    __tablename__ = "untracked"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    name: Mapped[str | None] = mapped_column(sa.String(50))
+
+
+class OurSession(Session):
+    """A session class of the user's, which does something of its own."""
+
+    def bulk_save_objects(self, *args: Any, **kw: Any) -> None:
+        self.info["bulk"] = True
+        super().bulk_save_objects(*args, **kw)
+
+
+@pytest.fixture(autouse=True)
+def _tables(engine: sa.Engine) -> None:
+    Base.metadata.create_all(engine)
+
+
+@pytest.fixture
+def sessions(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
+    with recording(engine, Base.metadata) as maker:
+        yield maker
+
+
+# --- targets ----------------------------------------------------------------------------------------------------
+
+
+def _session(engine: sa.Engine) -> tuple[Any, Callable[[], Session]]:
+    return Session, lambda: Session(engine)
+
+
+def _subclass(engine: sa.Engine) -> tuple[Any, Callable[[], Session]]:
+    return OurSession, lambda: OurSession(engine)
+
+
+def _maker(engine: sa.Engine) -> tuple[Any, Callable[[], Session]]:
+    maker = sessionmaker(engine)
+    return maker, maker
+
+
+def _maker_of_subclass(engine: sa.Engine) -> tuple[Any, Callable[[], Session]]:
+    maker = sessionmaker(engine, class_=OurSession)
+    return maker, maker
+
+
+def _scoped(engine: sa.Engine) -> tuple[Any, Callable[[], Session]]:
+    scoped = scoped_session(sessionmaker(engine))
+    return scoped, scoped
+
+
+def _one(engine: sa.Engine) -> tuple[Any, Callable[[], Session]]:
+    session = Session(engine)
+    return session, lambda: session
+
+
+def _async_maker(engine: sa.Engine) -> tuple[Any, Callable[[], Session]]:
+    maker = async_sessionmaker()
+    return maker, lambda: _bound(maker(), engine)
+
+
+def _async_scoped(engine: sa.Engine) -> tuple[Any, Callable[[], Session]]:
+    scoped = async_scoped_session(async_sessionmaker(), lambda: 0)
+    return scoped, lambda: _bound(scoped(), engine)
+
+
+def _async_session(engine: sa.Engine) -> tuple[Any, Callable[[], Session]]:
+    return AsyncSession, lambda: _bound(AsyncSession(), engine)
+
+
+def _one_async(engine: sa.Engine) -> tuple[Any, Callable[[], Session]]:
+    session = AsyncSession()
+    return session, lambda: _bound(session, engine)
+
+
+def _bound(session: AsyncSession, engine: sa.Engine) -> Session:
+    """The session inside of an asynchronous one; what drivers do is tested elsewhere."""
+    session.sync_session.bind = engine
+    return session.sync_session
+
+
+TARGETS = pytest.mark.parametrize(
+    "target_of",
+    [
+        _session,
+        _subclass,
+        _maker,
+        _maker_of_subclass,
+        _scoped,
+        _one,
+        _async_maker,
+        _async_scoped,
+        _async_session,
+        _one_async,
+    ],
+)
+
+
+def _write(session: Session, key: int) -> None:
+    session.add(Item(id=key, name="a"))
+    session.commit()
+    session.bulk_save_objects([Item(id=key + 1, name="b")])
+    session.commit()
+
+
+@TARGETS
+def test_a_target_records_until_it_is_unregistered(engine: sa.Engine, target_of: Any) -> None:
+    target, open_session = target_of(engine)
+    register_hooks(target)
+    register_hooks(target)
+    assert len(registered_targets()) == 1
+    with open_session() as session:
+        _write(session, 1)
+    unregister_hooks(target)
+    unregister_hooks(target)
+    assert not registered_targets()
+    with open_session() as session:
+        with pytest.warns(SQLAuditWarning, match="Item was written by a session without hooks"):
+            _write(session, 10)
+        check_history(session, Item, all_recorded=False)
+        assert told(session, Item, "id") == [("insert", 1), ("insert", 2)]
+
+
+@TARGETS
+def test_unregistering_leaves_no_trace(engine: sa.Engine, target_of: Any) -> None:
+    classes = (Session, OurSession, AsyncSession)
+    names = ("bulk_save_objects", "bulk_insert_mappings", "bulk_update_mappings")
+    before = [(dict(vars(each)), [vars(each).get(name) for name in names]) for each in classes]
+    events = [list(getattr(Session().dispatch, name)) for name in ("before_flush", "after_flush", "do_orm_execute")]
+    target, _ = target_of(engine)
+    register_hooks(target)
+    unregister_hooks(target)
+    after = [(dict(vars(each)), [vars(each).get(name) for name in names]) for each in classes]
+    for (old, old_methods), (new, new_methods) in zip(before, after, strict=True):
+        assert old_methods == new_methods
+        assert old.keys() == new.keys()
+    assert events == [
+        list(getattr(Session().dispatch, name)) for name in ("before_flush", "after_flush", "do_orm_execute")
+    ]
+    if isinstance(target, Session):
+        assert not set(names) & set(vars(target))
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_overlapping_targets_record_once(engine: sa.Engine, order: tuple[int, ...]) -> None:
+    maker = sessionmaker(engine, class_=OurSession)
+    targets = [Session, OurSession, maker]
+    for place in order:
+        register_hooks(targets[place])
+    with maker() as session:
+        _write(session, 1)
+        session.get_one(Item, 1).name = "c"
+        session.commit()
+        check_history(session, Item)
+        assert told(session, Item, "id") == [("insert", 1), ("update", 1), ("insert", 2)]
+    remaining = list(order)
+    while remaining:
+        unregister_hooks(targets[remaining.pop(0)])
+        if remaining:
+            with maker() as session:
+                session.bulk_save_objects([Item(id=10 + len(remaining))])
+                session.add(Item(id=20 + len(remaining)))
+                session.commit()
+    with maker() as session:
+        check_history(session, Item)
+    assert "bulk_save_objects" not in vars(maker.class_)
+
+
+def test_a_users_own_session_methods_still_run(engine: sa.Engine) -> None:
+    register_hooks(Session)
+    with OurSession(engine) as session:
+        session.bulk_save_objects([Item(id=1, name="a")])
+        session.commit()
+        assert session.info["bulk"] is True
+        assert told(session, Item, "id") == [("insert", 1)]
+    unregister_hooks(Session)
+
+
+def test_sessions_of_other_makers_are_left_alone(engine: sa.Engine, sessions: sessionmaker[Session]) -> None:
+    assert not hasattr(sessionmaker(engine).class_.bulk_save_objects, "__wrapped__")
+    with sessionmaker(engine)() as session:
+        session.add(Item(id=1))
+        with pytest.warns(SQLAuditWarning, match="without hooks"):
+            session.commit()
+
+
+def test_hooks_work_for_sessions_that_were_opened_before(engine: sa.Engine) -> None:
+    with Session(engine) as session:
+        register_hooks()
+        _write(session, 1)
+        check_history(session, Item)
+    unregister_hooks()
+
+
+@pytest.mark.parametrize("given", [None, 1, object, "Session", Item])
+def test_a_target_that_makes_no_sessions_is_refused(given: Any) -> None:
+    with pytest.raises(SQLAuditError, match="makes no sessions"):
+        register_hooks(given)
+    with pytest.raises(SQLAuditError, match="makes no sessions"):
+        unregister_hooks(given)
+
+
+# --- writes that are not recorded -------------------------------------------------------------------------------
+
+
+def _bulk_insert(session: Session) -> None:
+    session.execute(sa.insert(Item), [{"id": 7, "name": "b"}, {"id": 8, "name": "b"}])
+
+
+def _insert_values(session: Session) -> None:
+    session.execute(sa.insert(Item).values(id=7))
+
+
+def _insert_from_select(session: Session) -> None:
+    session.execute(sa.insert(Item).from_select(["id", "name"], sa.select(Item.id + 10, Item.name)))
+
+
+def _insert_returning(session: Session) -> None:
+    session.scalars(sa.insert(Item).returning(Item), [{"id": 7, "name": "b"}]).all()
+
+
+def _bulk_update(session: Session) -> None:
+    session.execute(sa.update(Item).values(name="b"))
+
+
+def _update_by_key(session: Session) -> None:
+    session.execute(sa.update(Item), [{"id": 1, "name": "b"}])
+
+
+def _bulk_delete(session: Session) -> None:
+    session.execute(sa.delete(Item))
+
+
+def _query_update(session: Session) -> None:
+    session.query(Item).update({"name": "b"})
+
+
+def _query_delete(session: Session) -> None:
+    session.query(Item).delete()
+
+
+def _core_insert(session: Session) -> None:
+    session.execute(Item.__table__.insert().values(id=7))  # type: ignore[attr-defined]
+
+
+def _core_update(session: Session) -> None:
+    session.execute(sa.update(Item.__table__).values(name="b"))  # type: ignore[arg-type]
+
+
+def _core_delete(session: Session) -> None:
+    session.execute(sa.delete(Item.__table__))  # type: ignore[arg-type]
+
+
+def _core_executemany(session: Session) -> None:
+    session.execute(sa.insert(Item.__table__), [{"id": 7}, {"id": 8}])  # type: ignore[arg-type]
+
+
+def _insert_mappings(session: Session) -> None:
+    session.bulk_insert_mappings(Item, [{"id": 7}])  # type: ignore[arg-type]
+
+
+def _update_mappings(session: Session) -> None:
+    session.bulk_update_mappings(Item, [{"id": 1, "name": "b"}])  # type: ignore[arg-type]
+
+
+def _within_a_cte(session: Session) -> None:
+    changed = sa.update(Item).values(name="b").returning(Item.id).cte()
+    session.execute(sa.select(changed.c.id)).all()
+
+
+UNCAPTURED = pytest.mark.parametrize(
+    "write",
+    [
+        _bulk_insert,
+        _insert_values,
+        _insert_from_select,
+        _insert_returning,
+        _bulk_update,
+        _update_by_key,
+        _bulk_delete,
+        _query_update,
+        _query_delete,
+        _core_insert,
+        _core_update,
+        _core_delete,
+        _core_executemany,
+        _insert_mappings,
+        _update_mappings,
+    ],
+)
+
+
+def _state(session: Session) -> list[Any]:
+    return [tuple(row) for row in session.execute(sa.select(Item.id, Item.name).order_by(Item.id))]
+
+
+@UNCAPTURED
+def test_a_bulk_write_warns_once_by_table_name(
+    sessions: sessionmaker[Session], write: Callable[[Session], None]
+) -> None:
+    with sessions() as session:
+        session.add(Item(id=1, name="a"))
+        session.commit()
+        with pytest.warns(SQLAuditWarning, match="'items'") as caught:
+            write(session)
+        assert len(caught) == 1
+        session.commit()
+        assert _state(session) != [(1, "a")]
+
+
+@UNCAPTURED
+def test_a_bulk_write_raises_in_strict_mode_before_anything_is_written(
+    sessions: sessionmaker[Session], write: Callable[[Session], None]
+) -> None:
+    with sessions() as session:
+        session.add(Item(id=1, name="a"))
+        session.commit()
+        set_config(SQLAuditConfig(strict=True))
+        with pytest.raises(CaptureError, match="'items'"):
+            write(session)
+        session.commit()
+        assert _state(session) == [(1, "a")]
+
+
+@pytest.mark.requires("jsonb")  # PostgreSQL alone lets a CTE write
+def test_a_write_within_a_cte_warns(sessions: sessionmaker[Session]) -> None:
+    with sessions() as session, pytest.warns(SQLAuditWarning, match="'items'"):
+        _within_a_cte(session)
+
+
+def test_a_bulk_write_under_overlapping_targets_warns_once(engine: sa.Engine) -> None:
+    maker = sessionmaker(engine, class_=OurSession)
+    for target in (Session, maker):
+        register_hooks(target)
+    try:
+        for write in (_insert_mappings, _bulk_update, _core_delete):
+            with maker() as session, pytest.warns(SQLAuditWarning, match="'items'") as caught:
+                write(session)
+            assert len(caught) == 1
+    finally:
+        for target in (Session, maker):
+            unregister_hooks(target)
+
+
+def test_bulk_writes_of_other_tables_do_not_warn(sessions: sessionmaker[Session]) -> None:
+    with sessions() as session:
+        session.execute(sa.insert(Untracked).values(id=1))
+        session.execute(sa.update(Untracked).values(name="b"))
+        session.execute(sa.update(Untracked.__table__).values(name="c"))  # type: ignore[arg-type]
+        session.bulk_insert_mappings(Untracked, [{"id": 2}])  # type: ignore[arg-type]
+        session.bulk_save_objects([Untracked(id=3)])
+        session.execute(sa.delete(Untracked))
+        session.commit()
+
+
+WRITES = {
+    "insert": lambda session: session.add(Item(id=2)),
+    "update": lambda session: setattr(session.get(Item, 1), "name", "b"),
+    "delete": lambda session: session.delete(session.get(Item, 1)),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_a_session_without_hooks_warns(engine: sa.Engine, sessions: sessionmaker[Session], write: str) -> None:
+    with sessions.begin() as session:
+        session.add(Item(id=1, name="a"))
+    with Session(engine) as session:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            WRITES[write](session)
+            session.flush()
+        assert "register_hooks" in str(caught[0].message)
+        assert len(caught) == 1
+        session.commit()
+    with sessions() as session:
+        assert _state(session) != [(1, "a")]
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_a_session_without_hooks_raises_in_strict_mode_and_nothing_is_kept(
+    engine: sa.Engine, sessions: sessionmaker[Session], write: str
+) -> None:
+    with sessions.begin() as session:
+        session.add(Item(id=1, name="a"))
+    set_config(SQLAuditConfig(strict=True))
+
+    def attempt(session: Session) -> None:
+        WRITES[write](session)
+        session.commit()
+
+    with Session(engine) as session, pytest.raises(CaptureError, match="register_hooks"):
+        attempt(session)
+    with sessions() as session:
+        assert _state(session) == [(1, "a")]
+
+
+def test_reads_and_untracked_writes_of_a_session_without_hooks_do_not_warn(engine: sa.Engine) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with Session(engine) as session:
+            session.scalars(sa.select(Item)).all()
+            session.add(Untracked(id=1))
+            session.commit()
