@@ -366,3 +366,12 @@ def test_a_read_of_the_past_streams(sessions):
         past = session.scalars(as_of(Customer, at(4)).order_by(Customer.id).execution_options(yield_per=7))
         assert [customer.name for customer in past] == [f"n{n}" for n in range(10, 60)]
         assert session.scalar(sa.select(sa.func.count()).select_from(history_of(Customer))) == 54
+
+
+def test_a_missing_history_table_raises_with_the_remedy(engine):
+    Customer.__table__.create(engine)
+    maker = sessionmaker(engine)
+    sqlaudit.register_hooks(maker)
+    with maker() as session, pytest.raises(sqlaudit.HistoryTableError, match="create_all"):
+        session.scalars(as_of(Customer, START)).all()
+    sqlaudit.unregister_hooks(maker)

@@ -35,9 +35,11 @@ from sqlalchemy import (
     tuple_,
 )
 from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.orm import Session, scoped_session, with_polymorphic
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
+from sqlaudit.absent import explained
 from sqlaudit.changes import Blame, FieldChange, Operation, diff, differ
 from sqlaudit.config import configured_session
 from sqlaudit.exceptions import QueryError
@@ -497,14 +499,18 @@ def _rows(
     They suffice unless Python finds values equal that the database tells apart, such as ``{"a": 1, "b": 2}`` and
     ``{"b": 2, "a": 1}``.
     """
+    # A history class is mapped to a table of its own, but lives where its model does.
+    where = (
+        {"mapper": model.mapper} if isinstance(session, ShardedSession) else {"bind": session.get_bind(model.mapper)}
+    )
     session._autoflush()
     parameters = dict(parameters)
     count = size = parameters.get("limit", inf)
     while count == size:
         count = 0
-        with closing(
-            session.execute(statement, parameters, bind_arguments={"mapper": model.mapper}, execution_options=options)
-        ) as result:
+        with explained(table for each in model.family() for table in each.chain):
+            result = session.execute(statement, parameters, bind_arguments=where, execution_options=options)
+        with closing(result):
             for batch in result.partitions(_BATCH):
                 count += len(batch)
                 yield from batch

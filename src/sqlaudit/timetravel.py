@@ -24,8 +24,9 @@ from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
+from sqlaudit.absent import explained
 from sqlaudit.exceptions import QueryError, ReadOnlyError
-from sqlaudit.history import TrackedTable, tracked_model_of, tracked_table
+from sqlaudit.history import TrackedTable, tracked_model_of, tracked_table, tracked_tables
 from sqlaudit.period import OPEN_END, TICK, UTCDateTime, as_utc, was_valid
 
 Untracked = Literal["raise", "live"]
@@ -108,7 +109,9 @@ def read_past(state: ORMExecuteState, instant: Instant) -> Result[Any]:
         state.session._autoflush()  # now: what a flush writes are the live tables
     connection = state.session.connection(bind_arguments=dict(state.bind_arguments))
     state.parameters = state.parameters or {}  # which invoke_statement() adds to
-    with _dialect_swapped(connection, _past_dialect(connection, instant.untracked)):
+    mapper = state.bind_mapper
+    tables = tracked_tables(mapper.local_table.metadata) if mapper and isinstance(mapper.local_table, Table) else ()
+    with explained(tables), _dialect_swapped(connection, _past_dialect(connection, instant.untracked)):
         return state.invoke_statement(
             params={_AS_OF: instant.when}, execution_options={"identity_token": instant, "autoflush": False}
         )
@@ -156,13 +159,13 @@ class PastCompiler(SQLCompiler):
                     "or read it as it is now: as_of(…, untracked='live').",
                     table,
                 )
-            return cast(str, super().visit_table(table, asfrom=asfrom, **kw))
+            return cast(str, super().visit_table(table, asfrom=asfrom, **kw))  # type: ignore[no-untyped-call]  # SQLAlchemy's
         rows = self._rows(tracked)
         if kw.get("from_linter"):
             kw["from_linter"].froms[table] = table.fullname
         if kw.get("enclosing_alias") is not None:
             return f"({self.process(rows, asfrom=False)})"
-        return f"({self.process(rows)}){self.get_render_as_alias_suffix(self.preparer.quote(_alias_name(table)))}"
+        return f"({self.process(rows)}){self.get_render_as_alias_suffix(self.preparer.quote(_alias_name(table)))}"  # type: ignore[no-untyped-call]  # SQLAlchemy's
 
     def _rows(self, tracked: TrackedTable) -> Select[Any]:
         history = tracked.history
