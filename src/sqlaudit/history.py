@@ -8,7 +8,7 @@ model is decorated, so that ``create_all`` and Alembic see them; history classes
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar, Final, cast
@@ -193,18 +193,7 @@ class TrackedTable:
         return (column for column in self.live.c if not column.system and column.name not in self.exclude)
 
     def _copy_of(self, column: Column[Any]) -> Column[Any]:
-        clash = {column.name, column.key} & {name for role, name in self.names.items()}
-        if clash:
-            role = next(role for role, name in self.names.items() if name in clash)
-            name = getattr(self.names, role)
-            raise TrackingError(
-                f"{self.live.fullname!r} has a column {column.name!r}, and its history table needs a column of that "
-                f"name; rename ours: track_table(audit_columns=AuditColumns({role}='audit_{role}_2' or the like))."
-                if name.startswith("audit_")
-                else f"{self.live.fullname!r} has a column {column.name!r}, and its history table needs a column of "
-                f"that name; rename ours: track_table(audit_columns=AuditColumns({role}='audit_{role}')).",
-                self.live,
-            )
+        _refuse_clash(self.names, repr(self.live.fullname), {column.name, column.key}, self.live)
         is_key = column in set(self.key)  # a set: == is the type's own, and may be anything
         copy: Column[Any] = Column(
             column.name, key=column.key, primary_key=is_key, nullable=not is_key, autoincrement=False
@@ -254,6 +243,17 @@ class TrackedTable:
         return self.role("valid_to")
 
 
+def _refuse_clash(ours: AuditColumns, owner: str, names: Collection[str], subject: object) -> None:
+    for role, name in ours.items():
+        if name in names:
+            other = f"audit_{role}_2" if name.startswith("audit_") else f"audit_{role}"
+            raise TrackingError(
+                f"{owner} has a column {name!r}, and its history table needs a column of that name; rename ours: "
+                f"track_table(audit_columns=AuditColumns({role}={other!r})).",
+                subject,
+            )
+
+
 def _shortened(name: str) -> str:
     """Return ``name``, or if it is too long for a database its beginning and a digest of the whole."""
     if len(name.encode()) <= _MAX_IDENTIFIER:
@@ -296,11 +296,13 @@ class TrackedModel:
         self.parent = None if mapper.inherits is None or mapper.concrete else tracked_model(mapper.inherits)
         self.table: TrackedTable
         self.history_class: type[Version] | None = None
-        mapper.class_manager.info[INFO_KEY] = self
         self._make_table()
+        mapper.class_manager.info[INFO_KEY] = self
 
     def _make_table(self) -> None:
         mapper, options = self.mapper, self.options
+        fields = {name for name, column in mapper.columns.items() if isinstance(column, Column)}
+        _refuse_clash(options.audit_columns, mapper.class_.__name__, fields - options.exclude, mapper.class_)
         local = mapper.local_table
         assert isinstance(local, Table)
         if self.parent is not None and local is self.parent.table.live:

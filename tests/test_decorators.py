@@ -1,0 +1,206 @@
+"""Every mistake in tracking a model is an error that says what is wrong and how to mend it."""
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import orm
+from sqlalchemy.orm import Mapped, mapped_column
+
+from sqlaudit import AuditColumns, SQLAuditError, TrackingError, as_of, history_of, track_table
+
+
+@pytest.fixture
+def base() -> Iterator[type[Any]]:
+    class Base(orm.DeclarativeBase):
+        pass
+
+    yield Base
+    Base.registry.dispose()
+
+
+def customer(base: type[Any]) -> Any:
+    class Customer(base):
+        __tablename__ = "customer"
+        id: Mapped[int] = mapped_column("customer_id", primary_key=True)
+        name: Mapped[str] = mapped_column("full_name")
+        kind: Mapped[str]
+        upper: Mapped[str] = orm.column_property(sa.func.upper(name.column))
+        friend_id: Mapped[int | None] = mapped_column(sa.ForeignKey("customer.customer_id"))
+        friend: Mapped[Any] = orm.relationship("Customer", remote_side="Customer.id")
+        label = orm.synonym("name")
+        __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "customer"}
+
+    return Customer
+
+
+KNOWN = "it has friend_id, id, kind, name, upper"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tracked_fields": ["nmae"]}, f"Customer has no column 'nmae' for tracked_fields; {KNOWN}"),
+        ({"tracked_fields": ["b", "name", "a"]}, f"Customer has no column 'a', 'b' for tracked_fields; {KNOWN}"),
+        ({"exclude": {"pasword"}}, f"Customer has no column 'pasword' for exclude; {KNOWN}"),
+        ({"exclude": {"full_name"}}, f"Customer has no column 'full_name' for exclude; {KNOWN}"),
+        ({"exclude": {"friend"}}, f"Customer has no column 'friend' for exclude; {KNOWN}"),
+        ({"exclude": {"label"}}, f"Customer has no column 'label' for exclude; {KNOWN}"),
+        ({"tracked_fields": [1]}, f"Customer has no column 1 for tracked_fields; {KNOWN}"),
+        ({"resource_id_field": "ident"}, f"Customer has no column 'ident' for resource_id_field; {KNOWN}"),
+        ({"user_id_field": "editor"}, f"Customer has no column 'editor' for user_id_field; {KNOWN}"),
+        ({"tracked_fields": "name"}, "tracked_fields is 'name'; give a list: tracked_fields=['name']."),
+        ({"exclude": "name"}, "exclude is 'name'; give a list: exclude=['name']."),
+        ({"exclude": ["id"]}, "Customer.id tells which row a version is of; it cannot be excluded."),
+        ({"exclude": ["kind"]}, "Customer.kind tells which row a version is of; it cannot be excluded."),
+        (
+            {"exclude": ["name"], "user_id_field": "name"},
+            "Customer.name cannot be the user_id_field and be excluded; versions need its value.",
+        ),
+        (
+            {"exclude": ["name"], "resource_id_field": "name"},
+            "Customer.name cannot be the resource_id_field and be excluded; versions need its value.",
+        ),
+        ({"history_table_name": "customer"}, "The history table of 'customer' cannot be named 'customer'"),
+        (
+            {"audit_columns": AuditColumns(version="x", reason="x")},
+            "gives two columns one name; give each its own.",
+        ),
+        (
+            {"audit_columns": AuditColumns(reason="full_name")},
+            "'customer' has a column 'full_name', and its history table needs a column of that name; rename ours: "
+            "track_table(audit_columns=AuditColumns(reason='audit_reason')).",
+        ),
+        (
+            {"audit_columns": AuditColumns(reason="name")},
+            "track_table(audit_columns=AuditColumns(reason='audit_reason')).",
+        ),
+    ],
+)
+def test_a_wrong_option_is_named_with_its_remedy(options, message, base):
+    model = customer(base)
+    with pytest.raises(TrackingError) as raised:
+        track_table(**options)(model)
+    assert message in str(raised.value)
+    assert list(base.metadata.tables) == ["customer"]
+    track_table()(model)
+    assert history_of(model).__table__.name == "customer_history"
+
+
+@pytest.mark.parametrize("name", ["valid_from", "valid_to", "audit_version", "audit_extra"])
+def test_a_column_of_one_of_our_names_is_refused_with_the_option_that_renames_ours(name, base):
+    columns = {"id": mapped_column(sa.Integer, primary_key=True), "renamed": mapped_column(name, sa.Integer)}
+    model = type("Price", (base,), {"__tablename__": "price", **columns})
+    role = name.removeprefix("audit_")
+    with pytest.raises(TrackingError, match=rf"'price' has a column '{name}'.*AuditColumns\({role}='audit_"):
+        track_table()(model)
+
+
+def test_an_attribute_of_one_of_our_names_is_refused_with_the_option_that_renames_ours(base):
+    columns = {"id": mapped_column(sa.Integer, primary_key=True), "valid_from": mapped_column("since", sa.Integer)}
+    model = type("Price", (base,), {"__tablename__": "price", **columns})
+    with pytest.raises(TrackingError, match=r"valid_from.*AuditColumns\(valid_from='audit_valid_from'"):
+        track_table()(model)
+
+
+def test_a_history_table_name_that_is_taken_is_refused(base):
+    model = customer(base)
+    sa.Table("customer_history", base.metadata, sa.Column("id", sa.Integer))
+    with pytest.raises(
+        TrackingError, match=r"there is such a table already; choose another name: track_table\(history"
+    ):
+        track_table()(model)
+    track_table(history_table_name="customer_log")(model)
+    assert "customer_log" in base.metadata.tables
+
+
+def test_a_second_decoration_is_refused(base):
+    model = track_table()(customer(base))
+    with pytest.raises(TrackingError, match="Customer is tracked already; decorate it once, with all options"):
+        track_table(tracked_fields=["name"])(model)
+
+
+def test_a_second_decoration_of_a_subclass_is_refused(base):
+    model = track_table()(customer(base))
+    special = track_table()(type("Special", (model,), {"__mapper_args__": {"polymorphic_identity": "special"}}))
+    with pytest.raises(TrackingError, match="Special is tracked already"):
+        track_table()(special)
+
+
+@pytest.mark.parametrize(
+    "options", [{"exclude": ["name"]}, {"history_table_name": "x"}, {"audit_columns": AuditColumns(reason="why")}]
+)
+def test_a_single_table_subclass_cannot_shape_the_table_of_its_base(options, base):
+    model = track_table()(customer(base))
+    special = type("Special", (model,), {"__mapper_args__": {"polymorphic_identity": "special"}})
+    with pytest.raises(TrackingError, match=r"Special .* base class"):
+        track_table(**options)(special)
+
+
+def test_a_decorator_without_parentheses_is_told_so(base):
+    with pytest.raises(TrackingError, match=r"track_table needs parentheses: @track_table\(\) above class Customer"):
+        track_table(customer(base))
+
+
+class Plain:
+    pass
+
+
+def unmapped(base: type[Any]) -> Any:
+    return Plain
+
+
+def an_abstract_base(base: type[Any]) -> Any:
+    return base
+
+
+def an_instance(base: type[Any]) -> Any:
+    return customer(base)()
+
+
+def a_table(base: type[Any]) -> Any:
+    return customer(base).__table__
+
+
+@pytest.mark.parametrize("make", [unmapped, an_abstract_base, a_table, an_instance], ids=lambda make: make.__name__)
+def test_what_is_no_mapped_class_cannot_be_tracked(make: Callable[[Any], Any], base):
+    with pytest.raises(TrackingError, match=r"is not mapped to a table; put @track_table\(\) above every other"):
+        track_table()(make(base))
+
+
+def test_a_model_of_a_select_or_join_cannot_be_tracked(base):
+    table = customer(base).__table__
+
+    class Named(base):
+        __table__ = sa.select(table).where(table.c.full_name != "").subquery("named")
+
+    with pytest.raises(TrackingError, match="Named is mapped to 'named', which is no table; track the models of the"):
+        track_table()(Named)
+
+
+def test_a_table_without_a_primary_key_is_tracked_by_the_key_of_its_mapper(base):
+    table = sa.Table("log", base.metadata, sa.Column("line", sa.Integer), sa.Column("text", sa.Text))
+
+    class Log(base):
+        __table__ = table
+        __mapper_args__ = {"primary_key": [table.c.line]}
+
+    track_table()(Log)
+    assert [column.name for column in history_of(Log).__table__.primary_key] == ["line", "audit_version"]
+
+
+@pytest.mark.parametrize(
+    "read", [history_of, lambda model: as_of(model, datetime(2024, 1, 1, tzinfo=UTC))], ids=["history", "as_of"]
+)
+@pytest.mark.parametrize("make", [customer, unmapped, a_table], ids=lambda make: make.__name__)
+def test_an_untracked_model_has_no_history_and_the_error_says_how_it_gets_one(read, make, base):
+    with pytest.raises(TrackingError, match=r"is not a tracked model; decorate it with @track_table\(\)"):
+        read(make(base))
+
+
+def test_every_error_is_of_one_family_and_knows_what_it_is_about(base):
+    with pytest.raises(SQLAuditError) as raised:
+        history_of(Plain)
+    assert raised.value.subject is Plain
