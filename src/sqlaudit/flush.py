@@ -27,7 +27,7 @@ from sqlaudit.config import SQLAuditConfig, current_config
 from sqlaudit.context import get_audit_context
 from sqlaudit.exceptions import ContextError
 from sqlaudit.history import TrackedModel, TrackedTable, tracked_model, tracked_table, tracked_tables
-from sqlaudit.statements import UserFields
+from sqlaudit.statements import NO_USER_FIELDS, UserFields
 from sqlaudit.timetravel import refuse_change
 
 State = InstanceState[Any]
@@ -48,7 +48,6 @@ class Unit:
             for live, _ in table.columns:
                 if live in mapper._columntoproperty:
                     self.live.setdefault(mapper.get_property_by_column(live).key, live)
-        columns = list(self.live.values())
         self.stored = frozenset(self.live)
         self.keys = frozenset(self.key_names)
         self.automatic = frozenset(name for name, column in self.live.items() if self._is_automatic(column))
@@ -65,7 +64,7 @@ class Unit:
             and not relationship.viewonly
             and tracked_table(relationship.secondary) is not None
         ]
-        self.columns = columns
+        self.has_orphans = any(each._delete_orphans for each in mapper.iterate_to_root())
         self._user_fields: dict[str | None, UserFields] = {}
 
     def _is_automatic(self, column: Column[Any]) -> bool:
@@ -81,10 +80,8 @@ class Unit:
         """Return the columns that name the user of a row, before and after the callback."""
         fallback = config.user_model_user_id_field
         if fallback not in self._user_fields:
-            self._user_fields[fallback] = (
-                self.live.get(self.model.options.user_id_field or ""),
-                self.live.get(fallback or ""),
-            )
+            named = self.live.get(self.model.options.user_id_field or ""), self.live.get(fallback or "")
+            self._user_fields[fallback] = NO_USER_FIELDS if all(field is None for field in named) else named
         return self._user_fields[fallback]
 
     def key_of(self, state: State) -> Key:
@@ -156,6 +153,7 @@ class Flush:
         self._require_context()
         blind: dict[tuple[Unit, Any], list[Key]] = {}
         parents: dict[tuple[Unit, Any], list[Key]] = {}
+        links: dict[tuple[TrackedTable, tuple[Column[Any], ...], Connection], _Links] = defaultdict(_Links)
         for doomed, objects in ((True, session.deleted), (False, session.dirty)):
             for obj in objects:
                 state = instance_state(obj)
@@ -164,7 +162,11 @@ class Flush:
                 if unit is None or state.key is None:
                     continue
                 key, committed, values = state.key[1], state.committed_state, state.dict
-                goes = doomed or not unit.keys.isdisjoint(committed) or state.mapper._is_orphan(state)
+                goes = (
+                    doomed
+                    or not unit.keys.isdisjoint(committed)
+                    or (unit.has_orphans and state.mapper._is_orphan(state))
+                )
                 if goes:
                     self._doomed[unit.mapper.base_mapper, key] = state
                     parents.setdefault((unit, state.identity_token), []).append(key)
@@ -174,8 +176,16 @@ class Flush:
                     value is LoaderCallableStatus.NO_VALUE and name in unit.stored for name, value in committed.items()
                 ):
                     blind.setdefault((unit, state.identity_token), []).append(key)
+                if not goes and any(relationship.key in committed for relationship in unit.links):
+                    connection = self._connection(unit.mapper, state.identity_token)
+                    self._collect_links(unit, state, connection, links)
         for (unit, token), keys in blind.items():
             self._capture(unit, token).baseline(keys)
+        for (table, columns, connection), some in links.items():
+            if some.removed and not _is_whole(table, columns):
+                capture = Capture(connection, changeset_of(session, connection), (table,))
+                live, _ = capture.keys_where(columns, list(some.removed))
+                capture.baseline(list(live))
         for (unit, token), keys in parents.items():
             if dependents := _dependents(unit.model.chain):
                 self._find_dependents(self._capture(unit, token), unit.model.chain, dependents, keys)
@@ -230,7 +240,7 @@ class Flush:
     def _find_dependents(
         self,
         capture: Capture,
-        chain: Sequence[TrackedTable],
+        chain: tuple[TrackedTable, ...],
         dependents: Sequence[tuple[TrackedTable, ForeignKeyConstraint]],
         keys: Sequence[Key],
         seen: set[tuple[Table, Key]] | None = None,
@@ -379,7 +389,7 @@ class Flush:
         else:
             gone = {}
         capture.settle(
-            list(live | recorded | (gone.keys() if {c for c, _ in table.columns} <= set(columns) else set())),
+            list(live | recorded | (gone.keys() if _is_whole(table, columns) else set())),
             inserted=live,
             before=lambda key: gone.get(key, {}),
         )
@@ -398,6 +408,11 @@ class Flush:
         return Capture(connection, changeset, unit.model.chain, unit.user_fields(self.config))
 
 
+def _is_whole(table: TrackedTable, columns: Iterable[Column[Any]]) -> bool:
+    """Tell whether the columns of a link are all that its table stores."""
+    return {live for live, _ in table.columns} <= set(columns)
+
+
 def _values(state: State, mapper: Mapper[Any], pairs: Iterable[tuple[Any, Any]]) -> Key:
     """Return the values of an object that its links repeat."""
     names = [mapper.get_property_by_column(column).key for column, _ in pairs]
@@ -409,7 +424,7 @@ def _values(state: State, mapper: Mapper[Any], pairs: Iterable[tuple[Any, Any]])
 
 def _by_chain(
     connection: Connection, table: TrackedTable, keys: Sequence[Key]
-) -> Iterator[tuple[Sequence[TrackedTable], list[Key]]]:
+) -> Iterator[tuple[tuple[TrackedTable, ...], list[Key]]]:
     """Divide the rows of a table by the tables that their objects live in."""
     remaining = list(keys)
     chains = sorted(table.chains, key=len, reverse=True) or [(table,)]
@@ -441,8 +456,8 @@ def _self_reference(constraint: ForeignKeyConstraint, owner: TrackedTable, keys:
     )
 
 
-def _dependents(chain: Sequence[TrackedTable]) -> list[tuple[TrackedTable, ForeignKeyConstraint]]:
-    """Return the tracked tables whose rows the database changes on its own with those of a chain."""
+def _dependents(chain: tuple[TrackedTable, ...]) -> list[tuple[TrackedTable, ForeignKeyConstraint]]:
+    """Return the tracked tables whose rows the database changes on its own with those of a chain, and its links."""
     own = {table.live for table in chain}
     metadata = chain[0].live.metadata
     found = chain[-1].cache.get("dependents")
@@ -456,7 +471,9 @@ def _dependents(chain: Sequence[TrackedTable]) -> list[tuple[TrackedTable, Forei
                 if constraint.referred_table in own
                 and not (child.live in own and child.live is not constraint.referred_table)
                 and (
-                    (constraint.ondelete or "").upper() in _DELETING or (constraint.onupdate or "").upper() in _DELETING
+                    child.is_association
+                    or (constraint.ondelete or "").upper() in _DELETING
+                    or (constraint.onupdate or "").upper() in _DELETING
                 )
             ],
         )
