@@ -301,11 +301,6 @@ def _update_mappings(session: Session) -> None:
     session.bulk_update_mappings(Item, [{"id": 1, "name": "b"}])  # type: ignore[arg-type]
 
 
-def _within_a_cte(session: Session) -> None:
-    changed = sa.update(Item).values(name="b").returning(Item.id).cte()
-    session.execute(sa.select(changed.c.id)).all()
-
-
 UNCAPTURED = pytest.mark.parametrize(
     "write",
     [
@@ -358,12 +353,6 @@ def test_a_bulk_write_raises_in_strict_mode_before_anything_is_written(
             write(session)
         session.commit()
         assert _state(session) == [(1, "a")]
-
-
-@pytest.mark.requires("jsonb")  # PostgreSQL alone lets a CTE write
-def test_a_write_within_a_cte_warns(sessions: sessionmaker[Session]) -> None:
-    with sessions() as session, pytest.warns(SQLAuditWarning, match="'items'"):
-        _within_a_cte(session)
 
 
 def test_a_bulk_write_under_overlapping_targets_warns_once(engine: sa.Engine) -> None:
