@@ -1,11 +1,107 @@
 """What type checkers know of the reads."""
 
-from typing import assert_type
+from collections.abc import Generator
+from datetime import UTC, datetime
+from typing import Any, assert_type
+from uuid import UUID
 
-from sqlalchemy.orm import Session
+from sqlalchemy import select
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from sqlaudit import FieldChange, get_resource_changes
+from sqlaudit import (
+    AuditContext,
+    AuditContextManager,
+    Blame,
+    FieldChange,
+    Operation,
+    SQLAuditConfig,
+    as_of,
+    blame,
+    get_audit_context,
+    get_config,
+    get_resource_changes,
+    has_config,
+    history_of,
+    set_audit_context,
+    set_config,
+    stream_resource_changes,
+    track_table,
+    versions_of,
+)
 
 
-def field_changes(session: Session, model: type[object]) -> None:
-    assert_type(get_resource_changes(model, session), list[FieldChange])
+class Base(DeclarativeBase):
+    pass
+
+
+@track_table(exclude=["name"])
+class Customer(Base):
+    __tablename__ = "customers"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+
+
+WHEN = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+def a_tracked_class_keeps_its_type() -> None:
+    assert_type(Customer, type[Customer])
+    assert_type(Customer(id=1).name, str)
+
+
+def field_changes(session: Session) -> None:
+    assert_type(get_resource_changes(Customer), list[FieldChange])
+    assert_type(
+        get_resource_changes(
+            Customer,
+            session,
+            filter_resource_ids=[1, "2"],
+            filter_fields={"name"},
+            filter_user_ids=UUID(int=1),
+            filter_date_range=(WHEN, None),
+            limit=5,
+            offset=5,
+            newest_first=True,
+        ),
+        list[FieldChange],
+    )
+    assert_type(stream_resource_changes(Customer, session, limit=1), Generator[FieldChange, None, None])
+    change = get_resource_changes(Customer)[0]
+    assert_type(change.operation, Operation)
+    assert_type(change.changed_by, str | None)
+    assert_type(change.timestamp, datetime)
+    assert_type(change.changeset_id, UUID)
+    assert_type(change.version, int)
+
+
+def versions(session: Session) -> None:
+    assert_type(versions_of(session, Customer, 42), list[Any])
+    assert_type(blame(session, Customer, 42), dict[str, Blame])
+    assert_type(history_of(Customer), type[Any])
+
+
+def the_past(session: Session) -> None:
+    same = select(Customer)
+    same = as_of(Customer, WHEN).where(Customer.id == 1)
+    assert_type(session.scalars(same).one(), Customer)
+    assert_type(session.scalars(as_of(Customer, WHEN, untracked="live")).all()[0].name, str)
+
+
+@AuditContextManager(reason="typing")
+def context(number: int) -> str:
+    set_audit_context(user_id=number, impersonated_by=UUID(int=1), extra={"a": 1})
+    with AuditContextManager("ada") as inner:
+        assert_type(inner, AuditContext)
+    assert_type(get_audit_context().user_id, str | None)
+    return str(number)
+
+
+def a_decorated_function_keeps_its_type() -> None:
+    assert_type(context(1), str)
+
+
+def configuration(maker: sessionmaker[Session]) -> None:
+    set_config(SQLAuditConfig(maker, get_user_id_callback=lambda: 5))
+    assert_type(get_config(), SQLAuditConfig)
+    assert_type(has_config(), bool)

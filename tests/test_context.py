@@ -1,0 +1,285 @@
+"""Who and why: the audit context, and what of it reaches the versions."""
+
+import asyncio
+import contextvars
+import threading
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+
+import sqlaudit
+from sqlaudit import (
+    AuditContext,
+    AuditContextManager,
+    ContextError,
+    SQLAuditConfig,
+    clear_audit_context,
+    get_audit_context,
+    set_audit_context,
+    set_config,
+)
+
+USER = UUID("0193d0e5-c6f9-7b0a-8f00-112233445566")
+
+
+def contents() -> tuple[object, ...]:
+    context = get_audit_context()
+    return context.user_id, context.reason, context.impersonated_by, context.extra
+
+
+def test_it_is_empty_at_first_and_after_clearing():
+    assert contents() == (None, None, None, None)
+    set_audit_context("u", "r", "i", {"a": 1})
+    assert contents() == ("u", "r", "i", {"a": 1})
+    clear_audit_context()
+    assert get_audit_context() == AuditContext()
+
+
+def test_setting_replaces_the_whole_context():
+    set_audit_context("u", "r", "i", {"a": 1})
+    set_audit_context(reason="other")
+    assert contents() == (None, "other", None, None)
+
+
+def test_an_inner_context_overlays_the_outer_one_and_extras_merge():
+    with AuditContextManager(user_id="u", reason="r", extra={"a": 1, "b": 1}):
+        with AuditContextManager(reason="inner", extra={"b": 2}) as inner:
+            assert inner is get_audit_context()
+            assert contents() == ("u", "inner", None, {"a": 1, "b": 2})
+        with AuditContextManager(impersonated_by="i", extra=[1]):
+            assert contents() == ("u", "r", "i", [1])
+        assert contents() == ("u", "r", None, {"a": 1, "b": 1})
+    assert contents() == (None,) * 4
+
+
+def test_the_outer_context_returns_after_an_exception_and_after_a_set_inside():
+    set_audit_context("outer")
+
+    @AuditContextManager(user_id="inner")
+    def fail():
+        set_audit_context("set inside")
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        fail()
+    assert contents()[0] == "outer"
+
+
+def test_one_manager_can_be_entered_again_and_within_itself():
+    manager = AuditContextManager(user_id="u")
+    with manager, AuditContextManager(user_id="v"), manager:
+        assert contents()[0] == "u"
+    assert contents()[0] is None
+
+
+def test_as_a_decorator_each_call_has_the_context():
+    @AuditContextManager(user_id=7, reason="r", extra={"depth": 1})
+    def visit(depth):
+        assert contents() == ("7", "r", None, {"depth": 1})
+        return depth and visit(depth - 1)
+
+    assert visit(2) == 0
+    assert contents() == (None,) * 4
+
+
+def test_a_generator_that_ends_in_another_context_leaves_the_surrounding_one():
+    """As the dependencies of web frameworks do: entered in one copy of the variables, left in another."""
+
+    def dependency():
+        with AuditContextManager(user_id="request"):
+            yield get_audit_context().user_id
+
+    generator = dependency()
+    assert contextvars.copy_context().run(next, generator) == "request"
+    assert contextvars.copy_context().run(next, generator, "done") == "done"
+    assert contents()[0] is None
+
+
+def test_threads_do_not_see_each_others_context():
+    barrier, seen = threading.Barrier(4), {}
+
+    def work(name):
+        seen[name, "before"] = contents()[0]
+        set_audit_context(name)
+        barrier.wait()
+        seen[name, "after"] = contents()[0]
+
+    set_audit_context("main")
+    threads = [threading.Thread(target=work, args=(f"t{n}",)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == {
+        (f"t{n}", when): f"t{n}" if when == "after" else None for n in range(4) for when in ("before", "after")
+    }
+    assert contents()[0] == "main"
+
+
+def test_tasks_inherit_the_context_and_keep_their_changes_to_themselves():
+    @AuditContextManager(reason="decorated")
+    def reason():
+        return contents()[:2]
+
+    async def work(name):
+        inherited = contents()[0]
+        with AuditContextManager(user_id=name):
+            await asyncio.sleep(0)
+            return inherited, reason()
+
+    async def main():
+        set_audit_context("main")
+        results = await asyncio.gather(*(work(f"t{n}") for n in range(5)))
+        return results, contents()[0]
+
+    results, after = asyncio.run(main())
+    assert results == [("main", (f"t{n}", "decorated")) for n in range(5)]
+    assert after == "main"
+
+
+@pytest.mark.parametrize("give", [set_audit_context, AuditContextManager, AuditContext])
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"user_id": "x" * 256}, "user_id has 256 characters"),
+        ({"impersonated_by": "x" * 256}, "impersonated_by has 256 characters"),
+        ({"user_id": True}, "user_id is True"),
+        ({"user_id": 1.5}, "user_id is 1.5"),
+        ({"user_id": b"u"}, "user_id is b'u'"),
+        ({"reason": 5}, "reason is 5"),
+        ({"extra": {1, 2}}, "extra cannot be written as JSON"),
+        ({"extra": object()}, "extra cannot be written as JSON"),
+        ({"extra": {"a": float("nan")}}, "extra cannot be written as JSON"),
+    ],
+    ids=["long user", "long impersonator", "bool", "float", "bytes", "reason", "set", "object", "nan"],
+)
+def test_what_cannot_be_stored_raises_when_it_is_given(give, bad, message):
+    set_audit_context("before")
+    with pytest.raises(ContextError, match=message):
+        give(**bad)
+    assert contents()[0] == "before"
+
+
+def test_extra_is_a_copy_of_what_was_given():
+    extra = {"ids": [1]}
+    set_audit_context(extra=extra)
+    extra["ids"].append(2)
+    assert contents()[3] == {"ids": [1]}
+
+
+# --- in the versions --------------------------------------------------------------------------------------------
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+@sqlaudit.track_table(user_id_field="editor")
+class Page(Base):
+    __tablename__ = "pages"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    text: Mapped[str | None] = mapped_column(sa.String(50))
+    editor: Mapped[UUID | None]
+    owner: Mapped[int | None]
+
+
+@sqlaudit.track_table()
+class Note(Base):
+    __tablename__ = "notes"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    text: Mapped[str | None] = mapped_column(sa.String(50))
+
+
+@pytest.fixture
+def session(engine):
+    Base.metadata.create_all(engine)
+    maker = sessionmaker(engine)
+    sqlaudit.register_hooks(maker)
+    with maker() as session:
+        yield session
+    sqlaudit.unregister_hooks(maker)
+
+
+def users(session: Session, model: type, key: int = 1) -> list[str | None]:
+    return [version.audit_changed_by for version in sqlaudit.versions_of(session, model, key)]
+
+
+@pytest.mark.parametrize(
+    ("context", "field", "callback", "fallback", "expected"),
+    [
+        ("context", USER, "callback", 5, "context"),
+        (None, USER, "callback", 5, str(USER)),
+        (None, None, "callback", 5, "callback"),
+        (None, None, USER, 5, str(USER)),
+        (None, None, None, 5, "5"),
+        (None, None, None, None, None),
+    ],
+)
+def test_the_user_is_that_of_the_context_the_row_the_callback_or_the_users_column(
+    session, context, field, callback, fallback, expected
+):
+    set_config(SQLAuditConfig(get_user_id_callback=lambda: callback, user_model_user_id_field="owner"))
+    set_audit_context(context)
+    page = Page(id=1, text="a", editor=field, owner=fallback)
+    session.add(page)
+    session.commit()
+    page.text = "b"
+    session.commit()
+    session.delete(page)
+    session.commit()
+    assert users(session, Page) == [expected] * 3
+
+
+def test_a_model_without_the_users_column_takes_the_callback_or_nobody(session):
+    set_config(SQLAuditConfig(user_model_user_id_field="owner"))
+    session.add(Note(id=1))
+    session.commit()
+    set_config(SQLAuditConfig(user_model_user_id_field="owner", get_user_id_callback=lambda: 9))
+    session.add(Note(id=2))
+    session.commit()
+    assert (users(session, Note), users(session, Note, 2)) == ([None], ["9"])
+
+
+def test_a_callback_that_gives_no_user_id_fails_the_flush(session):
+    set_config(SQLAuditConfig(get_user_id_callback=lambda: "x" * 256))
+    session.add(Note(id=1))
+    with pytest.raises(ContextError, match="get_user_id_callback"):
+        session.flush()
+
+
+@pytest.mark.parametrize("user", ["u", 7, USER], ids=str)
+def test_everything_is_stored_and_nothing_is_stored_as_none(session, user):
+    with AuditContextManager(user, "why", 0, {"ip": "::1", "n": [1, None]}):
+        session.add(Note(id=1))
+        session.commit()
+    session.get(Note, 1).text = "x"
+    session.commit()
+    first, second = sqlaudit.versions_of(session, Note, 1)
+    assert (first.audit_changed_by, first.audit_reason, first.audit_impersonated_by, first.audit_extra) == (
+        str(user),
+        "why",
+        "0",
+        {"ip": "::1", "n": [1, None]},
+    )
+    empty = (second.audit_changed_by, second.audit_reason, second.audit_impersonated_by, second.audit_extra)
+    assert empty == (None,) * 4
+    history = sqlaudit.history_of(Note)
+    assert session.scalars(sa.select(history.audit_version).where(history.audit_extra.is_(None))).all() == [2]
+    changes = sqlaudit.get_resource_changes(Note, session, filter_user_ids=user)
+    assert {change.version for change in changes} == {1}
+
+
+def test_flush_commit_and_rollback_leave_the_context_alone(session):
+    set_audit_context("u", "r")
+    for number, end in enumerate((session.flush, session.rollback, session.commit)):
+        session.add(Note(id=number))
+        end()
+        assert contents()[:2] == ("u", "r")
+    session.add(Note(id=2))
+    with pytest.raises(sa.exc.IntegrityError):
+        session.flush()
+    assert contents()[:2] == ("u", "r")
