@@ -11,10 +11,9 @@ Values never travel through Python, and no database clock is asked: bound parame
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import islice
 from typing import Any, Final, cast
 from uuid import UUID
 from weakref import ref
@@ -29,7 +28,7 @@ from sqlaudit.context import AuditContext, get_audit_context, user_id_text
 from sqlaudit.exceptions import HistoryTableError
 from sqlaudit.history import INFO_KEY, TrackedTable
 from sqlaudit.period import OPEN_END, TICK, OpenEnd, is_open
-from sqlaudit.statements import Prepared, Statements, UserFields
+from sqlaudit.statements import NO_USER_FIELDS, Prepared, Statements, UserFields
 
 try:
     from uuid import uuid7  # type: ignore[attr-defined]  # Python 3.14
@@ -49,11 +48,12 @@ def _unknown(key: Key) -> Mapping[Column[Any], Any]:
     return {}
 
 
-def chunks(keys: Collection[Key]) -> Iterator[tuple[Key, ...]]:
-    """Yield the keys in portions that one statement takes."""
-    remaining = iter(keys)
-    while chunk := tuple(islice(remaining, CHUNK)):
-        yield chunk
+def chunks(keys: Collection[Key]) -> Iterable[Sequence[Key]]:
+    """Return the keys in portions that one statement takes."""
+    sequence = keys if isinstance(keys, (list, tuple)) else list(keys)
+    if len(sequence) <= CHUNK:
+        return (sequence,) if sequence else ()
+    return [sequence[start : start + CHUNK] for start in range(0, len(sequence), CHUNK)]
 
 
 # --- one database transaction -----------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ class Capture:
         connection: Connection,
         changeset: Changeset,
         chain: tuple[TrackedTable, ...],
-        user_fields: UserFields = (None, None),
+        user_fields: UserFields = NO_USER_FIELDS,
         context: AuditContext | None = None,
     ) -> None:
         self.connection = connection
@@ -143,7 +143,7 @@ class Capture:
         callback = None
         if context.user_id is None and (get_user_id := current_config().get_user_id_callback) is not None:
             callback = user_id_text(get_user_id(), "the id that get_user_id_callback gives")
-        by_row = self.by_row = any(field is not None for field in user_fields)
+        by_row = self.by_row = user_fields is not NO_USER_FIELDS
         self.user = context.user_id if context.user_id is not None or by_row else callback
         self.parameters: dict[str, Any] = {
             "sqlaudit_changeset": changeset.id,
@@ -222,7 +222,7 @@ class Capture:
 
     def _settle(
         self,
-        keys: tuple[Key, ...],
+        keys: Sequence[Key],
         inserted: Collection[Key],
         before: OldValues,
     ) -> None:

@@ -63,6 +63,8 @@ from sqlaudit.period import OpenEnd, UTCDateTime, is_open
 UserFields = tuple[Column[Any] | None, Column[Any] | None]
 """The live columns that name the user of a row: before, and after, the configured callback is asked."""
 
+NO_USER_FIELDS: Final[UserFields] = (None, None)
+
 
 class differs(FunctionElement[bool]):
     """Whether two columns of one type hold different values, to the byte, NULL being a value like others.
@@ -169,8 +171,7 @@ class Prepared:
     """
 
     def __init__(self, statement: Executable, dialect: Dialect) -> None:
-        self.statement = statement
-        self._options = {"preserve_rowcount": True}
+        self.statement = statement.execution_options(preserve_rowcount=True)
         compiled = cast_type(SQLCompiler, statement.compile(dialect=dialect))  # type: ignore[attr-defined]
         self._positions = compiled.positiontup
         self._constants: dict[str, Any] = {}
@@ -186,12 +187,12 @@ class Prepared:
 
     def execute(self, connection: Connection, parameters: Mapping[str, Any]) -> CursorResult[Any]:
         if self._sql is None or "schema_translate_map" in connection.get_execution_options():
-            return connection.execute(self.statement, parameters, execution_options=self._options)
+            return connection.execute(self.statement, parameters)
         bound = self._constants.copy()
         for name, processor in self._processors:
             bound[name] = parameters[name] if processor is None else processor(parameters[name])
         values = bound if self._positions is None else tuple([bound[name] for name in self._positions])
-        return connection.exec_driver_sql(self._sql, values, execution_options=self._options)
+        return connection.exec_driver_sql(self._sql, values)
 
 
 class Statements:
@@ -516,7 +517,7 @@ class Statements:
             .scalar_subquery()
         )
         user: ColumnElement[Any] = null()
-        if any(field is not None for field in self.user_fields):
+        if self.user_fields is not NO_USER_FIELDS:
             row = (
                 select(self._user(None))
                 .select_from(self._live())
