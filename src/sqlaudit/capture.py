@@ -11,7 +11,7 @@ Values never travel through Python, and no database clock is asked: bound parame
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, cast
@@ -19,13 +19,12 @@ from uuid import UUID
 from weakref import ref
 
 from sqlalchemy import Column, Connection, CursorResult, insert, null, update
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
 
+from sqlaudit.absent import explained
 from sqlaudit.changes import Operation
 from sqlaudit.config import current_config
 from sqlaudit.context import AuditContext, get_audit_context, user_id_text
-from sqlaudit.exceptions import HistoryTableError
 from sqlaudit.history import INFO_KEY, TrackedTable
 from sqlaudit.period import OPEN_END, TICK, OpenEnd, is_open
 from sqlaudit.statements import NO_USER_FIELDS, Prepared, Statements, UserFields
@@ -36,6 +35,8 @@ except ImportError:
     from uuid_utils.compat import uuid7
 
 Key = tuple[Any, ...]
+OldValues = Callable[[Key], Mapping[Column[Any], Any]]
+"""What is known of a row before it was changed: key → live column → value."""
 OldValues = Callable[[Key], Mapping[Column[Any], Any]]
 """What is known of a row before it was changed: key → live column → value."""
 _ABSENT_CODES: Final = {"42P01", "42703", 1146, 1054}  # no such table, no such column: of PostgreSQL and of MariaDB
@@ -373,34 +374,16 @@ class Capture:
         parameters = self.parameters | self._selecting(keys)
         if at is not None:
             parameters["sqlaudit_at"] = at
-        try:
+        with explained(self.chain):
             counts = [
                 statement.execute(self.connection, parameters).rowcount
                 for statement in self._statements(keys)(step, *args)
             ]
-        except DBAPIError as error:
-            raise self._explained(error) or error from error
         return counts[0]
 
     def _read(self, statement: Prepared, keys: Sequence[Key]) -> CursorResult[Any]:
-        try:
+        with explained(self.chain):
             return self.connection.execute(statement.statement, self.parameters | self._selecting(keys))
-        except DBAPIError as error:
-            raise self._explained(error) or error from error
-
-    def _explained(self, error: DBAPIError) -> HistoryTableError | None:
-        """Return the error that names the remedy if the database complains that a history table is absent."""
-        codes = {getattr(error.orig, "sqlstate", None), *getattr(error.orig, "args", ())[:1]}
-        text = str(error.orig)
-        absent = not codes.isdisjoint(_ABSENT_CODES) or any(phrase in text for phrase in _ABSENT_PHRASES)
-        if not absent or not any(table.history.name in str(error) for table in self.chain):
-            return None
-        names = " or ".join(repr(table.history.fullname) for table in self.chain)
-        return HistoryTableError(
-            f"The database lacks the history table {names}, or a column of it; create it with "
-            f"metadata.create_all(engine), or by a migration that Alembic generates. It said: {text}",
-            self.chain[-1].live,
-        )
 
 
 def _stored(value: Any) -> Any:
