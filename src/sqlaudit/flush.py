@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
-from sqlalchemy import Column, Connection, Table, and_, inspect, select, tuple_
+from sqlalchemy import Column, ColumnElement, Connection, Table, and_, inspect, select, tuple_
 from sqlalchemy.orm import (
     InstanceState,
     LoaderCallableStatus,
@@ -257,19 +257,8 @@ class Flush:
             parents = select(*parent.live.primary_key).where(_one_of(parent.key, chunk)).with_for_update()
             connection.execute(parents).all()
             for child, constraint in dependents:
-                refers = [element.parent == element.column for element in constraint.elements]
-                owner = next(table for table in chain if table.live is constraint.referred_table)
-                found = connection.execute(
-                    select(*child.key)
-                    .select_from(child.live)
-                    .where(
-                        select(*owner.key).where(and_(*refers), _one_of(owner.key, chunk)).exists()
-                        if child.live is not owner.live
-                        else _self_reference(constraint, owner, chunk)
-                    )
-                    .with_for_update()
-                )
-                children = [key for row in found if (child.live, key := tuple(row)) not in seen]
+                found = _children(connection, chain, child, constraint, chunk)
+                children = [key for key in found if (child.live, key) not in seen]
                 seen.update((child.live, key) for key in children)
                 for child_chain, some in _by_chain(connection, child, children):
                     child_capture = Capture(connection, capture.changeset, child_chain)
@@ -310,10 +299,24 @@ class Flush:
                 connection, changeset_of(self.session, connection), unit.model.chain, unit.user_fields(self.config)
             )
             self._record_group(unit, capture, group)
+            if group.moved_to:
+                self._record_moved_children(capture, unit.model.chain, group.moved_to)
         for (table, columns, connection), some in links.items():
             self._record_links(connection, table, columns, some)
         for capture, keys in self._dependents:
             capture.settle(keys)
+
+    def _record_moved_children(self, capture: Capture, chain: tuple[TrackedTable, ...], keys: Sequence[Key]) -> None:
+        """Record the rows whose own keys the database changed with those of their parents."""
+        for child, constraint in _dependents(chain):
+            if not any(element.parent in child.key for element in constraint.elements):
+                continue
+            for chunk in chunks(keys):
+                children = _children(capture.connection, chain, child, constraint, chunk)
+                for child_chain, some in _by_chain(capture.connection, child, children):
+                    child_capture = Capture(capture.connection, capture.changeset, child_chain)
+                    child_capture.settle(some, inserted=frozenset(some))
+                    self._record_moved_children(child_capture, child_chain, some)
 
     def _record_group(self, unit: Unit, capture: Capture, group: _Group) -> None:
         new, rewritten = [], {}
@@ -440,20 +443,23 @@ def _by_chain(
         yield chains[-1], remaining
 
 
-def _one_of(columns: Sequence[Column[Any]], keys: Sequence[Key]) -> Any:
+def _one_of(columns: Sequence[ColumnElement[Any]], keys: Sequence[Key]) -> Any:
     return tuple_(*columns).in_(keys) if len(columns) > 1 else columns[0].in_([key[0] for key in keys])
 
 
-def _self_reference(constraint: ForeignKeyConstraint, owner: TrackedTable, keys: Sequence[Key]) -> Any:
+def _children(
+    connection: Connection,
+    chain: tuple[TrackedTable, ...],
+    child: TrackedTable,
+    constraint: ForeignKeyConstraint,
+    keys: Sequence[Key],
+) -> list[Key]:
+    """Return the keys of the rows that refer to rows of a chain by a foreign key, and lock them."""
+    owner = next(table for table in chain if table.live is constraint.referred_table)
     parent = owner.live.alias()
-    return (
-        select(parent)
-        .where(
-            and_(*(element.parent == parent.c[element.column.key] for element in constraint.elements)),
-            _one_of([parent.c[column.key] for column in owner.key], keys),
-        )
-        .exists()
-    )
+    refers = [element.parent == parent.c[element.column.key] for element in constraint.elements]
+    parents = select(parent).where(and_(*refers), _one_of([parent.c[column.key] for column in owner.key], keys))
+    return [tuple(row) for row in connection.execute(select(*child.key).where(parents.exists()).with_for_update())]
 
 
 def _dependents(chain: tuple[TrackedTable, ...]) -> list[tuple[TrackedTable, ForeignKeyConstraint]]:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from functools import wraps
 from inspect import signature as inspect_signature
 from types import MethodType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 
-from sqlalchemy import Connection, MetaData, Table, event, inspect
+from sqlalchemy import Column, Connection, MetaData, Table, event, inspect
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
 from sqlalchemy.orm import (
     InstanceState,
@@ -384,7 +384,7 @@ def _track_link(relationship: RelationshipProperty[Any]) -> None:
     secondary = relationship.secondary
     if isinstance(secondary, Table) and not relationship.viewonly and tracked_model(relationship.mapper) is not None:
         pairs = (*relationship.synchronize_pairs, *(relationship.secondary_synchronize_pairs or ()))
-        track_secondary(secondary, [column for _, column in pairs])
+        track_secondary(secondary, [cast("Column[Any]", column) for _, column in pairs])
 
 
 # Association tables are known once the mappers are configured, which may be later than the first CREATE or DROP.
