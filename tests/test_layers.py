@@ -12,6 +12,7 @@ LAYERS = [
     {"period"},
     {"config", "context", "changes"},
     {"history"},
+    {"absent", "statements"},
     {"capture", "timetravel", "retrieval", "triggers"},
     {"flush"},
     {"hooks", "restore", "maintenance"},

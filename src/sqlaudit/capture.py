@@ -37,10 +37,6 @@ except ImportError:
 Key = tuple[Any, ...]
 OldValues = Callable[[Key], Mapping[Column[Any], Any]]
 """What is known of a row before it was changed: key → live column → value."""
-OldValues = Callable[[Key], Mapping[Column[Any], Any]]
-"""What is known of a row before it was changed: key → live column → value."""
-_ABSENT_CODES: Final = {"42P01", "42703", 1146, 1054}  # no such table, no such column: of PostgreSQL and of MariaDB
-_ABSENT_PHRASES: Final = ("no such table", "no such column", "has no column")  # of SQLite
 CHUNK: Final = 1000
 """Keys per statement."""
 
