@@ -11,11 +11,11 @@ ones, and whatever they load later is read as of the same instant.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, Literal, cast
+from typing import Any, Concatenate, Final, Literal, ParamSpec, TypeVar, cast
 
 from sqlalchemy import Boolean, Column, Connection, Dialect, Result, Select, Table, bindparam, null, select
 from sqlalchemy.ext.compiler import compiles
@@ -29,6 +29,9 @@ from sqlaudit.exceptions import QueryError, ReadOnlyError
 from sqlaudit.history import TrackedTable, tracked_model_of, tracked_table, tracked_tables
 from sqlaudit.period import OPEN_END, TICK, UTCDateTime, as_utc, was_valid
 
+E = TypeVar("E")
+P = ParamSpec("P")
+R = TypeVar("R")
 Untracked = Literal["raise", "live"]
 _PAST: Final = "sqlaudit_past"
 _AS_OF: Final = "sqlaudit_as_of"
@@ -63,6 +66,14 @@ def _render_only_in_the_past(element: OnlyInThePast, compiler: SQLCompiler, **kw
     )
 
 
+def _typed_like(
+    function: Callable[[E], R],
+) -> Callable[[Callable[Concatenate[Any, P], Any]], Callable[Concatenate[E, P], R]]:
+    """Give a function the result type of another: that of ``select`` differs between SQLAlchemy 2.0 and 2.1."""
+    return lambda given: given
+
+
+@_typed_like(select)
 def as_of(model_class: type[Any], when: datetime, *, untracked: Untracked = "raise") -> Select[Any]:
     """Return ``select(model_class)`` as of an instant.
 
