@@ -371,7 +371,8 @@ class Statements:
                 exists(select(literal_column("1")).select_from(past).where(here, past.c[base.valid_to.key] == _at))
             )
         if not base.live.primary_key and len(self.chain) == 1:
-            statement = statement.distinct()
+            # Not DISTINCT, which makes PostgreSQL take the untyped literals for text.
+            statement = statement.group_by(*(live for live, _ in base.columns))
         return [
             self._into(base, statement),
             *(self._follow(table, table.live, [live for live, _ in table.columns]) for table in self.chain[1:]),
