@@ -93,7 +93,7 @@ class Coded(Base):
     __tablename__ = "coded"
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    code: Mapped[str | None] = mapped_column(sa.ForeignKey("parents.code", ondelete=CASCADE))
+    code: Mapped[str | None] = mapped_column(sa.ForeignKey("parents.code", ondelete=CASCADE, onupdate=CASCADE))
 
 
 @track_table()
@@ -371,6 +371,17 @@ def test_children_follow_a_key_that_the_database_changes(sessions: Sessions) -> 
     check(sessions)
     assert found(sessions, Key, "name") == [("insert", "a"), ("delete", "a"), ("insert", "b")]
     assert found(sessions, Following, "name", "audit_changed_by") == [("insert", "a", None), ("update", "b", "ann")]
+
+
+def test_children_follow_a_column_that_is_no_key(sessions: Sessions) -> None:
+    with sessions.begin() as session:
+        session.add(Parent(id=1, code="a"))
+        session.flush()
+        session.add(Coded(id=1, code="a"))
+    with AuditContextManager(user_id="ann"), sessions.begin() as session:
+        session.get_one(Parent, 1).code = "b"
+    check(sessions)
+    assert found(sessions, Coded, "code", "audit_changed_by") == [("insert", "a", None), ("update", "b", "ann")]
 
 
 def test_children_whose_own_keys_the_database_changes_are_recorded(sessions: Sessions) -> None:

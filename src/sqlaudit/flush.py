@@ -67,6 +67,11 @@ class Unit:
         self.has_orphans = any(each._delete_orphans for each in mapper.iterate_to_root())
         self._user_fields: dict[str | None, UserFields] = {}
 
+    def followed(self) -> frozenset[str]:
+        """Return the fields, the key's among them, that rows of other tables follow by foreign key."""
+        columns = {element.column for _, constraint in _dependents(self.model.chain) for element in constraint.elements}
+        return self.keys | {name for name, column in self.live.items() if column in columns}
+
     def _is_automatic(self, column: Column[Any]) -> bool:
         """Whether an UPDATE of other columns may change this one."""
         return (
@@ -154,6 +159,7 @@ class Flush:
         blind: dict[tuple[Unit, Any], list[Key]] = {}
         parents: dict[tuple[Unit, Any], list[Key]] = {}
         links: dict[tuple[TrackedTable, tuple[Column[Any], ...], Connection], _Links] = defaultdict(_Links)
+        followed: dict[Unit, frozenset[str]] = {}
         for doomed, objects in ((True, session.deleted), (False, session.dirty)):
             for obj in objects:
                 state = instance_state(obj)
@@ -169,9 +175,12 @@ class Flush:
                 )
                 if goes:
                     self._doomed[unit.mapper.base_mapper, key] = state
-                    parents.setdefault((unit, state.identity_token), []).append(key)
                 elif unit.automatic:
                     self._automatic[state] = {name: values[name] for name in unit.automatic if name in values}
+                if unit not in followed:
+                    followed[unit] = unit.followed()
+                if goes or not followed[unit].isdisjoint(committed):
+                    parents.setdefault((unit, state.identity_token), []).append(key)
                 if not values.keys() >= (unit.stored if goes else unit.needed) or any(
                     value is LoaderCallableStatus.NO_VALUE and name in unit.stored for name, value in committed.items()
                 ):
