@@ -28,6 +28,8 @@ from databases import (
 )
 from sqlaudit import config, context, hooks
 
+pytest.register_assert_rewrite("invariants", "lifecycle", "reference")
+
 SCRATCH = pytest.StashKey[Path]()
 
 # Times depend on the database and the machine; no test asserts one.

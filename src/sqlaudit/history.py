@@ -8,7 +8,7 @@ model is decorated, so that ``create_all`` and Alembic see them; history classes
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar, Final, cast
@@ -34,9 +34,10 @@ from sqlalchemy import (
     inspect,
     select,
 )
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.orm import Mapper, Session, object_session
 from sqlalchemy.orm.exc import UnmappedColumnError
 from sqlalchemy.schema import BLANK_SCHEMA, ExecutableDDLElement, conv
@@ -93,11 +94,15 @@ class OperationText(TypeDecorator[Operation]):
     impl = String(16)
     cache_ok = True
 
-    def process_result_value(self, value: str | None, dialect: Dialect) -> Operation | None:
-        return None if value is None else Operation(value)
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[str], Operation | None]:
+        return {str(operation): operation for operation in Operation}.get
 
 
 def _audit_column_types() -> dict[str, TypeEngine[Any]]:
+    # Bob is not bob, whatever a database thinks of their names.
+    user_id = String(USER_ID_LENGTH).with_variant(
+        mysql.VARCHAR(USER_ID_LENGTH, collation="utf8mb4_bin"), "mysql", "mariadb"
+    )
     return {
         "version": Integer(),
         "valid_from": UTCDateTime(),
@@ -105,8 +110,8 @@ def _audit_column_types() -> dict[str, TypeEngine[Any]]:
         "operation": OperationText(),
         # One type per database, whether a server answers or not: Uuid alone depends on MariaDB's version.
         "changeset_id": Uuid(native_uuid=False).with_variant(Uuid(), "postgresql"),
-        "changed_by": String(USER_ID_LENGTH),
-        "impersonated_by": String(USER_ID_LENGTH),
+        "changed_by": user_id,
+        "impersonated_by": user_id,
         "reason": Text(),
         "extra": JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql"),
     }
@@ -276,7 +281,7 @@ class AddOpenGuard(ExecutableDDLElement):
 def _render_open_guard(element: AddOpenGuard, compiler: DDLCompiler, **kw: Any) -> str:
     history, quote = element.history, compiler.preparer.quote
     tracked: TrackedTable = history.info[INFO_KEY]
-    guard = quote("audit_open")
+    guard = quote(f"{tracked.valid_to.name}_is_open")
     open_end = compiler.sql_compiler.process(OpenEnd())
     key = ", ".join([*(quote(column.name) for column in tracked.history_key), guard])
     return (
@@ -634,8 +639,16 @@ def neighbour(version: Version, distance: int) -> Any:
         select(history_of(model.mapper.class_)).where(
             *(column == value for column, value in zip(table.history_key, key, strict=True)),
             table.version == number + distance,
-        )
+        ),
+        bind_arguments=where_rows_are(session, model),
     )
+
+
+def where_rows_are(session: Session, model: TrackedModel) -> dict[str, Any]:
+    """Return the bind arguments of reads of a model's history, which lies beside its rows."""
+    if isinstance(session, ShardedSession):
+        return {"mapper": model.mapper}
+    return {"bind": session.get_bind(model.mapper)}
 
 
 def changes_of(version: Version) -> list[FieldChange]:

@@ -15,6 +15,7 @@ from functools import wraps
 from inspect import signature as inspect_signature
 from types import MethodType
 from typing import Any, Final, Self, cast
+from weakref import WeakSet
 
 from sqlalchemy import Column, Connection, MetaData, Table, event, inspect
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
@@ -25,7 +26,6 @@ from sqlalchemy.orm import (
     RelationshipProperty,
     Session,
     UOWTransaction,
-    configure_mappers,
     scoped_session,
     sessionmaker,
 )
@@ -311,6 +311,7 @@ def watch(model: TrackedModel) -> None:
     event.listen(target, "after_mapper_constructed", _track_subclass, propagate=True)
     event.listen(target, "mapper_configured", _track_links, propagate=True)
     metadata = model.table.live.metadata
+    metadata.info.setdefault(INFO_KEY, WeakSet()).add(model.mapper.registry)
     if not event.contains(metadata, "before_create", _before_create):
         event.listen(metadata, "before_create", _before_create)
         event.listen(metadata, "after_create", _after_create)
@@ -391,7 +392,8 @@ def _track_link(relationship: RelationshipProperty[Any]) -> None:
 
 
 def _before_create(metadata: MetaData, connection: Connection, **kw: Any) -> None:
-    configure_mappers()
+    for registry in metadata.info[INFO_KEY]:
+        registry.configure(cascade=True)
     for table in tracked_tables(metadata):
         table.refresh()
 

@@ -35,15 +35,14 @@ from sqlalchemy import (
     tuple_,
 )
 from sqlalchemy.engine.default import DefaultDialect
-from sqlalchemy.ext.horizontal_shard import ShardedSession
-from sqlalchemy.orm import Session, scoped_session, with_polymorphic
+from sqlalchemy.orm import Session, class_mapper, scoped_session, with_polymorphic
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from sqlaudit.absent import explained
 from sqlaudit.changes import Blame, FieldChange, Operation, diff, differ
 from sqlaudit.config import configured_session
 from sqlaudit.exceptions import QueryError
-from sqlaudit.history import TrackedModel, history_of, tracked_model_of, version_info
+from sqlaudit.history import TrackedModel, history_of, tracked_model_of, version_info, where_rows_are
 from sqlaudit.period import as_utc
 from sqlaudit.statements import differs
 
@@ -168,7 +167,7 @@ def _versions(
     parameters = _ids_given(table.history_key, [resource_id])
 
     def build() -> Select[Any]:
-        statement = select(with_polymorphic(history_of(model_class), "*"))
+        statement = select(with_polymorphic(class_mapper(history_of(model_class)), "*"))
         order = table.version.desc() if newest_first else table.version
         return statement.where(_has_id(table.history_key)).order_by(order)
 
@@ -499,12 +498,8 @@ def _rows(
     They suffice unless Python finds values equal that the database tells apart, such as ``{"a": 1, "b": 2}`` and
     ``{"b": 2, "a": 1}``.
     """
-    # A history class is mapped to a table of its own, but lives where its model does.
-    where = (
-        {"mapper": model.mapper} if isinstance(session, ShardedSession) else {"bind": session.get_bind(model.mapper)}
-    )
     session._autoflush()
-    parameters = dict(parameters)
+    parameters, where = dict(parameters), where_rows_are(session, model)
     count = size = parameters.get("limit", inf)
     while count == size:
         count = 0
