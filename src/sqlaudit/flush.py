@@ -239,7 +239,7 @@ class Flush:
                     obj,
                 )
             fields = [column for column in unit.user_fields(config) if column is not None]
-            if all(state.dict.get(state.mapper.get_property_by_column(field).key) is None for field in fields):
+            if all(getattr(obj, state.mapper.get_property_by_column(field).key) is None for field in fields):
                 raise ContextError(
                     f"{name} is to be written without a user, and require_user is set; "
                     "write it within AuditContextManager(user_id=…).",
