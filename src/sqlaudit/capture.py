@@ -19,6 +19,7 @@ from uuid import UUID
 from weakref import ref
 
 from sqlalchemy import Column, Connection, CursorResult, insert, null, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, SessionTransaction
 
 from sqlaudit.absent import explained
@@ -27,7 +28,7 @@ from sqlaudit.config import current_config
 from sqlaudit.context import AuditContext, get_audit_context, user_id_text
 from sqlaudit.history import INFO_KEY, TrackedTable
 from sqlaudit.period import OPEN_END, TICK, OpenEnd, is_open
-from sqlaudit.statements import NO_USER_FIELDS, Prepared, Statements, UserFields
+from sqlaudit.statements import GUARDED_BY_KEY, NO_USER_FIELDS, Prepared, Statements, UserFields
 
 try:
     from uuid import uuid7  # type: ignore[attr-defined]  # Python 3.14
@@ -156,7 +157,13 @@ class Capture:
     def inserted(self, keys: Sequence[Key]) -> None:
         """Write the first versions of new rows: one statement per table and 1,000 rows."""
         for chunk in chunks(keys):
-            if self._run(chunk, "snapshot", Operation.INSERT, "new") != len(chunk):
+            try:
+                complete = self._run(chunk, "snapshot", Operation.INSERT, "new") == len(chunk)
+            except IntegrityError:
+                if self.connection.dialect.name not in GUARDED_BY_KEY:
+                    raise
+                complete = False  # a key has a history: the database undid that statement, and nothing else
+            if not complete:
                 self.settle(chunk, inserted=frozenset(chunk))
 
     def updated(self, keys: Sequence[Key], before: OldValues = _unknown) -> None:

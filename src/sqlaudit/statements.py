@@ -77,6 +77,9 @@ class differs(FunctionElement[bool]):
     inherit_cache = True
 
 
+GUARDED_BY_KEY: Final = ("mysql", "mariadb")
+"""Dialects on which a look for history locks the neighbours of a new key, so that inserts would deadlock: there the
+primary key of the history table refuses a second version number 1, and that statement alone is undone."""
 _IN_JSON: Final = (Integer, String, Uuid)
 _COMPARED_BY_VALUE: Final = (Integer, Numeric, Boolean, DateTime, Date, Time, Uuid, LargeBinary)
 
@@ -340,7 +343,7 @@ class Statements:
         """Write versions, open from the instant, of the live rows.
 
         ``guard`` says of which: ``None`` all of them, ``"new"`` those without any history (whose versions are
-        number 1), ``"closed"`` those whose version was closed at the instant, ``"absent"`` those without an
+        number 1; see :data:`GUARDED_BY_KEY`), ``"closed"`` those whose version was closed at the instant, ``"absent"`` those without an
         open version.
         """
         base = self.base
@@ -362,9 +365,9 @@ class Statements:
         of_base = {column for column, _ in base.columns}
         whole = all(field is None or field in of_base for field in self.user_fields)
         statement = statement.select_from(base.live if whole else self._live())
-        if guard == "new":
+        if guard == "new" and self.dialect.name not in GUARDED_BY_KEY:
             statement = statement.where(~exists(select(literal_column("1")).select_from(past).where(here)))
-        elif guard is not None:
+        if guard in ("closed", "absent"):
             statement = statement.where(~self._open(base, base.key))
         if guard == "closed":
             statement = statement.where(
