@@ -1,0 +1,304 @@
+"""Transactions that overlap: every version tells of its own, and they queue up in one line."""
+
+import itertools
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+
+import sqlaudit
+from databases import Database
+
+pytestmark = pytest.mark.requires("concurrent_writes")
+
+THREADS, TRANSACTIONS, SHARED = 12, 60, 5
+PATIENCE = 30
+"""Seconds after which a transaction that waits for another is taken to wait for ever."""
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class AccountColumns:
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    writes: Mapped[int] = mapped_column(default=0)
+    written_by: Mapped[str | None] = mapped_column(sa.String(20))
+
+
+@sqlaudit.track_table()
+class Account(AccountColumns, Base):
+    """Accounts 1 to 5 are everybody's, the others a thread's own."""
+
+    __tablename__ = "accounts"
+
+
+class PlainAccount(AccountColumns, Base):
+    __tablename__ = "plain_accounts"
+
+
+@pytest.fixture(params=["READ COMMITTED", "REPEATABLE READ"])
+def maker(request: pytest.FixtureRequest, database: Database) -> Iterator[sessionmaker[Session]]:
+    level = {} if request.param == "default" else {"isolation_level": request.param}
+    engine = database.create_engine(pool_size=THREADS, **level)
+    Base.metadata.create_all(engine)
+    maker = sessionmaker(engine, expire_on_commit=False)
+    sqlaudit.register_hooks(maker)
+    yield maker
+    sqlaudit.unregister_hooks(maker)
+    engine.dispose()
+
+
+def is_conflict(error: sa.exc.DBAPIError) -> bool:
+    """Tell whether the database asks for the transaction to be tried again: a deadlock, a change since it began."""
+    code = getattr(error.orig, "sqlstate", None) or error.orig.args[0]
+    return code in ("40001", "40P01", 1020, 1213)
+
+
+def until_it_passes(maker: sessionmaker[Session], work: Callable[[Session], Any]) -> Any:
+    while True:
+        with maker() as session:
+            try:
+                result = work(session)
+                session.commit()
+            except sa.exc.DBAPIError as error:
+                if not is_conflict(error):
+                    raise
+            else:
+                return result
+
+
+def write(session: Session, id: int, mark: str) -> None:
+    account = session.get_one(Account, id)
+    account.writes = Account.writes + 1
+    account.written_by = mark
+    session.flush()
+
+
+def histories(session: Session) -> dict[int, list[Any]]:
+    """Return the versions of each account, after checking what holds of them whoever wrote when."""
+    found: dict[int, list[Any]] = {}
+    for version in session.scalars(sa.select(Account.History).order_by(Account.History.id, "audit_version")):
+        found.setdefault(version.id, []).append(version)
+    live = {account.id: account for account in session.scalars(sa.select(Account))}
+    for id, versions in found.items():
+        assert [version.audit_version for version in versions] == list(range(1, len(versions) + 1))
+        for before, after in itertools.pairwise(versions):
+            assert before.valid_from <= before.valid_to == after.valid_from
+        still_open = [version for version in versions if version.valid_to == sqlaudit.OPEN_END]
+        assert still_open == ([versions[-1]] if id in live else [])
+        for version in still_open:
+            assert (version.writes, version.written_by) == (live[id].writes, live[id].written_by)
+    assert found.keys() >= live.keys()
+    return found
+
+
+# --- many -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("maker", ["default"], indirect=True)
+def test_many_transactions_on_the_same_rows_leave_one_line_of_versions_each(maker: sessionmaker[Session]) -> None:
+    own = range(100, 100 + THREADS)
+    with maker.begin() as session:
+        session.add_all(Account(id=id) for id in (*range(1, SHARED + 1), *own))
+    commits = threading.Condition()
+    written: Counter[int] = Counter()
+
+    def run(thread: int) -> None:
+        choice = random.Random(thread)
+        for number in range(TRANSACTIONS):
+            shared = sorted(choice.sample(range(1, SHARED + 1), 2))
+            stays_behind = choice.random() < 0.5
+            user, reason = f"thread {thread}", f"{thread}/{number}"
+
+            def work(session: Session) -> None:
+                write(session, own[thread], reason)  # noqa: B023  # is called at once
+                if stays_behind:  # noqa: B023
+                    with commits:  # so that others, which began later, commit first
+                        commits.wait(timeout=0.01)
+                for id in shared:  # noqa: B023
+                    write(session, id, reason)  # noqa: B023
+
+            with sqlaudit.AuditContextManager(user_id=user, reason=reason):
+                until_it_passes(maker, work)
+            with commits:
+                written.update([own[thread], *shared])
+                commits.notify_all()
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(run, range(THREADS)))
+
+    with maker() as session:
+        found = histories(session)
+    assert {id: len(versions) - 1 for id, versions in found.items()} == written
+    began = {version.audit_changeset_id: version.valid_from for id in own for version in found[id]}
+    moved = 0
+    for versions in found.values():
+        for writes, version in enumerate(versions[1:], 1):
+            assert version.writes == writes
+            assert version.written_by == version.audit_reason
+            assert version.audit_changed_by == f"thread {version.audit_reason.split('/')[0]}"
+            moved += version.valid_from > began[version.audit_changeset_id]
+    assert moved, "no transaction that began first wrote last"
+    changesets = Counter(version.audit_changeset_id for versions in found.values() for version in versions[1:])
+    assert set(changesets.values()) == {3}
+    assert len(changesets) == THREADS * TRANSACTIONS
+
+
+# --- two, in a given order --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock() -> list[datetime]:
+    """Instants, one second apart, that have been given out."""
+    given: list[datetime] = []
+
+    def tick() -> datetime:
+        given.append(datetime(2024, 1, 1, tzinfo=UTC) + timedelta(seconds=len(given)))
+        return given[-1]
+
+    sqlaudit.set_config(sqlaudit.SQLAuditConfig(clock=tick))
+    return given
+
+
+@pytest.fixture
+def other_thread() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1) as pool:
+        yield pool
+
+
+def as_user(user: str, work: Callable[[], Any]) -> Any:
+    with sqlaudit.AuditContextManager(user_id=user):
+        return work()
+
+
+def overtake(maker: sessionmaker[Session], model: type[Any], *, reading: bool) -> bool:
+    """Let a transaction that begins first write account 9 last; tell whether the database lets it.
+
+    :param reading: whether it has read account 9 before
+    """
+    with maker.begin() as session:
+        session.add_all(model(id=id) for id in (1, 5, 9))
+    with maker() as first, maker() as second:
+        mine, shared = (first.get_one(model, id) for id in (1, 9))
+        others = second.get_one(model, 9)
+        first.commit()
+        second.commit()
+        with sqlaudit.AuditContextManager(user_id="first"):
+            mine.written_by = "first"
+            first.flush()
+            if reading:
+                first.refresh(shared)
+        with sqlaudit.AuditContextManager(user_id="second"):
+            others.written_by = "second"
+            second.commit()
+        with sqlaudit.AuditContextManager(user_id="first"):
+            shared.written_by = "first, later"
+            try:
+                first.commit()
+            except sa.exc.DBAPIError as error:
+                if not is_conflict(error):
+                    raise
+                return False
+            return True
+
+
+@pytest.mark.parametrize("reading", [False, True])
+def test_a_transaction_that_began_first_and_wrote_last_comes_last(
+    maker: sessionmaker[Session], clock: list[datetime], reading: bool
+) -> None:
+    passed = overtake(maker, PlainAccount, reading=reading)
+    assert overtake(maker, Account, reading=reading) == passed
+
+    with maker() as session:
+        found = histories(session)
+    _, first, second = clock
+    told = {
+        id: [(version.valid_from, version.audit_changed_by, version.written_by) for version in versions[1:]]
+        for id, versions in found.items()
+    }
+    if passed:
+        late = second + timedelta(microseconds=1)
+        assert told == {
+            1: [(first, "first", "first")],
+            5: [],
+            9: [(second, "second", "second"), (late, "first", "first, later")],
+        }
+        assert found[1][1].audit_changeset_id == found[9][2].audit_changeset_id
+    else:
+        assert told == {1: [], 5: [], 9: [(second, "second", "second")]}
+
+
+@pytest.mark.parametrize("maker", ["READ COMMITTED"], indirect=True)
+def test_inserts_of_different_keys_do_not_wait_for_each_other(
+    maker: sessionmaker[Session], other_thread: ThreadPoolExecutor
+) -> None:
+    with maker.begin() as session:
+        session.add_all([Account(id=1), Account(id=9)])
+
+    def insert() -> None:
+        with maker.begin() as second:
+            second.add(Account(id=6))
+
+    with maker() as first:
+        first.add(Account(id=5))
+        first.flush()
+        other_thread.submit(insert).result(PATIENCE)
+        first.commit()
+
+    with maker() as session:
+        assert {id: len(versions) for id, versions in histories(session).items()} == {1: 1, 5: 1, 6: 1, 9: 1}
+
+
+@pytest.mark.parametrize("maker", ["READ COMMITTED"], indirect=True)
+def test_updates_of_different_rows_do_not_wait_for_each_other(
+    maker: sessionmaker[Session], other_thread: ThreadPoolExecutor
+) -> None:
+    with maker.begin() as session:
+        session.add_all([Account(id=id) for id in (1, 2)])
+
+    def update() -> None:
+        with maker.begin() as second:
+            write(second, 2, "second")
+
+    with maker() as first:
+        write(first, 1, "first")
+        other_thread.submit(update).result(PATIENCE)
+        first.commit()
+
+    with maker() as session:
+        assert {id: len(versions) for id, versions in histories(session).items()} == {1: 2, 2: 2}
+
+
+def test_an_insert_that_waits_for_a_delete_of_the_same_key_follows_its_tombstone(
+    maker: sessionmaker[Session], other_thread: ThreadPoolExecutor
+) -> None:
+    with maker.begin() as session:
+        session.add(Account(id=1))
+    inserting = threading.Event()
+
+    def work(session: Session) -> None:
+        session.add(Account(id=1, written_by="second"))
+        inserting.set()
+        session.flush()
+
+    with maker() as first:
+        first.delete(first.get_one(Account, 1))
+        as_user("first", first.flush)
+        inserted: Future[None] = other_thread.submit(as_user, "second", lambda: until_it_passes(maker, work))
+        assert inserting.wait(PATIENCE)
+        first.commit()
+    inserted.result(PATIENCE)
+
+    with maker() as session:
+        told = session.execute(
+            sa.select(Account.History.audit_operation, Account.History.audit_changed_by).order_by("audit_version")
+        ).all()
+    assert told == [("insert", None), ("delete", "first"), ("insert", "second")]
