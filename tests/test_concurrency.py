@@ -19,7 +19,7 @@ from databases import Database
 pytestmark = pytest.mark.requires("concurrent_writes")
 
 THREADS, TRANSACTIONS, SHARED = 12, 60, 5
-PATIENCE = 30
+PATIENCE = 10
 """Seconds after which a transaction that waits for another is taken to wait for ever."""
 
 
