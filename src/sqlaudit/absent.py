@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Final
 
 from sqlalchemy.exc import DBAPIError
@@ -15,24 +14,31 @@ _CODES: Final = {"42P01", "42703", 1146, 1054}  # no such table, no such column:
 _PHRASES: Final = ("no such table", "no such column", "has no column")  # of SQLite
 
 
-@contextmanager
-def explained(tables: Iterable[TrackedTable]) -> Iterator[None]:
-    """Turn the database's complaint about an absent history table into an error that names the remedy.
+class explained:
+    """Within a ``with`` block, turn the complaint of a database that lacks a history table into the remedy.
 
     :param tables: those whose history the statements inside use
     :raises HistoryTableError: the history table of one of them, or a column of it, is absent
     """
-    try:
-        yield
-    except DBAPIError as error:
+
+    __slots__ = ("_tables",)
+
+    def __init__(self, tables: Iterable[TrackedTable]) -> None:
+        self._tables = tables
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, DBAPIError):
+            return
         codes = {getattr(error.orig, "sqlstate", None), *getattr(error.orig, "args", ())[:1]}
         says_so = not codes.isdisjoint(_CODES) or any(phrase in str(error.orig) for phrase in _PHRASES)
-        absent = [table for table in tables if table.history.name in str(error)]
-        if not says_so or not absent:
-            raise
-        names = " or ".join(repr(table.history.fullname) for table in absent)
-        raise HistoryTableError(
-            f"The database lacks the history table {names}, or a column of it; create it with "
-            f"metadata.create_all(engine), or by a migration that Alembic generates. It said: {error.orig}",
-            absent[-1].live,
-        ) from error
+        absent = [table for table in self._tables if table.history.name in str(error)]
+        if says_so and absent:
+            names = " or ".join(repr(table.history.fullname) for table in absent)
+            raise HistoryTableError(
+                f"The database lacks the history table {names}, or a column of it; create it with "
+                f"metadata.create_all(engine), or by a migration that Alembic generates. It said: {error.orig}",
+                absent[-1].live,
+            ) from error

@@ -136,6 +136,7 @@ class Capture:
         self.changeset = changeset
         self.chain = chain
         self.user_fields = user_fields
+        self._chosen: dict[bool, Statements] = {}
         context = context or get_audit_context()
         self.context = context
         callback = None
@@ -358,13 +359,15 @@ class Capture:
     # -- running statements
 
     def _statements(self, keys: Sequence[Any]) -> Statements:
-        many, dialect = len(keys) > 1, self.connection.dialect
-        statements: dict[Any, Statements] = self.chain[-1].statements.setdefault(dialect, {})
-        signature = (self.chain, self.user_fields, many)
-        try:
-            return statements[signature]
-        except KeyError:
-            return statements.setdefault(signature, Statements(self.chain, self.user_fields, many, dialect))
+        many = len(keys) > 1
+        if many not in self._chosen:
+            dialect = self.connection.dialect
+            statements = self.chain[-1].statements.setdefault(dialect, {})
+            signature = (self.chain, self.user_fields, many)
+            if signature not in statements:
+                statements[signature] = Statements(self.chain, self.user_fields, many, dialect)
+            self._chosen[many] = statements[signature]
+        return self._chosen[many]
 
     @staticmethod
     def _selecting(keys: Sequence[Key]) -> dict[str, Any]:

@@ -69,7 +69,10 @@ class Unit:
 
     def followed(self) -> frozenset[str]:
         """Return the fields, the key's among them, that rows of other tables follow by foreign key."""
-        columns = {element.column for _, constraint in _dependents(self.model.chain) for element in constraint.elements}
+        dependents = _dependents(self.model.chain)
+        if not dependents:
+            return self.keys
+        columns = {element.column for _, constraint in dependents for element in constraint.elements}
         return self.keys | {name for name, column in self.live.items() if column in columns}
 
     def _is_automatic(self, column: Column[Any]) -> bool:
@@ -156,11 +159,14 @@ class Flush:
         """
         session = self.session
         self._require_context()
+        dirty, deleted = session.dirty, session.deleted
+        if not dirty and not deleted:
+            return
         blind: dict[tuple[Unit, Any], list[Key]] = {}
         parents: dict[tuple[Unit, Any], list[Key]] = {}
         links: dict[tuple[TrackedTable, tuple[Column[Any], ...], Connection], _Links] = defaultdict(_Links)
         followed: dict[Unit, frozenset[str]] = {}
-        for doomed, objects in ((True, session.deleted), (False, session.dirty)):
+        for doomed, objects in ((True, deleted), (False, dirty)):
             for obj in objects:
                 state = instance_state(obj)
                 refuse_change(state)
@@ -185,7 +191,7 @@ class Flush:
                     value is LoaderCallableStatus.NO_VALUE and name in unit.stored for name, value in committed.items()
                 ):
                     blind.setdefault((unit, state.identity_token), []).append(key)
-                if not goes and any(relationship.key in committed for relationship in unit.links):
+                if unit.links and not goes and any(relationship.key in committed for relationship in unit.links):
                     connection = self._connection(unit.mapper, state.identity_token)
                     self._collect_links(unit, state, connection, links)
         for (unit, token), keys in blind.items():
@@ -215,7 +221,10 @@ class Flush:
             self._capture(unit, token).baseline(keys)
 
     def _require_context(self, objects: Iterable[Any] | None = None) -> None:
-        config, context = self.config, get_audit_context()
+        config = self.config
+        if not config.require_reason and not config.require_user:
+            return
+        context = get_audit_context()
         needs_reason = config.require_reason and not context.reason
         needs_user = config.require_user and context.user_id is None
         if needs_user and config.get_user_id_callback is not None:
@@ -280,6 +289,8 @@ class Flush:
 
     def record(self) -> None:
         """Write the versions."""
+        if not (self.inserted or self.updated or self.deleted):
+            return
         groups: dict[tuple[Unit, Connection], _Group] = defaultdict(_Group)
         links: dict[tuple[TrackedTable, tuple[Column[Any], ...], Connection], _Links] = defaultdict(_Links)
         for state, connection in self.inserted:
@@ -376,7 +387,7 @@ class Flush:
             found = links[table, columns, connection]
             here = _values(state, unit.mapper, relationship.synchronize_pairs)
             for items, kept in (
-                (history.added or (), found.removed if deleted else found.added),
+                (history.added or (), found.added),
                 (history.unchanged or () if deleted else (), found.removed),
                 (history.deleted or (), found.removed),
             ):

@@ -342,9 +342,9 @@ class Statements:
     def _snapshot(self, operation: Operation, guard: str | None) -> list[Executable]:
         """Write versions, open from the instant, of the live rows.
 
-        ``guard`` says of which: ``None`` all of them, ``"new"`` those without any history (whose versions are
-        number 1; see :data:`GUARDED_BY_KEY`), ``"closed"`` those whose version was closed at the instant, ``"absent"`` those without an
-        open version.
+        ``guard`` says of which: ``None`` all of them; ``"new"`` those without any history (whose versions are
+        number 1; see :data:`GUARDED_BY_KEY`); ``"closed"`` those whose version was closed at the instant;
+        ``"absent"`` those without an open version.
         """
         base = self.base
         past = base.history.alias()

@@ -107,10 +107,11 @@ def as_of(model_class: type[Any], when: datetime, *, untracked: Untracked = "rai
 def instant_of(state: ORMExecuteState) -> Instant | None:
     """Return the instant that a statement is to be run as of, or ``None``: its own, or that of the object it is for."""
     token = state.execution_options.get("identity_token")
-    if token is None and state.is_select and state.is_orm_statement:
-        token = state.load_options._identity_token
-        if token is None and state.lazy_loaded_from is not None:
-            token = state.lazy_loaded_from.identity_token
+    if token is None and state.is_orm_statement and state.is_select:
+        options = state.load_options
+        token = options._identity_token
+        if token is None and options._lazy_loaded_from is not None:
+            token = options._lazy_loaded_from.identity_token
     return token if isinstance(token, Instant) else None
 
 
