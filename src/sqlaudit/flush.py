@@ -377,26 +377,30 @@ class Flush:
         links: dict[tuple[TrackedTable, tuple[Column[Any], ...], Connection], _Links],
         deleted: bool = False,
     ) -> None:
+        committed = state.committed_state
+        moved = state.key is not None and not unit.keys.isdisjoint(committed)
         for relationship in unit.links:
-            if relationship.key not in state.dict and relationship.key not in state.committed_state and not deleted:
+            if state.key is not None and not deleted and not moved and relationship.key not in committed:
                 continue
             pairs = (*relationship.synchronize_pairs, *(relationship.secondary_synchronize_pairs or ()))
             table = cast(TrackedTable, tracked_table(relationship.secondary))
             columns = tuple(cast("Column[Any]", column) for _, column in pairs)
             history = state.get_history(relationship.key, PassiveFlag.PASSIVE_NO_INITIALIZE)
             found = links[table, columns, connection]
-            here = _values(state, unit.mapper, relationship.synchronize_pairs)
-            for items, kept in (
-                (history.added or (), found.added),
-                (history.unchanged or () if deleted else (), found.removed),
-                (history.deleted or (), found.removed),
+            added, unchanged, removed = (list(items or ()) for items in history)
+            theirs = relationship.secondary_synchronize_pairs or ()
+            if moved:  # the links, too, go from the old key to the new one
+                added += unchanged
+            for items, then, kept in (
+                (added, False, found.added),
+                (removed + (unchanged if deleted or moved else []), True, found.removed),
             ):
-                for item in items:
-                    if item is not None:
-                        there = _values(
-                            inspect(item), relationship.mapper, relationship.secondary_synchronize_pairs or ()
-                        )
-                        kept.add(here + there)
+                here = _values(state, unit.mapper, relationship.synchronize_pairs, then)
+                kept.update(
+                    here + _values(instance_state(item), relationship.mapper, theirs, then)
+                    for item in items
+                    if item is not None
+                )
 
     def _record_links(
         self, connection: Connection, table: TrackedTable, columns: tuple[Column[Any], ...], links: _Links
@@ -436,13 +440,20 @@ def _is_whole(table: TrackedTable, columns: Iterable[Column[Any]]) -> bool:
     return {live for live, _ in table.columns} <= set(columns)
 
 
-def _values(state: State, mapper: Mapper[Any], pairs: Iterable[tuple[Any, Any]]) -> Key:
-    """Return the values of an object that its links repeat."""
-    names = [mapper.get_property_by_column(column).key for column, _ in pairs]
-    if all(name in state.dict for name in names):
-        return tuple(state.dict[name] for name in names)
-    identity = dict(zip(mapper.primary_key, state.key[1] if state.key else (), strict=False))
-    return tuple(state.dict.get(name, identity.get(column)) for name, (column, _) in zip(names, pairs, strict=True))
+def _values(state: State, mapper: Mapper[Any], pairs: Iterable[tuple[Any, Any]], then: bool) -> Key:
+    """Return the values of an object that its links repeat: now, or before they were changed (``then``)."""
+    values = (
+        dict(
+            zip((mapper.get_property_by_column(column).key for column in mapper.primary_key), state.key[1], strict=True)
+        )
+        if state.key
+        else {}
+    )
+    values |= state.dict
+    if then:
+        committed = state.committed_state.items()
+        values |= {name: value for name, value in committed if not isinstance(value, LoaderCallableStatus)}
+    return tuple(values.get(mapper.get_property_by_column(column).key) for column, _ in pairs)
 
 
 def _by_chain(
