@@ -583,3 +583,12 @@ def test_a_link_that_was_never_written_leaves_no_trace(engine: sa.Engine) -> Non
     life.link_or_unlink(parent=0, tag=0)
     life.delete_parent(pick=0, load_children=False)
     life.teardown()
+
+
+def test_a_link_that_goes_while_its_key_moves_leaves_one_tombstone(engine: sa.Engine) -> None:
+    Base.metadata.create_all(engine)
+    life = Life(engine)
+    life.begin(parents=1, children=0, tags=1)
+    life.link_or_unlink(parent=0, tag=0)
+    life.rename_parent(pick=0, id=2)
+    life.teardown()
