@@ -94,7 +94,7 @@ def ada(engine, sessions) -> int:
 def stored_columns(engine: sa.Engine) -> dict[str, Any]:
     """Reflect the history table, but for the guard that takes the place of a partial index."""
     columns = sa.inspect(engine).get_columns("customer_history")
-    return {column["name"]: column for column in columns if column["name"] != "valid_to_is_open"}
+    return {column["name"]: column for column in columns if column["name"] != "audit_version_closed"}
 
 
 def test_a_history_table_has_the_columns_of_the_live_table_and_ours(ada, engine):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 
@@ -62,6 +63,9 @@ class Blame(VersionInfo):
     value: Any
 
 
+_PLAIN: Final = frozenset({str, int, float, bool, bytes, Decimal, date, datetime, time, timedelta, UUID})
+
+
 def differ(old: Any, new: Any) -> bool:
     """Tell whether two values are different; NaN is equal to itself, ``True`` is not ``1``, inside of JSON either."""
     if old is new:
@@ -92,5 +96,8 @@ def diff(
         yield from ((name, value, None) for name, value in zip(names, new, strict=True) if value is not None)
     elif operation is Operation.UPDATE and old is not None:
         for name, before, after in zip(names, old, new, strict=True):
-            if before is not after and differ(before, after):  # `is` first: most are, and a call costs more
+            # Most fields are as they were, and a call for each would cost more than all the rest.
+            if before is after or (before == after and type(before) is type(after) and type(before) in _PLAIN):
+                continue
+            if differ(before, after):
                 yield name, before, after

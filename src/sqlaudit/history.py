@@ -270,7 +270,9 @@ def _shortened(name: str) -> str:
 class AddOpenGuard(ExecutableDDLElement):
     """Let MySQL and MariaDB, which have no partial indexes, refuse two open versions of one row.
 
-    An invisible generated column is 1 while a version is open and NULL afterwards, and NULLs never collide.
+    An invisible generated column, unique within a row's life, is 0 for the open version and the number of the
+    version for all others. InnoDB looks for duplicates beyond a new entry, too, and locks the one that follows: it
+    is another version of the same row, never the neighbouring row's, so that writers of different rows don't wait.
     """
 
     def __init__(self, history: Table) -> None:
@@ -281,12 +283,12 @@ class AddOpenGuard(ExecutableDDLElement):
 def _render_open_guard(element: AddOpenGuard, compiler: DDLCompiler, **kw: Any) -> str:
     history, quote = element.history, compiler.preparer.quote
     tracked: TrackedTable = history.info[INFO_KEY]
-    guard = quote(f"{tracked.valid_to.name}_is_open")
+    guard = quote(f"{tracked.version.name}_closed")
     open_end = compiler.sql_compiler.process(OpenEnd())
     key = ", ".join([*(quote(column.name) for column in tracked.history_key), guard])
     return (
-        f"ALTER TABLE {compiler.preparer.format_table(history)} ADD COLUMN {guard} TINYINT "
-        f"GENERATED ALWAYS AS (IF({quote(tracked.valid_to.name)} = {open_end}, 1, NULL)) VIRTUAL INVISIBLE, "
+        f"ALTER TABLE {compiler.preparer.format_table(history)} ADD COLUMN {guard} INTEGER GENERATED ALWAYS "
+        f"AS (IF({quote(tracked.valid_to.name)} = {open_end}, 0, {quote(tracked.version.name)})) VIRTUAL INVISIBLE, "
         f"ADD UNIQUE INDEX {quote(_shortened(f'uq_{history.name}_open'))} ({key})"
     )
 

@@ -7,12 +7,12 @@ Every read here is one statement. All of them take a :class:`sqlalchemy.orm.Sess
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import fields as dataclass_fields
 from datetime import date, datetime, time
 from decimal import Decimal
-from itertools import islice
+from itertools import chain, islice, pairwise
 from math import inf
 from operator import itemgetter
 from typing import Any, Final
@@ -203,11 +203,19 @@ class _Reading:
         self.parameters: dict[str, Any] = dict(_date_range(dates))
         if resource_ids is not None:
             self.parameters |= _ids_given(self.ids, _listed(resource_ids, composite=len(self.ids) > 1))
+        # The versions of one row, in the order of their numbers, come beside one another without a join.
+        self.of_one_row = (
+            not model.options.resource_id_field
+            and len(self.parameters.get("ids", ())) == 1
+            and len(self.parameters) == 1
+            and user_ids is None
+            and _identities(model) is None
+        )
         if user_ids is not None:
             self.parameters["users"] = [_user_text(user) for user in _listed(user_ids)]
-        if self.end is not None:
+        if self.end is not None and not self.of_one_row:
             self.parameters |= {"limit": self.end, "offset": 0}
-        shape = ("changes", self.fields, self.ids, frozenset(self.parameters), newest_first)
+        shape = ("changes", self.fields, self.ids, frozenset(self.parameters), newest_first, self.of_one_row)
         self.statement = _built_once(model, shape, self._build)
 
     def _build(self) -> Select[Any]:
@@ -221,28 +229,19 @@ class _Reading:
             source = source.join(
                 now[table], _same_version(table, now[table], base, now[base]), isouter=table not in model.chain
             )
+        new = [now[owner[column.table]].c[column.key] for _, column in self.fields]
+        ids = [now[owner[column.table]].c[column.key] for column in self.ids]
+        roles = {role: now[base].c[name] for role, name in base.names.items()}
+        ours = [roles[name] for name in _ROLES]
+        if self.of_one_row:
+            statement = select(*ours, *ids, *new).select_from(source).where(_has_id(ids))
+            return statement.order_by(roles["version"].desc() if self.newest_first else roles["version"])
         source = source.outerjoin(before[base], _same_version(base, before[base], base, now[base], distance=-1))
         for table in tables[1:]:
             source = source.outerjoin(before[table], _same_version(table, before[table], base, before[base]))
-        new = [now[owner[column.table]].c[column.key] for _, column in self.fields]
         old = [before[owner[column.table]].c[column.key] for _, column in self.fields]
-        ids = [now[owner[column.table]].c[column.key] for column in self.ids]
-        roles = {role: now[base].c[name] for role, name in base.names.items()}
         number_before = before[base].c[base.version.key]
-        statement = select(
-            roles["version"],
-            roles["valid_from"],
-            roles["operation"],
-            roles["changeset_id"],
-            roles["changed_by"],
-            roles["impersonated_by"],
-            roles["reason"],
-            roles["extra"],
-            number_before,
-            *ids,
-            *new,
-            *old,
-        ).select_from(source)
+        statement = select(*ours, *ids, *new, *old, number_before).select_from(source)
         statement = statement.where(
             or_(
                 and_(
@@ -281,15 +280,17 @@ class _Reading:
 
     def _all_changes(self, session: Session, options: Mapping[str, Any]) -> Generator[FieldChange]:
         label, names = self.model.label, [name for name, _ in self.fields]
-        ids = 9  # the place of the resource id, after our columns
+        ids = len(_ROLES)  # the place of the resource id, after our columns
         new = ids + len(self.ids)
         old = new + len(names)
         with closing(_rows(session, self.model, self.statement, self.parameters, options)) as rows:
-            for row in rows:
-                version, timestamp, operation, changeset_id, changed_by, impersonated_by, reason, extra, before = row[
-                    :ids
-                ]
-                found = diff(names, operation, None if before is None else row[old:], row[new:old])
+            for row, row_before in self._with_the_one_before(rows):
+                version, timestamp, operation, changeset_id, changed_by, impersonated_by, reason, extra = row[:ids]
+                if row_before is not row:
+                    before = None if row_before is None else row_before[new:old]
+                else:
+                    before = None if row[-1] is None else row[old:-1]
+                found = diff(names, operation, before, row[new:old])
                 resource_id = row[ids] if len(self.ids) == 1 else tuple(row[ids:new])
                 for field_name, old_value, new_value in reversed(list(found)) if self.newest_first else found:
                     yield _field_change(
@@ -308,7 +309,28 @@ class _Reading:
                         new_value,
                     )
 
+    def _with_the_one_before(self, rows: Iterable[Row[Any]]) -> Iterator[tuple[Row[Any], Row[Any] | None]]:
+        """Yield each row with the one that has the version before it: a row of its own, itself, or none."""
+        if not self.of_one_row:
+            yield from ((row, row) for row in rows)
+            return
+        neighbours = pairwise(chain(rows, (None,)) if self.newest_first else chain((None,), rows))
+        for one, other in neighbours:
+            row, before = (one, other) if self.newest_first else (other, one)
+            if row is not None:
+                yield row, before if before is not None and before[0] == row[0] - 1 else None
 
+
+_ROLES: Final = (
+    "version",
+    "valid_from",
+    "operation",
+    "changeset_id",
+    "changed_by",
+    "impersonated_by",
+    "reason",
+    "extra",
+)
 _SLOTS: Final = [getattr(FieldChange, field.name).__set__ for field in dataclass_fields(FieldChange)]
 
 
