@@ -38,6 +38,7 @@ except ImportError:
 Key = tuple[Any, ...]
 OldValues = Callable[[Key], Mapping[Column[Any], Any]]
 """What is known of a row before it was changed: key → live column → value."""
+_CHANGESET: Final = "sqlaudit_changeset"
 CHUNK: Final = 1000
 """Keys per statement."""
 
@@ -75,20 +76,20 @@ def changeset_of(session: Session, connection: Connection) -> Changeset:
     It is found again by the database transaction, which may outlive the session, and by the session's
     transaction, which may span several databases.
     """
-    on_connection = connection.info.get(INFO_KEY)
-    transaction = connection.get_transaction()
-    if on_connection is not None and on_connection[0]() is transaction:
-        return cast(Changeset, on_connection[1])
+    info, transaction = connection.info, connection.get_transaction()
+    remembered = info.get(INFO_KEY)
+    if remembered is not None and remembered[0]() is transaction:
+        return cast(Changeset, remembered[1])
     outermost: SessionTransaction | None = session.get_transaction()
-    on_session = session.info.get(f"{INFO_KEY}_changeset")
-    if on_session is not None and outermost is not None and on_session[0]() is outermost:
-        changeset: Changeset = on_session[1]
+    remembered = session.info.get(_CHANGESET)
+    if remembered is not None and outermost is not None and remembered[0]() is outermost:
+        changeset: Changeset = remembered[1]
     else:
         changeset = Changeset(uuid7(), current_config().now())
         if outermost is not None:
-            session.info[f"{INFO_KEY}_changeset"] = (ref(outermost), changeset)
+            session.info[_CHANGESET] = (ref(outermost), changeset)
     if transaction is not None:
-        connection.info[INFO_KEY] = (ref(transaction), changeset)
+        info[INFO_KEY] = (ref(transaction), changeset)
     return changeset
 
 

@@ -119,14 +119,15 @@ def unit_of(mapper: Mapper[Any]) -> Unit | None:
 
 
 @dataclass(slots=True)
-class _Group:
-    """The rows of one unit in one database that a flush wrote."""
+class Group:
+    """The objects of one unit that a flush writes through one connection."""
 
+    unit: Unit
+    connection: Connection
     inserted: list[State] = field(default_factory=list)
-    updated: dict[Key, tuple[State, Mapping[str, Any]]] = field(default_factory=dict)
-    deleted: dict[Key, tuple[State, Mapping[str, Any]]] = field(default_factory=dict)
-    moved: dict[Key, tuple[State, Mapping[str, Any]]] = field(default_factory=dict)
-    moved_to: list[Key] = field(default_factory=list)
+    updating: list[tuple[State, Mapping[str, Any]]] = field(default_factory=list)
+    """With their committed values: after the UPDATE, SQL expressions have been expired, and look like no change."""
+    deleted: list[State] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -143,12 +144,17 @@ class Flush:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.config = current_config()
-        self.inserted: list[tuple[State, Connection]] = []
-        self.updated: list[tuple[State, Connection, Mapping[str, Any]]] = []
-        self.deleted: list[tuple[State, Connection]] = []
+        self._groups: dict[tuple[Mapper[Any], Connection], Group] = {}
         self._automatic: dict[State, dict[str, Any]] = {}
         self._doomed: dict[tuple[Mapper[Any], Key], State] = {}
         self._dependents: list[tuple[Capture, list[Key]]] = []
+
+    def group(self, mapper: Mapper[Any], connection: Connection) -> Group:
+        """Return the place for the objects of a tracked class that the flush writes through a connection."""
+        try:
+            return self._groups[mapper, connection]
+        except KeyError:
+            return self._groups.setdefault((mapper, connection), Group(cast(Unit, unit_of(mapper)), connection))
 
     # -- before the flush
 
@@ -211,11 +217,11 @@ class Flush:
         self._require_context(state.obj() for state in states)
         for state in states:
             unit = cast(Unit, unit_of(state.mapper))
-            connection = self._connection(unit.mapper, state.identity_token)
+            group = self.group(state.mapper, self._connection(unit.mapper, state.identity_token))
             if state.key is None:
-                self.inserted.append((state, connection))
+                group.inserted.append(state)
             else:
-                self.updated.append((state, connection, dict(state.committed_state)))
+                group.updating.append((state, dict(state.committed_state)))
                 existing.setdefault((unit, state.identity_token), []).append(state.key[1])
         for (unit, token), keys in existing.items():
             self._capture(unit, token).baseline(keys)
@@ -289,38 +295,14 @@ class Flush:
 
     def record(self) -> None:
         """Write the versions."""
-        if not (self.inserted or self.updated or self.deleted):
-            return
-        groups: dict[tuple[Unit, Connection], _Group] = defaultdict(_Group)
         links: dict[tuple[TrackedTable, tuple[Column[Any], ...], Connection], _Links] = defaultdict(_Links)
-        for state, connection in self.inserted:
-            unit = cast(Unit, unit_of(state.mapper))
-            groups[unit, connection].inserted.append(state)
-            if unit.links:
-                self._collect_links(unit, state, connection, links)
-        for state, connection, changed in self.updated:
-            unit = cast(Unit, unit_of(state.mapper))
-            if not (unit.watched.isdisjoint(changed) and unit.watched.isdisjoint(state.committed_state)):
-                group, key, old_key = groups[unit, connection], unit.key_of(state), cast(Any, state.key)[1]
-                if key == old_key:
-                    group.updated[key] = (state, changed)
-                else:
-                    group.moved[old_key] = (state, changed)
-                    group.moved_to.append(key)
-            if unit.links:
-                self._collect_links(unit, state, connection, links)
-        for state, connection in self.deleted:
-            unit = cast(Unit, unit_of(state.mapper))
-            groups[unit, connection].deleted[cast(Any, state.key)[1]] = (state, state.committed_state)
-            if unit.links:
-                self._collect_links(unit, state, connection, links, deleted=True)
-        for (unit, connection), group in groups.items():
-            capture = Capture(
-                connection, changeset_of(self.session, connection), unit.model.chain, unit.user_fields(self.config)
-            )
-            self._record_group(unit, capture, group)
-            if group.moved_to:
-                self._record_moved_children(capture, unit.model.chain, group.moved_to)
+        for group in self._groups.values():
+            self._record_group(group)
+            if group.unit.links:
+                for state in (*group.inserted, *(state for state, _ in group.updating)):
+                    self._collect_links(group.unit, state, group.connection, links)
+                for state in group.deleted:
+                    self._collect_links(group.unit, state, group.connection, links, deleted=True)
         for (table, columns, connection), some in links.items():
             self._record_links(connection, table, columns, some)
         for capture, keys in self._dependents:
@@ -338,36 +320,53 @@ class Flush:
                     child_capture.settle(some, inserted=frozenset(some))
                     self._record_moved_children(child_capture, child_chain, some)
 
-    def _record_group(self, unit: Unit, capture: Capture, group: _Group) -> None:
-        new, rewritten = [], {}
-        base = unit.mapper.base_mapper
+    def _record_group(self, group: Group) -> None:
+        unit = group.unit
+        new: list[Key] = []
+        rewritten: dict[Key, State] = {}
+        updated: dict[Key, tuple[State, Mapping[str, Any]]] = {}
+        moved: dict[Key, tuple[State, Mapping[str, Any]]] = {}
+        moved_to: list[Key] = []
+        deleted = {cast(Any, state.key)[1]: (state, state.committed_state) for state in group.deleted}
         for state in group.inserted:
             key = unit.key_of(state)
-            if self._doomed and (replaced := self._doomed.get((base, key))) is not None and replaced is not state:
+            if self._doomed and (replaced := self._doomed.get((unit.mapper.base_mapper, key), state)) is not state:
                 rewritten[key] = replaced  # an UPDATE, in truth: the flush deletes and inserts the same key
             else:
                 new.append(key)
+        for state, changed in group.updating:
+            if not (unit.watched.isdisjoint(changed) and unit.watched.isdisjoint(state.committed_state)):
+                key, old_key = unit.key_of(state), cast(Any, state.key)[1]
+                if key == old_key:
+                    updated[key] = (state, changed)
+                else:
+                    moved[old_key] = (state, changed)
+                    moved_to.append(key)
 
         def old_of_updated(key: Key) -> Mapping[Column[Any], Any]:
-            state, changed = group.updated[key]
+            state, changed = updated[key]
             changed = {**changed, **self._automatic.get(state, {})}
             return unit.old_values(state, changed, changed)
 
         def old_of_lost(key: Key) -> Mapping[Column[Any], Any]:
             if key in rewritten:
                 return unit.old_values(rewritten[key], rewritten[key].committed_state, unit.stored)
-            state, changed = group.moved.get(key) or group.deleted.get(key) or (None, {})
+            state, changed = moved.get(key) or deleted.get(key) or (None, {})
             return {} if state is None else unit.old_values(state, changed, unit.stored)
 
-        if group.moved or rewritten or not group.deleted.keys().isdisjoint(new):
-            keys = dict.fromkeys((*group.moved, *group.moved_to, *rewritten, *group.deleted, *new))
-            capture.settle(
-                list(keys), inserted={*group.moved_to, *new} - {*rewritten, *group.deleted}, before=old_of_lost
-            )
+        if not (new or rewritten or updated or moved or deleted):
+            return
+        changeset = changeset_of(self.session, group.connection)
+        capture = Capture(group.connection, changeset, unit.model.chain, unit.user_fields(self.config))
+        if moved or rewritten or not deleted.keys().isdisjoint(new):
+            keys = dict.fromkeys((*moved, *moved_to, *rewritten, *deleted, *new))
+            capture.settle(list(keys), inserted={*moved_to, *new} - {*rewritten, *deleted}, before=old_of_lost)
         else:
             capture.inserted(new)
-            capture.deleted(list(group.deleted), old_of_lost)
-        capture.updated(list(group.updated), old_of_updated)
+            capture.deleted(list(deleted), old_of_lost)
+        capture.updated(list(updated), old_of_updated)
+        if moved_to:
+            self._record_moved_children(capture, unit.model.chain, moved_to)
 
     @staticmethod
     def _collect_links(

@@ -339,12 +339,12 @@ def _flush_of(mapper: Mapper[Any], state: InstanceState[Any]) -> Flush | None:
 
 def _inserted(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
     if (flush := _flush_of(mapper, state)) is not None:
-        flush.inserted.append((state, connection))
+        flush.group(mapper, connection).inserted.append(state)
 
 
 def _updating(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
     if (flush := _flush_of(mapper, state)) is not None:
-        flush.updated.append((state, connection, dict(state.committed_state)))
+        flush.group(mapper, connection).updating.append((state, dict(state.committed_state)))
 
 
 def _updated(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
@@ -354,12 +354,12 @@ def _updated(mapper: Mapper[Any], connection: Connection, state: InstanceState[A
 
 def _deleted(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
     if (flush := _flush_of(mapper, state)) is not None:
-        flush.deleted.append((state, connection))
+        flush.group(mapper, connection).deleted.append(state)
 
 
 _MODEL_LISTENERS: Final[dict[str, Callable[..., Any]]] = {
     "after_insert": _inserted,
-    "before_update": _updating,  # before: afterwards SQL expressions have been expired, and look like no change
+    "before_update": _updating,
     "after_update": _updated,
     "after_delete": _deleted,
 }
