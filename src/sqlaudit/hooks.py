@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import wraps
 from inspect import signature as inspect_signature
+from operator import attrgetter
 from types import MethodType
 from typing import Any, Final, Self, cast
 from weakref import WeakSet
@@ -323,28 +324,18 @@ def watch(model: TrackedModel) -> None:
                 _track_links(mapper, mapper.class_)
 
 
-def _flush_of(mapper: Mapper[Any], state: InstanceState[Any]) -> Flush | None:
-    session = state.session
-    assert session is not None
-    flush: Flush | None = session.info.get(INFO_KEY)
-    if flush is None:
-        name = mapper.class_.__name__
-        uncaptured(
-            f"{name} was written by a session without hooks, and its history does not show it; "
-            "call register_hooks(), or register_hooks(your_sessionmaker), at start-up.",
-            mapper.class_,
-        )
-    return flush
-
-
 def _inserted(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
-    if (flush := _flush_of(mapper, state)) is not None:
+    if (flush := _session_of(state).info.get(INFO_KEY)) is not None:
         flush.group(mapper, connection).inserted.append(state)
+    else:
+        _unrecorded(mapper)
 
 
 def _updating(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
-    if (flush := _flush_of(mapper, state)) is not None:
+    if (flush := _session_of(state).info.get(INFO_KEY)) is not None:
         flush.group(mapper, connection).updating.append((state, dict(state.committed_state)))
+    else:
+        _unrecorded(mapper)
 
 
 def _updated(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
@@ -353,8 +344,22 @@ def _updated(mapper: Mapper[Any], connection: Connection, state: InstanceState[A
 
 
 def _deleted(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
-    if (flush := _flush_of(mapper, state)) is not None:
+    if (flush := _session_of(state).info.get(INFO_KEY)) is not None:
         flush.group(mapper, connection).deleted.append(state)
+    else:
+        _unrecorded(mapper)
+
+
+_session_of: Final[Callable[[InstanceState[Any]], Session]] = attrgetter("session")
+
+
+def _unrecorded(mapper: Mapper[Any]) -> None:
+    name = mapper.class_.__name__
+    uncaptured(
+        f"{name} was written by a session without hooks, and its history does not show it; "
+        "call register_hooks(), or register_hooks(your_sessionmaker), at start-up.",
+        mapper.class_,
+    )
 
 
 _MODEL_LISTENERS: Final[dict[str, Callable[..., Any]]] = {
