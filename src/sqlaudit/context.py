@@ -7,6 +7,7 @@ a rollback never does.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from contextlib import ContextDecorator
 from contextvars import ContextVar, Token
@@ -21,6 +22,7 @@ USER_ID_LENGTH: Final = 255
 """The length, in characters, of the columns that hold user ids."""
 
 type_of_user_id = str | int | UUID
+_NUL_IN_JSON: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class AuditContext:
     :param reason: why
     :param impersonated_by: the user who really acts, if ``user_id`` is impersonated; as ``user_id``
     :param extra: any value that JSON can express: a request id, an address …
-    :raises ContextError: an id is too long, or ``extra`` is not JSON
+    :raises ContextError: an id is too long, a text is one that no database takes, or ``extra`` is not JSON
     """
 
     user_id: str | None = None
@@ -42,12 +44,18 @@ class AuditContext:
     def __post_init__(self) -> None:
         object.__setattr__(self, "user_id", user_id_text(self.user_id, "user_id"))
         object.__setattr__(self, "impersonated_by", user_id_text(self.impersonated_by, "impersonated_by"))
-        if self.reason is not None and not isinstance(self.reason, str):
-            raise ContextError(f"reason is {self.reason!r}; give it as text.", self.reason)
+        if self.reason is not None:
+            if not isinstance(self.reason, str):
+                raise ContextError(f"reason is {self.reason!r}; give it as text.", self.reason)
+            _check_text(self.reason, "reason")
         if self.extra is not None:
             try:
+                text = json.dumps(self.extra, allow_nan=False, ensure_ascii=False)
+                text.encode()
+                if _NUL_IN_JSON.search(text):
+                    raise ValueError("it has a NUL character")
                 # Through JSON and back: what is kept is what is read later, and no caller can change it any more.
-                object.__setattr__(self, "extra", json.loads(json.dumps(self.extra, allow_nan=False)))
+                object.__setattr__(self, "extra", json.loads(text))
             except (TypeError, ValueError) as error:
                 raise ContextError(
                     f"extra cannot be written as JSON ({error}); give text, numbers, lists and dicts of them.",
@@ -75,6 +83,7 @@ def user_id_text(user_id: type_of_user_id | None, name: str = "user_id") -> str 
     if isinstance(user_id, bool) or not isinstance(user_id, type_of_user_id):
         raise ContextError(f"{name} is {user_id!r}; give a str, an int or a UUID.", user_id)
     text = str(user_id)
+    _check_text(text, name)
     if len(text) > USER_ID_LENGTH:
         raise ContextError(
             f"{name} has {len(text)} characters, its column holds {USER_ID_LENGTH}; give a shorter id "
@@ -82,6 +91,17 @@ def user_id_text(user_id: type_of_user_id | None, name: str = "user_id") -> str 
             user_id,
         )
     return text
+
+
+def _check_text(text: str, name: str) -> None:
+    """Raise if a text has characters that databases refuse: a NUL, or half of a surrogate pair."""
+    try:
+        if "\0" not in text:
+            text.encode()
+            return
+    except UnicodeEncodeError:
+        pass
+    raise ContextError(f"{name} is {text!r}, with a character that databases cannot store; leave it out.", text)
 
 
 _EMPTY: Final = AuditContext()

@@ -18,6 +18,7 @@ from sqlalchemy.orm import (
     Mapper,
     PassiveFlag,
     Session,
+    UOWTransaction,
 )
 from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.sql.schema import ForeignKeyConstraint
@@ -141,8 +142,9 @@ class _Links:
 class Flush:
     """What one flush does to tracked rows."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, context: UOWTransaction | None = None) -> None:
         self.session = session
+        self.context = context
         self.config = current_config()
         self._groups: dict[tuple[Mapper[Any], Connection], Group] = {}
         self._automatic: dict[State, dict[str, Any]] = {}
@@ -295,6 +297,8 @@ class Flush:
 
     def record(self) -> None:
         """Write the versions."""
+        if not self._groups:
+            return
         links: dict[tuple[TrackedTable, tuple[Column[Any], ...], Connection], _Links] = defaultdict(_Links)
         for group in self._groups.values():
             self._record_group(group)

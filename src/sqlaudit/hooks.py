@@ -26,6 +26,7 @@ from sqlalchemy.orm import (
     ORMExecuteState,
     RelationshipProperty,
     Session,
+    SessionTransaction,
     UOWTransaction,
     scoped_session,
     sessionmaker,
@@ -38,7 +39,6 @@ from sqlaudit.flush import Flush
 from sqlaudit.history import INFO_KEY, TrackedModel, track_secondary, tracked_model, tracked_table, tracked_tables
 
 _DISABLED: Final = "sqlaudit_disabled"
-_SEEN: Final = "sqlaudit_seen"
 _WARNED: Final = "sqlaudit_warned"
 
 
@@ -104,26 +104,26 @@ def _session_class(target: Any, *, make: bool) -> Any:
 
 
 def _before_flush(session: Session, context: UOWTransaction, instances: object) -> None:
-    if session.info.get(_SEEN) is context:
-        return
-    session.info[_SEEN] = context
-    flush = session.info[INFO_KEY] = Flush(session)
-    if not session.info.get(_DISABLED):
+    info = session.info
+    flush: Flush | None = info.get(INFO_KEY)
+    if flush is not None and flush.context is context:
+        return  # a listener of an overlapping target came first
+    flush = info[INFO_KEY] = Flush(session, context)
+    if not info.get(_DISABLED):
         flush.prepare()
     else:
         timetravel.refuse_changes(session)
 
 
 def _after_flush(session: Session, context: UOWTransaction) -> None:
-    session.info.pop(_SEEN, None)
     flush: Flush | None = session.info.pop(INFO_KEY, None)
     if flush is not None and not session.info.get(_DISABLED):
         flush.record()
 
 
-def _after_soft_rollback(session: Session, transaction: object) -> None:
-    session.info.pop(_SEEN, None)
-    session.info.pop(INFO_KEY, None)
+def _after_soft_rollback(session: Session, transaction: SessionTransaction) -> None:
+    if not transaction.nested:  # a savepoint that a listener has rolled back does not end the flush
+        session.info.pop(INFO_KEY, None)
 
 
 def _do_orm_execute(state: ORMExecuteState) -> Any:

