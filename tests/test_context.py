@@ -152,14 +152,27 @@ def test_tasks_inherit_the_context_and_keep_their_changes_to_themselves():
         ({"extra": {1, 2}}, "extra cannot be written as JSON"),
         ({"extra": object()}, "extra cannot be written as JSON"),
         ({"extra": {"a": float("nan")}}, "extra cannot be written as JSON"),
+        ({"extra": {"a": ["\\\0"]}}, "extra cannot be written as JSON"),
+        ({"extra": {"\ud800": 1}}, "extra cannot be written as JSON"),
+        ({"reason": "\0"}, "reason is .*, with a character that databases cannot store"),
+        ({"reason": "\ud800"}, "reason is .*, with a character that databases cannot store"),
+        ({"user_id": "a\0"}, "user_id is .*, with a character that databases cannot store"),
     ],
-    ids=["long user", "long impersonator", "bool", "float", "bytes", "reason", "set", "object", "nan"],
+    ids=[
+        *("long user", "long impersonator", "bool", "float", "bytes", "reason", "set", "object", "nan"),
+        *("nul in extra", "surrogate in extra", "nul in reason", "surrogate in reason", "nul in user"),
+    ],
 )
 def test_what_cannot_be_stored_raises_when_it_is_given(give, bad, message):
     set_audit_context("before")
     with pytest.raises(ContextError, match=message):
         give(**bad)
     assert contents()[0] == "before"
+
+
+def test_text_that_only_looks_like_an_escaped_nul_is_accepted():
+    with AuditContextManager(extra={"path": "C:\\u0000"}) as context:
+        assert context.extra == {"path": "C:\\u0000"}
 
 
 def test_extra_is_a_copy_of_what_was_given():
