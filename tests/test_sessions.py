@@ -359,6 +359,20 @@ def test_concurrent_tasks_keep_their_contexts(async_engine: AsyncEngine, databas
 # --- merge and bulk ---------------------------------------------------------------------------------------------
 
 
+def test_a_savepoint_that_a_listener_rolls_back_does_not_end_the_recording(sessions: Sessions) -> None:
+    def add_another(session: Session, *args: Any) -> None:
+        with contextlib.suppress(ZeroDivisionError), session.begin_nested():
+            raise ZeroDivisionError  # which takes back all that is pending, too
+        session.add(Author(id=1, name="a"))
+
+    with sessions() as session:
+        sa.event.listen(session, "before_flush", add_another)
+        session.add(Author(id=2, name="b"))
+        session.commit()
+        check(session)
+        assert told(session, Author, "name") == [("insert", "a")]
+
+
 def test_merge_is_recorded_as_what_it_does(sessions: Sessions) -> None:
     for name in ("a", "a", "b"):
         with sessions.begin() as session:
