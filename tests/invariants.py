@@ -9,8 +9,9 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
 from sqlaudit import OPEN_END, Operation, history_of, register_hooks, unregister_hooks
-from sqlaudit.history import TrackedTable, tracked_model_of, tracked_table
+from sqlaudit.models import tracked_model_of
 from sqlaudit.period import TICK
+from sqlaudit.tables import TrackedTable, tracked_table
 
 CONTEXT = ("changed_by", "impersonated_by", "reason", "extra")
 

@@ -11,6 +11,8 @@ LAYERS = [
     {"exceptions"},
     {"period"},
     {"config", "context", "changes"},
+    {"tables"},
+    {"models"},
     {"history"},
     {"absent", "statements"},
     {"capture", "timetravel", "retrieval", "triggers"},

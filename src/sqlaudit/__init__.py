@@ -20,10 +20,11 @@ from sqlaudit.exceptions import (
     SQLAuditWarning,
     TrackingError,
 )
-from sqlaudit.history import AuditColumns, Version, history_of
+from sqlaudit.history import Version, history_of
 from sqlaudit.hooks import register_hooks, tracking_disabled, unregister_hooks
 from sqlaudit.period import OPEN_END
 from sqlaudit.retrieval import blame, get_resource_changes, stream_resource_changes, versions_of
+from sqlaudit.tables import AuditColumns
 from sqlaudit.timetravel import as_of
 
 __all__ = [

@@ -8,7 +8,7 @@ from typing import Final
 from sqlalchemy.exc import DBAPIError
 
 from sqlaudit.exceptions import HistoryTableError
-from sqlaudit.history import TrackedTable
+from sqlaudit.tables import TrackedTable
 
 _CODES: Final = {"42P01", "42703", 1146, 1054}  # no such table, no such column: of PostgreSQL and of MariaDB
 _PHRASES: Final = ("no such table", "no such column", "has no column")  # of SQLite

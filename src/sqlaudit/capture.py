@@ -26,9 +26,9 @@ from sqlaudit.absent import explained
 from sqlaudit.changes import Operation
 from sqlaudit.config import current_config
 from sqlaudit.context import AuditContext, get_audit_context, user_id_text
-from sqlaudit.history import INFO_KEY, TrackedTable
 from sqlaudit.period import OPEN_END, TICK, OpenEnd, is_open
 from sqlaudit.statements import GUARDED_BY_KEY, NO_USER_FIELDS, Prepared, Statements, UserFields
+from sqlaudit.tables import INFO_KEY, TrackedTable
 
 try:
     from uuid import uuid7  # type: ignore[attr-defined]  # Python 3.14

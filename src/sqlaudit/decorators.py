@@ -11,8 +11,10 @@ from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.orm import Mapper
 
 from sqlaudit.exceptions import TrackingError
-from sqlaudit.history import AuditColumns, Options, TrackedModel, history_of, tracked_model
+from sqlaudit.history import history_of
 from sqlaudit.hooks import watch
+from sqlaudit.models import Options, TrackedModel, tracked_model
+from sqlaudit.tables import AuditColumns
 from sqlaudit.timetravel import Untracked, as_of
 
 M = TypeVar("M", bound=type[Any])

@@ -36,7 +36,8 @@ from sqlaudit import timetravel
 from sqlaudit.config import current_config
 from sqlaudit.exceptions import CaptureError, SQLAuditError, SQLAuditWarning
 from sqlaudit.flush import Flush
-from sqlaudit.history import INFO_KEY, TrackedModel, track_secondary, tracked_model, tracked_table, tracked_tables
+from sqlaudit.models import TrackedModel, tracked_model
+from sqlaudit.tables import INFO_KEY, track_secondary, tracked_table, tracked_tables
 
 _DISABLED: Final = "sqlaudit_disabled"
 _WARNED: Final = "sqlaudit_warned"

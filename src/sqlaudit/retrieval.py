@@ -42,7 +42,8 @@ from sqlaudit.absent import explained
 from sqlaudit.changes import Blame, FieldChange, Operation, diff, differ
 from sqlaudit.config import configured_session
 from sqlaudit.exceptions import QueryError
-from sqlaudit.history import TrackedModel, history_of, tracked_model_of, version_info, where_rows_are
+from sqlaudit.history import history_of, version_info, where_rows_are
+from sqlaudit.models import TrackedModel, tracked_model_of
 from sqlaudit.period import as_utc
 from sqlaudit.statements import differs
 

@@ -23,6 +23,7 @@ from sqlalchemy import (
     DateTime,
     Dialect,
     Executable,
+    Float,
     FromClause,
     Integer,
     LargeBinary,
@@ -54,8 +55,8 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from sqlaudit.changes import Operation
-from sqlaudit.history import TrackedTable
 from sqlaudit.period import OpenEnd, UTCDateTime, is_open
+from sqlaudit.tables import TrackedTable
 
 # --- SQL that SQLAlchemy has no construct for -------------------------------------------------------------------
 
@@ -81,7 +82,7 @@ GUARDED_BY_KEY: Final = ("mysql", "mariadb")
 """Dialects on which a look for history locks the neighbours of a new key, so that inserts would deadlock: there the
 primary key of the history table refuses a second version number 1, and that statement alone is undone."""
 _IN_JSON: Final = (Integer, String, Uuid)
-_COMPARED_BY_VALUE: Final = (Integer, Numeric, Boolean, DateTime, Date, Time, Uuid, LargeBinary)
+_COMPARED_BY_VALUE: Final = (Integer, Numeric, Float, Boolean, DateTime, Date, Time, Uuid, LargeBinary)
 
 
 def implementation_of(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:

@@ -26,8 +26,9 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from sqlaudit.absent import explained
 from sqlaudit.exceptions import QueryError, ReadOnlyError
-from sqlaudit.history import TrackedTable, tracked_model_of, tracked_table, tracked_tables
+from sqlaudit.models import tracked_model_of
 from sqlaudit.period import OPEN_END, TICK, UTCDateTime, as_utc, was_valid
+from sqlaudit.tables import TrackedTable, tracked_table, tracked_tables
 
 E = TypeVar("E")
 P = ParamSpec("P")

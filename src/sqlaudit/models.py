@@ -1,0 +1,221 @@
+"""What makes a class tracked? Its options, its tables, its fields.
+
+The mapper of a tracked model carries a :class:`TrackedModel` in ``mapper.class_manager.info["sqlaudit"]``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, cast
+
+from sqlalchemy import (
+    BinaryExpression,
+    Column,
+    ColumnElement,
+    Table,
+    inspect,
+)
+from sqlalchemy.exc import NoInspectionAvailable
+from sqlalchemy.orm import Mapper
+from sqlalchemy.orm.exc import UnmappedColumnError
+from sqlalchemy.sql import visitors
+
+from sqlaudit.exceptions import TrackingError
+from sqlaudit.tables import INFO_KEY, AuditColumns, TrackedTable, refuse_clash
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What :func:`sqlaudit.track_table` was told."""
+
+    tracked_fields: frozenset[str] | None = None
+    exclude: frozenset[str] = frozenset()
+    table_label: str | None = None
+    resource_id_field: str | None = None
+    user_id_field: str | None = None
+    history_table_name: str | None = None
+    audit_columns: AuditColumns = AuditColumns()  # noqa: RUF009  # frozen, and thus shared safely
+
+
+class TrackedModel:
+    """A tracked class: its options, its tables from the base of its hierarchy to its own, its fields."""
+
+    def __init__(self, mapper: Mapper[Any], options: Options, *, is_decorated: bool = False) -> None:
+        self.mapper = mapper
+        self.options = options
+        self.is_decorated = is_decorated
+        self.parent = None if mapper.inherits is None or mapper.concrete else tracked_model(mapper.inherits)
+        self.table: TrackedTable
+        self.history_class: type[Any] | None = None  # made by history_of()
+        self._make_table()
+        mapper.class_manager.info[INFO_KEY] = self
+
+    def _make_table(self) -> None:
+        mapper, options = self.mapper, self.options
+        fields = {name for name, column in mapper.columns.items() if isinstance(column, Column)}
+        refuse_clash(options.audit_columns, mapper.class_.__name__, fields - options.exclude, mapper.class_)
+        local = mapper.local_table
+        assert isinstance(local, Table)
+        if self.parent is not None and local is self.parent.table.live:
+            self.table = self.parent.table
+            self.table.refresh()
+        else:
+            self.table = TrackedTable(
+                local,
+                self._key(),
+                exclude=[
+                    column.name
+                    for column in local.c
+                    if self._name_of(column) in options.exclude and column not in set(mapper.primary_key)
+                ],
+                name=options.history_table_name,
+                names=options.audit_columns,
+            )
+        for table in self.chain:
+            if self.chain not in table.chains:
+                table.chains.append(self.chain)
+
+    def _key(self) -> list[Column[Any]]:
+        """Return the columns of the own table that identify a row, in the order of the base table's."""
+        if self.parent is None:
+            return [cast("Column[Any]", column) for column in self.mapper.primary_key]
+        partners: dict[Any, Any] = {}
+        for element in visitors.iterate(cast("ColumnElement[bool]", self.mapper.inherit_condition)):
+            if isinstance(element, BinaryExpression):
+                left, right = (side._deannotate() for side in (element.left, element.right))
+                partners[left], partners[right] = right, left
+        return [partners[column] for column in self.parent.table.key]
+
+    def _name_of(self, column: Column[Any]) -> str:
+        try:
+            return self.mapper.get_property_by_column(column).key
+        except UnmappedColumnError:
+            return column.key
+
+    def set_options(self, options: Options) -> None:
+        """Take the options of a decorated subclass, which was tracked with its base class.
+
+        :raises TrackingError: they come too late, or are those of the base
+        """
+        name = self.mapper.class_.__name__
+        inherited = self.options
+        shares_table = self.parent is not None and self.table is self.parent.table
+        if shares_table and (options.history_table_name or options.exclude - inherited.exclude):
+            raise TrackingError(
+                f"{name} shares the table {self.table.live.fullname!r} with its base class; exclude its columns and "
+                "name the history table there.",
+                self.mapper.class_,
+            )
+        if options.audit_columns not in (AuditColumns(), inherited.audit_columns) and self.parent is not None:
+            raise TrackingError(
+                f"{name} inherits the names of our columns; give audit_columns to its base class.", self.mapper.class_
+            )
+        self.is_decorated = True
+        self.options = replace(
+            options,
+            tracked_fields=inherited.tracked_fields if options.tracked_fields is None else options.tracked_fields,
+            exclude=options.exclude | inherited.exclude,
+            resource_id_field=options.resource_id_field or inherited.resource_id_field,
+            user_id_field=options.user_id_field or inherited.user_id_field,
+            audit_columns=inherited.audit_columns if self.parent is not None else options.audit_columns,
+        )
+        if not shares_table and (
+            options.history_table_name or options.exclude or options.audit_columns != inherited.audit_columns
+        ):
+            if self.history_class is not None:
+                raise TrackingError(
+                    f"The history of {name} is in use already; decorate it right after it is defined.",
+                    self.mapper.class_,
+                )
+            self.table.live.metadata.remove(self.table.history)
+            del self.table.live.info[INFO_KEY]
+            for other in self.chain:
+                other.chains.remove(self.chain)
+            self.__dict__.pop("chain", None)
+            self._make_table()
+
+    def options_for_subclass(self) -> Options:
+        """Return the options that subclasses inherit: all but the name of a history table and the label."""
+        return replace(self.options, history_table_name=None, table_label=None)
+
+    @cached_property
+    def chain(self) -> tuple[TrackedTable, ...]:
+        """The tables that hold one object: base table first; one table but for joined inheritance."""
+        above = self.parent.chain if self.parent else ()
+        return above if self.table in above else (*above, self.table)
+
+    @property
+    def root(self) -> TrackedModel:
+        """The topmost model whose objects share this one's tables."""
+        return self.parent.root if self.parent else self
+
+    def family(self) -> list[TrackedModel]:
+        """Return this model and all below it whose objects are objects of this one, from the top down."""
+        return [
+            model
+            for mapper in self.mapper.self_and_descendants
+            if (model := tracked_model(mapper)) is not None and model.root is self.root
+        ]
+
+    @cached_property
+    def columns(self) -> dict[str, Column[Any]]:
+        """The stored fields, inherited ones included: attribute name → history column."""
+        columns = dict(self.parent.columns) if self.parent else {}
+        for live, history in self.table.columns:
+            try:
+                name = self.mapper.get_property_by_column(live).key
+            except UnmappedColumnError:
+                if self.parent is None and live.key not in columns and self._is_unmapped(live):
+                    columns[live.key] = history
+            else:
+                columns.setdefault(name, history)
+        return columns
+
+    def _is_unmapped(self, column: Column[Any]) -> bool:
+        return not any(column in mapper._columntoproperty for mapper in self.mapper.self_and_descendants)
+
+    @property
+    def stored(self) -> frozenset[str]:
+        """The attribute names of the stored columns."""
+        return frozenset(self.columns)
+
+    @property
+    def label(self) -> str:
+        return self.options.table_label or self.mapper.class_.__name__
+
+    def reported(self) -> list[tuple[str, Column[Any]]]:
+        """Return the fields that reads report, with their history columns, those of subclasses included."""
+        found: dict[Column[Any], str] = {}
+        for model in self.family():
+            chosen = model.options.tracked_fields
+            for name, column in model.columns.items():
+                if chosen is None or name in chosen:
+                    found.setdefault(column, name)
+        return [(name, column) for column, name in found.items()]
+
+    def resource_id_columns(self) -> list[Column[Any]]:
+        """Return the history columns that give the id of a row to its readers."""
+        field = self.options.resource_id_field
+        return [self.columns[field]] if field else list(self.root.table.history_key)
+
+
+def tracked_model(mapper: Mapper[Any]) -> TrackedModel | None:
+    """Return what makes the class of a mapper tracked, or ``None``."""
+    return mapper.class_manager.info.get(INFO_KEY)
+
+
+def tracked_model_of(model_class: type[Any]) -> TrackedModel:
+    """Return what makes a class tracked.
+
+    :raises TrackingError: it is not
+    """
+    try:
+        mapper = inspect(model_class)
+    except NoInspectionAvailable:
+        mapper = None
+    model = tracked_model(mapper) if isinstance(mapper, Mapper) else None
+    if model is None:
+        name = getattr(model_class, "__name__", repr(model_class))
+        raise TrackingError(f"{name} is not a tracked model; decorate it with @track_table().", model_class)
+    return model

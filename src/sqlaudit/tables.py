@@ -1,0 +1,286 @@
+"""Where are the versions of a table kept? The history table of a live table.
+
+Both carry a :class:`TrackedTable` in ``table.info["sqlaudit"]``. A history table is made when a model is decorated,
+so that ``create_all`` and Alembic see it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, Final, cast
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import (
+    JSON,
+    Column,
+    Dialect,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    Uuid,
+    event,
+)
+from sqlalchemy.dialects import mysql, postgresql
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.schema import BLANK_SCHEMA, ExecutableDDLElement, conv
+from sqlalchemy.sql.compiler import DDLCompiler
+from sqlalchemy.sql.elements import quoted_name
+from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
+
+from sqlaudit.changes import Operation
+from sqlaudit.context import USER_ID_LENGTH
+from sqlaudit.exceptions import TrackingError
+from sqlaudit.period import OpenEnd, UTCDateTime, is_open
+
+INFO_KEY: Final = "sqlaudit"
+_MAX_IDENTIFIER: Final = 63  # PostgreSQL's, in bytes; the others allow at least as many
+_TABLE_OPTIONS: Final = ("engine", "charset", "default_charset", "collate", "default_collate")
+
+
+@dataclass(frozen=True, slots=True)
+class AuditColumns:
+    """The names of our columns in a history table, for models whose own columns clash with them."""
+
+    version: str = "audit_version"
+    valid_from: str = "valid_from"
+    valid_to: str = "valid_to"
+    operation: str = "audit_operation"
+    changeset_id: str = "audit_changeset_id"
+    changed_by: str = "audit_changed_by"
+    impersonated_by: str = "audit_impersonated_by"
+    reason: str = "audit_reason"
+    extra: str = "audit_extra"
+
+    def items(self) -> Iterator[tuple[str, str]]:
+        """Yield each role and the name of its column."""
+        return ((field.name, getattr(self, field.name)) for field in fields(self))
+
+
+class OperationText(TypeDecorator[Operation]):
+    """An :class:`~sqlaudit.changes.Operation` as its text; an ``Enum`` would bring DDL of its own."""
+
+    impl = String(16)
+    cache_ok = True
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[str], Operation | None]:
+        return {str(operation): operation for operation in Operation}.get
+
+
+def _audit_column_types() -> dict[str, TypeEngine[Any]]:
+    # Bob is not bob, whatever a database thinks of their names.
+    user_id = String(USER_ID_LENGTH).with_variant(
+        mysql.VARCHAR(USER_ID_LENGTH, collation="utf8mb4_bin"), "mysql", "mariadb"
+    )
+    return {
+        "version": Integer(),
+        "valid_from": UTCDateTime(),
+        "valid_to": UTCDateTime(),
+        "operation": OperationText(),
+        # One type per database, whether a server answers or not: Uuid alone depends on MariaDB's version.
+        "changeset_id": Uuid(native_uuid=False).with_variant(Uuid(), "postgresql"),
+        "changed_by": user_id,
+        "impersonated_by": user_id,
+        "reason": Text(),
+        "extra": JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql"),
+    }
+
+
+class TrackedTable:
+    """A live table, its history table, and which column is which.
+
+    :ivar live: the live table
+    :ivar key: the columns of the live table that identify a row
+    :ivar history: the history table
+    :ivar names: the names of our columns in it
+    """
+
+    def __init__(
+        self,
+        live: Table,
+        key: Iterable[Column[Any]],
+        *,
+        exclude: Iterable[str] = (),
+        name: str | None = None,
+        names: AuditColumns | None = None,
+        is_association: bool = False,
+    ) -> None:
+        self.live = live
+        self.key = tuple(key)
+        self.exclude = frozenset(exclude)
+        self.is_association = is_association
+        self.names = names or AuditColumns()
+        self.chains: list[tuple[TrackedTable, ...]] = []  # those of the models whose objects have rows in this table
+        self.cache: dict[Any, Any] = {}
+        self.statements: WeakKeyDictionary[Dialect, Any] = WeakKeyDictionary()  # built once per dialect
+        self.history = self._make_table(name)
+        live.info[INFO_KEY] = self.history.info[INFO_KEY] = self
+        self.history.add_is_dependent_on(live)  # whose CREATE makes the types that both use
+
+    def _make_table(self, name: str | None) -> Table:
+        live, metadata = self.live, self.live.metadata
+        name = name or _shortened(f"{live.name}_history")
+        if (key := name if live.schema is None else f"{live.schema}.{name}") in metadata.tables:
+            raise TrackingError(
+                f"The history table of {live.fullname!r} cannot be named {key!r}, there is such a table already; "
+                "choose another name: track_table(history_table_name=…).",
+                live,
+            )
+        names = [column for role, column in self.names.items()]
+        if len(set(names)) < len(names):
+            raise TrackingError(f"{self.names} gives two columns one name; give each its own.", live)
+        history = Table(
+            quoted_name(name, getattr(live.name, "quote", None)),
+            metadata,
+            *(self._copy_of(column) for column in self._stored_columns()),
+            *(
+                Column(
+                    getattr(self.names, role),
+                    type_,
+                    primary_key=role == "version",
+                    autoincrement=False,
+                    nullable=role in ("changed_by", "impersonated_by", "reason", "extra"),
+                )
+                for role, type_ in _audit_column_types().items()
+            ),
+            schema=live.schema or BLANK_SCHEMA,
+            **{
+                f"{dialect}_{option}": value
+                for dialect in ("mysql", "mariadb")
+                for option in _TABLE_OPTIONS
+                if (value := live.kwargs.get(f"{dialect}_{option}")) is not None
+            },
+        )
+        where = is_open(history.c[self.names.valid_to])
+        Index(
+            conv(_shortened(f"uq_{name}_open")),
+            *(history.c[column.key] for column in self.key),
+            unique=True,
+            postgresql_where=where,
+            sqlite_where=where,
+        ).ddl_if(dialect=cast(str, ("postgresql", "sqlite")))
+        Index(conv(_shortened(f"ix_{name}_changeset")), history.c[self.names.changeset_id])
+        event.listen(history, "after_create", AddOpenGuard(history).execute_if(dialect=cast(str, ("mysql", "mariadb"))))
+        return history
+
+    def _stored_columns(self) -> Iterator[Column[Any]]:
+        return (column for column in self.live.c if not column.system and column.name not in self.exclude)
+
+    def _copy_of(self, column: Column[Any]) -> Column[Any]:
+        refuse_clash(self.names, repr(self.live.fullname), {column.name, column.key}, self.live)
+        is_key = column in set(self.key)  # a set: == is the type's own, and may be anything
+        copy: Column[Any] = Column(
+            column.name, key=column.key, primary_key=is_key, nullable=not is_key, autoincrement=False
+        )
+        # Set afterwards, the type is shared without its DDL: no CHECK, no second CREATE TYPE.
+        copy.type = column.type
+        return copy
+
+    def refresh(self) -> None:
+        """Follow the live table, to which columns may have been added since.
+
+        Single-table subclasses add columns, and a foreign key without a type gets it from its target.
+        """
+        for column in self._stored_columns():
+            if column.key not in self.history.c:
+                self.history.append_column(self._copy_of(column))
+                self.statements.clear()
+                self.__dict__.pop("columns", None)
+            elif isinstance(self.history.c[column.key].type, NullType):
+                self.history.c[column.key].type = column.type
+
+    @cached_property
+    def columns(self) -> list[tuple[Column[Any], Column[Any]]]:
+        """The stored columns: (live column, history column)."""
+        return [(column, self.history.c[column.key]) for column in self._stored_columns()]
+
+    @property
+    def history_key(self) -> tuple[Column[Any], ...]:
+        """The columns of the history table that identify a row; a version needs its number, too."""
+        return tuple(self.history.c[column.key] for column in self.key)
+
+    def role(self, role: str) -> Column[Any]:
+        """Return our column of a role: a field of :class:`AuditColumns`."""
+        name: str = getattr(self.names, role)
+        return self.history.c[name]
+
+    @property
+    def version(self) -> Column[int]:
+        return self.role("version")
+
+    @property
+    def valid_from(self) -> Column[Any]:
+        return self.role("valid_from")
+
+    @property
+    def valid_to(self) -> Column[Any]:
+        return self.role("valid_to")
+
+
+def refuse_clash(ours: AuditColumns, owner: str, names: Collection[str], subject: object) -> None:
+    for role, name in ours.items():
+        if name in names:
+            other = f"audit_{role}_2" if name.startswith("audit_") else f"audit_{role}"
+            raise TrackingError(
+                f"{owner} has a column {name!r}, and its history table needs a column of that name; rename ours: "
+                f"track_table(audit_columns=AuditColumns({role}={other!r})).",
+                subject,
+            )
+
+
+def _shortened(name: str) -> str:
+    """Return ``name``, or if it is too long for a database its beginning and a digest of the whole."""
+    if len(name.encode()) <= _MAX_IDENTIFIER:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return name.encode()[: _MAX_IDENTIFIER - 9].decode(errors="ignore") + "_" + digest
+
+
+class AddOpenGuard(ExecutableDDLElement):
+    """Let MySQL and MariaDB, which have no partial indexes, refuse two open versions of one row.
+
+    An invisible generated column, unique within a row's life, is 0 for the open version and the number of the
+    version for all others. InnoDB looks for duplicates beyond a new entry, too, and locks the one that follows: it
+    is another version of the same row, never the neighbouring row's, so that writers of different rows don't wait.
+    """
+
+    def __init__(self, history: Table) -> None:
+        self.history = history
+
+
+@compiles(AddOpenGuard)
+def _render_open_guard(element: AddOpenGuard, compiler: DDLCompiler, **kw: Any) -> str:
+    history, quote = element.history, compiler.preparer.quote
+    tracked: TrackedTable = history.info[INFO_KEY]
+    guard = quote(f"{tracked.version.name}_closed")
+    open_end = compiler.sql_compiler.process(OpenEnd())
+    key = ", ".join([*(quote(column.name) for column in tracked.history_key), guard])
+    return (
+        f"ALTER TABLE {compiler.preparer.format_table(history)} ADD COLUMN {guard} INTEGER GENERATED ALWAYS "
+        f"AS (IF({quote(tracked.valid_to.name)} = {open_end}, 0, {quote(tracked.version.name)})) VIRTUAL INVISIBLE, "
+        f"ADD UNIQUE INDEX {quote(_shortened(f'uq_{history.name}_open'))} ({key})"
+    )
+
+
+def tracked_table(table: object) -> TrackedTable | None:
+    """Return what makes a table tracked, or ``None``."""
+    return table.info.get(INFO_KEY) if isinstance(table, Table) else None
+
+
+def track_secondary(secondary: Table, columns: Iterable[Column[Any]]) -> TrackedTable:
+    """Give an association table, whose links these columns make, a history table."""
+    return tracked_table(secondary) or TrackedTable(secondary, secondary.primary_key or columns, is_association=True)
+
+
+def tracked_tables(metadata: MetaData) -> list[TrackedTable]:
+    """Return the tracked tables of a MetaData."""
+    return [
+        tracked
+        for table in metadata.tables.values()
+        if (tracked := tracked_table(table)) is not None and tracked.live is table
+    ]
