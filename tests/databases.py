@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 OTHER_SCHEMA = "sqlaudit_other"
+SQLALCHEMY_2_1 = sa.__version__ >= "2.1"
 
 
 class Database:
@@ -49,7 +50,7 @@ class Database:
 
 class SQLite(Database):
     name = "sqlite"
-    capabilities = frozenset({"cyclic_cascades"})
+    capabilities = frozenset({"cyclic_cascades", "virtual_columns"})
     async_drivers = ("aiosqlite",)
 
     def __init__(self, directory: Path) -> None:
@@ -108,6 +109,7 @@ class PostgreSQL(Server):
     name = "postgresql"
     capabilities = frozenset(
         {"arrays", "concurrent_writes", "cyclic_cascades", "enum_types", "identity_always", "two_phase"}
+        | ({"virtual_columns"} if SQLALCHEMY_2_1 else set())
     )
     async_drivers = ("asyncpg", "psycopg")
 
@@ -179,7 +181,7 @@ def stop_postgresql(directory: Path) -> None:
 
 class MariaDB(Server):
     name = "mariadb"
-    capabilities = frozenset({"concurrent_writes", "two_phase"})
+    capabilities = frozenset({"concurrent_writes", "two_phase", "virtual_columns"})
     async_drivers = ("aiomysql",)
 
     def __init__(self, server: sa.URL) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.ext.mutable import MutableDict, MutableList
 from sqlalchemy.orm import Mapped, mapped_column
 
+from databases import SQLALCHEMY_2_1
 from lifecycle import Values, live_and_die
 from sqlaudit import get_resource_changes, register_hooks, track_table, unregister_hooks, versions_of
 
@@ -381,8 +382,7 @@ def test_what_onupdate_sets_is_stored(eager, base, engine, sessions):
     assert [(v.edits, v.revision) for v in (first, second)] == [(0, 10), (1, 11)]
 
 
-@pytest.mark.parametrize("persisted", [True, False])
-def test_computed_columns_are_stored(persisted, base, engine, sessions, target):
+def check_computed_column(base, engine, sessions, *, persisted):
     @track_table()
     class Box(base):
         __tablename__ = "box"
@@ -394,6 +394,15 @@ def test_computed_columns_are_stored(persisted, base, engine, sessions, target):
     base.metadata.create_all(engine)
     first, second, _ = live_and_die(sessions, Box, {"width": 2}, {"width": 3})
     assert (first.area, second.area) == (4, 9)
+
+
+def test_computed_columns_are_stored(base, engine, sessions):
+    check_computed_column(base, engine, sessions, persisted=True)
+
+
+@pytest.mark.requires("virtual_columns")
+def test_columns_that_are_computed_when_they_are_read_are_stored(base, engine, sessions):
+    check_computed_column(base, engine, sessions, persisted=False)
 
 
 @pytest.mark.parametrize("always", [True, False])
@@ -503,7 +512,7 @@ def test_an_enum_type_that_tables_share_is_created_and_dropped_once(base, databa
 
 
 @pytest.mark.requires("enum_types")
-@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("order", [1, -1] if SQLALCHEMY_2_1 else [-1])  # 2.0 drops a type with any of its tables
 def test_live_and_history_tables_can_be_created_one_by_one(order, base, engine):
     thing = model_of(base, sa.Enum(Colour, name="colour"))
     tables = [thing.__table__, thing.History.__table__]
