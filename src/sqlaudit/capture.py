@@ -11,6 +11,7 @@ Values never travel through Python, and no database clock is asked: bound parame
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -242,22 +243,25 @@ class Capture:
         if untold := [key for key in untold if key not in last or not last[key].gone]:
             self._baseline_of(untold, before)
             last = self._last(keys)
-        stale: dict[datetime, list[Key]] = {}
-        fresh: dict[datetime, list[Key]] = {}
+        gone: dict[datetime, list[Key]] = defaultdict(list)
+        changed: dict[datetime, list[Key]] = defaultdict(list)
+        fresh: dict[datetime, list[Key]] = defaultdict(list)
         for key in dict.fromkeys((*last, *keys)):
             row = last.get(key)
             if row is None or (not row.is_open and not row.gone):
-                fresh.setdefault(self._instant(row), []).append(key)
+                fresh[self._instant(row)].append(key)
             elif not row.agrees:
-                stale.setdefault(self._instant(row), []).append(key)
-        for at, some in stale.items():
+                (gone if row.gone else changed)[self._instant(row)].append(key)
+        for at, some in gone.items():
             self._run(some, "tombstone", "gone", False, at=at)
             self._run(some, "close", "gone", False, at=at)
+        for at, some in changed.items():
             self._run(some, "close", "changed", False, at=at)
             self._run(some, "snapshot", Operation.UPDATE, "absent", at=at)
         for at, some in fresh.items():
             self._run(some, "snapshot", Operation.INSERT, "absent", at=at)
-        self._run(keys, "forget_baseline")
+        if any(row.ours and row.operation is Operation.BASELINE for row in last.values()):
+            self._run(keys, "forget_baseline")
 
     def _instant(self, last: _Last | None) -> datetime:
         """Return the instant of a row's next version: the changeset's, or the first that is late enough."""
