@@ -217,6 +217,14 @@ def test_a_change_of_one_value_of_any_type_makes_a_version(direction, types, bas
     assert told == {name: ["insert", "update"] for name in types}
 
 
+def test_a_change_in_digits_that_the_database_does_not_show_makes_a_version(base, engine, sessions):
+    types: Types = {"single": (sa.Float, 1234567.0, 1234568.0)}  # MariaDB shows 1234570 for both
+    told = each_alone(
+        base, engine, sessions, types, {"single": 1234567.0}, lambda row, _: setattr(row, "single", 1234568.0)
+    )
+    assert told == {"single": ["insert", "update"]}
+
+
 def test_null_and_a_value_of_any_type_are_told_apart(types, base, engine, sessions):
     nulls, values = dict.fromkeys(types, sa.null()), {name: value for name, (_, value, _) in types.items()}
     told = each_alone(base, engine, sessions, types, nulls, lambda row, name: setattr(row, name, values[name]))
