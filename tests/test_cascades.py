@@ -43,6 +43,27 @@ class Child(Base):
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     parent_id: Mapped[int | None] = mapped_column(sa.ForeignKey("parents.id"))
     parent: Mapped[Parent | None] = relationship(back_populates="children", foreign_keys=parent_id)
+    toys: Mapped[list["Toy"]] = relationship(cascade="all, delete-orphan")
+
+
+@track_table()
+class Toy(Base):
+    """A row that the ORM deletes with an orphan."""
+
+    __tablename__ = "toys"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    child_id: Mapped[int] = mapped_column(sa.ForeignKey("children.id"))
+
+
+@track_table()
+class Scratch(Base):
+    """A row that the database deletes with what the ORM deletes with an orphan."""
+
+    __tablename__ = "scratches"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    toy_id: Mapped[int] = mapped_column(sa.ForeignKey("toys.id", ondelete=CASCADE))
 
 
 @track_table()
@@ -130,7 +151,7 @@ class Part(Base):
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
 
 
-TRACKED = (Parent, Child, Loose, Cascaded, Grandchild, Nulled, Coded, Node, Key, Following, Part)
+TRACKED = (Parent, Child, Toy, Scratch, Loose, Cascaded, Grandchild, Nulled, Coded, Node, Key, Following, Part)
 
 
 @pytest.fixture
@@ -192,6 +213,40 @@ def test_an_orphan_has_a_tombstone(sessions: Sessions) -> None:
         parent.children.remove(parent.children[0])
     check(sessions)
     assert found(sessions, Child, "id", "parent_id") == [("insert", 1, 1), ("delete", 1, 1), ("insert", 2, 1)]
+
+
+def test_what_goes_with_an_orphan_has_tombstones(sessions: Sessions) -> None:
+    with sessions.begin() as session:
+        session.add(Parent(id=1, code="a", children=[Child(id=1, toys=[Toy(id=1)])]))
+        session.flush()
+        session.add(Scratch(id=1, toy_id=1))
+    with sessions.begin() as session:
+        parent = session.get_one(Parent, 1)
+        parent.children.clear()
+    check(sessions)
+    assert found(sessions, Toy, "id") == [("insert", 1), ("delete", 1)]
+    assert found(sessions, Scratch, "id") == [("insert", 1), ("delete", 1)]
+
+
+def test_what_another_listener_deletes_and_changes_is_recorded(sessions: Sessions, engine: sa.Engine) -> None:
+    def join_in(session: Session, *args: Any) -> None:
+        session.delete(session.get_one(Parent, 1))
+        older.parent_id = None
+
+    with sessions.begin() as session:
+        session.add_all([Parent(id=1, code="a"), Parent(id=2, code="b")])
+        session.flush()
+        session.add(Cascaded(id=1, parent_id=1))
+    with engine.begin() as connection:
+        connection.execute(sa.insert(Loose).values(id=1, parent_id=2))
+    with sessions.begin() as session:
+        older, changed = session.get_one(Loose, 1), session.get_one(Parent, 1)
+        session.expire(older)
+        changed.code = "c"
+        sa.event.listen(session, "before_flush", join_in)
+    check(sessions)
+    assert found(sessions, Cascaded, "parent_id") == [("insert", 1), ("delete", 1)]
+    assert found(sessions, Loose, "parent_id") == [("baseline", 2), ("update", None)]
 
 
 def test_children_that_the_orm_parts_from_their_parent_have_versions(sessions: Sessions) -> None:

@@ -151,6 +151,9 @@ class Flush:
         self._automatic: dict[State, dict[str, Any]] = {}
         self._doomed: dict[tuple[Mapper[Any], Key], State] = {}
         self._dependents: list[tuple[Capture, list[Key]]] = []
+        self.prepared: dict[State, int] | None = None
+        """How much of each object had changed when it was prepared, -1 if it was to go; ``None`` if none ever is."""
+        self._blind: set[State] = set()
 
     def group(self, mapper: Mapper[Any], connection: Connection) -> Group:
         """Return the place for the objects of a tracked class that the flush writes through a connection."""
@@ -168,26 +171,37 @@ class Flush:
         """
         session = self.session
         self._require_context()
+        self.prepared = {}
         dirty, deleted = session.dirty, session.deleted
-        if not dirty and not deleted:
-            return
+        if dirty or deleted:
+            self._prepare(((True, map(instance_state, deleted)), (False, map(instance_state, dirty))))
+
+    def prepare_late(self, state: State, *, doomed: bool) -> None:
+        """Do the same for an object that is about to be written, if more became of it than was known before the flush.
+
+        Other listeners may have changed or deleted it since, or a cascade did.
+        """
+        extent = -1 if doomed else len(state.committed_state)
+        if self.prepared is not None and self.prepared.get(state) != extent:
+            self._require_context([state.obj()])
+            self._prepare([(doomed, [state])])
+
+    def _prepare(self, states_by_fate: Iterable[tuple[bool, Iterable[State]]]) -> None:
+        session, prepared = self.session, cast("dict[State, int]", self.prepared)
         blind: dict[tuple[Unit, Any], list[Key]] = {}
         parents: dict[tuple[Unit, Any], list[Key]] = {}
         links: dict[tuple[TrackedTable, tuple[Column[Any], ...], Connection], _Links] = defaultdict(_Links)
         followed: dict[Unit, frozenset[str]] = {}
-        for doomed, objects in ((True, deleted), (False, dirty)):
-            for obj in objects:
-                state = instance_state(obj)
+        for doomed, states in states_by_fate:
+            for state in states:
                 refuse_change(state)
                 unit = unit_of(state.mapper)
                 if unit is None or state.key is None:
                     continue
                 key, committed, values = state.key[1], state.committed_state, state.dict
-                goes = (
-                    doomed
-                    or not unit.keys.isdisjoint(committed)
-                    or (unit.has_orphans and state.mapper._is_orphan(state))
-                )
+                dies = doomed or (unit.has_orphans and state.mapper._is_orphan(state))
+                goes = dies or not unit.keys.isdisjoint(committed)
+                prepared[state] = -1 if dies else len(committed)
                 if goes:
                     self._doomed[unit.mapper.base_mapper, key] = state
                 elif unit.automatic:
@@ -196,9 +210,14 @@ class Flush:
                     followed[unit] = unit.followed()
                 if goes or not followed[unit].isdisjoint(committed):
                     parents.setdefault((unit, state.identity_token), []).append(key)
-                if not values.keys() >= (unit.stored if goes else unit.needed) or any(
-                    value is LoaderCallableStatus.NO_VALUE and name in unit.stored for name, value in committed.items()
+                if state not in self._blind and (
+                    not values.keys() >= (unit.stored if goes else unit.needed)
+                    or any(
+                        value is LoaderCallableStatus.NO_VALUE and name in unit.stored
+                        for name, value in committed.items()
+                    )
                 ):
+                    self._blind.add(state)
                     blind.setdefault((unit, state.identity_token), []).append(key)
                 if unit.links and not goes and any(relationship.key in committed for relationship in unit.links):
                     connection = self._connection(unit.mapper, state.identity_token)

@@ -334,6 +334,7 @@ def _inserted(mapper: Mapper[Any], connection: Connection, state: InstanceState[
 
 def _updating(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
     if (flush := _session_of(state).info.get(INFO_KEY)) is not None:
+        flush.prepare_late(state, doomed=False)
         flush.group(mapper, connection).updating.append((state, dict(state.committed_state)))
     else:
         _unrecorded(mapper)
@@ -342,6 +343,11 @@ def _updating(mapper: Mapper[Any], connection: Connection, state: InstanceState[
 def _updated(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
     if state.key is None:  # a new object has taken the row of a deleted one: no before_update told of it
         _inserted(mapper, connection, state)
+
+
+def _deleting(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
+    if (flush := _session_of(state).info.get(INFO_KEY)) is not None:
+        flush.prepare_late(state, doomed=True)
 
 
 def _deleted(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
@@ -367,6 +373,7 @@ _MODEL_LISTENERS: Final[dict[str, Callable[..., Any]]] = {
     "after_insert": _inserted,
     "before_update": _updating,
     "after_update": _updated,
+    "before_delete": _deleting,
     "after_delete": _deleted,
 }
 
