@@ -48,6 +48,7 @@ def test_the_readme_runs_from_top_to_bottom_and_prints_what_it_shows(capsys: pyt
             shown += 1
     assert shown
     assert not capsys.readouterr().out
+    namespace["engine"].dispose()
 
 
 def test_the_readme_names_the_two_commands() -> None:
