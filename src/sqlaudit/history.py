@@ -100,7 +100,7 @@ def _make_history_class(model: TrackedModel) -> type[Version]:
     options["exclude_properties"] = [column.key for column in table.history.c if column not in mapped_columns]
     if parent is None:
         if mapper.polymorphic_on is not None:
-            options["polymorphic_on"] = _moved(mapper.polymorphic_on, dict(table.columns))
+            options["polymorphic_on"] = moved(mapper.polymorphic_on, dict(table.columns))
             options["with_polymorphic"] = "*"
     else:
         options["inherits"] = parent.history_class
@@ -124,17 +124,17 @@ def _make_history_class(model: TrackedModel) -> type[Version]:
     return history_class
 
 
-def _moved(expression: Any, columns: Mapping[Any, Any]) -> Any:
+def moved(expression: Any, columns: Mapping[Any, Any]) -> Any:
     """Return an expression on the live table as one on the history table."""
     by_key = {live.key: old for live, old in columns.items()}
     tables = {live.table for live in columns}
 
-    def moved(element: Any, **kw: Any) -> Any:
+    def replaced(element: Any, **kw: Any) -> Any:
         if isinstance(element, Column) and element.table in tables:
             return by_key.get(element.key)
         return None
 
-    return visitors.replacement_traverse(expression, {}, moved)
+    return visitors.replacement_traverse(expression, {}, replaced)
 
 
 def _refuse_change(mapper: Mapper[Any], connection: Connection, version: Version) -> None:

@@ -42,7 +42,7 @@ from sqlaudit.absent import explained
 from sqlaudit.changes import Blame, FieldChange, Operation, diff, differ
 from sqlaudit.config import configured_session
 from sqlaudit.exceptions import QueryError
-from sqlaudit.history import history_of, version_info, where_rows_are
+from sqlaudit.history import history_of, moved, version_info, where_rows_are
 from sqlaudit.models import TrackedModel, tracked_model_of
 from sqlaudit.period import as_utc
 from sqlaudit.statements import differs
@@ -257,8 +257,9 @@ class _Reading:
             )
         )
         if (identities := _identities(model)) is not None:
-            column, values = identities
-            statement = statement.where(now[base].c[column.key].in_(values))
+            discriminator, values = identities
+            here = {live: now[base].c[old.key] for live, old in base.columns}
+            statement = statement.where(moved(discriminator, here).in_(values))
         given = self.parameters
         if "ids" in given:
             statement = statement.where(_has_id(ids))
@@ -370,8 +371,7 @@ def _identities(model: TrackedModel) -> tuple[Any, list[Any]] | None:
     mapper = model.mapper
     if model.parent is None or mapper.polymorphic_on is None:
         return None
-    column = next((old for live, old in model.root.table.columns if live is mapper.polymorphic_on), None)
-    return None if column is None else (column, [each.mapper.polymorphic_identity for each in model.family()])
+    return mapper.polymorphic_on, [each.mapper.polymorphic_identity for each in model.family()]
 
 
 def _checked_count(name: str, value: Any) -> int:
