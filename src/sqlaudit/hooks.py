@@ -19,7 +19,6 @@ from typing import Any, Final, Self, cast
 from weakref import WeakSet
 
 from sqlalchemy import Column, Connection, MetaData, Table, event, inspect
-from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
 from sqlalchemy.orm import (
     InstanceState,
     Mapper,
@@ -38,6 +37,11 @@ from sqlaudit.exceptions import CaptureError, SQLAuditError, SQLAuditWarning
 from sqlaudit.flush import Flush
 from sqlaudit.models import TrackedModel, tracked_model
 from sqlaudit.tables import INFO_KEY, track_secondary, tracked_table, tracked_tables
+
+try:
+    from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
+except ImportError:  # without greenlet there are none, and nothing is an instance of ()
+    AsyncSession = async_scoped_session = async_sessionmaker = ()  # type: ignore[assignment, misc]
 
 _DISABLED: Final = "sqlaudit_disabled"
 _WARNED: Final = "sqlaudit_warned"
