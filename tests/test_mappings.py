@@ -1,5 +1,6 @@
 """Every way to map a table, and every kind of name, has a history: a row's life is told whole."""
 
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -630,6 +631,38 @@ def test_a_resource_id_field_gives_the_id_of_a_resource(base, engine, sessions):
         assert {change.resource_id for change in changes} == {"grace"}
         assert {change.new_value for change in changes} == {2, "grace"}
         assert {change.resource_id for change in versions_of(session, customer, 1)[0].changes} == {"ada"}
+
+
+class Guid(sa.TypeDecorator[uuid.UUID]):
+    impl = sa.Uuid
+    cache_ok = True
+
+
+def test_a_user_id_field_of_a_type_of_the_users_own_gives_the_same_text_everywhere(base, engine, sessions):
+    @track_table(user_id_field="editor")
+    class Page(base):
+        __tablename__ = "page"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        editor: Mapped[uuid.UUID] = mapped_column(Guid)
+
+    base.metadata.create_all(engine)
+    with sessions.begin() as session:
+        session.add(Page(id=1, editor=uuid.UUID(int=7)))
+    with sessions() as session:
+        (version,) = versions_of(session, Page, 1)
+    assert version.audit_changed_by == str(uuid.UUID(int=7))
+
+
+def test_a_table_without_a_primary_key_may_have_columns_that_cannot_be_grouped(base, engine, sessions):
+    table = sa.Table("log", base.metadata, sa.Column("line", sa.Integer), sa.Column("data", sa.JSON))
+
+    @track_table()
+    class Log(base):
+        __table__ = table
+        __mapper_args__ = {"primary_key": [table.c.line]}
+
+    base.metadata.create_all(engine)
+    live_and_die(sessions, Log, {"line": 1, "data": [1]}, {"data": [2]})
 
 
 def test_a_user_id_field_names_the_user_of_each_row(base, engine, sessions):

@@ -138,7 +138,10 @@ class user_text(FunctionElement[str]):
 @compiles(user_text)
 def _user_text(element: user_text, compiler: SQLCompiler, **kw: Any) -> str:
     (column,) = element.clauses
-    if isinstance(column.type, Uuid) and not (column.type.native_uuid and compiler.dialect.supports_native_uuid):
+    type_ = column.type
+    while isinstance(type_, TypeDecorator):
+        type_ = type_.load_dialect_impl(compiler.dialect)
+    if isinstance(type_, Uuid) and not (type_.native_uuid and compiler.dialect.supports_native_uuid):
         lengths = ((1, 8), (9, 4), (13, 4), (17, 4), (21, 12))
         parts = [func.substr(column, start, length, type_=String()) for start, length in lengths]
         text: ColumnElement[str] = parts[0]
@@ -374,7 +377,7 @@ class Statements:
             statement = statement.where(
                 exists(select(literal_column("1")).select_from(past).where(here, past.c[base.valid_to.key] == _at))
             )
-        if not base.live.primary_key and len(self.chain) == 1:
+        if base.is_association and not base.live.primary_key:  # its rows may be there twice
             # Not DISTINCT, which makes PostgreSQL take the untyped literals for text.
             statement = statement.group_by(*(live for live, _ in base.columns))
         return [
