@@ -11,6 +11,7 @@ Values never travel through Python, and no database clock is asked: bound parame
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from sqlaudit.absent import explained
 from sqlaudit.changes import Operation
 from sqlaudit.config import current_config
 from sqlaudit.context import AuditContext, get_audit_context, user_id_text
+from sqlaudit.exceptions import CaptureError, SQLAuditWarning
 from sqlaudit.period import OPEN_END, TICK, OpenEnd, is_open
 from sqlaudit.statements import GUARDED_BY_KEY, NO_USER_FIELDS, Prepared, Statements, UserFields
 from sqlaudit.tables import INFO_KEY, TrackedTable
@@ -54,6 +56,16 @@ def chunks(keys: Collection[Key]) -> Iterable[Sequence[Key]]:
     if len(sequence) <= CHUNK:
         return (sequence,) if sequence else ()
     return [sequence[start : start + CHUNK] for start in range(0, len(sequence), CHUNK)]
+
+
+def uncaptured(message: str, subject: object) -> None:
+    """Warn of a write that cannot be recorded.
+
+    :raises CaptureError: in strict mode
+    """
+    if current_config().strict:
+        raise CaptureError(message, subject)
+    warnings.warn(message, SQLAuditWarning, stacklevel=2)
 
 
 # --- one database transaction -----------------------------------------------------------------------------------
@@ -233,7 +245,7 @@ class Capture:
         inserted: Collection[Key],
         before: OldValues,
     ) -> None:
-        last = self._last(keys)
+        last, new = self._last(keys), inserted
         undone = [row for row in last.values() if not row.agrees and row.ours and row.same_context]
         if undone:
             self._take_back(undone)
@@ -259,7 +271,14 @@ class Capture:
             self._run(some, "close", "changed", False, at=at)
             self._run(some, "snapshot", Operation.UPDATE, "absent", at=at)
         for at, some in fresh.items():
-            self._run(some, "snapshot", Operation.INSERT, "absent", at=at)
+            written = self._run(some, "snapshot", Operation.INSERT, "absent", at=at)
+            if written < sum(key in new for key in some):
+                live = self.chain[0].live
+                uncaptured(
+                    f"A new row of the tracked table {live.fullname!r} is not found by its key {some[0]}, and its "
+                    "history does not show it; give keys that the database stores as they are given.",
+                    live,
+                )
         if any(row.ours and row.operation is Operation.BASELINE for row in last.values()):
             self._run(keys, "forget_baseline")
 

@@ -14,7 +14,7 @@ from sqlaudit.exceptions import TrackingError
 from sqlaudit.history import history_of
 from sqlaudit.hooks import watch
 from sqlaudit.models import Options, TrackedModel, tracked_model
-from sqlaudit.tables import AuditColumns
+from sqlaudit.tables import AuditColumns, tracked_table
 from sqlaudit.timetravel import Untracked, as_of
 
 M = TypeVar("M", bound=type[Any])
@@ -127,6 +127,12 @@ def _check(mapper: Mapper[Any], options: Options) -> None:
         raise TrackingError(
             f"{name} shares its rows with {base}, which is not tracked; decorate {base}, which tracks its subclasses "
             "too.",
+            mapper.class_,
+        )
+    if model is None and (tracked := tracked_table(mapper.local_table)) is not None:
+        raise TrackingError(
+            f"The table {tracked.live.fullname!r} of {name} is tracked already, by another class or as the association "
+            "table between two; decorate one class of a table, right after it is defined.",
             mapper.class_,
         )
     for column in (*mapper.primary_key, *([] if mapper.polymorphic_on is None else [mapper.polymorphic_on])):

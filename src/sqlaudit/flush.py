@@ -154,6 +154,8 @@ class Flush:
         self.prepared: dict[State, int] | None = None
         """How much of each object had changed when it was prepared, -1 if it was to go; ``None`` if none ever is."""
         self._blind: set[State] = set()
+        self._baselines: list[tuple[Unit, Capture, list[Key]]] = []
+        self._told: set[tuple[Unit, Key]] = set()
 
     def group(self, mapper: Mapper[Any], connection: Connection) -> Group:
         """Return the place for the objects of a tracked class that the flush writes through a connection."""
@@ -223,7 +225,9 @@ class Flush:
                     connection = self._connection(unit.mapper, state.identity_token)
                     self._collect_links(unit, state, connection, links)
         for (unit, token), keys in blind.items():
-            self._capture(unit, token).baseline(keys)
+            capture = self._capture(unit, token)
+            capture.baseline(keys)
+            self._baselines.append((unit, capture, keys))
         for (table, columns, connection), some in links.items():
             if some.removed and not _is_whole(table, columns):
                 capture = Capture(connection, changeset_of(session, connection), (table,))
@@ -316,9 +320,14 @@ class Flush:
     # -- after the flush
 
     def record(self) -> None:
-        """Write the versions."""
-        if not self._groups:
+        """Write the versions.
+
+        :raises ContextError: a listener has added what lacks a required user or reason
+        """
+        if not self._groups and not self._baselines:
             return
+        for group in self._groups.values():
+            self._require_context(state.obj() for state in group.inserted)
         links: dict[tuple[TrackedTable, tuple[Column[Any], ...], Connection], _Links] = defaultdict(_Links)
         for group in self._groups.values():
             self._record_group(group)
@@ -331,6 +340,8 @@ class Flush:
             self._record_links(connection, table, columns, some)
         for capture, keys in self._dependents:
             capture.settle(keys)
+        for unit, capture, keys in self._baselines:
+            capture.settle([key for key in keys if (unit, key) not in self._told])  # no change came of them after all
 
     def _record_moved_children(self, capture: Capture, chain: tuple[TrackedTable, ...], keys: Sequence[Key]) -> None:
         """Record the rows whose own keys the database changed with those of their parents."""
@@ -380,6 +391,8 @@ class Flush:
 
         if not (new or rewritten or updated or moved or deleted):
             return
+        if self._baselines:
+            self._told.update((unit, key) for key in (*rewritten, *updated, *moved, *deleted))
         changeset = changeset_of(self.session, group.connection)
         capture = Capture(group.connection, changeset, unit.model.chain, unit.user_fields(self.config))
         if moved or rewritten or not deleted.keys().isdisjoint(new):

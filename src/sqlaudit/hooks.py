@@ -8,7 +8,6 @@ hooks they warn, or raise in strict mode, so that no write goes unnoticed.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import wraps
@@ -32,8 +31,8 @@ from sqlalchemy.orm import (
 )
 
 from sqlaudit import timetravel
-from sqlaudit.config import current_config
-from sqlaudit.exceptions import CaptureError, SQLAuditError, SQLAuditWarning
+from sqlaudit.capture import uncaptured
+from sqlaudit.exceptions import SQLAuditError
 from sqlaudit.flush import Flush
 from sqlaudit.models import TrackedModel, tracked_model
 from sqlaudit.tables import INFO_KEY, track_secondary, tracked_table, tracked_tables
@@ -159,16 +158,6 @@ _SESSION_LISTENERS: Final[dict[str, Callable[..., Any]]] = {
     "after_soft_rollback": _after_soft_rollback,
     "do_orm_execute": _do_orm_execute,
 }
-
-
-def uncaptured(message: str, subject: object) -> None:
-    """Warn of a write that cannot be recorded.
-
-    :raises CaptureError: in strict mode, before anything is written
-    """
-    if current_config().strict:
-        raise CaptureError(message, subject)
-    warnings.warn(message, SQLAuditWarning, stacklevel=2)
 
 
 # --- the bulk methods of sessions, for which there are no events ------------------------------------------------
@@ -323,10 +312,17 @@ def watch(model: TrackedModel) -> None:
         event.listen(metadata, "after_create", _after_create)
         event.listen(metadata, "before_drop", _before_create)
         event.listen(metadata, "after_drop", _after_drop)
-    if model.mapper.configured:
-        for mapper in model.mapper.registry.mappers:
-            if mapper.configured:
-                _track_links(mapper, mapper.class_)
+    if not event.contains(Mapper, "mapper_configured", _warn_of_other_mapper):
+        event.listen(Mapper, "mapper_configured", _warn_of_other_mapper)
+    _look_again(model.mapper)
+
+
+def _look_again(mapper: Mapper[Any]) -> None:
+    """Look at the mappers that were configured before a table was tracked."""
+    for each in mapper.registry.mappers:
+        if each.configured:
+            _track_links(each, each.class_)
+            _warn_of_other_mapper(each, each.class_)
 
 
 def _inserted(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
@@ -382,6 +378,29 @@ _MODEL_LISTENERS: Final[dict[str, Callable[..., Any]]] = {
 }
 
 
+def _warn_of_other_mapper(mapper: Mapper[Any], model_class: type[Any]) -> None:
+    """Let a class that is not tracked, but mapped to a tracked table, warn when it writes."""
+    if tracked_model(mapper) is None and any(_is_live(table) for table in mapper.tables):
+        for name in ("before_insert", "before_update", "before_delete"):
+            if not event.contains(model_class, name, _written_by_other_mapper):
+                event.listen(model_class, name, _written_by_other_mapper, raw=True)
+
+
+def _is_live(table: object) -> bool:
+    tracked = tracked_table(table)
+    return tracked is not None and tracked.live is table
+
+
+def _written_by_other_mapper(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
+    if tracked_model(mapper) is None and not _session_of(state).info.get(_DISABLED):
+        table = next(table for table in mapper.tables if _is_live(table))
+        uncaptured(
+            f"{mapper.class_.__name__} is not tracked and writes the tracked table {table.fullname!r}, whose history "
+            "does not show it; write its rows through the tracked model, or track this one and map it alone.",
+            mapper.class_,
+        )
+
+
 def _track_subclass(mapper: Mapper[Any], model_class: type[Any]) -> None:
     if tracked_model(mapper) is None and mapper.inherits is not None:
         parent = tracked_model(mapper.inherits)
@@ -403,6 +422,9 @@ def _track_link(relationship: RelationshipProperty[Any]) -> None:
     if isinstance(secondary, Table) and not relationship.viewonly and tracked_model(relationship.mapper) is not None:
         pairs = (*relationship.synchronize_pairs, *(relationship.secondary_synchronize_pairs or ()))
         track_secondary(secondary, [cast("Column[Any]", column) for _, column in pairs])
+        for mapper in relationship.mapper.registry.mappers:
+            if mapper.local_table is secondary:
+                _warn_of_other_mapper(mapper, mapper.class_)
 
 
 # Association tables are known once the mappers are configured, which may be later than the first CREATE or DROP.

@@ -86,7 +86,7 @@ def _audit_column_types() -> dict[str, TypeEngine[Any]]:
         "changeset_id": Uuid(native_uuid=False).with_variant(Uuid(), "postgresql"),
         "changed_by": user_id,
         "impersonated_by": user_id,
-        "reason": Text(),
+        "reason": Text().with_variant(mysql.LONGTEXT(collation="utf8mb4_bin"), "mysql", "mariadb"),
         "extra": JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql"),
     }
 
