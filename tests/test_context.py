@@ -288,11 +288,11 @@ def test_everything_is_stored_and_nothing_is_stored_as_none(session, user):
 
 def test_flush_commit_and_rollback_leave_the_context_alone(session):
     set_audit_context("u", "r")
-    for number, end in enumerate((session.flush, session.rollback, session.commit)):
+    for number, end in enumerate((session.flush, session.rollback, session.commit), start=1):
         session.add(Note(id=number))
         end()
         assert contents()[:2] == ("u", "r")
-    session.add(Note(id=2))
+    session.add(Note(id=3))
     with pytest.raises(sa.exc.IntegrityError):
         session.flush()
     assert contents()[:2] == ("u", "r")
