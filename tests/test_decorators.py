@@ -129,6 +129,17 @@ def test_a_second_decoration_of_a_subclass_is_refused(base):
         track_table()(special)
 
 
+def test_a_column_named_like_our_parameters_is_an_error_that_says_how_to_mend_it(base):
+    class Reading(base):
+        __tablename__ = "reading"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        sqlaudit_at: Mapped[int]
+
+    with pytest.raises(TrackingError, match=r"'reading' has a column 'sqlaudit_at'.*another key"):
+        track_table()(Reading)
+    assert "reading_history" not in base.metadata.tables
+
+
 @pytest.mark.parametrize(
     "options", [{"exclude": ["name"]}, {"history_table_name": "x"}, {"audit_columns": AuditColumns(reason="why")}]
 )

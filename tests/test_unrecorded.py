@@ -96,7 +96,7 @@ def test_a_row_that_is_not_found_by_its_key_warns(base, engine, sessions, databa
     @track_table()
     class Price(base):
         __tablename__ = "price"
-        amount: Mapped[Decimal] = mapped_column(sa.Numeric(10, 2), primary_key=True)
+        amount: Mapped[Decimal] = mapped_column(sa.Numeric(10, 2), primary_key=True, autoincrement=False)
 
     base.metadata.create_all(engine)
     with warnings.catch_warnings(record=True) as caught:

@@ -173,6 +173,12 @@ class TrackedTable:
 
     def _copy_of(self, column: Column[Any]) -> Column[Any]:
         refuse_clash(self.names, repr(self.live.fullname), {column.name, column.key}, self.live)
+        if column.key.startswith("sqlaudit_"):
+            raise TrackingError(
+                f"{self.live.fullname!r} has a column {column.key!r}, and names that begin with 'sqlaudit_' are those "
+                "of our parameters; give the column another key: mapped_column(…, key=…).",
+                self.live,
+            )
         is_key = column in set(self.key)  # a set: == is the type's own, and may be anything
         copy: Column[Any] = Column(
             column.name, key=column.key, primary_key=is_key, nullable=not is_key, autoincrement=False
