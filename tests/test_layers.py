@@ -15,6 +15,7 @@ LAYERS = [
     {"models"},
     {"history"},
     {"absent", "statements"},
+    {"changesets"},
     {"capture", "timetravel", "retrieval", "triggers"},
     {"flush"},
     {"hooks", "restore", "maintenance"},

@@ -17,12 +17,12 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.ext.horizontal_shard import ShardedSession
-from sqlalchemy.orm import Mapper, Session, object_session
+from sqlalchemy.orm import Mapper, Session, object_session, scoped_session
 from sqlalchemy.orm.exc import UnmappedColumnError
 from sqlalchemy.sql import visitors
 
 from sqlaudit.changes import FieldChange, Operation, VersionInfo, diff
-from sqlaudit.exceptions import ReadOnlyError
+from sqlaudit.exceptions import QueryError, ReadOnlyError
 from sqlaudit.models import TrackedModel, tracked_model_of
 
 
@@ -175,6 +175,23 @@ def neighbour(version: Version, distance: int) -> Any:
         ),
         bind_arguments=where_rows_are(session, model),
     )
+
+
+def checked_session(session: object) -> Session:
+    """Return the Session that was given, itself or scoped.
+
+    :raises QueryError: it is none
+    """
+    if isinstance(session, scoped_session):
+        session = session()
+    if isinstance(session, Session):
+        return session
+    if hasattr(session, "run_sync"):
+        raise QueryError(
+            "An AsyncSession was given; read through its run_sync: await session.run_sync(versions_of, Customer, 42).",
+            session,
+        )
+    raise QueryError(f"{session!r} is not a Session; give one.", session)
 
 
 def where_rows_are(session: Session, model: TrackedModel) -> dict[str, Any]:

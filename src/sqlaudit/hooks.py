@@ -421,7 +421,7 @@ def _track_link(relationship: RelationshipProperty[Any]) -> None:
     secondary = relationship.secondary
     if isinstance(secondary, Table) and not relationship.viewonly and tracked_model(relationship.mapper) is not None:
         pairs = (*relationship.synchronize_pairs, *(relationship.secondary_synchronize_pairs or ()))
-        track_secondary(secondary, [cast("Column[Any]", column) for _, column in pairs])
+        track_secondary(secondary, [cast("Column[Any]", column) for _, column in pairs], relationship.parent)
         for mapper in relationship.mapper.registry.mappers:
             if mapper.local_table is secondary:
                 _warn_of_other_mapper(mapper, mapper.class_)

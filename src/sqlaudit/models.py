@@ -71,6 +71,7 @@ class TrackedModel:
                 ],
                 name=options.history_table_name,
                 names=options.audit_columns,
+                mapper=mapper,
             )
         for table in self.chain:
             if self.chain not in table.chains:

@@ -42,7 +42,7 @@ from sqlaudit.absent import explained
 from sqlaudit.changes import Blame, FieldChange, Operation, diff, differ
 from sqlaudit.config import configured_session
 from sqlaudit.exceptions import QueryError
-from sqlaudit.history import history_of, moved, version_info, where_rows_are
+from sqlaudit.history import checked_session, history_of, moved, version_info, where_rows_are
 from sqlaudit.models import TrackedModel, tracked_model_of
 from sqlaudit.period import as_utc
 from sqlaudit.statements import differs
@@ -93,7 +93,7 @@ def get_resource_changes(
     if session is None:
         with configured_session() as made:
             return list(reading.changes(made))
-    return list(reading.changes(_checked_session(session)))
+    return list(reading.changes(checked_session(session)))
 
 
 def stream_resource_changes(
@@ -115,7 +115,7 @@ def stream_resource_changes(
     reading = _Reading(
         model_class, filter_resource_ids, filter_fields, filter_user_ids, filter_date_range, limit, offset, newest_first
     )
-    return reading.changes(_checked_session(session), yield_per=_BATCH)
+    return reading.changes(checked_session(session), yield_per=_BATCH)
 
 
 def versions_of(session: Session | scoped_session[Any], model_class: type[Any], resource_id: Any) -> list[Any]:
@@ -164,7 +164,7 @@ def _versions(
 ) -> Generator[Any]:
     model = tracked_model_of(model_class)
     table = model.root.table
-    session = _checked_session(session)
+    session = checked_session(session)
     parameters = _ids_given(table.history_key, [resource_id])
 
     def build() -> Select[Any]:
@@ -485,19 +485,6 @@ def _text(value: Any) -> str:
 
 
 # --- running them -----------------------------------------------------------------------------------------------
-
-
-def _checked_session(session: object) -> Session:
-    if isinstance(session, scoped_session):
-        session = session()
-    if isinstance(session, Session):
-        return session
-    if hasattr(session, "run_sync"):
-        raise QueryError(
-            "An AsyncSession was given; read through its run_sync: await session.run_sync(versions_of, Customer, 42).",
-            session,
-        )
-    raise QueryError(f"{session!r} is not a Session; give one.", session)
 
 
 def _built_once(model: TrackedModel, shape: tuple[Any, ...], build: Callable[[], Select[Any]]) -> Select[Any]:

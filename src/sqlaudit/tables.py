@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Final, cast
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import (
     JSON,
@@ -28,6 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import Mapper
 from sqlalchemy.schema import BLANK_SCHEMA, ExecutableDDLElement, conv
 from sqlalchemy.sql.compiler import DDLCompiler
 from sqlalchemy.sql.elements import quoted_name
@@ -41,6 +42,7 @@ from sqlaudit.period import OpenEnd, UTCDateTime, is_open
 INFO_KEY: Final = "sqlaudit"
 _MAX_IDENTIFIER: Final = 63  # PostgreSQL's, in bytes; the others allow at least as many
 _TABLE_OPTIONS: Final = ("engine", "charset", "default_charset", "collate", "default_collate")
+_known: WeakSet[MetaData] = WeakSet()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,7 @@ class TrackedTable:
     :ivar key: the columns of the live table that identify a row
     :ivar history: the history table
     :ivar names: the names of our columns in it
+    :ivar mapper: of the model whose rows it holds, or of one at an end of its links: both lie on that one's bind
     """
 
     def __init__(
@@ -109,11 +112,13 @@ class TrackedTable:
         name: str | None = None,
         names: AuditColumns | None = None,
         is_association: bool = False,
+        mapper: Mapper[Any] | None = None,
     ) -> None:
         self.live = live
         self.key = tuple(key)
         self.exclude = frozenset(exclude)
         self.is_association = is_association
+        self.mapper = mapper
         self.names = names or AuditColumns()
         self.chains: list[tuple[TrackedTable, ...]] = []  # those of the models whose objects have rows in this table
         self.cache: dict[Any, Any] = {}
@@ -121,6 +126,7 @@ class TrackedTable:
         self.history = self._make_table(name)
         live.info[INFO_KEY] = self.history.info[INFO_KEY] = self
         self.history.add_is_dependent_on(live)  # whose CREATE makes the types that both use
+        _known.add(live.metadata)
 
     def _make_table(self, name: str | None) -> Table:
         live, metadata = self.live, self.live.metadata
@@ -278,9 +284,11 @@ def tracked_table(table: object) -> TrackedTable | None:
     return table.info.get(INFO_KEY) if isinstance(table, Table) else None
 
 
-def track_secondary(secondary: Table, columns: Iterable[Column[Any]]) -> TrackedTable:
+def track_secondary(secondary: Table, columns: Iterable[Column[Any]], mapper: Mapper[Any]) -> TrackedTable:
     """Give an association table, whose links these columns make, a history table."""
-    return tracked_table(secondary) or TrackedTable(secondary, secondary.primary_key or columns, is_association=True)
+    return tracked_table(secondary) or TrackedTable(
+        secondary, secondary.primary_key or columns, is_association=True, mapper=mapper
+    )
 
 
 def tracked_tables(metadata: MetaData) -> list[TrackedTable]:
@@ -290,3 +298,8 @@ def tracked_tables(metadata: MetaData) -> list[TrackedTable]:
         for table in metadata.tables.values()
         if (tracked := tracked_table(table)) is not None and tracked.live is table
     ]
+
+
+def known_metadata() -> list[MetaData]:
+    """Return every MetaData of this process that has tracked tables."""
+    return list(_known)
