@@ -118,8 +118,10 @@ def test_the_time_zone_of_the_instant_does_not_matter(sessions, zone):
 
 
 @pytest.mark.parametrize("when", [datetime.max.replace(tzinfo=UTC), sqlaudit.OPEN_END])
-def test_the_end_of_time_is_the_present(live, when):
-    assert names(live, when) == ["Lea"]
+def test_the_future_is_the_present_with_a_warning(live, when):
+    with pytest.warns(SQLAuditWarning, match="in the future"):
+        statement = as_of(Customer, when)
+    assert [customer.name for customer in live.scalars(statement)] == ["Lea"]
 
 
 def test_the_beginning_of_time_is_empty(live):
@@ -231,18 +233,53 @@ def test_a_session_without_hooks_raises(live, engine):
 
 
 @pytest.mark.parametrize(
+    ("wrap", "expected"),
+    [
+        (lambda past: sa.select(sa.func.count()).select_from(past.subquery()), [(1,)]),
+        (lambda past: sa.select(Customer.name).where(Customer.id.in_(past.with_only_columns(Customer.id))), [("Lea",)]),
+        (
+            lambda past: sa.select(Customer.name).union_all(past.with_only_columns(Customer.name)),
+            [("Lea",), ("Kim",)],
+        ),
+        (
+            lambda past: sa.union_all(*(as_of(Customer, at(n)).with_only_columns(Customer.name) for n in (0, 1, 2, 4))),
+            [("Ada",), ("Bea",), ("Cid",), ("Kim",)],
+        ),
+        (lambda past: sa.select(past.exists(), sa.select(Customer).where(Customer.name == "Kim").exists()), [(1, 0)]),
+        (
+            lambda past: sa.select(Customer.name, (then := past.cte()).c.name).join(then, then.c.id == Customer.id),
+            [("Lea", "Kim")],
+        ),
+        (lambda past: sa.select(past.with_only_columns(sa.func.max(Customer.name)).scalar_subquery()), [("Kim",)]),
+    ],
+    ids=["from", "in", "union", "four instants", "exists", "cte", "scalar"],
+)
+def test_inside_another_statement_it_gives_columns(live, wrap, expected):
+    assert live.execute(wrap(as_of(Customer, at(4)))).all() == expected
+
+
+@pytest.mark.parametrize(
     "wrap",
     [
-        lambda past: sa.select(sa.func.count()).select_from(past.subquery()),
-        lambda past: sa.select(Customer).where(Customer.id.in_(past.with_only_columns(Customer.id))),
-        lambda past: sa.select(Customer.id).union_all(past.with_only_columns(Customer.id)),
-        lambda past: sa.select(past.exists()),
+        lambda past: sa.select(aliased(Customer, past.subquery())),
+        lambda past: sa.select(Customer).from_statement(past),
+        lambda past: sa.select(Customer).from_statement(past.union_all(past)),
+        lambda past: as_of(Customer, at(4)).add_columns(aliased(Customer, past.subquery())),
     ],
-    ids=["from", "in", "union", "exists"],
+    ids=["alias", "statement", "union", "two instants"],
 )
-def test_inside_another_statement_it_raises(live, wrap):
-    with pytest.raises(QueryError):
-        live.execute(wrap(as_of(Customer, at(4)))).all()
+def test_inside_another_statement_it_gives_no_objects(live, wrap):
+    with pytest.raises(QueryError, match="gives columns, and no Customer objects"):
+        live.scalars(wrap(as_of(Customer, at(5)))).all()
+
+
+def test_a_cte_is_of_one_instant(live):
+    rows = sa.select(Customer.id, Customer.name).cte()
+    past = as_of(Customer, at(4)).join(rows, rows.c.id == Customer.id).with_only_columns(rows.c.name)
+    assert live.execute(past).all() == [("Kim",)]
+    for mixed in (past.union_all(sa.select(rows.c.name)), sa.select(rows.c.name).union_all(past)):
+        with pytest.raises(QueryError, match="CTE"):
+            live.execute(mixed)
 
 
 def test_the_statement_is_compiled_once_for_all_instants(live, engine):
@@ -269,7 +306,7 @@ def test_an_untracked_model_raises():
 
 def test_an_excluded_column_raises_on_the_object_and_is_null_in_sql(live):
     then = live.scalars(as_of(Customer, at(4))).one()
-    with pytest.raises(sa.exc.InvalidRequestError, match="secret"):
+    with pytest.raises(QueryError, match=r"Customer.secret is excluded from history"):
         _ = then.secret
     assert live.execute(as_of(Customer, at(4)).with_only_columns(Customer.secret)).all() == [(None,)]
     assert live.get(Customer, 2).secret == "t"

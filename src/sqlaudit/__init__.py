@@ -1,6 +1,7 @@
 """Temporal versioning for SQLAlchemy: who changed what, when and why, and what did it look like then?"""
 
 from sqlaudit.changes import Blame, FieldChange, Operation
+from sqlaudit.changesets import instant_of_changeset
 from sqlaudit.config import SQLAuditConfig, clear_config, get_config, has_config, set_config
 from sqlaudit.context import (
     AuditContext,
@@ -9,7 +10,7 @@ from sqlaudit.context import (
     get_audit_context,
     set_audit_context,
 )
-from sqlaudit.decorators import track_table
+from sqlaudit.decorators import Temporal, track_table
 from sqlaudit.exceptions import (
     CaptureError,
     ContextError,
@@ -25,7 +26,7 @@ from sqlaudit.hooks import register_hooks, tracking_disabled, unregister_hooks
 from sqlaudit.period import OPEN_END
 from sqlaudit.retrieval import blame, get_resource_changes, stream_resource_changes, versions_of
 from sqlaudit.tables import AuditColumns
-from sqlaudit.timetravel import as_of
+from sqlaudit.timetravel import all_versions, as_of, as_of_column, between, time_travel
 
 __all__ = [
     "OPEN_END",
@@ -43,9 +44,13 @@ __all__ = [
     "SQLAuditConfig",
     "SQLAuditError",
     "SQLAuditWarning",
+    "Temporal",
     "TrackingError",
     "Version",
+    "all_versions",
     "as_of",
+    "as_of_column",
+    "between",
     "blame",
     "clear_audit_context",
     "clear_config",
@@ -54,10 +59,12 @@ __all__ = [
     "get_resource_changes",
     "has_config",
     "history_of",
+    "instant_of_changeset",
     "register_hooks",
     "set_audit_context",
     "set_config",
     "stream_resource_changes",
+    "time_travel",
     "track_table",
     "tracking_disabled",
     "unregister_hooks",

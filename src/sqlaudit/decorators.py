@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import Any, TypeVar
+from inspect import getattr_static
+from typing import Any, ClassVar, Final, TypeVar, cast
+from uuid import UUID
 
 from sqlalchemy import Select, Table, inspect
 from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.orm import Mapper
 
+from sqlaudit import timetravel
 from sqlaudit.exceptions import TrackingError
 from sqlaudit.history import history_of
-from sqlaudit.hooks import watch
+from sqlaudit.hooks import watch, watch_excluded
 from sqlaudit.models import Options, TrackedModel, tracked_model
+from sqlaudit.past import Untracked
 from sqlaudit.tables import AuditColumns, tracked_table
-from sqlaudit.timetravel import Untracked, as_of
+from sqlaudit.timetravel import MYPY, all_versions, as_of, between
 
 M = TypeVar("M", bound=type[Any])
 
@@ -32,8 +36,10 @@ def track_table(
 ) -> Callable[[M], M]:
     """Give a mapped class, and its subclasses, a history.
 
-    The class gets ``History``, its history class, and ``as_of(when)``, unless it has attributes of these names;
-    :func:`~sqlaudit.history_of` and :func:`~sqlaudit.as_of` do the same.
+    The class gets ``History``, its history class, ``as_of(when)``, ``between(start, end)`` and ``all_versions()``,
+    unless it has attributes of these names; :func:`~sqlaudit.history_of`, :func:`~sqlaudit.as_of`,
+    :func:`~sqlaudit.between` and :func:`~sqlaudit.all_versions` do the same. Type checkers know them of classes that
+    inherit from :class:`Temporal`.
 
     :param tracked_fields: the attributes whose changes are reported; all if omitted. Every stored column is kept
     :param table_label: what field changes call the table; the name of the class if omitted
@@ -60,11 +66,14 @@ def track_table(
         inherited = tracked_model(mapper)
         if inherited is not None:
             inherited.set_options(given)
+            watch_excluded(inherited)
             return model_class
         model = TrackedModel(mapper, given, is_decorated=True)
-        for name, attribute in (("History", _History()), ("as_of", _AsOf())):
-            if not hasattr(model_class, name):
-                setattr(model_class, name, attribute)
+        for name, function in _CLASS_METHODS.items():
+            if getattr_static(model_class, name, None) is None:
+                setattr(model_class, name, classmethod(function))
+        if getattr_static(model_class, "History", None) is None:
+            model_class.History = _History()
         watch(model)
         for descendant in mapper.self_and_descendants:
             if tracked_model(descendant) is None and descendant.inherits is not None:
@@ -85,15 +94,36 @@ class _History:
         return history_of(owner)
 
 
-class _AsOf:
-    """``Customer.as_of(when)``."""
+_CLASS_METHODS: Final[dict[str, Callable[..., Any]]] = {
+    "as_of": as_of,
+    "between": between,
+    "all_versions": all_versions,
+}
 
-    def __get__(self, instance: object, owner: type[Any]) -> Callable[..., Select[Any]]:
-        def as_of_instant(when: datetime, *, untracked: Untracked = "raise") -> Select[Any]:
-            return as_of(owner, when, untracked=untracked)
 
-        as_of_instant.__doc__ = as_of.__doc__
-        return as_of_instant
+class Temporal:
+    """Mixin for tracked models, by which type checkers know what :func:`track_table` gives them."""
+
+    History: ClassVar[type[Any]] = cast("type[Any]", _History())
+
+    if MYPY:
+        as_of = timetravel.AsOfMethod()
+    else:
+
+        @classmethod
+        def as_of(cls, when: datetime | UUID, *, untracked: Untracked = "raise"):
+            """Return ``select(cls)`` as of an instant: see :func:`sqlaudit.as_of`."""
+            return as_of(cls, when, untracked=untracked)
+
+    @classmethod
+    def between(cls, start: datetime, end: datetime) -> Select[Any]:
+        """Return the select of the versions of a range: see :func:`sqlaudit.between`."""
+        return between(cls, start, end)
+
+    @classmethod
+    def all_versions(cls) -> Select[Any]:
+        """Return the select of all versions: see :func:`sqlaudit.all_versions`."""
+        return all_versions(cls)
 
 
 def _mapper_of(model_class: Any) -> Mapper[Any]:

@@ -27,10 +27,10 @@ from sqlaudit.capture import Capture, Key, changeset_of, chunks
 from sqlaudit.config import SQLAuditConfig, current_config
 from sqlaudit.context import get_audit_context
 from sqlaudit.exceptions import ContextError
+from sqlaudit.instant import refuse_change
 from sqlaudit.models import TrackedModel, tracked_model
 from sqlaudit.statements import NO_USER_FIELDS, UserFields
 from sqlaudit.tables import TrackedTable, tracked_table, tracked_tables
-from sqlaudit.timetravel import refuse_change
 
 State = InstanceState[Any]
 _UNIT_KEY: Final = "sqlaudit_unit"

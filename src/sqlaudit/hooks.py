@@ -30,12 +30,13 @@ from sqlalchemy.orm import (
     sessionmaker,
 )
 
-from sqlaudit import timetravel
 from sqlaudit.capture import uncaptured
 from sqlaudit.exceptions import SQLAuditError
 from sqlaudit.flush import Flush
+from sqlaudit.instant import hide_excluded, look_back_from, refuse_change, refuse_changes
 from sqlaudit.models import TrackedModel, tracked_model
 from sqlaudit.tables import INFO_KEY, track_secondary, tracked_table, tracked_tables
+from sqlaudit.timetravel import instant_of, read_past
 
 try:
     from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
@@ -116,7 +117,7 @@ def _before_flush(session: Session, context: UOWTransaction, instances: object) 
     if not info.get(_DISABLED):
         flush.prepare()
     else:
-        timetravel.refuse_changes(session)
+        refuse_changes(session)
 
 
 def _after_flush(session: Session, context: UOWTransaction) -> None:
@@ -131,9 +132,9 @@ def _after_soft_rollback(session: Session, transaction: SessionTransaction) -> N
 
 
 def _do_orm_execute(state: ORMExecuteState) -> Any:
-    instant = timetravel.instant_of(state)
+    instant = instant_of(state)
     if instant is not None:
-        return timetravel.read_past(state, instant)
+        return read_past(state, instant)
     if (state.is_update or state.is_delete or state.is_insert) and not state.session.info.get(_DISABLED):
         table: Any = getattr(state.statement, "table", None)
         tracked = tracked_table(table)
@@ -305,6 +306,7 @@ def watch(model: TrackedModel) -> None:
         event.listen(target, name, listener, raw=True, retval=True, propagate=True)
     event.listen(target, "after_mapper_constructed", _track_subclass, propagate=True)
     event.listen(target, "mapper_configured", _track_links, propagate=True)
+    watch_excluded(model)
     metadata = model.table.live.metadata
     metadata.info.setdefault(INFO_KEY, WeakSet()).add(model.mapper.registry)
     if not event.contains(metadata, "before_create", _before_create):
@@ -315,6 +317,13 @@ def watch(model: TrackedModel) -> None:
     if not event.contains(Mapper, "mapper_configured", _warn_of_other_mapper):
         event.listen(Mapper, "mapper_configured", _warn_of_other_mapper)
     _look_again(model.mapper)
+
+
+def watch_excluded(model: TrackedModel) -> None:
+    """Listen to the loads of a model that has excluded columns; those of others would pay for nothing."""
+    if model.options.exclude and not event.contains(model.mapper.class_, "load", hide_excluded):
+        for name in ("load", "refresh", "expire"):
+            event.listen(model.mapper.class_, name, hide_excluded, raw=True, propagate=True)
 
 
 def _look_again(mapper: Mapper[Any]) -> None:
@@ -329,7 +338,7 @@ def _inserted(mapper: Mapper[Any], connection: Connection, state: InstanceState[
     if (flush := _session_of(state).info.get(INFO_KEY)) is not None:
         flush.group(mapper, connection).inserted.append(state)
     else:
-        _unrecorded(mapper)
+        _unrecorded(mapper, state)
 
 
 def _updating(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
@@ -337,7 +346,7 @@ def _updating(mapper: Mapper[Any], connection: Connection, state: InstanceState[
         flush.prepare_late(state, doomed=False)
         flush.group(mapper, connection).updating.append((state, dict(state.committed_state)))
     else:
-        _unrecorded(mapper)
+        _unrecorded(mapper, state)
 
 
 def _updated(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
@@ -348,19 +357,22 @@ def _updated(mapper: Mapper[Any], connection: Connection, state: InstanceState[A
 def _deleting(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
     if (flush := _session_of(state).info.get(INFO_KEY)) is not None:
         flush.prepare_late(state, doomed=True)
+    else:
+        refuse_change(state)
 
 
 def _deleted(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
     if (flush := _session_of(state).info.get(INFO_KEY)) is not None:
         flush.group(mapper, connection).deleted.append(state)
     else:
-        _unrecorded(mapper)
+        _unrecorded(mapper, state)
 
 
 _session_of: Final[Callable[[InstanceState[Any]], Session]] = attrgetter("session")
 
 
-def _unrecorded(mapper: Mapper[Any]) -> None:
+def _unrecorded(mapper: Mapper[Any], state: InstanceState[Any]) -> None:
+    refuse_change(state)
     name = mapper.class_.__name__
     uncaptured(
         f"{name} was written by a session without hooks, and its history does not show it; "
@@ -413,6 +425,7 @@ def _track_links(mapper: Mapper[Any], model_class: type[Any]) -> None:
     model = tracked_model(mapper)
     if model is not None:
         model.table.refresh()
+        look_back_from(mapper)
         for relationship in mapper.relationships:
             _track_link(relationship)
 

@@ -130,7 +130,7 @@ class TrackedTable:
 
     def _make_table(self, name: str | None) -> Table:
         live, metadata = self.live, self.live.metadata
-        name = name or _shortened(f"{live.name}_history")
+        name = name or shortened(f"{live.name}_history")
         if (key := name if live.schema is None else f"{live.schema}.{name}") in metadata.tables:
             raise TrackingError(
                 f"The history table of {live.fullname!r} cannot be named {key!r}, there is such a table already; "
@@ -164,13 +164,13 @@ class TrackedTable:
         )
         where = is_open(history.c[self.names.valid_to])
         Index(
-            conv(_shortened(f"uq_{name}_open")),
+            conv(shortened(f"uq_{name}_open")),
             *(history.c[column.key] for column in self.key),
             unique=True,
             postgresql_where=where,
             sqlite_where=where,
         ).ddl_if(dialect=cast(str, ("postgresql", "sqlite")))
-        Index(conv(_shortened(f"ix_{name}_changeset")), history.c[self.names.changeset_id])
+        Index(conv(shortened(f"ix_{name}_changeset")), history.c[self.names.changeset_id])
         event.listen(history, "after_create", AddOpenGuard(history).execute_if(dialect=cast(str, ("mysql", "mariadb"))))
         return history
 
@@ -245,7 +245,7 @@ def refuse_clash(ours: AuditColumns, owner: str, names: Collection[str], subject
             )
 
 
-def _shortened(name: str) -> str:
+def shortened(name: str) -> str:
     """Return ``name``, or if it is too long for a database its beginning and a digest of the whole."""
     if len(name.encode()) <= _MAX_IDENTIFIER:
         return name
@@ -275,7 +275,7 @@ def _render_open_guard(element: AddOpenGuard, compiler: DDLCompiler, **kw: Any) 
     return (
         f"ALTER TABLE {compiler.preparer.format_table(history)} ADD COLUMN {guard} INTEGER GENERATED ALWAYS "
         f"AS (IF({quote(tracked.valid_to.name)} = {open_end}, 0, {quote(tracked.version.name)})) VIRTUAL INVISIBLE, "
-        f"ADD UNIQUE INDEX {quote(_shortened(f'uq_{history.name}_open'))} ({key})"
+        f"ADD UNIQUE INDEX {quote(shortened(f'uq_{history.name}_open'))} ({key})"
     )
 
 

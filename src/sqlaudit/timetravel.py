@@ -1,113 +1,197 @@
-"""What did it look like then? Reads as of an instant.
+"""What did it look like then? Reads as of an instant, of single statements and of whole sessions.
 
-A past read runs the very same statement on the same connection, under a copy of the dialect whose compiler renders
-``FROM customers`` as ``(SELECT … FROM customers_history WHERE valid_from <= :t AND valid_to > :t) AS customers``.
-The instant is a parameter and the copy is made once per dialect, so that SQLAlchemy's statement cache works.
-
-The objects that it gives carry the instant as their identity token: in the session they are distinct from the live
-ones, and whatever they load later is read as of the same instant.
+The objects that a past read gives carry the instant as their identity token (:mod:`sqlaudit.instant`): in the session
+they are distinct from the live ones, and whatever they load later is read as of the same instant. How SQL reads the
+past tells :mod:`sqlaudit.past`.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import datetime
-from typing import Any, Concatenate, Final, Literal, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, Final, NoReturn, ParamSpec, Protocol, TypeVar
+from uuid import UUID
 
-from sqlalchemy import Boolean, Column, Connection, Dialect, Result, Select, Table, bindparam, null, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Date,
+    DateTime,
+    Engine,
+    Executable,
+    Result,
+    Select,
+    Table,
+    UpdateBase,
+    event,
+    select,
+)
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import InstanceState, ORMExecuteState, Session, defer
-from sqlalchemy.orm.attributes import instance_state
+from sqlalchemy.ext.horizontal_shard import ShardedSession
+from sqlalchemy.orm import ORMExecuteState, Session, aliased, scoped_session
+from sqlalchemy.schema import ExecutableDDLElement
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.sql.lambdas import StatementLambdaElement
+from sqlalchemy.types import TypeDecorator
 
 from sqlaudit.absent import explained
+from sqlaudit.changesets import instant_of_changeset
 from sqlaudit.exceptions import QueryError, ReadOnlyError
+from sqlaudit.history import history_of
+from sqlaudit.instant import Instant, instant_from
 from sqlaudit.models import tracked_model_of
-from sqlaudit.period import OPEN_END, TICK, UTCDateTime, as_utc, was_valid
-from sqlaudit.tables import TrackedTable, tracked_table, tracked_tables
+from sqlaudit.past import Past, Untracked, as_past
+from sqlaudit.period import UTCDateTime, as_utc, was_valid
+from sqlaudit.tables import tracked_tables
 
-E = TypeVar("E")
+try:
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
+except ImportError:  # without greenlet there are none, and nothing is an instance of ()
+    AsyncConnection = AsyncEngine = AsyncSession = async_scoped_session = ()  # type: ignore[assignment, misc]
+
+M = TypeVar("M")
 P = ParamSpec("P")
 R = TypeVar("R")
-Untracked = Literal["raise", "live"]
-_PAST: Final = "sqlaudit_past"
-_AS_OF: Final = "sqlaudit_as_of"
-_LATEST: Final = OPEN_END - TICK  # an instant that open versions contain, for those who mean "for ever"
+R_co = TypeVar("R_co", covariant=True)
+_TOKEN: Final = "identity_token"
+_CHANGESETS: Final = "sqlaudit_changesets"
+
+# --- the type of select(Customer), which differs between SQLAlchemy 2.0 and 2.1 ---------------------------------
+
+MYPY = False  # mypy takes it for true: it can copy the type of a function; pyright cannot, but infers what we return
 
 
-@dataclass(frozen=True, slots=True)
-class Instant:
-    """The identity token of objects that were read as of an instant."""
-
-    when: datetime
-    untracked: Untracked = "raise"
-
-    def __str__(self) -> str:
-        return f"as of {self.when.isoformat()}"
-
-
-class OnlyInThePast(FunctionElement[bool]):
-    """A condition that is true in a read as of an instant, and an error everywhere else."""
-
-    type = Boolean()
-    inherit_cache = True
-
-
-@compiles(OnlyInThePast)
-def _render_only_in_the_past(element: OnlyInThePast, compiler: SQLCompiler, **kw: Any) -> str:
-    if isinstance(compiler, PastCompiler):
-        return "1 = 1"
-    raise QueryError(
-        "A read as of an instant was run outside a session with hooks, where it would give live rows; "
-        "call register_hooks() and execute it in such a session."
-    )
+class AsOf(Protocol[R_co]):
+    def __call__(self, when: datetime | UUID, *, untracked: Untracked = "raise") -> R_co: ...
 
 
 def _typed_like(
-    function: Callable[[E], R],
-) -> Callable[[Callable[Concatenate[Any, P], Any]], Callable[Concatenate[E, P], R]]:
-    """Give a function the result type of another: that of ``select`` differs between SQLAlchemy 2.0 and 2.1."""
+    function: Callable[[M], R],
+) -> Callable[[Callable[Concatenate[Any, P], Any]], Callable[Concatenate[M, P], R]]:
     return lambda given: given
 
 
-@_typed_like(select)
-def as_of(model_class: type[Any], when: datetime, *, untracked: Untracked = "raise") -> Select[Any]:
-    """Return ``select(model_class)`` as of an instant.
+def _giving(function: Callable[[M], R]) -> Callable[[Callable[..., Any]], Callable[[Any, Any, M], AsOf[R]]]:
+    return lambda given: given
 
-    It composes like any select and runs in a session with hooks, sync or async. The objects are as they were then,
-    distinct from the live ones, and read-only: flushing a change of one raises.
 
-    :param when: an aware datetime; a naive one is taken as local time, with a warning
-    :param untracked: what to do with tables without history: ``"raise"``, or read them ``"live"``
+# --- statements -------------------------------------------------------------------------------------------------
+
+if MYPY:
+
+    @_typed_like(select)
+    def as_of(model_class: type[Any], when: datetime | UUID, *, untracked: Untracked = "raise") -> Any: ...
+
+    class AsOfMethod:
+        @_giving(select)
+        def __get__(self, instance: object, owner: Any) -> Any: ...
+
+else:
+
+    def as_of(model_class: type[M], when: datetime | UUID, *, untracked: Untracked = "raise"):
+        """Return ``select(model_class)`` as of an instant.
+
+        It composes like any select and runs in a session with hooks, sync or async. The objects are as they were
+        then, distinct from the live ones, and read-only: flushing a change of one raises. Whatever they load later is
+        as of the same instant. In a subquery, a CTE or a union it gives columns, beside the present or another instant.
+
+        :param when: an aware datetime, or a changeset id: the state right after that transaction. A naive datetime is
+            taken as local time, with a warning; one in the future is the present, with a warning
+        :param untracked: what to do with tables without history: ``"raise"``, or read them ``"live"``
+        :raises TrackingError: the model is not tracked
+        :raises QueryError: ``when`` is neither a datetime nor a changeset id
+        """
+        tracked_model_of(model_class)
+        instant = instant_from(when, untracked)
+        return as_past(select(model_class), instant.when, instant.rules).execution_options(**{_TOKEN: instant})
+
+
+def between(model_class: type[Any], start: datetime, end: datetime) -> Select[Any]:
+    """Return the select of the versions whose period overlaps ``[start, end)``, in order.
+
+    :param start: an aware datetime; a naive one is taken as local time, with a warning
+    :param end: the same; it is not included
     :raises TrackingError: the model is not tracked
-    :raises QueryError: ``when`` is not a datetime
+    :raises QueryError: one of them is not a datetime, or the range ends before it begins
     """
-    model = tracked_model_of(model_class)
-    if untracked not in ("raise", "live"):
-        raise QueryError(f"untracked is {untracked!r}; give 'raise' or 'live'.", untracked)
-    excluded = [
-        prop.key
-        for prop in model.mapper.column_attrs
-        if isinstance(prop.columns[0], Column) and prop.key not in model.columns
-    ]
-    return (
-        select(model_class)
-        .where(OnlyInThePast())
-        .options(*(defer(getattr(model_class, name), raiseload=True) for name in excluded))
-        .execution_options(identity_token=Instant(min(as_utc(when), _LATEST), untracked))
-    )
+    table = tracked_model_of(model_class).root.table
+    since, until = as_utc(start), as_utc(end)
+    if since > until:
+        raise QueryError(f"The range ends at {until}, before it begins at {since}; turn it around.", (start, end))
+    valid_from, valid_to = table.valid_from, table.valid_to
+    return all_versions(model_class).where(valid_from < until, valid_to > since, valid_from < valid_to)
 
 
-# --- running it -------------------------------------------------------------------------------------------------
+def all_versions(model_class: type[Any]) -> Select[Any]:
+    """Return the select of all versions of a tracked model's rows, in order.
+
+    :raises TrackingError: the model is not tracked
+    """
+    table = tracked_model_of(model_class).root.table
+    return select(history_of(model_class)).order_by(table.valid_from, *table.history_key, table.version)
+
+
+class _UTC(FunctionElement[datetime]):
+    """A column of dates or datetimes, naive ones being in UTC, to be compared with the ends of periods."""
+
+    type = UTCDateTime()
+    inherit_cache = True
+
+
+@compiles(_UTC)
+def _render_utc(element: _UTC, compiler: SQLCompiler, **kw: Any) -> str:
+    (column,) = element.clauses
+    type_, text = column.type, compiler.process(column, **kw)
+    while isinstance(type_, TypeDecorator):
+        type_ = type_.load_dialect_impl(compiler.dialect)
+    if compiler.dialect.name == "postgresql" and not getattr(type_, "timezone", False):
+        return f"(CAST({text} AS TIMESTAMP) AT TIME ZONE 'UTC')"
+    if compiler.dialect.name == "sqlite" and isinstance(type_, Date):
+        return f"({text} || ' 00:00:00.000000')"
+    return text
+
+
+def as_of_column(model_class: type[Any], when: Any) -> tuple[Any, ColumnElement[bool]]:
+    """Return a model's versions, and the condition that they were true at another row's own time: a temporal join.
+
+    .. code-block:: python
+
+        customer, valid = as_of_column(Customer, Invoice.issued_at)
+        select(Invoice, customer).join(customer, (customer.id == Invoice.customer_id) & valid)
+
+    gives each invoice with the customer as it was when the invoice was issued, in one statement. With an outer join
+    it gives ``None`` for a row that was not there then.
+
+    :param when: a column of dates or datetimes, in UTC
+    :return: an alias of the model's history class, and the condition
+    :raises TrackingError: the model is not tracked
+    :raises QueryError: the column has no dates or datetimes
+    """
+    names = tracked_model_of(model_class).table.names
+    column = when.__clause_element__() if hasattr(when, "__clause_element__") else when
+    type_ = getattr(column, "type", None)
+    if not isinstance(type_.impl_instance if isinstance(type_, TypeDecorator) else type_, (DateTime, Date)):
+        raise QueryError(f"{when!r} is no column of dates or datetimes; give one, such as Invoice.issued_at.", when)
+    version = aliased(history_of(model_class))
+    instant = _UTC(column)
+    return version, was_valid(getattr(version, names.valid_from), getattr(version, names.valid_to), instant)
+
+
+# --- running them -----------------------------------------------------------------------------------------------
 
 
 def instant_of(state: ORMExecuteState) -> Instant | None:
-    """Return the instant that a statement is to be run as of, or ``None``: its own, or that of the object it is for."""
-    token = state.execution_options.get("identity_token")
+    """Return the instant that a statement is to be run as of: its session's, its own, or that of whom it loads for.
+
+    ``None`` if it is of the present, or has been turned to the past already.
+    """
+    statement = state.statement
+    if isinstance(statement, Past) and statement._past_is_ready:
+        return None
+    if isinstance(state.session, PastSession):
+        return state.session.instant
+    token = state.execution_options.get(_TOKEN)
     if token is None and state.is_orm_statement and state.is_select:
         options = state.load_options
         token = options._identity_token
@@ -117,113 +201,168 @@ def instant_of(state: ORMExecuteState) -> Instant | None:
 
 
 def read_past(state: ORMExecuteState, instant: Instant) -> Result[Any]:
-    """Run a statement as of an instant, in its own session and transaction."""
-    if state.load_options._autoflush:
-        state.session._autoflush()  # now: what a flush writes are the live tables
-    connection = state.session.connection(bind_arguments=dict(state.bind_arguments))
-    state.parameters = state.parameters or {}  # which invoke_statement() adds to
+    """Run a statement as of an instant, in its own session and transaction.
+
+    :raises ReadOnlyError: it writes
+    """
+    statement: Executable = state.statement
+    if isinstance(statement, StatementLambdaElement):
+        statement = statement._resolved
+    if isinstance(statement, (UpdateBase, ExecutableDDLElement)):
+        raise ReadOnlyError(
+            f"The past ({instant}) cannot be written; change the live rows, or restore an old state of them.", statement
+        )
+    if isinstance(state.session, ShardedSession):
+        raise QueryError(
+            "A ShardedSession cannot read the past of all shards at once; read that of one: "
+            "time_travel(engine_of_the_shard, when).",
+            state.session,
+        )
+    instant = _looked_up(state.session, instant)
+    assert isinstance(instant.when, datetime)
     mapper = state.bind_mapper
     tables = tracked_tables(mapper.local_table.metadata) if mapper and isinstance(mapper.local_table, Table) else ()
-    with explained(tables), _dialect_swapped(connection, _past_dialect(connection, instant.untracked)):
+    with explained(tables):
         return state.invoke_statement(
-            params={_AS_OF: instant.when}, execution_options={"identity_token": instant, "autoflush": False}
+            statement=as_past(statement, instant.when, instant.rules, ready=True), execution_options={_TOKEN: instant}
         )
 
 
-@contextmanager
-def _dialect_swapped(connection: Connection, dialect: Dialect) -> Iterator[None]:
-    before = connection.dialect
-    connection.dialect = dialect
-    try:
-        yield
-    finally:
-        connection.dialect = before
+def _looked_up(session: Session, instant: Instant) -> Instant:
+    """Return an instant whose changeset, if it is given by one, has been looked up: once in a session."""
+    if isinstance(instant.when, datetime):
+        return instant
+    known: dict[UUID, datetime] = session.info.setdefault(_CHANGESETS, {})
+    if instant.when not in known:
+        known[instant.when] = instant_of_changeset(getattr(session, "source", session), instant.when)
+    return Instant(known[instant.when], instant.rules)
 
 
-def _past_dialect(connection: Connection, untracked: Untracked) -> Dialect:
-    dialect = connection.dialect
-    if isinstance(dialect.statement_compiler, type) and issubclass(dialect.statement_compiler, PastCompiler):
-        dialect = dialect._sqlaudit_live  # type: ignore[attr-defined]  # reads that a past read makes
-    past: dict[Untracked, Dialect] = dialect.__dict__.setdefault(_PAST, {})
-    if untracked not in past:
-        made = copy.copy(dialect)
-        made.__dict__.pop(_PAST)
-        made.statement_compiler = type(
-            "PastCompiler",
-            (PastCompiler, dialect.statement_compiler),
-            {"untracked": untracked, "__module__": __name__},
-        )
-        made._sqlaudit_live = dialect  # type: ignore[attr-defined]
-        past[untracked] = made
-    return past[untracked]
+# --- whole sessions ---------------------------------------------------------------------------------------------
 
 
-class PastCompiler(SQLCompiler):
-    """Renders a tracked table as its rows at the instant that the parameter names."""
+class PastSession(Session):
+    """A read-only session in which every statement is as of one instant, by the connections of another session.
 
-    untracked: Untracked = "raise"
-
-    def visit_table(self, table: Table, asfrom: bool = False, **kw: Any) -> str:  # type: ignore[override]
-        tracked = tracked_table(table)
-        if not asfrom or tracked is None or tracked.history is table:
-            if asfrom and tracked is None and self.untracked == "raise":
-                raise QueryError(
-                    f"{table.fullname!r} has no history and cannot be read as of an instant; track it, "
-                    "or read it as it is now: as_of(…, untracked='live').",
-                    table,
-                )
-            return cast(str, super().visit_table(table, asfrom=asfrom, **kw))  # type: ignore[no-untyped-call]  # SQLAlchemy's
-        rows = self._rows(tracked)
-        if kw.get("from_linter"):
-            kw["from_linter"].froms[table] = table.fullname
-        if kw.get("enclosing_alias") is not None:
-            return f"({self.process(rows, asfrom=False)})"
-        return f"({self.process(rows)}){self.get_render_as_alias_suffix(self.preparer.quote(_alias_name(table)))}"  # type: ignore[no-untyped-call]  # SQLAlchemy's
-
-    def _rows(self, tracked: TrackedTable) -> Select[Any]:
-        history = tracked.history
-        stored = dict(tracked.columns)
-        when = bindparam(_AS_OF, type_=UTCDateTime(), unique=False)
-        return select(
-            *(stored[column] if column in stored else null().label(column.name) for column in tracked.live.c)
-        ).where(was_valid(history.c[tracked.valid_from.key], history.c[tracked.valid_to.key], when))
-
-    def visit_column(self, column: Any, *args: Any, **kw: Any) -> str:
-        table = column.table
-        rendered = super().visit_column(column, *args, **kw)
-        if (
-            isinstance(table, Table)
-            and kw.get("include_table", True)
-            and (tracked := tracked_table(table)) is not None
-            and tracked.live is table
-        ):
-            name = super().visit_column(column, include_table=False)
-            return f"{self.preparer.quote(_alias_name(table))}.{name}"
-        return rendered
-
-
-def _alias_name(table: Table) -> str:
-    return table.name if table.schema is None else f"{table.schema}_{table.name}"
-
-
-def refuse_change(state: InstanceState[Any]) -> None:
-    """Raise if an object was read as of an instant.
-
-    :raises ReadOnlyError: it was
+    :ivar instant: as of when it reads
+    :ivar source: the session whose connections, and transaction, it uses
     """
-    if isinstance(state.identity_token, Instant):
+
+    def __init__(self, source: Session, instant: Instant) -> None:
+        super().__init__(expire_on_commit=False)
+        self.source: Session = source.source if isinstance(source, PastSession) else source
+        self.instant = instant
+        self._is_over = False
+        event.listen(self, "do_orm_execute", _execute_in_past)
+        event.listen(self, "before_flush", _refuse_flush)
+
+    def get_bind(self, *args: Any, **kw: Any) -> Engine | Connection:
+        return self.source.get_bind(*args, **kw)
+
+    def _connection_for_bind(self, *args: Any, **kw: Any) -> Connection:
+        if self._is_over:
+            raise QueryError(
+                f"The time travel is over; what is to be read {self.instant} must be read inside it.", self
+            )
+        return self.source._connection_for_bind(*args, **kw)
+
+    def _autoflush(self) -> None:
+        self.source._autoflush()
+
+    def _get_impl(self, *args: Any, **kw: Any) -> Any:
+        self.instant = _looked_up(self, self.instant)
+        kw[_TOKEN] = self.instant
+        return super()._get_impl(*args, **kw)
+
+    def end(self) -> None:
+        """Let go of the objects, and read no more."""
+        self.close()
+        self._is_over = True
+
+    def connection(self, *args: Any, **kw: Any) -> NoReturn:
+        """Raise: a bare connection would read live rows."""
+        raise QueryError(
+            f"A connection reads live rows, and cannot be turned to the past; execute the statement in the session, "
+            f"which reads {self.instant}.",
+            self,
+        )
+
+    def _refuse(self, *args: Any, **kw: Any) -> NoReturn:
         raise ReadOnlyError(
-            f"{state.class_.__name__} {state.identity} {state.identity_token} is read-only; "
-            "expunge or refresh it, and change the live object instead.",
-            state.obj(),
+            f"This session reads {self.instant} and writes nothing; change the live rows in a session of the present.",
+            self,
+        )
+
+    add = add_all = delete = merge = merge_all = _refuse
+    bulk_save_objects = bulk_insert_mappings = bulk_update_mappings = _refuse
+
+
+def _execute_in_past(state: ORMExecuteState) -> Any:
+    instant = instant_of(state)
+    return None if instant is None else read_past(state, instant)
+
+
+def _refuse_flush(session: PastSession, *args: object) -> None:
+    for obj in (*session.new, *session.dirty, *session.deleted):
+        raise ReadOnlyError(
+            f"{type(obj).__name__} was changed in a session that reads {session.instant} and writes nothing; "
+            "change the live object instead.",
+            obj,
         )
 
 
-def refuse_changes(session: Session) -> None:
-    """Raise if the session holds changes of objects that were read as of an instant.
+class time_travel:
+    """Give a read-only session in which every query is as of an instant, inside a ``with`` block.
 
-    :raises ReadOnlyError: it does
+    ORM and Core, joins, eager and lazy loads, subqueries, aggregates, ``get``: all of it reads the past. The session
+    uses the connections and the transaction of the given one. ``async with``, given an ``AsyncSession`` or
+    ``AsyncEngine``, gives an ``AsyncSession``. Writes raise; objects are detached when the block ends.
+
+    :param session_or_engine: a session, an engine or a connection, sync or async; it needs no hooks
+    :param when: an aware datetime, or a changeset id: the state right after that transaction. A naive datetime is
+        taken as local time, with a warning; one in the future is the present, with a warning
+    :param untracked: what to do with tables without history: ``"raise"``, or read them ``"live"``
+    :param text: whether to allow SQL that was written by hand, which cannot be rewritten and reads live rows
+    :raises QueryError: ``when`` is neither a datetime nor a changeset id, or there is nothing to read from
     """
-    for objects in (session.dirty, session.deleted):
-        for obj in objects:
-            refuse_change(instance_state(obj))
+
+    def __init__(
+        self, session_or_engine: Any, when: datetime | UUID, *, untracked: Untracked = "raise", text: bool = False
+    ) -> None:
+        self._instant = instant_from(when, untracked, text=text)
+        source = session_or_engine
+        if isinstance(source, (scoped_session, async_scoped_session)):
+            source = source()
+        self._made: Any = None
+        if isinstance(source, (Engine, Connection)):
+            source = self._made = Session(source)
+        elif isinstance(source, (AsyncEngine, AsyncConnection)):
+            source = self._made = AsyncSession(source)
+        if not isinstance(source, (Session, AsyncSession)):
+            raise QueryError(f"{session_or_engine!r} cannot be read; give a session or an engine.", session_or_engine)
+        self._source = source
+        self._past: Any = None
+
+    def __enter__(self) -> Session:
+        if not isinstance(self._source, Session):
+            raise QueryError("An AsyncSession or AsyncEngine needs: async with time_travel(…).", self._source)
+        past = self._past = PastSession(self._source, self._instant)
+        return past
+
+    def __exit__(self, *error: object) -> None:
+        self._past.end()
+        if self._made is not None:
+            self._made.close()
+
+    async def __aenter__(self) -> AsyncSession:
+        if not isinstance(self._source, AsyncSession):
+            raise QueryError("A Session or Engine needs: with time_travel(…), without async.", self._source)
+        past = PastSession(self._source.sync_session, self._instant)
+        session = self._past = AsyncSession(sync_session_class=lambda **kw: past)  # type: ignore[arg-type]  # makes one
+        return session
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._past.close()
+        self._past.sync_session.end()
+        if self._made is not None:
+            await self._made.close()

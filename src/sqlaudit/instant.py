@@ -1,0 +1,169 @@
+"""Which objects are of the past? Those whose identity token is an instant: what they may do, and what they lack."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+from warnings import warn
+
+from sqlalchemy.orm import InstanceState, Mapper, PassiveFlag, Query, Session, WriteOnlyCollection
+from sqlalchemy.orm.attributes import instance_state
+from sqlalchemy.orm.base import PASSIVE_NO_RESULT
+
+from sqlaudit.config import utc_now
+from sqlaudit.exceptions import QueryError, ReadOnlyError, SQLAuditWarning
+from sqlaudit.models import tracked_model
+from sqlaudit.past import Rules, Untracked, as_past
+from sqlaudit.period import OPEN_END, TICK, as_utc
+
+_TOKEN: Final = "identity_token"
+_LATEST: Final = OPEN_END - TICK  # an instant that open versions contain, for those who mean "for ever"
+
+
+@dataclass(frozen=True, slots=True)
+class Instant:
+    """The identity token of objects that were read as of an instant.
+
+    :ivar when: in UTC; or the id of a changeset, which a session has still to look up
+    """
+
+    when: datetime | UUID
+    rules: Rules = field(default=Rules(), compare=False)
+
+    def __str__(self) -> str:
+        return f"as of {self.when.isoformat() if isinstance(self.when, datetime) else f'changeset {self.when}'}"
+
+
+def instant_from(when: datetime | UUID, untracked: Untracked = "raise", *, text: bool = False) -> Instant:
+    """Return the instant that a user means; one in the future is the present, with a warning.
+
+    :raises QueryError: ``when`` is neither a datetime nor a changeset id, or ``untracked`` no known word
+    """
+    if untracked not in ("raise", "live"):
+        raise QueryError(f"untracked is {untracked!r}; give 'raise' or 'live'.", untracked)
+    if isinstance(when, UUID):
+        return Instant(when, Rules(untracked, text))
+    instant = as_utc(when)
+    if instant > utc_now():
+        warn(
+            f"{instant.isoformat()} is in the future; a read as of then gives the present.",
+            SQLAuditWarning,
+            stacklevel=3,
+        )
+    return Instant(min(instant, _LATEST), Rules(untracked, text))
+
+
+def instant_of_object(obj: object) -> Instant | None:
+    """Return the instant that an object was read as of; ``None`` if it is a live one."""
+    token = instance_state(obj).identity_token
+    return token if isinstance(token, Instant) else None
+
+
+# --- they are read-only -----------------------------------------------------------------------------------------
+
+
+def refuse_change(state: InstanceState[Any]) -> None:
+    """Raise if an object was read as of an instant.
+
+    :raises ReadOnlyError: it was
+    """
+    if isinstance(state.identity_token, Instant):
+        raise ReadOnlyError(
+            f"{state.class_.__name__} {state.identity} {state.identity_token} is read-only; "
+            "expunge or refresh it, and change the live object instead.",
+            state.obj(),
+        )
+
+
+def refuse_changes(session: Session) -> None:
+    """Raise if the session holds changes of objects that were read as of an instant.
+
+    :raises ReadOnlyError: it does
+    """
+    for objects in (session.dirty, session.deleted):
+        for obj in objects:
+            refuse_change(instance_state(obj))
+
+
+# --- they lack the columns that are never stored ----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Excluded:
+    """Stands for the value of an excluded column: SQLAlchemy calls it when the attribute is asked for."""
+
+    name: str
+
+    def __call__(self, state: InstanceState[Any], passive: PassiveFlag) -> Any:
+        if not passive & PassiveFlag.SQL_OK:
+            return PASSIVE_NO_RESULT
+        raise QueryError(
+            f"{state.class_.__name__}.{self.name} is excluded from history, and nothing is known of it "
+            f"{state.identity_token}; read it from the live object.",
+            state.obj(),
+        )
+
+
+def hide_excluded(state: InstanceState[Any], *args: object) -> None:
+    """Let the excluded columns of an object that was read as of an instant raise, and say why."""
+    model = tracked_model(state.mapper)
+    if not isinstance(state.identity_token, Instant) or model is None:
+        return
+    if "callables" not in state.__dict__:
+        state.callables = {}
+    for name in model.excluded:
+        state.dict.pop(name, None)
+        state.expired_attributes.discard(name)
+        state.callables[name] = _Excluded(name)
+
+
+# --- their collections that are queries -------------------------------------------------------------------------
+
+
+class _PastSelect:
+    """A write-only collection that, of an object of the past, selects the past and writes nothing."""
+
+    __slots__ = ()
+    instance: Any
+
+    def select(self) -> Any:
+        statement, instant = super().select(), instant_of_object(self.instance)  # type: ignore[misc]  # the collection's
+        if instant is None:
+            return statement
+        return as_past(statement, instant.when, instant.rules).execution_options(**{_TOKEN: instant})
+
+    def insert(self) -> Any:
+        refuse_change(instance_state(self.instance))
+        return super().insert()  # type: ignore[misc]  # the collection's
+
+    def update(self) -> Any:
+        refuse_change(instance_state(self.instance))
+        return super().update()  # type: ignore[misc]  # the collection's
+
+    def delete(self) -> Any:
+        refuse_change(instance_state(self.instance))
+        return super().delete()  # type: ignore[misc]  # the collection's
+
+
+class _PastQuery:
+    """A dynamic collection that, of an object of the past, queries the past."""
+
+    instance: Any
+
+    def _generate(self, session: Session | None = None) -> Query[Any]:
+        query: Query[Any] = super()._generate(session)  # type: ignore[misc]  # the collection's
+        instant = instant_of_object(self.instance)
+        return query if instant is None else query.execution_options(**{_TOKEN: instant})
+
+
+def look_back_from(mapper: Mapper[Any]) -> None:
+    """Let the write-only and dynamic collections of past objects select the past."""
+    for relationship in mapper.relationships:
+        if relationship.lazy in ("write_only", "dynamic"):
+            implementation = getattr(mapper.class_, relationship.key).impl
+            collection = implementation.query_class
+            if not issubclass(collection, (_PastSelect, _PastQuery)):
+                mixin = _PastSelect if issubclass(collection, WriteOnlyCollection) else _PastQuery
+                implementation.query_class = type(collection.__name__, (mixin, collection), {"__slots__": ()})

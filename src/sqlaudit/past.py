@@ -1,0 +1,292 @@
+"""How does a statement read the past? Statements whose tables are rendered as they were at an instant.
+
+:func:`as_past` turns a statement into one of a subclass, which renders every tracked table in it, ``FROM customers``,
+as ``(SELECT … FROM customers_history WHERE valid_from <= :when AND valid_to > :when) AS customers``, and leaves the
+rest as it is. Such a statement composes like the one that it was made of: in a subquery, a union or a CTE, beside the
+present or another instant. The instant is a parameter, so that SQLAlchemy's statement cache works.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import chain
+from typing import Any, Final, Literal, TypeVar, cast
+from uuid import UUID
+
+from sqlalchemy import (
+    BindParameter,
+    Column,
+    ColumnElement,
+    Connection,
+    Executable,
+    Select,
+    Table,
+    TypeCoerce,
+    bindparam,
+    null,
+    select,
+    type_coerce,
+)
+from sqlalchemy import cast as sql_cast
+from sqlalchemy.orm import FromStatement
+from sqlalchemy.sql import visitors
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.visitors import InternalTraversal
+
+from sqlaudit.exceptions import QueryError, ReadOnlyError
+from sqlaudit.period import UTCDateTime, was_valid
+from sqlaudit.tables import TrackedTable, known_metadata, shortened, tracked_table, tracked_tables
+
+Untracked = Literal["raise", "live"]
+S = TypeVar("S", bound=Executable)
+_READS_TABLES: Final = re.compile(r"\b(select|from|join|table|with)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a statement about the past may read that is not history.
+
+    :param untracked: what to do with tables without history: ``"raise"``, or read them ``"live"``
+    :param text: whether SQL that was written by hand, which cannot be turned to the past, may read tables
+    """
+
+    untracked: Untracked = "raise"
+    text: bool = False
+
+
+class Past:
+    """Mixed into the class of a statement: what makes it read the past."""
+
+    _past_when: BindParameter[datetime]
+    _past_changeset: UUID | None
+    """What stands for the instant until a session has looked it up."""
+    _past_rules: Rules
+    _past_is_ready: bool
+    """Whether a session has seen to it that the objects it gives are known as past ones."""
+
+    def _compiler_dispatch(self, visitor: SQLCompiler, **kw: Any) -> str:
+        if self._past_changeset is not None:
+            raise QueryError(
+                "A read as of a changeset inside another statement cannot look up the changeset's instant; give the "
+                "instant: as_of(…, instant_of_changeset(session, changeset_id)).",
+                self,
+            )
+        with _looking_back(visitor, self):
+            return super()._compiler_dispatch(visitor, **kw)  # type: ignore[misc, no-any-return]  # the statement's own
+
+    def _execute_on_connection(self, connection: Connection, *args: Any, **kw: Any) -> Any:
+        if not self._past_is_ready:
+            raise QueryError(
+                "A read as of an instant was run outside a session with hooks, where its objects would be taken for "
+                "live ones; call register_hooks() and execute it in such a session.",
+                self,
+            )
+        return super()._execute_on_connection(connection, *args, **kw)  # type: ignore[misc]  # the statement's own
+
+    def from_statement(self, statement: Any) -> Any:
+        """Return the same objects, as of the same instant, selected by another statement."""
+        made = super().from_statement(statement)  # type: ignore[misc]  # Select's
+        made = as_past(made, self._past_changeset or cast(datetime, self._past_when.value), self._past_rules)
+        return made.execution_options(**self._execution_options)  # type: ignore[attr-defined]  # Executable's
+
+
+_EXTRA: Final = [
+    ("_past_when", InternalTraversal.dp_clauseelement),
+    ("_past_changeset", InternalTraversal.dp_plain_obj),
+    ("_past_rules", InternalTraversal.dp_plain_obj),
+]
+_past_classes: dict[type[Any], type[Any]] = {}
+_past_compilers: dict[type[Any], type[Any]] = {}
+
+
+def as_past(statement: S, when: datetime | UUID, rules: Rules, *, ready: bool = False) -> S:
+    """Return a statement that reads as of ``when``.
+
+    :param ready: whether it is on its way through a session that knows
+    """
+    past_class: Any = _past_class(type(statement))
+    made = past_class.__new__(past_class)
+    made.__dict__.update(statement._clone().__dict__)  # type: ignore[attr-defined]  # ClauseElement's
+    made._past_changeset = when if isinstance(when, UUID) else None
+    made._past_when = bindparam(
+        "sqlaudit_when", when if made._past_changeset is None else None, type_=UTCDateTime(), unique=True
+    )
+    made._past_rules = rules
+    made._past_is_ready = ready
+    return cast(S, made)
+
+
+def _past_class(statement_class: Any) -> type[Any]:
+    if issubclass(statement_class, Past):
+        return cast("type[Any]", statement_class)
+    if statement_class not in _past_classes:
+        namespace = {"inherit_cache": True, "_traverse_internals": [*statement_class._traverse_internals, *_EXTRA]}
+        if "_cache_key_traversal" in statement_class.__dict__:
+            namespace["_cache_key_traversal"] = [*statement_class._cache_key_traversal, *_EXTRA]
+        _past_classes[statement_class] = type(f"Past{statement_class.__name__}", (Past, statement_class), namespace)
+    return _past_classes[statement_class]
+
+
+@contextmanager
+def _looking_back(compiler: SQLCompiler, statement: Past) -> Iterator[None]:
+    """Let a compiler render the past meanwhile."""
+    compiler_class = type(compiler)
+    if not isinstance(compiler, PastCompiler):
+        if compiler_class not in _past_compilers:
+            _past_compilers[compiler_class] = type("PastCompiler", (PastCompiler, compiler_class), {})
+        compiler.__class__ = _past_compilers[compiler_class]
+        compiler = cast(PastCompiler, compiler)
+        compiler.past = []
+        compiler.past_of_ctes = dict.fromkeys(compiler.ctes or ())
+    _refuse_live_objects(compiler, statement)
+    compiler.past.append((statement, len(compiler.stack)))
+    try:
+        yield
+    finally:
+        compiler.past.pop()
+
+
+def _refuse_live_objects(compiler: SQLCompiler, statement: Past) -> None:
+    """Raise if a past statement inside of another gives objects, which would be taken for those of the other."""
+    outer: Any = compiler.statement
+    whole = outer is not statement and isinstance(outer, FromStatement)
+    for entity in getattr(compiler.compile_state, "_entities", ()):
+        selectable = getattr(entity, "selectable", None)  # of one that gives objects
+        if selectable is not None and (whole or any(isinstance(part, Past) for part in visitors.iterate(selectable))):
+            name = entity.mapper.class_.__name__
+            raise QueryError(
+                f"A read as of an instant inside another statement gives columns, and no {name} objects; select its "
+                "columns, or make the outer statement the one that as_of() begins.",
+                statement,
+            )
+
+
+class PastCompiler(SQLCompiler):
+    """Renders tracked tables as of an instant where a :class:`Past` statement says so, and all else as ever.
+
+    :ivar past: the past statements that are being rendered, from the outermost in, and how deep each begins
+    :ivar past_of_ctes: the past statement that each CTE was first rendered in, ``None`` for the present
+    """
+
+    past: list[tuple[Past, int]]
+    past_of_ctes: dict[Any, Past | None]
+
+    @property
+    def statement_in_past(self) -> Past | None:
+        return self.past[-1][0] if self.past else None
+
+    def visit_table(self, table: Table, asfrom: bool = False, **kw: Any) -> str:  # type: ignore[override]
+        statement, tracked = self.statement_in_past, tracked_table(table)
+        if not asfrom or statement is None or (tracked is not None and tracked.history is table):
+            return cast(str, super().visit_table(table, asfrom=asfrom, **kw))  # type: ignore[no-untyped-call]  # SQLAlchemy's
+        if tracked is None:
+            _refuse_untracked(table, statement._past_rules)
+            return cast(str, super().visit_table(table, asfrom=asfrom, **kw))  # type: ignore[no-untyped-call]  # SQLAlchemy's
+        rows = self.process(self._rows(tracked, statement._past_when))
+        if kw.get("from_linter"):
+            kw["from_linter"].froms[table] = table.fullname
+        if getattr(kw.get("enclosing_alias"), "element", None) is table:
+            return f"({rows})"
+        return f"({rows}){self.get_render_as_alias_suffix(self.preparer.quote(_alias_name(table)))}"  # type: ignore[no-untyped-call]  # SQLAlchemy's
+
+    def _rows(self, tracked: TrackedTable, when: BindParameter[datetime]) -> Select[Any]:
+        stored = dict(tracked.columns)
+        return select(
+            *(stored[column] if column in stored else self._no_value(column) for column in tracked.live.c)
+        ).where(was_valid(tracked.valid_from, tracked.valid_to, when))
+
+    def _no_value(self, column: Column[Any]) -> ColumnElement[Any]:
+        """The NULL of a column that is not stored; only PostgreSQL asks of which type."""
+        typed: ColumnElement[Any] | TypeCoerce[Any] = (
+            sql_cast(null(), column.type) if self.dialect.name == "postgresql" else type_coerce(null(), column.type)
+        )
+        return typed.label(column.name)
+
+    def visit_column(self, column: Any, *args: Any, **kw: Any) -> str:
+        rendered = super().visit_column(column, *args, **kw)
+        if column.is_literal:
+            self._refuse_text(rendered)
+        if not kw.get("include_table", True) or not self._is_in_past(column.table):
+            return rendered
+        name = super().visit_column(column, include_table=False)
+        return f"{self.preparer.quote(_alias_name(column.table))}.{name}"
+
+    def _is_in_past(self, table: Any) -> bool:
+        tracked = tracked_table(table)
+        return (
+            tracked is not None
+            and tracked.history is not table
+            and bool(self.past)
+            and any(table in cast("set[Any]", entry["asfrom_froms"]) for entry in self.stack[self.past[-1][1] :])
+        )
+
+    def visit_cte(self, cte: Any, *args: Any, **kw: Any) -> str | None:
+        seen = self.past_of_ctes.setdefault(cte._get_reference_cte(), self.statement_in_past)
+        if seen is not self.statement_in_past and not isinstance(cte.element, Past):
+            raise QueryError(
+                f"The CTE {cte.name!r} is used both in a read as of an instant and outside of it, where it would "
+                "give the same rows; make one for each.",
+                cte,
+            )
+        return super().visit_cte(cte, *args, **kw)
+
+    def for_update_clause(self, select: Any, **kw: Any) -> str:
+        if self.past:  # which does not change
+            return ""
+        return cast(str, super().for_update_clause(select, **kw))  # type: ignore[no-untyped-call]  # SQLAlchemy's
+
+    def visit_textclause(self, textclause: Any, *args: Any, **kw: Any) -> str:
+        self._refuse_text(textclause.text, certainly=bool(kw.get("asfrom")) or not self.stack)
+        return cast(str, super().visit_textclause(textclause, *args, **kw))  # type: ignore[no-untyped-call]  # SQLAlchemy's
+
+    def _refuse_text(self, text: str, certainly: bool = False) -> None:
+        statement = self.statement_in_past
+        if statement is None or statement._past_rules.text:
+            return
+        if certainly or _READS_TABLES.search(text):
+            raise QueryError(
+                f"SQL that is written by hand reads live rows, and cannot be turned to the past: {text!r}; write it as "
+                "a select(), or allow it: time_travel(…, text=True).",
+                text,
+            )
+
+    def visit_insert(self, *args: Any, **kw: Any) -> str:
+        self._refuse_write()
+        return super().visit_insert(*args, **kw)  # type: ignore[no-untyped-call, no-any-return]  # SQLAlchemy's
+
+    def visit_update(self, *args: Any, **kw: Any) -> str:
+        self._refuse_write()
+        return super().visit_update(*args, **kw)
+
+    def visit_delete(self, *args: Any, **kw: Any) -> str:
+        self._refuse_write()
+        return super().visit_delete(*args, **kw)  # type: ignore[no-untyped-call, no-any-return]  # SQLAlchemy's
+
+    def _refuse_write(self) -> None:
+        if self.past:
+            raise ReadOnlyError("The past cannot be written; change the live rows, or restore an old state of them.")
+
+
+def _refuse_untracked(table: Table, rules: Rules) -> None:
+    name = repr(getattr(table, "fullname", table.name))
+    if rules.untracked == "raise":
+        raise QueryError(
+            f"{name} has no history and cannot be read as of an instant; track it, or read it as it is now: "
+            "untracked='live'.",
+            table,
+        )
+    known = (each.live for each in chain(*map(tracked_tables, known_metadata())))
+    if any((live.name, live.schema) == (table.name, table.schema) for live in known):
+        raise QueryError(
+            f"{name} is tracked, but this is not the Table of its model, and would give the rows of now; write "
+            "the statement with the model, or with its __table__.",
+            table,
+        )
+
+
+def _alias_name(table: Table) -> str:
+    return table.name if table.schema is None else shortened(f"{table.schema}.{table.name}")
