@@ -30,7 +30,7 @@ from sqlaudit.exceptions import ContextError
 from sqlaudit.instant import refuse_change
 from sqlaudit.models import TrackedModel, tracked_model
 from sqlaudit.statements import NO_USER_FIELDS, UserFields
-from sqlaudit.tables import TrackedTable, tracked_table, tracked_tables
+from sqlaudit.tables import INFO_KEY, TrackedTable, tracked_table, tracked_tables
 
 State = InstanceState[Any]
 _UNIT_KEY: Final = "sqlaudit_unit"
@@ -120,6 +120,11 @@ def unit_of(mapper: Mapper[Any]) -> Unit | None:
     return unit
 
 
+def _concerns_us(state: State) -> bool:
+    """Tell whether an object is of a tracked class, or of the past."""
+    return INFO_KEY in state.manager.info or state.identity_token is not None
+
+
 @dataclass(slots=True)
 class Group:
     """The objects of one unit that a flush writes through one connection."""
@@ -171,12 +176,13 @@ class Flush:
 
         :raises ContextError: the configuration requires a user or a reason, and there is none
         """
-        session = self.session
         self._require_context()
         self.prepared = {}
-        dirty, deleted = session.dirty, session.deleted
+        doomed = self.session._deleted  # the public properties would make a set of all dirty objects
+        deleted = [state for state in doomed if _concerns_us(state)]
+        dirty = [state for state in self.session._dirty_states if _concerns_us(state) and state not in doomed]
         if dirty or deleted:
-            self._prepare(((True, map(instance_state, deleted)), (False, map(instance_state, dirty))))
+            self._prepare(((True, deleted), (False, dirty)))
 
     def prepare_late(self, state: State, *, doomed: bool) -> None:
         """Do the same for an object that is about to be written, if more became of it than was known before the flush.
