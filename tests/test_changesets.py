@@ -1,6 +1,7 @@
 """What changesets tell: every transaction that wrote tracked rows, in all the tables that a session can read."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -10,7 +11,16 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, rela
 
 import sqlaudit
 from invariants import recording
-from sqlaudit import QueryError, SQLAuditConfig, history_of
+from sqlaudit import (
+    AuditContextManager,
+    Changeset,
+    QueryError,
+    SQLAuditConfig,
+    changes_in,
+    changesets,
+    history_of,
+    tracking_disabled,
+)
 from sqlaudit.changesets import instant_of_changeset
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -82,6 +92,177 @@ def changeset_of(session: Session, model: type, number: int = 1) -> UUID:
     """Return the changeset of a version of the only row."""
     history = history_of(model)
     return session.scalars(sa.select(history.audit_changeset_id).where(history.audit_version == number)).one()
+
+
+@contextmanager
+def counted(engine: sa.Engine) -> Iterator[list[str]]:
+    """Collect the statements that are executed."""
+    statements: list[str] = []
+
+    def collect(connection, cursor, statement, parameters, context, executemany):
+        statements.append(statement)
+
+    sa.event.listen(engine, "before_cursor_execute", collect)
+    yield statements
+    sa.event.remove(engine, "before_cursor_execute", collect)
+
+
+@pytest.fixture
+def story(maker):
+    """Second 0: Ada adds a customer and a tag; 1: Bob links them; 2: Ada renames the customer."""
+    with AuditContextManager(user_id="ada", reason="new", extra={"ip": "::1", "n": 1}), maker.begin() as session:
+        session.add_all([Customer(id=1, name="Ada"), Tag(id=1)])
+    with AuditContextManager(user_id="bob", impersonated_by="eve"), maker.begin() as session:
+        customer = session.get_one(Customer, 1)
+        customer.tags.append(session.get_one(Tag, 1))
+    with AuditContextManager(user_id="ada"), maker.begin() as session:
+        session.get_one(Customer, 1).name = "Ada L."
+
+
+# --- all changesets ---------------------------------------------------------------------------------------------
+
+
+def test_changesets_tell_who_wrote_what_when_and_why(maker, story):
+    with maker() as session:
+        first, second, third = changesets(session)
+    assert first == Changeset(
+        changeset_id=first.changeset_id,
+        timestamp=at(0),
+        changed_by="ada",
+        reason="new",
+        impersonated_by=None,
+        extra={"ip": "::1", "n": 1},
+        tables=("changesets_customers", "changesets_tags"),
+    )
+    assert (second.changed_by, second.impersonated_by, second.tables) == ("bob", "eve", ("changesets_links",))
+    assert (third.timestamp, third.reason, third.tables) == (at(2), None, ("changesets_customers",))
+
+
+@pytest.mark.parametrize(
+    ("filters", "seconds"),
+    [
+        ({}, [0, 1, 2]),
+        ({"newest_first": True}, [2, 1, 0]),
+        ({"limit": 2}, [0, 1]),
+        ({"limit": 2, "newest_first": True}, [2, 1]),
+        ({"limit": 0}, []),
+        ({"since": at(1)}, [1, 2]),
+        ({"until": at(1)}, [0, 1]),
+        ({"since": at(1), "until": at(1)}, [1]),
+        ({"since": at(9)}, []),
+        ({"user_id": "ada"}, [0, 2]),
+        ({"user_id": "nobody"}, []),
+        ({"user_id": "ada", "limit": 1, "newest_first": True}, [2]),
+    ],
+)
+def test_changesets_can_be_chosen(maker, story, filters, seconds):
+    with maker() as session:
+        assert [each.timestamp for each in changesets(session, **filters)] == [at(second) for second in seconds]
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        {"limit": -1},
+        {"limit": "2"},
+        {"since": "yesterday"},
+        {"until": 3},
+        {"since": at(1), "until": at(0)},
+        {"user_id": b"ada"},
+        {"user_id": True},
+    ],
+)
+def test_filters_that_make_no_sense_are_refused(maker, filters):
+    with maker() as session, pytest.raises(QueryError):
+        changesets(session, **filters)
+
+
+def test_a_transaction_that_changed_its_context_is_told_once_for_each(maker):
+    with maker.begin() as session:
+        with AuditContextManager(user_id="ada", reason="one"):
+            session.add(customer := Customer(id=1, name="Ada"))
+            session.flush()
+        with AuditContextManager(user_id="bob", reason="two"):
+            customer.name = "Bob"
+            session.add(Tag(id=1))
+            session.flush()
+    with maker() as session:
+        first, second = changesets(session)
+        assert first.changeset_id == second.changeset_id
+        assert [(each.changed_by, each.reason) for each in (first, second)] == [("ada", "one"), ("bob", "two")]
+        assert first.tables == ("changesets_customers",)
+        assert second.tables == ("changesets_customers", "changesets_tags")
+        assert [each.changed_by for each in changesets(session, user_id="bob")] == ["bob"]
+
+
+def test_the_baseline_of_a_first_change_is_no_context_of_its_own(maker):
+    with maker() as session, tracking_disabled(session):
+        session.add(Customer(id=1, name="Ada"))
+        session.commit()
+    with AuditContextManager(user_id="bob"), maker.begin() as session:
+        session.get_one(Customer, 1).name = "Bob"
+    with maker() as session:
+        (only,) = changesets(session)
+        assert only.changed_by == "bob"
+
+
+def test_baselines_alone_are_a_changeset(maker, story):
+    with maker.begin() as session:
+        history = history_of(Customer).__table__
+        session.connection().execute(sa.update(history).values(audit_operation="baseline", audit_changed_by=None))
+    with maker() as session:
+        assert at(2) in [each.timestamp for each in changesets(session)]
+
+
+def test_changesets_take_the_same_statements_however_many_there_are(maker, engine):
+    counts = []
+    for number in range(1, 31):
+        with maker.begin() as session:
+            session.add(Customer(id=number))
+        if number in (1, 30):
+            with maker() as session, counted(engine) as statements:
+                assert len(changesets(session)) == number
+                assert len(changesets(session, limit=5)) == min(number, 5)
+            counts.append(len([statement for statement in statements if "UNION ALL" in statement]))
+    assert counts == [3, 3]
+
+
+# --- what a changeset changed -----------------------------------------------------------------------------------
+
+
+def test_the_changes_in_a_changeset_are_those_of_all_tables(maker, story):
+    with maker() as session:
+        first, second, third = (each.changeset_id for each in changesets(session))
+        told = [
+            [(each.resource_type, each.resource_id, each.field_name, each.old_value, each.new_value) for each in found]
+            for found in (changes_in(session, first), changes_in(session, str(second)), changes_in(session, third))
+        ]
+    assert sorted(told[0]) == [
+        ("Customer", 1, "id", None, 1),
+        ("Customer", 1, "name", None, "Ada"),
+        ("Tag", 1, "id", None, 1),
+    ]
+    assert told[1] == [
+        ("changesets_links", (1, 1), "customer_id", None, 1),
+        ("changesets_links", (1, 1), "tag_id", None, 1),
+    ]
+    assert told[2] == [("Customer", 1, "name", "Ada", "Ada L.")]
+
+
+def test_the_changes_in_a_changeset_say_who_made_them(maker, story):
+    with maker() as session:
+        second = changesets(session)[1]
+        for change in changes_in(session, second.changeset_id):
+            assert (change.changed_by, change.impersonated_by) == ("bob", "eve")
+            assert (change.timestamp, change.changeset_id, change.version) == (at(1), second.changeset_id, 1)
+
+
+def test_an_unknown_changeset_changed_nothing_that_could_be_told(maker):
+    with maker() as session:
+        with pytest.raises(QueryError, match="00000000-0000-0000-0000-000000000001"):
+            changes_in(session, UUID(int=1))
+        with pytest.raises(QueryError, match="no changeset id"):
+            changes_in(session, "one")
 
 
 # --- the instant of a changeset ---------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"exceptions"},
     {"period"},
-    {"config", "context", "changes"},
+    {"arguments", "config", "context", "changes"},
     {"tables"},
     {"models", "past"},
     {"history", "instant"},
@@ -18,7 +18,8 @@ LAYERS = [
     {"changesets"},
     {"capture", "timetravel", "retrieval", "triggers"},
     {"flush"},
-    {"hooks", "restore", "maintenance"},
+    {"hooks", "maintenance"},
+    {"restore"},
     {"decorators"},
     {"sqlaudit"},  # its __init__, the public names
     {"sqlaudit_alembic"},

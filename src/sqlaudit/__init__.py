@@ -1,7 +1,7 @@
 """Temporal versioning for SQLAlchemy: who changed what, when and why, and what did it look like then?"""
 
-from sqlaudit.changes import Blame, FieldChange, Operation
-from sqlaudit.changesets import instant_of_changeset
+from sqlaudit.changes import Blame, Changeset, FieldChange, Operation
+from sqlaudit.changesets import changesets, instant_of_changeset
 from sqlaudit.config import SQLAuditConfig, clear_config, get_config, has_config, set_config
 from sqlaudit.context import (
     AuditContext,
@@ -24,7 +24,7 @@ from sqlaudit.exceptions import (
 from sqlaudit.history import Version, history_of
 from sqlaudit.hooks import register_hooks, tracking_disabled, unregister_hooks
 from sqlaudit.period import OPEN_END
-from sqlaudit.retrieval import blame, get_resource_changes, stream_resource_changes, versions_of
+from sqlaudit.retrieval import blame, changes_in, get_resource_changes, stream_resource_changes, versions_of
 from sqlaudit.tables import AuditColumns
 from sqlaudit.timetravel import all_versions, as_of, as_of_column, between, time_travel
 
@@ -35,6 +35,7 @@ __all__ = [
     "AuditContextManager",
     "Blame",
     "CaptureError",
+    "Changeset",
     "ContextError",
     "FieldChange",
     "HistoryTableError",
@@ -52,6 +53,8 @@ __all__ = [
     "as_of_column",
     "between",
     "blame",
+    "changes_in",
+    "changesets",
     "clear_audit_context",
     "clear_config",
     "get_audit_context",

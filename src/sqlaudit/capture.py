@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, cast
@@ -30,7 +30,7 @@ from sqlaudit.config import current_config
 from sqlaudit.context import AuditContext, get_audit_context, user_id_text
 from sqlaudit.exceptions import CaptureError, SQLAuditWarning
 from sqlaudit.period import OPEN_END, TICK, OpenEnd, is_open
-from sqlaudit.statements import GUARDED_BY_KEY, NO_USER_FIELDS, Prepared, Statements, UserFields
+from sqlaudit.statements import GUARDED_BY_KEY, NO_USER_FIELDS, Key, Prepared, Statements, UserFields, chunks
 from sqlaudit.tables import INFO_KEY, TrackedTable
 
 try:
@@ -38,24 +38,13 @@ try:
 except ImportError:
     from uuid_utils.compat import uuid7
 
-Key = tuple[Any, ...]
 OldValues = Callable[[Key], Mapping[Column[Any], Any]]
 """What is known of a row before it was changed: key → live column → value."""
 _CHANGESET: Final = "sqlaudit_changeset"
-CHUNK: Final = 1000
-"""Keys per statement."""
 
 
 def _unknown(key: Key) -> Mapping[Column[Any], Any]:
     return {}
-
-
-def chunks(keys: Collection[Key]) -> Iterable[Sequence[Key]]:
-    """Return the keys in portions that one statement takes."""
-    sequence = keys if isinstance(keys, (list, tuple)) else list(keys)
-    if len(sequence) <= CHUNK:
-        return (sequence,) if sequence else ()
-    return [sequence[start : start + CHUNK] for start in range(0, len(sequence), CHUNK)]
 
 
 def uncaptured(message: str, subject: object) -> None:

@@ -57,6 +57,23 @@ class FieldChange(VersionInfo):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Changeset:
+    """What one database transaction wrote, and by whom, when and why.
+
+    :param timestamp: the instant, in UTC
+    :param tables: the full names of the tables whose rows it changed, sorted
+    """
+
+    changeset_id: UUID
+    timestamp: datetime
+    changed_by: str | None
+    reason: str | None
+    impersonated_by: str | None
+    extra: Any
+    tables: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Blame(VersionInfo):
     """The value of one field, and the version that gave it."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,14 +11,29 @@ from typing import Any, Final
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, Engine, Select, bindparam, func, inspect, select, union_all
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    FromClause,
+    Integer,
+    bindparam,
+    case,
+    func,
+    inspect,
+    literal,
+    select,
+    union_all,
+)
 from sqlalchemy.exc import UnboundExecutionError
-from sqlalchemy.ext.horizontal_shard import ShardedSession
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, scoped_session
 
 from sqlaudit.absent import explained
+from sqlaudit.arguments import checked_count, checked_range, checked_user
+from sqlaudit.changes import Changeset, Operation
 from sqlaudit.exceptions import QueryError
-from sqlaudit.history import checked_session
+from sqlaudit.history import checked_session, where_table_is
+from sqlaudit.statements import chunks
 from sqlaudit.tables import INFO_KEY, TrackedTable, known_metadata, tracked_tables
 
 _TABLES_PER_STATEMENT: Final = 100
@@ -49,24 +65,16 @@ def known_tables(session: Session) -> list[Place]:
         for registry in list(each.info.get(INFO_KEY, ())):
             registry.configure(cascade=True)  # which finds the association tables
         for table in tracked_tables(each):
-            where = _where(session, table)
-            if where is not None:
-                bind = where.get("bind")
-                arguments.setdefault(bind, where)
-                by_bind[bind].append(table)
+            try:
+                where = where_table_is(session, table)
+            except UnboundExecutionError:
+                continue
+            bind = where.get("bind")
+            arguments.setdefault(bind, where)
+            by_bind[bind].append(table)
     if len(metadata) > 1:
         by_bind = {bind: _that_exist(session, arguments[bind], tables) for bind, tables in by_bind.items()}
     return [Place(arguments[bind], tuple(tables)) for bind, tables in by_bind.items() if tables]
-
-
-def _where(session: Session, table: TrackedTable) -> dict[str, Any] | None:
-    """Return the bind arguments of a table's reads, or ``None`` if the session has no bind for it."""
-    if isinstance(session, ShardedSession):
-        return {"mapper": table.mapper}
-    try:
-        return {"bind": session.get_bind(table.mapper)}
-    except UnboundExecutionError:
-        return None
 
 
 def _that_exist(session: Session, where: dict[str, Any], tables: Collection[TrackedTable]) -> list[TrackedTable]:
@@ -88,10 +96,121 @@ def _history_tables(connection: Connection, schemas: Iterable[str | None]) -> It
         yield from ((schema, name) for name in inspector.get_table_names(schema))
 
 
+# --- all changesets ---------------------------------------------------------------------------------------------
+
+
+def changesets(
+    session: Session | scoped_session[Any],
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    user_id: str | int | UUID | None = None,
+    limit: int | None = None,
+    newest_first: bool = False,
+) -> list[Changeset]:
+    """Return what each database transaction wrote, oldest first; two entries if its audit context changed meanwhile.
+
+    One statement per bind and 100 tracked tables; two of them with a filter or a limit. A backfill is a changeset
+    of its own, the baselines that a first change brings along are not told.
+
+    :param since: the first instant, included; an aware datetime
+    :param until: the last instant, included
+    :param user_id: by whom the changes were made
+    :param limit: how many entries to return at most
+    :param newest_first: turn the order around
+    :raises QueryError: a filter does not make sense
+    """
+    session = checked_session(session)
+    parameters: dict[str, Any] = dict(checked_range("The range", since, until))
+    if user_id is not None:
+        parameters["user"] = checked_user("user_id", user_id)
+    count = None if limit is None else checked_count("limit", limit)
+    places = known_tables(session)
+    if parameters or count is not None:
+        wanted = _chosen(session, places, parameters, count, newest_first)
+        found = [entry for ids in chunks(wanted) for entry in _entries(session, places, ids)]
+    else:
+        found = list(_entries(session, places, None))
+    found = [entry for entry in found if "user" not in parameters or entry.changed_by == parameters["user"]]
+    found.sort(key=_place_in_time, reverse=newest_first)
+    return found[:count]
+
+
+def _place_in_time(entry: Changeset) -> tuple[Any, ...]:
+    context = (entry.changed_by, entry.impersonated_by, entry.reason)
+    return (entry.timestamp, entry.changeset_id, *(text or "" for text in context), _text_of(entry.extra))
+
+
+def _text_of(extra: Any) -> str:
+    return json.dumps(extra, sort_keys=True)
+
+
+def _chosen(
+    session: Session, places: Iterable[Place], parameters: dict[str, Any], limit: int | None, newest_first: bool
+) -> list[UUID]:
+    """Return the ids of the changesets that a filter lets through, in the order of their instants."""
+
+    def ids(table: TrackedTable) -> Any:
+        at, changeset = func.max(table.valid_from).label("at"), table.role("changeset_id")
+        statement = select(changeset, at).group_by(changeset)
+        if "since" in parameters:
+            statement = statement.where(table.valid_from >= bindparam("since"))
+        if "until" in parameters:
+            statement = statement.where(table.valid_from <= bindparam("until"))
+        if "user" in parameters:
+            statement = statement.where(table.role("changed_by") == bindparam("user"))
+        if limit is None:
+            return statement
+        order = (at, changeset)
+        statement = statement.order_by(*(column.desc() if newest_first else column for column in order)).limit(limit)
+        return select(statement.subquery())
+
+    instants: dict[UUID, datetime] = {}
+    for changeset_id, at in read_all(session, places, ids, parameters):
+        instants[changeset_id] = max(at, instants.get(changeset_id, at))
+    chosen = sorted(instants, key=lambda changeset_id: (instants[changeset_id], changeset_id), reverse=newest_first)
+    return chosen[:limit]
+
+
+def _entries(session: Session, places: Sequence[Place], ids: Sequence[UUID] | None) -> Iterator[Changeset]:
+    """Yield what all changesets wrote under each context, or those of the ids."""
+    numbers = {table: number for number, table in enumerate(table for place in places for table in place.tables)}
+
+    def contexts(table: TrackedTable) -> Any:
+        changeset = table.role("changeset_id")
+        columns = [changeset, *(table.role(role) for role in ("changed_by", "impersonated_by", "reason", "extra"))]
+        is_baseline = case((table.role("operation") == Operation.BASELINE, 1), else_=0).label("is_baseline")
+        statement = select(
+            literal(numbers[table], Integer), is_baseline, func.max(table.valid_from), *columns
+        ).group_by(*columns, is_baseline)
+        return statement if ids is None else statement.where(changeset.in_(ids))
+
+    names = {number: table.live.fullname for table, number in numbers.items()}
+    written: dict[UUID, dict[tuple[Any, ...], tuple[set[str], Any]]] = defaultdict(dict)
+    instants: dict[UUID, datetime] = {}
+    for number, is_baseline, at, changeset_id, *who_and_why, extra in read_all(session, places, contexts, {}):
+        instants[changeset_id] = max(at, instants.get(changeset_id, at))
+        context = (bool(is_baseline), *who_and_why, _text_of(extra))
+        written[changeset_id].setdefault(context, (set(), extra))[0].add(names[number])
+    for changeset_id, contexts_of_one in written.items():
+        only_baselines = all(is_baseline for is_baseline, *_ in contexts_of_one)
+        for (is_baseline, changed_by, impersonated_by, reason, _), (tables, extra) in contexts_of_one.items():
+            if only_baselines or not is_baseline:
+                yield Changeset(
+                    changeset_id=changeset_id,
+                    timestamp=instants[changeset_id],
+                    changed_by=changed_by,
+                    reason=reason,
+                    impersonated_by=impersonated_by,
+                    extra=extra,
+                    tables=tuple(sorted(tables)),
+                )
+
+
 # --- one changeset ----------------------------------------------------------------------------------------------
 
 
-def instant_of_changeset(session: Session, changeset_id: UUID | str) -> datetime:
+def instant_of_changeset(session: Session | scoped_session[Any], changeset_id: UUID | str) -> datetime:
     """Return the instant that a changeset stands for: the first at which all that it did was done.
 
     One statement per bind and 100 tracked tables.
@@ -101,7 +220,7 @@ def instant_of_changeset(session: Session, changeset_id: UUID | str) -> datetime
     session = checked_session(session)
     wanted = changeset_uuid(changeset_id)
 
-    def latest(table: TrackedTable) -> Select[Any]:
+    def latest(table: TrackedTable) -> Any:
         return select(func.max(table.valid_from)).where(is_of_changeset(table))
 
     rows = read_all(session, known_tables(session), latest, {"changeset": wanted})
@@ -127,6 +246,24 @@ def changeset_uuid(changeset_id: UUID | str) -> UUID:
         ) from None
 
 
+def tables_of_changeset(session: Session, changeset_id: UUID) -> list[TrackedTable]:
+    """Return the tables of which a changeset has versions: one statement per bind and 100 tracked tables.
+
+    :raises QueryError: there are none
+    """
+    places = known_tables(session)
+    tables = [table for place in places for table in place.tables]
+    numbers = {table: number for number, table in enumerate(tables)}
+
+    def count(table: TrackedTable) -> Any:
+        return select(literal(numbers[table], Integer), func.count()).where(is_of_changeset(table))
+
+    counted = read_all(session, places, count, {"changeset": changeset_id})
+    if touched := {number for number, versions in counted if versions}:
+        return [tables[number] for number in sorted(touched)]
+    raise unknown_changeset(changeset_id)
+
+
 def unknown_changeset(changeset_id: UUID) -> QueryError:
     return QueryError(
         f"No history that this session can read has a changeset {changeset_id}; give the audit_changeset_id of a "
@@ -135,16 +272,19 @@ def unknown_changeset(changeset_id: UUID) -> QueryError:
     )
 
 
-def is_of_changeset(table: TrackedTable) -> Any:
-    """Return the condition that a version is of the changeset that the parameter names."""
-    column = table.role("changeset_id")
+def is_of_changeset(table: TrackedTable, history: FromClause | None = None) -> ColumnElement[bool]:
+    """Return the condition that a version is of the changeset that the parameter names.
+
+    :param history: an alias of the history table
+    """
+    column = (table.history if history is None else history).c[table.role("changeset_id").key]
     return column == bindparam("changeset", type_=column.type)
 
 
 def read_all(
     session: Session,
     places: Iterable[Place],
-    selecting: Callable[[TrackedTable], Select[Any]],
+    selecting: Callable[[TrackedTable], Any],
     parameters: dict[str, Any],
 ) -> Iterator[Sequence[Any]]:
     """Yield the rows that a select of each table gives: one statement per bind and 100 tables.

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
-from sqlalchemy import Column, ColumnElement, Connection, Table, and_, inspect, select, tuple_
+from sqlalchemy import Column, Connection, Table, and_, inspect, select
 from sqlalchemy.orm import (
     InstanceState,
     LoaderCallableStatus,
@@ -23,13 +23,13 @@ from sqlalchemy.orm import (
 from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.sql.schema import ForeignKeyConstraint
 
-from sqlaudit.capture import Capture, Key, changeset_of, chunks
+from sqlaudit.capture import Capture, changeset_of
 from sqlaudit.config import SQLAuditConfig, current_config
 from sqlaudit.context import get_audit_context
 from sqlaudit.exceptions import ContextError
 from sqlaudit.instant import refuse_change
 from sqlaudit.models import TrackedModel, tracked_model
-from sqlaudit.statements import NO_USER_FIELDS, UserFields
+from sqlaudit.statements import NO_USER_FIELDS, Key, UserFields, chunks, one_of
 from sqlaudit.tables import INFO_KEY, TrackedTable, tracked_table, tracked_tables
 
 State = InstanceState[Any]
@@ -310,7 +310,7 @@ class Flush:
         parent = chain[0]
         Capture(connection, capture.changeset, chain).baseline(keys)
         for chunk in chunks(keys):
-            parents = select(*parent.live.primary_key).where(_one_of(parent.key, chunk)).with_for_update()
+            parents = select(*parent.live.primary_key).where(one_of(parent.key, chunk)).with_for_update()
             connection.execute(parents).all()
             for child, constraint in dependents:
                 found = _children(connection, chain, child, constraint, chunk)
@@ -507,17 +507,13 @@ def _by_chain(
     for chain in chains[:-1]:
         found: set[Key] = set()
         for chunk in chunks(remaining):
-            rows = connection.execute(select(*chain[-1].key).where(_one_of(chain[-1].key, chunk)))
+            rows = connection.execute(select(*chain[-1].key).where(one_of(chain[-1].key, chunk)))
             found.update(tuple(row) for row in rows)
         if found:
             yield chain, list(found)
         remaining = [key for key in remaining if key not in found]
     if remaining:
         yield chains[-1], remaining
-
-
-def _one_of(columns: Sequence[ColumnElement[Any]], keys: Sequence[Key]) -> Any:
-    return tuple_(*columns).in_(keys) if len(columns) > 1 else columns[0].in_([key[0] for key in keys])
 
 
 def _children(
@@ -531,7 +527,7 @@ def _children(
     owner = next(table for table in chain if table.live is constraint.referred_table)
     parent = owner.live.alias()
     refers = [element.parent == parent.c[element.column.key] for element in constraint.elements]
-    parents = select(parent).where(and_(*refers), _one_of([parent.c[column.key] for column in owner.key], keys))
+    parents = select(parent).where(and_(*refers), one_of([parent.c[column.key] for column in owner.key], keys))
     return [tuple(row) for row in connection.execute(select(*child.key).where(parents.exists()).with_for_update())]
 
 

@@ -24,6 +24,7 @@ from sqlalchemy.sql import visitors
 from sqlaudit.changes import FieldChange, Operation, VersionInfo, diff
 from sqlaudit.exceptions import QueryError, ReadOnlyError
 from sqlaudit.models import TrackedModel, tracked_model_of
+from sqlaudit.tables import TrackedTable
 
 
 class Version:
@@ -196,9 +197,18 @@ def checked_session(session: object) -> Session:
 
 def where_rows_are(session: Session, model: TrackedModel) -> dict[str, Any]:
     """Return the bind arguments of reads of a model's history, which lies beside its rows."""
+    return _where(session, model.mapper)
+
+
+def where_table_is(session: Session, table: TrackedTable) -> dict[str, Any]:
+    """Return the bind arguments of reads of a table, and of its history, which lies beside it."""
+    return _where(session, table.mapper)
+
+
+def _where(session: Session, mapper: Mapper[Any] | None) -> dict[str, Any]:
     if isinstance(session, ShardedSession):
-        return {"mapper": model.mapper}
-    return {"bind": session.get_bind(model.mapper)}
+        return {"mapper": mapper}
+    return {"bind": session.get_bind(mapper)}
 
 
 def changes_of(version: Version) -> list[FieldChange]:

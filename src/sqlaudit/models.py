@@ -229,3 +229,10 @@ def tracked_model_of(model_class: type[Any]) -> TrackedModel:
         name = getattr(model_class, "__name__", repr(model_class))
         raise TrackingError(f"{name} is not a tracked model; decorate it with @track_table().", model_class)
     return model
+
+
+def root_of(table: TrackedTable) -> TrackedModel:
+    """Return the topmost model of the hierarchy whose objects have rows in a table that is no association table."""
+    model = tracked_model(cast("Mapper[Any]", table.mapper))
+    assert model is not None
+    return model.root

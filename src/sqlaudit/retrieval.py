@@ -1,7 +1,7 @@
 """What happened to these rows? Versions, field changes and blame, read from consecutive snapshots.
 
-Every read here is one statement. All of them take a :class:`sqlalchemy.orm.Session`; with an ``AsyncSession``, use
-``await session.run_sync(versions_of, Customer, 42)``.
+Every read here is one statement, but for :func:`changes_in`, which reads many tables. All of them take a
+:class:`sqlalchemy.orm.Session`; with an ``AsyncSession``, use ``await session.run_sync(versions_of, Customer, 42)``.
 """
 
 from __future__ import annotations
@@ -39,13 +39,15 @@ from sqlalchemy.orm import Session, class_mapper, scoped_session, with_polymorph
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from sqlaudit.absent import explained
+from sqlaudit.arguments import checked_count, checked_range, checked_user
 from sqlaudit.changes import Blame, FieldChange, Operation, diff, differ
+from sqlaudit.changesets import changeset_uuid, is_of_changeset, tables_of_changeset
 from sqlaudit.config import configured_session
 from sqlaudit.exceptions import QueryError
-from sqlaudit.history import checked_session, history_of, moved, version_info, where_rows_are
-from sqlaudit.models import TrackedModel, tracked_model_of
-from sqlaudit.period import as_utc
+from sqlaudit.history import checked_session, history_of, moved, version_info, where_rows_are, where_table_is
+from sqlaudit.models import TrackedModel, root_of, tracked_model_of
 from sqlaudit.statements import differs
+from sqlaudit.tables import TrackedTable
 
 _BATCH: Final = 500
 _WHOLE_NUMBER: Final = re.compile(r"[+-]?[0-9]+")
@@ -156,6 +158,53 @@ def _field_names(model: TrackedModel) -> list[str]:
     return sorted(name for name in model.columns if chosen is None or name in chosen)
 
 
+def changes_in(session: Session | scoped_session[Any], changeset_id: UUID | str) -> list[FieldChange]:
+    """Return the field changes that one database transaction made, in all tables.
+
+    One statement per hierarchy of models or association table that it touched, and one per bind and 100 tracked
+    tables to find these. Those of a model come in the order of (key, version, field); the resource type of a link
+    is the name of its table, each of its columns is a field.
+
+    :raises QueryError: ``changeset_id`` is no UUID, or no history has a version of such a changeset
+    """
+    session = checked_session(session)
+    wanted = changeset_uuid(changeset_id)
+    tables = tables_of_changeset(session, wanted)
+    links = [table for table in tables if table.is_association]
+    roots = dict.fromkeys(root_of(table) for table in tables if not table.is_association)
+    found: list[FieldChange] = []
+    for root in roots:
+        reading = _Reading(root.mapper.class_, None, None, None, None, None, 0, False, wanted)
+        found.extend(reading.changes(session))
+    for table in links:
+        found.extend(_link_changes(session, table, wanted))
+    return found
+
+
+def _link_changes(session: Session, table: TrackedTable, changeset_id: UUID) -> Iterator[FieldChange]:
+    now, before = table.history.alias("now_0"), table.history.alias("before_0")
+    names = sorted(old.key for _, old in table.columns)
+    key = [now.c[column.key] for column in table.history_key]
+    roles = [now.c[getattr(table.names, name)] for name in _ROLES]
+    number_before = before.c[table.version.key]
+    statement = (
+        select(*roles, *key, *(now.c[name] for name in names), *(before.c[name] for name in names), number_before)
+        .select_from(now.outerjoin(before, _same_version(table, before, table, now, distance=-1)))
+        .where(is_of_changeset(table, now))
+        .order_by(*key, now.c[table.version.key])
+    )
+    ids = len(_ROLES)
+    new = ids + len(key)
+    old = new + len(names)
+    with explained([table]):
+        rows = session.execute(
+            statement, {"changeset": changeset_id}, bind_arguments=where_table_is(session, table)
+        ).all()
+    for row in rows:
+        before_it = None if row[-1] is None else row[old:-1]
+        yield from _changes_in_row(table.live.fullname, names, row[ids:new], row, before_it, row[new:old])
+
+
 # --- versions ---------------------------------------------------------------------------------------------------
 
 
@@ -194,11 +243,12 @@ class _Reading:
         limit: int | None,
         offset: int,
         newest_first: bool,
+        changeset_id: UUID | None = None,
     ) -> None:
         self.model = model = tracked_model_of(model_class)
         self.newest_first = newest_first
-        self.offset = _checked_count("offset", offset)
-        self.end = None if limit is None else self.offset + _checked_count("limit", limit)
+        self.offset = checked_count("offset", offset)
+        self.end = None if limit is None else self.offset + checked_count("limit", limit)
         self.fields = _chosen_fields(model, fields)
         self.ids = tuple(model.resource_id_columns())
         self.parameters: dict[str, Any] = dict(_date_range(dates))
@@ -212,8 +262,10 @@ class _Reading:
             and user_ids is None
             and _identities(model) is None
         )
+        if changeset_id is not None:
+            self.parameters["changeset"] = changeset_id
         if user_ids is not None:
-            self.parameters["users"] = [_user_text(user) for user in _listed(user_ids)]
+            self.parameters["users"] = [checked_user("filter_user_ids", user) for user in _listed(user_ids)]
         if self.end is not None and not self.of_one_row:
             self.parameters |= {"limit": self.end, "offset": 0}
         shape = ("changes", self.fields, self.ids, frozenset(self.parameters), newest_first, self.of_one_row)
@@ -265,6 +317,8 @@ class _Reading:
             statement = statement.where(_has_id(ids))
         if "users" in given:
             statement = statement.where(roles["changed_by"].in_(bindparam("users", expanding=True)))
+        if "changeset" in given:
+            statement = statement.where(is_of_changeset(base, now[base]))
         if "since" in given:
             statement = statement.where(roles["valid_from"] >= bindparam("since"))
         if "until" in given:
@@ -287,29 +341,12 @@ class _Reading:
         old = new + len(names)
         with closing(_rows(session, self.model, self.statement, self.parameters, options)) as rows:
             for row, row_before in self._with_the_one_before(rows):
-                version, timestamp, operation, changeset_id, changed_by, impersonated_by, reason, extra = row[:ids]
                 if row_before is not row:
                     before = None if row_before is None else row_before[new:old]
                 else:
                     before = None if row[-1] is None else row[old:-1]
-                found = diff(names, operation, before, row[new:old])
-                resource_id = row[ids] if len(self.ids) == 1 else tuple(row[ids:new])
-                for field_name, old_value, new_value in reversed(list(found)) if self.newest_first else found:
-                    yield _field_change(
-                        version,
-                        timestamp,
-                        operation,
-                        changeset_id,
-                        changed_by,
-                        impersonated_by,
-                        reason,
-                        extra,
-                        label,
-                        resource_id,
-                        field_name,
-                        old_value,
-                        new_value,
-                    )
+                found = _changes_in_row(label, names, row[ids:new], row, before, row[new:old])
+                yield from reversed(list(found)) if self.newest_first else found
 
     def _with_the_one_before(self, rows: Iterable[Row[Any]]) -> Iterator[tuple[Row[Any], Row[Any] | None]]:
         """Yield each row with the one that has the version before it: a row of its own, itself, or none."""
@@ -344,6 +381,35 @@ def _field_change(*values: Any) -> FieldChange:
     return change
 
 
+def _changes_in_row(
+    label: str,
+    names: Sequence[str],
+    key: Sequence[Any],
+    row: Sequence[Any],
+    before: Sequence[Any] | None,
+    now: Sequence[Any],
+) -> Iterator[FieldChange]:
+    """Yield the field changes of a row that begins with our columns, in the order of ``_ROLES``."""
+    version, timestamp, operation, changeset_id, changed_by, impersonated_by, reason, extra = row[: len(_ROLES)]
+    resource_id = key[0] if len(key) == 1 else tuple(key)
+    for field_name, old_value, new_value in diff(names, operation, before, now):
+        yield _field_change(
+            version,
+            timestamp,
+            operation,
+            changeset_id,
+            changed_by,
+            impersonated_by,
+            reason,
+            extra,
+            label,
+            resource_id,
+            field_name,
+            old_value,
+            new_value,
+        )
+
+
 def _chosen_fields(model: TrackedModel, chosen: str | Iterable[str] | None) -> tuple[tuple[str, Column[Any]], ...]:
     fields = sorted(model.reported(), key=itemgetter(0))
     if chosen is None:
@@ -374,25 +440,6 @@ def _identities(model: TrackedModel) -> tuple[Any, list[Any]] | None:
     return mapper.polymorphic_on, [each.mapper.polymorphic_identity for each in model.family()]
 
 
-def _checked_count(name: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise QueryError(f"{name} is {value!r}; give a number from 0, or none.", value)
-    return value
-
-
-def _listed(value: Any, *, composite: bool = False) -> list[Any]:
-    """Return one value or several as a list; text is one, and a tuple is one composite id."""
-    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable) or (composite and isinstance(value, tuple)):
-        return [value]
-    return list(value)
-
-
-def _user_text(user: object) -> str:
-    if isinstance(user, bool) or not isinstance(user, (str, int, UUID)):
-        raise QueryError(f"filter_user_ids has {user!r}; a user id is a str, an int or a UUID.", user)
-    return str(user)
-
-
 def _date_range(dates: tuple[datetime | None, datetime | None] | None) -> dict[str, datetime]:
     """Return the parameters ``since`` and ``until`` of a date range, as far as it has them."""
     if dates is None:
@@ -401,12 +448,14 @@ def _date_range(dates: tuple[datetime | None, datetime | None] | None) -> dict[s
         start, end = dates
     except (TypeError, ValueError):
         raise QueryError(f"filter_date_range is {dates!r}; give (from, to), either may be None.", dates) from None
-    given = {name: as_utc(date) for name, date in (("since", start), ("until", end)) if date is not None}
-    if len(given) == 2 and given["since"] > given["until"]:
-        raise QueryError(
-            f"filter_date_range ends at {given['until']}, before it begins at {given['since']}; turn it around.", dates
-        )
-    return given
+    return checked_range("filter_date_range", start, end)
+
+
+def _listed(value: Any, *, composite: bool = False) -> list[Any]:
+    """Return one value or several as a list; text is one, and a tuple is one composite id."""
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable) or (composite and isinstance(value, tuple)):
+        return [value]
+    return list(value)
 
 
 # --- ids --------------------------------------------------------------------------------------------------------

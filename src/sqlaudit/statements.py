@@ -7,8 +7,8 @@ the same statements run on a distributed PostgreSQL, too.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Final, TypeVar
 from typing import cast as cast_type
 from weakref import ref
 
@@ -57,6 +57,25 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 from sqlaudit.changes import Operation
 from sqlaudit.period import OpenEnd, UTCDateTime, is_open
 from sqlaudit.tables import TrackedTable
+
+T = TypeVar("T")
+Key = tuple[Any, ...]
+CHUNK: Final = 1000
+"""Keys per statement."""
+
+
+def chunks(keys: Collection[T]) -> Iterable[Sequence[T]]:
+    """Return the keys in portions that one statement takes."""
+    sequence = keys if isinstance(keys, (list, tuple)) else list(keys)
+    if len(sequence) <= CHUNK:
+        return (sequence,) if sequence else ()
+    return [sequence[start : start + CHUNK] for start in range(0, len(sequence), CHUNK)]
+
+
+def one_of(columns: Sequence[ColumnElement[Any]], keys: Sequence[Key]) -> ColumnElement[bool]:
+    """Return the condition that the columns have one of the keys."""
+    return tuple_(*columns).in_(keys) if len(columns) > 1 else columns[0].in_([key[0] for key in keys])
+
 
 # --- SQL that SQLAlchemy has no construct for -------------------------------------------------------------------
 
