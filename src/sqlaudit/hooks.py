@@ -33,7 +33,7 @@ from sqlalchemy.orm import (
 from sqlaudit.capture import uncaptured
 from sqlaudit.exceptions import SQLAuditError
 from sqlaudit.flush import Flush
-from sqlaudit.instant import hide_excluded, look_back_from, refuse_change, refuse_changes
+from sqlaudit.instant import Instant, hide_excluded, look_back_from, refuse_change, refuse_changes
 from sqlaudit.models import TrackedModel, tracked_model
 from sqlaudit.tables import INFO_KEY, track_secondary, tracked_table, tracked_tables
 from sqlaudit.timetravel import instant_of, read_past
@@ -63,7 +63,7 @@ def register_hooks(target: Any = Session) -> None:
     if not event.contains(target, "before_flush", _before_flush):
         for name, listener in _SESSION_LISTENERS.items():
             event.listen(target, name, listener)
-        _wrap_bulk_methods(target)
+        _wrap_methods(target)
         _registered.append(target)
 
 
@@ -73,7 +73,7 @@ def unregister_hooks(target: Any = Session) -> None:
     if event.contains(target, "before_flush", _before_flush):
         for name, listener in _SESSION_LISTENERS.items():
             event.remove(target, name, listener)
-        _unwrap_bulk_methods(target)
+        _unwrap_methods(target)
         _registered.remove(target)
 
 
@@ -161,7 +161,7 @@ _SESSION_LISTENERS: Final[dict[str, Callable[..., Any]]] = {
 }
 
 
-# --- the bulk methods of sessions, for which there are no events ------------------------------------------------
+# --- the methods of sessions that there are no events for -------------------------------------------------------
 
 
 def _recording_bulk_save(name: str, original: Callable[..., None]) -> Callable[..., None]:
@@ -211,8 +211,20 @@ def _warning_bulk_mappings(name: str, original: Callable[..., None]) -> Callable
     return method
 
 
+def _looking_up_in_past(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def _identity_lookup(session: Session, *args: Any, lazy_loaded_from: Any = None, **kw: Any) -> Any:
+        """Look for what an object of the past refers to among the objects of its instant."""
+        if lazy_loaded_from is not None and isinstance(lazy_loaded_from.identity_token, Instant):
+            kw["identity_token"] = lazy_loaded_from.identity_token
+        return original(session, *args, lazy_loaded_from=lazy_loaded_from, **kw)
+
+    return _identity_lookup
+
+
 _BULK_SAVE: Final = inspect_signature(Session.bulk_save_objects)
-_BULK_METHODS: Final[dict[str, Callable[[str, Callable[..., None]], Callable[..., None]]]] = {
+_METHODS: Final[dict[str, Callable[[str, Callable[..., Any]], Callable[..., Any]]]] = {
+    "_identity_lookup": _looking_up_in_past,
     "bulk_save_objects": _recording_bulk_save,
     "bulk_insert_mappings": _warning_bulk_mappings,
     "bulk_update_mappings": _warning_bulk_mappings,
@@ -226,21 +238,20 @@ class _Inherited:
     target: Any
     name: str
 
-    def __call__(self, session: Session, *args: Any, **kw: Any) -> None:
+    def __call__(self, session: Session, *args: Any, **kw: Any) -> Any:
         if isinstance(self.target, type):
-            getattr(super(self.target, session), self.name)(*args, **kw)
-        else:
-            getattr(type(session), self.name)(session, *args, **kw)
+            return getattr(super(self.target, session), self.name)(*args, **kw)
+        return getattr(type(session), self.name)(session, *args, **kw)
 
 
-def _wrap_bulk_methods(target: Any) -> None:
-    for name, wrap in _BULK_METHODS.items():
+def _wrap_methods(target: Any) -> None:
+    for name, wrap in _METHODS.items():
         method = wrap(name, vars(target).get(name) or _Inherited(target, name))
         setattr(target, name, method if isinstance(target, type) else MethodType(method, target))
 
 
-def _unwrap_bulk_methods(target: Any) -> None:
-    for name in _BULK_METHODS:
+def _unwrap_methods(target: Any) -> None:
+    for name in _METHODS:
         original = vars(target)[name].__wrapped__
         delattr(target, name)
         if not isinstance(original, _Inherited):

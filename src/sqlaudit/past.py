@@ -279,7 +279,10 @@ def _refuse_untracked(table: Table, rules: Rules) -> None:
             "untracked='live'.",
             table,
         )
-    known = (each.live for each in chain(*map(tracked_tables, known_metadata())))
+    metadata = known_metadata()
+    if isinstance(table, Table) and table.metadata in metadata:
+        return
+    known = (each.live for each in chain(*map(tracked_tables, metadata)))
     if any((live.name, live.schema) == (table.name, table.schema) for live in known):
         raise QueryError(
             f"{name} is tracked, but this is not the Table of its model, and would give the rows of now; write "

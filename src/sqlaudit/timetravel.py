@@ -195,8 +195,9 @@ def instant_of(state: ORMExecuteState) -> Instant | None:
     if token is None and state.is_orm_statement and state.is_select:
         options = state.load_options
         token = options._identity_token
-        if token is None and options._lazy_loaded_from is not None:
-            token = options._lazy_loaded_from.identity_token
+        for loaded_for in (options._lazy_loaded_from, options._refresh_state):
+            if token is None and loaded_for is not None:
+                token = loaded_for.identity_token
     return token if isinstance(token, Instant) else None
 
 
@@ -271,8 +272,11 @@ class PastSession(Session):
 
     def _get_impl(self, *args: Any, **kw: Any) -> Any:
         self.instant = _looked_up(self, self.instant)
+        return super()._get_impl(*args, **{**kw, _TOKEN: self.instant})
+
+    def _identity_lookup(self, *args: Any, **kw: Any) -> Any:
         kw[_TOKEN] = self.instant
-        return super()._get_impl(*args, **kw)
+        return super()._identity_lookup(*args, **kw)
 
     def end(self) -> None:
         """Let go of the objects, and read no more."""

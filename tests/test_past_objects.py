@@ -1,0 +1,101 @@
+"""Objects of the past stay in the past, whatever the session holds of the present."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    Session,
+    immediateload,
+    joinedload,
+    lazyload,
+    load_only,
+    mapped_column,
+    relationship,
+    selectin_polymorphic,
+    selectinload,
+    subqueryload,
+)
+
+from invariants import recording
+from sqlaudit import SQLAuditConfig, set_config, time_travel, track_table
+
+THEN = datetime(2024, 1, 1, tzinfo=UTC)
+LATER = THEN + timedelta(days=1)
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+@track_table()
+class Person(Base):
+    __tablename__ = "people"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    kind: Mapped[str] = mapped_column(sa.String(20))
+    name: Mapped[str] = mapped_column(sa.String(20))
+    boss_id: Mapped[int | None] = mapped_column(sa.ForeignKey("people.id"))
+    boss: Mapped["Person | None"] = relationship(remote_side=[id], back_populates="staff")
+    staff: Mapped[list["Person"]] = relationship(back_populates="boss", order_by=id)
+    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "person"}
+
+
+class Driver(Person):
+    __tablename__ = "drivers"
+    id: Mapped[int] = mapped_column(sa.ForeignKey("people.id"), primary_key=True)
+    licence: Mapped[str] = mapped_column(sa.String(20))
+    __mapper_args__ = {"polymorphic_identity": "driver"}
+
+
+@pytest.fixture
+def session(engine: sa.Engine) -> Iterator[Session]:
+    """A session that holds the present: Eve, who was Ada, is the boss of Bob, whose licence was renewed."""
+    instants = iter([THEN, LATER])
+    with recording(engine, Base.metadata) as maker, maker() as session:
+        set_config(SQLAuditConfig(clock=lambda: next(instants)))
+        ada = Person(id=1, name="Ada")
+        bob = Driver(id=2, name="Bob", licence="old", boss=ada)
+        session.add(bob)
+        session.commit()
+        ada.name, bob.licence = "Eve", "new"
+        session.commit()
+        session.info["present"] = [ada, bob, ada.name, bob.licence, ada.staff, bob.boss]
+        yield session
+        assert (ada.name, bob.licence) == ("Eve", "new")
+
+
+@pytest.mark.parametrize("load", [lazyload, joinedload, selectinload, subqueryload, immediateload])
+def test_what_it_refers_to_is_of_the_past_though_the_live_one_is_loaded(session, load):
+    bob = session.scalars(Driver.as_of(THEN).options(load(Driver.boss))).one()
+    assert bob.boss.name == "Ada"
+    assert bob.boss.staff == [bob]
+    assert bob.boss is not session.get(Person, 1)
+
+
+@pytest.mark.parametrize("polymorphic", [[], [selectin_polymorphic(Person, [Driver])]], ids=["lazy", "selectin"])
+def test_the_columns_of_a_subclass_are_of_the_past(session, polymorphic):
+    _, bob = session.scalars(Person.as_of(THEN).order_by(Person.id).options(*polymorphic)).all()
+    assert bob.licence == "old"
+    session.expire(bob, ["licence"])
+    assert bob.licence == "old"
+    session.expire(bob)
+    assert (bob.licence, bob.boss.name) == ("old", "Ada")
+
+
+def test_deferred_columns_are_of_the_past(session):
+    ada = session.scalars(Person.as_of(THEN).where(Person.id == 1).options(load_only(Person.kind))).one()
+    assert ada.name == "Ada"
+
+
+@pytest.mark.parametrize("source", ["session", "engine"])
+def test_a_session_in_the_past_knows_no_object_of_the_present(session, engine, source):
+    session.commit()
+    with time_travel(session if source == "session" else engine, THEN) as past:
+        bob = past.get(Person, 2)
+        assert (bob.licence, bob.boss.name, bob.boss.staff) == ("old", "Ada", [bob])
+        assert past.get(Person, 1) is bob.boss
+        _, again = past.scalars(sa.select(Person).order_by(Person.id).options(selectin_polymorphic(Person, [Driver])))
+        assert again is bob
