@@ -169,6 +169,8 @@ def _recording_bulk_save(name: str, original: Callable[..., None]) -> Callable[.
     def bulk_save_objects(session: Session, objects: Iterable[object], *args: Any, **kw: Any) -> None:
         objects = list(objects)
         states: list[InstanceState[Any]] = [inspect(obj) for obj in objects]
+        for state in states:
+            refuse_change(state)
         tracked = [state for state in states if tracked_model(state.mapper) is not None]
         if not tracked or session.info.get(_DISABLED) or session.info.get(INFO_KEY) is not None:
             return original(session, objects, *args, **kw)

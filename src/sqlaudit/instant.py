@@ -57,7 +57,12 @@ def instant_from(when: datetime | UUID, untracked: Untracked = "raise", *, text:
 
 def instant_of_object(obj: object) -> Instant | None:
     """Return the instant that an object was read as of; ``None`` if it is a live one."""
-    token = instance_state(obj).identity_token
+    return instant_of_state(instance_state(obj))
+
+
+def instant_of_state(state: InstanceState[Any]) -> Instant | None:
+    """Return the instant that the object of a state was read as of; ``None`` if it is a live one."""
+    token = state.key[2] if state.key else None  # merge(load=False) leaves state.identity_token empty
     return token if isinstance(token, Instant) else None
 
 
@@ -69,9 +74,10 @@ def refuse_change(state: InstanceState[Any]) -> None:
 
     :raises ReadOnlyError: it was
     """
-    if isinstance(state.identity_token, Instant):
+    instant = instant_of_state(state)
+    if instant is not None:
         raise ReadOnlyError(
-            f"{state.class_.__name__} {state.identity} {state.identity_token} is read-only; "
+            f"{state.class_.__name__} {state.identity} {instant} is read-only; "
             "expunge or refresh it, and change the live object instead.",
             state.obj(),
         )
@@ -82,9 +88,20 @@ def refuse_changes(session: Session) -> None:
 
     :raises ReadOnlyError: it does
     """
-    for objects in (session.dirty, session.deleted):
-        for obj in objects:
-            refuse_change(instance_state(obj))
+    for obj in session.deleted:
+        refuse_change(instance_state(obj))
+    for obj in session.dirty:
+        state = instance_state(obj)
+        if instant_of_state(state) is not None and (session.is_modified(obj) or _has_a_live_neighbour(state)):
+            refuse_change(state)  # a merge, which assigns what is there already, makes no change
+
+
+def _has_a_live_neighbour(state: InstanceState[Any]) -> bool:
+    """Tell whether a live object has come to a collection that is not loaded, and has made no history thus."""
+    pending = state.__dict__.get("_pending_mutations", {}).values()
+    return any(
+        instant_of_object(other) is None for each in pending for other in (*each.added_items, *each.deleted_items)
+    )
 
 
 # --- they lack the columns that are never stored ----------------------------------------------------------------

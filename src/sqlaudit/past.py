@@ -33,6 +33,7 @@ from sqlalchemy import (
 )
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.orm import FromStatement
+from sqlalchemy.orm.interfaces import CompileStateOption
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.visitors import InternalTraversal
@@ -118,6 +119,27 @@ def as_past(statement: S, when: datetime | UUID, rules: Rules, *, ready: bool = 
     made._past_rules = rules
     made._past_is_ready = ready
     return cast(S, made)
+
+
+class _StayInPast(CompileStateOption):
+    """Goes with past objects to whatever they load later, and refuses to load it from the present."""
+
+    propagate_to_loaders = True
+    _cache_key_traversal: Any = ()
+
+    def process_compile_state(self, compile_state: Any) -> None:
+        if not isinstance(compile_state.select_statement, Past):
+            raise QueryError(
+                "What an object of the past lacks would be loaded from live rows by a session without hooks; call "
+                "register_hooks(), or add the object to a session that has them.",
+                compile_state.select_statement,
+            )
+
+
+def whose_objects_stay(statement: S) -> S:
+    """Return a past statement whose objects load nothing from the present, whatever session they come to."""
+    known = any(isinstance(option, _StayInPast) for option in statement._with_options)
+    return statement if known else statement.options(_StayInPast())
 
 
 def _past_class(statement_class: Any) -> type[Any]:

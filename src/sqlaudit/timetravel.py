@@ -41,7 +41,7 @@ from sqlaudit.exceptions import QueryError, ReadOnlyError
 from sqlaudit.history import history_of
 from sqlaudit.instant import Instant, instant_from
 from sqlaudit.models import tracked_model_of
-from sqlaudit.past import Past, Untracked, as_past
+from sqlaudit.past import Past, Untracked, as_past, whose_objects_stay
 from sqlaudit.period import UTCDateTime, as_utc, was_valid
 from sqlaudit.tables import tracked_tables
 
@@ -223,10 +223,11 @@ def read_past(state: ORMExecuteState, instant: Instant) -> Result[Any]:
     assert isinstance(instant.when, datetime)
     mapper = state.bind_mapper
     tables = tracked_tables(mapper.local_table.metadata) if mapper and isinstance(mapper.local_table, Table) else ()
+    past = as_past(statement, instant.when, instant.rules, ready=True)
+    if state.is_orm_statement:
+        past = whose_objects_stay(past)
     with explained(tables):
-        return state.invoke_statement(
-            statement=as_past(statement, instant.when, instant.rules, ready=True), execution_options={_TOKEN: instant}
-        )
+        return state.invoke_statement(statement=past, execution_options={_TOKEN: instant})
 
 
 def _looked_up(session: Session, instant: Instant) -> Instant:
