@@ -220,7 +220,11 @@ def turn_around(session: Session) -> None:
     for model, name in ((Customer, "name"), (Address, "street"), (Tag, "label"), (Line, "product"), (Call, "text")):
         for row in session.scalars(sa.select(model)):
             setattr(row, name, f"live {getattr(row, name)}")
-    for each in (*session.scalars(sa.select(Order)), *session.scalars(sa.select(Visit)), *session.scalars(sa.select(Call))):
+    for each in (
+        *session.scalars(sa.select(Order)),
+        *session.scalars(sa.select(Visit)),
+        *session.scalars(sa.select(Call)),
+    ):
         each.customer_id = 3
     cid.boss = None
     session.flush()
@@ -282,7 +286,9 @@ def trees(customers: Iterable[Customer]) -> list[tuple[Any, ...]]:
 
 @question
 def where(session, of):
-    return rows(session, of(Customer).where(Customer.name.like("%a%")).with_only_columns(Customer.name).order_by(Customer.id))
+    return rows(
+        session, of(Customer).where(Customer.name.like("%a%")).with_only_columns(Customer.name).order_by(Customer.id)
+    )
 
 
 @question
@@ -293,7 +299,9 @@ def filter_by_a_joined_column(session, of):
 @question
 def inner_join(session, of):
     joined = of(Customer).join(Customer.orders).join(Order.lines)
-    return rows(session, joined.with_only_columns(Customer.name, Order.id, Line.product).order_by(Order.id, Line.number))
+    return rows(
+        session, joined.with_only_columns(Customer.name, Order.id, Line.product).order_by(Order.id, Line.number)
+    )
 
 
 @question
@@ -376,7 +384,9 @@ def filtered_eager_loads(session, of):
     some = orm.selectinload(Customer.orders.and_(Order.amount > 10))
     also = orm.with_loader_criteria(Tag, Tag.label != "new")
     found = session.scalars(of(Customer).options(some, orm.selectinload(Customer.tags), also).order_by(Customer.id))
-    return [(each.name, sorted(order.id for order in each.orders), sorted(tag.label for tag in each.tags)) for each in found]
+    return [
+        (each.name, sorted(order.id for order in each.orders), sorted(tag.label for tag in each.tags)) for each in found
+    ]
 
 
 @question
@@ -466,7 +476,10 @@ def several_entities(session, of):
 @question
 def bundles_and_labels(session, of):
     bundle = orm.Bundle("who", Customer.id, Customer.name.label("called"))
-    return [(row.who.id, row.who.called) for row in session.execute(of(Customer).with_only_columns(bundle).order_by(Customer.id))]
+    return [
+        (row.who.id, row.who.called)
+        for row in session.execute(of(Customer).with_only_columns(bundle).order_by(Customer.id))
+    ]
 
 
 @question
@@ -524,7 +537,10 @@ def parents_in_criteria(session, of):
     return [
         (
             rows(session, of(Order).where(Order.customer == each).with_only_columns(Order.id).order_by(Order.id)),
-            rows(session, of(Tag).where(orm.with_parent(each, Customer.tags)).with_only_columns(Tag.label).order_by(Tag.id)),
+            rows(
+                session,
+                of(Tag).where(orm.with_parent(each, Customer.tags)).with_only_columns(Tag.label).order_by(Tag.id),
+            ),
         )
         for each in found
     ]
@@ -533,13 +549,17 @@ def parents_in_criteria(session, of):
 @question
 def distinct_and_case(session, of):
     size = sa.case((Order.amount > 10, "big"), else_="small").label("size")
-    return rows(session, of(Order).with_only_columns(Order.customer_id, size).distinct().order_by(Order.customer_id, size))
+    return rows(
+        session, of(Order).with_only_columns(Order.customer_id, size).distinct().order_by(Order.customer_id, size)
+    )
 
 
 @question
 def tables_and_their_aliases(session, of):
     customers, other = Customer.__table__, Customer.__table__.alias("other")
-    joined = of(Customer).join(other, other.c.boss_id == customers.c.id).with_only_columns(customers.c.name, other.c.name)
+    joined = (
+        of(Customer).join(other, other.c.boss_id == customers.c.id).with_only_columns(customers.c.name, other.c.name)
+    )
     return rows(session, joined.order_by(customers.c.id, other.c.id))
 
 

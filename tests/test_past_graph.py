@@ -4,6 +4,7 @@ import asyncio
 import pickle
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -69,7 +70,7 @@ def test_the_answer_is_the_one_of_then(shop, question):
     assert any(answer != answers[-1] for answer in answers), "the story never changes the answer"
     with shop() as session:
         for second in SECONDS:
-            assert ask(session, lambda model, when=at(second): as_of(model, when)) == answers[second], second
+            assert ask(session, partial(as_of, when=at(second))) == answers[second], second
         assert ask(session, sa.select) == answers[-1]
 
 
@@ -242,10 +243,10 @@ def test_a_subquery_of_another_instant_keeps_its_own(session):
 
 
 def test_criteria_of_another_instant_keep_their_own(session):
-    was_tagged = (
-        as_of(Customer, at(0)).join(tagging).join(Tag).where(Tag.label == "vip").with_only_columns(Customer.id)
-    )
-    assert [each.name for each in session.scalars(as_of(Customer, at(2)).where(Customer.id.in_(was_tagged)))] == ["Ada L."]
+    was_tagged = as_of(Customer, at(0)).join(tagging).join(Tag).where(Tag.label == "vip").with_only_columns(Customer.id)
+    assert [each.name for each in session.scalars(as_of(Customer, at(2)).where(Customer.id.in_(was_tagged)))] == [
+        "Ada L."
+    ]
     gone = as_of(Customer, at(3)).where(Customer.id.not_in(as_of(Customer, at(4)).with_only_columns(Customer.id)))
     assert [(each.name, each.orders[0].id) for each in session.scalars(gone)] == [("Bob", 3)]
 
@@ -341,15 +342,18 @@ def take_a_live_child(session: Session, ada: Customer) -> None:
 
 
 def join_a_live_collection(session: Session, ada: Customer) -> None:
-    session.get_one(Customer, 3).team.append(ada)
+    cid = session.get_one(Customer, 3)
+    cid.team.append(ada)
 
 
 def give_a_past_child_to_a_live_parent(session: Session, ada: Customer) -> None:
-    session.get_one(Customer, 3).orders.append(ada.orders[0])
+    cid = session.get_one(Customer, 3)
+    cid.orders.append(ada.orders[0])
 
 
 def tag_a_live_object_with_a_past_tag(session: Session, ada: Customer) -> None:
-    session.get_one(Customer, 3).tags.append(ada.tags[0])
+    cid = session.get_one(Customer, 3)
+    cid.tags.append(ada.tags[0])
 
 
 def change_a_child(session: Session, ada: Customer) -> None:
@@ -468,10 +472,15 @@ def add_a_changed_child(session: Session, ada: Customer) -> None:
     session.add(ada)
 
 
-@pytest.mark.parametrize("other", [with_hooks, without_hooks])
+BY_OTHERS = [merge, merge_what_was_changed, merge_without_loading, add, add_and_delete, add_a_changed_child]
+
+
 @pytest.mark.parametrize(
-    "misuse",
-    [merge, merge_what_was_changed, merge_without_loading, add, add_and_delete, add_a_changed_child, save_in_bulk],
+    ("other", "misuse"),
+    [
+        *((with_hooks, misuse) for misuse in (*BY_OTHERS, save_in_bulk)),
+        *((without_hooks, misuse) for misuse in BY_OTHERS),
+    ],
 )
 def test_another_session_cannot_change_the_past_either(shop, session, other, misuse):
     before = content(session)
@@ -485,7 +494,8 @@ def test_another_session_cannot_change_the_past_either(shop, session, other, mis
         session.commit()
 
     with other(session, shop) as another:
-        with pytest.raises(ReadOnlyError):
+        # Without hooks, it is the attempt to read on that fails first.
+        with pytest.raises((ReadOnlyError, QueryError)):
             change(another)
         another.rollback()
     assert content(session) == before
@@ -557,7 +567,9 @@ def test_an_untracked_table_is_read_live_if_allowed(session):
     assert (memo.text, memo.customer.name) == ("now", "Ada")
 
 
-@pytest.mark.parametrize("option", [orm.joinedload, orm.selectinload, orm.subqueryload, orm.immediateload, orm.lazyload])
+@pytest.mark.parametrize(
+    "option", [orm.joinedload, orm.selectinload, orm.subqueryload, orm.immediateload, orm.lazyload]
+)
 def test_an_excluded_column_raises_however_the_object_was_loaded(session, option):
     order = session.scalars(as_of(Order, at(0)).where(Order.id == 1).options(option(Order.customer))).unique().one()
     ada = order.customer
