@@ -220,8 +220,11 @@ def test_a_merge_into_another_session_gives_one_of_then(shop, session):
     _ = ada.orders, ada.tags
     with shop() as other:
         merged = other.merge(ada)
-        assert (merged.name, [order.amount for order in merged.orders], merged.boss) == ("Ada", [10], None)
-        other.commit()
+        with other.no_autoflush:
+            assert (merged.name, [order.amount for order in merged.orders], merged.boss) == ("Ada", [10], None)
+            assert sorted(tag.label for tag in merged.tags) == ["new", "vip"]
+            assert merged is then(other, 0)
+        other.rollback()
         assert other.get_one(Customer, 1).name == "live Ada L."
 
 

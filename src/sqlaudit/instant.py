@@ -88,20 +88,9 @@ def refuse_changes(session: Session) -> None:
 
     :raises ReadOnlyError: it does
     """
-    for obj in session.deleted:
-        refuse_change(instance_state(obj))
-    for obj in session.dirty:
-        state = instance_state(obj)
-        if instant_of_state(state) is not None and (session.is_modified(obj) or _has_a_live_neighbour(state)):
-            refuse_change(state)  # a merge, which assigns what is there already, makes no change
-
-
-def _has_a_live_neighbour(state: InstanceState[Any]) -> bool:
-    """Tell whether a live object has come to a collection that is not loaded, and has made no history thus."""
-    pending = state.__dict__.get("_pending_mutations", {}).values()
-    return any(
-        instant_of_object(other) is None for each in pending for other in (*each.added_items, *each.deleted_items)
-    )
+    for objects in (session.dirty, session.deleted):
+        for obj in objects:
+            refuse_change(instance_state(obj))
 
 
 # --- they lack the columns that are never stored ----------------------------------------------------------------
