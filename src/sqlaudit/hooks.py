@@ -35,6 +35,7 @@ from sqlaudit.exceptions import SQLAuditError
 from sqlaudit.flush import Flush
 from sqlaudit.instant import Instant, hide_excluded, look_back_from, refuse_change, refuse_changes
 from sqlaudit.models import TrackedModel, tracked_model
+from sqlaudit.past import Past, beside_past, stays_in_past
 from sqlaudit.tables import INFO_KEY, track_secondary, tracked_table, tracked_tables
 from sqlaudit.timetravel import instant_of, read_past
 
@@ -135,6 +136,9 @@ def _do_orm_execute(state: ORMExecuteState) -> Any:
     instant = instant_of(state)
     if instant is not None:
         return read_past(state, instant)
+    if state.is_select and stays_in_past(state.statement) and not isinstance(state.statement, Past):
+        # selectin_polymorphic tells nobody for whom it loads: it finds live objects, which do no harm to the past ones.
+        state.statement = beside_past(state.statement)
     if (state.is_update or state.is_delete or state.is_insert) and not state.session.info.get(_DISABLED):
         table: Any = getattr(state.statement, "table", None)
         tracked = tracked_table(table)

@@ -136,10 +136,21 @@ class _StayInPast(CompileStateOption):
             )
 
 
+def stays_in_past(statement: Any) -> bool:
+    """Tell whether a statement is for objects of the past, or loads what such objects lack."""
+    return any(isinstance(option, _StayInPast) for option in getattr(statement, "_with_options", ()))
+
+
 def whose_objects_stay(statement: S) -> S:
     """Return a past statement whose objects load nothing from the present, whatever session they come to."""
-    known = any(isinstance(option, _StayInPast) for option in statement._with_options)
-    return statement if known else statement.options(_StayInPast())
+    return statement if stays_in_past(statement) else statement.options(_StayInPast())
+
+
+def beside_past(statement: S) -> S:
+    """Return a statement of the present that was made from one whose objects stay in the past."""
+    made: Any = statement._clone()  # type: ignore[attr-defined]  # ClauseElement's
+    made._with_options = tuple(option for option in made._with_options if not isinstance(option, _StayInPast))
+    return cast(S, made)
 
 
 def _past_class(statement_class: Any) -> type[Any]:
