@@ -318,6 +318,12 @@ def test_what_is_no_datetime_raises(when):
         as_of(Customer, when)
 
 
+def test_a_sample_of_the_past_is_refused(live):
+    sample = aliased(Customer, sa.tablesample(Customer.__table__, 50))
+    with pytest.raises(QueryError, match="sample"):
+        live.execute(as_of(Customer, at(4)).with_only_columns(sample.name)).all()
+
+
 def test_an_unknown_word_for_untracked_raises():
     with pytest.raises(QueryError, match="untracked"):
         as_of(Customer, START, untracked="ignore")

@@ -267,6 +267,14 @@ class PastCompiler(SQLCompiler):
             )
         return super().visit_cte(cte, *args, **kw)
 
+    def visit_tablesample(self, tablesample: Any, *args: Any, **kw: Any) -> str:
+        if self.past:
+            raise QueryError(
+                "A sample is taken of a table, and the past of one is none; order by a random number, with a limit.",
+                tablesample,
+            )
+        return cast(str, super().visit_tablesample(tablesample, *args, **kw))  # type: ignore[no-untyped-call]  # SQLAlchemy's
+
     def for_update_clause(self, select: Any, **kw: Any) -> str:
         if self.past:  # which does not change
             return ""
