@@ -9,6 +9,8 @@ from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
     Session,
+    aliased,
+    contains_eager,
     immediateload,
     joinedload,
     lazyload,
@@ -18,10 +20,11 @@ from sqlalchemy.orm import (
     selectin_polymorphic,
     selectinload,
     subqueryload,
+    with_loader_criteria,
 )
 
 from invariants import recording
-from sqlaudit import SQLAuditConfig, set_config, time_travel, track_table
+from sqlaudit import QueryError, ReadOnlyError, SQLAuditConfig, set_config, time_travel, track_table
 
 THEN = datetime(2024, 1, 1, tzinfo=UTC)
 LATER = THEN + timedelta(days=1)
@@ -99,3 +102,46 @@ def test_a_session_in_the_past_knows_no_object_of_the_present(session, engine, s
         assert past.get(Person, 1) is bob.boss
         _, again = past.scalars(sa.select(Person).order_by(Person.id).options(selectin_polymorphic(Person, [Driver])))
         assert again is bob
+
+
+def test_objects_of_a_past_alias_are_refused_in_loader_options(session):
+    then = aliased(Person, Person.as_of(THEN).where(Person.id == 1).subquery())
+    statement = sa.select(Person).join(Person.boss.of_type(then)).options(contains_eager(Person.boss.of_type(then)))
+    with pytest.raises(QueryError, match="gives columns, and no Person objects"):
+        session.scalars(statement).all()
+
+
+def test_versions_can_be_joined_in_the_past(session, engine):
+    versions = Person.History
+    statement = sa.select(versions.name, Person.name).join(Person, Person.id == versions.id).where(Person.id == 1)
+    with time_travel(engine, THEN) as past:
+        assert sorted(past.execute(statement).all()) == [("Ada", "Ada"), ("Eve", "Ada")]
+
+
+def test_an_edit_in_a_session_of_the_past_raises_at_its_end(session, engine):
+    session.commit()
+    travel = time_travel(engine, THEN)
+    past = travel.__enter__()
+    past.get(Person, 1).name = "Eva"
+    with pytest.raises(ReadOnlyError):
+        travel.__exit__(None, None, None)
+    session.refresh(session.info["present"][0])
+
+
+@pytest.mark.parametrize("write", ["DELETE FROM people", "WITH x AS (SELECT 1) UPDATE people SET name = 'x'"])
+def test_text_that_is_allowed_writes_nothing(session, engine, write):
+    session.commit()
+    with time_travel(engine, THEN, text=True) as past:
+        assert past.scalar(sa.text("SELECT name FROM people WHERE id = 1")) == "Eve"
+        with pytest.raises(ReadOnlyError):
+            past.execute(sa.text(write))
+
+
+def test_a_session_of_the_past_keeps_the_filters_of_its_source(session):
+    @sa.event.listens_for(session, "do_orm_execute")
+    def only_bosses(state):
+        if state.is_select:
+            state.statement = state.statement.options(with_loader_criteria(Person, Person.boss_id.is_(None)))
+
+    with time_travel(session, THEN) as past:
+        assert [each.name for each in past.scalars(sa.select(Person))] == ["Ada"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -30,7 +30,7 @@ class Instant:
     """
 
     when: datetime | UUID
-    rules: Rules = field(default=Rules(), compare=False)
+    rules: Rules = Rules()  # noqa: RUF009  # frozen, and thus shared safely
 
     def __str__(self) -> str:
         return f"as of {self.when.isoformat() if isinstance(self.when, datetime) else f'changeset {self.when}'}"

@@ -44,6 +44,10 @@ from sqlaudit.tables import TrackedTable, known_metadata, shortened, tracked_tab
 
 Untracked = Literal["raise", "live"]
 S = TypeVar("S", bound=Executable)
+_WORD: Final = re.compile(r"[a-z]+")
+_WRITES: Final = frozenset(
+    {"insert", "update", "delete", "merge", "replace", "truncate", "create", "alter", "drop", "copy", "call", "do"}
+)
 _READS_TABLES: Final = re.compile(r"\b(select|from|join|table|with)\b", re.IGNORECASE)
 
 
@@ -187,15 +191,26 @@ def _refuse_live_objects(compiler: SQLCompiler, statement: Past) -> None:
     """Raise if a past statement inside of another gives objects, which would be taken for those of the other."""
     outer: Any = compiler.statement
     whole = outer is not statement and isinstance(outer, FromStatement)
-    for entity in getattr(compiler.compile_state, "_entities", ()):
-        selectable = getattr(entity, "selectable", None)  # of one that gives objects
-        if selectable is not None and (whole or any(isinstance(part, Past) for part in visitors.iterate(selectable))):
+    for entity in _entities(compiler.compile_state):
+        if whole or any(isinstance(part, Past) for part in visitors.iterate(entity.selectable)):
             name = entity.mapper.class_.__name__
             raise QueryError(
                 f"A read as of an instant inside another statement gives columns, and no {name} objects; select its "
                 "columns, or make the outer statement the one that as_of() begins.",
                 statement,
             )
+
+
+def _entities(compile_state: Any) -> Iterator[Any]:
+    """Yield what an ORM statement gives objects of: what it selects, and what its loader options name."""
+    for entity in getattr(compile_state, "_entities", ()):
+        if getattr(entity, "selectable", None) is not None:
+            yield entity
+    for key, value in getattr(compile_state, "attributes", {}).items():
+        path = key[1] if isinstance(key, tuple) and len(key) > 1 and isinstance(key[1], tuple) else ()
+        for part in (*path, value):
+            if getattr(part, "is_aliased_class", False):
+                yield part
 
 
 class PastCompiler(SQLCompiler):
@@ -214,12 +229,13 @@ class PastCompiler(SQLCompiler):
 
     def visit_table(self, table: Table, asfrom: bool = False, **kw: Any) -> str:  # type: ignore[override]
         statement, tracked = self.statement_in_past, tracked_table(table)
-        if not asfrom or statement is None or (tracked is not None and tracked.history is table):
+        if not asfrom or statement is None or (tracked is not None and tracked.history == table):
             return cast(str, super().visit_table(table, asfrom=asfrom, **kw))  # type: ignore[no-untyped-call]  # SQLAlchemy's
         if tracked is None:
             _refuse_untracked(table, statement._past_rules)
             return cast(str, super().visit_table(table, asfrom=asfrom, **kw))  # type: ignore[no-untyped-call]  # SQLAlchemy's
-        rows = self.process(self._rows(tracked, statement._past_when))
+        literally = {"literal_binds": True} if kw.get("literal_binds") else {}
+        rows = self.process(self._rows(tracked, statement._past_when), **literally)
         if kw.get("from_linter"):
             kw["from_linter"].froms[table] = table.fullname
         if getattr(kw.get("enclosing_alias"), "element", None) is table:
@@ -252,7 +268,7 @@ class PastCompiler(SQLCompiler):
         tracked = tracked_table(table)
         return (
             tracked is not None
-            and tracked.history is not table
+            and tracked.history != table
             and bool(self.past)
             and any(table in cast("set[Any]", entry["asfrom_froms"]) for entry in self.stack[self.past[-1][1] :])
         )
@@ -286,7 +302,12 @@ class PastCompiler(SQLCompiler):
 
     def _refuse_text(self, text: str, certainly: bool = False) -> None:
         statement = self.statement_in_past
-        if statement is None or statement._past_rules.text:
+        if statement is None:
+            return
+        words = _WORD.findall(text.lower())
+        if words[:1] and (words[0] in _WRITES or (words[0] == "with" and not _WRITES.isdisjoint(words))):
+            self._refuse_write()
+        if statement._past_rules.text:
             return
         if certainly or _READS_TABLES.search(text):
             raise QueryError(

@@ -255,6 +255,9 @@ class PastSession(Session):
         self.source: Session = source.source if isinstance(source, PastSession) else source
         self.instant = instant
         self._is_over = False
+        for listener in self.source.dispatch.do_orm_execute:  # which may filter the rows of a tenant
+            if listener not in list(self.dispatch.do_orm_execute):
+                event.listen(self, "do_orm_execute", listener)
         event.listen(self, "do_orm_execute", _execute_in_past)
         event.listen(self, "before_flush", _refuse_flush)
 
@@ -269,7 +272,8 @@ class PastSession(Session):
         return self.source._connection_for_bind(*args, **kw)
 
     def _autoflush(self) -> None:
-        self.source._autoflush()
+        if self.autoflush:
+            self.source._autoflush()
 
     def _get_impl(self, *args: Any, **kw: Any) -> Any:
         self.instant = _looked_up(self, self.instant)
@@ -354,10 +358,14 @@ class time_travel:
         past = self._past = PastSession(self._source, self._instant)
         return past
 
-    def __exit__(self, *error: object) -> None:
-        self._past.end()
-        if self._made is not None:
-            self._made.close()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if kind is None:
+                self._past.flush()  # which raises if anything was changed
+        finally:
+            self._past.end()
+            if self._made is not None:
+                self._made.close()
 
     async def __aenter__(self) -> AsyncSession:
         if not isinstance(self._source, AsyncSession):
@@ -366,8 +374,12 @@ class time_travel:
         session = self._past = AsyncSession(sync_session_class=lambda **kw: past)  # type: ignore[arg-type]  # makes one
         return session
 
-    async def __aexit__(self, *error: object) -> None:
-        await self._past.close()
-        self._past.sync_session.end()
-        if self._made is not None:
-            await self._made.close()
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if kind is None:
+                await self._past.flush()
+        finally:
+            await self._past.close()
+            self._past.sync_session.end()
+            if self._made is not None:
+                await self._made.close()
