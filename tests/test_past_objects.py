@@ -145,3 +145,12 @@ def test_a_session_of_the_past_keeps_the_filters_of_its_source(session):
 
     with time_travel(session, THEN) as past:
         assert [each.name for each in past.scalars(sa.select(Person))] == ["Ada"]
+
+
+def test_a_past_object_from_a_cache_stays_in_the_past(session):
+    bob = session.scalars(Driver.as_of(THEN)).one()
+    session.expunge(bob)
+    cached = session.merge(bob, load=False)
+    assert (cached.boss.name, cached.boss.staff) == ("Ada", [cached])
+    session.expire(cached)
+    assert (cached.name, cached.licence) == ("Bob", "old")

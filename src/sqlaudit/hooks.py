@@ -33,7 +33,7 @@ from sqlalchemy.orm import (
 from sqlaudit.capture import uncaptured
 from sqlaudit.exceptions import SQLAuditError
 from sqlaudit.flush import Flush
-from sqlaudit.instant import Instant, hide_excluded, look_back_from, refuse_change, refuse_changes
+from sqlaudit.instant import hide_excluded, instant_of_state, look_back_from, refuse_change, refuse_changes
 from sqlaudit.models import TrackedModel, tracked_model
 from sqlaudit.past import Past, beside_past, stays_in_past
 from sqlaudit.tables import INFO_KEY, track_secondary, tracked_table, tracked_tables
@@ -221,8 +221,9 @@ def _looking_up_in_past(name: str, original: Callable[..., Any]) -> Callable[...
     @wraps(original)
     def _identity_lookup(session: Session, *args: Any, lazy_loaded_from: Any = None, **kw: Any) -> Any:
         """Look for what an object of the past refers to among the objects of its instant."""
-        if lazy_loaded_from is not None and isinstance(lazy_loaded_from.identity_token, Instant):
-            kw["identity_token"] = lazy_loaded_from.identity_token
+        instant = None if lazy_loaded_from is None else instant_of_state(lazy_loaded_from)
+        if instant is not None:
+            kw["identity_token"] = instant
         return original(session, *args, lazy_loaded_from=lazy_loaded_from, **kw)
 
     return _identity_lookup

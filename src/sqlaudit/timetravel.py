@@ -39,7 +39,7 @@ from sqlaudit.absent import explained
 from sqlaudit.changesets import instant_of_changeset
 from sqlaudit.exceptions import QueryError, ReadOnlyError
 from sqlaudit.history import history_of
-from sqlaudit.instant import Instant, instant_from
+from sqlaudit.instant import Instant, instant_from, instant_of_state
 from sqlaudit.models import tracked_model_of
 from sqlaudit.past import Past, Untracked, as_past, whose_objects_stay
 from sqlaudit.period import UTCDateTime, as_utc, was_valid
@@ -197,7 +197,7 @@ def instant_of(state: ORMExecuteState) -> Instant | None:
         token = options._identity_token
         for loaded_for in (options._lazy_loaded_from, options._refresh_state):
             if token is None and loaded_for is not None:
-                token = loaded_for.identity_token
+                token = instant_of_state(loaded_for)
     return token if isinstance(token, Instant) else None
 
 
