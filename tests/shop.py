@@ -511,9 +511,8 @@ def deferred_and_partial_loads(session, of):
 def streams(session, of):
     ordered = of(Customer).order_by(Customer.id)
     one_by_one = [each.name for each in session.scalars(ordered.execution_options(yield_per=1))]
-    # In one batch: not every driver runs another statement while it streams.
     eager = ordered.options(orm.selectinload(Customer.orders).selectinload(Order.lines))
-    return one_by_one, trees(session.scalars(eager.execution_options(yield_per=50)).all())
+    return one_by_one, trees(session.scalars(eager.execution_options(stream_results=True)).all())
 
 
 @question

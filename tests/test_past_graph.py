@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
 import sqlaudit
+from databases import SQLALCHEMY_2_1
 from shop import (
     QUESTIONS,
     SECONDS,
@@ -104,6 +105,15 @@ def test_the_end_of_a_second_is_no_other_instant_than_its_beginning(shop):
         for second in SECONDS:
             last = at(second + 1) - timedelta(microseconds=1)
             assert trees(session.scalars(as_of(Customer, last))) == answers[second]
+
+
+@pytest.mark.skipif(not SQLALCHEMY_2_1, reason="SQLAlchemy 2.0 does not, in the present either")
+def test_batches_load_eagerly(shop, trees_of_then):
+    with shop() as session:
+        orders = orm.selectinload(Customer.orders).selectinload(Order.lines)
+        # One batch is all of them: not every driver runs another statement while it streams.
+        past = session.scalars(as_of(Customer, at(3)).options(orders).execution_options(yield_per=50)).all()
+        assert {each.id: tree(each) for each in past} == trees_of_then[3]
 
 
 # --- what is loaded later ---------------------------------------------------------------------------------------
