@@ -128,11 +128,17 @@ def test_an_edit_in_a_session_of_the_past_raises_at_its_end(session, engine):
     session.refresh(session.info["present"][0])
 
 
-@pytest.mark.parametrize("write", ["DELETE FROM people", "WITH x AS (SELECT 1) UPDATE people SET name = 'x'"])
+@pytest.mark.parametrize(
+    "write", ["DELETE FROM people", "/* all */ DELETE FROM people", "WITH x AS (SELECT 1) UPDATE people SET name = 'x'"]
+)
 def test_text_that_is_allowed_writes_nothing(session, engine, write):
     session.commit()
     with time_travel(engine, THEN, text=True) as past:
         assert past.scalar(sa.text("SELECT name FROM people WHERE id = 1")) == "Eve"
+        assert (
+            past.scalar(sa.select(sa.text("replace(name, 'A', 'O')")).select_from(Person).where(Person.id == 1))
+            == "Oda"
+        )
         with pytest.raises(ReadOnlyError):
             past.execute(sa.text(write))
 

@@ -44,7 +44,8 @@ from sqlaudit.tables import TrackedTable, known_metadata, shortened, tracked_tab
 
 Untracked = Literal["raise", "live"]
 S = TypeVar("S", bound=Executable)
-_WORD: Final = re.compile(r"[a-z]+")
+_COMMENT: Final = re.compile(r"/\*.*?\*/|--[^\n]*|#[^\n]*", re.DOTALL)
+_WORD: Final = re.compile(r"\w+")
 _WRITES: Final = frozenset(
     {"insert", "update", "delete", "merge", "replace", "truncate", "create", "alter", "drop", "copy", "call", "do"}
 )
@@ -304,8 +305,7 @@ class PastCompiler(SQLCompiler):
         statement = self.statement_in_past
         if statement is None:
             return
-        words = _WORD.findall(text.lower())
-        if words[:1] and (words[0] in _WRITES or (words[0] == "with" and not _WRITES.isdisjoint(words))):
+        if not self.stack and _is_write(text):
             self._refuse_write()
         if statement._past_rules.text:
             return
@@ -331,6 +331,12 @@ class PastCompiler(SQLCompiler):
     def _refuse_write(self) -> None:
         if self.past:
             raise ReadOnlyError("The past cannot be written; change the live rows, or restore an old state of them.")
+
+
+def _is_write(text: str) -> bool:
+    """Tell whether a whole statement that was written by hand seems to write."""
+    words = _WORD.findall(_COMMENT.sub(" ", text).lower())
+    return bool(words) and (words[0] in _WRITES or (words[0] == "with" and not _WRITES.isdisjoint(words)))
 
 
 def _refuse_untracked(table: Table, rules: Rules) -> None:
