@@ -133,7 +133,7 @@ class _StayInPast(CompileStateOption):
     _cache_key_traversal: Any = ()
 
     def process_compile_state(self, compile_state: Any) -> None:
-        if not isinstance(compile_state.select_statement, Past):
+        if not isinstance(compile_state.select_statement, Past) and not getattr(compile_state, "for_statement", False):
             raise QueryError(
                 "What an object of the past lacks would be loaded from live rows by a session without hooks; call "
                 "register_hooks(), or add the object to a session that has them.",
@@ -271,7 +271,7 @@ class PastCompiler(SQLCompiler):
             tracked is not None
             and tracked.history != table
             and bool(self.past)
-            and any(table in cast("set[Any]", entry["asfrom_froms"]) for entry in self.stack[self.past[-1][1] :])
+            and any(table in cast("set[Any]", entry["asfrom_froms"]) for entry in self.stack[self.past[0][1] :])
         )
 
     def visit_cte(self, cte: Any, *args: Any, **kw: Any) -> str | None:

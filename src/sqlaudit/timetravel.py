@@ -209,6 +209,8 @@ def read_past(state: ORMExecuteState, instant: Instant) -> Result[Any]:
     statement: Executable = state.statement
     if isinstance(statement, StatementLambdaElement):
         statement = statement._resolved
+    if isinstance(statement, FunctionElement):
+        statement = statement.select()
     if isinstance(statement, (UpdateBase, ExecutableDDLElement)):
         raise ReadOnlyError(
             f"The past ({instant}) cannot be written; change the live rows, or restore an old state of them.", statement
@@ -255,6 +257,7 @@ class PastSession(Session):
         self.source: Session = source.source if isinstance(source, PastSession) else source
         self.instant = instant
         self._is_over = False
+        self.info.update((key, value) for key, value in source.info.items() if not str(key).startswith("sqlaudit"))
         for listener in self.source.dispatch.do_orm_execute:  # which may filter the rows of a tenant
             if listener not in list(self.dispatch.do_orm_execute):
                 event.listen(self, "do_orm_execute", listener)
