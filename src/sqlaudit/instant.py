@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any, Final
 from uuid import UUID
 from warnings import warn
@@ -154,14 +155,41 @@ class _PastSelect:
 
 
 class _PastQuery:
-    """A dynamic collection that, of an object of the past, queries the past."""
+    """A dynamic collection that, of an object of the past, queries the past and writes nothing."""
 
     instance: Any
+
+    def __init__(self, attribute: Any, state: InstanceState[Any]) -> None:
+        super().__init__(attribute, state)  # type: ignore[call-arg]  # the collection's
+        if (instant := instant_of_state(state)) is not None:
+            self._execution_options = self._execution_options.union({_TOKEN: instant})  # type: ignore[has-type]  # Query's
 
     def _generate(self, session: Session | None = None) -> Query[Any]:
         query: Query[Any] = super()._generate(session)  # type: ignore[misc]  # the collection's
         instant = instant_of_object(self.instance)
-        return query if instant is None else query.execution_options(**{_TOKEN: instant})
+        if instant is None:
+            return query
+        live_class: Any = type(query)
+        past_class: Any = _past_query_class(live_class)
+        past: Query[Any] = past_class.__new__(past_class)
+        past.__dict__.update(query.__dict__)
+        return past.execution_options(**{_TOKEN: instant})
+
+
+class _WithPastStatement:
+    """A query of the past whose statement is of the past, too, wherever it is put."""
+
+    _execution_options: Any
+
+    @property
+    def statement(self) -> Any:
+        instant: Instant = self._execution_options[_TOKEN]
+        return as_past(super().statement, instant.when, instant.rules)  # type: ignore[misc]  # the query's
+
+
+@cache
+def _past_query_class(query_class: Any) -> type[Any]:
+    return type(query_class.__name__, (_WithPastStatement, query_class), {})
 
 
 def look_back_from(mapper: Mapper[Any]) -> None:
