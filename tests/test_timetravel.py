@@ -333,8 +333,9 @@ def test_a_naive_datetime_is_local_time_with_a_warning(sessions, monkeypatch):
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     time.tzset()
     try:
-        with pytest.warns(SQLAuditWarning, match="local time"):
+        with pytest.warns(SQLAuditWarning, match="local time") as warned:
             statement = as_of(Customer, datetime(2024, 1, 1, 9, 0, 1))  # noqa: DTZ001  # what is tested
+        assert warned[0].filename == __file__
         with sessions() as session:
             assert session.scalars(statement).one().name == "Bea"
     finally:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+
 
 class SQLAuditError(Exception):
     """Base of every error that sqlaudit raises on its own account.
@@ -40,3 +43,11 @@ class QueryError(SQLAuditError, ValueError):
 
 class SQLAuditWarning(UserWarning):
     """Something deserves attention, but nothing was lost."""
+
+
+def warn_caller(message: str) -> None:
+    """Warn of a line of the user's, however deep inside the library it is found out."""
+    frame, depth = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "sqlaudit":
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(message, SQLAuditWarning, stacklevel=depth)

@@ -6,7 +6,6 @@ the largest date that databases know, so that no session time zone can overflow 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -18,7 +17,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from sqlaudit.exceptions import QueryError, SQLAuditWarning
+from sqlaudit.exceptions import QueryError, warn_caller
 
 OPEN_END: Final = datetime(9999, 12, 31, tzinfo=UTC)
 TICK: Final = timedelta(microseconds=1)
@@ -93,11 +92,7 @@ def as_utc(when: datetime) -> datetime:
     if not isinstance(when, datetime):
         raise QueryError(f"{when!r} is not a datetime; give an aware datetime, such as datetime.now(UTC).", when)
     if when.tzinfo is None:
-        warnings.warn(
-            f"The naive datetime {when} is taken as local time; give an aware one, such as datetime.now(UTC).",
-            SQLAuditWarning,
-            stacklevel=3,
-        )
+        warn_caller(f"The naive datetime {when} is taken as local time; give an aware one, such as datetime.now(UTC).")
     try:
         return when.astimezone(UTC)
     except (OverflowError, ValueError, OSError):
