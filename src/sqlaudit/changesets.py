@@ -32,9 +32,9 @@ from sqlaudit.absent import explained
 from sqlaudit.arguments import checked_count, checked_range, checked_user
 from sqlaudit.changes import Changeset, Operation
 from sqlaudit.exceptions import QueryError
-from sqlaudit.history import checked_session, where_table_is
+from sqlaudit.history import checked_session, where_rows_are
 from sqlaudit.statements import chunks
-from sqlaudit.tables import INFO_KEY, TrackedTable, known_metadata, tracked_tables
+from sqlaudit.tables import TrackedTable, find_association_tables, known_metadata, tracked_tables
 
 _TABLES_PER_STATEMENT: Final = 100
 _existing: WeakKeyDictionary[Engine, set[tuple[str | None, str]]] = WeakKeyDictionary()
@@ -62,11 +62,10 @@ def known_tables(session: Session) -> list[Place]:
     arguments: dict[Any, dict[str, Any]] = {}
     metadata = known_metadata()
     for each in metadata:
-        for registry in list(each.info.get(INFO_KEY, ())):
-            registry.configure(cascade=True)  # which finds the association tables
+        find_association_tables(each)
         for table in tracked_tables(each):
             try:
-                where = where_table_is(session, table)
+                where = where_rows_are(session, table.mapper)
             except UnboundExecutionError:
                 continue
             bind = where.get("bind")

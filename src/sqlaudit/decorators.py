@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from inspect import getattr_static
-from typing import Any, ClassVar, Final, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 from uuid import UUID
 
 from sqlalchemy import Select, Table, inspect
@@ -69,11 +69,9 @@ def track_table(
             watch_excluded(inherited)
             return model_class
         model = TrackedModel(mapper, given, is_decorated=True)
-        for name, function in _CLASS_METHODS.items():
+        for name in ("History", "as_of", "between", "all_versions"):
             if getattr_static(model_class, name, None) is None:
-                setattr(model_class, name, classmethod(function))
-        if getattr_static(model_class, "History", None) is None:
-            model_class.History = _History()
+                setattr(model_class, name, vars(Temporal)[name])
         watch(model)
         for descendant in mapper.self_and_descendants:
             if tracked_model(descendant) is None and descendant.inherits is not None:
@@ -92,13 +90,6 @@ class _History:
 
     def __get__(self, instance: object, owner: type[Any]) -> type[Any]:
         return history_of(owner)
-
-
-_CLASS_METHODS: Final[dict[str, Callable[..., Any]]] = {
-    "as_of": as_of,
-    "between": between,
-    "all_versions": all_versions,
-}
 
 
 class Temporal:

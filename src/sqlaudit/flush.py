@@ -27,7 +27,7 @@ from sqlaudit.capture import Capture, changeset_of
 from sqlaudit.config import SQLAuditConfig, current_config
 from sqlaudit.context import get_audit_context
 from sqlaudit.exceptions import ContextError
-from sqlaudit.instant import refuse_change
+from sqlaudit.instant import instant_of_state, refuse_change
 from sqlaudit.models import TrackedModel, tracked_model
 from sqlaudit.statements import NO_USER_FIELDS, Key, UserFields, chunks, one_of
 from sqlaudit.tables import INFO_KEY, TrackedTable, tracked_table, tracked_tables
@@ -122,7 +122,7 @@ def unit_of(mapper: Mapper[Any]) -> Unit | None:
 
 def _concerns_us(state: State) -> bool:
     """Tell whether an object is of a tracked class, or of the past."""
-    return INFO_KEY in state.manager.info or state.identity_token is not None
+    return INFO_KEY in state.manager.info or instant_of_state(state) is not None
 
 
 @dataclass(slots=True)

@@ -24,7 +24,6 @@ from sqlalchemy.sql import visitors
 from sqlaudit.changes import FieldChange, Operation, VersionInfo, diff
 from sqlaudit.exceptions import QueryError, ReadOnlyError
 from sqlaudit.models import TrackedModel, tracked_model_of
-from sqlaudit.tables import TrackedTable
 
 
 class Version:
@@ -174,7 +173,7 @@ def neighbour(version: Version, distance: int) -> Any:
             *(column == value for column, value in zip(table.history_key, key, strict=True)),
             table.version == number + distance,
         ),
-        bind_arguments=where_rows_are(session, model),
+        bind_arguments=where_rows_are(session, model.mapper),
     )
 
 
@@ -195,17 +194,8 @@ def checked_session(session: object) -> Session:
     raise QueryError(f"{session!r} is not a Session; give one.", session)
 
 
-def where_rows_are(session: Session, model: TrackedModel) -> dict[str, Any]:
-    """Return the bind arguments of reads of a model's history, which lies beside its rows."""
-    return _where(session, model.mapper)
-
-
-def where_table_is(session: Session, table: TrackedTable) -> dict[str, Any]:
-    """Return the bind arguments of reads of a table, and of its history, which lies beside it."""
-    return _where(session, table.mapper)
-
-
-def _where(session: Session, mapper: Mapper[Any] | None) -> dict[str, Any]:
+def where_rows_are(session: Session, mapper: Mapper[Any] | None) -> dict[str, Any]:
+    """Return the bind arguments of reads of a mapper's rows, and of their history, which lies beside them."""
     if isinstance(session, ShardedSession):
         return {"mapper": mapper}
     return {"bind": session.get_bind(mapper)}

@@ -36,7 +36,7 @@ from sqlaudit.flush import Flush
 from sqlaudit.instant import hide_excluded, instant_of_state, look_back_from, refuse_change, refuse_changes
 from sqlaudit.models import TrackedModel, tracked_model
 from sqlaudit.past import Past, beside_past, stays_in_past
-from sqlaudit.tables import INFO_KEY, track_secondary, tracked_table, tracked_tables
+from sqlaudit.tables import INFO_KEY, find_association_tables, track_secondary, tracked_table, tracked_tables
 from sqlaudit.timetravel import instant_of, read_past
 
 try:
@@ -462,8 +462,7 @@ def _track_link(relationship: RelationshipProperty[Any]) -> None:
 
 
 def _before_create(metadata: MetaData, connection: Connection, **kw: Any) -> None:
-    for registry in metadata.info[INFO_KEY]:
-        registry.configure(cascade=True)
+    find_association_tables(metadata)
     for table in tracked_tables(metadata):
         table.refresh()
 

@@ -7,16 +7,15 @@ from datetime import datetime
 from functools import cache
 from typing import Any, Final
 from uuid import UUID
-from warnings import warn
 
 from sqlalchemy.orm import InstanceState, Mapper, PassiveFlag, Query, Session, WriteOnlyCollection
 from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.orm.base import PASSIVE_NO_RESULT
 
 from sqlaudit.config import utc_now
-from sqlaudit.exceptions import QueryError, ReadOnlyError, SQLAuditWarning
+from sqlaudit.exceptions import QueryError, ReadOnlyError, warn_caller
 from sqlaudit.models import tracked_model
-from sqlaudit.past import Rules, Untracked, as_past
+from sqlaudit.past import Rules, S, Untracked, as_past, copied_as
 from sqlaudit.period import OPEN_END, TICK, as_utc
 
 _TOKEN: Final = "identity_token"
@@ -48,11 +47,7 @@ def instant_from(when: datetime | UUID, untracked: Untracked = "raise", *, text:
         return Instant(when, Rules(untracked, text))
     instant = as_utc(when)
     if instant > utc_now():
-        warn(
-            f"{instant.isoformat()} is in the future; a read as of then gives the present.",
-            SQLAuditWarning,
-            stacklevel=3,
-        )
+        warn_caller(f"{instant.isoformat()} is in the future; a read as of then gives the present.")
     return Instant(min(instant, _LATEST), Rules(untracked, text))
 
 
@@ -65,6 +60,11 @@ def instant_of_state(state: InstanceState[Any]) -> Instant | None:
     """Return the instant that the object of a state was read as of; ``None`` if it is a live one."""
     token = state.key[2] if state.key else None  # merge(load=False) leaves state.identity_token empty
     return token if isinstance(token, Instant) else None
+
+
+def as_of_instant(statement: S, instant: Instant) -> S:
+    """Return a statement that reads as of an instant, and whose objects are known by it."""
+    return as_past(statement, instant.when, instant.rules).execution_options(**{_TOKEN: instant})
 
 
 # --- they are read-only -----------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ class _Excluded:
             return PASSIVE_NO_RESULT
         raise QueryError(
             f"{state.class_.__name__}.{self.name} is excluded from history, and nothing is known of it "
-            f"{state.identity_token}; read it from the live object.",
+            f"{instant_of_state(state)}; read it from the live object.",
             state.obj(),
         )
 
@@ -116,7 +116,7 @@ class _Excluded:
 def hide_excluded(state: InstanceState[Any], *args: object) -> None:
     """Let the excluded columns of an object that was read as of an instant raise, and say why."""
     model = tracked_model(state.mapper)
-    if not isinstance(state.identity_token, Instant) or model is None:
+    if instant_of_state(state) is None or model is None:
         return
     if "callables" not in state.__dict__:
         state.callables = {}
@@ -137,9 +137,7 @@ class _PastSelect:
 
     def select(self) -> Any:
         statement, instant = super().select(), instant_of_object(self.instance)  # type: ignore[misc]  # the collection's
-        if instant is None:
-            return statement
-        return as_past(statement, instant.when, instant.rules).execution_options(**{_TOKEN: instant})
+        return statement if instant is None else as_of_instant(statement, instant)
 
     def insert(self) -> Any:
         refuse_change(instance_state(self.instance))
@@ -169,10 +167,8 @@ class _PastQuery:
         instant = instant_of_object(self.instance)
         if instant is None:
             return query
-        live_class: Any = type(query)
-        past_class: Any = _past_query_class(live_class)
-        past: Query[Any] = past_class.__new__(past_class)
-        past.__dict__.update(query.__dict__)
+        query_class: Any = type(query)
+        past: Query[Any] = copied_as(_past_query_class(query_class), query)
         return past.execution_options(**{_TOKEN: instant})
 
 
@@ -183,8 +179,7 @@ class _WithPastStatement:
 
     @property
     def statement(self) -> Any:
-        instant: Instant = self._execution_options[_TOKEN]
-        return as_past(super().statement, instant.when, instant.rules)  # type: ignore[misc]  # the query's
+        return as_of_instant(super().statement, self._execution_options[_TOKEN])  # type: ignore[misc]  # the query's
 
 
 @cache

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from itertools import chain
 from typing import Any, Final, Literal, TypeVar, cast
 from uuid import UUID
@@ -105,8 +106,6 @@ _EXTRA: Final = [
     ("_past_changeset", InternalTraversal.dp_plain_obj),
     ("_past_rules", InternalTraversal.dp_plain_obj),
 ]
-_past_classes: dict[type[Any], type[Any]] = {}
-_past_compilers: dict[type[Any], type[Any]] = {}
 
 
 def as_past(statement: S, when: datetime | UUID, rules: Rules, *, ready: bool = False) -> S:
@@ -114,9 +113,8 @@ def as_past(statement: S, when: datetime | UUID, rules: Rules, *, ready: bool = 
 
     :param ready: whether it is on its way through a session that knows
     """
-    past_class: Any = _past_class(type(statement))
-    made = past_class.__new__(past_class)
-    made.__dict__.update(statement._clone().__dict__)  # type: ignore[attr-defined]  # ClauseElement's
+    statement_class: Any = type(statement)
+    made = copied_as(_past_class(statement_class), statement._clone())  # type: ignore[attr-defined]  # ClauseElement's
     made._past_changeset = when if isinstance(when, UUID) else None
     made._past_when = bindparam(
         "sqlaudit_when", when if made._past_changeset is None else None, type_=UTCDateTime(), unique=True
@@ -124,6 +122,13 @@ def as_past(statement: S, when: datetime | UUID, rules: Rules, *, ready: bool = 
     made._past_rules = rules
     made._past_is_ready = ready
     return cast(S, made)
+
+
+def copied_as(made_class: Any, original: Any) -> Any:
+    """Return a copy of an object as one of a subclass of its own class."""
+    made = made_class.__new__(made_class)
+    made.__dict__.update(original.__dict__)
+    return made
 
 
 class _StayInPast(CompileStateOption):
@@ -158,25 +163,27 @@ def beside_past(statement: S) -> S:
     return cast(S, made)
 
 
+@cache
 def _past_class(statement_class: Any) -> type[Any]:
     if issubclass(statement_class, Past):
         return cast("type[Any]", statement_class)
-    if statement_class not in _past_classes:
-        namespace = {"inherit_cache": True, "_traverse_internals": [*statement_class._traverse_internals, *_EXTRA]}
-        if "_cache_key_traversal" in statement_class.__dict__:
-            namespace["_cache_key_traversal"] = [*statement_class._cache_key_traversal, *_EXTRA]
-        _past_classes[statement_class] = type(f"Past{statement_class.__name__}", (Past, statement_class), namespace)
-    return _past_classes[statement_class]
+    namespace = {"inherit_cache": True, "_traverse_internals": [*statement_class._traverse_internals, *_EXTRA]}
+    if "_cache_key_traversal" in statement_class.__dict__:
+        namespace["_cache_key_traversal"] = [*statement_class._cache_key_traversal, *_EXTRA]
+    return type(f"Past{statement_class.__name__}", (Past, statement_class), namespace)
+
+
+@cache
+def _past_compiler_class(compiler_class: Any) -> type[Any]:
+    return type("PastCompiler", (PastCompiler, compiler_class), {})
 
 
 @contextmanager
 def _looking_back(compiler: SQLCompiler, statement: Past) -> Iterator[None]:
     """Let a compiler render the past meanwhile."""
-    compiler_class = type(compiler)
     if not isinstance(compiler, PastCompiler):
-        if compiler_class not in _past_compilers:
-            _past_compilers[compiler_class] = type("PastCompiler", (PastCompiler, compiler_class), {})
-        compiler.__class__ = _past_compilers[compiler_class]
+        compiler_class: Any = type(compiler)
+        compiler.__class__ = _past_compiler_class(compiler_class)
         compiler = cast(PastCompiler, compiler)
         compiler.past = []
         compiler.past_of_ctes = dict.fromkeys(compiler.ctes or ())

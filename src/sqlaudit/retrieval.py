@@ -44,7 +44,7 @@ from sqlaudit.changes import Blame, FieldChange, Operation, diff, differ
 from sqlaudit.changesets import changeset_uuid, is_of_changeset, tables_of_changeset
 from sqlaudit.config import configured_session
 from sqlaudit.exceptions import QueryError
-from sqlaudit.history import checked_session, history_of, moved, version_info, where_rows_are, where_table_is
+from sqlaudit.history import checked_session, history_of, moved, version_info, where_rows_are
 from sqlaudit.models import TrackedModel, root_of, tracked_model_of
 from sqlaudit.statements import differs
 from sqlaudit.tables import TrackedTable
@@ -198,7 +198,7 @@ def _link_changes(session: Session, table: TrackedTable, changeset_id: UUID) -> 
     old = new + len(names)
     with explained([table]):
         rows = session.execute(
-            statement, {"changeset": changeset_id}, bind_arguments=where_table_is(session, table)
+            statement, {"changeset": changeset_id}, bind_arguments=where_rows_are(session, table.mapper)
         ).all()
     for row in rows:
         before_it = None if row[-1] is None else row[old:-1]
@@ -558,7 +558,7 @@ def _rows(
     ``{"b": 2, "a": 1}``.
     """
     session._autoflush()
-    parameters, where = dict(parameters), where_rows_are(session, model)
+    parameters, where = dict(parameters), where_rows_are(session, model.mapper)
     count = size = parameters.get("limit", inf)
     while count == size:
         count = 0

@@ -300,6 +300,12 @@ def tracked_tables(metadata: MetaData) -> list[TrackedTable]:
     ]
 
 
+def find_association_tables(metadata: MetaData) -> None:
+    """Configure the mappers of a MetaData's tracked models, which makes the association tables between them known."""
+    for registry in list(metadata.info.get(INFO_KEY, ())):
+        registry.configure(cascade=True)
+
+
 def known_metadata() -> list[MetaData]:
     """Return every MetaData of this process that has tracked tables."""
     return list(_known)

@@ -36,13 +36,15 @@ from sqlalchemy.sql.lambdas import StatementLambdaElement
 from sqlalchemy.types import TypeDecorator
 
 from sqlaudit.absent import explained
+from sqlaudit.arguments import checked_range
 from sqlaudit.changesets import instant_of_changeset
 from sqlaudit.exceptions import QueryError, ReadOnlyError
 from sqlaudit.history import history_of
-from sqlaudit.instant import Instant, instant_from, instant_of_state
+from sqlaudit.instant import Instant, as_of_instant, instant_from, instant_of_state
 from sqlaudit.models import tracked_model_of
 from sqlaudit.past import Past, Untracked, as_past, whose_objects_stay
 from sqlaudit.period import UTCDateTime, as_utc, was_valid
+from sqlaudit.statements import implementation_of
 from sqlaudit.tables import tracked_tables
 
 try:
@@ -103,8 +105,7 @@ else:
         :raises QueryError: ``when`` is neither a datetime nor a changeset id
         """
         tracked_model_of(model_class)
-        instant = instant_from(when, untracked)
-        return as_past(select(model_class), instant.when, instant.rules).execution_options(**{_TOKEN: instant})
+        return as_of_instant(select(model_class), instant_from(when, untracked))
 
 
 def between(model_class: type[Any], start: datetime, end: datetime) -> Select[Any]:
@@ -116,11 +117,11 @@ def between(model_class: type[Any], start: datetime, end: datetime) -> Select[An
     :raises QueryError: one of them is not a datetime, or the range ends before it begins
     """
     table = tracked_model_of(model_class).root.table
-    since, until = as_utc(start), as_utc(end)
-    if since > until:
-        raise QueryError(f"The range ends at {until}, before it begins at {since}; turn it around.", (start, end))
+    given = checked_range("The range", as_utc(start), as_utc(end))
     valid_from, valid_to = table.valid_from, table.valid_to
-    return all_versions(model_class).where(valid_from < until, valid_to > since, valid_from < valid_to)
+    return all_versions(model_class).where(
+        valid_from < given["until"], valid_to > given["since"], valid_from < valid_to
+    )
 
 
 def all_versions(model_class: type[Any]) -> Select[Any]:
@@ -142,9 +143,7 @@ class _UTC(FunctionElement[datetime]):
 @compiles(_UTC)
 def _render_utc(element: _UTC, compiler: SQLCompiler, **kw: Any) -> str:
     (column,) = element.clauses
-    type_, text = column.type, compiler.process(column, **kw)
-    while isinstance(type_, TypeDecorator):
-        type_ = type_.load_dialect_impl(compiler.dialect)
+    type_, text = implementation_of(column.type, compiler.dialect), compiler.process(column, **kw)
     if compiler.dialect.name == "postgresql" and not getattr(type_, "timezone", False):
         return f"(CAST({text} AS TIMESTAMP) AT TIME ZONE 'UTC')"
     if compiler.dialect.name == "sqlite" and isinstance(type_, Date):
