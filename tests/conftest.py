@@ -11,10 +11,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import orm
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from databases import (
@@ -105,6 +107,26 @@ def engine(database: Database) -> Iterator[sa.Engine]:
 def async_engine(database: Database, target: tuple[str, str | None]) -> AsyncEngine:
     """An engine for each asynchronous driver; use it in ``asyncio.run``, as often as you like."""
     return database.create_async_engine(target[1])
+
+
+@pytest.fixture
+def base() -> Iterator[type[Any]]:
+    """A declarative base of a test's own."""
+
+    class Base(orm.DeclarativeBase):
+        pass
+
+    yield Base
+    Base.registry.dispose()
+
+
+@pytest.fixture
+def sessions(engine: sa.Engine) -> Iterator[orm.sessionmaker[orm.Session]]:
+    """Sessions that record; the test creates its tables."""
+    maker = orm.sessionmaker(engine)
+    hooks.register_hooks(maker)
+    yield maker
+    hooks.unregister_hooks(maker)
 
 
 @pytest.fixture(scope="session")

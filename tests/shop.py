@@ -4,7 +4,6 @@ In the last second every row, every link and every parent changes, so that whoev
 """
 
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,24 +15,8 @@ from sqlalchemy.orm import Mapped, Session, mapped_column, relationship, session
 
 from sqlaudit import Temporal, track_table
 
-START = datetime(2024, 1, 1, tzinfo=UTC)
 SECONDS = range(6)
 Name = sa.String(50)
-
-
-def at(second: float) -> datetime:
-    return START + timedelta(seconds=second)
-
-
-class Clock:
-    """Gives the instants START, START + 1 s, START + 2 s … to the transactions that write, in turn."""
-
-    def __init__(self) -> None:
-        self.now = at(-1)
-
-    def __call__(self) -> datetime:
-        self.now += timedelta(seconds=1)
-        return self.now
 
 
 class Base(AsyncAttrs, orm.DeclarativeBase):

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
@@ -10,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
 
 import sqlaudit
+from clock import Clock, at
 from invariants import recording
 from sqlaudit import (
     AuditContextManager,
@@ -22,8 +22,6 @@ from sqlaudit import (
     tracking_disabled,
 )
 from sqlaudit.changesets import instant_of_changeset
-
-START = datetime(2024, 1, 1, tzinfo=UTC)
 
 
 class Base(DeclarativeBase):
@@ -64,21 +62,6 @@ class Parcel(Elsewhere):
     __tablename__ = "changesets_parcels"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-
-
-class Clock:
-    """Gives the instants START, START + 1 s … to the transactions that write, in turn."""
-
-    def __init__(self) -> None:
-        self.now = START - timedelta(seconds=1)
-
-    def __call__(self) -> datetime:
-        self.now += timedelta(seconds=1)
-        return self.now
-
-
-def at(seconds: float) -> datetime:
-    return START + timedelta(seconds=seconds)
 
 
 @pytest.fixture

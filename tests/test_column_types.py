@@ -2,7 +2,7 @@
 
 import enum
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from typing import Any
@@ -16,24 +16,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from databases import SQLALCHEMY_2_1
 from lifecycle import Values, live_and_die
-from sqlaudit import get_resource_changes, register_hooks, track_table, unregister_hooks, versions_of
-
-
-@pytest.fixture
-def base() -> Iterator[type[Any]]:
-    class Base(orm.DeclarativeBase):
-        pass
-
-    yield Base
-    Base.registry.dispose()
-
-
-@pytest.fixture
-def sessions(engine) -> Iterator[orm.sessionmaker[orm.Session]]:
-    maker = orm.sessionmaker(engine)
-    register_hooks(maker)
-    yield maker
-    unregister_hooks(maker)
+from sqlaudit import get_resource_changes, track_table, versions_of
 
 
 class Colour(enum.Enum):

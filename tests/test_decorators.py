@@ -1,6 +1,6 @@
 """Every mistake in tracking a model is an error that says what is wrong and how to mend it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,15 +10,6 @@ from sqlalchemy import orm
 from sqlalchemy.orm import Mapped, mapped_column
 
 from sqlaudit import AuditColumns, SQLAuditError, TrackingError, as_of, history_of, track_table
-
-
-@pytest.fixture
-def base() -> Iterator[type[Any]]:
-    class Base(orm.DeclarativeBase):
-        pass
-
-    yield Base
-    Base.registry.dispose()
 
 
 def customer(base: type[Any]) -> Any:

@@ -17,9 +17,7 @@ from sqlaudit import (
     ReadOnlyError,
     TrackingError,
     history_of,
-    register_hooks,
     track_table,
-    unregister_hooks,
     versions_of,
 )
 from sqlaudit.period import OPEN_END
@@ -64,14 +62,6 @@ def base() -> Iterator[type[Any]]:
 
     yield Local
     Local.registry.dispose()
-
-
-@pytest.fixture
-def sessions(engine) -> Iterator[orm.sessionmaker[orm.Session]]:
-    maker = orm.sessionmaker(engine)
-    register_hooks(maker)
-    yield maker
-    unregister_hooks(maker)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Objects of a class hierarchy have one history, whichever tables they live in."""
 
-from collections.abc import Iterator
 from itertools import accumulate, count
 from typing import Any
 
@@ -14,30 +13,11 @@ from sqlaudit import (
     TrackingError,
     get_resource_changes,
     history_of,
-    register_hooks,
     track_table,
-    unregister_hooks,
     versions_of,
 )
 
 Name = sa.String(50)
-
-
-@pytest.fixture
-def base() -> Iterator[type[Any]]:
-    class Base(orm.DeclarativeBase):
-        pass
-
-    yield Base
-    Base.registry.dispose()
-
-
-@pytest.fixture
-def sessions(engine) -> Iterator[orm.sessionmaker[orm.Session]]:
-    maker = orm.sessionmaker(engine)
-    register_hooks(maker)
-    yield maker
-    unregister_hooks(maker)
 
 
 def single(base, late=False, decorate=lambda name: lambda each: each):

@@ -1,7 +1,6 @@
 """Every way to map a table, and every kind of name, has a history: a row's life is told whole."""
 
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -18,30 +17,11 @@ from sqlaudit import (
     AuditColumns,
     get_resource_changes,
     history_of,
-    register_hooks,
     track_table,
-    unregister_hooks,
     versions_of,
 )
 
 Name = sa.String(100)
-
-
-@pytest.fixture
-def base() -> Iterator[type[Any]]:
-    class Base(orm.DeclarativeBase):
-        pass
-
-    yield Base
-    Base.registry.dispose()
-
-
-@pytest.fixture
-def sessions(engine) -> Iterator[orm.sessionmaker[orm.Session]]:
-    maker = orm.sessionmaker(engine)
-    register_hooks(maker)
-    yield maker
-    unregister_hooks(maker)
 
 
 # --- styles of mapping ------------------------------------------------------------------------------------------

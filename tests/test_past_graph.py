@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
 import sqlaudit
+from clock import Clock, at
 from databases import SQLALCHEMY_2_1
 from shop import (
     QUESTIONS,
@@ -21,14 +22,12 @@ from shop import (
     Address,
     Base,
     Call,
-    Clock,
     Customer,
     Line,
     Memo,
     Order,
     Tag,
     Visit,
-    at,
     content,
     live_through,
     tagging,

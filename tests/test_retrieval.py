@@ -6,7 +6,7 @@ import math
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from decimal import Decimal
 from itertools import product
 from typing import Any
@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
 
 import sqlaudit
+from clock import START, Clock, at
 from sqlaudit import (
     AuditContextManager,
     Operation,
@@ -34,7 +35,6 @@ from sqlaudit import (
 )
 from sqlaudit.history import changes_of, neighbour
 
-START = datetime(2024, 1, 1, tzinfo=UTC)
 TICK = timedelta(microseconds=1)
 ADA, BOB = UUID(int=1), UUID(int=2)
 
@@ -122,21 +122,6 @@ class Untracked(Base):
     __tablename__ = "untracked"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-
-
-class Clock:
-    """Gives the instants START, START + 1 s … to the transactions that write, in turn."""
-
-    def __init__(self) -> None:
-        self.now = START - timedelta(seconds=1)
-
-    def __call__(self) -> datetime:
-        self.now += timedelta(seconds=1)
-        return self.now
-
-
-def at(seconds: float) -> datetime:
-    return START + timedelta(seconds=seconds)
 
 
 @pytest.fixture

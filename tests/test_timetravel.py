@@ -12,9 +12,9 @@ from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_column, sessionmaker
 
 import sqlaudit
+from clock import START, Clock, at
 from sqlaudit import QueryError, ReadOnlyError, SQLAuditConfig, SQLAuditWarning, TrackingError, as_of, history_of
 
-START = datetime(2024, 1, 1, tzinfo=UTC)
 TICK = timedelta(microseconds=1)
 
 
@@ -37,21 +37,6 @@ class Note(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     customer_id: Mapped[int]
-
-
-class Clock:
-    """Gives the instants START, START + 1 s, START + 2 s … to the transactions that write, in turn."""
-
-    def __init__(self) -> None:
-        self.now = START - timedelta(seconds=1)
-
-    def __call__(self) -> datetime:
-        self.now += timedelta(seconds=1)
-        return self.now
-
-
-def at(seconds: int) -> datetime:
-    return START + timedelta(seconds=seconds)
 
 
 @pytest.fixture

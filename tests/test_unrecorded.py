@@ -1,14 +1,13 @@
 """What cannot be recorded is never silent, and what did not happen leaves no trace."""
 
 import warnings
-from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import orm
-from sqlalchemy.orm import Mapped, Session, mapped_column, sessionmaker
+from sqlalchemy.orm import Mapped, mapped_column
 
 from invariants import told
 from sqlaudit import (
@@ -19,30 +18,11 @@ from sqlaudit import (
     SQLAuditWarning,
     TrackingError,
     history_of,
-    register_hooks,
     set_config,
     track_table,
     tracking_disabled,
-    unregister_hooks,
     versions_of,
 )
-
-
-@pytest.fixture
-def base() -> Iterator[type[Any]]:
-    class Base(orm.DeclarativeBase):
-        pass
-
-    yield Base
-    Base.registry.dispose()
-
-
-@pytest.fixture
-def sessions(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
-    maker = sessionmaker(engine)
-    register_hooks(maker)
-    yield maker
-    unregister_hooks(maker)
 
 
 def page_of(base: type[Any]) -> Any:
