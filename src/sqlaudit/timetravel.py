@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, Concatenate, Final, NoReturn, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Final, NoReturn, ParamSpec, Protocol, TypeVar
 from uuid import UUID
 
 from sqlalchemy import (
@@ -47,10 +47,13 @@ from sqlaudit.period import UTCDateTime, as_utc, was_valid
 from sqlaudit.statements import implementation_of
 from sqlaudit.tables import tracked_tables
 
-try:
+if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
-except ImportError:  # without greenlet there are none, and nothing is an instance of ()
-    AsyncConnection = AsyncEngine = AsyncSession = async_scoped_session = ()  # type: ignore[assignment, misc]
+else:
+    try:
+        from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
+    except ImportError:  # without greenlet there are none, and nothing is an instance of ()
+        AsyncConnection = AsyncEngine = AsyncSession = async_scoped_session = ()
 
 M = TypeVar("M")
 P = ParamSpec("P")
