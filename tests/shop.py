@@ -276,7 +276,7 @@ def where(session, of):
 
 @question
 def filter_by_a_joined_column(session, of):
-    return [line.product for line in session.scalars(of(Line).join(Line.order).filter_by(amount=20))]
+    return sorted(line.product for line in session.scalars(of(Line).join(Line.order).filter_by(amount=20)))
 
 
 @question
@@ -389,7 +389,7 @@ def many_to_many(session, of):
 
 @question
 def order_limit_offset(session, of):
-    ordered = of(Order).with_only_columns(Order.id, Order.amount).order_by(Order.amount.desc())
+    ordered = of(Order).with_only_columns(Order.id, Order.amount).order_by(Order.amount.desc(), Order.id)
     return rows(session, ordered.limit(1)), rows(session, ordered.limit(2).offset(1))
 
 
@@ -467,7 +467,7 @@ def bundles_and_labels(session, of):
 
 @question
 def hybrids(session, of):
-    found = session.scalars(of(Customer).where(Customer.initial == "A").order_by(Customer.shout))
+    found = session.scalars(of(Customer).where(Customer.initial == "A").order_by(Customer.shout, Customer.id))
     return [(each.shout, each.initial) for each in found]
 
 

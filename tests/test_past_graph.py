@@ -557,6 +557,15 @@ def test_locks_are_not_for_the_past(session):
     assert session.scalars(as_of(Customer, at(0)).with_for_update().where(Customer.id == 1)).one().name == "Ada"
 
 
+@pytest.mark.parametrize("second", [0, 3])
+def test_a_statement_that_is_printed_with_its_values_reads_the_same(session, second):
+    past = (
+        as_of(Customer, at(second)).join(Customer.orders).with_only_columns(Customer.name, Order.id).order_by(Order.id)
+    )
+    printed = past.compile(session.get_bind(), compile_kwargs={"literal_binds": True}).string
+    assert session.connection().exec_driver_sql(printed).all() == session.execute(past).all()
+
+
 # --- what has no history, and what is not stored ----------------------------------------------------------------
 
 
