@@ -11,7 +11,7 @@ from sqlalchemy.ext.declarative import ConcreteBase
 from sqlalchemy.orm import Mapped, Session, mapped_column, relationship
 from sqlmodel import Field, SQLModel
 
-from shop import Clock, at
+from clock import Clock, at
 from sqlaudit import (
     AuditColumns,
     QueryError,
@@ -25,15 +25,6 @@ from sqlaudit import (
 )
 
 Name = sa.String(50)
-
-
-@pytest.fixture
-def base() -> Iterator[type[Any]]:
-    class Base(orm.DeclarativeBase):
-        pass
-
-    yield Base
-    Base.registry.dispose()
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from sqlalchemy.orm import Session, sessionmaker
 
 import sqlaudit
+from clock import START
 from databases import Database
 from shop import (
     QUESTIONS,
-    START,
     Address,
     Base,
     Call,

@@ -18,20 +18,18 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_ses
 from sqlalchemy.orm import Mapped, Session, mapped_column, sessionmaker
 
 import sqlaudit
+from clock import START, Clock, at
 from shop import (
     QUESTIONS,
     SECONDS,
-    START,
     Address,
     Base,
-    Clock,
     Customer,
     Line,
     Memo,
     Order,
     Tag,
     Visit,
-    at,
     content,
     live_through,
     tagging,
@@ -81,15 +79,6 @@ def session(shop: sessionmaker[Session], request: pytest.FixtureRequest) -> Iter
         live_through(shop)
     with shop() as session:
         yield session
-
-
-@pytest.fixture
-def base() -> Iterator[type[Any]]:
-    class Base(orm.DeclarativeBase):
-        pass
-
-    yield Base
-    Base.registry.dispose()
 
 
 def names(session: Session) -> list[str]:
