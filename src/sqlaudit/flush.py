@@ -27,7 +27,7 @@ from sqlaudit.capture import Capture, changeset_of
 from sqlaudit.config import SQLAuditConfig, current_config
 from sqlaudit.context import get_audit_context
 from sqlaudit.exceptions import ContextError
-from sqlaudit.instant import instant_of_state, refuse_change
+from sqlaudit.instant import refuse_change
 from sqlaudit.models import TrackedModel, tracked_model
 from sqlaudit.statements import NO_USER_FIELDS, Key, UserFields, chunks, one_of
 from sqlaudit.tables import INFO_KEY, TrackedTable, tracked_table, tracked_tables
@@ -121,8 +121,8 @@ def unit_of(mapper: Mapper[Any]) -> Unit | None:
 
 
 def _concerns_us(state: State) -> bool:
-    """Tell whether an object is of a tracked class, or of the past."""
-    return INFO_KEY in state.manager.info or instant_of_state(state) is not None
+    """Tell whether an object is of a tracked class, or may be of the past: every flush asks it of every dirty one."""
+    return INFO_KEY in state.manager.info or (state.key is not None and state.key[2] is not None)
 
 
 @dataclass(slots=True)
