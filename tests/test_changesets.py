@@ -309,3 +309,22 @@ def test_tables_on_other_binds_are_looked_at_and_those_without_a_bind_are_not(da
     with Session(binds={Base: engine, Elsewhere: other}) as session:
         assert instant_of_changeset(session, changeset)
     other.dispose()
+
+
+class Older(DeclarativeBase):
+    """Has a table of the same name, which is another."""
+
+
+@sqlaudit.track_table()
+class OldTag(Older):
+    __tablename__ = "changesets_tags"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    colour: Mapped[str | None] = mapped_column(sa.String(50))
+
+
+def test_of_two_tables_of_one_name_the_one_in_the_database_is_read(maker, story):
+    with maker() as session:
+        first = changesets(session)[0]
+        assert [each.resource_type for each in changes_in(session, first.changeset_id)].count("Tag") == 1
+        assert "OldTag" not in {each.resource_type for each in changes_in(session, first.changeset_id)}

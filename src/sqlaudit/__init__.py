@@ -1,6 +1,6 @@
 """Temporal versioning for SQLAlchemy: who changed what, when and why, and what did it look like then?"""
 
-from sqlaudit.changes import Blame, Changeset, FieldChange, Operation
+from sqlaudit.changes import Blame, Changeset, Conflict, FieldChange, Operation, Restored, RestoreReport
 from sqlaudit.changesets import changesets, instant_of_changeset
 from sqlaudit.config import SQLAuditConfig, clear_config, get_config, has_config, set_config
 from sqlaudit.context import (
@@ -20,10 +20,12 @@ from sqlaudit.exceptions import (
     SQLAuditError,
     SQLAuditWarning,
     TrackingError,
+    UndoConflictError,
 )
 from sqlaudit.history import Version, history_of
 from sqlaudit.hooks import register_hooks, tracking_disabled, unregister_hooks
 from sqlaudit.period import OPEN_END
+from sqlaudit.restore import restore, undo
 from sqlaudit.retrieval import blame, changes_in, get_resource_changes, stream_resource_changes, versions_of
 from sqlaudit.tables import AuditColumns
 from sqlaudit.timetravel import all_versions, as_of, as_of_column, between, time_travel
@@ -36,17 +38,21 @@ __all__ = [
     "Blame",
     "CaptureError",
     "Changeset",
+    "Conflict",
     "ContextError",
     "FieldChange",
     "HistoryTableError",
     "Operation",
     "QueryError",
     "ReadOnlyError",
+    "RestoreReport",
+    "Restored",
     "SQLAuditConfig",
     "SQLAuditError",
     "SQLAuditWarning",
     "Temporal",
     "TrackingError",
+    "UndoConflictError",
     "Version",
     "all_versions",
     "as_of",
@@ -64,12 +70,14 @@ __all__ = [
     "history_of",
     "instant_of_changeset",
     "register_hooks",
+    "restore",
     "set_audit_context",
     "set_config",
     "stream_resource_changes",
     "time_travel",
     "track_table",
     "tracking_disabled",
+    "undo",
     "unregister_hooks",
     "versions_of",
 ]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 
@@ -71,6 +71,51 @@ class Changeset:
     impersonated_by: str | None
     extra: Any
     tables: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conflict:
+    """A later change of a row, which an undo would lose.
+
+    :param model: the class of the row, or the association table of a link
+    :param key: the key of the row; a tuple if it is composite
+    :param changeset_id: the transaction that made the change; ``None``, as all that follows from it, if the row has
+        no history
+    """
+
+    model: Any
+    key: Any
+    changed_by: str | None = None
+    timestamp: datetime | None = None
+    changeset_id: UUID | None = None
+
+
+class Restored(NamedTuple):
+    """What a restore did, or would do, to one row or link.
+
+    :param operation: ``insert``: it was brought back; ``update``: it was changed; ``delete``: it was removed
+    :param model: its class; the association table of a link
+    :param key: a tuple if it is composite
+    :param fields: field → (value before, value after), for those that differ
+    """
+
+    operation: Operation
+    model: Any
+    key: Any
+    fields: Mapping[str, tuple[Any, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreReport:
+    """What a restore did, or would do: falsy if that is nothing."""
+
+    items: tuple[Restored, ...]
+
+    def __iter__(self) -> Iterator[Restored]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -17,6 +17,7 @@ from sqlalchemy import (
     Engine,
     FromClause,
     Integer,
+    MetaData,
     bindparam,
     case,
     func,
@@ -34,7 +35,7 @@ from sqlaudit.changes import Changeset, Operation
 from sqlaudit.exceptions import QueryError
 from sqlaudit.history import checked_session, where_rows_are
 from sqlaudit.statements import chunks
-from sqlaudit.tables import TrackedTable, find_association_tables, known_metadata, tracked_tables
+from sqlaudit.tables import TrackedTable, find_association_tables, guard_name, known_metadata, tracked_tables
 
 _TABLES_PER_STATEMENT: Final = 100
 _existing: WeakKeyDictionary[Engine, set[tuple[str | None, str]]] = WeakKeyDictionary()
@@ -77,7 +78,10 @@ def known_tables(session: Session) -> list[Place]:
 
 
 def _that_exist(session: Session, where: dict[str, Any], tables: Collection[TrackedTable]) -> list[TrackedTable]:
-    """Return the tables whose history is in the database; all of them for shards, which may differ."""
+    """Return the tables whose history is in the database; all of them for shards, which may differ.
+
+    If several MetaData have tables of one name, those of the one that fits the database best.
+    """
     if "bind" not in where:
         return list(tables)
     connection = session.connection(bind_arguments=dict(where))  # it takes the bind out
@@ -85,7 +89,37 @@ def _that_exist(session: Session, where: dict[str, Any], tables: Collection[Trac
     seen = _existing.setdefault(connection.engine, set())
     if not seen.issuperset(names.values()):
         seen.update(_history_tables(connection, {schema for schema, _ in names.values()}))
-    return [table for table, name in names.items() if name in seen]
+    by_name: dict[tuple[str | None, str], list[TrackedTable]] = defaultdict(list)
+    for table, name in names.items():
+        if name in seen:
+            by_name[name].append(table)
+    if len(by_name) == sum(map(len, by_name.values())):
+        return [table for table, name in names.items() if name in seen]
+    fits = _fitness(connection, names, by_name)
+    return [max(those, key=lambda table: fits[table.live.metadata]) for those in by_name.values()]
+
+
+def _fitness(
+    connection: Connection,
+    names: Mapping[TrackedTable, tuple[str | None, str]],
+    by_name: Mapping[tuple[str | None, str], Collection[TrackedTable]],
+) -> dict[MetaData, tuple[float, int]]:
+    """Tell how well each MetaData fits a database: by the columns of tables that others have, and by its tables."""
+    inspector = inspect(connection)
+    agreeing: dict[MetaData, list[float]] = defaultdict(list)
+    for (schema, name), those in by_name.items():
+        if len(those) > 1:
+            columns = {column["name"] for column in inspector.get_columns(name, schema)}
+            for table in those:
+                ours = {column.name for column in table.history.c}
+                columns.discard(guard_name(table))
+                agreeing[table.live.metadata].append(len(ours & columns) / len(ours | columns))
+    there = Counter(table.live.metadata for those in by_name.values() for table in those)
+    known = Counter(table.live.metadata for table in names)
+    return {
+        each: (sum(agreeing[each]) / (len(agreeing[each]) or 1) * count / known[each], count)
+        for each, count in there.items()
+    }
 
 
 def _history_tables(connection: Connection, schemas: Iterable[str | None]) -> Iterator[tuple[str | None, str]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterable
+from typing import Any
 
 
 class SQLAuditError(Exception):
@@ -39,6 +41,17 @@ class ReadOnlyError(SQLAuditError):
 
 class QueryError(SQLAuditError, ValueError):
     """An argument of a read does not make sense."""
+
+
+class UndoConflictError(SQLAuditError):
+    """What a changeset did cannot be undone, for rows have changed since.
+
+    :ivar conflicts: a :class:`~sqlaudit.changes.Conflict` for each later change
+    """
+
+    def __init__(self, message: str, subject: object = None, conflicts: Iterable[object] = ()) -> None:
+        super().__init__(message, subject)
+        self.conflicts: tuple[Any, ...] = tuple(conflicts)
 
 
 class SQLAuditWarning(UserWarning):

@@ -7,9 +7,10 @@ proportional to the objects that the flush writes, never to those that the sessi
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, cast
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import Column, Connection, Table, and_, inspect, select
 from sqlalchemy.orm import (
@@ -25,16 +26,96 @@ from sqlalchemy.sql.schema import ForeignKeyConstraint
 
 from sqlaudit.capture import Capture, changeset_of
 from sqlaudit.config import SQLAuditConfig, current_config
-from sqlaudit.context import get_audit_context
+from sqlaudit.context import AuditContext, get_audit_context
 from sqlaudit.exceptions import ContextError
 from sqlaudit.instant import refuse_change
 from sqlaudit.models import TrackedModel, tracked_model
+from sqlaudit.overriding import makes_its_keys, override_keys
 from sqlaudit.statements import NO_USER_FIELDS, Key, UserFields, chunks, one_of
 from sqlaudit.tables import INFO_KEY, TrackedTable, tracked_table, tracked_tables
 
+try:
+    from sqlalchemy.orm.unitofwork import _DeleteAll, _SaveUpdateAll  # type: ignore[attr-defined, unused-ignore]
+except ImportError:  # before SQLAlchemy 2.1
+    from sqlalchemy.orm.unitofwork import (  # type: ignore[attr-defined, no-redef, unused-ignore]
+        DeleteAll as _DeleteAll,
+    )
+    from sqlalchemy.orm.unitofwork import (  # type: ignore[attr-defined, no-redef, unused-ignore]
+        SaveUpdateAll as _SaveUpdateAll,
+    )
+
 State = InstanceState[Any]
 _UNIT_KEY: Final = "sqlaudit_unit"
+_RESTORING: Final = "sqlaudit_restoring"
 _DELETING: Final = ("CASCADE", "SET NULL", "SET DEFAULT")
+
+
+@dataclass(slots=True)
+class Restoring:
+    """What restored objects tell the flush that writes them, and no other.
+
+    :ivar reasons: why they are written, if the context does not say, and what was set: if that has been taken back,
+        by a refresh for instance, the reason is void
+    :ivar links: the same of links, by table and :func:`link_identity`
+    :ivar order: (base mapper, base mapper whose rows refer to the first's), where no relationship need say so
+    :ivar overridden: what ends the overriding of keys that the database makes
+    """
+
+    reasons: WeakKeyDictionary[State, tuple[str, Mapping[str, Any]]] = field(default_factory=WeakKeyDictionary)
+    links: dict[tuple[Table, frozenset[Any]], str] = field(default_factory=dict)
+    order: set[tuple[Mapper[Any], Mapper[Any]]] = field(default_factory=set)
+    overridden: list[Callable[[], None]] = field(default_factory=list)
+
+    def reason_of(self, state: State) -> str | None:
+        """Return why an object is written, as far as it was restored."""
+        reason, values = self.reasons.get(state, (None, {}))
+        if values and not any(state.dict.get(name, state) is value for name, value in values.items()):
+            return None
+        return reason
+
+
+_NOT_RESTORING: Final = Restoring()
+
+
+def restoring(session: Session) -> Restoring:
+    """Return the place where a restore leaves what the next flush of the session needs to know."""
+    found: Restoring = session.info.setdefault(_RESTORING, Restoring())
+    return found
+
+
+def forget_restoring(session: Session) -> None:
+    """Let what a restore left be gone: its flush is over, or its work was rolled back."""
+    found: Restoring = session.info.pop(_RESTORING, _NOT_RESTORING)
+    for end in found.overridden:
+        end()
+
+
+def prepare_restoring(session: Session, context: UOWTransaction) -> None:
+    """Let a flush write restored rows in an order that their foreign keys allow, and with their old keys.
+
+    The unit of work takes its order from the relationships that changed; restored rows have columns set.
+    """
+    found: Restoring = session.info.get(_RESTORING, _NOT_RESTORING)
+    new = {state.mapper for state in found.reasons if state.key is None}
+    for mapper in new:
+        if tables := {table for table in mapper.tables if isinstance(table, Table) and makes_its_keys(table)}:
+            connection = session.connection(bind_arguments={"mapper": mapper})
+            found.overridden.append(override_keys(connection, tables))
+    save: Callable[[UOWTransaction, Mapper[Any]], Any] = _SaveUpdateAll
+    delete: Callable[[UOWTransaction, Mapper[Any]], Any] = _DeleteAll
+    for parent, child in found.order:
+        save_parent, save_child = save(context, parent), save(context, child)
+        delete_parent, delete_child = delete(context, parent), delete(context, child)
+        context.dependencies |= {
+            (save_parent, save_child),
+            (save_child, delete_parent),
+            (delete_child, delete_parent),
+        }
+
+
+def link_identity(columns: Iterable[Column[Any]], link: Iterable[Any]) -> frozenset[tuple[str, Any]]:
+    """Return what tells a link from others, from whichever side it is seen."""
+    return frozenset(zip((column.key for column in columns), link, strict=True))
 
 
 class Unit:
@@ -131,6 +212,7 @@ class Group:
 
     unit: Unit
     connection: Connection
+    reason: str | None = None
     inserted: list[State] = field(default_factory=list)
     updating: list[tuple[State, Mapping[str, Any]]] = field(default_factory=list)
     """With their committed values: after the UPDATE, SQL expressions have been expired, and look like no change."""
@@ -152,7 +234,8 @@ class Flush:
         self.session = session
         self.context = context
         self.config = current_config()
-        self._groups: dict[tuple[Mapper[Any], Connection], Group] = {}
+        self.restoring: Restoring = session.info.get(_RESTORING, _NOT_RESTORING)
+        self._groups: dict[tuple[Mapper[Any], Connection, str | None], Group] = {}
         self._automatic: dict[State, dict[str, Any]] = {}
         self._doomed: dict[tuple[Mapper[Any], Key], State] = {}
         self._dependents: list[tuple[Capture, list[Key]]] = []
@@ -162,12 +245,19 @@ class Flush:
         self._baselines: list[tuple[Unit, Capture, list[Key]]] = []
         self._told: set[tuple[Unit, Key]] = set()
 
-    def group(self, mapper: Mapper[Any], connection: Connection) -> Group:
-        """Return the place for the objects of a tracked class that the flush writes through a connection."""
+    def group(self, state: State, connection: Connection) -> Group:
+        """Return the place for an object of a tracked class that the flush writes through a connection."""
+        key = state.mapper, connection, self.restoring.reason_of(state)
         try:
-            return self._groups[mapper, connection]
+            return self._groups[key]
         except KeyError:
-            return self._groups.setdefault((mapper, connection), Group(cast(Unit, unit_of(mapper)), connection))
+            unit = cast(Unit, unit_of(state.mapper))
+            return self._groups.setdefault(key, Group(unit, connection, key[-1]))
+
+    def _context(self, reason: str | None) -> AuditContext:
+        """Return the context of what is written for a reason, which that of the context itself precedes."""
+        context = get_audit_context()
+        return context if reason is None or context.reason is not None else replace(context, reason=reason)
 
     # -- before the flush
 
@@ -197,7 +287,7 @@ class Flush:
     def _prepare(self, states_by_fate: Iterable[tuple[bool, Iterable[State]]]) -> None:
         session, prepared = self.session, cast("dict[State, int]", self.prepared)
         blind: dict[tuple[Unit, Any], list[Key]] = {}
-        parents: dict[tuple[Unit, Any], list[Key]] = {}
+        parents: dict[tuple[Unit, Any, str | None], list[Key]] = {}
         links: dict[tuple[TrackedTable, tuple[Column[Any], ...], Connection], _Links] = defaultdict(_Links)
         followed: dict[Unit, frozenset[str]] = {}
         for doomed, states in states_by_fate:
@@ -217,7 +307,8 @@ class Flush:
                 if unit not in followed:
                     followed[unit] = unit.followed()
                 if goes or not followed[unit].isdisjoint(committed):
-                    parents.setdefault((unit, state.identity_token), []).append(key)
+                    reason = self.restoring.reason_of(state)
+                    parents.setdefault((unit, state.identity_token, reason), []).append(key)
                 if state not in self._blind and (
                     not values.keys() >= (unit.stored if goes else unit.needed)
                     or any(
@@ -239,9 +330,9 @@ class Flush:
                 capture = Capture(connection, changeset_of(session, connection), (table,))
                 live, _ = capture.keys_where(columns, list(some.removed))
                 capture.baseline(list(live))
-        for (unit, token), keys in parents.items():
+        for (unit, token, reason), keys in parents.items():
             if dependents := _dependents(unit.model.chain):
-                self._find_dependents(self._capture(unit, token), unit.model.chain, dependents, keys)
+                self._find_dependents(self._capture(unit, token, reason), unit.model.chain, dependents, keys)
 
     def prepare_bulk(self, states: Iterable[State]) -> None:
         """Do the same for objects that are saved in bulk, outside the unit of work."""
@@ -249,7 +340,7 @@ class Flush:
         self._require_context(state.obj() for state in states)
         for state in states:
             unit = cast(Unit, unit_of(state.mapper))
-            group = self.group(state.mapper, self._connection(unit.mapper, state.identity_token))
+            group = self.group(state, self._connection(unit.mapper, state.identity_token))
             if state.key is None:
                 group.inserted.append(state)
             else:
@@ -279,12 +370,14 @@ class Flush:
             if unit is None:
                 continue
             name = state.mapper.class_.__name__
-            if needs_reason:
+            if needs_reason and self.restoring.reason_of(state) is None:
                 raise ContextError(
                     f"{name} is to be written without a reason, and require_reason is set; "
                     "write it within AuditContextManager(reason=…).",
                     obj,
                 )
+            if not needs_user:
+                continue
             fields = [column for column in unit.user_fields(config) if column is not None]
             if all(getattr(obj, state.mapper.get_property_by_column(field).key) is None for field in fields):
                 raise ContextError(
@@ -317,7 +410,7 @@ class Flush:
                 children = [key for key in found if (child.live, key) not in seen]
                 seen.update((child.live, key) for key in children)
                 for child_chain, some in _by_chain(connection, child, children):
-                    child_capture = Capture(connection, capture.changeset, child_chain)
+                    child_capture = Capture(connection, capture.changeset, child_chain, context=capture.context)
                     child_capture.baseline(some)
                     self._dependents.append((child_capture, some))
                     if further := _dependents(child_chain):
@@ -343,7 +436,8 @@ class Flush:
                 for state in group.deleted:
                     self._collect_links(group.unit, state, group.connection, links, deleted=True)
         for (table, columns, connection), some in links.items():
-            self._record_links(connection, table, columns, some)
+            for reason, links_of_one in self._by_reason(table, columns, some).items():
+                self._record_links(connection, table, columns, links_of_one, reason)
         for capture, keys in self._dependents:
             capture.settle(keys)
         for unit, capture, keys in self._baselines:
@@ -357,7 +451,7 @@ class Flush:
             for chunk in chunks(keys):
                 children = _children(capture.connection, chain, child, constraint, chunk)
                 for child_chain, some in _by_chain(capture.connection, child, children):
-                    child_capture = Capture(capture.connection, capture.changeset, child_chain)
+                    child_capture = Capture(capture.connection, capture.changeset, child_chain, context=capture.context)
                     child_capture.settle(some, inserted=frozenset(some))
                     self._record_moved_children(child_capture, child_chain, some)
 
@@ -400,7 +494,8 @@ class Flush:
         if self._baselines:
             self._told.update((unit, key) for key in (*rewritten, *updated, *moved, *deleted))
         changeset = changeset_of(self.session, group.connection)
-        capture = Capture(group.connection, changeset, unit.model.chain, unit.user_fields(self.config))
+        context = self._context(group.reason)
+        capture = Capture(group.connection, changeset, unit.model.chain, unit.user_fields(self.config), context)
         if moved or rewritten or not deleted.keys().isdisjoint(new):
             keys = dict.fromkeys((*moved, *moved_to, *rewritten, *deleted, *new))
             capture.settle(list(keys), inserted={*moved_to, *new} - {*rewritten, *deleted}, before=old_of_lost)
@@ -444,10 +539,29 @@ class Flush:
                     if item is not None
                 )
 
+    def _by_reason(
+        self, table: TrackedTable, columns: tuple[Column[Any], ...], links: _Links
+    ) -> dict[str | None, _Links]:
+        reasons = self.restoring.links
+        if not reasons:
+            return {None: links}
+        found: dict[str | None, _Links] = defaultdict(_Links)
+        for link in links.added:
+            found[reasons.get((table.live, link_identity(columns, link)))].added.add(link)
+        for link in links.removed:
+            found[reasons.get((table.live, link_identity(columns, link)))].removed.add(link)
+        return found
+
     def _record_links(
-        self, connection: Connection, table: TrackedTable, columns: tuple[Column[Any], ...], links: _Links
+        self,
+        connection: Connection,
+        table: TrackedTable,
+        columns: tuple[Column[Any], ...],
+        links: _Links,
+        reason: str | None = None,
     ) -> None:
-        capture = Capture(connection, changeset_of(self.session, connection), (table,))
+        changeset = changeset_of(self.session, connection)
+        capture = Capture(connection, changeset, (table,), context=self._context(reason))
         touched = list(links.added | links.removed)
         live, recorded = capture.keys_where(columns, touched)
         if set(columns) >= set(table.key):
@@ -471,10 +585,11 @@ class Flush:
             arguments["shard_id"] = token
         return self.session.connection(bind_arguments=arguments)
 
-    def _capture(self, unit: Unit, token: Any) -> Capture:
+    def _capture(self, unit: Unit, token: Any, reason: str | None = None) -> Capture:
         connection = self._connection(unit.mapper, token)
         changeset = changeset_of(self.session, connection)
-        return Capture(connection, changeset, unit.model.chain, unit.user_fields(self.config))
+        user_fields = unit.user_fields(self.config)
+        return Capture(connection, changeset, unit.model.chain, user_fields, self._context(reason))
 
 
 def _is_whole(table: TrackedTable, columns: Iterable[Column[Any]]) -> bool:

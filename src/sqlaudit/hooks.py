@@ -32,7 +32,7 @@ from sqlalchemy.orm import (
 
 from sqlaudit.capture import uncaptured
 from sqlaudit.exceptions import SQLAuditError
-from sqlaudit.flush import Flush
+from sqlaudit.flush import Flush, forget_restoring, prepare_restoring
 from sqlaudit.instant import hide_excluded, instant_of_state, look_back_from, refuse_change, refuse_changes
 from sqlaudit.models import TrackedModel, tracked_model
 from sqlaudit.past import Past, beside_past, stays_in_past
@@ -83,6 +83,11 @@ def registered_targets() -> tuple[Any, ...]:
     return tuple(_registered)
 
 
+def records(session: Session) -> bool:
+    """Tell whether a session records what it writes."""
+    return any(isinstance(session, each) if isinstance(each, type) else session is each for each in _registered)
+
+
 _registered: list[Any] = []
 
 
@@ -115,6 +120,7 @@ def _before_flush(session: Session, context: UOWTransaction, instances: object) 
     if flush is not None and flush.context is context:
         return  # a listener of an overlapping target came first
     flush = info[INFO_KEY] = Flush(session, context)
+    prepare_restoring(session, context)
     if not info.get(_DISABLED):
         flush.prepare()
     else:
@@ -125,11 +131,14 @@ def _after_flush(session: Session, context: UOWTransaction) -> None:
     flush: Flush | None = session.info.pop(INFO_KEY, None)
     if flush is not None and not session.info.get(_DISABLED):
         flush.record()
+    forget_restoring(session)
 
 
 def _after_soft_rollback(session: Session, transaction: SessionTransaction) -> None:
     if not transaction.nested:  # a savepoint that a listener has rolled back does not end the flush
         session.info.pop(INFO_KEY, None)
+    if INFO_KEY not in session.info:
+        forget_restoring(session)
 
 
 def _do_orm_execute(state: ORMExecuteState) -> Any:
@@ -354,7 +363,7 @@ def _look_again(mapper: Mapper[Any]) -> None:
 
 def _inserted(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
     if (flush := _session_of(state).info.get(INFO_KEY)) is not None:
-        flush.group(mapper, connection).inserted.append(state)
+        flush.group(state, connection).inserted.append(state)
     else:
         _unrecorded(mapper, state)
 
@@ -362,7 +371,7 @@ def _inserted(mapper: Mapper[Any], connection: Connection, state: InstanceState[
 def _updating(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
     if (flush := _session_of(state).info.get(INFO_KEY)) is not None:
         flush.prepare_late(state, doomed=False)
-        flush.group(mapper, connection).updating.append((state, dict(state.committed_state)))
+        flush.group(state, connection).updating.append((state, dict(state.committed_state)))
     else:
         _unrecorded(mapper, state)
 
@@ -381,7 +390,7 @@ def _deleting(mapper: Mapper[Any], connection: Connection, state: InstanceState[
 
 def _deleted(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
     if (flush := _session_of(state).info.get(INFO_KEY)) is not None:
-        flush.group(mapper, connection).deleted.append(state)
+        flush.group(state, connection).deleted.append(state)
     else:
         _unrecorded(mapper, state)
 

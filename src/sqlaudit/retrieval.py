@@ -214,7 +214,7 @@ def _versions(
     model = tracked_model_of(model_class)
     table = model.root.table
     session = checked_session(session)
-    parameters = _ids_given(table.history_key, [resource_id])
+    parameters = ids_given(table.history_key, [resource_id])
 
     def build() -> Select[Any]:
         statement = select(with_polymorphic(class_mapper(history_of(model_class)), "*"))
@@ -253,7 +253,7 @@ class _Reading:
         self.ids = tuple(model.resource_id_columns())
         self.parameters: dict[str, Any] = dict(_date_range(dates))
         if resource_ids is not None:
-            self.parameters |= _ids_given(self.ids, _listed(resource_ids, composite=len(self.ids) > 1))
+            self.parameters |= ids_given(self.ids, _listed(resource_ids, composite=len(self.ids) > 1))
         # The versions of one row, in the order of their numbers, come beside one another without a join.
         self.of_one_row = (
             not model.options.resource_id_field
@@ -461,7 +461,7 @@ def _listed(value: Any, *, composite: bool = False) -> list[Any]:
 # --- ids --------------------------------------------------------------------------------------------------------
 
 
-def _ids_given(columns: Sequence[ColumnElement[Any]], ids: Iterable[Any]) -> dict[str, list[Any]]:
+def ids_given(columns: Sequence[ColumnElement[Any]], ids: Iterable[Any]) -> dict[str, list[Any]]:
     """Return the parameter of :func:`_has_id`: the ids, as far as they are of the columns' types."""
     matching: list[Any] = []
     for value in ids:

@@ -265,11 +265,16 @@ class AddOpenGuard(ExecutableDDLElement):
         self.history = history
 
 
+def guard_name(tracked: TrackedTable) -> str:
+    """Return the name of the generated column that :class:`AddOpenGuard` adds."""
+    return f"{tracked.version.name}_closed"
+
+
 @compiles(AddOpenGuard)
 def _render_open_guard(element: AddOpenGuard, compiler: DDLCompiler, **kw: Any) -> str:
     history, quote = element.history, compiler.preparer.quote
     tracked: TrackedTable = history.info[INFO_KEY]
-    guard = quote(f"{tracked.version.name}_closed")
+    guard = quote(guard_name(tracked))
     open_end = compiler.sql_compiler.process(OpenEnd())
     key = ", ".join([*(quote(column.name) for column in tracked.history_key), guard])
     return (

@@ -1,0 +1,668 @@
+"""What has to change so that rows are again as they were? From target rows and links to changes, checked and ordered.
+
+Everything that would make the restore fail is found here, by reads, before anything is written.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Final
+
+from sqlalchemy import JSON, Column, ForeignKeyConstraint, Table, UniqueConstraint, select
+from sqlalchemy.orm import Mapper, RelationshipProperty, Session
+
+from sqlaudit.changes import Operation, differ
+from sqlaudit.exceptions import QueryError
+from sqlaudit.flush import link_identity
+from sqlaudit.history import where_rows_are
+from sqlaudit.models import TrackedModel, root_of
+from sqlaudit.rows import Link, Row, attribute_of, display_key, rows_now, values_of
+from sqlaudit.statements import Key, chunks, one_of
+from sqlaudit.tables import TrackedTable, tracked_table
+
+GivenValues = Mapping[Any, Mapping[str, Any]]
+"""What users give for columns that history does not keep: class → attribute → value."""
+
+
+# --- changes ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False, slots=True)
+class Change:
+    """What has to be done to one row.
+
+    :ivar old: the values of the live row; empty if there is none
+    :ivar new: the values that it shall have; empty if it shall go
+    :ivar fields: the attributes that change: (old value, new value)
+    """
+
+    operation: Operation
+    model: TrackedModel
+    key: Key
+    old: Mapping[str, Any]
+    new: dict[str, Any]
+    fields: dict[str, tuple[Any, Any]]
+
+    @property
+    def mapper(self) -> Mapper[Any]:
+        return self.model.mapper
+
+    @property
+    def name(self) -> str:
+        return name_of(self.model, self.key)
+
+    def had(self, columns: Iterable[Any]) -> Key | None:
+        """Return the values of columns before the change; ``None`` if one is NULL."""
+        return values_of(self.mapper, self.old, columns)
+
+    def has(self, columns: Iterable[Any]) -> Key | None:
+        """Return the values of columns after the change; ``None`` if one is NULL."""
+        return values_of(self.mapper, self.new, columns)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkChange:
+    """A membership of a many-to-many relationship that has to be made, or ended.
+
+    :ivar link: the values of ``columns``
+    """
+
+    operation: Operation
+    table: TrackedTable
+    relationship: RelationshipProperty[Any]
+    columns: tuple[Column[Any], ...]
+    link: Link
+    key: Key
+
+    @property
+    def identity(self) -> frozenset[tuple[str, Any]]:
+        return link_identity(self.columns, self.link)
+
+    @property
+    def by_column(self) -> dict[Any, Any]:
+        return dict(zip(self.columns, self.link, strict=True))
+
+
+def name_of(model: TrackedModel, key: Key) -> str:
+    return f"{model.mapper.class_.__name__} {display_key(key)!r}"
+
+
+def link_columns(relationship: RelationshipProperty[Any]) -> tuple[Column[Any], ...]:
+    """Return the columns of an association table that refer to its ends: this side's, then the other's."""
+    pairs = (*relationship.synchronize_pairs, *(relationship.secondary_synchronize_pairs or ()))
+    return tuple([column for _, column in pairs])  # type: ignore[misc]  # of a Table, all are Columns
+
+
+class Fields:
+    """Which attributes of a model can be written, and which columns need a value that history may lack."""
+
+    def __init__(self, model: TrackedModel) -> None:
+        mapper = model.mapper
+        self.model = model
+        self.columns: dict[str, Sequence[Column[Any]]] = {
+            name: mapper.attrs[name].columns for name in model.columns if name in mapper.attrs
+        }
+        self.key = frozenset(mapper.get_property_by_column(column).key for column in mapper.primary_key)
+        made = {name for name, (column, *_) in self.columns.items() if column.computed is not None}
+        counters = {name for name, (column, *_) in self.columns.items() if column is mapper.version_id_col}
+        always = {
+            name
+            for name, (column, *_) in self.columns.items()
+            if column.identity is not None and column.identity.always and name not in self.key
+        }
+        self.unwritten = frozenset(made | counters | always)
+        """What only the database, or the mapper, gives a value."""
+        self.automatic = frozenset(
+            name
+            for name, (column, *_) in self.columns.items()
+            if (column.onupdate is not None or column.server_onupdate is not None) and name not in self.unwritten
+        )
+        self.mandatory = frozenset(
+            name
+            for name, columns in self.columns.items()
+            if name not in self.unwritten and not all(column.nullable for column in columns)
+        )
+
+    @cached_property
+    def needed(self) -> list[tuple[Column[Any], str | None]]:
+        """The columns that a new row needs a value for, with their attributes, if they are mapped."""
+        mapper = self.model.mapper
+        discriminator = mapper.polymorphic_on
+        return [
+            (column, attribute_of(mapper, column))
+            for table in self.model.chain
+            for column in table.live.c
+            if not (
+                column.nullable
+                or column.system
+                or column.default is not None
+                or column.server_default is not None
+                or column.computed is not None
+                or column.identity is not None
+                or column is mapper.version_id_col
+                or column is discriminator
+                or attribute_of(mapper, column) in self.key
+            )
+        ]
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------
+
+
+class Plan:
+    """The rows and links that shall be as they were.
+
+    :param values: what users give for columns that history does not keep
+    """
+
+    def __init__(self, session: Session, values: GivenValues) -> None:
+        self.session = session
+        self.values = values
+        self.targets: dict[TrackedModel, dict[Key, Row | None]] = defaultdict(dict)
+        self.links: dict[tuple[TrackedTable, Any], LinkChange] = {}
+        self.changes: list[Change] = []
+        self._fields: dict[TrackedModel, Fields] = {}
+        self._live: dict[TrackedModel, dict[Key, Row]] = defaultdict(dict)
+
+    def want(self, row: Row) -> None:
+        """Let a row be as it was."""
+        self.targets[row.model.root].setdefault(row.key, row)
+
+    def unwant(self, model: TrackedModel, key: Key) -> None:
+        """Let a row be gone."""
+        self.targets[model.root].setdefault(key, None)
+
+    def link(self, change: LinkChange) -> None:
+        """Let a link be made, or ended."""
+        self.links.setdefault((change.table, change.identity), change)
+
+    def fields_of(self, model: TrackedModel) -> Fields:
+        if model not in self._fields:
+            self._fields[model] = Fields(model)
+        return self._fields[model]
+
+    # -- what has to change
+
+    def compare(self) -> None:
+        """Find the changes: one statement per hierarchy and 1,000 rows.
+
+        :raises QueryError: a row cannot become what it was
+        """
+        self.changes = []
+        for root, targets in self.targets.items():
+            live = self._live[root]
+            if unseen := [key for key in targets if key not in live]:
+                live.update((row.key, row) for row in rows_now(self.session, root, root.table.key, unseen))
+            for key, then in targets.items():
+                change = self._change(live.get(key), then)
+                if change is not None:
+                    self.changes.append(change)
+
+    def _change(self, now: Row | None, then: Row | None) -> Change | None:
+        if then is None:
+            return None if now is None else self._deletion(now)
+        if now is None:
+            return self._insertion(then)
+        if now.model is not then.model:
+            raise QueryError(
+                f"{name_of(now.model, now.key)} was a {then.mapper.class_.__name__} then, and a row cannot change its "
+                "class; delete it first, or leave it out.",
+                now.model.mapper.class_,
+            )
+        return self._update(now, then)
+
+    @staticmethod
+    def _deletion(now: Row) -> Change:
+        fields = {name: (_shown(value), None) for name, value in now.values.items() if value is not None}
+        return Change(Operation.DELETE, now.model, now.key, now.values, {}, fields)
+
+    def _insertion(self, then: Row) -> Change:
+        fields, given = self.fields_of(then.model), self._given(then.model)
+        new = {name: value for name, value in then.values.items() if name not in fields.unwritten} | given
+        lacking = [name or column.name for column, name in fields.needed if name is None or new.get(name) is None]
+        if lacking:
+            raise QueryError(
+                f"{name_of(then.model, then.key)} cannot be brought back without {', '.join(lacking)}, of which its "
+                f"history has no value and which cannot be NULL; give values={{'{lacking[0]}': …}}.",
+                then.model.mapper.class_,
+            )
+        for name in fields.mandatory:
+            if new.get(name) is None:
+                new.pop(name, None)  # it has a default
+        told = {name: (None, _shown(value)) for name, value in new.items() if value is not None}
+        return Change(Operation.INSERT, then.model, then.key, {}, new, told)
+
+    def _update(self, now: Row, then: Row) -> Change | None:
+        fields, given = self.fields_of(then.model), self._given(then.model)
+        new = dict(now.values)
+        for name, value in then.values.items():
+            if name in fields.unwritten or name in fields.key:
+                continue
+            if value is None and name in fields.mandatory:
+                if name not in given:
+                    raise QueryError(
+                        f"{name_of(then.model, then.key)} has no value of {name} in its version {then.version}, and "
+                        f"it cannot be NULL; give values={{'{name}': …}}.",
+                        then.model.mapper.class_,
+                    )
+                value = given[name]
+            new[name] = value
+        changed = {
+            name: (_shown(now.values.get(name)), _shown(value))
+            for name, value in new.items()
+            if differ(now.values.get(name), value)
+        }
+        return Change(Operation.UPDATE, then.model, then.key, now.values, new, changed) if changed else None
+
+    def _given(self, model: TrackedModel) -> dict[str, Any]:
+        given: dict[str, Any] = {}
+        for class_, values in self.values.items():
+            if issubclass(model.mapper.class_, class_):
+                given |= values
+        return given
+
+    # -- checks
+
+    def doomed(self) -> list[Change]:
+        return [change for change in self.changes if change.operation is Operation.DELETE]
+
+    def saved(self) -> list[Change]:
+        return [change for change in self.changes if change.operation is not Operation.DELETE]
+
+    def referring(self) -> Iterator[tuple[ForeignKeyConstraint, Row, Change]]:
+        """Yield the live rows, with the foreign key, that refer to rows that shall go and are not in the plan.
+
+        One statement per foreign key and 1,000 rows.
+        """
+        for constraint, doomed in self._referred_to():
+            child = tracked_table(constraint.table)
+            if child is None or child.is_association or child.mapper is None:
+                continue
+            root, columns = root_of(child), [element.parent for element in constraint.elements]
+            for row in rows_now(self.session, root, columns, list(doomed)):
+                value = row.get(columns)
+                if row.key not in self.targets[root] and value in doomed:
+                    yield constraint, row, doomed[value]
+
+    def _referred_to(self) -> Iterator[tuple[ForeignKeyConstraint, dict[Key, Change]]]:
+        """Yield the foreign keys that refer to rows that shall go, and what they refer to."""
+        by_table: dict[Table, list[Change]] = defaultdict(list)
+        for change in self.doomed():
+            for table in change.model.chain:
+                by_table[table.live].append(change)
+        for metadata in {table.metadata for table in by_table}:
+            for constraint in _foreign_keys(metadata.tables.values()):
+                changes = by_table.get(constraint.referred_table)
+                if changes and not _is_inheritance(constraint):
+                    columns = [element.column for element in constraint.elements]
+                    values = ((change.had(columns), change) for change in changes)
+                    yield constraint, {value: change for value, change in values if value is not None}
+
+    def referring_links(self) -> Iterator[tuple[TrackedTable, tuple[Column[Any], ...], list[Key]]]:
+        """Yield the association tables, with columns and values, that may have links to rows that shall go."""
+        for constraint, doomed in self._referred_to():
+            table = tracked_table(constraint.table)
+            if table is not None and table.is_association:
+                yield table, tuple([element.parent for element in constraint.elements]), list(doomed)
+
+    def check_references(self) -> None:
+        """See that all that the rows and links shall refer to is there: one statement per foreign key and 1,000 rows.
+
+        :raises QueryError: something is not
+        """
+        wanted: dict[ForeignKeyConstraint, dict[Key, str]] = defaultdict(dict)
+        for change in self.saved():
+            for constraint in constraints_of(change.model):
+                columns = [element.parent for element in constraint.elements]
+                value = change.has(columns)
+                if value is not None and value != change.had(columns):
+                    wanted[constraint].setdefault(value, change.name)
+        for link in self.links.values():
+            if link.operation is Operation.INSERT:
+                for constraint in link.table.live.foreign_key_constraints:
+                    values = [link.by_column.get(element.parent) for element in constraint.elements]
+                    if None not in values:
+                        wanted[constraint].setdefault(tuple(values), f"A link of {link.table.live.fullname!r}")
+        for constraint, referrers in wanted.items():
+            absent = self._absent(constraint, referrers)
+            for value in absent:
+                raise QueryError(
+                    f"{referrers[value]} would refer to a row of {constraint.referred_table.fullname!r}, "
+                    f"{display_key(value)!r}, that does not exist any more; restore that one first, or include it.",
+                    constraint.referred_table,
+                )
+
+    def _absent(self, constraint: ForeignKeyConstraint, values: Collection[Key]) -> list[Key]:
+        """Return the values that no row, now and with the plan carried out, has that a foreign key refers to."""
+        columns = [element.column for element in constraint.elements]
+        table = constraint.referred_table
+        ours = [change for change in self.changes if any(each.live is table for each in change.model.chain)]
+        there = {change.has(columns) for change in ours}
+        gone = {change.had(columns) for change in ours} - there
+        unknown = [value for value in values if value not in there and value not in gone]
+        tracked = tracked_table(table) or tracked_table(constraint.table)
+        assert tracked is not None  # one end is
+        for chunk in chunks(unknown):
+            rows = self.session.execute(
+                select(*columns).where(one_of(columns, chunk)),
+                bind_arguments=where_rows_are(self.session, tracked.mapper),
+            )
+            there.update(tuple(row) for row in rows)
+        return [value for value in values if value not in there]
+
+    def check_unique(self) -> None:
+        """See that unique values are free: one statement per unique constraint and 1,000 rows.
+
+        :raises QueryError: another row has one of them
+        """
+        for (root, columns), takers in self._takers().items():
+            for row in rows_now(self.session, root, columns, list(takers)):
+                taker = takers.get(row.get(columns) or ())
+                if row.key not in self.targets[root] and taker is not None:
+                    names = ", ".join(attribute_of(row.mapper, column) or column.name for column in columns)
+                    raise QueryError(
+                        f"{taker.name} cannot get back its {names}, which {name_of(row.model, row.key)} has now; "
+                        "change that row first, or restore it, too.",
+                        taker.model.mapper.class_,
+                    )
+
+    def _takers(self) -> dict[tuple[TrackedModel, tuple[Column[Any], ...]], dict[Key, Change]]:
+        takers: dict[tuple[TrackedModel, tuple[Column[Any], ...]], dict[Key, Change]] = defaultdict(dict)
+        for change in self.saved():
+            for columns in unique_columns(change.model):
+                value = change.has(columns)
+                if value is not None and value != change.had(columns):
+                    takers[change.model.root, columns][value] = change
+        return takers
+
+
+def _shown(value: Any) -> Any:
+    return None if value is JSON.NULL else value
+
+
+# --- the schema -------------------------------------------------------------------------------------------------
+
+
+def _foreign_keys(tables: Iterable[Table]) -> Iterator[ForeignKeyConstraint]:
+    for table in tables:
+        yield from sorted(table.foreign_key_constraints, key=lambda constraint: list(constraint.column_keys))
+
+
+def _is_inheritance(constraint: ForeignKeyConstraint) -> bool:
+    """Tell whether a foreign key only leads from the table of a subclass to that of its base."""
+    child, parent = tracked_table(constraint.table), tracked_table(constraint.referred_table)
+    if child is None or parent is None or child is parent or child.is_association or parent.is_association:
+        return False
+    return root_of(child) is root_of(parent) and {e.parent for e in constraint.elements} == set(child.key)
+
+
+def constraints_of(model: TrackedModel) -> list[ForeignKeyConstraint]:
+    """Return the foreign keys of the rows of a model, but for those between the tables of one object."""
+    return [
+        constraint
+        for constraint in _foreign_keys(table.live for table in model.chain)
+        if not _is_inheritance(constraint)
+    ]
+
+
+def unique_columns(model: TrackedModel) -> Iterator[tuple[Column[Any], ...]]:
+    """Yield the columns of a model that are unique together, but for its key."""
+    for table in model.chain:
+        found = [
+            tuple(constraint.columns)
+            for constraint in table.live.constraints
+            if isinstance(constraint, UniqueConstraint)
+        ]
+        for index in table.live.indexes:
+            if index.unique and not any(option.get("where") is not None for option in index.dialect_options.values()):
+                columns = tuple(index.expressions)
+                if all(isinstance(column, Column) for column in columns):
+                    found.append(columns)  # type: ignore[arg-type]  # they are
+        yield from (columns for columns in dict.fromkeys(found) if set(columns) != set(table.key))
+
+
+# --- in which order ---------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Stages:
+    """The changes in the flushes that they need: mostly one.
+
+    :ivar loosened: columns to be set to NULL before all else: foreign keys of rows that shall go and refer in a
+        circle, and unique values that rows pass on in one
+    :ivar stages: the changes of each flush, in an order in which rows can be inserted
+    :ivar postponed: foreign keys of new rows, to be set when all else is done
+    """
+
+    loosened: list[tuple[Change, set[str]]] = field(default_factory=list)
+    stages: list[list[Change]] = field(default_factory=list)
+    postponed: list[tuple[Change, set[str]]] = field(default_factory=list)
+
+
+class Ordering:
+    """Puts changes in an order that foreign keys and unique constraints allow.
+
+    A flush saves the rows of one table after those of the tables that it refers to, updates them before it inserts
+    others, in the order in which these were added, and deletes last, in the opposite order of the tables. What
+    this does not give takes another flush.
+    """
+
+    def __init__(self, changes: Sequence[Change]) -> None:
+        self.changes = changes
+        self.ranks = table_ranks({change.model.root for change in changes})
+        self._after: dict[Change, list[Change]] = defaultdict(list)
+        self._waiting: dict[Change, int] = dict.fromkeys(changes, 0)
+        self._passing_on: dict[Change, dict[Change, set[Column[Any]]]] = defaultdict(dict)
+        """Who gets unique values from whom."""
+        self._stages = Stages()
+        self._by_table: dict[tuple[Operation, Table], list[Change]] = defaultdict(list)
+        for change in changes:
+            for table in change.model.chain:
+                self._by_table[change.operation, table.live].append(change)
+
+    def stages(self) -> Stages:
+        loosened: dict[Change, set[str]] = defaultdict(set)
+        postponed: dict[Change, set[str]] = defaultdict(set)
+        known: dict[tuple[Operation, ForeignKeyConstraint], dict[Key, Change]] = {}
+        for change in self.changes:
+            for constraint in constraints_of(change.model):
+                columns = [element.parent for element in constraint.elements]
+                before, after = change.had(columns), change.has(columns)
+                parent = self._providers(known, Operation.INSERT, constraint).get(after or ())
+                if parent is not None and parent is not change:
+                    if self._is_circular(constraint, change, parent):
+                        postponed[change].update(attribute_of(change.mapper, column) or "" for column in columns)
+                    else:
+                        self._let(parent, change)
+                parent = self._providers(known, Operation.DELETE, constraint).get(before or ())
+                if parent is not None and parent is not change:
+                    if change.operation is Operation.DELETE and self._is_circular(constraint, change, parent):
+                        loosened[change].update(attribute_of(change.mapper, column) or "" for column in columns)
+                    else:
+                        self._let(change, parent, covered=_is_covered(constraint))
+        self._order_unique_values()
+        self._stages.stages = self._levels(loosened)
+        self._stages.loosened = list(loosened.items())
+        self._stages.postponed = list(postponed.items())
+        return self._stages
+
+    def _providers(
+        self,
+        known: dict[tuple[Operation, ForeignKeyConstraint], dict[Key, Change]],
+        operation: Operation,
+        constraint: ForeignKeyConstraint,
+    ) -> dict[Key, Change]:
+        """Return the changes that bring, or take away, what a foreign key refers to, by its values."""
+        if (operation, constraint) not in known:
+            columns = [element.column for element in constraint.elements]
+            found = {}
+            for change in self._by_table.get((operation, constraint.referred_table), ()):
+                value = change.has(columns) if operation is Operation.INSERT else change.had(columns)
+                if value is not None:
+                    found[value] = change
+            known[operation, constraint] = found
+        return known[operation, constraint]
+
+    def _is_circular(self, constraint: ForeignKeyConstraint, child: Change, parent: Change) -> bool:
+        return (
+            self.ranks[parent.model.root] > self.ranks[child.model.root]
+            and child.operation is not Operation.UPDATE
+            and all(element.parent.nullable for element in constraint.elements)
+        )
+
+    def _let(self, first: Change, then: Change, *, covered: bool = False) -> None:
+        """Let a change be made before another; SQLAlchemy sees to it on its own if a relationship covers it."""
+        if covered and first.operation is then.operation is Operation.DELETE:
+            return
+        self._after[first].append(then)
+        self._waiting[then] += 1
+
+    def _order_unique_values(self) -> None:
+        givers: dict[tuple[tuple[Column[Any], ...], Key], Change] = {}
+        for change in self.changes:
+            if change.operation is not Operation.INSERT:
+                for columns in unique_columns(change.model):
+                    value = change.had(columns)
+                    if value is not None and value != change.has(columns):
+                        givers[columns, value] = change
+        if givers:
+            for change in self.changes:
+                for columns in unique_columns(change.model) if change.operation is not Operation.DELETE else ():
+                    giver = givers.get((columns, change.has(columns) or ()))
+                    if giver is not None and giver is not change:
+                        self._let(giver, change)
+                        self._passing_on[giver].setdefault(change, set()).update(columns)
+
+    def _break_circle(self, left: Collection[Change], loosened: dict[Change, set[str]]) -> Change:
+        """Return a change that can be made although others should be made before.
+
+        :raises QueryError: rows exchange unique values that cannot be NULL meanwhile
+        """
+        givers = [change for change in left if any(taker in left for taker in self._passing_on.get(change, ()))]
+        for change in givers:
+            columns = set().union(*self._passing_on[change].values())
+            names = {name for column in columns if column.nullable and (name := attribute_of(change.mapper, column))}
+            if change.operation is Operation.UPDATE and len(names) == len(columns):
+                loosened[change] |= names
+                for taker in self._passing_on.pop(change):
+                    self._after[change].remove(taker)
+                    self._waiting[taker] -= 1
+                return next((each for each in left if not self._waiting[each]), change)
+        if givers:
+            raise QueryError(
+                f"{givers[0].name} exchanges a unique value with another row, and the column cannot be NULL meanwhile; "
+                "give one of the rows another value first.",
+                givers[0].model.mapper.class_,
+            )
+        return next(iter(left))  # rows of one table that refer to one another: let the database decide
+
+    def _levels(self, loosened: dict[Change, set[str]]) -> list[list[Change]]:
+        levels: dict[Change, int] = dict.fromkeys(self.changes, 0)
+        order: list[Change] = []
+        ready = [change for change in self.changes if not self._waiting[change]]
+        left = dict.fromkeys(self.changes)
+        while left:
+            if not ready:
+                ready.append(self._break_circle(left, loosened))
+            following: list[Change] = []
+            for change in ready:
+                if change not in left:
+                    continue
+                del left[change]
+                order.append(change)
+                for other in self._after[change]:
+                    if other in left:
+                        flushes = 0 if self._place(change) < self._place(other) or _both_new(change, other) else 1
+                        levels[other] = max(levels[other], levels[change] + flushes)
+                        self._waiting[other] -= 1
+                        if not self._waiting[other]:
+                            following.append(other)
+            ready = following
+        stages: dict[int, list[Change]] = defaultdict(list)
+        for change in order:
+            stages[levels[change]].append(change)
+        return [stages[level] for level in sorted(stages)]
+
+    def _place(self, change: Change) -> tuple[int, int, int]:
+        """Return the place of a change within a flush."""
+        rank = self.ranks[change.model.root]
+        if change.operation is Operation.DELETE:
+            return 1, -rank, 0
+        return 0, rank, 0 if change.operation is Operation.UPDATE else 1
+
+
+def _both_new(one: Change, other: Change) -> bool:
+    return one.operation is other.operation is Operation.INSERT and one.model.root is other.model.root
+
+
+def table_ranks(roots: Collection[TrackedModel]) -> dict[TrackedModel, int]:
+    """Return the ranks of hierarchies: those that others refer to come first, as far as they are in no circle."""
+    ranks: dict[TrackedModel, int] = {}
+    begun: set[TrackedModel] = set()
+    for root in sorted(roots, key=lambda root: root.table.live.fullname):
+        _rank(root, roots, ranks, begun)
+    return ranks
+
+
+def _rank(
+    root: TrackedModel, roots: Collection[TrackedModel], ranks: dict[TrackedModel, int], begun: set[TrackedModel]
+) -> None:
+    if root in begun:
+        return
+    begun.add(root)
+    for parent in parents_of(root):
+        if parent in roots:
+            _rank(parent, roots, ranks, begun)
+    ranks[root] = len(ranks)
+
+
+def parents_of(root: TrackedModel) -> list[TrackedModel]:
+    """Return the hierarchies that the tables of one refer to, itself not among them."""
+    tables = dict.fromkeys(table.live for model in root.family() for table in model.chain)
+    referred = (tracked_table(constraint.referred_table) for constraint in _foreign_keys(tables))
+    parents = (root_of(table) for table in referred if table is not None and not table.is_association)
+    return [parent for parent in dict.fromkeys(parents) if parent is not root]
+
+
+def covering(constraint: ForeignKeyConstraint) -> Iterator[RelationshipProperty[Any]]:
+    """Yield the relationships from the referred side that follow a foreign key."""
+    pairs = {(element.column, element.parent) for element in constraint.elements}
+    owner = tracked_table(constraint.referred_table)
+    if owner is None or owner.mapper is None:
+        return
+    for mapper in owner.mapper.self_and_descendants:
+        for relationship in mapper.relationships:
+            if relationship.viewonly or relationship.secondary is not None or relationship.parent is not mapper:
+                continue
+            if set(relationship.synchronize_pairs) == pairs:
+                yield relationship
+
+
+def _is_covered(constraint: ForeignKeyConstraint) -> bool:
+    return any(not relationship.post_update for relationship in covering(constraint))
+
+
+SETTING_NULL: Final = ("SET NULL", "SET DEFAULT")
+
+
+def fate_of(constraint: ForeignKeyConstraint) -> Callable[[Row], Row | None] | None:
+    """Return what becomes of a row when the one that it refers to goes: the row after that, or ``None`` for its end.
+
+    ``None`` in place of a function: the database refuses to let the one go.
+    """
+    ondelete = (constraint.ondelete or "").upper()
+    columns = [element.parent for element in constraint.elements]
+    relationships = list(covering(constraint))
+    if ondelete == "CASCADE" or any(relationship.cascade.delete for relationship in relationships):
+        return lambda row: None
+    if all(column.nullable for column in columns) and (ondelete in SETTING_NULL or relationships):
+        return lambda row: _without(row, columns)
+    return None
+
+
+def _without(row: Row, columns: Sequence[Column[Any]]) -> Row:
+    names = [attribute_of(row.mapper, column) for column in columns]
+    return Row(row.model, row.key, {**row.values, **{name: None for name in names if name}})

@@ -1,0 +1,282 @@
+"""What did a row hold, now or then? Whole rows of a hierarchy of models, and links, read in sets.
+
+Rows are read as values and not as objects: nothing of it enters the session, and what the database holds is seen
+even where the session still has something older.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import JSON, Column, ColumnElement, Select, and_, exists, select
+from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from sqlaudit.absent import explained
+from sqlaudit.changes import Operation
+from sqlaudit.history import moved, where_rows_are
+from sqlaudit.models import TrackedModel, tracked_model
+from sqlaudit.period import was_valid
+from sqlaudit.statements import Key, chunks, one_of
+from sqlaudit.tables import TrackedTable
+
+Columns = Sequence[Column[Any]]
+"""Columns of live tables."""
+Link = tuple[Any, ...]
+"""The values of the columns of an association table that refer to its ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The stored values of one object.
+
+    :param values: attribute → value; SQL's NULL is ``None``, that of JSON is ``JSON.NULL``
+    :param version: the number of the version that they were read from; ``None`` for the live row
+    """
+
+    model: TrackedModel
+    key: Key
+    values: Mapping[str, Any]
+    version: int | None = None
+    valid_from: datetime | None = None
+    operation: Operation | None = None
+
+    @property
+    def mapper(self) -> Mapper[Any]:
+        return self.model.mapper
+
+    def get(self, columns: Iterable[Any]) -> Key | None:
+        """Return the values of live columns; ``None`` if one is NULL, or not kept."""
+        return values_of(self.mapper, self.values, columns)
+
+
+def values_of(mapper: Mapper[Any], values: Mapping[str, Any], columns: Iterable[Any]) -> Key | None:
+    """Return the values of columns, given those of attributes; ``None`` if one is NULL, or not known."""
+    names = [attribute_of(mapper, column) for column in columns]
+    found = tuple([values.get(name) if name else None for name in names])
+    return None if any(value is None for value in found) else found
+
+
+def attribute_of(mapper: Mapper[Any], column: Any) -> str | None:
+    """Return the name of the attribute that a column is mapped to, if it is."""
+    prop = mapper._columntoproperty.get(column)
+    return None if prop is None else prop.key
+
+
+def display_key(key: Key) -> Any:
+    """Return a key as users know it: a tuple only if it is composite."""
+    return key[0] if len(key) == 1 else key
+
+
+class Hierarchy:
+    """The tables of a model and of its subclasses, read together."""
+
+    def __init__(self, root: TrackedModel) -> None:
+        self.root = root
+        family = root.family()
+        for model in family:
+            model.table.refresh()
+        self.tables = list(dict.fromkeys(table for model in family for table in model.chain))
+        self.pairs = [pair for table in self.tables for pair in table.columns]
+        self.old: dict[Column[Any], Column[Any]] = dict(self.pairs)
+        self._places = {old: place for place, (_, old) in enumerate(self.pairs)}
+        self._hiding = [place for place, (live, _) in enumerate(self.pairs) if _hides_null(live.type)]
+        self._names = {
+            model: [(name, self._places[old]) for name, old in model.columns.items() if name in model.mapper.attrs]
+            for model in family
+        }
+
+    def live(self) -> Select[Any]:
+        """Return the select of the live rows."""
+        base = self.root.table
+        source: Any = base.live
+        for table in self.tables[1:]:
+            matches = zip(table.key, base.key, strict=True)
+            source = source.outerjoin(table.live, and_(*(one == other for one, other in matches)))
+        discriminator = self.root.mapper.polymorphic_on
+        return self._select([live for live, _ in self.pairs], discriminator).select_from(source)
+
+    def versions(self) -> Select[Any]:
+        """Return the select of all versions."""
+        base = self.root.table
+        source: Any = base.history
+        for table in self.tables[1:]:
+            matches = zip((*table.history_key, table.version), (*base.history_key, base.version), strict=True)
+            source = source.outerjoin(table.history, and_(*(one == other for one, other in matches)))
+        discriminator = self.root.mapper.polymorphic_on
+        if discriminator is not None:
+            discriminator = moved(discriminator, dict(base.columns))
+        statement = self._select([old for _, old in self.pairs], discriminator)
+        return statement.add_columns(base.version, base.valid_from, base.role("operation")).select_from(source)
+
+    def _select(self, columns: Sequence[ColumnElement[Any]], discriminator: Any) -> Select[Any]:
+        nulls = [columns[place].is_(None) for place in self._hiding]
+        kind = [] if discriminator is None else [discriminator]
+        labelled = [column.label(f"c{place}") for place, column in enumerate((*columns, *nulls, *kind))]
+        return select(*labelled)
+
+    def read(self, session: Session, statement: Select[Any], parameters: Mapping[str, Any] | None = None) -> list[Row]:
+        """Return the rows of :meth:`live` or :meth:`versions`, with further conditions."""
+        with explained(self.tables):
+            result = session.execute(
+                statement, dict(parameters or {}), bind_arguments=where_rows_are(session, self.root.table.mapper)
+            )
+            return [self._row(row) for row in result]
+
+    def _row(self, row: Sequence[Any]) -> Row:
+        end = len(self.pairs)
+        values = list(row[:end])
+        for place, is_null in zip(self._hiding, row[end:], strict=False):
+            if values[place] is None and not is_null:
+                values[place] = JSON.NULL
+        end += len(self._hiding)
+        model = self.root
+        if model.mapper.polymorphic_on is not None:
+            model = self._model(row[end], values)
+            end += 1
+        key = tuple([values[self._places[column]] for column in self.root.table.history_key])
+        return Row(model, key, {name: values[place] for name, place in self._names[model]}, *row[end:])
+
+    def _model(self, identity: Any, values: Sequence[Any]) -> TrackedModel:
+        mapper = self.root.mapper.polymorphic_map.get(identity)
+        model = None if mapper is None else tracked_model(mapper)
+        return self.root if model is None else model
+
+
+def _hides_null(type_: TypeEngine[Any]) -> bool:
+    """Tell whether values of a type may look like NULL in Python without being it, as JSON's null does."""
+    return bool(type_.should_evaluate_none) and not isinstance(type_, TypeDecorator)
+
+
+def hierarchy_of(model: TrackedModel) -> Hierarchy:
+    """Return the hierarchy that a model belongs to."""
+    root = model.root
+    cache, key = root.table.cache, ("hierarchy", *root.family())
+    hierarchy: Hierarchy | None = cache.get(key)
+    if hierarchy is None:
+        hierarchy = cache[key] = Hierarchy(root)
+    return hierarchy
+
+
+# --- rows -------------------------------------------------------------------------------------------------------
+
+
+def rows_now(session: Session, model: TrackedModel, columns: Columns, values: Collection[Key]) -> list[Row]:
+    """Return the live rows whose columns have one of the values: one statement per 1,000."""
+    hierarchy = hierarchy_of(model)
+    statement = hierarchy.live()
+    return [row for chunk in chunks(values) for row in hierarchy.read(session, statement.where(one_of(columns, chunk)))]
+
+
+def rows_at(
+    session: Session, model: TrackedModel, columns: Columns, values: Collection[Key], instant: datetime
+) -> list[Row]:
+    """Return the rows whose columns had one of the values at an instant: one statement per 1,000."""
+    hierarchy, table = hierarchy_of(model), model.root.table
+    statement = hierarchy.versions().where(was_valid(table.valid_from, table.valid_to, instant))
+    old = [hierarchy.old[column] for column in columns]
+    return [row for chunk in chunks(values) for row in hierarchy.read(session, statement.where(one_of(old, chunk)))]
+
+
+def rows_of_versions(session: Session, model: TrackedModel, numbers: Mapping[Key, int]) -> list[Row]:
+    """Return the rows as versions tell them, given by key and number: one statement per 1,000."""
+    hierarchy, table = hierarchy_of(model), model.root.table
+    statement = hierarchy.versions()
+    columns = (*table.history_key, table.version)
+    wanted = [(*key, number) for key, number in numbers.items()]
+    return [row for chunk in chunks(wanted) for row in hierarchy.read(session, statement.where(one_of(columns, chunk)))]
+
+
+def that_came_later(session: Session, table: TrackedTable, keys: Collection[Key], instant: datetime) -> set[Key]:
+    """Return the keys of which the history says that they were inserted after an instant.
+
+    Those that were there all along, before anything was recorded of them, are not among them.
+    """
+    earlier = table.history.alias()
+    statement = select(*table.history_key).where(
+        table.role("operation") == Operation.INSERT,
+        table.valid_from > instant,
+        ~exists().where(
+            *(earlier.c[column.key] == column for column in table.history_key),
+            earlier.c[table.version.key] < table.version,
+            earlier.c[table.valid_from.key] > instant,
+        ),
+    )
+    return set(_keys(session, table, statement, table.history_key, keys))
+
+
+def _keys(
+    session: Session, table: TrackedTable, statement: Select[Any], columns: Sequence[Any], values: Collection[Key]
+) -> Iterator[Key]:
+    where = where_rows_are(session, table.mapper)
+    for chunk in chunks(values):
+        with explained([table]):
+            rows = session.execute(statement.where(one_of(columns, chunk)), bind_arguments=where).all()
+        yield from (tuple(row) for row in rows)
+
+
+# --- links ------------------------------------------------------------------------------------------------------
+
+
+def links_now(
+    session: Session, table: TrackedTable, columns: Columns, by: Columns, values: Collection[Key]
+) -> dict[Link, Key]:
+    """Return the links whose ``by`` columns have one of the values, with their keys."""
+    statement = select(*columns, *table.key)
+    found = _keys(session, table, statement, by, values)
+    return {row[: len(columns)]: row[len(columns) :] for row in found}
+
+
+def links_at(
+    session: Session, table: TrackedTable, columns: Columns, by: Columns, values: Collection[Key], instant: datetime
+) -> dict[Link, Key]:
+    """Return the links of an instant whose ``by`` columns had one of the values, with their keys."""
+    old = dict(table.columns)
+    statement = select(*(old[column] for column in columns), *table.history_key).where(
+        was_valid(table.valid_from, table.valid_to, instant)
+    )
+    found = _keys(session, table, statement, [old[column] for column in by], values)
+    return {row[: len(columns)]: row[len(columns) :] for row in found}
+
+
+# --- what a changeset wrote -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a changeset wrote of one row.
+
+    :param before: the number of the version that tells the state before; ``None`` if there was no row
+    """
+
+    key: Key
+    before: int | None
+
+
+def written_by(session: Session, table: TrackedTable, changeset_id: UUID) -> list[Written]:
+    """Return what a changeset did to the rows of a table, without those of which it only wrote baselines."""
+    key = table.history_key
+    statement = (
+        select(*key, table.version, table.role("operation"))
+        .where(table.role("changeset_id") == changeset_id)
+        .order_by(*key, table.version)
+    )
+    versions: dict[Key, list[tuple[int, Operation]]] = {}
+    with explained([table]):
+        for row in session.execute(statement, bind_arguments=where_rows_are(session, table.mapper)):
+            versions.setdefault(tuple(row[:-2]), []).append((row[-2], row[-1]))
+    return [
+        Written(key, _before(*those[0]))
+        for key, those in versions.items()
+        if any(operation is not Operation.BASELINE for _, operation in those)
+    ]
+
+
+def _before(number: int, operation: Operation) -> int | None:
+    if operation is Operation.INSERT:
+        return None
+    return number if operation is Operation.BASELINE else number - 1

@@ -1,0 +1,466 @@
+"""What undo does: all that one transaction did is taken back, or nothing."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
+
+import sqlaudit
+from invariants import check_history, recording
+from sqlaudit import (
+    AuditContextManager,
+    QueryError,
+    SQLAuditConfig,
+    SQLAuditError,
+    UndoConflictError,
+    changesets,
+    tracking_disabled,
+    undo,
+    versions_of,
+)
+
+START = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+book_tags = sa.Table(
+    "book_tags",
+    Base.metadata,
+    sa.Column("book_id", sa.ForeignKey("books.id"), primary_key=True),
+    sa.Column("tag_id", sa.ForeignKey("tags.id"), primary_key=True),
+)
+
+
+@sqlaudit.track_table()
+class Author(Base):
+    __tablename__ = "writers"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str | None] = mapped_column(sa.String(50))
+    email: Mapped[str | None] = mapped_column(sa.String(50), unique=True)
+    books: Mapped[list["Book"]] = relationship(back_populates="author")
+
+
+@sqlaudit.track_table()
+class Book(Base):
+    __tablename__ = "books"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    title: Mapped[str | None] = mapped_column(sa.String(50))
+    author_id: Mapped[int | None] = mapped_column(sa.ForeignKey(Author.id))
+    author: Mapped[Author | None] = relationship(back_populates="books")
+    tags: Mapped[list["Tag"]] = relationship(secondary=book_tags)
+
+
+@sqlaudit.track_table()
+class Tag(Base):
+    __tablename__ = "tags"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    text: Mapped[str | None] = mapped_column(sa.String(50))
+
+
+@sqlaudit.track_table()
+class Chapter(Base):
+    """Refers to a book, and nothing but the foreign key says so."""
+
+    __tablename__ = "a_chapters"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    book_id: Mapped[int] = mapped_column(sa.ForeignKey(Book.id))
+
+
+@sqlaudit.track_table()
+class Log(Base):
+    """Goes with its book when the database deletes that."""
+
+    __tablename__ = "logs"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    book_id: Mapped[int] = mapped_column(sa.ForeignKey(Book.id, ondelete="CASCADE"))
+
+
+SOURCES = (Author, Book, Tag, Chapter, Log, book_tags)
+
+
+class Clock:
+    """Gives the instants START, START + 1 s … to the transactions that write, in turn."""
+
+    def __init__(self) -> None:
+        self.now = START - timedelta(seconds=1)
+
+    def __call__(self) -> datetime:
+        self.now += timedelta(seconds=1)
+        return self.now
+
+
+@pytest.fixture
+def maker(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
+    sqlaudit.set_config(SQLAuditConfig(clock=Clock()))
+    with recording(engine, Base.metadata) as maker:
+        yield maker
+
+
+@contextmanager
+def counted(engine: sa.Engine) -> Iterator[list[str]]:
+    """Collect the statements that are executed."""
+    statements: list[str] = []
+
+    def collect(connection, cursor, statement, parameters, context, executemany):
+        statements.append(statement)
+
+    sa.event.listen(engine, "before_cursor_execute", collect)
+    yield statements
+    sa.event.remove(engine, "before_cursor_execute", collect)
+
+
+def state_of(maker: Any) -> dict[str, list[Any]]:
+    """Return all that the database holds."""
+    with maker() as session:
+        for source in SOURCES:
+            check_history(session, source, all_recorded=False)
+        return {
+            table.name: sorted((tuple(row) for row in session.execute(sa.select(table))), key=repr)
+            for table in (getattr(source, "__table__", source) for source in SOURCES)
+        }
+
+
+def last_changeset(maker: Any) -> UUID:
+    with maker() as session:
+        return changesets(session, newest_first=True, limit=1)[0].changeset_id
+
+
+def summary(report: Any) -> list[tuple[str, str, Any]]:
+    return sorted(
+        (str(each.operation), getattr(each.model, "__name__", None) or each.model.name, each.key) for each in report
+    )
+
+
+@pytest.fixture
+def story(maker):
+    """Second 0: Ada with a book, tags and chapters; 1: all of it changes."""
+    with maker.begin() as session:
+        red, blue = Tag(id=1, text="red"), Tag(id=2, text="blue")
+        ada = Author(id=1, name="Ada", email="a")
+        book = Book(id=1, title="one", author=ada, tags=[red, blue])
+        session.add_all([book, Book(id=2, title="two", author=ada)])
+        session.flush()
+        session.add_all([Chapter(id=1, book_id=2), Chapter(id=2, book_id=1), Log(id=1, book_id=2)])
+    before = state_of(maker)
+    with AuditContextManager(user_id="bob"), maker.begin() as session:
+        one, two = session.get_one(Book, 1), session.get_one(Book, 2)
+        red, blue, green = session.get_one(Tag, 1), session.get_one(Tag, 2), Tag(id=3, text="green")
+        one.title = "changed"
+        one.tags.append(green)
+        one.tags.remove(blue)
+        one.author = Author(id=2, name="Bob")
+        session.delete(session.get_one(Chapter, 1))
+        session.flush()
+        session.delete(two)
+        session.delete(blue)
+        session.flush()
+        session.delete(session.get_one(Author, 1))
+        session.flush()
+        session.add(Author(id=3, name="Ada again", email="a"))
+        session.add(Chapter(id=3, book_id=1))
+    return before
+
+
+def test_all_that_a_transaction_did_is_taken_back(maker, story):
+    with maker.begin() as session:
+        report = undo(session, last_changeset(maker))
+        assert summary(report) == [
+            ("delete", "Author", 2),
+            ("delete", "Author", 3),
+            ("delete", "Chapter", 3),
+            ("delete", "Tag", 3),
+            ("delete", "book_tags", (1, 3)),
+            ("insert", "Author", 1),
+            ("insert", "Book", 2),
+            ("insert", "Chapter", 1),
+            ("insert", "Log", 1),
+            ("insert", "Tag", 2),
+            ("insert", "book_tags", (1, 2)),
+            ("update", "Book", 1),
+        ]
+    assert state_of(maker) == story
+
+
+def test_an_undo_can_be_undone(maker, story):
+    after = state_of(maker)
+    for expected in (story, after, story):
+        with maker.begin() as session:
+            undo(session, str(last_changeset(maker)))
+        assert state_of(maker) == expected
+
+
+def test_an_undo_tells_its_source(maker, story):
+    changeset = last_changeset(maker)
+    with AuditContextManager(user_id="eve"), maker.begin() as session:
+        undo(session, changeset)
+    with maker() as session:
+        (entry,) = changesets(session, newest_first=True, limit=1)
+        assert (entry.changed_by, entry.reason) == ("eve", f"undo of changeset {changeset}")
+        assert len(entry.tables) == 6
+
+
+def test_a_dry_run_reports_the_same_and_changes_nothing(maker, story):
+    before = state_of(maker)
+    with maker.begin() as session:
+        report = undo(session, last_changeset(maker), dry_run=True)
+        assert not session.new
+        assert not session.dirty
+        assert not session.deleted
+    assert state_of(maker) == before
+    with maker.begin() as session:
+        assert undo(session, last_changeset(maker)) == report
+
+
+def test_a_rolled_back_undo_leaves_nothing(maker, story):
+    before = state_of(maker)
+    with maker() as session:
+        undo(session, last_changeset(maker))
+        session.flush()
+        session.rollback()
+    assert state_of(maker) == before
+
+
+def test_a_transaction_can_undo_itself(maker, story):
+    before = state_of(maker)
+    with maker.begin() as session:
+        session.get_one(Book, 1).title = "again"
+        session.add(Tag(id=9))
+        session.flush()
+        undo(session, versions_of(session, Tag, 9)[0].audit_changeset_id)
+    assert state_of(maker) == before
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_later_changes_are_conflicts_unless_it_is_forced(maker, story, force):
+    changeset = last_changeset(maker)
+    with AuditContextManager(user_id="eve"), maker.begin() as session:
+        session.get_one(Book, 1).title = "later"
+        session.get_one(Author, 3).name = "later"
+    later = last_changeset(maker)
+    before = state_of(maker)
+    with maker.begin() as session:
+        if force:
+            undo(session, changeset, force=True)
+        else:
+            with pytest.raises(UndoConflictError, match=r"Book 1 .*eve") as caught:
+                undo(session, changeset)
+            conflicts = {(each.model, each.key): each for each in caught.value.conflicts}
+            assert conflicts.keys() == {(Book, 1), (Author, 3)}
+            for conflict in conflicts.values():
+                assert (conflict.changed_by, conflict.changeset_id) == ("eve", later)
+                assert conflict.timestamp == START + timedelta(seconds=2)
+            assert not session.new
+            assert not session.deleted
+    assert state_of(maker) == (story if force else before)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_later_row_that_refers_to_one_that_would_go_is_a_conflict(maker, story, force):
+    changeset = last_changeset(maker)
+    with AuditContextManager(user_id="eve"), maker.begin() as session:
+        session.add(Book(id=9, author_id=2))
+        session.flush()
+
+    with maker.begin() as session:
+        if force:
+            report = undo(session, changeset, force=True)
+            assert ("update", "Book", 9) in summary(report)
+        else:
+            with pytest.raises(UndoConflictError) as caught:
+                undo(session, changeset)
+            (conflict,) = caught.value.conflicts
+            assert (conflict.model, conflict.key, conflict.changed_by) == (Book, 9, "eve")
+    if force:
+        with maker() as session:
+            assert session.get_one(Book, 9).author_id is None
+            check_history(session, Book)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_later_link_to_a_row_that_would_go_is_a_conflict(maker, story, force):
+    changeset = last_changeset(maker)
+    with maker.begin() as session:
+        session.add(Book(id=9, tags=[session.get_one(Tag, 3)]))
+    with maker.begin() as session:
+        if force:
+            assert ("delete", "book_tags", (9, 3)) in summary(undo(session, changeset, force=True))
+        else:
+            with pytest.raises(UndoConflictError) as caught:
+                undo(session, changeset)
+            (conflict,) = caught.value.conflicts
+            assert (conflict.model, conflict.key) == (book_tags, (9, 3))
+    with maker() as session:
+        assert len(session.get_one(Book, 9).tags) == (0 if force else 1)
+        check_history(session, book_tags)
+
+
+def test_what_the_database_would_refuse_is_an_error_of_ours(maker):
+    with maker.begin() as session:
+        session.add(Book(id=1))
+    changeset = last_changeset(maker)
+    with maker.begin() as session:
+        session.add(Chapter(id=1, book_id=1))
+    with maker.begin() as session, pytest.raises(QueryError, match="Chapter 1 refers to Book 1"):
+        undo(session, changeset, force=True)
+
+
+def test_rows_that_the_database_deletes_come_back(maker):
+    with maker.begin() as session:
+        session.add(Book(id=1))
+        session.flush()
+        session.add_all([Log(id=number, book_id=1) for number in range(1, 4)])
+    before = state_of(maker)
+    with maker.begin() as session:
+        session.delete(session.get_one(Book, 1))
+    with maker.begin() as session:
+        undo(session, last_changeset(maker))
+    assert state_of(maker) == before
+
+
+def test_a_row_that_a_later_transaction_deleted_is_missed(maker):
+    with maker.begin() as session:
+        session.add_all([Author(id=1), Book(id=1, author_id=1)])
+    with maker.begin() as session:
+        session.get_one(Book, 1).author_id = None
+    changeset = last_changeset(maker)
+    with maker.begin() as session:
+        session.delete(session.get_one(Author, 1))
+    with maker.begin() as session, pytest.raises(SQLAuditError, match=r"Book 1 .*'writers'"):
+        undo(session, changeset)
+
+
+def test_the_state_before_the_first_change_is_a_baseline(maker):
+    with maker() as session, tracking_disabled(session):
+        session.add_all([Author(id=1, name="old"), Author(id=2, name="old")])
+        session.commit()
+    before = state_of(maker)
+    with maker.begin() as session:
+        session.get_one(Author, 1).name = "new"
+        session.delete(session.get_one(Author, 2))
+    with maker.begin() as session:
+        assert summary(undo(session, last_changeset(maker))) == [("insert", "Author", 2), ("update", "Author", 1)]
+    assert state_of(maker) == before
+
+
+def test_a_change_of_context_within_a_transaction_is_undone_as_one(maker):
+    with maker.begin() as session:
+        session.add(Author(id=1, name="zero"))
+    before = state_of(maker)
+    with maker.begin() as session:
+        author = session.get_one(Author, 1)
+        for number, user in enumerate(("ada", "bob")):
+            with AuditContextManager(user_id=user):
+                author.name = user
+                session.add(Author(id=10 + number))
+                session.flush()
+    with maker.begin() as session:
+        undo(session, last_changeset(maker))
+    assert state_of(maker) == before
+
+
+def test_a_changed_key_is_changed_back(maker):
+    with maker.begin() as session:
+        session.add(Author(id=1, name="one", email="a"))
+    before = state_of(maker)
+    with maker.begin() as session:
+        session.get_one(Author, 1).id = 7
+    with maker.begin() as session:
+        assert summary(undo(session, last_changeset(maker))) == [("delete", "Author", 7), ("insert", "Author", 1)]
+    assert state_of(maker) == before
+
+
+@pytest.mark.parametrize(
+    ("changeset", "hint"), [(UUID(int=1), "000000000001"), ("one", "no changeset id"), (None, "no changeset id")]
+)
+def test_an_unknown_changeset_cannot_be_undone(maker, changeset, hint):
+    with maker() as session, pytest.raises(QueryError, match=hint):
+        undo(session, changeset)
+
+
+def test_values_are_given_by_class(maker, story):
+    with maker() as session, pytest.raises(QueryError, match="by class"):
+        undo(session, last_changeset(maker), values={"name": "x"})
+
+
+def test_a_session_without_hooks_is_refused(maker, story, engine):
+    with Session(engine) as session, pytest.raises(SQLAuditError, match="register_hooks"):
+        undo(session, last_changeset(maker))
+
+
+def test_an_undo_takes_the_same_statements_whatever_its_size(maker, engine):
+    counts = []
+    for first, size in ((1000, 6), (2000, 300)):
+        with maker.begin() as session:
+            session.add(author := Author(id=first, name="old"))
+            tag = Tag(id=first)
+            for number in range(first, first + size):
+                author.books.append(Book(id=number, title="old", tags=[tag]))
+            session.flush()
+            session.add_all([Chapter(id=number, book_id=number) for number in range(first, first + size)])
+        with maker.begin() as session:
+            for book in session.scalars(sa.select(Book).where(Book.id >= first)):
+                if book.id % 3 == 0:
+                    session.execute(sa.select(1))
+                    session.delete(session.get_one(Chapter, book.id))
+                elif book.id % 3 == 1:
+                    book.title = "new"
+                else:
+                    book.author_id = None
+                    book.tags.clear()
+            session.flush()
+            for book in session.scalars(sa.select(Book).where(Book.id >= first, Book.id % 3 == 0)):
+                session.delete(book)
+            session.add_all([Book(id=number + 500, title="new") for number in range(first, first + size)])
+        for _ in range(2):  # once more, to undo the undo
+            changeset = last_changeset(maker)
+            with maker.begin() as session, counted(engine) as statements:
+                assert len(undo(session, changeset)) >= 2 * size
+                session.flush()
+            counts.append(len(statements))
+    assert counts[0] == counts[2] < 150
+    assert counts[1] == counts[3] < 150
+
+
+def test_rows_that_exchanged_unique_values_get_them_back(maker):
+    with maker.begin() as session:
+        session.add_all([Author(id=number, email=str(number)) for number in range(1, 4)])
+    before = state_of(maker)
+    with maker.begin() as session:
+        one, two, three = (session.get_one(Author, number) for number in range(1, 4))
+        one.email = None
+        session.flush()
+        two.email, three.email = "1", None
+        session.flush()
+        one.email, three.email = "3", "2"
+    with maker.begin() as session:
+        undo(session, last_changeset(maker))
+    assert state_of(maker) == before
+
+
+def test_unique_values_that_are_passed_on_go_back(maker):
+    with maker.begin() as session:
+        session.add_all([Author(id=number, email=str(number)) for number in range(1, 4)])
+    before = state_of(maker)
+    with maker.begin() as session:
+        for number in (3, 2, 1):
+            session.get_one(Author, number).email = str(number + 1)
+            session.flush()
+        session.add(Author(id=4, email="1"))
+    after = state_of(maker)
+    for expected in (before, after):
+        with maker.begin() as session:
+            undo(session, last_changeset(maker))
+        assert state_of(maker) == expected
