@@ -1,7 +1,10 @@
 """What undo does: all that one transaction did is taken back, or nothing."""
 
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FuturesTimeout
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -464,3 +467,43 @@ def test_unique_values_that_are_passed_on_go_back(maker):
         with maker.begin() as session:
             undo(session, last_changeset(maker))
         assert state_of(maker) == expected
+
+
+@pytest.mark.requires("concurrent_writes")
+@pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ"])
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_change_that_another_transaction_commits_meanwhile_is_not_lost(maker, database, level, when):
+    other = sessionmaker(maker.kw["bind"].execution_options(isolation_level=level))
+    sqlaudit.register_hooks(other)
+    with maker.begin() as session:
+        session.add(Tag(id=1, text="red"))
+    with maker.begin() as session:
+        session.get_one(Tag, 1).text = "blue"
+    asked = threading.Event()
+
+    def take_back() -> None:
+        with other.begin() as session:
+            undo(session, changeset)
+
+    changeset = last_changeset(maker)
+    with ThreadPoolExecutor() as pool, other() as early, maker() as late:
+        assert early.get_one(Tag, 1).text == "blue"  # its snapshot, if it has one, is of now
+        late.get_one(Tag, 1).text = "green"
+        late.flush()
+        if when == "before":
+            late.commit()
+            undone = pool.submit(undo, early, changeset)
+        else:
+            sa.event.listen(maker.kw["bind"], "before_cursor_execute", lambda *_: asked.set())
+            undone = pool.submit(take_back)
+            asked.wait()
+            with suppress(FuturesTimeout):
+                undone.result(0.5)
+            late.commit()
+        with pytest.raises((UndoConflictError, sa.exc.OperationalError)) as refused:
+            undone.result()
+    if (level, database.name) != ("REPEATABLE READ", "postgresql"):  # where whoever comes second has to try again
+        assert refused.type is UndoConflictError
+    with maker() as session:
+        assert session.get_one(Tag, 1).text == "green"
+    sqlaudit.unregister_hooks(other)

@@ -18,7 +18,7 @@ from sqlaudit.changes import Operation
 from sqlaudit.flush import Restoring, forget_restoring, restoring
 from sqlaudit.models import TrackedModel
 from sqlaudit.plan import Change, LinkChange, Plan, Stages, constraints_of, covering, parents_of, table_ranks
-from sqlaudit.rows import attribute_of
+from sqlaudit.rows import attribute_of, locked
 from sqlaudit.statements import Key, chunks, one_of
 
 _QUERIES: Final = ("dynamic", "write_only")
@@ -117,7 +117,8 @@ class _Application:
             if change.operation is Operation.DELETE:
                 doomed[change.model].append(change.key)
         for model, changes in by_model.items():
-            for obj in self._rows_of(model, list(changes), populate_existing=True):
+            # Under the lock again, or a snapshot of MariaDB's would show them as they were before it.
+            for obj in self._rows_of(model, list(changes), lock=True, populate_existing=True):
                 found = instance_state(obj).key
                 assert found is not None
                 self.objects[changes[tuple(found[1])]] = obj
@@ -126,8 +127,12 @@ class _Application:
                 for _ in self._rows_of(model, keys, *options):
                     pass
 
-    def _rows_of(self, model: TrackedModel, keys: Sequence[Key], *options: Any, **execution: Any) -> Iterator[Any]:
+    def _rows_of(
+        self, model: TrackedModel, keys: Sequence[Key], *options: Any, lock: bool = False, **execution: Any
+    ) -> Iterator[Any]:
         statement = select(model.mapper.class_).options(*options)
+        if lock:
+            statement = locked(statement, model)
         for chunk in chunks(keys):
             where = one_of(model.root.table.key, chunk)
             yield from self.session.scalars(statement.where(where), execution_options=execution).unique()

@@ -156,11 +156,13 @@ class Plan:
     """The rows and links that shall be as they were.
 
     :param values: what users give for columns that history does not keep
+    :param lock: whether it will be carried out, so that the live rows that it was made from must stay what they are
     """
 
-    def __init__(self, session: Session, values: GivenValues) -> None:
+    def __init__(self, session: Session, values: GivenValues, *, lock: bool) -> None:
         self.session = session
         self.values = values
+        self.lock = lock
         self.targets: dict[TrackedModel, dict[Key, Row | None]] = defaultdict(dict)
         self.links: dict[tuple[TrackedTable, Any], LinkChange] = {}
         self.changes: list[Change] = []
@@ -195,7 +197,8 @@ class Plan:
         for root, targets in self.targets.items():
             live = self._live[root]
             if unseen := [key for key in targets if key not in live]:
-                live.update((row.key, row) for row in rows_now(self.session, root, root.table.key, unseen))
+                found = rows_now(self.session, root, root.table.key, unseen, lock=self.lock)
+                live.update((row.key, row) for row in found)
             for key, then in targets.items():
                 change = self._change(live.get(key), then)
                 if change is not None:
@@ -282,7 +285,7 @@ class Plan:
             if child is None or child.is_association or child.mapper is None:
                 continue
             root, columns = root_of(child), [element.parent for element in constraint.elements]
-            for row in rows_now(self.session, root, columns, list(doomed)):
+            for row in rows_now(self.session, root, columns, list(doomed), lock=self.lock):
                 value = row.get(columns)
                 if row.key not in self.targets[root] and value in doomed:
                     yield constraint, row, doomed[value]

@@ -10,7 +10,7 @@ Everything is read first, in sets, and whatever stands in the way raises before 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, cast
 from uuid import UUID
@@ -88,7 +88,7 @@ def restore(
     given = _given(values, model)
     _flush_first(session, dry_run)
     row, instant = _state(session, model, wanted, at)
-    plan = Plan(session, given)
+    plan = Plan(session, given, lock=not dry_run)
     plan.want(row)
     _Including(plan, instant).include(paths, [row], [])
     assert row.valid_from is not None
@@ -123,9 +123,10 @@ def undo(
     session = _writing_session(session)
     wanted, given = changeset_uuid(changeset_id), _given(values, None)
     _flush_first(session, dry_run)
-    plan = Plan(session, given)
-    conflicts = _Undoing(plan, wanted).fill()
-    _complete(plan, conflicts=None if force else conflicts)
+    plan = Plan(session, given, lock=not dry_run)
+    undoing = _Undoing(plan, wanted)
+    undoing.fill()
+    _complete(plan, None if force else undoing.later)
     return _done(plan, f"undo of changeset {wanted}", dry_run)
 
 
@@ -464,22 +465,22 @@ class _Undoing:
         self.plan = plan
         self.session = plan.session
         self.changeset_id = changeset_id
+        self.written: dict[TrackedTable, list[Written]] = {}
 
-    def fill(self) -> list[Conflict]:
-        """Fill the plan; return what has changed since."""
+    def fill(self) -> None:
+        """Fill the plan."""
         tables = tables_of_changeset(self.session, self.changeset_id)
-        conflicts: list[Conflict] = []
-        roots = dict.fromkeys(root_of(table) for table in tables if not table.is_association)
-        for root in roots:
-            written = written_by(self.session, root.table, self.changeset_id)
-            self._want_rows(root, written)
-            conflicts += self._later(root.table, written)
+        for root in dict.fromkeys(root_of(table) for table in tables if not table.is_association):
+            self.written[root.table] = written_by(self.session, root.table, self.changeset_id)
+            self._want_rows(root, self.written[root.table])
         for table in tables:
             if table.is_association:
-                written = written_by(self.session, table, self.changeset_id)
-                self._want_links(table, written)
-                conflicts += self._later(table, written)
-        return conflicts
+                self.written[table] = written_by(self.session, table, self.changeset_id)
+                self._want_links(table, self.written[table])
+
+    def later(self) -> list[Conflict]:
+        """Return what has changed since: to be asked when the rows are locked, and nothing more can."""
+        return [conflict for table, written in self.written.items() for conflict in self._later(table, written)]
 
     def _want_rows(self, root: TrackedModel, written: Collection[Written]) -> None:
         numbers = {each.key: each.before for each in written if each.before is not None}
@@ -547,6 +548,8 @@ class _Undoing:
             .where(table.version > last.c.sqlaudit_last)
             .order_by(*key, table.version)
         )
+        if self.plan.lock:  # a locking read sees beyond the snapshot that the transaction may have
+            statement = statement.with_for_update(read=True, of=table.history)
         keys = {each.key for each in written}
         with explained([table]):
             rows = self.session.execute(statement, bind_arguments=where_rows_are(self.session, table.mapper)).all()
@@ -579,19 +582,21 @@ def _relationship_through(table: TrackedTable) -> RelationshipProperty[Any]:
 # --- what follows from it ---------------------------------------------------------------------------------------
 
 
-def _complete(plan: Plan, conflicts: list[Conflict] | None = None) -> None:
+def _complete(plan: Plan, later: Callable[[], list[Conflict]] | None = None) -> None:
     """Add to a plan what its deletions bring along, and check it.
 
-    :param conflicts: what makes the plan one that must not be carried out; ``None`` if nothing does
+    :param later: tells the changes that must not be lost; ``None`` if there are none such
     :raises UndoConflictError: there are some
     :raises QueryError: a row or link cannot be what it was
     """
     while True:
         plan.compare()
         referring = list(plan.referring())
-        if conflicts is not None:
-            conflicts += _last_changes(plan, [row for _, row, _ in referring])
+        if later is not None:
+            conflicts = [*later(), *_last_changes(plan, [row for _, row, _ in referring])]
             conflicts += _links_of_doomed(plan, conflicting=True)
+            if conflicts:
+                raise _conflict_error(conflicts)
             break
         _links_of_doomed(plan, conflicting=False)
         if not referring:
@@ -608,8 +613,6 @@ def _complete(plan: Plan, conflicts: list[Conflict] | None = None) -> None:
                 plan.unwant(row.model, row.key)
             else:
                 plan.want(after)
-    if conflicts:
-        raise _conflict_error(conflicts)
     plan.check_references()
     plan.check_unique()
 

@@ -90,15 +90,19 @@ class Hierarchy:
             for model in family
         }
 
-    def live(self) -> Select[Any]:
-        """Return the select of the live rows."""
+    def live(self, *, lock: bool = False) -> Select[Any]:
+        """Return the select of the live rows.
+
+        :param lock: whether nobody else shall change them until the transaction ends
+        """
         base = self.root.table
         source: Any = base.live
         for table in self.tables[1:]:
             matches = zip(table.key, base.key, strict=True)
             source = source.outerjoin(table.live, and_(*(one == other for one, other in matches)))
         discriminator = self.root.mapper.polymorphic_on
-        return self._select([live for live, _ in self.pairs], discriminator).select_from(source)
+        statement = self._select([live for live, _ in self.pairs], discriminator).select_from(source)
+        return locked(statement, self.root) if lock else statement
 
     def versions(self) -> Select[Any]:
         """Return the select of all versions."""
@@ -152,6 +156,11 @@ def _hides_null(type_: TypeEngine[Any]) -> bool:
     return bool(type_.should_evaluate_none) and not isinstance(type_, TypeDecorator)
 
 
+def locked(statement: Select[Any], model: TrackedModel) -> Select[Any]:
+    """Return a select of live rows that keeps others from changing them, in the order in which all of us do it."""
+    return statement.order_by(*model.root.table.key).with_for_update(of=model.root.table.live)
+
+
 def hierarchy_of(model: TrackedModel) -> Hierarchy:
     """Return the hierarchy that a model belongs to."""
     root = model.root
@@ -165,10 +174,12 @@ def hierarchy_of(model: TrackedModel) -> Hierarchy:
 # --- rows -------------------------------------------------------------------------------------------------------
 
 
-def rows_now(session: Session, model: TrackedModel, columns: Columns, values: Collection[Key]) -> list[Row]:
+def rows_now(
+    session: Session, model: TrackedModel, columns: Columns, values: Collection[Key], *, lock: bool = False
+) -> list[Row]:
     """Return the live rows whose columns have one of the values: one statement per 1,000."""
     hierarchy = hierarchy_of(model)
-    statement = hierarchy.live()
+    statement = hierarchy.live(lock=lock)
     return [row for chunk in chunks(values) for row in hierarchy.read(session, statement.where(one_of(columns, chunk)))]
 
 
