@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 QUICKSTART = ROOT / "examples" / "quickstart.py"
+TIME_TRAVEL = ROOT / "examples" / "time_travel.py"
 
 
 # --- the README -------------------------------------------------------------------------------------------------
@@ -66,12 +67,16 @@ def test_every_file_that_the_readme_links_is_there() -> None:
 # --- examples/quickstart.py -------------------------------------------------------------------------------------
 
 
-def quickstart(*arguments: str) -> str:
-    program = subprocess.run(
-        [sys.executable, "-W", "error", QUICKSTART, *arguments], check=True, capture_output=True, text=True
+def run(program: Path, *arguments: str) -> str:
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", program, *arguments], check=True, capture_output=True, text=True
     )
-    assert program.stderr == ""
-    return program.stdout
+    assert ran.stderr == ""
+    return ran.stdout
+
+
+def quickstart(*arguments: str) -> str:
+    return run(QUICKSTART, *arguments)
 
 
 def words_of(text: str) -> list[list[str]]:
@@ -117,6 +122,52 @@ def test_the_quickstart_needs_nothing_but_the_core() -> None:
     source = QUICKSTART.read_text()
     imported = set(re.findall(r"^(?:from|import) (\w+)", source, re.MULTILINE))
     assert imported <= sys.stdlib_module_names | {"sqlalchemy", "sqlaudit"}
+
+
+# --- examples/time_travel.py ------------------------------------------------------------------------------------
+
+STORY = """\
+What does order 1 look like?
+  order 1 for Ada, 8 VIA APPIA, ROME
+    3 × lamp at 4500
+What did it look like when it was placed?
+  order 1 for Ada, 1 Harbour Road, London
+    2 × lamp at 40
+    1 × chair at 90
+What are the sales?
+  Ada 13500
+What would the report have said on 1 March?
+  Ada 170
+  Bob 540
+What has the intern done?
+  on 01 April, tidying up: 8 field changes
+  Customer address: 8 Via Appia, Rome → 8 VIA APPIA, ROME
+  Customer address: 5 Rue du Lac, Lyon → 5 RUE DU LAC, LYON
+  Product price: 45 → 4500
+  Product price: 100 → 10000
+Take it back.
+  update Customer 1
+  update Customer 2
+  update Product 1
+  update Product 2
+  insert Line (1, 2)
+  order 1 for Ada, 8 Via Appia, Rome
+    3 × lamp at 45
+    1 × chair at 100
+And Bob wants his order, after all.
+  order 2 for Bob, 5 Rue du Lac, Lyon
+    6 × chair at 100
+What was the price of each line when it was ordered?
+  order 1: lamp at 40
+  order 1: chair at 90
+  order 2: chair at 90
+"""
+
+
+def test_an_invoice_application_asks_its_past(database: Database, engine: sa.Engine) -> None:
+    assert run(TIME_TRAVEL) == STORY
+    assert run(TIME_TRAVEL, database.url.render_as_string(hide_password=False)) == STORY
+    assert sa.inspect(engine).get_table_names() == []
 
 
 # --- examples/fastapi_app.py ------------------------------------------------------------------------------------
