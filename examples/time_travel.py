@@ -130,7 +130,7 @@ def business(session: Session) -> None:
 def print_order(order: Order) -> None:
     print(f"  order {order.id} for {order.customer.name}, {order.customer.address}")
     for line in order.lines:
-        print(f"    {line.quantity} × {line.product.name} at {line.product.price}")
+        print(f"    {line.quantity} x {line.product.name} at {line.product.price}")
 
 
 def print_sales(session: Session) -> None:

@@ -129,11 +129,11 @@ def test_the_quickstart_needs_nothing_but_the_core() -> None:
 STORY = """\
 What does order 1 look like?
   order 1 for Ada, 8 VIA APPIA, ROME
-    3 × lamp at 4500
+    3 x lamp at 4500
 What did it look like when it was placed?
   order 1 for Ada, 1 Harbour Road, London
-    2 × lamp at 40
-    1 × chair at 90
+    2 x lamp at 40
+    1 x chair at 90
 What are the sales?
   Ada 13500
 What would the report have said on 1 March?
@@ -152,11 +152,11 @@ Take it back.
   update Product 2
   insert Line (1, 2)
   order 1 for Ada, 8 Via Appia, Rome
-    3 × lamp at 45
-    1 × chair at 100
+    3 x lamp at 45
+    1 x chair at 100
 And Bob wants his order, after all.
   order 2 for Bob, 5 Rue du Lac, Lyon
-    6 × chair at 100
+    6 x chair at 100
 What was the price of each line when it was ordered?
   order 1: lamp at 40
   order 1: chair at 90
