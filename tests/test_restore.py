@@ -1027,6 +1027,19 @@ def test_a_session_without_hooks_is_refused(maker, ada, engine):
         restore(session, Customer, 1, at=at(0))
 
 
+def test_a_session_that_is_flushing_is_refused(maker, ada):
+    with maker() as session:
+
+        @sa.event.listens_for(session, "before_flush")
+        def restore_too(session: Session, context: Any, instances: Any) -> None:
+            assert restore(session, Customer, 1, at=at(0), dry_run=True)
+            restore(session, Customer, 1, at=at(0))
+
+        session.add(Region(id=9))
+        with pytest.raises(QueryError, match="is flushing"):
+            session.flush()
+
+
 def test_a_sharded_session_is_refused(maker, ada, engine):
     session = ShardedSession(
         shards={"one": engine},

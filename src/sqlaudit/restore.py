@@ -163,8 +163,18 @@ def _writing_session(session: object) -> Session:
 
 
 def _flush_first(session: Session, dry_run: bool) -> None:
+    """Let the database have what the session holds.
+
+    :raises QueryError: the session is doing so already
+    """
     if dry_run:
         session._autoflush()
+    elif session._flushing:
+        raise QueryError(
+            "The session is flushing, and what a restore needs to write before cannot be; restore before the flush, or "
+            "after the commit.",
+            session,
+        )
     else:
         session.flush()
 
