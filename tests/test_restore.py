@@ -35,9 +35,11 @@ from sqlaudit import (
     SQLAuditError,
     TrackingError,
     as_of,
+    changesets,
     history_of,
     restore,
     time_travel,
+    undo,
     versions_of,
 )
 
@@ -954,6 +956,52 @@ def test_a_unique_value_that_another_row_has_now_is_named(maker, ada):
         session.add(Customer(id=2, email="a"))
     with maker.begin() as session, pytest.raises(QueryError, match=r"Customer 1 cannot get back its email.*Customer 2"):
         restore(session, Customer, 1, at=at(0))
+
+
+def test_a_given_value_that_is_not_unique_is_named(engine, base):
+    @sqlaudit.track_table(exclude=["token"])
+    class Key(base):
+        __tablename__ = "keys"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        token: Mapped[str] = mapped_column(sa.String(50), unique=True)
+
+    with recording(engine, base.metadata) as maker:
+        with maker.begin() as session:
+            session.add_all([Key(id=number, token=f"t{number}") for number in (1, 2, 3)])
+        with maker.begin() as session:
+            for number in (1, 2):
+                session.delete(session.get_one(Key, number))
+        with maker.begin() as session:
+            changeset = changesets(session, newest_first=True, limit=1)[0].changeset_id
+            with pytest.raises(QueryError, match=r"Key 1 cannot get back its token.*Key 3"):
+                restore(session, Key, 1, at=1, values={"token": "t3"})
+            with pytest.raises(QueryError, match=r"Key 2 cannot get back its token.*Key 1"):
+                undo(session, changeset, values={Key: {"token": "t4"}})
+            assert not session.new
+
+
+@pytest.mark.parametrize("name", ["a", "A"])
+def test_values_that_the_database_takes_for_equal_are_not_unique(engine, base, name):
+    if name == "A" and engine.dialect.name != "mysql" and engine.dialect.name != "mariadb":
+        pytest.skip("only the default collation of MariaDB ignores case")
+
+    @sqlaudit.track_table()
+    class Account(base):
+        __tablename__ = "accounts"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        name: Mapped[str] = mapped_column(sa.String(50), unique=True)
+
+    with recording(engine, base.metadata) as maker:
+        with maker.begin() as session:
+            session.add(Account(id=1, name="a"))
+        with maker.begin() as session:
+            session.delete(session.get_one(Account, 1))
+        with maker.begin() as session:
+            session.add(Account(id=2, name=name))
+        with maker.begin() as session, pytest.raises(QueryError, match=r"Account 1 cannot .* name, which Account 2"):
+            restore(session, Account, 1, at=1)
 
 
 def test_a_row_that_refers_to_one_that_is_gone_is_named(maker, graph):

@@ -19,7 +19,7 @@ from sqlaudit.exceptions import QueryError
 from sqlaudit.flush import link_identity
 from sqlaudit.history import where_rows_are
 from sqlaudit.models import TrackedModel, root_of
-from sqlaudit.rows import Link, Row, attribute_of, display_key, rows_now, values_of
+from sqlaudit.rows import Link, Row, attribute_of, display_key, links_now, rows_now, values_of
 from sqlaudit.statements import Key, chunks, one_of
 from sqlaudit.tables import TrackedTable, tracked_table
 
@@ -361,16 +361,16 @@ class Plan:
 
         :raises QueryError: another row has one of them
         """
+        changes = {(change.model.root, change.key): change for change in self.changes}
         for (root, columns), takers in self._takers().items():
-            for row in rows_now(self.session, root, columns, list(takers)):
-                taker = takers.get(row.get(columns) or ())
-                if row.key not in self.targets[root] and taker is not None:
-                    names = ", ".join(attribute_of(row.mapper, column) or column.name for column in columns)
-                    raise QueryError(
-                        f"{taker.name} cannot get back its {names}, which {name_of(row.model, row.key)} has now; "
-                        "change that row first, or restore it, too.",
-                        taker.model.mapper.class_,
-                    )
+            table = tracked_table(columns[0].table)
+            assert table is not None
+            for value, key in links_now(self.session, table, columns, columns, list(takers)).items():
+                holder = changes.get((root, key))
+                if holder is None or holder.had(columns) == holder.has(columns):
+                    like = (taker for other, taker in takers.items() if str(other).casefold() == str(value).casefold())
+                    taker = takers.get(value) or next(like, next(iter(takers.values())))  # as the collation sees it
+                    raise self._taken(taker, columns, name_of(root, key))
 
     def _takers(self) -> dict[tuple[TrackedModel, tuple[Column[Any], ...]], dict[Key, Change]]:
         takers: dict[tuple[TrackedModel, tuple[Column[Any], ...]], dict[Key, Change]] = defaultdict(dict)
@@ -378,8 +378,18 @@ class Plan:
             for columns in unique_columns(change.model):
                 value = change.has(columns)
                 if value is not None and value != change.had(columns):
-                    takers[change.model.root, columns][value] = change
+                    other = takers[change.model.root, columns].setdefault(value, change)
+                    if other is not change:
+                        raise self._taken(change, columns, other.name)
         return takers
+
+    @staticmethod
+    def _taken(taker: Change, columns: Sequence[Column[Any]], holder: str) -> QueryError:
+        names = ", ".join(attribute_of(taker.mapper, column) or column.name for column in columns)
+        return QueryError(
+            f"{taker.name} cannot get back its {names}, which {holder} has; change that row first, or restore it, too.",
+            taker.model.mapper.class_,
+        )
 
 
 def _shown(value: Any) -> Any:
