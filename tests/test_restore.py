@@ -473,6 +473,25 @@ def test_related_rows_in_the_session_are_seen_as_restored(maker, graph):
         assert sorted(line.number for line in session.get_one(Order, 1).lines) == [1, 2]
 
 
+def test_collections_in_the_session_lose_what_is_undone(maker, graph):
+    with maker.begin() as session:
+        session.add_all([Customer(id=8), Tag(id=8)])
+    with maker.begin() as session:
+        customer, tag = session.get_one(Customer, 8), session.get_one(Tag, 8)
+        customer.tags.append(Tag(id=9))
+        tag.customers.append(Customer(id=9))
+        session.flush()
+        changeset = versions_of(session, Tag, 9)[0].audit_changeset_id
+    with maker.begin() as session:
+        customer, tag = session.get_one(Customer, 8), session.get_one(Tag, 8)
+        assert customer.tags
+        assert tag.customers
+        undo(session, changeset)
+        session.flush()
+        assert not customer.tags
+        assert not tag.customers
+
+
 def test_without_include_related_rows_are_left_alone(maker, graph):
     with maker.begin() as session:
         restore(session, Order, 1, at=at(0))

@@ -277,6 +277,9 @@ class _Application:
             owner, other = owners.get(change.link[:width]), others.get(change.link[width:])
             restoring(self.session).links[change.table.live, change.identity] = self.reason
             if owner is None or other is None or (id(owner) in going and eager):
+                for reverse in relationship._reverse_property if other is not None else ():
+                    if reverse.key in instance_dict(other) and reverse.lazy not in _QUERIES:
+                        self.session.expire(other, [reverse.key])
                 continue  # the unit of work ends the links of what goes
             self._touch_link(change, owner, other)
 
