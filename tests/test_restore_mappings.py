@@ -479,3 +479,38 @@ def test_rows_that_a_listener_hides_are_restored(engine, base, loaded):
         with maker() as session:
             everyone = session.scalars(sa.select(Folder.id), execution_options={"skip": True})
             assert everyone.all() == [1]
+
+
+def test_a_link_that_lacks_a_value_is_refused(engine, base):
+    rated = sa.Table(
+        "rated",
+        base.metadata,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("film_id", sa.ForeignKey("films.id")),
+        sa.Column("list_id", sa.ForeignKey("lists.id")),
+        sa.Column("stars", sa.Integer, nullable=False),
+    )
+
+    @sqlaudit.track_table()
+    class Film(base):
+        __tablename__ = "films"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    @sqlaudit.track_table()
+    class List(base):
+        __tablename__ = "lists"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        films: Mapped[list[Film]] = relationship(secondary=rated)
+
+    with recording(engine, base.metadata) as maker:
+        with maker.begin() as session:
+            session.add_all([Film(id=1), List(id=1)])
+            session.flush()
+            session.connection().execute(rated.insert().values(film_id=1, list_id=1, stars=5))
+        with maker.begin() as session:
+            list_ = session.get_one(List, 1)
+            list_.films.clear()
+        with maker.begin() as session, pytest.raises(QueryError, match=r"link of 'rated' .* without stars"):
+            undo(session, changesets(session, newest_first=True, limit=1)[0].changeset_id)

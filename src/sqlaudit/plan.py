@@ -135,18 +135,23 @@ class Fields:
             (column, attribute_of(mapper, column))
             for table in self.model.chain
             for column in table.live.c
-            if not (
-                column.nullable
-                or column.system
-                or column.default is not None
-                or column.server_default is not None
-                or column.computed is not None
-                or column.identity is not None
-                or column is mapper.version_id_col
-                or column is discriminator
-                or attribute_of(mapper, column) in self.key
-            )
+            if _needs_value(column)
+            and column is not mapper.version_id_col
+            and column is not discriminator
+            and attribute_of(mapper, column) not in self.key
         ]
+
+
+def _needs_value(column: Column[Any]) -> bool:
+    """Tell whether a new row needs a value for a column, because nothing else gives it one."""
+    return not (
+        column.nullable
+        or column.system
+        or column.default is not None
+        or column.server_default is not None
+        or column.computed is not None
+        or column.identity is not None
+    )
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------
@@ -325,6 +330,7 @@ class Plan:
                     wanted[constraint].setdefault(value, change.name)
         for link in self.links.values():
             if link.operation is Operation.INSERT:
+                self._check_other_columns(link)
                 for constraint in link.table.live.foreign_key_constraints:
                     values = [link.by_column.get(element.parent) for element in constraint.elements]
                     if None not in values:
@@ -336,6 +342,17 @@ class Plan:
                     f"{referrers[value]} would refer to a row of {constraint.referred_table.fullname!r}, "
                     f"{display_key(value)!r}, that does not exist any more; restore that one first, or include it.",
                     constraint.referred_table,
+                )
+
+    @staticmethod
+    def _check_other_columns(link: LinkChange) -> None:
+        table = link.table.live
+        for column in table.c:
+            if column not in link.by_column and column is not table.autoincrement_column and _needs_value(column):
+                raise QueryError(
+                    f"A link of {table.fullname!r} cannot be made again without {column.name}, which cannot be NULL, "
+                    "and which a relationship gives no value; map a class to the table, or make the link yourself.",
+                    table,
                 )
 
     def _absent(self, constraint: ForeignKeyConstraint, values: Collection[Key]) -> list[Key]:
