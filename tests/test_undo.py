@@ -320,6 +320,23 @@ def test_what_the_database_would_refuse_is_an_error_of_ours(maker):
         undo(session, changeset, force=True)
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_conflicts_are_told_once(maker, force):
+    with maker.begin() as session:
+        session.add_all([Book(id=1), Tag(id=1)])
+    changeset = last_changeset(maker)
+    with maker.begin() as session:
+        book = session.get_one(Book, 1)
+        book.tags.append(session.get_one(Tag, 1))
+    with maker.begin() as session:
+        if force:
+            assert len(undo(session, changeset, force=True)) == 3
+        else:
+            with pytest.raises(UndoConflictError) as caught:
+                undo(session, changeset)
+            assert [each.model for each in caught.value.conflicts] == [book_tags]
+
+
 def test_rows_that_the_database_deletes_come_back(maker):
     with maker.begin() as session:
         session.add(Book(id=1))

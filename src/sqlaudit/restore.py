@@ -606,7 +606,7 @@ def _complete(plan: Plan, later: Callable[[], list[Conflict]] | None = None) -> 
             conflicts = [*later(), *_last_changes(plan, [row for _, row, _ in referring])]
             conflicts += _links_of_doomed(plan, conflicting=True)
             if conflicts:
-                raise _conflict_error(conflicts)
+                raise _conflict_error(list(dict.fromkeys(conflicts)))
             break
         _links_of_doomed(plan, conflicting=False)
         if not referring:
