@@ -337,6 +337,50 @@ def test_conflicts_are_told_once(maker, force):
             assert [each.model for each in caught.value.conflicts] == [book_tags]
 
 
+def test_a_row_loses_all_that_it_refers_to(engine, base):
+    @sqlaudit.track_table()
+    class Place(base):
+        __tablename__ = "places"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        arrivals: Mapped[list["Trip"]] = relationship(foreign_keys="Trip.goal_id")
+        departures: Mapped[list["Trip"]] = relationship(foreign_keys="Trip.start_id")
+
+    @sqlaudit.track_table()
+    class Trip(base):
+        __tablename__ = "trips"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        start_id: Mapped[int | None] = mapped_column(sa.ForeignKey("places.id"))
+        goal_id: Mapped[int | None] = mapped_column(sa.ForeignKey("places.id"))
+
+    @sqlaudit.track_table()
+    class Way(base):
+        __tablename__ = "ways"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        start_id: Mapped[int | None] = mapped_column(sa.ForeignKey("places.id", ondelete="SET NULL"))
+        goal_id: Mapped[int | None] = mapped_column(sa.ForeignKey("places.id", ondelete="CASCADE"))
+
+    with recording(engine, base.metadata) as maker:
+        with maker.begin() as session:
+            session.add_all([Place(id=1), Place(id=2)])
+        changeset = last_changeset(maker)
+        with maker.begin() as session:
+            for model in (Trip, Way):
+                session.add_all([model(id=1, start_id=1, goal_id=2), model(id=2, start_id=1, goal_id=1)])
+        with maker.begin() as session:
+            report = {(each.model, each.key): each.fields for each in undo(session, changeset, force=True)}
+            assert report[Trip, 1] == {"start_id": (1, None), "goal_id": (2, None)}
+            assert report[Trip, 2] == {"start_id": (1, None), "goal_id": (1, None)}
+        with maker() as session:
+            trips = session.scalars(sa.select(Trip).order_by(Trip.id))
+            assert [(trip.start_id, trip.goal_id) for trip in trips] == [(None, None)] * 2
+            assert not session.scalars(sa.select(Way)).all()
+            for model in (Place, Trip, Way):
+                check_history(session, model)
+
+
 def test_rows_that_the_database_deletes_come_back(maker):
     with maker.begin() as session:
         session.add(Book(id=1))

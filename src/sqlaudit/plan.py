@@ -182,6 +182,12 @@ class Plan:
         """Let a row be gone."""
         self.targets[model.root].setdefault(key, None)
 
+    def suffer(self, row: Row, fate: Callable[[Row], Row | None]) -> None:
+        """Let a row become what is left of it when one that it refers to goes, whatever else has become of it."""
+        targets = self.targets[row.model.root]
+        then = targets.get(row.key, row)
+        targets[row.key] = None if then is None else fate(then)
+
     def link(self, change: LinkChange) -> None:
         """Let a link be made, or ended."""
         self.links.setdefault((change.table, change.identity), change)
@@ -281,7 +287,7 @@ class Plan:
         return [change for change in self.changes if change.operation is not Operation.DELETE]
 
     def referring(self) -> Iterator[tuple[ForeignKeyConstraint, Row, Change]]:
-        """Yield the live rows, with the foreign key, that refer to rows that shall go and are not in the plan.
+        """Yield the live rows, with the foreign key, that would still refer to rows that shall go.
 
         One statement per foreign key and 1,000 rows.
         """
@@ -291,8 +297,8 @@ class Plan:
                 continue
             root, columns = root_of(child), [element.parent for element in constraint.elements]
             for row in rows_now(self.session, root, columns, list(doomed), lock=self.lock):
-                value = row.get(columns)
-                if row.key not in self.targets[root] and value in doomed:
+                value, then = row.get(columns), self.targets[root].get(row.key, row)
+                if value in doomed and then is not None and then.get(columns) == value:
                     yield constraint, row, doomed[value]
 
     def _referred_to(self) -> Iterator[tuple[ForeignKeyConstraint, dict[Key, Change]]]:

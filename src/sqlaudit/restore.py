@@ -619,10 +619,8 @@ def _complete(plan: Plan, later: Callable[[], list[Conflict]] | None = None) -> 
                     "delete it first.",
                     row.mapper.class_,
                 )
-            if (after := fate(row)) is None:
-                plan.unwant(row.model, row.key)
-            else:
-                plan.want(after)
+            plan.suffer(row, fate)
+    plan.check_untracked()
     plan.check_references()
     plan.check_unique()
 
