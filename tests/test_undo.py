@@ -381,6 +381,50 @@ def test_a_row_loses_all_that_it_refers_to(engine, base):
                 check_history(session, model)
 
 
+@pytest.mark.parametrize("how", ["alone", "related", "cascade", "database", "secondary"])
+def test_an_untracked_row_that_cannot_go_along_is_named(engine, base, how):
+    @sqlaudit.track_table()
+    class Parent(base):
+        __tablename__ = f"parents_{how}"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        if how == "secondary":
+            others: Mapped[list["Other"]] = relationship(secondary=f"children_{how}")
+        elif how in ("related", "cascade"):
+            children: Mapped[list["Child"]] = relationship(cascade="all" if how == "cascade" else "save-update")
+
+    class Other(base):
+        __tablename__ = f"others_{how}"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    class Child(base):
+        __tablename__ = f"children_{how}"
+
+        parent_id: Mapped[int] = mapped_column(
+            sa.ForeignKey(f"parents_{how}.id", ondelete="CASCADE" if how == "database" else None), primary_key=True
+        )
+        other_id: Mapped[int] = mapped_column(sa.ForeignKey(f"others_{how}.id"), primary_key=True)
+
+    with recording(engine, base.metadata) as maker:
+        with maker.begin() as session:
+            session.add_all([Parent(id=1), Other(id=1)])
+        changeset = last_changeset(maker)
+        with maker.begin() as session:
+            session.add(Child(parent_id=1, other_id=1))
+        with maker.begin() as session:
+            if how in ("alone", "related"):
+                with pytest.raises(QueryError, match=f"'children_{how}', which has no history, refers to Parent 1"):
+                    undo(session, changeset)
+                assert not session.deleted
+            else:
+                undo(session, changeset)
+        with maker() as session:
+            left = 1 if how in ("alone", "related") else 0
+            assert len(session.scalars(sa.select(Child)).all()) == left
+            assert len(session.scalars(sa.select(Parent)).all()) == left
+
+
 def test_rows_that_the_database_deletes_come_back(maker):
     with maker.begin() as session:
         session.add(Book(id=1))

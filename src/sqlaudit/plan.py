@@ -322,6 +322,27 @@ class Plan:
             if table is not None and table.is_association:
                 yield table, tuple([element.parent for element in constraint.elements]), list(doomed)
 
+    def check_untracked(self) -> None:
+        """See that no row without history keeps one from going: one statement per foreign key and 1,000 rows.
+
+        :raises QueryError: one does
+        """
+        for constraint, doomed in self._referred_to():
+            parent = tracked_table(constraint.referred_table)
+            assert parent is not None
+            if tracked_table(constraint.table) is not None or fate_of(constraint) is not None or _is_link(constraint):
+                continue
+            columns = [element.parent for element in constraint.elements]
+            for chunk in chunks(list(doomed)):
+                statement = select(*columns).where(one_of(columns, chunk)).limit(1)
+                found = self.session.execute(statement, bind_arguments=where_rows_are(self.session, parent.mapper))
+                for row in found:
+                    raise QueryError(
+                        f"A row of {constraint.table.fullname!r}, which has no history, refers to "
+                        f"{doomed[tuple(row)].name}, which would be deleted; delete it first.",
+                        constraint.table,
+                    )
+
     def check_references(self) -> None:
         """See that all that the rows and links shall refer to is there: one statement per foreign key and 1,000 rows.
 
@@ -679,6 +700,16 @@ def covering(constraint: ForeignKeyConstraint) -> Iterator[RelationshipProperty[
 
 def _is_covered(constraint: ForeignKeyConstraint) -> bool:
     return any(not relationship.post_update for relationship in covering(constraint))
+
+
+def _is_link(constraint: ForeignKeyConstraint) -> bool:
+    """Tell whether the rows of a foreign key are links, which the unit of work ends with the object they lead from."""
+    owner = tracked_table(constraint.referred_table)
+    return owner is not None and any(
+        relationship.secondary is constraint.table and not relationship.viewonly
+        for mapper in (owner.mapper.self_and_descendants if owner.mapper else ())
+        for relationship in mapper.relationships
+    )
 
 
 SETTING_NULL: Final = ("SET NULL", "SET DEFAULT")
