@@ -381,6 +381,29 @@ def test_a_row_loses_all_that_it_refers_to(engine, base):
                 check_history(session, model)
 
 
+def test_models_that_have_been_disposed_of_are_not_asked(engine):
+    def make() -> Any:
+        class Base(DeclarativeBase):
+            pass
+
+        @sqlaudit.track_table()
+        class Thing(Base):
+            __tablename__ = "things"
+
+            id: Mapped[int] = mapped_column(primary_key=True)
+
+        return Thing
+
+    *old, new = [make() for _ in range(10)]
+    for each in old:
+        each.registry.dispose()
+    with recording(engine, new.metadata) as maker:
+        with maker.begin() as session:
+            session.add(new(id=1))
+        with maker.begin() as session:
+            assert summary(undo(session, last_changeset(maker))) == [("delete", "Thing", 1)]
+
+
 @pytest.mark.parametrize("how", ["alone", "related", "cascade", "database", "secondary"])
 def test_an_untracked_row_that_cannot_go_along_is_named(engine, base, how):
     @sqlaudit.track_table()
