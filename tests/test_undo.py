@@ -581,6 +581,34 @@ def test_rows_that_exchanged_unique_values_get_them_back(maker):
     assert state_of(maker) == before
 
 
+def test_a_unique_value_goes_back_from_a_row_that_must_go_last(engine, base):
+    @sqlaudit.track_table()
+    class Seat(base):
+        __tablename__ = "seats"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        label: Mapped[str | None] = mapped_column(sa.String(50), unique=True)
+        next_id: Mapped[int | None] = mapped_column(sa.ForeignKey("seats.id"))
+
+    with recording(engine, base.metadata) as maker:
+        with maker.begin() as session:
+            session.add(Seat(id=1, label="a"))
+        with maker.begin() as session:
+            seat = session.get_one(Seat, 1)
+            seat.label = "b"
+            session.flush()
+            session.add(Seat(id=2, label="a"))
+            session.flush()
+            seat.next_id = 2
+        for expected in ([(1, "a", None)], [(1, "b", 2), (2, "a", None)]):
+            with maker.begin() as session:
+                undo(session, last_changeset(maker))
+            with maker() as session:
+                seats = session.scalars(sa.select(Seat).order_by(Seat.id))
+                assert [(seat.id, seat.label, seat.next_id) for seat in seats] == expected
+                check_history(session, Seat)
+
+
 def test_unique_values_that_are_passed_on_go_back(maker):
     with maker.begin() as session:
         session.add_all([Author(id=number, email=str(number)) for number in range(1, 4)])

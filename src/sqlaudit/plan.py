@@ -602,7 +602,7 @@ class Ordering:
         for change in givers:
             columns = set().union(*self._passing_on[change].values())
             names = {name for column in columns if column.nullable and (name := attribute_of(change.mapper, column))}
-            if change.operation is Operation.UPDATE and len(names) == len(columns):
+            if len(names) == len(columns):
                 loosened[change] |= names
                 for taker in self._passing_on.pop(change):
                     self._after[change].remove(taker)
