@@ -828,6 +828,39 @@ def test_rows_that_refer_to_one_another_can_be_made_and_ended(kinds):
         check_history(session, Member)
 
 
+@pytest.mark.parametrize(("optional", "mandatory"), [("a", "b"), ("b", "a")])
+def test_of_references_in_a_circle_those_that_can_be_null_give_way(engine, base, optional, mandatory):
+    class Row:
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    @sqlaudit.track_table()
+    class Optional(Row, base):
+        __tablename__ = optional
+
+        other_id: Mapped[int | None] = mapped_column(sa.ForeignKey(f"{mandatory}.id", use_alter=True, name="other"))
+
+    @sqlaudit.track_table()
+    class Mandatory(Row, base):
+        __tablename__ = mandatory
+
+        other_id: Mapped[int] = mapped_column(sa.ForeignKey(f"{optional}.id"))
+
+    with recording(engine, base.metadata) as maker:
+        with maker.begin() as session:
+            session.add(one := Optional(id=1))
+            session.flush()
+            session.add(Mandatory(id=1, other_id=1))
+            session.flush()
+            one.other_id = 1
+        for count in (0, 1, 0):
+            with maker.begin() as session:
+                undo(session, changesets(session, newest_first=True, limit=1)[0].changeset_id)
+            with maker() as session:
+                for model in (Optional, Mandatory):
+                    assert session.scalars(sa.select(model.other_id)).all() == [1] * count
+                    check_history(session, model)
+
+
 class Always(DeclarativeBase):
     pass
 

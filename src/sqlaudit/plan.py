@@ -656,30 +656,36 @@ def _both_new(one: Change, other: Change) -> bool:
 
 
 def table_ranks(roots: Collection[TrackedModel]) -> dict[TrackedModel, int]:
-    """Return the ranks of hierarchies: those that others refer to come first, as far as they are in no circle."""
+    """Return the ranks of hierarchies: those that others refer to come first.
+
+    In a circle, foreign keys that can be NULL are the ones that give way.
+    """
+    left = {
+        root: (set(parents_of(root)), set(parents_of(root, mandatory=True)))
+        for root in sorted(roots, key=lambda root: root.table.live.fullname)
+    }
     ranks: dict[TrackedModel, int] = {}
-    begun: set[TrackedModel] = set()
-    for root in sorted(roots, key=lambda root: root.table.live.fullname):
-        _rank(root, roots, ranks, begun)
+    while left:
+        free = (
+            root for which in (0, 1) for root, parents in left.items() if not parents[which] & (left.keys() - {root})
+        )
+        following = next(free, next(iter(left)))
+        ranks[following] = len(ranks)
+        del left[following]
     return ranks
 
 
-def _rank(
-    root: TrackedModel, roots: Collection[TrackedModel], ranks: dict[TrackedModel, int], begun: set[TrackedModel]
-) -> None:
-    if root in begun:
-        return
-    begun.add(root)
-    for parent in parents_of(root):
-        if parent in roots:
-            _rank(parent, roots, ranks, begun)
-    ranks[root] = len(ranks)
+def parents_of(root: TrackedModel, *, mandatory: bool = False) -> list[TrackedModel]:
+    """Return the hierarchies that the tables of one refer to, itself not among them.
 
-
-def parents_of(root: TrackedModel) -> list[TrackedModel]:
-    """Return the hierarchies that the tables of one refer to, itself not among them."""
+    :param mandatory: whether only foreign keys count that cannot be NULL
+    """
     tables = dict.fromkeys(table.live for model in root.family() for table in model.chain)
-    referred = (tracked_table(constraint.referred_table) for constraint in _foreign_keys(tables))
+    referred = (
+        tracked_table(constraint.referred_table)
+        for constraint in _foreign_keys(tables)
+        if not (mandatory and all(element.parent.nullable for element in constraint.elements))
+    )
     parents = (root_of(table) for table in referred if table is not None and not table.is_association)
     return [parent for parent in dict.fromkeys(parents) if parent is not root]
 
