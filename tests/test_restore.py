@@ -34,6 +34,7 @@ from sqlaudit import (
     SQLAuditConfig,
     SQLAuditError,
     TrackingError,
+    UndoConflictError,
     as_of,
     changesets,
     history_of,
@@ -978,6 +979,48 @@ def test_an_excluded_column_is_left_alone(secrets):
     with secrets() as session:
         account = session.get_one(Account, 1)
         assert (account.hash, account.name) == ("other", "a")
+
+
+def test_an_excluded_reference_is_followed_by_the_database_alone(engine):
+    class Base(DeclarativeBase):
+        pass
+
+    @sqlaudit.track_table()
+    class Owner(Base):
+        __tablename__ = "owners"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        pets: Mapped[list["Pet"]] = relationship(back_populates="owner")
+
+    @sqlaudit.track_table(exclude=["owner_id"])
+    class Pet(Base):
+        __tablename__ = "pets"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        owner_id: Mapped[int] = mapped_column(sa.ForeignKey("owners.id"))
+        owner: Mapped[Owner] = relationship(back_populates="pets")
+
+    with recording(engine, Base.metadata) as maker:
+        with maker.begin() as session:
+            session.add_all([Owner(id=1), Owner(id=2, pets=[Pet(id=2)])])
+        with maker.begin() as session:
+            session.add(Pet(id=1, owner_id=1))
+        with maker.begin() as session:
+            for model, path in ((Owner, "pets"), (Pet, "owner")):
+                with pytest.raises(QueryError, match=f"no relationship '{path}' to include"):
+                    restore(session, model, 2, at=1, include=[path])
+            changeset = versions_of(session, Owner, 1)[0].audit_changeset_id
+            with pytest.raises(UndoConflictError, match=r"Pet 1"):
+                undo(session, changeset)
+            with pytest.raises(QueryError, match=r"Pet 1 refers to Owner"):
+                undo(session, changeset, force=True)
+            assert not session.deleted
+            undo(session, versions_of(session, Pet, 1)[0].audit_changeset_id)
+            session.flush()
+            undo(session, changeset)
+        with maker() as session:
+            assert not session.scalars(sa.select(Owner)).all()
+    Base.registry.dispose()
 
 
 def test_a_column_that_old_versions_lack_is_named(secrets):

@@ -298,8 +298,9 @@ class Plan:
             root, columns = root_of(child), [element.parent for element in constraint.elements]
             for row in rows_now(self.session, root, columns, list(doomed), lock=self.lock):
                 value, then = row.get(columns), self.targets[root].get(row.key, row)
-                if value in doomed and then is not None and then.get(columns) == value:
-                    yield constraint, row, doomed[value]
+                if then is row or (value in doomed and then is not None and then.get(columns) == value):
+                    # A value may not be kept, or be equal for the database alone.
+                    yield constraint, row, doomed.get(value or ()) or next(iter(doomed.values()))
 
     def _referred_to(self) -> Iterator[tuple[ForeignKeyConstraint, dict[Key, Change]]]:
         """Yield the foreign keys that refer to rows that shall go, and what they refer to."""

@@ -345,9 +345,16 @@ def _includable(mapper: Mapper[Any]) -> dict[str, RelationshipProperty[Any]]:
 def _is_includable(relationship: RelationshipProperty[Any]) -> bool:
     if relationship.viewonly or tracked_model(relationship.mapper) is None:
         return False
+    if not all(_is_kept(column) for pair in relationship.local_remote_pairs for column in pair):
+        return False
     if relationship.secondary is not None:
         return tracked_table(relationship.secondary) is not None and _is_plain(relationship.secondaryjoin)
     return _is_plain(relationship.primaryjoin)
+
+
+def _is_kept(column: Any) -> bool:
+    table = tracked_table(column.table)
+    return table is not None and any(live is column for live, _ in table.columns)
 
 
 def _is_plain(condition: Any) -> bool:
@@ -361,7 +368,7 @@ def _no_path(mapper: Mapper[Any], path: str, name: str) -> QueryError:
     names = ", ".join(sorted(_includable(mapper))) or "none"
     return QueryError(
         f"{mapper.class_.__name__} has no relationship {name!r} to include ({path!r}); those that lead to tracked "
-        f"models by columns that are equal, and can be written: {names}.",
+        f"models by columns that are equal and not excluded, and can be written: {names}.",
         mapper.class_,
     )
 
