@@ -34,10 +34,13 @@ from sqlaudit import (
     SQLAuditConfig,
     SQLAuditError,
     TrackingError,
+    UndoConflictError,
     as_of,
+    changesets,
     history_of,
     restore,
     time_travel,
+    undo,
     versions_of,
 )
 
@@ -471,6 +474,25 @@ def test_related_rows_in_the_session_are_seen_as_restored(maker, graph):
         assert sorted(line.number for line in session.get_one(Order, 1).lines) == [1, 2]
 
 
+def test_collections_in_the_session_lose_what_is_undone(maker, graph):
+    with maker.begin() as session:
+        session.add_all([Customer(id=8), Tag(id=8)])
+    with maker.begin() as session:
+        customer, tag = session.get_one(Customer, 8), session.get_one(Tag, 8)
+        customer.tags.append(Tag(id=9))
+        tag.customers.append(Customer(id=9))
+        session.flush()
+        changeset = versions_of(session, Tag, 9)[0].audit_changeset_id
+    with maker.begin() as session:
+        customer, tag = session.get_one(Customer, 8), session.get_one(Tag, 8)
+        assert customer.tags
+        assert tag.customers
+        undo(session, changeset)
+        session.flush()
+        assert not customer.tags
+        assert not tag.customers
+
+
 def test_without_include_related_rows_are_left_alone(maker, graph):
     with maker.begin() as session:
         restore(session, Order, 1, at=at(0))
@@ -807,6 +829,39 @@ def test_rows_that_refer_to_one_another_can_be_made_and_ended(kinds):
         check_history(session, Member)
 
 
+@pytest.mark.parametrize(("optional", "mandatory"), [("a", "b"), ("b", "a")])
+def test_of_references_in_a_circle_those_that_can_be_null_give_way(engine, base, optional, mandatory):
+    class Row:
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    @sqlaudit.track_table()
+    class Optional(Row, base):
+        __tablename__ = optional
+
+        other_id: Mapped[int | None] = mapped_column(sa.ForeignKey(f"{mandatory}.id", use_alter=True, name="other"))
+
+    @sqlaudit.track_table()
+    class Mandatory(Row, base):
+        __tablename__ = mandatory
+
+        other_id: Mapped[int] = mapped_column(sa.ForeignKey(f"{optional}.id"))
+
+    with recording(engine, base.metadata) as maker:
+        with maker.begin() as session:
+            session.add(one := Optional(id=1))
+            session.flush()
+            session.add(Mandatory(id=1, other_id=1))
+            session.flush()
+            one.other_id = 1
+        for count in (0, 1, 0):
+            with maker.begin() as session:
+                undo(session, changesets(session, newest_first=True, limit=1)[0].changeset_id)
+            with maker() as session:
+                for model in (Optional, Mandatory):
+                    assert session.scalars(sa.select(model.other_id)).all() == [1] * count
+                    check_history(session, model)
+
+
 class Always(DeclarativeBase):
     pass
 
@@ -926,6 +981,48 @@ def test_an_excluded_column_is_left_alone(secrets):
         assert (account.hash, account.name) == ("other", "a")
 
 
+def test_an_excluded_reference_is_followed_by_the_database_alone(engine):
+    class Base(DeclarativeBase):
+        pass
+
+    @sqlaudit.track_table()
+    class Owner(Base):
+        __tablename__ = "owners"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        pets: Mapped[list["Pet"]] = relationship(back_populates="owner")
+
+    @sqlaudit.track_table(exclude=["owner_id"])
+    class Pet(Base):
+        __tablename__ = "pets"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        owner_id: Mapped[int] = mapped_column(sa.ForeignKey("owners.id"))
+        owner: Mapped[Owner] = relationship(back_populates="pets")
+
+    with recording(engine, Base.metadata) as maker:
+        with maker.begin() as session:
+            session.add_all([Owner(id=1), Owner(id=2, pets=[Pet(id=2)])])
+        with maker.begin() as session:
+            session.add(Pet(id=1, owner_id=1))
+        with maker.begin() as session:
+            for model, path in ((Owner, "pets"), (Pet, "owner")):
+                with pytest.raises(QueryError, match=f"no relationship '{path}' to include"):
+                    restore(session, model, 2, at=1, include=[path])
+            changeset = versions_of(session, Owner, 1)[0].audit_changeset_id
+            with pytest.raises(UndoConflictError, match=r"Pet 1"):
+                undo(session, changeset)
+            with pytest.raises(QueryError, match=r"Pet 1 refers to Owner"):
+                undo(session, changeset, force=True)
+            assert not session.deleted
+            undo(session, versions_of(session, Pet, 1)[0].audit_changeset_id)
+            session.flush()
+            undo(session, changeset)
+        with maker() as session:
+            assert not session.scalars(sa.select(Owner)).all()
+    Base.registry.dispose()
+
+
 def test_a_column_that_old_versions_lack_is_named(secrets):
     history = history_of(Account).__table__
     with secrets.begin() as session:
@@ -954,6 +1051,52 @@ def test_a_unique_value_that_another_row_has_now_is_named(maker, ada):
         session.add(Customer(id=2, email="a"))
     with maker.begin() as session, pytest.raises(QueryError, match=r"Customer 1 cannot get back its email.*Customer 2"):
         restore(session, Customer, 1, at=at(0))
+
+
+def test_a_given_value_that_is_not_unique_is_named(engine, base):
+    @sqlaudit.track_table(exclude=["token"])
+    class Key(base):
+        __tablename__ = "keys"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        token: Mapped[str] = mapped_column(sa.String(50), unique=True)
+
+    with recording(engine, base.metadata) as maker:
+        with maker.begin() as session:
+            session.add_all([Key(id=number, token=f"t{number}") for number in (1, 2, 3)])
+        with maker.begin() as session:
+            for number in (1, 2):
+                session.delete(session.get_one(Key, number))
+        with maker.begin() as session:
+            changeset = changesets(session, newest_first=True, limit=1)[0].changeset_id
+            with pytest.raises(QueryError, match=r"Key 1 cannot get back its token.*Key 3"):
+                restore(session, Key, 1, at=1, values={"token": "t3"})
+            with pytest.raises(QueryError, match=r"Key 2 cannot get back its token.*Key 1"):
+                undo(session, changeset, values={Key: {"token": "t4"}})
+            assert not session.new
+
+
+@pytest.mark.parametrize("name", ["a", "A"])
+def test_values_that_the_database_takes_for_equal_are_not_unique(engine, base, name):
+    if name == "A" and engine.dialect.name != "mysql" and engine.dialect.name != "mariadb":
+        pytest.skip("only the default collation of MariaDB ignores case")
+
+    @sqlaudit.track_table()
+    class Account(base):
+        __tablename__ = "accounts"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        name: Mapped[str] = mapped_column(sa.String(50), unique=True)
+
+    with recording(engine, base.metadata) as maker:
+        with maker.begin() as session:
+            session.add(Account(id=1, name="a"))
+        with maker.begin() as session:
+            session.delete(session.get_one(Account, 1))
+        with maker.begin() as session:
+            session.add(Account(id=2, name=name))
+        with maker.begin() as session, pytest.raises(QueryError, match=r"Account 1 cannot .* name, which Account 2"):
+            restore(session, Account, 1, at=1)
 
 
 def test_a_row_that_refers_to_one_that_is_gone_is_named(maker, graph):
@@ -1025,6 +1168,19 @@ def test_a_version_has_its_instant(maker, ada):
 def test_a_session_without_hooks_is_refused(maker, ada, engine):
     with Session(engine) as session, pytest.raises(SQLAuditError, match="register_hooks"):
         restore(session, Customer, 1, at=at(0))
+
+
+def test_a_session_that_is_flushing_is_refused(maker, ada):
+    with maker() as session:
+
+        @sa.event.listens_for(session, "before_flush")
+        def restore_too(session: Session, context: Any, instances: Any) -> None:
+            assert restore(session, Customer, 1, at=at(0), dry_run=True)
+            restore(session, Customer, 1, at=at(0))
+
+        session.add(Region(id=9))
+        with pytest.raises(QueryError, match="is flushing"):
+            session.flush()
 
 
 def test_a_sharded_session_is_refused(maker, ada, engine):

@@ -21,6 +21,7 @@ from sqlalchemy.orm import (
     mapped_column,
     relationship,
     sessionmaker,
+    with_loader_criteria,
 )
 
 import sqlaudit
@@ -403,3 +404,113 @@ def test_columns_of_many_types_are_restored(things, deleted):
         assert fields(thing) == old
         assert (thing.secret, thing.token) == ("made", "new" if deleted else "kept")
         check_history(session, Thing)
+
+
+# --- what the session does not show -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_rows_that_a_listener_hides_are_restored(engine, base, loaded):
+    """Applications mark rows as deleted, and let no query find them."""
+    marked = sa.Table(
+        f"links_{loaded}",
+        base.metadata,
+        sa.Column("folder_id", sa.ForeignKey(f"folders_{loaded}.id"), primary_key=True),
+        sa.Column("file_id", sa.ForeignKey(f"files_{loaded}.id"), primary_key=True),
+    )
+
+    class Marked:
+        id: Mapped[int] = mapped_column(primary_key=True)
+        is_deleted: Mapped[bool] = mapped_column(default=False)
+
+    @sqlaudit.track_table()
+    class File(Marked, base):
+        __tablename__ = f"files_{loaded}"
+
+    @sqlaudit.track_table()
+    class Folder(Marked, base):
+        __tablename__ = f"folders_{loaded}"
+
+        name: Mapped[str | None] = mapped_column(sa.String(50))
+        files: Mapped[list[File]] = relationship(secondary=marked)
+
+    def state() -> Any:
+        with maker() as session:
+            for source in (Folder, File, marked):
+                check_history(session, source)
+            tables = (Folder.__table__, File.__table__, marked)
+            return [sorted(tuple(row) for row in session.execute(sa.select(table))) for table in tables]
+
+    with recording(engine, base.metadata) as maker:
+
+        @sa.event.listens_for(maker, "do_orm_execute")
+        def hide(execution: Any) -> None:
+            if execution.is_select and not (execution.is_column_load or execution.execution_options.get("skip")):
+                criterion = with_loader_criteria(Marked, lambda cls: cls.is_deleted.is_(False), include_aliases=True)
+                execution.statement = execution.statement.options(criterion)
+
+        with maker.begin() as session:
+            session.add(Folder(id=1, name="a", files=[File(id=1), File(id=2)]))
+        before = state()
+        with maker.begin() as session:
+            folder = session.get_one(Folder, 1)
+            folder.name = "b"
+            del folder.files[0]
+        with maker() as session:
+            unlinking = changesets(session, newest_first=True, limit=1)[0].changeset_id
+        with maker.begin() as session:
+            for each in (session.get_one(Folder, 1), session.get_one(File, 1), session.get_one(File, 2)):
+                each.is_deleted = True
+        with maker.begin() as session:
+            every = {"skip": True} if loaded else {}
+            held = [session.scalars(sa.select(each), execution_options=every).all() for each in (Folder, File)]
+            assert bool(held[0]) is loaded
+            undo(session, unlinking, force=True)
+            session.flush()
+            assert sorted(tuple(row) for row in session.execute(sa.select(marked))) == [(1, 1), (1, 2)]
+            restore(session, Folder, 1, at=1, include=["files"])
+        assert state() == before
+        with maker.begin() as session:
+            session.get_one(Folder, 1).is_deleted = True
+        with maker.begin() as session:
+            session.add(Folder(id=3, is_deleted=True))
+        with maker.begin() as session:
+            undo(session, changesets(session, newest_first=True, limit=1)[0].changeset_id)
+        with maker() as session:
+            everyone = session.scalars(sa.select(Folder.id), execution_options={"skip": True})
+            assert everyone.all() == [1]
+
+
+def test_a_link_that_lacks_a_value_is_refused(engine, base):
+    rated = sa.Table(
+        "rated",
+        base.metadata,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("film_id", sa.ForeignKey("films.id")),
+        sa.Column("list_id", sa.ForeignKey("lists.id")),
+        sa.Column("stars", sa.Integer, nullable=False),
+    )
+
+    @sqlaudit.track_table()
+    class Film(base):
+        __tablename__ = "films"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    @sqlaudit.track_table()
+    class List(base):
+        __tablename__ = "lists"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        films: Mapped[list[Film]] = relationship(secondary=rated)
+
+    with recording(engine, base.metadata) as maker:
+        with maker.begin() as session:
+            session.add_all([Film(id=1), List(id=1)])
+            session.flush()
+            session.connection().execute(rated.insert().values(film_id=1, list_id=1, stars=5))
+        with maker.begin() as session:
+            list_ = session.get_one(List, 1)
+            list_.films.clear()
+        with maker.begin() as session, pytest.raises(QueryError, match=r"link of 'rated' .* without stars"):
+            undo(session, changesets(session, newest_first=True, limit=1)[0].changeset_id)

@@ -320,6 +320,134 @@ def test_what_the_database_would_refuse_is_an_error_of_ours(maker):
         undo(session, changeset, force=True)
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_conflicts_are_told_once(maker, force):
+    with maker.begin() as session:
+        session.add_all([Book(id=1), Tag(id=1)])
+    changeset = last_changeset(maker)
+    with maker.begin() as session:
+        book = session.get_one(Book, 1)
+        book.tags.append(session.get_one(Tag, 1))
+    with maker.begin() as session:
+        if force:
+            assert len(undo(session, changeset, force=True)) == 3
+        else:
+            with pytest.raises(UndoConflictError) as caught:
+                undo(session, changeset)
+            assert [each.model for each in caught.value.conflicts] == [book_tags]
+
+
+def test_a_row_loses_all_that_it_refers_to(engine, base):
+    @sqlaudit.track_table()
+    class Place(base):
+        __tablename__ = "places"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        arrivals: Mapped[list["Trip"]] = relationship(foreign_keys="Trip.goal_id")
+        departures: Mapped[list["Trip"]] = relationship(foreign_keys="Trip.start_id")
+
+    @sqlaudit.track_table()
+    class Trip(base):
+        __tablename__ = "trips"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        start_id: Mapped[int | None] = mapped_column(sa.ForeignKey("places.id"))
+        goal_id: Mapped[int | None] = mapped_column(sa.ForeignKey("places.id"))
+
+    @sqlaudit.track_table()
+    class Way(base):
+        __tablename__ = "ways"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        start_id: Mapped[int | None] = mapped_column(sa.ForeignKey("places.id", ondelete="SET NULL"))
+        goal_id: Mapped[int | None] = mapped_column(sa.ForeignKey("places.id", ondelete="CASCADE"))
+
+    with recording(engine, base.metadata) as maker:
+        with maker.begin() as session:
+            session.add_all([Place(id=1), Place(id=2)])
+        changeset = last_changeset(maker)
+        with maker.begin() as session:
+            for model in (Trip, Way):
+                session.add_all([model(id=1, start_id=1, goal_id=2), model(id=2, start_id=1, goal_id=1)])
+        with maker.begin() as session:
+            report = {(each.model, each.key): each.fields for each in undo(session, changeset, force=True)}
+            assert report[Trip, 1] == {"start_id": (1, None), "goal_id": (2, None)}
+            assert report[Trip, 2] == {"start_id": (1, None), "goal_id": (1, None)}
+        with maker() as session:
+            trips = session.scalars(sa.select(Trip).order_by(Trip.id))
+            assert [(trip.start_id, trip.goal_id) for trip in trips] == [(None, None)] * 2
+            assert not session.scalars(sa.select(Way)).all()
+            for model in (Place, Trip, Way):
+                check_history(session, model)
+
+
+def test_models_that_have_been_disposed_of_are_not_asked(engine):
+    def make() -> Any:
+        class Base(DeclarativeBase):
+            pass
+
+        @sqlaudit.track_table()
+        class Thing(Base):
+            __tablename__ = "things"
+
+            id: Mapped[int] = mapped_column(primary_key=True)
+
+        return Thing
+
+    *old, new = [make() for _ in range(10)]
+    for each in old:
+        each.registry.dispose()
+    with recording(engine, new.metadata) as maker:
+        with maker.begin() as session:
+            session.add(new(id=1))
+        with maker.begin() as session:
+            assert summary(undo(session, last_changeset(maker))) == [("delete", "Thing", 1)]
+
+
+@pytest.mark.parametrize("how", ["alone", "related", "cascade", "database", "secondary"])
+def test_an_untracked_row_that_cannot_go_along_is_named(engine, base, how):
+    @sqlaudit.track_table()
+    class Parent(base):
+        __tablename__ = f"parents_{how}"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        if how == "secondary":
+            others: Mapped[list["Other"]] = relationship(secondary=f"children_{how}")
+        elif how in ("related", "cascade"):
+            children: Mapped[list["Child"]] = relationship(cascade="all" if how == "cascade" else "save-update")
+
+    class Other(base):
+        __tablename__ = f"others_{how}"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    class Child(base):
+        __tablename__ = f"children_{how}"
+
+        parent_id: Mapped[int] = mapped_column(
+            sa.ForeignKey(f"parents_{how}.id", ondelete="CASCADE" if how == "database" else None), primary_key=True
+        )
+        other_id: Mapped[int] = mapped_column(sa.ForeignKey(f"others_{how}.id"), primary_key=True)
+
+    with recording(engine, base.metadata) as maker:
+        with maker.begin() as session:
+            session.add_all([Parent(id=1), Other(id=1)])
+        changeset = last_changeset(maker)
+        with maker.begin() as session:
+            session.add(Child(parent_id=1, other_id=1))
+        with maker.begin() as session:
+            if how in ("alone", "related"):
+                with pytest.raises(QueryError, match=f"'children_{how}', which has no history, refers to Parent 1"):
+                    undo(session, changeset)
+                assert not session.deleted
+            else:
+                undo(session, changeset)
+        with maker() as session:
+            left = 1 if how in ("alone", "related") else 0
+            assert len(session.scalars(sa.select(Child)).all()) == left
+            assert len(session.scalars(sa.select(Parent)).all()) == left
+
+
 def test_rows_that_the_database_deletes_come_back(maker):
     with maker.begin() as session:
         session.add(Book(id=1))
@@ -451,6 +579,34 @@ def test_rows_that_exchanged_unique_values_get_them_back(maker):
     with maker.begin() as session:
         undo(session, last_changeset(maker))
     assert state_of(maker) == before
+
+
+def test_a_unique_value_goes_back_from_a_row_that_must_go_last(engine, base):
+    @sqlaudit.track_table()
+    class Seat(base):
+        __tablename__ = "seats"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        label: Mapped[str | None] = mapped_column(sa.String(50), unique=True)
+        next_id: Mapped[int | None] = mapped_column(sa.ForeignKey("seats.id"))
+
+    with recording(engine, base.metadata) as maker:
+        with maker.begin() as session:
+            session.add(Seat(id=1, label="a"))
+        with maker.begin() as session:
+            seat = session.get_one(Seat, 1)
+            seat.label = "b"
+            session.flush()
+            session.add(Seat(id=2, label="a"))
+            session.flush()
+            seat.next_id = 2
+        for expected in ([(1, "a", None)], [(1, "b", 2), (2, "a", None)]):
+            with maker.begin() as session:
+                undo(session, last_changeset(maker))
+            with maker() as session:
+                seats = session.scalars(sa.select(Seat).order_by(Seat.id))
+                assert [(seat.id, seat.label, seat.next_id) for seat in seats] == expected
+                check_history(session, Seat)
 
 
 def test_unique_values_that_are_passed_on_go_back(maker):

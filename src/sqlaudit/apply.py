@@ -11,7 +11,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import Column, null, select
-from sqlalchemy.orm import Mapper, RelationshipProperty, Session, class_mapper, selectinload
+from sqlalchemy.orm import (
+    Mapper,
+    RelationshipProperty,
+    Session,
+    class_mapper,
+    make_transient_to_detached,
+    selectinload,
+)
 from sqlalchemy.orm.attributes import flag_modified, instance_dict, instance_state, set_attribute, set_committed_value
 
 from sqlaudit.changes import Operation
@@ -122,6 +129,9 @@ class _Application:
                 found = instance_state(obj).key
                 assert found is not None
                 self.objects[changes[tuple(found[1])]] = obj
+            for change in changes.values():
+                if change not in self.objects:
+                    self.objects[change] = self._hidden(change.mapper, change.key)
         for model, keys in doomed.items():
             if options := _all_relationships(model.mapper):
                 for _ in self._rows_of(model, keys, *options):
@@ -136,6 +146,21 @@ class _Application:
         for chunk in chunks(keys):
             where = one_of(model.root.table.key, chunk)
             yield from self.session.scalars(statement.where(where), execution_options=execution).unique()
+
+    def _hidden(self, mapper: Mapper[Any], key: Key) -> Any:
+        """Return the object of a row that queries do not find, because a listener of the user's leaves out some rows.
+
+        It loads its attributes itself, when it is asked for them: such listeners let this pass.
+        """
+        obj = self._in_session(mapper, key)
+        if obj is None:
+            obj = mapper.class_manager.new_instance()
+            for column, value in zip(mapper.primary_key, key, strict=True):
+                set_committed_value(obj, mapper.get_property_by_column(column).key, value)
+            make_transient_to_detached(obj)
+            self.session.add(obj)
+        self.session.expire(obj)
+        return obj
 
     def _leave_out_the_moved(self) -> None:
         """Keep those that get another parent, or none, from going with the one that they have now."""
@@ -252,6 +277,9 @@ class _Application:
             owner, other = owners.get(change.link[:width]), others.get(change.link[width:])
             restoring(self.session).links[change.table.live, change.identity] = self.reason
             if owner is None or other is None or (id(owner) in going and eager):
+                for reverse in relationship._reverse_property if other is not None else ():
+                    if reverse.key in instance_dict(other) and reverse.lazy not in _QUERIES:
+                        self.session.expire(other, [reverse.key])
                 continue  # the unit of work ends the links of what goes
             self._touch_link(change, owner, other)
 
@@ -285,6 +313,9 @@ class _Application:
         for chunk in chunks(missing):
             for obj in self.session.scalars(statement.where(one_of(columns, chunk))).unique():
                 found[tuple([getattr(obj, name) for name in names])] = obj
+        for value in values - found.keys() if set(columns) == set(mapper.primary_key) else ():
+            by_column = dict(zip(columns, value, strict=True))
+            found[value] = self._hidden(mapper, tuple([by_column[column] for column in mapper.primary_key]))
         return found
 
     # -- what the session has loaded

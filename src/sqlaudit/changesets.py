@@ -34,6 +34,7 @@ from sqlaudit.arguments import checked_count, checked_range, checked_user
 from sqlaudit.changes import Changeset, Operation
 from sqlaudit.exceptions import QueryError
 from sqlaudit.history import checked_session, where_rows_are
+from sqlaudit.models import tracked_model
 from sqlaudit.statements import chunks
 from sqlaudit.tables import TrackedTable, find_association_tables, guard_name, known_metadata, tracked_tables
 
@@ -65,6 +66,8 @@ def known_tables(session: Session) -> list[Place]:
     for each in metadata:
         find_association_tables(each)
         for table in tracked_tables(each):
+            if table.mapper is not None and tracked_model(table.mapper) is None:
+                continue  # its registry has been disposed of
             try:
                 where = where_rows_are(session, table.mapper)
             except UnboundExecutionError:

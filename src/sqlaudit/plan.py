@@ -19,7 +19,7 @@ from sqlaudit.exceptions import QueryError
 from sqlaudit.flush import link_identity
 from sqlaudit.history import where_rows_are
 from sqlaudit.models import TrackedModel, root_of
-from sqlaudit.rows import Link, Row, attribute_of, display_key, rows_now, values_of
+from sqlaudit.rows import Link, Row, attribute_of, display_key, links_now, rows_now, values_of
 from sqlaudit.statements import Key, chunks, one_of
 from sqlaudit.tables import TrackedTable, tracked_table
 
@@ -135,18 +135,23 @@ class Fields:
             (column, attribute_of(mapper, column))
             for table in self.model.chain
             for column in table.live.c
-            if not (
-                column.nullable
-                or column.system
-                or column.default is not None
-                or column.server_default is not None
-                or column.computed is not None
-                or column.identity is not None
-                or column is mapper.version_id_col
-                or column is discriminator
-                or attribute_of(mapper, column) in self.key
-            )
+            if _needs_value(column)
+            and column is not mapper.version_id_col
+            and column is not discriminator
+            and attribute_of(mapper, column) not in self.key
         ]
+
+
+def _needs_value(column: Column[Any]) -> bool:
+    """Tell whether a new row needs a value for a column, because nothing else gives it one."""
+    return not (
+        column.nullable
+        or column.system
+        or column.default is not None
+        or column.server_default is not None
+        or column.computed is not None
+        or column.identity is not None
+    )
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------
@@ -176,6 +181,12 @@ class Plan:
     def unwant(self, model: TrackedModel, key: Key) -> None:
         """Let a row be gone."""
         self.targets[model.root].setdefault(key, None)
+
+    def suffer(self, row: Row, fate: Callable[[Row], Row | None]) -> None:
+        """Let a row become what is left of it when one that it refers to goes, whatever else has become of it."""
+        targets = self.targets[row.model.root]
+        then = targets.get(row.key, row)
+        targets[row.key] = None if then is None else fate(then)
 
     def link(self, change: LinkChange) -> None:
         """Let a link be made, or ended."""
@@ -276,7 +287,7 @@ class Plan:
         return [change for change in self.changes if change.operation is not Operation.DELETE]
 
     def referring(self) -> Iterator[tuple[ForeignKeyConstraint, Row, Change]]:
-        """Yield the live rows, with the foreign key, that refer to rows that shall go and are not in the plan.
+        """Yield the live rows, with the foreign key, that would still refer to rows that shall go.
 
         One statement per foreign key and 1,000 rows.
         """
@@ -286,9 +297,10 @@ class Plan:
                 continue
             root, columns = root_of(child), [element.parent for element in constraint.elements]
             for row in rows_now(self.session, root, columns, list(doomed), lock=self.lock):
-                value = row.get(columns)
-                if row.key not in self.targets[root] and value in doomed:
-                    yield constraint, row, doomed[value]
+                value, then = row.get(columns), self.targets[root].get(row.key, row)
+                if then is row or (value in doomed and then is not None and then.get(columns) == value):
+                    # A value may not be kept, or be equal for the database alone.
+                    yield constraint, row, doomed.get(value or ()) or next(iter(doomed.values()))
 
     def _referred_to(self) -> Iterator[tuple[ForeignKeyConstraint, dict[Key, Change]]]:
         """Yield the foreign keys that refer to rows that shall go, and what they refer to."""
@@ -311,6 +323,27 @@ class Plan:
             if table is not None and table.is_association:
                 yield table, tuple([element.parent for element in constraint.elements]), list(doomed)
 
+    def check_untracked(self) -> None:
+        """See that no row without history keeps one from going: one statement per foreign key and 1,000 rows.
+
+        :raises QueryError: one does
+        """
+        for constraint, doomed in self._referred_to():
+            parent = tracked_table(constraint.referred_table)
+            assert parent is not None
+            if tracked_table(constraint.table) is not None or fate_of(constraint) is not None or _is_link(constraint):
+                continue
+            columns = [element.parent for element in constraint.elements]
+            for chunk in chunks(list(doomed)):
+                statement = select(*columns).where(one_of(columns, chunk)).limit(1)
+                found = self.session.execute(statement, bind_arguments=where_rows_are(self.session, parent.mapper))
+                for row in found:
+                    raise QueryError(
+                        f"A row of {constraint.table.fullname!r}, which has no history, refers to "
+                        f"{doomed[tuple(row)].name}, which would be deleted; delete it first.",
+                        constraint.table,
+                    )
+
     def check_references(self) -> None:
         """See that all that the rows and links shall refer to is there: one statement per foreign key and 1,000 rows.
 
@@ -325,6 +358,7 @@ class Plan:
                     wanted[constraint].setdefault(value, change.name)
         for link in self.links.values():
             if link.operation is Operation.INSERT:
+                self._check_other_columns(link)
                 for constraint in link.table.live.foreign_key_constraints:
                     values = [link.by_column.get(element.parent) for element in constraint.elements]
                     if None not in values:
@@ -336,6 +370,17 @@ class Plan:
                     f"{referrers[value]} would refer to a row of {constraint.referred_table.fullname!r}, "
                     f"{display_key(value)!r}, that does not exist any more; restore that one first, or include it.",
                     constraint.referred_table,
+                )
+
+    @staticmethod
+    def _check_other_columns(link: LinkChange) -> None:
+        table = link.table.live
+        for column in table.c:
+            if column not in link.by_column and column is not table.autoincrement_column and _needs_value(column):
+                raise QueryError(
+                    f"A link of {table.fullname!r} cannot be made again without {column.name}, which cannot be NULL, "
+                    "and which a relationship gives no value; map a class to the table, or make the link yourself.",
+                    table,
                 )
 
     def _absent(self, constraint: ForeignKeyConstraint, values: Collection[Key]) -> list[Key]:
@@ -361,16 +406,16 @@ class Plan:
 
         :raises QueryError: another row has one of them
         """
+        changes = {(change.model.root, change.key): change for change in self.changes}
         for (root, columns), takers in self._takers().items():
-            for row in rows_now(self.session, root, columns, list(takers)):
-                taker = takers.get(row.get(columns) or ())
-                if row.key not in self.targets[root] and taker is not None:
-                    names = ", ".join(attribute_of(row.mapper, column) or column.name for column in columns)
-                    raise QueryError(
-                        f"{taker.name} cannot get back its {names}, which {name_of(row.model, row.key)} has now; "
-                        "change that row first, or restore it, too.",
-                        taker.model.mapper.class_,
-                    )
+            table = tracked_table(columns[0].table)
+            assert table is not None
+            for value, key in links_now(self.session, table, columns, columns, list(takers)).items():
+                holder = changes.get((root, key))
+                if holder is None or holder.had(columns) == holder.has(columns):
+                    like = (taker for other, taker in takers.items() if str(other).casefold() == str(value).casefold())
+                    taker = takers.get(value) or next(like, next(iter(takers.values())))  # as the collation sees it
+                    raise self._taken(taker, columns, name_of(root, key))
 
     def _takers(self) -> dict[tuple[TrackedModel, tuple[Column[Any], ...]], dict[Key, Change]]:
         takers: dict[tuple[TrackedModel, tuple[Column[Any], ...]], dict[Key, Change]] = defaultdict(dict)
@@ -378,8 +423,18 @@ class Plan:
             for columns in unique_columns(change.model):
                 value = change.has(columns)
                 if value is not None and value != change.had(columns):
-                    takers[change.model.root, columns][value] = change
+                    other = takers[change.model.root, columns].setdefault(value, change)
+                    if other is not change:
+                        raise self._taken(change, columns, other.name)
         return takers
+
+    @staticmethod
+    def _taken(taker: Change, columns: Sequence[Column[Any]], holder: str) -> QueryError:
+        names = ", ".join(attribute_of(taker.mapper, column) or column.name for column in columns)
+        return QueryError(
+            f"{taker.name} cannot get back its {names}, which {holder} has; change that row first, or restore it, too.",
+            taker.model.mapper.class_,
+        )
 
 
 def _shown(value: Any) -> Any:
@@ -548,7 +603,7 @@ class Ordering:
         for change in givers:
             columns = set().union(*self._passing_on[change].values())
             names = {name for column in columns if column.nullable and (name := attribute_of(change.mapper, column))}
-            if change.operation is Operation.UPDATE and len(names) == len(columns):
+            if len(names) == len(columns):
                 loosened[change] |= names
                 for taker in self._passing_on.pop(change):
                     self._after[change].remove(taker)
@@ -602,30 +657,36 @@ def _both_new(one: Change, other: Change) -> bool:
 
 
 def table_ranks(roots: Collection[TrackedModel]) -> dict[TrackedModel, int]:
-    """Return the ranks of hierarchies: those that others refer to come first, as far as they are in no circle."""
+    """Return the ranks of hierarchies: those that others refer to come first.
+
+    In a circle, foreign keys that can be NULL are the ones that give way.
+    """
+    left = {
+        root: (set(parents_of(root)), set(parents_of(root, mandatory=True)))
+        for root in sorted(roots, key=lambda root: root.table.live.fullname)
+    }
     ranks: dict[TrackedModel, int] = {}
-    begun: set[TrackedModel] = set()
-    for root in sorted(roots, key=lambda root: root.table.live.fullname):
-        _rank(root, roots, ranks, begun)
+    while left:
+        free = (
+            root for which in (0, 1) for root, parents in left.items() if not parents[which] & (left.keys() - {root})
+        )
+        following = next(free, next(iter(left)))
+        ranks[following] = len(ranks)
+        del left[following]
     return ranks
 
 
-def _rank(
-    root: TrackedModel, roots: Collection[TrackedModel], ranks: dict[TrackedModel, int], begun: set[TrackedModel]
-) -> None:
-    if root in begun:
-        return
-    begun.add(root)
-    for parent in parents_of(root):
-        if parent in roots:
-            _rank(parent, roots, ranks, begun)
-    ranks[root] = len(ranks)
+def parents_of(root: TrackedModel, *, mandatory: bool = False) -> list[TrackedModel]:
+    """Return the hierarchies that the tables of one refer to, itself not among them.
 
-
-def parents_of(root: TrackedModel) -> list[TrackedModel]:
-    """Return the hierarchies that the tables of one refer to, itself not among them."""
+    :param mandatory: whether only foreign keys count that cannot be NULL
+    """
     tables = dict.fromkeys(table.live for model in root.family() for table in model.chain)
-    referred = (tracked_table(constraint.referred_table) for constraint in _foreign_keys(tables))
+    referred = (
+        tracked_table(constraint.referred_table)
+        for constraint in _foreign_keys(tables)
+        if not (mandatory and all(element.parent.nullable for element in constraint.elements))
+    )
     parents = (root_of(table) for table in referred if table is not None and not table.is_association)
     return [parent for parent in dict.fromkeys(parents) if parent is not root]
 
@@ -646,6 +707,16 @@ def covering(constraint: ForeignKeyConstraint) -> Iterator[RelationshipProperty[
 
 def _is_covered(constraint: ForeignKeyConstraint) -> bool:
     return any(not relationship.post_update for relationship in covering(constraint))
+
+
+def _is_link(constraint: ForeignKeyConstraint) -> bool:
+    """Tell whether the rows of a foreign key are links, which the unit of work ends with the object they lead from."""
+    owner = tracked_table(constraint.referred_table)
+    return owner is not None and any(
+        relationship.secondary is constraint.table and not relationship.viewonly
+        for mapper in (owner.mapper.self_and_descendants if owner.mapper else ())
+        for relationship in mapper.relationships
+    )
 
 
 SETTING_NULL: Final = ("SET NULL", "SET DEFAULT")

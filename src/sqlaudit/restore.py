@@ -163,8 +163,18 @@ def _writing_session(session: object) -> Session:
 
 
 def _flush_first(session: Session, dry_run: bool) -> None:
+    """Let the database have what the session holds.
+
+    :raises QueryError: the session is doing so already
+    """
     if dry_run:
         session._autoflush()
+    elif session._flushing:
+        raise QueryError(
+            "The session is flushing, and what a restore needs to write before cannot be; restore before the flush, or "
+            "after the commit.",
+            session,
+        )
     else:
         session.flush()
 
@@ -335,9 +345,16 @@ def _includable(mapper: Mapper[Any]) -> dict[str, RelationshipProperty[Any]]:
 def _is_includable(relationship: RelationshipProperty[Any]) -> bool:
     if relationship.viewonly or tracked_model(relationship.mapper) is None:
         return False
+    if not all(_is_kept(column) for pair in relationship.local_remote_pairs for column in pair):
+        return False
     if relationship.secondary is not None:
         return tracked_table(relationship.secondary) is not None and _is_plain(relationship.secondaryjoin)
     return _is_plain(relationship.primaryjoin)
+
+
+def _is_kept(column: Any) -> bool:
+    table = tracked_table(column.table)
+    return table is not None and any(live is column for live, _ in table.columns)
 
 
 def _is_plain(condition: Any) -> bool:
@@ -351,7 +368,7 @@ def _no_path(mapper: Mapper[Any], path: str, name: str) -> QueryError:
     names = ", ".join(sorted(_includable(mapper))) or "none"
     return QueryError(
         f"{mapper.class_.__name__} has no relationship {name!r} to include ({path!r}); those that lead to tracked "
-        f"models by columns that are equal, and can be written: {names}.",
+        f"models by columns that are equal and not excluded, and can be written: {names}.",
         mapper.class_,
     )
 
@@ -596,7 +613,7 @@ def _complete(plan: Plan, later: Callable[[], list[Conflict]] | None = None) -> 
             conflicts = [*later(), *_last_changes(plan, [row for _, row, _ in referring])]
             conflicts += _links_of_doomed(plan, conflicting=True)
             if conflicts:
-                raise _conflict_error(conflicts)
+                raise _conflict_error(list(dict.fromkeys(conflicts)))
             break
         _links_of_doomed(plan, conflicting=False)
         if not referring:
@@ -609,10 +626,8 @@ def _complete(plan: Plan, later: Callable[[], list[Conflict]] | None = None) -> 
                     "delete it first.",
                     row.mapper.class_,
                 )
-            if (after := fate(row)) is None:
-                plan.unwant(row.model, row.key)
-            else:
-                plan.want(after)
+            plan.suffer(row, fate)
+    plan.check_untracked()
     plan.check_references()
     plan.check_unique()
 
