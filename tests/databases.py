@@ -181,7 +181,7 @@ def stop_postgresql(directory: Path) -> None:
 
 class MariaDB(Server):
     name = "mariadb"
-    capabilities = frozenset({"concurrent_writes", "two_phase", "virtual_columns"})
+    capabilities = frozenset({"case_insensitive", "concurrent_writes", "two_phase", "virtual_columns"})
     async_drivers = ("aiomysql",)
 
     def __init__(self, server: sa.URL) -> None:
