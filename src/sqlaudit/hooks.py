@@ -31,13 +31,13 @@ from sqlalchemy.orm import (
 )
 
 from sqlaudit.capture import uncaptured
-from sqlaudit.exceptions import SQLAuditError
+from sqlaudit.exceptions import QueryError, SQLAuditError
 from sqlaudit.flush import Flush
 from sqlaudit.instant import hide_excluded, instant_of_state, look_back_from, refuse_change, refuse_changes
 from sqlaudit.models import TrackedModel, tracked_model
 from sqlaudit.past import Past, beside_past, stays_in_past
 from sqlaudit.tables import INFO_KEY, find_association_tables, track_secondary, tracked_table, tracked_tables
-from sqlaudit.timetravel import instant_of, read_past
+from sqlaudit.timetravel import PastSession, instant_of, read_past
 
 try:
     from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
@@ -163,6 +163,21 @@ _SESSION_LISTENERS: Final[dict[str, Callable[..., Any]]] = {
     "after_soft_rollback": _after_soft_rollback,
     "do_orm_execute": _do_orm_execute,
 }
+
+
+def _attaching(session: Session, state: InstanceState[Any]) -> None:
+    """Keep an object of the past out of a session that would give it live rows to refer to, and write it.
+
+    Every session is asked, at the price of one call for an object that is added; loading asks nobody.
+    """
+    instant = instant_of_state(state)
+    if instant is None or isinstance(session, PastSession) or _do_orm_execute in session.dispatch.do_orm_execute:
+        return
+    raise QueryError(
+        f"{state.class_.__name__} {state.identity} {instant} was given to a session without hooks, and would refer "
+        "to live rows; call register_hooks(), or register_hooks(your_sessionmaker), at start-up.",
+        state.obj(),
+    )
 
 
 # --- the methods of sessions that there are no events for -------------------------------------------------------
@@ -334,6 +349,7 @@ def watch(model: TrackedModel) -> None:
         event.listen(metadata, "after_drop", _after_drop)
     if not event.contains(Mapper, "mapper_configured", _warn_of_other_mapper):
         event.listen(Mapper, "mapper_configured", _warn_of_other_mapper)
+        event.listen(Session, "before_attach", _attaching, raw=True)
     _look_again(model.mapper)
 
 

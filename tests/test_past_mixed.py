@@ -1,0 +1,128 @@
+"""Past and present side by side: neither gets hold of the other's objects, rows or keys."""
+
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import orm
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
+
+from clock import Clock, at
+from invariants import recording
+from sqlaudit import QueryError, SQLAuditConfig, as_of, set_config, track_table
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+tagging = sa.Table(
+    "tagging",
+    Base.metadata,
+    sa.Column("customer_id", sa.ForeignKey("customers.id"), primary_key=True),
+    sa.Column("tag_id", sa.ForeignKey("tags.id"), primary_key=True),
+)
+
+
+@track_table()
+class Tag(Base):
+    __tablename__ = "tags"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    label: Mapped[str] = mapped_column(sa.String(20))
+
+
+@track_table(exclude=["secret"])
+class Customer(Base):
+    __tablename__ = "customers"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    name: Mapped[str] = mapped_column(sa.String(20))
+    secret: Mapped[str | None] = mapped_column(sa.String(20))
+    tags: Mapped[list[Tag]] = relationship(secondary=tagging)
+    notes: orm.DynamicMapped["Note"] = relationship()
+
+
+@track_table()
+class Order(Base):
+    __tablename__ = "orders"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    amount: Mapped[int]
+    customer_id: Mapped[int | None] = mapped_column(sa.ForeignKey("customers.id"))
+    customer: Mapped[Customer | None] = relationship()
+
+
+class Note(Base):
+    """Not tracked."""
+
+    __tablename__ = "notes"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    customer_id: Mapped[int | None] = mapped_column(sa.ForeignKey("customers.id"))
+    customer: Mapped[Customer | None] = relationship(overlaps="notes")
+
+
+@pytest.fixture
+def maker(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
+    """Sessions with hooks, on a database in which all was "then" in the second 0, and is "now" since the second 1."""
+    with recording(engine, Base.metadata) as maker:
+        set_config(SQLAuditConfig(clock=Clock()))
+        with maker() as session:
+            tag = Tag(id=1, label="then")
+            ada, bob = (Customer(id=number, name="then", secret="s", tags=[tag]) for number in (1, 2))
+            session.add_all(Order(id=number, amount=0, customer=ada) for number in (1, 2))
+            session.add(bob)
+            session.commit()
+            for row in (tag, ada, bob):
+                setattr(row, "label" if row is tag else "name", "now")
+            for order in session.scalars(sa.select(Order)):
+                order.amount = 1
+            session.commit()
+        yield maker
+
+
+@pytest.fixture
+def session(maker: sessionmaker[Session]) -> Iterator[Session]:
+    with maker() as session:
+        yield session
+
+
+def then(session: Session, model: Any, id: int = 1) -> Any:
+    return session.scalars(as_of(model, at(0)).where(model.id == id)).one()
+
+
+# --- sessions without hooks -------------------------------------------------------------------------------------
+
+
+def expunged(session: Session, model: Any) -> Any:
+    past = then(session, model)
+    session.expunge(past)
+    return past
+
+
+@pytest.mark.parametrize(
+    "give",
+    [
+        lambda plain, order: plain.add(order),
+        lambda plain, order: plain.add_all([order]),
+        lambda plain, order: plain.add(pickle.loads(pickle.dumps(order))),
+        lambda plain, order: plain.merge(order, load=False),
+        lambda plain, order: plain.delete(order),
+        lambda plain, order: plain.enable_relationship_loading(order),
+    ],
+    ids=["add", "add all", "unpickle", "merge", "delete", "relationship loading"],
+)
+def test_a_session_without_hooks_takes_no_object_of_the_past(engine, session, give):
+    order = expunged(session, Order)
+    with Session(engine) as plain:
+        plain.get_one(Customer, 1)  # which a past order would take for its customer
+        with pytest.raises(QueryError, match=r"Order \(1,\) as of 2024-01-01T00:00:00\+00:00 .* register_hooks"):
+            give(plain, order)
+        assert order not in plain
+
+
+def test_a_session_with_hooks_of_any_kind_takes_an_object_of_the_past(engine, session):
+    order = expunged(session, Order)
+    with recording(engine, Base.metadata) as maker, maker() as other:
+        other.get_one(Customer, 1)
+        other.add(order)
+        assert order.customer.name == "then"
