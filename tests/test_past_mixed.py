@@ -1,6 +1,7 @@
 """Past and present side by side: neither gets hold of the other's objects, rows or keys."""
 
 import pickle
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, rela
 
 from clock import Clock, at
 from invariants import recording
-from sqlaudit import QueryError, SQLAuditConfig, as_of, set_config, track_table
+from sqlaudit import QueryError, SQLAuditConfig, SQLAuditWarning, as_of, set_config, track_table
 
 
 class Base(DeclarativeBase):
@@ -126,3 +127,35 @@ def test_a_session_with_hooks_of_any_kind_takes_an_object_of_the_past(engine, se
         other.get_one(Customer, 1)
         other.add(order)
         assert order.customer.name == "then"
+
+
+# --- objects of the past that are made new ones -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given_to", ["the same session", "a session without hooks"])
+def test_an_object_of_the_past_that_was_made_transient_is_added_as_a_new_one(engine, session, given_to):
+    order = then(session, Order)
+    orm.make_transient(order)
+    session.rollback()
+    order.id = 9
+    with session if given_to == "the same session" else Session(engine) as other, warnings.catch_warnings():
+        warnings.simplefilter("ignore", SQLAuditWarning)  # that the session without hooks writes
+        other.add(order)
+        other.flush()
+        assert sa.inspect(order).identity_token is None
+        assert other.get(Order, 9) is order
+        assert (order.amount, order.customer.name) == (0, "now")
+        order.amount = 5
+        other.commit()
+        assert other.scalars(sa.select(Order.amount).where(Order.id == 9)).all() == [5]
+
+
+def test_an_excluded_column_of_an_object_that_was_made_transient_can_be_set(session):
+    ada = then(session, Customer)
+    orm.make_transient(ada)
+    ada.id = 9
+    assert ada.secret is None
+    ada.secret = "new"
+    session.add(ada)
+    session.commit()
+    assert session.get_one(Customer, 9).secret == "new"

@@ -33,7 +33,7 @@ from sqlalchemy.orm import (
 from sqlaudit.capture import uncaptured
 from sqlaudit.exceptions import QueryError, SQLAuditError
 from sqlaudit.flush import Flush
-from sqlaudit.instant import hide_excluded, instant_of_state, look_back_from, refuse_change, refuse_changes
+from sqlaudit.instant import Instant, hide_excluded, instant_of_state, look_back_from, refuse_change, refuse_changes
 from sqlaudit.models import TrackedModel, tracked_model
 from sqlaudit.past import Past, beside_past, stays_in_past
 from sqlaudit.tables import INFO_KEY, find_association_tables, track_secondary, tracked_table, tracked_tables
@@ -166,12 +166,16 @@ _SESSION_LISTENERS: Final[dict[str, Callable[..., Any]]] = {
 
 
 def _attaching(session: Session, state: InstanceState[Any]) -> None:
-    """Keep an object of the past out of a session that would give it live rows to refer to, and write it.
+    """Keep an object of the past out of a session that would give it live rows, unless it is one no more.
 
     Every session is asked, at the price of one call for an object that is added; loading asks nobody.
     """
     instant = instant_of_state(state)
-    if instant is None or isinstance(session, PastSession) or _do_orm_execute in session.dispatch.do_orm_execute:
+    if instant is None:
+        if isinstance(state.identity_token, Instant):  # make_transient() has made a new object of one of the past
+            state.identity_token, state.load_options = None, ()
+        return
+    if isinstance(session, PastSession) or _do_orm_execute in session.dispatch.do_orm_execute:
         return
     raise QueryError(
         f"{state.class_.__name__} {state.identity} {instant} was given to a session without hooks, and would refer "
