@@ -159,3 +159,62 @@ def test_an_excluded_column_of_an_object_that_was_made_transient_can_be_set(sess
     session.add(ada)
     session.commit()
     assert session.get_one(Customer, 9).secret == "new"
+
+
+# --- columns that are never stored ------------------------------------------------------------------------------
+
+IN_TWO_PLACES = {
+    "rows of one entity": lambda: as_of(Customer, at(0)).join(Order, Order.customer_id == Customer.id),
+    "two entities": lambda: as_of(Order, at(0)).join(Order.customer).add_columns(Customer),
+    "an alias": lambda: (
+        as_of(Customer, at(0)).join(other := orm.aliased(Customer), other.id == Customer.id).add_columns(other)
+    ),
+    "a joined load": lambda: (
+        as_of(Order, at(0)).join(Order.customer).add_columns(Customer).options(orm.joinedload(Order.customer))
+    ),
+    "a contained load": lambda: (
+        as_of(Order, at(0)).join(Order.customer).add_columns(Customer).options(orm.contains_eager(Order.customer))
+    ),
+    "a load of a few columns": lambda: as_of(Customer, at(0)).options(orm.load_only(Customer.secret)),
+    "an undeferred column": lambda: as_of(Customer, at(0)).options(orm.defer(Customer.name), orm.undefer("*")),
+}
+
+
+@pytest.mark.parametrize("statement", IN_TWO_PLACES.values(), ids=IN_TWO_PLACES)
+def test_an_excluded_column_raises_however_often_a_result_has_the_object(session, statement):
+    customers = {each for row in session.execute(statement()).unique() for each in row if isinstance(each, Customer)}
+    assert customers
+    for again in range(2):
+        for customer in customers:
+            with pytest.raises(QueryError, match=r"Customer\.secret is excluded from history"):
+                _ = customer.secret
+            assert customer.name == "then"
+        if again == 0:
+            session.execute(statement()).unique().all()
+    assert session.get_one(Customer, 1).secret == "s"
+
+
+def test_an_excluded_column_that_is_asked_for_alone_raises(session):
+    ada = then(session, Customer)
+    for ask in (session.refresh, session.expire):
+        ask(ada, ["secret"])
+        with pytest.raises(QueryError, match=r"Customer\.secret is excluded from history"):
+            _ = ada.secret
+    assert not session.dirty
+
+
+def test_an_excluded_column_that_is_deferred_raises_too(session, base, engine):
+    @track_table(exclude=["photo"])
+    class Person(base):
+        __tablename__ = "people"
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+        photo: Mapped[str] = mapped_column(sa.String(20), deferred=True)
+
+    base.metadata.create_all(engine)
+    session.add(Person(id=1, photo="live"))
+    session.commit()
+    for options in ([], [orm.undefer(Person.photo)]):
+        past = session.scalars(as_of(Person, at(2)).options(*options)).one()
+        with pytest.raises(QueryError, match=r"Person\.photo is excluded from history"):
+            _ = past.photo
+    assert session.get_one(Person, 1).photo == "live"

@@ -343,7 +343,6 @@ def watch(model: TrackedModel) -> None:
         event.listen(target, name, listener, raw=True, retval=True, propagate=True)
     event.listen(target, "after_mapper_constructed", _track_subclass, propagate=True)
     event.listen(target, "mapper_configured", _track_links, propagate=True)
-    watch_excluded(model)
     metadata = model.table.live.metadata
     metadata.info.setdefault(INFO_KEY, WeakSet()).add(model.mapper.registry)
     if not event.contains(metadata, "before_create", _before_create):
@@ -354,18 +353,11 @@ def watch(model: TrackedModel) -> None:
     if not event.contains(Mapper, "mapper_configured", _warn_of_other_mapper):
         event.listen(Mapper, "mapper_configured", _warn_of_other_mapper)
         event.listen(Session, "before_attach", _attaching, raw=True)
-    _look_again(model.mapper)
+    look_again(model.mapper)
 
 
-def watch_excluded(model: TrackedModel) -> None:
-    """Listen to the loads of a model that has excluded columns; those of others would pay for nothing."""
-    if model.options.exclude and not event.contains(model.mapper.class_, "load", hide_excluded):
-        for name in ("load", "refresh", "expire"):
-            event.listen(model.mapper.class_, name, hide_excluded, raw=True, propagate=True)
-
-
-def _look_again(mapper: Mapper[Any]) -> None:
-    """Look at the mappers that were configured before a table was tracked."""
+def look_again(mapper: Mapper[Any]) -> None:
+    """Look at the mappers that were configured before a table was tracked, or its options were known."""
     for each in mapper.registry.mappers:
         if each.configured:
             _track_links(each, each.class_)
@@ -464,6 +456,7 @@ def _track_links(mapper: Mapper[Any], model_class: type[Any]) -> None:
     if model is not None:
         model.table.refresh()
         look_back_from(mapper)
+        hide_excluded(mapper)
         for relationship in mapper.relationships:
             _track_link(relationship)
 

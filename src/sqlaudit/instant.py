@@ -8,15 +8,23 @@ from functools import cache
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy.orm import InstanceState, Mapper, PassiveFlag, Query, Session, WriteOnlyCollection
+from sqlalchemy import Column
+from sqlalchemy.orm import (
+    InstanceState,
+    Mapper,
+    PassiveFlag,
+    Query,
+    Session,
+    WriteOnlyCollection,
+)
 from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.orm.base import PASSIVE_NO_RESULT
 
 from sqlaudit.config import utc_now
 from sqlaudit.exceptions import QueryError, ReadOnlyError, warn_caller
-from sqlaudit.models import tracked_model
-from sqlaudit.past import Rules, S, Untracked, as_past, copied_as
+from sqlaudit.past import Past, Rules, S, Untracked, as_past, copied_as
 from sqlaudit.period import OPEN_END, TICK, as_utc
+from sqlaudit.tables import tracked_table
 
 _TOKEN: Final = "identity_token"
 _LATEST: Final = OPEN_END - TICK  # an instant that open versions contain, for those who mean "for ever"
@@ -97,33 +105,61 @@ def refuse_changes(session: Session) -> None:
 # --- they lack the columns that are never stored ----------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Excluded:
-    """Stands for the value of an excluded column: SQLAlchemy calls it when the attribute is asked for."""
+class _NotLoaded:
+    """A column that is never stored: no read of the past fills its attribute."""
 
-    name: str
+    __slots__ = ()
 
-    def __call__(self, state: InstanceState[Any], passive: PassiveFlag) -> Any:
+    def setup(self, compile_state: Any, *args: Any, memoized_populators: dict[Any, Any], **kw: Any) -> None:
+        super().setup(compile_state, *args, memoized_populators=memoized_populators, **kw)  # type: ignore[misc]  # the property's
+        if _reads_past(compile_state):
+            memoized_populators.pop(self, None)
+
+    def create_row_processor(self, context: Any, *args: Any) -> None:
+        if not _reads_past(context.compile_state):
+            super().create_row_processor(context, *args)  # type: ignore[misc]  # the property's
+
+
+def _reads_past(compile_state: Any) -> bool:
+    return isinstance(getattr(compile_state, "select_statement", None), Past)
+
+
+class _Unknown:
+    """Its attribute, which raises on an object of the past, and says why."""
+
+    __slots__ = ()
+
+    def _fire_loader_callables(self, state: InstanceState[Any], key: str, passive: PassiveFlag) -> Any:
+        instant = instant_of_state(state)
+        if instant is None:
+            return super()._fire_loader_callables(state, key, passive)  # type: ignore[misc]  # the attribute's
         if not passive & PassiveFlag.SQL_OK:
             return PASSIVE_NO_RESULT
         raise QueryError(
-            f"{state.class_.__name__}.{self.name} is excluded from history, and nothing is known of it "
-            f"{instant_of_state(state)}; read it from the live object.",
+            f"{state.class_.__name__}.{key} is excluded from history, and nothing is known of it {instant}; "
+            "read it from the live object.",
             state.obj(),
         )
 
 
-def hide_excluded(state: InstanceState[Any], *args: object) -> None:
-    """Let the excluded columns of an object that was read as of an instant raise, and say why."""
-    model = tracked_model(state.mapper)
-    if instant_of_state(state) is None or model is None:
-        return
-    if "callables" not in state.__dict__:
-        state.callables = {}
-    for name in model.excluded:
-        state.dict.pop(name, None)
-        state.expired_attributes.discard(name)
-        state.callables[name] = _Excluded(name)
+def hide_excluded(mapper: Mapper[Any]) -> None:
+    """Let past objects have no value of an excluded column: its attribute raises."""
+    for prop in mapper.column_attrs:
+        if _is_excluded(prop.columns[0]):
+            parts: dict[Any, Any] = {_NotLoaded: prop, _Unknown: getattr(mapper.class_, prop.key).impl}
+            for mixin, part in parts.items():
+                if not isinstance(part, mixin):
+                    part.__class__ = _mixed(mixin, part.__class__)
+
+
+def _is_excluded(element: Any) -> bool:
+    tracked = tracked_table(element.table) if isinstance(element, Column) else None
+    return tracked is not None and element.name in tracked.exclude
+
+
+@cache
+def _mixed(mixin: Any, original: Any) -> type[Any]:
+    return type(original.__name__, (mixin, original), {"__slots__": (), "inherit_cache": True})
 
 
 # --- their collections that are queries -------------------------------------------------------------------------
