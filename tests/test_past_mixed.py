@@ -218,3 +218,53 @@ def test_an_excluded_column_that_is_deferred_raises_too(session, base, engine):
         with pytest.raises(QueryError, match=r"Person\.photo is excluded from history"):
             _ = past.photo
     assert session.get_one(Person, 1).photo == "live"
+
+
+@pytest.fixture
+def house(session, base, engine) -> tuple[Session, Any, Any]:
+    """A session, a doctor and her patients; nothing is known of who is whose patient."""
+
+    @track_table()
+    class Doctor(base):
+        __tablename__ = "doctors"
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+        patients: Mapped[list["Patient"]] = relationship(back_populates="doctor")
+
+    @track_table(exclude=["doctor_id"])
+    class Patient(base):
+        __tablename__ = "patients"
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+        doctor_id: Mapped[int] = mapped_column(sa.ForeignKey("doctors.id"))
+        doctor: Mapped[Doctor] = relationship(back_populates="patients")
+
+    base.metadata.create_all(engine)
+    session.add(Patient(id=1, doctor=Doctor(id=1)))
+    session.commit()
+    return session, Doctor, Patient
+
+
+@pytest.mark.parametrize(
+    "load",
+    [orm.lazyload, orm.joinedload, orm.selectinload, orm.subqueryload, orm.immediateload, orm.contains_eager],
+)
+def test_a_relationship_by_an_excluded_column_raises(house, load):
+    session, doctor_class, patient_class = house
+    for model, name in ((doctor_class, "patients"), (patient_class, "doctor")):
+        statement = as_of(model, at(2)).options(load(getattr(model, name)))
+        if load is orm.contains_eager:
+            statement = statement.outerjoin(getattr(model, name))
+        past = session.scalars(statement).unique().one()
+        with pytest.raises(QueryError, match=f"{name} needs a column that is excluded from history"):
+            getattr(past, name)
+        session.expire(past)
+        with pytest.raises(QueryError, match=f"{name} needs a column that is excluded from history"):
+            getattr(past, name)
+
+
+def test_a_relationship_by_an_excluded_column_is_there_in_the_present(house):
+    session, doctor_class, _ = house
+    session.scalars(as_of(doctor_class, at(2))).all()
+    for load in (orm.lazyload, orm.joinedload, orm.selectinload):
+        session.expunge_all()
+        (doctor,) = session.scalars(sa.select(doctor_class).options(load(doctor_class.patients))).unique()
+        assert [patient.doctor for patient in doctor.patients] == [doctor]

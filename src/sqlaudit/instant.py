@@ -10,15 +10,18 @@ from uuid import UUID
 
 from sqlalchemy import Column
 from sqlalchemy.orm import (
+    ColumnProperty,
     InstanceState,
     Mapper,
     PassiveFlag,
     Query,
+    RelationshipProperty,
     Session,
     WriteOnlyCollection,
 )
 from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.orm.base import PASSIVE_NO_RESULT
+from sqlalchemy.sql import visitors
 
 from sqlaudit.config import utc_now
 from sqlaudit.exceptions import QueryError, ReadOnlyError, warn_caller
@@ -106,7 +109,7 @@ def refuse_changes(session: Session) -> None:
 
 
 class _NotLoaded:
-    """A column that is never stored: no read of the past fills its attribute."""
+    """A column that is never stored, or a relationship by one: no read of the past fills its attribute."""
 
     __slots__ = ()
 
@@ -128,6 +131,7 @@ class _Unknown:
     """Its attribute, which raises on an object of the past, and says why."""
 
     __slots__ = ()
+    uses_objects: bool
 
     def _fire_loader_callables(self, state: InstanceState[Any], key: str, passive: PassiveFlag) -> Any:
         instant = instant_of_state(state)
@@ -135,21 +139,31 @@ class _Unknown:
             return super()._fire_loader_callables(state, key, passive)  # type: ignore[misc]  # the attribute's
         if not passive & PassiveFlag.SQL_OK:
             return PASSIVE_NO_RESULT
+        what = "needs a column that is" if self.uses_objects else "is"
         raise QueryError(
-            f"{state.class_.__name__}.{key} is excluded from history, and nothing is known of it {instant}; "
+            f"{state.class_.__name__}.{key} {what} excluded from history, and nothing is known of it {instant}; "
             "read it from the live object.",
             state.obj(),
         )
 
 
 def hide_excluded(mapper: Mapper[Any]) -> None:
-    """Let past objects have no value of an excluded column: its attribute raises."""
-    for prop in mapper.column_attrs:
-        if _is_excluded(prop.columns[0]):
+    """Let past objects have no value of what needs an excluded column: its attribute raises."""
+    for prop in (*mapper.column_attrs, *mapper.relationships):
+        if _is_unknown(prop):
             parts: dict[Any, Any] = {_NotLoaded: prop, _Unknown: getattr(mapper.class_, prop.key).impl}
             for mixin, part in parts.items():
                 if not isinstance(part, mixin):
                     part.__class__ = _mixed(mixin, part.__class__)
+
+
+def _is_unknown(prop: ColumnProperty[Any] | RelationshipProperty[Any]) -> bool:
+    if isinstance(prop, ColumnProperty):
+        return _is_excluded(prop.columns[0])
+    if prop.lazy in ("write_only", "dynamic"):
+        return False
+    joins = [join for join in (prop.primaryjoin, prop.secondaryjoin) if join is not None]
+    return any(_is_excluded(element) for join in joins for element in visitors.iterate(join))
 
 
 def _is_excluded(element: Any) -> bool:
