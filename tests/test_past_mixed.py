@@ -268,3 +268,44 @@ def test_a_relationship_by_an_excluded_column_is_there_in_the_present(house):
         session.expunge_all()
         (doctor,) = session.scalars(sa.select(doctor_class).options(load(doctor_class.patients))).unique()
         assert [patient.doctor for patient in doctor.patients] == [doctor]
+
+
+# --- bulk statements --------------------------------------------------------------------------------------------
+
+BULK = {
+    "update": lambda session, model, options: session.execute(
+        sa.update(model).where(model.amount < 9).values(amount=7), execution_options=options
+    ),
+    "delete": lambda session, model, options: session.execute(
+        sa.delete(model).where(model.amount < 9), execution_options=options
+    ),
+    "update of a query": lambda session, model, options: (
+        session.query(model).filter(model.amount < 9).update({"amount": 7}, **options)
+    ),
+    "delete of a query": lambda session, model, options: (
+        session.query(model).filter(model.amount < 9).delete(**options)
+    ),
+}
+
+
+@pytest.mark.parametrize("synchronize", [None, "auto", "evaluate", "fetch", False])
+@pytest.mark.parametrize("write", BULK.values(), ids=BULK)
+def test_a_bulk_statement_leaves_objects_of_the_past_alone(session, write, synchronize):
+    past, live = then(session, Order), session.get_one(Order, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SQLAuditWarning)  # that it is not recorded
+        write(session, Order, {} if synchronize is None else {"synchronize_session": synchronize})
+    assert past in session
+    assert sa.inspect(past).dict["amount"] == 0
+    assert not session.is_modified(past)
+    if synchronize is not False:
+        assert live not in session or live.amount == 7
+    session.commit()
+    assert (past.amount, past.customer.name) == (0, "then")
+
+
+def test_a_bulk_update_by_keys_leaves_objects_of_the_past_alone(session):
+    past, live = then(session, Order), session.get_one(Order, 1)
+    with pytest.warns(SQLAuditWarning):
+        session.execute(sa.update(Order), [{"id": 1, "amount": 7}, {"id": 2, "amount": 8}])
+    assert (past.amount, live.amount) == (0, 7)

@@ -139,6 +139,8 @@ def _do_orm_execute(state: ORMExecuteState) -> Any:
     if state.is_select and stays_in_past(state.statement) and not isinstance(state.statement, Past):
         # selectin_polymorphic tells nobody for whom it loads: it finds live objects, which do no harm to the past ones.
         state.statement = beside_past(state.statement)
+    if (state.is_update or state.is_delete) and state.is_orm_statement and not state.is_executemany:
+        _spare_past_objects(state)
     if (state.is_update or state.is_delete or state.is_insert) and not state.session.info.get(_DISABLED):
         table: Any = getattr(state.statement, "table", None)
         tracked = tracked_table(table)
@@ -150,6 +152,15 @@ def _do_orm_execute(state: ORMExecuteState) -> Any:
                 tracked.live,
             )
     return None
+
+
+def _spare_past_objects(state: ORMExecuteState) -> None:
+    """Let a bulk statement be followed by the objects of the rows that it writes, rather than by all that match."""
+    if state.update_delete_options._synchronize_session in ("auto", "evaluate") and any(
+        isinstance(token, Instant)
+        for _, _, token in state.session.identity_map.keys()  # noqa: SIM118  # quicker
+    ):
+        state.update_execution_options(synchronize_session="fetch")
 
 
 def _is_first(state: ORMExecuteState) -> bool:
