@@ -12,7 +12,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, rela
 
 from clock import Clock, at
 from invariants import recording
-from sqlaudit import QueryError, SQLAuditConfig, SQLAuditWarning, as_of, set_config, track_table
+from sqlaudit import QueryError, ReadOnlyError, SQLAuditConfig, SQLAuditWarning, as_of, set_config, track_table
 
 
 class Base(DeclarativeBase):
@@ -41,7 +41,7 @@ class Customer(Base):
     name: Mapped[str] = mapped_column(sa.String(20))
     secret: Mapped[str | None] = mapped_column(sa.String(20))
     tags: Mapped[list[Tag]] = relationship(secondary=tagging)
-    notes: orm.DynamicMapped["Note"] = relationship()
+    orders: Mapped[list["Order"]] = relationship(overlaps="customer")
 
 
 @track_table()
@@ -50,7 +50,7 @@ class Order(Base):
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     amount: Mapped[int]
     customer_id: Mapped[int | None] = mapped_column(sa.ForeignKey("customers.id"))
-    customer: Mapped[Customer | None] = relationship()
+    customer: Mapped[Customer | None] = relationship(overlaps="orders")
 
 
 class Note(Base):
@@ -59,7 +59,7 @@ class Note(Base):
     __tablename__ = "notes"
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     customer_id: Mapped[int | None] = mapped_column(sa.ForeignKey("customers.id"))
-    customer: Mapped[Customer | None] = relationship(overlaps="notes")
+    customer: Mapped[Customer | None] = relationship()
 
 
 @pytest.fixture
@@ -309,3 +309,52 @@ def test_a_bulk_update_by_keys_leaves_objects_of_the_past_alone(session):
     with pytest.warns(SQLAuditWarning):
         session.execute(sa.update(Order), [{"id": 1, "amount": 7}, {"id": 2, "amount": 8}])
     assert (past.amount, live.amount) == (0, 7)
+
+
+# --- references from one to the other ---------------------------------------------------------------------------
+
+
+REFERENCES = {
+    "assign": lambda session, ada: setattr(session.get_one(Order, 1), "customer", ada),
+    "assign to a new object": lambda session, ada: session.add(Order(id=9, amount=1, customer=ada)),
+    "assign to an untracked object": lambda session, ada: session.add(Note(id=9, customer=ada)),
+    "append": lambda session, ada: session.get_one(Customer, 2).tags.append(then(session, Tag)),
+    "replace": lambda session, ada: setattr(session.get_one(Customer, 2), "tags", [then(session, Tag)]),
+    "append to a new object": lambda session, ada: session.add(Customer(id=9, name="new", tags=[then(session, Tag)])),
+    "assign one of another instant": lambda session, ada: setattr(
+        session.scalars(as_of(Order, at(1)).where(Order.id == 1)).one(), "customer", ada
+    ),
+    "append a past child": lambda session, ada: session.get_one(Customer, 2).orders.append(then(session, Order)),
+    "append to a past parent": lambda session, ada: ada.orders.append(session.get_one(Order, 1)),
+}
+
+
+@pytest.mark.parametrize("refer", REFERENCES.values(), ids=REFERENCES)
+def test_no_live_object_takes_the_key_of_a_past_one(session, refer):
+    before = session.execute(sa.select(Order.id, Order.customer_id)).all(), session.execute(sa.select(tagging)).all()
+    ada = then(session, Customer, 2)
+
+    def write() -> None:
+        refer(session, ada)
+        session.commit()
+
+    with pytest.raises(ReadOnlyError, match=r"\(\d,\) as of 2024-01-01T00:00:00\+00:00 "):
+        write()
+    session.rollback()
+    assert before == (
+        session.execute(sa.select(Order.id, Order.customer_id)).all(),
+        session.execute(sa.select(tagging)).all(),
+    )
+
+
+def test_what_is_refused_leaves_the_live_object_as_it_was(session):
+    order, bob = session.get_one(Order, 1), session.get_one(Customer, 2)
+    for refer in (
+        lambda: setattr(order, "customer", then(session, Customer)),
+        lambda: bob.tags.append(then(session, Tag)),
+    ):
+        with pytest.raises(ReadOnlyError, match="give the live object"):
+            refer()
+    assert (order.customer.name, [tag.label for tag in bob.tags]) == ("now", ["now"])
+    assert not session.is_modified(order)
+    session.commit()

@@ -33,7 +33,15 @@ from sqlalchemy.orm import (
 from sqlaudit.capture import uncaptured
 from sqlaudit.exceptions import QueryError, SQLAuditError
 from sqlaudit.flush import Flush
-from sqlaudit.instant import Instant, hide_excluded, instant_of_state, look_back_from, refuse_change, refuse_changes
+from sqlaudit.instant import (
+    Instant,
+    hide_excluded,
+    instant_of_state,
+    look_back_from,
+    refuse_change,
+    refuse_changes,
+    refuse_reference,
+)
 from sqlaudit.models import TrackedModel, tracked_model
 from sqlaudit.past import Past, beside_past, stays_in_past
 from sqlaudit.tables import INFO_KEY, find_association_tables, track_secondary, tracked_table, tracked_tables
@@ -363,6 +371,7 @@ def watch(model: TrackedModel) -> None:
         event.listen(metadata, "after_drop", _after_drop)
     if not event.contains(Mapper, "mapper_configured", _warn_of_other_mapper):
         event.listen(Mapper, "mapper_configured", _warn_of_other_mapper)
+        event.listen(Mapper, "mapper_configured", _watch_references)
         event.listen(Session, "before_attach", _attaching, raw=True)
     look_again(model.mapper)
 
@@ -373,6 +382,7 @@ def look_again(mapper: Mapper[Any]) -> None:
         if each.configured:
             _track_links(each, each.class_)
             _warn_of_other_mapper(each, each.class_)
+            _watch_references(each, each.class_)
 
 
 def _inserted(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
@@ -452,6 +462,14 @@ def _written_by_other_mapper(mapper: Mapper[Any], connection: Connection, state:
             "does not show it; write its rows through the tracked model, or track this one and map it alone.",
             mapper.class_,
         )
+
+
+def _watch_references(mapper: Mapper[Any], model_class: type[Any]) -> None:
+    """Listen to what is given to the relationships to tracked models, which may be of the past."""
+    for relationship in mapper.relationships:
+        if not relationship.viewonly and tracked_model(relationship.mapper) is not None:
+            name = "append" if relationship.uselist else "set"
+            event.listen(getattr(model_class, relationship.key), name, refuse_reference, raw=True)
 
 
 def _track_subclass(mapper: Mapper[Any], model_class: type[Any]) -> None:

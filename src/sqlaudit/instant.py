@@ -105,6 +105,21 @@ def refuse_changes(session: Session) -> None:
             refuse_change(instance_state(obj))
 
 
+def refuse_reference(state: InstanceState[Any], value: object, *args: object) -> None:
+    """Raise if an object is to refer to one of another instant, whose key it would take.
+
+    :raises ReadOnlyError: it is
+    """
+    instant = None if value is None else instant_of_object(value)
+    if instant is not None and instant != instant_of_state(state):
+        given: InstanceState[Any] = instance_state(value)
+        raise ReadOnlyError(
+            f"{given.class_.__name__} {given.identity} {instant} cannot be given to a {state.class_.__name__} that is "
+            "not of that instant; give the live object.",
+            value,
+        )
+
+
 # --- they lack the columns that are never stored ----------------------------------------------------------------
 
 
