@@ -10,9 +10,19 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
 
+import sqlaudit
 from clock import Clock, at
 from invariants import recording
-from sqlaudit import QueryError, ReadOnlyError, SQLAuditConfig, SQLAuditWarning, as_of, set_config, track_table
+from sqlaudit import (
+    QueryError,
+    ReadOnlyError,
+    SQLAuditConfig,
+    SQLAuditWarning,
+    as_of,
+    set_config,
+    time_travel,
+    track_table,
+)
 
 
 class Base(DeclarativeBase):
@@ -358,3 +368,36 @@ def test_what_is_refused_leaves_the_live_object_as_it_was(session):
     assert (order.customer.name, [tag.label for tag in bob.tags]) == ("now", ["now"])
     assert not session.is_modified(order)
     session.commit()
+
+
+# --- sessions of the past ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("load", [orm.lazyload, orm.joinedload, orm.selectinload, orm.subqueryload, orm.immediateload])
+def test_a_session_of_the_past_reads_a_statement_of_another_instant_as_of_that_one(session, load):
+    with time_travel(session, at(1)) as past:
+        now = past.get_one(Order, 1)
+        order = past.scalars(as_of(Order, at(0)).where(Order.id == 1).options(load(Order.customer))).unique().one()
+        assert (now.amount, now.customer.name, now.customer.tags[0].label) == (1, "now", "now")
+        assert (order.amount, order.customer.name, order.customer.tags[0].label) == (0, "then", "then")
+        past.expire(order)
+        past.refresh(order.customer)
+        assert (order.amount, order.customer.name) == (0, "then")
+        assert past.get_one(Order, 1) is now
+        assert past.scalars(sa.select(Order).where(Order.id == 1)).one() is now
+        assert past.scalar(sa.select(Customer.name).where(Customer.id == 1)) == "now"
+        order.amount = 5
+        with pytest.raises(ReadOnlyError):
+            past.flush()
+        past.expunge(order)
+
+
+def test_a_session_of_the_past_reads_a_statement_of_another_changeset_as_of_that_one(session):
+    changesets = [version.audit_changeset_id for version in sqlaudit.versions_of(session, Customer, 1)]
+    with time_travel(session, changesets[1]) as past:
+        assert [past.scalar(as_of(Customer, each).with_only_columns(Customer.name)) for each in changesets] == [
+            "then",
+            "now",
+        ]
+        order = past.scalars(as_of(Order, changesets[0]).where(Order.id == 1)).one()
+        assert (order.customer.name, past.get_one(Customer, 1).name) == ("then", "now")

@@ -184,15 +184,13 @@ def as_of_column(model_class: type[Any], when: Any) -> tuple[Any, ColumnElement[
 
 
 def instant_of(state: ORMExecuteState) -> Instant | None:
-    """Return the instant that a statement is to be run as of: its session's, its own, or that of whom it loads for.
+    """Return the instant that a statement is to be run as of: its own, that of whom it loads for, or its session's.
 
     ``None`` if it is of the present, or has been turned to the past already.
     """
     statement = state.statement
     if isinstance(statement, Past) and statement._past_is_ready:
         return None
-    if isinstance(state.session, PastSession):
-        return state.session.instant
     token = state.execution_options.get(_TOKEN)
     if token is None and state.is_orm_statement and state.is_select:
         options = state.load_options
@@ -200,7 +198,9 @@ def instant_of(state: ORMExecuteState) -> Instant | None:
         for loaded_for in (options._lazy_loaded_from, options._refresh_state):
             if token is None and loaded_for is not None:
                 token = instant_of_state(loaded_for)
-    return token if isinstance(token, Instant) else None
+    if isinstance(token, Instant):
+        return token
+    return state.session.instant if isinstance(state.session, PastSession) else None
 
 
 def read_past(state: ORMExecuteState, instant: Instant) -> Result[Any]:
@@ -285,7 +285,8 @@ class PastSession(Session):
         return super()._get_impl(*args, **{**kw, _TOKEN: self.instant})
 
     def _identity_lookup(self, *args: Any, **kw: Any) -> Any:
-        kw[_TOKEN] = self.instant
+        loaded_for = kw.get("lazy_loaded_from")
+        kw[_TOKEN] = self.instant if loaded_for is None else instant_of_state(loaded_for)
         return super()._identity_lookup(*args, **kw)
 
     def end(self) -> None:
