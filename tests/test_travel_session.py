@@ -1035,6 +1035,7 @@ def test_a_temporal_join_to_a_joined_hierarchy_has_the_columns_of_every_level(ba
         (at(1) - TICK, at(1), ["Ada"]),
         (at(1), at(1) + TICK, ["Ada L."]),
         (at(1), at(1), []),
+        (at(1) + TICK, at(1) + TICK, []),
         (at(4) - TICK, at(4), ["Ada L."]),
         (at(4), at(99), ["Ada L.", "live Ada L."]),
         (datetime.min.replace(tzinfo=UTC), START, []),

@@ -24,6 +24,7 @@ from sqlalchemy import (
     Table,
     UpdateBase,
     event,
+    false,
     select,
 )
 from sqlalchemy.ext.compiler import compiles
@@ -114,6 +115,8 @@ else:
 def between(model_class: type[Any], start: datetime, end: datetime) -> Select[Any]:
     """Return the select of the versions whose period overlaps ``[start, end)``, in order.
 
+    A range that ends where it begins is empty, and overlaps none.
+
     :param start: an aware datetime; a naive one is taken as local time, with a warning
     :param end: the same; it is not included
     :raises TrackingError: the model is not tracked
@@ -122,9 +125,10 @@ def between(model_class: type[Any], start: datetime, end: datetime) -> Select[An
     table = tracked_model_of(model_class).root.table
     given = checked_range("The range", as_utc(start), as_utc(end))
     valid_from, valid_to = table.valid_from, table.valid_to
-    return all_versions(model_class).where(
-        valid_from < given["until"], valid_to > given["since"], valid_from < valid_to
-    )
+    statement = all_versions(model_class)
+    if given["since"] == given["until"]:
+        return statement.where(false())
+    return statement.where(valid_from < given["until"], valid_to > given["since"], valid_from < valid_to)
 
 
 def all_versions(model_class: type[Any]) -> Select[Any]:
