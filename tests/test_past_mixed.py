@@ -401,3 +401,71 @@ def test_a_session_of_the_past_reads_a_statement_of_another_changeset_as_of_that
         ]
         order = past.scalars(as_of(Order, changesets[0]).where(Order.id == 1)).one()
         assert (order.customer.name, past.get_one(Customer, 1).name) == ("then", "now")
+
+
+# --- objects of the past that nothing happens to ----------------------------------------------------------------
+
+
+def merge_a_graph(session: Session, order: Order, maker: sessionmaker[Session]) -> Session:
+    session.expunge_all()
+    session.rollback()
+    other = maker()
+    merged = other.merge(order)
+    assert (merged.amount, merged.customer.name, merged.customer.tags[0].label) == (0, "then", "then")
+    return other
+
+
+def merge_into_what_is_there(session: Session, order: Order, maker: sessionmaker[Session]) -> Session:
+    session.expunge_all()
+    session.rollback()
+    other = maker()
+    there = [then(other, Order), *then(other, Customer).orders, *then(other, Customer).tags]
+    assert other.merge(order) is there[0]
+    other.merge(order)
+    return other
+
+
+def assign_what_it_has(session: Session, order: Order, maker: sessionmaker[Session]) -> Session:
+    order.amount, order.customer, order.customer.tags = 0, order.customer, list(order.customer.tags)
+    return session
+
+
+def change_it_and_back(session: Session, order: Order, maker: sessionmaker[Session]) -> Session:
+    order.amount = 9
+    order.amount = 0
+    return session
+
+
+@pytest.mark.parametrize("tracking", [True, False])
+@pytest.mark.parametrize("happen", [merge_a_graph, merge_into_what_is_there, assign_what_it_has, change_it_and_back])
+def test_an_object_of_the_past_that_is_as_it_was_can_be_flushed(maker, session, happen, tracking):
+    order = then(session, Order)
+    assert (order.customer.name, len(order.customer.orders), len(order.customer.tags)) == ("then", 2, 1)
+    with happen(session, order, maker) as other:
+        assert other.dirty
+        if tracking:
+            other.flush()
+        else:
+            other.info["sqlaudit_disabled"] = 1
+            other.flush()
+        assert not other.dirty
+        other.get_one(Order, 2).amount = 2
+        other.commit()
+        versions = sqlaudit.versions_of(other, Order, 1), sqlaudit.versions_of(other, Order, 2)
+        assert [len(each) for each in versions] == [2, 3 if tracking else 2]
+
+
+def test_a_session_of_the_past_ends_though_an_object_was_given_what_it_has(session):
+    with time_travel(session, at(0)) as past:
+        order = past.get_one(Order, 1)
+        order.amount = 0
+    with pytest.raises(ReadOnlyError), time_travel(session, at(0)) as past:
+        past.get_one(Order, 1).amount = 1
+
+
+def test_a_merged_object_of_the_past_that_was_changed_is_refused(maker, session):
+    order = then(session, Order)
+    with maker() as other:
+        other.merge(order).amount = 5
+        with pytest.raises(ReadOnlyError, match="is read-only"):
+            other.flush()

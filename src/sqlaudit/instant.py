@@ -95,14 +95,28 @@ def refuse_change(state: InstanceState[Any]) -> None:
         )
 
 
+def is_unchanged_past(session: Session, state: InstanceState[Any], *, doomed: bool = False) -> bool:
+    """Tell whether an object was read as of an instant; one that was given the values that it has is clean again.
+
+    :param doomed: whether it is to be deleted
+    :raises ReadOnlyError: it was read as of an instant, and is changed or doomed
+    """
+    if instant_of_state(state) is None:
+        return False
+    if doomed or session.is_modified(state.obj()):
+        refuse_change(state)
+    state._commit_all(state.dict, session.identity_map)
+    return True
+
+
 def refuse_changes(session: Session) -> None:
     """Raise if the session holds changes of objects that were read as of an instant.
 
     :raises ReadOnlyError: it does
     """
-    for objects in (session.dirty, session.deleted):
+    for doomed, objects in ((False, session.dirty), (True, session.deleted)):
         for obj in objects:
-            refuse_change(instance_state(obj))
+            is_unchanged_past(session, instance_state(obj), doomed=doomed)
 
 
 def refuse_reference(state: InstanceState[Any], value: object, *args: object) -> None:

@@ -30,6 +30,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.orm import ORMExecuteState, Session, aliased, scoped_session
+from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.schema import ExecutableDDLElement
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -41,7 +42,7 @@ from sqlaudit.arguments import checked_range
 from sqlaudit.changesets import instant_of_changeset
 from sqlaudit.exceptions import QueryError, ReadOnlyError
 from sqlaudit.history import history_of
-from sqlaudit.instant import Instant, as_of_instant, instant_from, instant_of_state
+from sqlaudit.instant import Instant, as_of_instant, instant_from, instant_of_state, is_unchanged_past
 from sqlaudit.models import tracked_model_of
 from sqlaudit.past import Past, Untracked, as_past, whose_objects_stay
 from sqlaudit.period import UTCDateTime, as_utc, was_valid
@@ -322,7 +323,8 @@ def _execute_in_past(state: ORMExecuteState) -> Any:
 
 
 def _refuse_flush(session: PastSession, *args: object) -> None:
-    for obj in (*session.new, *session.dirty, *session.deleted):
+    changed = (obj for obj in session.dirty if not is_unchanged_past(session, instance_state(obj)))
+    for obj in (*session.new, *session.deleted, *changed):
         raise ReadOnlyError(
             f"{type(obj).__name__} was changed in a session that reads {session.instant} and writes nothing; "
             "change the live object instead.",
