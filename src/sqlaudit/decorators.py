@@ -102,7 +102,7 @@ class Temporal:
     else:
 
         @classmethod
-        def as_of(cls, when: datetime | UUID, *, untracked: Untracked = "raise"):
+        def as_of(cls, when: datetime | UUID | str, *, untracked: Untracked = "raise"):
             """Return ``select(cls)`` as of an instant: see :func:`sqlaudit.as_of`."""
             return as_of(cls, when, untracked=untracked)
 

@@ -23,10 +23,11 @@ from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.orm.base import PASSIVE_NO_RESULT
 from sqlalchemy.sql import visitors
 
+from sqlaudit.arguments import checked_when
 from sqlaudit.config import utc_now
 from sqlaudit.exceptions import QueryError, ReadOnlyError, warn_caller
 from sqlaudit.past import Past, Rules, S, Untracked, as_past, copied_as
-from sqlaudit.period import OPEN_END, TICK, as_utc
+from sqlaudit.period import OPEN_END, TICK
 from sqlaudit.tables import tracked_table
 
 _TOKEN: Final = "identity_token"
@@ -47,16 +48,16 @@ class Instant:
         return f"as of {self.when.isoformat() if isinstance(self.when, datetime) else f'changeset {self.when}'}"
 
 
-def instant_from(when: datetime | UUID, untracked: Untracked = "raise", *, text: bool = False) -> Instant:
+def instant_from(when: datetime | UUID | str, untracked: Untracked = "raise", *, text: bool = False) -> Instant:
     """Return the instant that a user means; one in the future is the present, with a warning.
 
     :raises QueryError: ``when`` is neither a datetime nor a changeset id, or ``untracked`` no known word
     """
     if untracked not in ("raise", "live"):
         raise QueryError(f"untracked is {untracked!r}; give 'raise' or 'live'.", untracked)
-    if isinstance(when, UUID):
-        return Instant(when, Rules(untracked, text))
-    instant = as_utc(when)
+    instant = checked_when(when)
+    if isinstance(instant, UUID):
+        return Instant(instant, Rules(untracked, text))
     if instant > utc_now():
         warn_caller(f"{instant.isoformat()} is in the future; a read as of then gives the present.")
     return Instant(min(instant, _LATEST), Rules(untracked, text))

@@ -70,7 +70,7 @@ MYPY = False  # mypy takes it for true: it can copy the type of a function; pyri
 
 
 class AsOf(Protocol[R_co]):
-    def __call__(self, when: datetime | UUID, *, untracked: Untracked = "raise") -> R_co: ...
+    def __call__(self, when: datetime | UUID | str, *, untracked: Untracked = "raise") -> R_co: ...
 
 
 def _typed_like(
@@ -88,7 +88,7 @@ def _giving(function: Callable[[M], R]) -> Callable[[Callable[..., Any]], Callab
 if MYPY:
 
     @_typed_like(select)
-    def as_of(model_class: type[Any], when: datetime | UUID, *, untracked: Untracked = "raise") -> Any: ...
+    def as_of(model_class: type[Any], when: datetime | UUID | str, *, untracked: Untracked = "raise") -> Any: ...
 
     class AsOfMethod:
         @_giving(select)
@@ -96,15 +96,15 @@ if MYPY:
 
 else:
 
-    def as_of(model_class: type[M], when: datetime | UUID, *, untracked: Untracked = "raise"):
+    def as_of(model_class: type[M], when: datetime | UUID | str, *, untracked: Untracked = "raise"):
         """Return ``select(model_class)`` as of an instant.
 
         It composes like any select and runs in a session with hooks, sync or async. The objects are as they were
         then, distinct from the live ones, and read-only: flushing a change of one raises. Whatever they load later is
         as of the same instant. In a subquery, a CTE or a union it gives columns, beside the present or another instant.
 
-        :param when: an aware datetime, or a changeset id: the state right after that transaction. A naive datetime is
-            taken as local time, with a warning; one in the future is the present, with a warning
+        :param when: an aware datetime, or a changeset id, also as text: the state right after that transaction. A
+            naive datetime is taken as local time, with a warning; one in the future is the present, with a warning
         :param untracked: what to do with tables without history: ``"raise"``, or read them ``"live"``
         :raises TrackingError: the model is not tracked
         :raises QueryError: ``when`` is neither a datetime nor a changeset id
@@ -340,15 +340,15 @@ class time_travel:
     ``AsyncEngine``, gives an ``AsyncSession``. Writes raise; objects are detached when the block ends.
 
     :param session_or_engine: a session, an engine or a connection, sync or async; it needs no hooks
-    :param when: an aware datetime, or a changeset id: the state right after that transaction. A naive datetime is
-        taken as local time, with a warning; one in the future is the present, with a warning
+    :param when: an aware datetime, or a changeset id, also as text: the state right after that transaction. A naive
+        datetime is taken as local time, with a warning; one in the future is the present, with a warning
     :param untracked: what to do with tables without history: ``"raise"``, or read them ``"live"``
     :param text: whether to allow SQL that was written by hand, which cannot be rewritten and reads live rows
     :raises QueryError: ``when`` is neither a datetime nor a changeset id, or there is nothing to read from
     """
 
     def __init__(
-        self, session_or_engine: Any, when: datetime | UUID, *, untracked: Untracked = "raise", text: bool = False
+        self, session_or_engine: Any, when: datetime | UUID | str, *, untracked: Untracked = "raise", text: bool = False
     ) -> None:
         self._instant = instant_from(when, untracked, text=text)
         source = session_or_engine
