@@ -469,3 +469,37 @@ def test_a_merged_object_of_the_past_that_was_changed_is_refused(maker, session)
         other.merge(order).amount = 5
         with pytest.raises(ReadOnlyError, match="is read-only"):
             other.flush()
+
+
+# --- lambdas ----------------------------------------------------------------------------------------------------
+
+
+def names_by_lambda(session: Session, statement: Any, least: int) -> list[tuple[int, str]]:
+    by_lambda = sa.lambda_stmt(lambda: statement.where(Customer.id >= least))
+    by_lambda += lambda given: given.order_by(Customer.id)
+    return [(each.id, each.name) for each in session.scalars(by_lambda)]
+
+
+def test_a_statement_of_the_past_in_a_lambda_is_of_its_own_instant_each_time(session):
+    changesets = [version.audit_changeset_id for version in sqlaudit.versions_of(session, Customer, 1)]
+    instants = at(0), at(1), at(0), *changesets
+    for when, name in zip(instants, ("then", "now", "then", "then", "now"), strict=True):
+        assert names_by_lambda(session, as_of(Customer, when), 1) == [(1, name), (2, name)]
+        assert names_by_lambda(session, as_of(Customer, when), 2) == [(2, name)]
+    assert names_by_lambda(session, sa.select(Customer), 2) == [(2, "now")]
+    with time_travel(session, at(0)) as past:
+        assert names_by_lambda(past, sa.select(Customer), 2) == [(2, "then")]
+        assert names_by_lambda(past, as_of(Customer, at(1)), 2) == [(2, "now")]
+
+
+def test_a_subquery_of_the_past_in_a_lambda_is_of_its_own_instant_each_time(session):
+    def names(rows: Any) -> list[str]:
+        return list(session.scalars(sa.lambda_stmt(lambda: sa.select(rows.c.name).where(rows.c.id == 1))))
+
+    assert [names(as_of(Customer, at(second)).subquery()) for second in (0, 1, 0)] == [["then"], ["now"], ["then"]]
+
+
+def test_an_instant_that_is_a_variable_of_a_lambda_is_refused(session):
+    for when in (at(0), at(1)):
+        with pytest.raises(QueryError, match="make the statement before it"):
+            session.scalars(sa.lambda_stmt(lambda: as_of(Customer, when)))  # noqa: B023  # called at once

@@ -22,6 +22,7 @@ from sqlalchemy.orm import (
 from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.orm.base import PASSIVE_NO_RESULT
 from sqlalchemy.sql import visitors
+from sqlalchemy.sql.lambdas import PyWrapper
 
 from sqlaudit.arguments import checked_when
 from sqlaudit.config import utc_now
@@ -55,6 +56,12 @@ def instant_from(when: datetime | UUID | str, untracked: Untracked = "raise", *,
     """
     if untracked not in ("raise", "live"):
         raise QueryError(f"untracked is {untracked!r}; give 'raise' or 'live'.", untracked)
+    if isinstance(when, PyWrapper):
+        raise QueryError(
+            "A lambda is called once for all values of its variables, which an instant cannot be one of; make the "
+            "statement before it: statement = as_of(…), lambda_stmt(lambda: statement).",
+            when,
+        )
     instant = checked_when(when)
     if isinstance(instant, UUID):
         return Instant(instant, Rules(untracked, text))
@@ -72,6 +79,13 @@ def instant_of_state(state: InstanceState[Any]) -> Instant | None:
     """Return the instant that the object of a state was read as of; ``None`` if it is a live one."""
     token = state.key[2] if state.key else None  # merge(load=False) leaves state.identity_token empty
     return token if isinstance(token, Instant) else None
+
+
+def instant_of_statement(statement: Past) -> Instant:
+    """Return the instant that a statement reads as of."""
+    when = statement._past_changeset or statement._past_when.value
+    assert when is not None
+    return Instant(when, statement._past_rules)
 
 
 def as_of_instant(statement: S, instant: Instant) -> S:

@@ -42,7 +42,14 @@ from sqlaudit.arguments import checked_range
 from sqlaudit.changesets import instant_of_changeset
 from sqlaudit.exceptions import QueryError, ReadOnlyError
 from sqlaudit.history import history_of
-from sqlaudit.instant import Instant, as_of_instant, instant_from, instant_of_state, is_unchanged_past
+from sqlaudit.instant import (
+    Instant,
+    as_of_instant,
+    instant_from,
+    instant_of_state,
+    instant_of_statement,
+    is_unchanged_past,
+)
 from sqlaudit.models import tracked_model_of
 from sqlaudit.past import Past, Untracked, as_past, whose_objects_stay
 from sqlaudit.period import UTCDateTime, as_utc, was_valid
@@ -193,10 +200,14 @@ def instant_of(state: ORMExecuteState) -> Instant | None:
 
     ``None`` if it is of the present, or has been turned to the past already.
     """
-    statement = state.statement
+    statement: Any = state.statement
     if isinstance(statement, Past) and statement._past_is_ready:
         return None
     token = state.execution_options.get(_TOKEN)
+    if isinstance(token, Instant) and isinstance(statement, StatementLambdaElement):
+        # That is the instant of the first statement that the lambda gave; the one that it gives now knows its own.
+        statement = statement._resolved
+        return instant_of_statement(statement) if isinstance(statement, Past) else token
     if token is None and state.is_orm_statement and state.is_select:
         options = state.load_options
         token = options._identity_token
