@@ -116,11 +116,12 @@ def expunged(session: Session, model: Any) -> Any:
         lambda plain, order: plain.add(order),
         lambda plain, order: plain.add_all([order]),
         lambda plain, order: plain.add(pickle.loads(pickle.dumps(order))),
+        lambda plain, order: plain.merge(order),
         lambda plain, order: plain.merge(order, load=False),
         lambda plain, order: plain.delete(order),
         lambda plain, order: plain.enable_relationship_loading(order),
     ],
-    ids=["add", "add all", "unpickle", "merge", "delete", "relationship loading"],
+    ids=["add", "add all", "unpickle", "merge", "merge without loading", "delete", "relationship loading"],
 )
 def test_a_session_without_hooks_takes_no_object_of_the_past(engine, session, give):
     order = expunged(session, Order)

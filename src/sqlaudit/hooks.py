@@ -38,6 +38,7 @@ from sqlaudit.instant import (
     hide_excluded,
     instant_of_state,
     look_back_from,
+    mix_into,
     refuse_change,
     refuse_changes,
     refuse_reference,
@@ -189,18 +190,31 @@ def _attaching(session: Session, state: InstanceState[Any]) -> None:
 
     Every session is asked, at the price of one call for an object that is added; loading asks nobody.
     """
-    instant = instant_of_state(state)
-    if instant is None:
-        if isinstance(state.identity_token, Instant):  # make_transient() has made a new object of one of the past
-            state.identity_token, state.load_options = None, ()
-        return
+    if instant_of_state(state) is not None:
+        _refuse_without_hooks(session, state)
+    elif isinstance(state.identity_token, Instant):  # make_transient() has made a new object of one of the past
+        state.identity_token, state.load_options = None, ()
+
+
+def _refuse_without_hooks(session: Session, state: InstanceState[Any]) -> None:
     if isinstance(session, PastSession) or _do_orm_execute in session.dispatch.do_orm_execute:
         return
     raise QueryError(
-        f"{state.class_.__name__} {state.identity} {instant} was given to a session without hooks, and would refer "
-        "to live rows; call register_hooks(), or register_hooks(your_sessionmaker), at start-up.",
+        f"{state.class_.__name__} {state.identity} {instant_of_state(state)} was given to a session without hooks, and "
+        "would refer to live rows; call register_hooks(), or register_hooks(your_sessionmaker), at start-up.",
         state.obj(),
     )
+
+
+class _AskedInMerges:
+    """The key of a tracked model: a merge sets it, and there is no event for an object that the merge has loaded."""
+
+    __slots__ = ()
+
+    def merge(self, session: Session, source: InstanceState[Any], *args: Any) -> None:
+        if instant_of_state(source) is not None:
+            _refuse_without_hooks(session, source)
+        super().merge(session, source, *args)  # type: ignore[misc]  # the property's
 
 
 # --- the methods of sessions that there are no events for -------------------------------------------------------
@@ -484,6 +498,7 @@ def _track_links(mapper: Mapper[Any], model_class: type[Any]) -> None:
     model = tracked_model(mapper)
     if model is not None:
         model.table.refresh()
+        mix_into(mapper.get_property_by_column(mapper.primary_key[0]), _AskedInMerges)
         look_back_from(mapper)
         hide_excluded(mapper)
         for relationship in mapper.relationships:

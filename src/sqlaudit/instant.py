@@ -195,10 +195,8 @@ def hide_excluded(mapper: Mapper[Any]) -> None:
     """Let past objects have no value of what needs an excluded column: its attribute raises."""
     for prop in (*mapper.column_attrs, *mapper.relationships):
         if _is_unknown(prop):
-            parts: dict[Any, Any] = {_NotLoaded: prop, _Unknown: getattr(mapper.class_, prop.key).impl}
-            for mixin, part in parts.items():
-                if not isinstance(part, mixin):
-                    part.__class__ = _mixed(mixin, part.__class__)
+            mix_into(prop, _NotLoaded)
+            mix_into(getattr(mapper.class_, prop.key).impl, _Unknown)
 
 
 def _is_unknown(prop: ColumnProperty[Any] | RelationshipProperty[Any]) -> bool:
@@ -213,6 +211,12 @@ def _is_unknown(prop: ColumnProperty[Any] | RelationshipProperty[Any]) -> bool:
 def _is_excluded(element: Any) -> bool:
     tracked = tracked_table(element.table) if isinstance(element, Column) else None
     return tracked is not None and element.name in tracked.exclude
+
+
+def mix_into(part: Any, mixin: Any) -> None:
+    """Let a part of a mapping be of a class of its own with a mixin, once."""
+    if not isinstance(part, mixin):
+        part.__class__ = _mixed(mixin, part.__class__)
 
 
 @cache
