@@ -404,3 +404,20 @@ def test_a_missing_history_table_raises_with_the_remedy(engine):
     with maker() as session, pytest.raises(sqlaudit.HistoryTableError, match="create_all"):
         session.scalars(as_of(Customer, START)).all()
     sqlaudit.unregister_hooks(maker)
+
+
+@pytest.mark.parametrize("column", ["nope", "notes.name"])
+def test_a_column_that_is_absent_elsewhere_is_not_said_to_be_absent_from_history(live, column):
+    past = as_of(Customer, at(4), untracked="live").join(Note, Note.customer_id == Customer.id)
+    with pytest.raises(sa.exc.DBAPIError, match=column):
+        live.execute(past.with_only_columns(Customer.id, sa.literal_column(column), maintain_column_froms=True))
+    live.rollback()
+
+
+@pytest.mark.parametrize("read", [lambda session: session.scalars(as_of(Customer, START)), sqlaudit.changesets])
+def test_a_missing_history_column_raises_with_the_remedy(sessions, engine, read):
+    with engine.begin() as connection:
+        connection.execute(sa.DDL("ALTER TABLE customers_history DROP COLUMN audit_reason"))
+        connection.execute(sa.DDL("ALTER TABLE customers_history DROP COLUMN city"))
+    with sessions() as session, pytest.raises(sqlaudit.HistoryTableError, match=r"customers_history.*create_all"):
+        read(session)

@@ -710,6 +710,23 @@ def test_a_changeset_id_and_its_instant_give_the_same_object(session):
     assert session.scalars(as_of(Customer, at(1)).where(Customer.id == 1)).one() is by_id
 
 
+def test_the_text_of_a_changeset_id_gives_what_the_id_gives(session):
+    changeset = changeset_of_second(session, 1)
+    by_id = session.scalars(as_of(Customer, changeset).where(Customer.id == 1)).one()
+    for text in (str(changeset), changeset.hex):
+        assert session.scalars(as_of(Customer, text).where(Customer.id == 1)).one() is by_id
+        assert session.scalars(Customer.as_of(text).where(Customer.id == 1)).one() is by_id
+        with time_travel(session, text) as past:
+            assert past.get_one(Customer, 1).name == by_id.name
+
+
+@pytest.mark.parametrize("text", ["2024-01-01T00:00:00+00:00", "", "no"])
+def test_a_text_that_is_no_changeset_id_raises(session, text):
+    for read in (lambda: as_of(Customer, text), lambda: Customer.as_of(text), lambda: time_travel(session, text)):
+        with pytest.raises(QueryError, match=r"give an aware datetime, .* or the UUID"):
+            read()
+
+
 def test_an_unknown_changeset_id_raises(session):
     with time_travel(session, uuid4()) as past, pytest.raises(QueryError, match="changeset"):
         past.execute(sa.select(Customer))
@@ -1035,6 +1052,7 @@ def test_a_temporal_join_to_a_joined_hierarchy_has_the_columns_of_every_level(ba
         (at(1) - TICK, at(1), ["Ada"]),
         (at(1), at(1) + TICK, ["Ada L."]),
         (at(1), at(1), []),
+        (at(1) + TICK, at(1) + TICK, []),
         (at(4) - TICK, at(4), ["Ada L."]),
         (at(4), at(99), ["Ada L.", "live Ada L."]),
         (datetime.min.replace(tzinfo=UTC), START, []),

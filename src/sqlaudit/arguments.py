@@ -41,3 +41,36 @@ def checked_range(name: str, since: datetime | None, until: datetime | None) -> 
             f"{name} ends at {given['until']}, before it begins at {given['since']}; turn it around.", (since, until)
         )
     return given
+
+
+def changeset_uuid(changeset_id: UUID | str) -> UUID:
+    """Return the id of a changeset as a UUID.
+
+    :raises QueryError: it cannot be one
+    """
+    if isinstance(changeset_id, UUID):
+        return changeset_id
+    try:
+        return UUID(changeset_id)
+    except (TypeError, ValueError, AttributeError):
+        raise QueryError(
+            f"{changeset_id!r} is no changeset id; give the UUID that a version has as audit_changeset_id.",
+            changeset_id,
+        ) from None
+
+
+def checked_when(when: datetime | UUID | str) -> datetime | UUID:
+    """Return what stands for an instant: a datetime in UTC, or the id of a changeset, which may be given as text.
+
+    :raises QueryError: it is neither
+    """
+    if not isinstance(when, str):
+        return when if isinstance(when, UUID) else as_utc(when)
+    try:
+        return UUID(when)
+    except ValueError:
+        raise QueryError(
+            f"{when!r} is not a datetime, and no changeset id; give an aware datetime, such as datetime.now(UTC), or "
+            "the UUID that a version has as audit_changeset_id.",
+            when,
+        ) from None

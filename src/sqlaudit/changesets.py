@@ -30,7 +30,7 @@ from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Session, scoped_session
 
 from sqlaudit.absent import explained
-from sqlaudit.arguments import checked_count, checked_range, checked_user
+from sqlaudit.arguments import changeset_uuid, checked_count, checked_range, checked_user
 from sqlaudit.changes import Changeset, Operation
 from sqlaudit.exceptions import QueryError
 from sqlaudit.history import checked_session, where_rows_are
@@ -264,22 +264,6 @@ def instant_of_changeset(session: Session | scoped_session[Any], changeset_id: U
     if instants:
         return max(instants)
     raise unknown_changeset(wanted)
-
-
-def changeset_uuid(changeset_id: UUID | str) -> UUID:
-    """Return the id of a changeset as a UUID.
-
-    :raises QueryError: it cannot be one
-    """
-    if isinstance(changeset_id, UUID):
-        return changeset_id
-    try:
-        return UUID(changeset_id)
-    except (TypeError, ValueError, AttributeError):
-        raise QueryError(
-            f"{changeset_id!r} is no changeset id; give the UUID that a version has as audit_changeset_id.",
-            changeset_id,
-        ) from None
 
 
 def tables_of_changeset(session: Session, changeset_id: UUID) -> list[TrackedTable]:

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Mapper
 from sqlaudit import timetravel
 from sqlaudit.exceptions import TrackingError
 from sqlaudit.history import history_of
-from sqlaudit.hooks import watch, watch_excluded
+from sqlaudit.hooks import look_again, watch
 from sqlaudit.models import Options, TrackedModel, tracked_model
 from sqlaudit.past import Untracked
 from sqlaudit.tables import AuditColumns, tracked_table
@@ -66,7 +66,7 @@ def track_table(
         inherited = tracked_model(mapper)
         if inherited is not None:
             inherited.set_options(given)
-            watch_excluded(inherited)
+            look_again(inherited.mapper)
             return model_class
         model = TrackedModel(mapper, given, is_decorated=True)
         for name in ("History", "as_of", "between", "all_versions"):
@@ -102,7 +102,7 @@ class Temporal:
     else:
 
         @classmethod
-        def as_of(cls, when: datetime | UUID, *, untracked: Untracked = "raise"):
+        def as_of(cls, when: datetime | UUID | str, *, untracked: Untracked = "raise"):
             """Return ``select(cls)`` as of an instant: see :func:`sqlaudit.as_of`."""
             return as_of(cls, when, untracked=untracked)
 

@@ -28,7 +28,7 @@ from sqlaudit.capture import Capture, changeset_of
 from sqlaudit.config import SQLAuditConfig, current_config
 from sqlaudit.context import AuditContext, get_audit_context
 from sqlaudit.exceptions import ContextError
-from sqlaudit.instant import refuse_change
+from sqlaudit.instant import is_unchanged_past
 from sqlaudit.models import TrackedModel, tracked_model
 from sqlaudit.overriding import makes_its_keys, override_keys
 from sqlaudit.statements import NO_USER_FIELDS, Key, UserFields, chunks, one_of
@@ -292,7 +292,8 @@ class Flush:
         followed: dict[Unit, frozenset[str]] = {}
         for doomed, states in states_by_fate:
             for state in states:
-                refuse_change(state)
+                if is_unchanged_past(session, state, doomed=doomed):
+                    continue
                 unit = unit_of(state.mapper)
                 if unit is None or state.key is None:
                     continue

@@ -31,13 +31,22 @@ from sqlalchemy.orm import (
 )
 
 from sqlaudit.capture import uncaptured
-from sqlaudit.exceptions import SQLAuditError
+from sqlaudit.exceptions import QueryError, SQLAuditError
 from sqlaudit.flush import Flush, forget_restoring, prepare_restoring
-from sqlaudit.instant import hide_excluded, instant_of_state, look_back_from, refuse_change, refuse_changes
+from sqlaudit.instant import (
+    Instant,
+    hide_excluded,
+    instant_of_state,
+    look_back_from,
+    mix_into,
+    refuse_change,
+    refuse_changes,
+    refuse_reference,
+)
 from sqlaudit.models import TrackedModel, tracked_model
 from sqlaudit.past import Past, beside_past, stays_in_past
 from sqlaudit.tables import INFO_KEY, find_association_tables, track_secondary, tracked_table, tracked_tables
-from sqlaudit.timetravel import instant_of, read_past
+from sqlaudit.timetravel import PastSession, instant_of, read_past
 
 try:
     from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
@@ -148,6 +157,8 @@ def _do_orm_execute(state: ORMExecuteState) -> Any:
     if state.is_select and stays_in_past(state.statement) and not isinstance(state.statement, Past):
         # selectin_polymorphic tells nobody for whom it loads: it finds live objects, which do no harm to the past ones.
         state.statement = beside_past(state.statement)
+    if (state.is_update or state.is_delete) and state.is_orm_statement and not state.is_executemany:
+        _spare_past_objects(state)
     if (state.is_update or state.is_delete or state.is_insert) and not state.session.info.get(_DISABLED):
         table: Any = getattr(state.statement, "table", None)
         tracked = tracked_table(table)
@@ -161,6 +172,15 @@ def _do_orm_execute(state: ORMExecuteState) -> Any:
     return None
 
 
+def _spare_past_objects(state: ORMExecuteState) -> None:
+    """Let a bulk statement be followed by the objects of the rows that it writes, rather than by all that match."""
+    if state.update_delete_options._synchronize_session in ("auto", "evaluate") and any(
+        isinstance(token, Instant)
+        for _, _, token in state.session.identity_map.keys()  # noqa: SIM118  # quicker
+    ):
+        state.update_execution_options(synchronize_session="fetch")
+
+
 def _is_first(state: ORMExecuteState) -> bool:
     """Tell whether no listener of an overlapping target has seen the statement yet."""
     return _do_orm_execute not in list(state._events_todo)[: state._starting_event_idx]
@@ -172,6 +192,38 @@ _SESSION_LISTENERS: Final[dict[str, Callable[..., Any]]] = {
     "after_soft_rollback": _after_soft_rollback,
     "do_orm_execute": _do_orm_execute,
 }
+
+
+def _attaching(session: Session, state: InstanceState[Any]) -> None:
+    """Keep an object of the past out of a session that would give it live rows, unless it is one no more.
+
+    Every session is asked, at the price of one call for an object that is added; loading asks nobody.
+    """
+    if instant_of_state(state) is not None:
+        _refuse_without_hooks(session, state)
+    elif isinstance(state.identity_token, Instant):  # make_transient() has made a new object of one of the past
+        state.identity_token, state.load_options = None, ()
+
+
+def _refuse_without_hooks(session: Session, state: InstanceState[Any]) -> None:
+    if isinstance(session, PastSession) or _do_orm_execute in session.dispatch.do_orm_execute:
+        return
+    raise QueryError(
+        f"{state.class_.__name__} {state.identity} {instant_of_state(state)} was given to a session without hooks, and "
+        "would refer to live rows; call register_hooks(), or register_hooks(your_sessionmaker), at start-up.",
+        state.obj(),
+    )
+
+
+class _AskedInMerges:
+    """The key of a tracked model: a merge sets it, and there is no event for an object that the merge has loaded."""
+
+    __slots__ = ()
+
+    def merge(self, session: Session, source: InstanceState[Any], *args: Any) -> None:
+        if instant_of_state(source) is not None:
+            _refuse_without_hooks(session, source)
+        super().merge(session, source, *args)  # type: ignore[misc]  # the property's
 
 
 # --- the methods of sessions that there are no events for -------------------------------------------------------
@@ -333,7 +385,6 @@ def watch(model: TrackedModel) -> None:
         event.listen(target, name, listener, raw=True, retval=True, propagate=True)
     event.listen(target, "after_mapper_constructed", _track_subclass, propagate=True)
     event.listen(target, "mapper_configured", _track_links, propagate=True)
-    watch_excluded(model)
     metadata = model.table.live.metadata
     metadata.info.setdefault(INFO_KEY, WeakSet()).add(model.mapper.registry)
     if not event.contains(metadata, "before_create", _before_create):
@@ -343,22 +394,18 @@ def watch(model: TrackedModel) -> None:
         event.listen(metadata, "after_drop", _after_drop)
     if not event.contains(Mapper, "mapper_configured", _warn_of_other_mapper):
         event.listen(Mapper, "mapper_configured", _warn_of_other_mapper)
-    _look_again(model.mapper)
+        event.listen(Mapper, "mapper_configured", _watch_references)
+        event.listen(Session, "before_attach", _attaching, raw=True)
+    look_again(model.mapper)
 
 
-def watch_excluded(model: TrackedModel) -> None:
-    """Listen to the loads of a model that has excluded columns; those of others would pay for nothing."""
-    if model.options.exclude and not event.contains(model.mapper.class_, "load", hide_excluded):
-        for name in ("load", "refresh", "expire"):
-            event.listen(model.mapper.class_, name, hide_excluded, raw=True, propagate=True)
-
-
-def _look_again(mapper: Mapper[Any]) -> None:
-    """Look at the mappers that were configured before a table was tracked."""
+def look_again(mapper: Mapper[Any]) -> None:
+    """Look at the mappers that were configured before a table was tracked, or its options were known."""
     for each in mapper.registry.mappers:
         if each.configured:
             _track_links(each, each.class_)
             _warn_of_other_mapper(each, each.class_)
+            _watch_references(each, each.class_)
 
 
 def _inserted(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
@@ -440,6 +487,14 @@ def _written_by_other_mapper(mapper: Mapper[Any], connection: Connection, state:
         )
 
 
+def _watch_references(mapper: Mapper[Any], model_class: type[Any]) -> None:
+    """Listen to what is given to the relationships to tracked models, which may be of the past."""
+    for relationship in mapper.relationships:
+        if not relationship.viewonly and tracked_model(relationship.mapper) is not None:
+            name = "append" if relationship.uselist else "set"
+            event.listen(getattr(model_class, relationship.key), name, refuse_reference, raw=True)
+
+
 def _track_subclass(mapper: Mapper[Any], model_class: type[Any]) -> None:
     if tracked_model(mapper) is None and mapper.inherits is not None:
         parent = tracked_model(mapper.inherits)
@@ -452,7 +507,9 @@ def _track_links(mapper: Mapper[Any], model_class: type[Any]) -> None:
     model = tracked_model(mapper)
     if model is not None:
         model.table.refresh()
+        mix_into(mapper.get_property_by_column(mapper.primary_key[0]), _AskedInMerges)
         look_back_from(mapper)
+        hide_excluded(mapper)
         for relationship in mapper.relationships:
             _track_link(relationship)
 

@@ -8,15 +8,28 @@ from functools import cache
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy.orm import InstanceState, Mapper, PassiveFlag, Query, Session, WriteOnlyCollection
+from sqlalchemy import Column
+from sqlalchemy.orm import (
+    ColumnProperty,
+    InstanceState,
+    Mapper,
+    PassiveFlag,
+    Query,
+    RelationshipProperty,
+    Session,
+    WriteOnlyCollection,
+)
 from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.orm.base import PASSIVE_NO_RESULT
+from sqlalchemy.sql import visitors
+from sqlalchemy.sql.lambdas import PyWrapper
 
+from sqlaudit.arguments import checked_when
 from sqlaudit.config import utc_now
 from sqlaudit.exceptions import QueryError, ReadOnlyError, warn_caller
-from sqlaudit.models import tracked_model
-from sqlaudit.past import Rules, S, Untracked, as_past, copied_as
-from sqlaudit.period import OPEN_END, TICK, as_utc
+from sqlaudit.past import Past, Rules, S, Untracked, as_past, copied_as
+from sqlaudit.period import OPEN_END, TICK
+from sqlaudit.tables import tracked_table
 
 _TOKEN: Final = "identity_token"
 _LATEST: Final = OPEN_END - TICK  # an instant that open versions contain, for those who mean "for ever"
@@ -36,16 +49,22 @@ class Instant:
         return f"as of {self.when.isoformat() if isinstance(self.when, datetime) else f'changeset {self.when}'}"
 
 
-def instant_from(when: datetime | UUID, untracked: Untracked = "raise", *, text: bool = False) -> Instant:
+def instant_from(when: datetime | UUID | str, untracked: Untracked = "raise", *, text: bool = False) -> Instant:
     """Return the instant that a user means; one in the future is the present, with a warning.
 
     :raises QueryError: ``when`` is neither a datetime nor a changeset id, or ``untracked`` no known word
     """
     if untracked not in ("raise", "live"):
         raise QueryError(f"untracked is {untracked!r}; give 'raise' or 'live'.", untracked)
-    if isinstance(when, UUID):
-        return Instant(when, Rules(untracked, text))
-    instant = as_utc(when)
+    if isinstance(when, PyWrapper):
+        raise QueryError(
+            "A lambda is called once for all values of its variables, which an instant cannot be one of; make the "
+            "statement before it: statement = as_of(…), lambda_stmt(lambda: statement).",
+            when,
+        )
+    instant = checked_when(when)
+    if isinstance(instant, UUID):
+        return Instant(instant, Rules(untracked, text))
     if instant > utc_now():
         warn_caller(f"{instant.isoformat()} is in the future; a read as of then gives the present.")
     return Instant(min(instant, _LATEST), Rules(untracked, text))
@@ -60,6 +79,13 @@ def instant_of_state(state: InstanceState[Any]) -> Instant | None:
     """Return the instant that the object of a state was read as of; ``None`` if it is a live one."""
     token = state.key[2] if state.key else None  # merge(load=False) leaves state.identity_token empty
     return token if isinstance(token, Instant) else None
+
+
+def instant_of_statement(statement: Past) -> Instant:
+    """Return the instant that a statement reads as of."""
+    when = statement._past_changeset or statement._past_when.value
+    assert when is not None
+    return Instant(when, statement._past_rules)
 
 
 def as_of_instant(statement: S, instant: Instant) -> S:
@@ -84,46 +110,118 @@ def refuse_change(state: InstanceState[Any]) -> None:
         )
 
 
+def is_unchanged_past(session: Session, state: InstanceState[Any], *, doomed: bool = False) -> bool:
+    """Tell whether an object was read as of an instant; one that was given the values that it has is clean again.
+
+    :param doomed: whether it is to be deleted
+    :raises ReadOnlyError: it was read as of an instant, and is changed or doomed
+    """
+    if instant_of_state(state) is None:
+        return False
+    if doomed or session.is_modified(state.obj()):
+        refuse_change(state)
+    state._commit_all(state.dict, session.identity_map)
+    return True
+
+
 def refuse_changes(session: Session) -> None:
     """Raise if the session holds changes of objects that were read as of an instant.
 
     :raises ReadOnlyError: it does
     """
-    for objects in (session.dirty, session.deleted):
+    for doomed, objects in ((False, session.dirty), (True, session.deleted)):
         for obj in objects:
-            refuse_change(instance_state(obj))
+            is_unchanged_past(session, instance_state(obj), doomed=doomed)
+
+
+def refuse_reference(state: InstanceState[Any], value: object, *args: object) -> None:
+    """Raise if an object is to refer to one of another instant, whose key it would take.
+
+    :raises ReadOnlyError: it is
+    """
+    instant = None if value is None else instant_of_object(value)
+    if instant is not None and instant != instant_of_state(state):
+        given: InstanceState[Any] = instance_state(value)
+        raise ReadOnlyError(
+            f"{given.class_.__name__} {given.identity} {instant} cannot be given to a {state.class_.__name__} that is "
+            "not of that instant; give the live object.",
+            value,
+        )
 
 
 # --- they lack the columns that are never stored ----------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Excluded:
-    """Stands for the value of an excluded column: SQLAlchemy calls it when the attribute is asked for."""
+class _NotLoaded:
+    """A column that is never stored, or a relationship by one: no read of the past fills its attribute."""
 
-    name: str
+    __slots__ = ()
 
-    def __call__(self, state: InstanceState[Any], passive: PassiveFlag) -> Any:
+    def setup(self, compile_state: Any, *args: Any, memoized_populators: dict[Any, Any], **kw: Any) -> None:
+        super().setup(compile_state, *args, memoized_populators=memoized_populators, **kw)  # type: ignore[misc]  # the property's
+        if _reads_past(compile_state):
+            memoized_populators.pop(self, None)
+
+    def create_row_processor(self, context: Any, *args: Any) -> None:
+        if not _reads_past(context.compile_state):
+            super().create_row_processor(context, *args)  # type: ignore[misc]  # the property's
+
+
+def _reads_past(compile_state: Any) -> bool:
+    return isinstance(getattr(compile_state, "select_statement", None), Past)
+
+
+class _Unknown:
+    """Its attribute, which raises on an object of the past, and says why."""
+
+    __slots__ = ()
+    uses_objects: bool
+
+    def _fire_loader_callables(self, state: InstanceState[Any], key: str, passive: PassiveFlag) -> Any:
+        instant = instant_of_state(state)
+        if instant is None:
+            return super()._fire_loader_callables(state, key, passive)  # type: ignore[misc]  # the attribute's
         if not passive & PassiveFlag.SQL_OK:
             return PASSIVE_NO_RESULT
+        what = "needs a column that is" if self.uses_objects else "is"
         raise QueryError(
-            f"{state.class_.__name__}.{self.name} is excluded from history, and nothing is known of it "
-            f"{instant_of_state(state)}; read it from the live object.",
+            f"{state.class_.__name__}.{key} {what} excluded from history, and nothing is known of it {instant}; "
+            "read it from the live object.",
             state.obj(),
         )
 
 
-def hide_excluded(state: InstanceState[Any], *args: object) -> None:
-    """Let the excluded columns of an object that was read as of an instant raise, and say why."""
-    model = tracked_model(state.mapper)
-    if instant_of_state(state) is None or model is None:
-        return
-    if "callables" not in state.__dict__:
-        state.callables = {}
-    for name in model.excluded:
-        state.dict.pop(name, None)
-        state.expired_attributes.discard(name)
-        state.callables[name] = _Excluded(name)
+def hide_excluded(mapper: Mapper[Any]) -> None:
+    """Let past objects have no value of what needs an excluded column: its attribute raises."""
+    for prop in (*mapper.column_attrs, *mapper.relationships):
+        if _is_unknown(prop):
+            mix_into(prop, _NotLoaded)
+            mix_into(getattr(mapper.class_, prop.key).impl, _Unknown)
+
+
+def _is_unknown(prop: ColumnProperty[Any] | RelationshipProperty[Any]) -> bool:
+    if isinstance(prop, ColumnProperty):
+        return _is_excluded(prop.columns[0])
+    if prop.lazy in ("write_only", "dynamic"):
+        return False
+    joins = [join for join in (prop.primaryjoin, prop.secondaryjoin) if join is not None]
+    return any(_is_excluded(element) for join in joins for element in visitors.iterate(join))
+
+
+def _is_excluded(element: Any) -> bool:
+    tracked = tracked_table(element.table) if isinstance(element, Column) else None
+    return tracked is not None and element.name in tracked.exclude
+
+
+def mix_into(part: Any, mixin: Any) -> None:
+    """Let a part of a mapping be of a class of its own with a mixin, once."""
+    if not isinstance(part, mixin):
+        part.__class__ = _mixed(mixin, part.__class__)
+
+
+@cache
+def _mixed(mixin: Any, original: Any) -> type[Any]:
+    return type(original.__name__, (mixin, original), {"__slots__": (), "inherit_cache": True})
 
 
 # --- their collections that are queries -------------------------------------------------------------------------

@@ -181,15 +181,6 @@ class TrackedModel:
         """The attribute names of the stored columns."""
         return frozenset(self.columns)
 
-    @cached_property
-    def excluded(self) -> frozenset[str]:
-        """The attribute names of the columns that are not stored."""
-        return frozenset(
-            prop.key
-            for prop in self.mapper.column_attrs
-            if isinstance(prop.columns[0], Column) and prop.key not in self.columns
-        )
-
     @property
     def label(self) -> str:
         return self.options.table_label or self.mapper.class_.__name__

@@ -39,9 +39,9 @@ from sqlalchemy.orm import Session, class_mapper, scoped_session, with_polymorph
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from sqlaudit.absent import explained
-from sqlaudit.arguments import checked_count, checked_range, checked_user
+from sqlaudit.arguments import changeset_uuid, checked_count, checked_range, checked_user
 from sqlaudit.changes import Blame, FieldChange, Operation, diff, differ
-from sqlaudit.changesets import changeset_uuid, is_of_changeset, tables_of_changeset
+from sqlaudit.changesets import is_of_changeset, tables_of_changeset
 from sqlaudit.config import configured_session
 from sqlaudit.exceptions import QueryError
 from sqlaudit.history import checked_session, history_of, moved, version_info, where_rows_are

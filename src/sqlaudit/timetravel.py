@@ -24,11 +24,13 @@ from sqlalchemy import (
     Table,
     UpdateBase,
     event,
+    false,
     select,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.orm import ORMExecuteState, Session, aliased, scoped_session
+from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.schema import ExecutableDDLElement
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -40,7 +42,14 @@ from sqlaudit.arguments import checked_range
 from sqlaudit.changesets import instant_of_changeset
 from sqlaudit.exceptions import QueryError, ReadOnlyError
 from sqlaudit.history import history_of
-from sqlaudit.instant import Instant, as_of_instant, instant_from, instant_of_state
+from sqlaudit.instant import (
+    Instant,
+    as_of_instant,
+    instant_from,
+    instant_of_state,
+    instant_of_statement,
+    is_unchanged_past,
+)
 from sqlaudit.models import tracked_model_of
 from sqlaudit.past import Past, Untracked, as_past, whose_objects_stay
 from sqlaudit.period import UTCDateTime, as_utc, was_valid
@@ -68,7 +77,7 @@ MYPY = False  # mypy takes it for true: it can copy the type of a function; pyri
 
 
 class AsOf(Protocol[R_co]):
-    def __call__(self, when: datetime | UUID, *, untracked: Untracked = "raise") -> R_co: ...
+    def __call__(self, when: datetime | UUID | str, *, untracked: Untracked = "raise") -> R_co: ...
 
 
 def _typed_like(
@@ -86,7 +95,7 @@ def _giving(function: Callable[[M], R]) -> Callable[[Callable[..., Any]], Callab
 if MYPY:
 
     @_typed_like(select)
-    def as_of(model_class: type[Any], when: datetime | UUID, *, untracked: Untracked = "raise") -> Any: ...
+    def as_of(model_class: type[Any], when: datetime | UUID | str, *, untracked: Untracked = "raise") -> Any: ...
 
     class AsOfMethod:
         @_giving(select)
@@ -94,15 +103,15 @@ if MYPY:
 
 else:
 
-    def as_of(model_class: type[M], when: datetime | UUID, *, untracked: Untracked = "raise"):
+    def as_of(model_class: type[M], when: datetime | UUID | str, *, untracked: Untracked = "raise"):
         """Return ``select(model_class)`` as of an instant.
 
         It composes like any select and runs in a session with hooks, sync or async. The objects are as they were
         then, distinct from the live ones, and read-only: flushing a change of one raises. Whatever they load later is
         as of the same instant. In a subquery, a CTE or a union it gives columns, beside the present or another instant.
 
-        :param when: an aware datetime, or a changeset id: the state right after that transaction. A naive datetime is
-            taken as local time, with a warning; one in the future is the present, with a warning
+        :param when: an aware datetime, or a changeset id, also as text: the state right after that transaction. A
+            naive datetime is taken as local time, with a warning; one in the future is the present, with a warning
         :param untracked: what to do with tables without history: ``"raise"``, or read them ``"live"``
         :raises TrackingError: the model is not tracked
         :raises QueryError: ``when`` is neither a datetime nor a changeset id
@@ -114,6 +123,8 @@ else:
 def between(model_class: type[Any], start: datetime, end: datetime) -> Select[Any]:
     """Return the select of the versions whose period overlaps ``[start, end)``, in order.
 
+    A range that ends where it begins is empty, and overlaps none.
+
     :param start: an aware datetime; a naive one is taken as local time, with a warning
     :param end: the same; it is not included
     :raises TrackingError: the model is not tracked
@@ -122,9 +133,10 @@ def between(model_class: type[Any], start: datetime, end: datetime) -> Select[An
     table = tracked_model_of(model_class).root.table
     given = checked_range("The range", as_utc(start), as_utc(end))
     valid_from, valid_to = table.valid_from, table.valid_to
-    return all_versions(model_class).where(
-        valid_from < given["until"], valid_to > given["since"], valid_from < valid_to
-    )
+    statement = all_versions(model_class)
+    if given["since"] == given["until"]:
+        return statement.where(false())
+    return statement.where(valid_from < given["until"], valid_to > given["since"], valid_from < valid_to)
 
 
 def all_versions(model_class: type[Any]) -> Select[Any]:
@@ -184,23 +196,27 @@ def as_of_column(model_class: type[Any], when: Any) -> tuple[Any, ColumnElement[
 
 
 def instant_of(state: ORMExecuteState) -> Instant | None:
-    """Return the instant that a statement is to be run as of: its session's, its own, or that of whom it loads for.
+    """Return the instant that a statement is to be run as of: its own, that of whom it loads for, or its session's.
 
     ``None`` if it is of the present, or has been turned to the past already.
     """
-    statement = state.statement
+    statement: Any = state.statement
     if isinstance(statement, Past) and statement._past_is_ready:
         return None
-    if isinstance(state.session, PastSession):
-        return state.session.instant
     token = state.execution_options.get(_TOKEN)
+    if isinstance(token, Instant) and isinstance(statement, StatementLambdaElement):
+        # That is the instant of the first statement that the lambda gave; the one that it gives now knows its own.
+        statement = statement._resolved
+        return instant_of_statement(statement) if isinstance(statement, Past) else token
     if token is None and state.is_orm_statement and state.is_select:
         options = state.load_options
         token = options._identity_token
         for loaded_for in (options._lazy_loaded_from, options._refresh_state):
             if token is None and loaded_for is not None:
                 token = instant_of_state(loaded_for)
-    return token if isinstance(token, Instant) else None
+    if isinstance(token, Instant):
+        return token
+    return state.session.instant if isinstance(state.session, PastSession) else None
 
 
 def read_past(state: ORMExecuteState, instant: Instant) -> Result[Any]:
@@ -285,7 +301,8 @@ class PastSession(Session):
         return super()._get_impl(*args, **{**kw, _TOKEN: self.instant})
 
     def _identity_lookup(self, *args: Any, **kw: Any) -> Any:
-        kw[_TOKEN] = self.instant
+        loaded_for = kw.get("lazy_loaded_from")
+        kw[_TOKEN] = self.instant if loaded_for is None else instant_of_state(loaded_for)
         return super()._identity_lookup(*args, **kw)
 
     def end(self) -> None:
@@ -317,7 +334,8 @@ def _execute_in_past(state: ORMExecuteState) -> Any:
 
 
 def _refuse_flush(session: PastSession, *args: object) -> None:
-    for obj in (*session.new, *session.dirty, *session.deleted):
+    changed = (obj for obj in session.dirty if not is_unchanged_past(session, instance_state(obj)))
+    for obj in (*session.new, *session.deleted, *changed):
         raise ReadOnlyError(
             f"{type(obj).__name__} was changed in a session that reads {session.instant} and writes nothing; "
             "change the live object instead.",
@@ -333,15 +351,15 @@ class time_travel:
     ``AsyncEngine``, gives an ``AsyncSession``. Writes raise; objects are detached when the block ends.
 
     :param session_or_engine: a session, an engine or a connection, sync or async; it needs no hooks
-    :param when: an aware datetime, or a changeset id: the state right after that transaction. A naive datetime is
-        taken as local time, with a warning; one in the future is the present, with a warning
+    :param when: an aware datetime, or a changeset id, also as text: the state right after that transaction. A naive
+        datetime is taken as local time, with a warning; one in the future is the present, with a warning
     :param untracked: what to do with tables without history: ``"raise"``, or read them ``"live"``
     :param text: whether to allow SQL that was written by hand, which cannot be rewritten and reads live rows
     :raises QueryError: ``when`` is neither a datetime nor a changeset id, or there is nothing to read from
     """
 
     def __init__(
-        self, session_or_engine: Any, when: datetime | UUID, *, untracked: Untracked = "raise", text: bool = False
+        self, session_or_engine: Any, when: datetime | UUID | str, *, untracked: Untracked = "raise", text: bool = False
     ) -> None:
         self._instant = instant_from(when, untracked, text=text)
         source = session_or_engine

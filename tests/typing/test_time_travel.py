@@ -63,6 +63,7 @@ def a_select_of_the_past_has_the_type_of_a_select(session: Session) -> None:
 
 def it_gives_the_class_that_it_is_asked_of(session: Session) -> None:
     assert_type(session.scalars(as_of(Order, UUID(int=1))).one(), Order)
+    assert_type(session.scalars(as_of(Order, str(UUID(int=1)))).one(), Order)
     assert_type(session.scalars(Vip.as_of(WHEN)).one(), Vip)
     assert_type(session.scalars(Vip.as_of(WHEN)).one().rank, int)
 
