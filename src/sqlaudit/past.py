@@ -24,6 +24,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Executable,
+    FromClause,
     Select,
     Table,
     TypeCoerce,
@@ -39,6 +40,7 @@ from sqlalchemy.sql import visitors
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.visitors import InternalTraversal
 
+from sqlaudit.bisection import given_key, version_at
 from sqlaudit.exceptions import QueryError, ReadOnlyError
 from sqlaudit.period import UTCDateTime, was_valid
 from sqlaudit.tables import TrackedTable, known_metadata, shortened, tracked_table, tracked_tables
@@ -242,19 +244,35 @@ class PastCompiler(SQLCompiler):
         if tracked is None:
             _refuse_untracked(table, statement._past_rules)
             return cast(str, super().visit_table(table, asfrom=asfrom, **kw))  # type: ignore[no-untyped-call]  # SQLAlchemy's
-        literally = {"literal_binds": True} if kw.get("literal_binds") else {}
-        rows = self.process(self._rows(tracked, statement._past_when), **literally)
+        alias: Any = kw.get("enclosing_alias")
+        is_aliased = getattr(alias, "element", None) is table
+        rows = self._render(self._rows(tracked, alias if is_aliased else table, statement._past_when), **kw)
         if kw.get("from_linter"):
             kw["from_linter"].froms[table] = table.fullname
-        if getattr(kw.get("enclosing_alias"), "element", None) is table:
+        if is_aliased:
             return f"({rows})"
         return f"({rows}){self.get_render_as_alias_suffix(self.preparer.quote(_alias_name(table)))}"  # type: ignore[no-untyped-call]  # SQLAlchemy's
 
-    def _rows(self, tracked: TrackedTable, when: BindParameter[datetime]) -> Select[Any]:
+    def _render(self, rows: Select[Any], *, literal_binds: bool = False, **kw: Any) -> str:
+        recursive = bool(self.ctes) and self.ctes_recursive
+        try:
+            return self.process(rows, **({"literal_binds": True} if literal_binds else {}))
+        finally:  # a CTE of the statement itself may have the name of a table that it selects from
+            self.ctes_recursive = recursive
+
+    def _rows(self, tracked: TrackedTable, source: FromClause, when: BindParameter[datetime]) -> Select[Any]:
+        """Return the select of a table's rows as of an instant.
+
+        :param source: what the statement knows them by: the table, or its alias
+        """
         stored = dict(tracked.columns)
-        return select(
+        rows = select(
             *(stored[column] if column in stored else self._no_value(column) for column in tracked.live.c)
         ).where(was_valid(tracked.valid_from, tracked.valid_to, when))
+        around: Any = self.stack[-1] if self.stack else {}
+        where, froms = getattr(around.get("selectable"), "_where_criteria", ()), around.get("asfrom_froms", ())
+        key = given_key(tracked, source, where, froms, self.dialect)
+        return rows if key is None else rows.where(tracked.version == version_at(tracked, key, when))
 
     def _no_value(self, column: Column[Any]) -> ColumnElement[Any]:
         """The NULL of a column that is not stored; only PostgreSQL asks of which type."""
