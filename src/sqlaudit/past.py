@@ -28,6 +28,7 @@ from sqlalchemy import (
     Select,
     Table,
     TypeCoerce,
+    and_,
     bindparam,
     null,
     select,
@@ -42,7 +43,7 @@ from sqlalchemy.sql.visitors import InternalTraversal
 
 from sqlaudit.bisection import given_key, version_at
 from sqlaudit.exceptions import QueryError, ReadOnlyError
-from sqlaudit.period import UTCDateTime, was_valid
+from sqlaudit.period import UTCDateTime, range_contains, was_valid
 from sqlaudit.tables import TrackedTable, known_metadata, shortened, tracked_table, tracked_tables
 
 Untracked = Literal["raise", "live"]
@@ -71,6 +72,8 @@ class Past:
     """Mixed into the class of a statement: what makes it read the past."""
 
     _past_when: BindParameter[datetime]
+    _past_literal: BindParameter[datetime]
+    """The same, for where the database must plan for this very instant."""
     _past_changeset: UUID | None
     """What stands for the instant until a session has looked it up."""
     _past_rules: Rules
@@ -105,6 +108,7 @@ class Past:
 
 _EXTRA: Final = [
     ("_past_when", InternalTraversal.dp_clauseelement),
+    ("_past_literal", InternalTraversal.dp_clauseelement),
     ("_past_changeset", InternalTraversal.dp_plain_obj),
     ("_past_rules", InternalTraversal.dp_plain_obj),
 ]
@@ -118,9 +122,9 @@ def as_past(statement: S, when: datetime | UUID, rules: Rules, *, ready: bool = 
     statement_class: Any = type(statement)
     made = copied_as(_past_class(statement_class), statement._clone())  # type: ignore[attr-defined]  # ClauseElement's
     made._past_changeset = when if isinstance(when, UUID) else None
-    made._past_when = bindparam(
-        "sqlaudit_when", when if made._past_changeset is None else None, type_=UTCDateTime(), unique=True
-    )
+    instant = when if made._past_changeset is None else None
+    made._past_when = bindparam("sqlaudit_when", instant, type_=UTCDateTime(), unique=True)
+    made._past_literal = bindparam("sqlaudit_instant", instant, type_=UTCDateTime(), unique=True, literal_execute=True)
     made._past_rules = rules
     made._past_is_ready = ready
     return cast(S, made)
@@ -246,7 +250,7 @@ class PastCompiler(SQLCompiler):
             return cast(str, super().visit_table(table, asfrom=asfrom, **kw))  # type: ignore[no-untyped-call]  # SQLAlchemy's
         alias: Any = kw.get("enclosing_alias")
         is_aliased = getattr(alias, "element", None) is table
-        rows = self._render(self._rows(tracked, alias if is_aliased else table, statement._past_when), **kw)
+        rows = self._render(self._rows(tracked, alias if is_aliased else table, statement), **kw)
         if kw.get("from_linter"):
             kw["from_linter"].froms[table] = table.fullname
         if is_aliased:
@@ -260,19 +264,24 @@ class PastCompiler(SQLCompiler):
         finally:  # a CTE of the statement itself may have the name of a table that it selects from
             self.ctes_recursive = recursive
 
-    def _rows(self, tracked: TrackedTable, source: FromClause, when: BindParameter[datetime]) -> Select[Any]:
-        """Return the select of a table's rows as of an instant.
+    def _rows(self, tracked: TrackedTable, source: FromClause, statement: Past) -> Select[Any]:
+        """Return the select of a table's rows as of the instant of a statement.
 
         :param source: what the statement knows them by: the table, or its alias
         """
-        stored = dict(tracked.columns)
-        rows = select(
-            *(stored[column] if column in stored else self._no_value(column) for column in tracked.live.c)
-        ).where(was_valid(tracked.valid_from, tracked.valid_to, when))
+        stored, period, when = dict(tracked.columns), (tracked.valid_from, tracked.valid_to), statement._past_when
         around: Any = self.stack[-1] if self.stack else {}
         where, froms = getattr(around.get("selectable"), "_where_criteria", ()), around.get("asfrom_froms", ())
         key = given_key(tracked, source, where, froms, self.dialect)
-        return rows if key is None else rows.where(tracked.version == version_at(tracked, key, when))
+        if key is not None:
+            valid = and_(was_valid(*period, when), tracked.version == version_at(tracked, key, when))
+        elif tracked.as_of_index and self.dialect.name == "postgresql":
+            valid = range_contains(*period, statement._past_literal)
+        else:
+            valid = was_valid(*period, when)
+        return select(
+            *(stored[column] if column in stored else self._no_value(column) for column in tracked.live.c)
+        ).where(valid)
 
     def _no_value(self, column: Column[Any]) -> ColumnElement[Any]:
         """The NULL of a column that is not stored; only PostgreSQL asks of which type."""
