@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
+from functools import cache, lru_cache
 from itertools import chain
 from typing import Any, Final, Literal, TypeVar, cast
 from uuid import UUID
@@ -114,17 +114,26 @@ _EXTRA: Final = [
 ]
 
 
+@lru_cache
+def _parameters(instant: datetime | None) -> tuple[BindParameter[Any], BindParameter[Any]]:
+    """Return what stands for an instant; the statements of a session, all as of one, share it."""
+    type_ = UTCDateTime()
+    return (
+        bindparam("sqlaudit_when", instant, type_=type_, unique=True),
+        bindparam("sqlaudit_instant", instant, type_=type_, unique=True, literal_execute=True),
+    )
+
+
 def as_past(statement: S, when: datetime | UUID, rules: Rules, *, ready: bool = False) -> S:
     """Return a statement that reads as of ``when``.
 
     :param ready: whether it is on its way through a session that knows
     """
-    statement_class: Any = type(statement)
-    made = copied_as(_past_class(statement_class), statement._clone())  # type: ignore[attr-defined]  # ClauseElement's
+    made: Any = statement._clone()  # type: ignore[attr-defined]  # ClauseElement's
+    made.__class__ = _past_class(made.__class__)
     made._past_changeset = when if isinstance(when, UUID) else None
     instant = when if made._past_changeset is None else None
-    made._past_when = bindparam("sqlaudit_when", instant, type_=UTCDateTime(), unique=True)
-    made._past_literal = bindparam("sqlaudit_instant", instant, type_=UTCDateTime(), unique=True, literal_execute=True)
+    made._past_when, made._past_literal = _parameters(instant)
     made._past_rules = rules
     made._past_is_ready = ready
     return cast(S, made)
@@ -152,6 +161,9 @@ class _StayInPast(CompileStateOption):
             )
 
 
+_STAY_IN_PAST: Final = _StayInPast()
+
+
 def stays_in_past(statement: Any) -> bool:
     """Tell whether a statement is for objects of the past, or loads what such objects lack."""
     return any(isinstance(option, _StayInPast) for option in getattr(statement, "_with_options", ()))
@@ -159,7 +171,7 @@ def stays_in_past(statement: Any) -> bool:
 
 def whose_objects_stay(statement: S) -> S:
     """Return a past statement whose objects load nothing from the present, whatever session they come to."""
-    return statement if stays_in_past(statement) else statement.options(_StayInPast())
+    return statement if stays_in_past(statement) else statement.options(_STAY_IN_PAST)
 
 
 def beside_past(statement: S) -> S:
