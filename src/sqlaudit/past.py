@@ -129,8 +129,8 @@ def as_past(statement: S, when: datetime | UUID, rules: Rules, *, ready: bool = 
 
     :param ready: whether it is on its way through a session that knows
     """
-    made: Any = statement._clone()  # type: ignore[attr-defined]  # ClauseElement's
-    made.__class__ = _past_class(made.__class__)
+    statement_class: Any = type(statement)
+    made = copied_as(_past_class(statement_class), statement._clone())  # type: ignore[attr-defined]  # ClauseElement's
     made._past_changeset = when if isinstance(when, UUID) else None
     instant = when if made._past_changeset is None else None
     made._past_when, made._past_literal = _parameters(instant)

@@ -66,7 +66,7 @@ def digits(count: int) -> Any:
     )
     source = tens[0]
     for each in tens[1:]:
-        source = source.join(each, sa.true())
+        source = source.join(each, each.c.n >= tens[0].c.n - sa.literal_column("9"))  # all of them
     return sa.select(number.label("n")).select_from(source).subquery()
 
 
