@@ -95,7 +95,8 @@ def _check_life(session: Session, table: TrackedTable) -> None:
             assert each["valid_from"] <= each["valid_to"], f"{row}: a period ends before it begins: {each}"
             if each["operation"] is Operation.DELETE:
                 assert each["valid_from"] == each["valid_to"], f"{row}: a tombstone with a duration: {each}"
-        for one, following in itertools.pairwise(versions):
+        for one, following in itertools.pairwise(versions):  # without gaps, and in order: the number is bisected
+            assert one["valid_from"] <= following["valid_from"], f"{row}: a later number, earlier: {one} {following}"
             assert one["valid_to"] != OPEN_END, f"{row}: an open version that is not the last: {one}"
             if one["operation"] is Operation.DELETE:
                 assert one["valid_to"] <= following["valid_from"], f"{row}: periods overlap: {one} {following}"

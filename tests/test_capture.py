@@ -616,6 +616,23 @@ def test_an_insert_after_a_later_delete_moves_behind_it(sessions: Sessions, mode
 
 
 @MODELS
+def test_a_row_that_came_unseen_after_a_later_delete_has_its_baseline_behind_it(sessions: Sessions, model: Any) -> None:
+    def insert_unseen(session: Session, model: Any) -> None:
+        with tracking_disabled(session):
+            insert(session, model)
+            session.flush()
+
+    hour = timedelta(hours=1)
+    steps = [(0 * hour, insert), (2 * hour, remove), (3 * hour, insert_unseen), (hour, rename("b"))]
+    run_with_clock(sessions, *steps, model=model)
+    with sessions() as session:
+        check_history(session, model)
+        *_, tombstone, baseline, renamed = versions_of(session, model, 1)
+        assert (baseline.audit_operation, renamed.name) == (Operation.BASELINE, "b")
+        assert baseline.valid_from == renamed.valid_from == tombstone.valid_from + timedelta(microseconds=1)
+
+
+@MODELS
 def test_a_clock_that_stands_still_makes_no_overlaps(sessions: Sessions, model: Any) -> None:
     steps = (insert, rename("b"), resize, remove, insert_other, rename("c"), remove)
     run_with_clock(sessions, *((timedelta(0), step) for step in steps), model=model)

@@ -196,6 +196,7 @@ class Capture:
     def baseline(self, keys: Sequence[Key]) -> None:
         """Write baselines of the live rows that have no open version, from the instant on.
 
+        A row that was deleted at a later instant gets its own when it is settled.
         A change that follows in the same transaction ends them at the same instant; if none does,
         :meth:`settle` takes them back.
         """
@@ -242,7 +243,7 @@ class Capture:
             last = self._last(keys)
         untold = [key for key in keys if key not in inserted and (key not in last or not last[key].is_open)]
         if untold := [key for key in untold if key not in last or not last[key].gone]:
-            self._baseline_of(untold, before)
+            self._baseline_of(untold, before, last)
             last = self._last(keys)
         gone: dict[datetime, list[Key]] = defaultdict(list)
         changed: dict[datetime, list[Key]] = defaultdict(list)
@@ -292,9 +293,13 @@ class Capture:
                 for statement in statements("reopen"):
                     statement.execute(self.connection, parameters | {"sqlaudit_version": row.version - 1})
 
-    def _baseline_of(self, keys: Sequence[Key], before: OldValues) -> None:
+    def _baseline_of(self, keys: Sequence[Key], before: OldValues, last: Mapping[Key, _Last]) -> None:
         """Write baselines of rows that have changed already, as far as their old values are known."""
-        self.baseline(keys)
+        beginning: dict[datetime, list[Key]] = defaultdict(list)
+        for key in keys:
+            beginning[self._instant(last.get(key))].append(key)
+        for at, some in beginning.items():
+            self._run(some, "snapshot", Operation.BASELINE, "absent", at=at)
         last = self._last(keys)
         for table in self.chain:
             changes: dict[tuple[Column[Any], ...], list[Key]] = {}

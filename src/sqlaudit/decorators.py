@@ -33,6 +33,7 @@ def track_table(
     exclude: Iterable[str] = (),
     history_table_name: str | None = None,
     audit_columns: AuditColumns | None = None,
+    as_of_index: bool = False,
 ) -> Callable[[M], M]:
     """Give a mapped class, and its subclasses, a history.
 
@@ -48,6 +49,8 @@ def track_table(
     :param exclude: the attributes whose columns are never stored and never cause a version
     :param history_table_name: ``<table>_history`` if omitted
     :param audit_columns: other names for our columns, if the model has columns of these names
+    :param as_of_index: whether to index the history for reads of many rows as of an instant: the periods, and the
+        foreign keys that the live table has indexes of. A row that is read by its key needs none, and writes pay
     :raises TrackingError: the class cannot be tracked so
     """
 
@@ -61,6 +64,7 @@ def track_table(
             user_id_field=_name(mapper, "user_id_field", user_id_field),
             history_table_name=history_table_name,
             audit_columns=audit_columns or AuditColumns(),
+            as_of_index=as_of_index,
         )
         _check(mapper, given)
         inherited = tracked_model(mapper)

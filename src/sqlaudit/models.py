@@ -36,6 +36,7 @@ class Options:
     user_id_field: str | None = None
     history_table_name: str | None = None
     audit_columns: AuditColumns = AuditColumns()  # noqa: RUF009  # frozen, and thus shared safely
+    as_of_index: bool = False
 
 
 class TrackedModel:
@@ -71,6 +72,7 @@ class TrackedModel:
                 ],
                 name=options.history_table_name,
                 names=options.audit_columns,
+                as_of_index=options.as_of_index,
                 mapper=mapper,
             )
         for table in self.chain:
@@ -102,10 +104,11 @@ class TrackedModel:
         name = self.mapper.class_.__name__
         inherited = self.options
         shares_table = self.parent is not None and self.table is self.parent.table
-        if shares_table and (options.history_table_name or options.exclude - inherited.exclude):
+        indexes = options.as_of_index and not inherited.as_of_index
+        if shares_table and (options.history_table_name or options.exclude - inherited.exclude or indexes):
             raise TrackingError(
-                f"{name} shares the table {self.table.live.fullname!r} with its base class; exclude its columns and "
-                "name the history table there.",
+                f"{name} shares the table {self.table.live.fullname!r} with its base class; exclude its columns, and "
+                "name and index the history table there.",
                 self.mapper.class_,
             )
         if options.audit_columns not in (AuditColumns(), inherited.audit_columns) and self.parent is not None:
@@ -120,9 +123,10 @@ class TrackedModel:
             resource_id_field=options.resource_id_field or inherited.resource_id_field,
             user_id_field=options.user_id_field or inherited.user_id_field,
             audit_columns=inherited.audit_columns if self.parent is not None else options.audit_columns,
+            as_of_index=options.as_of_index or inherited.as_of_index,
         )
         if not shares_table and (
-            options.history_table_name or options.exclude or options.audit_columns != inherited.audit_columns
+            options.history_table_name or options.exclude or options.audit_columns != inherited.audit_columns or indexes
         ):
             if self.history_class is not None:
                 raise TrackingError(

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
+from functools import cache, lru_cache
 from itertools import chain
 from typing import Any, Final, Literal, TypeVar, cast
 from uuid import UUID
@@ -24,9 +24,11 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Executable,
+    FromClause,
     Select,
     Table,
     TypeCoerce,
+    and_,
     bindparam,
     null,
     select,
@@ -39,8 +41,9 @@ from sqlalchemy.sql import visitors
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.visitors import InternalTraversal
 
+from sqlaudit.bisection import given_key, version_at
 from sqlaudit.exceptions import QueryError, ReadOnlyError
-from sqlaudit.period import UTCDateTime, was_valid
+from sqlaudit.period import UTCDateTime, range_contains, was_valid
 from sqlaudit.tables import TrackedTable, known_metadata, shortened, tracked_table, tracked_tables
 
 Untracked = Literal["raise", "live"]
@@ -69,6 +72,8 @@ class Past:
     """Mixed into the class of a statement: what makes it read the past."""
 
     _past_when: BindParameter[datetime]
+    _past_literal: BindParameter[datetime]
+    """The same, for where the database must plan for this very instant."""
     _past_changeset: UUID | None
     """What stands for the instant until a session has looked it up."""
     _past_rules: Rules
@@ -103,9 +108,20 @@ class Past:
 
 _EXTRA: Final = [
     ("_past_when", InternalTraversal.dp_clauseelement),
+    ("_past_literal", InternalTraversal.dp_clauseelement),
     ("_past_changeset", InternalTraversal.dp_plain_obj),
     ("_past_rules", InternalTraversal.dp_plain_obj),
 ]
+
+
+@lru_cache
+def _parameters(instant: datetime | None) -> tuple[BindParameter[Any], BindParameter[Any]]:
+    """Return what stands for an instant; the statements of a session, all as of one, share it."""
+    type_ = UTCDateTime()
+    return (
+        bindparam("sqlaudit_when", instant, type_=type_, unique=True),
+        bindparam("sqlaudit_instant", instant, type_=type_, unique=True, literal_execute=True),
+    )
 
 
 def as_past(statement: S, when: datetime | UUID, rules: Rules, *, ready: bool = False) -> S:
@@ -116,9 +132,8 @@ def as_past(statement: S, when: datetime | UUID, rules: Rules, *, ready: bool = 
     statement_class: Any = type(statement)
     made = copied_as(_past_class(statement_class), statement._clone())  # type: ignore[attr-defined]  # ClauseElement's
     made._past_changeset = when if isinstance(when, UUID) else None
-    made._past_when = bindparam(
-        "sqlaudit_when", when if made._past_changeset is None else None, type_=UTCDateTime(), unique=True
-    )
+    instant = when if made._past_changeset is None else None
+    made._past_when, made._past_literal = _parameters(instant)
     made._past_rules = rules
     made._past_is_ready = ready
     return cast(S, made)
@@ -146,6 +161,9 @@ class _StayInPast(CompileStateOption):
             )
 
 
+_STAY_IN_PAST: Final = _StayInPast()
+
+
 def stays_in_past(statement: Any) -> bool:
     """Tell whether a statement is for objects of the past, or loads what such objects lack."""
     return any(isinstance(option, _StayInPast) for option in getattr(statement, "_with_options", ()))
@@ -153,7 +171,7 @@ def stays_in_past(statement: Any) -> bool:
 
 def whose_objects_stay(statement: S) -> S:
     """Return a past statement whose objects load nothing from the present, whatever session they come to."""
-    return statement if stays_in_past(statement) else statement.options(_StayInPast())
+    return statement if stays_in_past(statement) else statement.options(_STAY_IN_PAST)
 
 
 def beside_past(statement: S) -> S:
@@ -242,19 +260,40 @@ class PastCompiler(SQLCompiler):
         if tracked is None:
             _refuse_untracked(table, statement._past_rules)
             return cast(str, super().visit_table(table, asfrom=asfrom, **kw))  # type: ignore[no-untyped-call]  # SQLAlchemy's
-        literally = {"literal_binds": True} if kw.get("literal_binds") else {}
-        rows = self.process(self._rows(tracked, statement._past_when), **literally)
+        alias: Any = kw.get("enclosing_alias")
+        is_aliased = getattr(alias, "element", None) is table
+        rows = self._render(self._rows(tracked, alias if is_aliased else table, statement), **kw)
         if kw.get("from_linter"):
             kw["from_linter"].froms[table] = table.fullname
-        if getattr(kw.get("enclosing_alias"), "element", None) is table:
+        if is_aliased:
             return f"({rows})"
         return f"({rows}){self.get_render_as_alias_suffix(self.preparer.quote(_alias_name(table)))}"  # type: ignore[no-untyped-call]  # SQLAlchemy's
 
-    def _rows(self, tracked: TrackedTable, when: BindParameter[datetime]) -> Select[Any]:
-        stored = dict(tracked.columns)
+    def _render(self, rows: Select[Any], *, literal_binds: bool = False, **kw: Any) -> str:
+        recursive = bool(self.ctes) and self.ctes_recursive
+        try:
+            return self.process(rows, **({"literal_binds": True} if literal_binds else {}))
+        finally:  # a CTE of the statement itself may have the name of a table that it selects from
+            self.ctes_recursive = recursive
+
+    def _rows(self, tracked: TrackedTable, source: FromClause, statement: Past) -> Select[Any]:
+        """Return the select of a table's rows as of the instant of a statement.
+
+        :param source: what the statement knows them by: the table, or its alias
+        """
+        stored, period, when = dict(tracked.columns), (tracked.valid_from, tracked.valid_to), statement._past_when
+        around: Any = self.stack[-1] if self.stack else {}
+        where, froms = getattr(around.get("selectable"), "_where_criteria", ()), around.get("asfrom_froms", ())
+        key = given_key(tracked, source, where, froms, self.dialect)
+        if key is not None:
+            valid = and_(was_valid(*period, when), tracked.version == version_at(tracked, key, when))
+        elif tracked.as_of_index and self.dialect.name == "postgresql":
+            valid = range_contains(*period, statement._past_literal)
+        else:
+            valid = was_valid(*period, when)
         return select(
             *(stored[column] if column in stored else self._no_value(column) for column in tracked.live.c)
-        ).where(was_valid(tracked.valid_from, tracked.valid_to, when))
+        ).where(valid)
 
     def _no_value(self, column: Column[Any]) -> ColumnElement[Any]:
         """The NULL of a column that is not stored; only PostgreSQL asks of which type."""

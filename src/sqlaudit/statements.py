@@ -367,7 +367,7 @@ class Statements:
 
         ``guard`` says of which: ``None`` all of them; ``"new"`` those without any history (whose versions are
         number 1; see :data:`GUARDED_BY_KEY`); ``"closed"`` those whose version was closed at the instant;
-        ``"absent"`` those without an open version.
+        ``"absent"`` those without an open version, or a later one.
         """
         base = self.base
         past = base.history.alias()
@@ -392,6 +392,10 @@ class Statements:
             statement = statement.where(~exists(select(literal_column("1")).select_from(past).where(here)))
         if guard in ("closed", "absent"):
             statement = statement.where(~self._open(base, base.key))
+        if guard == "absent":
+            statement = statement.where(
+                ~exists(select(literal_column("1")).select_from(past).where(here, past.c[base.valid_from.key] > _at))
+            )
         if guard == "closed":
             statement = statement.where(
                 exists(select(literal_column("1")).select_from(past).where(here, past.c[base.valid_to.key] == _at))

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import takewhile
 from typing import Any, Final, cast
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -37,7 +38,7 @@ from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
 from sqlaudit.changes import Operation
 from sqlaudit.context import USER_ID_LENGTH
 from sqlaudit.exceptions import TrackingError
-from sqlaudit.period import OpenEnd, UTCDateTime, is_open
+from sqlaudit.period import OpenEnd, PeriodToIndex, UTCDateTime, is_open
 
 INFO_KEY: Final = "sqlaudit"
 _MAX_IDENTIFIER: Final = 63  # PostgreSQL's, in bytes; the others allow at least as many
@@ -100,6 +101,7 @@ class TrackedTable:
     :ivar key: the columns of the live table that identify a row
     :ivar history: the history table
     :ivar names: the names of our columns in it
+    :ivar as_of_index: whether it has indexes for reads of many rows as of an instant
     :ivar mapper: of the model whose rows it holds, or of one at an end of its links: both lie on that one's bind
     """
 
@@ -112,18 +114,21 @@ class TrackedTable:
         name: str | None = None,
         names: AuditColumns | None = None,
         is_association: bool = False,
+        as_of_index: bool = False,
         mapper: Mapper[Any] | None = None,
     ) -> None:
         self.live = live
         self.key = tuple(key)
         self.exclude = frozenset(exclude)
         self.is_association = is_association
+        self.as_of_index = as_of_index
         self.mapper = mapper
         self.names = names or AuditColumns()
         self.chains: list[tuple[TrackedTable, ...]] = []  # those of the models whose objects have rows in this table
         self.cache: dict[Any, Any] = {}
         self.statements: WeakKeyDictionary[Dialect, Any] = WeakKeyDictionary()  # built once per dialect
         self.history = self._make_table(name)
+        self._index_for_reads()
         live.info[INFO_KEY] = self.history.info[INFO_KEY] = self
         self.history.add_is_dependent_on(live)  # whose CREATE makes the types that both use
         _known.add(live.metadata)
@@ -174,6 +179,25 @@ class TrackedTable:
         event.listen(history, "after_create", AddOpenGuard(history).execute_if(dialect=cast(str, ("mysql", "mariadb"))))
         return history
 
+    def _index_for_reads(self) -> None:
+        """Index the periods, and the foreign keys that the live table has indexes of."""
+        if not self.as_of_index:
+            return
+        name, existing = self.history.name, {index.name for index in self.history.indexes}
+        period = conv(shortened(f"ix_{name}_period"))
+        if period not in existing:
+            index = Index(period, PeriodToIndex(self.valid_from, self.valid_to), postgresql_using="gist")
+            # Of an expression, an index takes the first column alone; Alembic compares them with those that it finds.
+            index._columns.add(self.valid_from)
+        for index in sorted(self.live.indexes, key=lambda index: str(index.name)):
+            # An expression in it has no column of the table, and ends what is copied.
+            stored = takewhile(lambda part: part in set(self._stored_columns()), index.expressions)
+            columns = [self.history.c[column.key] for column in cast("Iterable[Column[Any]]", stored)]
+            copy = conv(shortened(f"ix_{name}_{'_'.join(column.name for column in columns)}"))
+            if columns and self.live.c[columns[0].key].foreign_keys and copy not in existing:
+                existing.add(copy)
+                Index(copy, *columns)
+
     def _stored_columns(self) -> Iterator[Column[Any]]:
         return (column for column in self.live.c if not column.system and column.name not in self.exclude)
 
@@ -205,6 +229,7 @@ class TrackedTable:
                 self.__dict__.pop("columns", None)
             elif isinstance(self.history.c[column.key].type, NullType):
                 self.history.c[column.key].type = column.type
+        self._index_for_reads()
 
     @cached_property
     def columns(self) -> list[tuple[Column[Any], Column[Any]]]:

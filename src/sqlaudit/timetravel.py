@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Concatenate, Final, NoReturn, ParamSpec, Protocol, TypeVar
 from uuid import UUID
 
@@ -242,11 +243,11 @@ def read_past(state: ORMExecuteState, instant: Instant) -> Result[Any]:
     instant = _looked_up(state.session, instant)
     assert isinstance(instant.when, datetime)
     mapper = state.bind_mapper
-    tables = tracked_tables(mapper.local_table.metadata) if mapper and isinstance(mapper.local_table, Table) else ()
+    metadata = [mapper.local_table.metadata] if mapper and isinstance(mapper.local_table, Table) else []
     past = as_past(statement, instant.when, instant.rules, ready=True)
     if state.is_orm_statement:
         past = whose_objects_stay(past)
-    with explained(tables):
+    with explained(chain.from_iterable(map(tracked_tables, metadata))):  # of which it asks if something is amiss
         return state.invoke_statement(statement=past, execution_options={_TOKEN: instant})
 
 

