@@ -23,8 +23,9 @@ from sqlalchemy.sql import operators
 
 from sqlaudit.absent import explained
 from sqlaudit.apply import carry_out
+from sqlaudit.arguments import changeset_uuid
 from sqlaudit.changes import Conflict, Operation, Restored, RestoreReport
-from sqlaudit.changesets import changeset_uuid, instant_of_changeset, tables_of_changeset
+from sqlaudit.changesets import instant_of_changeset, tables_of_changeset
 from sqlaudit.exceptions import QueryError, ReadOnlyError, SQLAuditError, TrackingError, UndoConflictError
 from sqlaudit.history import Version, checked_session, where_rows_are
 from sqlaudit.hooks import records
