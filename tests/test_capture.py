@@ -19,7 +19,6 @@ from sqlaudit import (
     history_of,
     set_config,
     track_table,
-    tracking_disabled,
     versions_of,
 )
 
@@ -677,18 +676,3 @@ def test_only_the_row_that_must_moves(sessions: Sessions) -> None:
         assert versions_of(session, Item, 1)[-1].valid_from == START + 2 * hour + timedelta(microseconds=1)
         assert versions_of(session, Item, 2)[-1].valid_from == START + hour
     assert changesets(sessions) == 3
-
-
-@pytest.mark.filterwarnings("ignore:DELETE statement on table 'items' expected to delete 1 row")
-def test_a_row_that_was_deleted_when_it_was_gone_and_made_again_has_a_version(sessions: Sessions) -> None:
-    with sessions() as session:
-        with tracking_disabled(session):
-            session.add(Item(id=1, name="a"))
-        session.commit()
-        item = session.get_one(Item, 1)
-        session.connection().execute(sa.text("DELETE FROM items"))
-        session.delete(item)
-        session.flush()
-        session.add(Item(id=1, name="a"))
-        session.commit()
-        check_history(session, Item)

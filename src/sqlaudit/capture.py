@@ -269,9 +269,8 @@ class Capture:
                     "history does not show it; give keys that the database stores as they are given.",
                     live,
                 )
-        old = [key for key in keys if key not in new]
-        if old and any(row.ours and row.operation is Operation.BASELINE for row in last.values()):
-            self._run(old, "forget_baseline")
+        if any(row.ours and row.operation is Operation.BASELINE for row in last.values()):
+            self._run(keys, "forget_baseline")
 
     def _instant(self, last: _Last | None) -> datetime:
         """Return the instant of a row's next version: the changeset's, or the first that is late enough."""
