@@ -19,6 +19,7 @@ from sqlaudit import (
     history_of,
     set_config,
     track_table,
+    tracking_disabled,
     versions_of,
 )
 
