@@ -50,7 +50,7 @@ class Database:
 
 class SQLite(Database):
     name = "sqlite"
-    capabilities = frozenset({"cyclic_cascades", "virtual_columns"})
+    capabilities = frozenset({"cyclic_cascades", "update_returning", "virtual_columns"})
     async_drivers = ("aiosqlite",)
 
     def __init__(self, directory: Path) -> None:
@@ -108,7 +108,15 @@ class Server(Database):
 class PostgreSQL(Server):
     name = "postgresql"
     capabilities = frozenset(
-        {"arrays", "concurrent_writes", "cyclic_cascades", "enum_types", "identity_always", "two_phase"}
+        {
+            "arrays",
+            "concurrent_writes",
+            "cyclic_cascades",
+            "enum_types",
+            "identity_always",
+            "two_phase",
+            "update_returning",
+        }
         | ({"virtual_columns"} if SQLALCHEMY_2_1 else set())
     )
     async_drivers = ("asyncpg", "psycopg")

@@ -315,6 +315,22 @@ def test_a_bulk_statement_leaves_objects_of_the_past_alone(session, write, synch
     assert (past.amount, past.customer.name) == (0, "then")
 
 
+@pytest.mark.filterwarnings("ignore::sqlaudit.SQLAuditWarning")
+def test_a_bulk_statement_in_a_lambda_leaves_objects_of_the_past_alone(session):
+    past, live = then(session, Order), session.get_one(Order, 2)
+    session.execute(sa.lambda_stmt(lambda: sa.update(Order).where(Order.amount < 9).values(amount=7)))
+    assert (sa.inspect(past).dict["amount"], live.amount) == (0, 7)
+
+
+@pytest.mark.requires("update_returning")
+@pytest.mark.filterwarnings("ignore::sqlaudit.SQLAuditWarning")
+def test_objects_are_selected_from_a_statement_beside_those_of_the_past(session):
+    past = then(session, Order)
+    statement = sa.update(Order).where(Order.id == 2).values(amount=7).returning(Order)
+    assert [order.amount for order in session.scalars(sa.select(Order).from_statement(statement))] == [7]
+    assert sa.inspect(past).dict["amount"] == 0
+
+
 def test_a_bulk_update_by_keys_leaves_objects_of_the_past_alone(session):
     past, live = then(session, Order), session.get_one(Order, 1)
     with pytest.warns(SQLAuditWarning):

@@ -17,7 +17,17 @@ from types import MethodType
 from typing import Any, Final, Self, cast
 from weakref import WeakSet
 
-from sqlalchemy import Column, Connection, MetaData, Table, event, inspect
+from sqlalchemy import (
+    Column,
+    Connection,
+    Delete,
+    MetaData,
+    StatementLambdaElement,
+    Table,
+    Update,
+    event,
+    inspect,
+)
 from sqlalchemy.orm import (
     InstanceState,
     Mapper,
@@ -174,6 +184,10 @@ def _do_orm_execute(state: ORMExecuteState) -> Any:
 
 def _spare_past_objects(state: ORMExecuteState) -> None:
     """Let a bulk statement be followed by the objects of the rows that it writes, rather than by all that match."""
+    if isinstance(state.statement, StatementLambdaElement):
+        state.statement = state.statement._resolved  # the lambda would not tell how it is to be followed
+    if not isinstance(state.statement, (Update, Delete)):
+        return  # objects are selected from it, and those that it writes are loaded anew
     if state.update_delete_options._synchronize_session in ("auto", "evaluate") and any(
         isinstance(token, Instant)
         for _, _, token in state.session.identity_map.keys()  # noqa: SIM118  # quicker
