@@ -1,7 +1,6 @@
 """What changesets tell: every transaction that wrote tracked rows, in all the tables that a session can read."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from uuid import UUID
 
 import pytest
@@ -10,6 +9,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, rela
 
 import sqlaudit
 from clock import Clock, at
+from counting import counted
 from invariants import recording
 from sqlaudit import (
     AuditContextManager,
@@ -75,19 +75,6 @@ def changeset_of(session: Session, model: type, number: int = 1) -> UUID:
     """Return the changeset of a version of the only row."""
     history = history_of(model)
     return session.scalars(sa.select(history.audit_changeset_id).where(history.audit_version == number)).one()
-
-
-@contextmanager
-def counted(engine: sa.Engine) -> Iterator[list[str]]:
-    """Collect the statements that are executed."""
-    statements: list[str] = []
-
-    def collect(connection, cursor, statement, parameters, context, executemany):
-        statements.append(statement)
-
-    sa.event.listen(engine, "before_cursor_execute", collect)
-    yield statements
-    sa.event.remove(engine, "before_cursor_execute", collect)
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -25,6 +23,8 @@ from sqlalchemy.orm import (
 )
 
 import sqlaudit
+from clock import Clock, at
+from counting import counted
 from invariants import check_history, recording, told
 from sqlaudit import (
     AuditContextManager,
@@ -43,8 +43,6 @@ from sqlaudit import (
     undo,
     versions_of,
 )
-
-START = datetime(2024, 1, 1, tzinfo=UTC)
 
 
 class Base(DeclarativeBase):
@@ -130,39 +128,11 @@ class Untracked(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
 
 
-class Clock:
-    """Gives the instants START, START + 1 s … to the transactions that write, in turn."""
-
-    def __init__(self) -> None:
-        self.now = START - timedelta(seconds=1)
-
-    def __call__(self) -> datetime:
-        self.now += timedelta(seconds=1)
-        return self.now
-
-
-def at(seconds: float) -> datetime:
-    return START + timedelta(seconds=seconds)
-
-
 @pytest.fixture
 def maker(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
     sqlaudit.set_config(SQLAuditConfig(clock=Clock()))
     with recording(engine, Base.metadata) as maker:
         yield maker
-
-
-@contextmanager
-def counted(engine: sa.Engine) -> Iterator[list[str]]:
-    """Collect the statements that are executed."""
-    statements: list[str] = []
-
-    def collect(connection, cursor, statement, parameters, context, executemany):
-        statements.append(statement)
-
-    sa.event.listen(engine, "before_cursor_execute", collect)
-    yield statements
-    sa.event.remove(engine, "before_cursor_execute", collect)
 
 
 def summary(report: Any) -> list[tuple[str, str, Any, list[str]]]:

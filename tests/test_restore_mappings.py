@@ -2,7 +2,7 @@
 
 import enum
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -25,29 +25,13 @@ from sqlalchemy.orm import (
 )
 
 import sqlaudit
+from clock import Clock, at
 from invariants import check_history, recording
 from sqlaudit import QueryError, SQLAuditConfig, changesets, restore, undo
-
-START = datetime(2024, 1, 1, tzinfo=UTC)
 
 
 class Base(DeclarativeBase):
     pass
-
-
-class Clock:
-    """Gives the instants START, START + 1 s … to the transactions that write, in turn."""
-
-    def __init__(self) -> None:
-        self.now = START - timedelta(seconds=1)
-
-    def __call__(self) -> datetime:
-        self.now += timedelta(seconds=1)
-        return self.now
-
-
-def at(seconds: float) -> datetime:
-    return START + timedelta(seconds=seconds)
 
 
 def links(name: str, left: str, right: str, *columns: sa.Column[Any]) -> sa.Table:

@@ -4,8 +4,8 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FuturesTimeout
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -14,6 +14,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
 
 import sqlaudit
+from clock import START, Clock
+from counting import counted
 from invariants import check_history, recording
 from sqlaudit import (
     AuditContextManager,
@@ -26,8 +28,6 @@ from sqlaudit import (
     undo,
     versions_of,
 )
-
-START = datetime(2024, 1, 1, tzinfo=UTC)
 
 
 class Base(DeclarativeBase):
@@ -94,35 +94,11 @@ class Log(Base):
 SOURCES = (Author, Book, Tag, Chapter, Log, book_tags)
 
 
-class Clock:
-    """Gives the instants START, START + 1 s … to the transactions that write, in turn."""
-
-    def __init__(self) -> None:
-        self.now = START - timedelta(seconds=1)
-
-    def __call__(self) -> datetime:
-        self.now += timedelta(seconds=1)
-        return self.now
-
-
 @pytest.fixture
 def maker(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
     sqlaudit.set_config(SQLAuditConfig(clock=Clock()))
     with recording(engine, Base.metadata) as maker:
         yield maker
-
-
-@contextmanager
-def counted(engine: sa.Engine) -> Iterator[list[str]]:
-    """Collect the statements that are executed."""
-    statements: list[str] = []
-
-    def collect(connection, cursor, statement, parameters, context, executemany):
-        statements.append(statement)
-
-    sa.event.listen(engine, "before_cursor_execute", collect)
-    yield statements
-    sa.event.remove(engine, "before_cursor_execute", collect)
 
 
 def state_of(maker: Any) -> dict[str, list[Any]]:
