@@ -24,7 +24,7 @@ from sqlalchemy.orm.attributes import flag_modified, instance_dict, instance_sta
 from sqlaudit.changes import Operation
 from sqlaudit.flush import Restoring, forget_restoring, restoring
 from sqlaudit.models import TrackedModel
-from sqlaudit.plan import Change, LinkChange, Plan, Stages, constraints_of, covering, parents_of, table_ranks
+from sqlaudit.plan import Change, LinkChange, Plan, Stages, constraints_of, covering, parents_of
 from sqlaudit.rows import attribute_of, locked
 from sqlaudit.statements import Key, chunks, one_of
 
@@ -53,7 +53,6 @@ class _Application:
         self.reason = reason
         self.links = list(plan.links.values())
         self.objects: dict[Change, Any] = {}
-        self.ranks = table_ranks({change.model.root for change in plan.changes})
 
     def run(self) -> None:
         stages = self.stages
@@ -101,7 +100,7 @@ class _Application:
             found.order = self._order()
 
     def _order(self) -> set[tuple[Mapper[Any], Mapper[Any]]]:
-        ranks = self.ranks
+        ranks = self.stages.ranks
         pairs = ((parent, child) for child in ranks for parent in parents_of(child) if parent in ranks)
         return {
             (parent.mapper.base_mapper, child.mapper.base_mapper)

@@ -29,7 +29,7 @@ from sqlaudit.config import SQLAuditConfig, current_config
 from sqlaudit.context import AuditContext, get_audit_context
 from sqlaudit.exceptions import ContextError
 from sqlaudit.instant import is_unchanged_past
-from sqlaudit.models import TrackedModel, tracked_model
+from sqlaudit.models import TrackedModel, link_columns, tracked_model
 from sqlaudit.overriding import makes_its_keys, override_keys
 from sqlaudit.statements import NO_USER_FIELDS, Key, UserFields, chunks, one_of
 from sqlaudit.tables import INFO_KEY, TrackedTable, tracked_table, tracked_tables
@@ -520,9 +520,8 @@ class Flush:
         for relationship in unit.links:
             if state.key is not None and not deleted and not moved and relationship.key not in committed:
                 continue
-            pairs = (*relationship.synchronize_pairs, *(relationship.secondary_synchronize_pairs or ()))
             table = cast(TrackedTable, tracked_table(relationship.secondary))
-            columns = tuple(cast("Column[Any]", column) for _, column in pairs)
+            columns = link_columns(relationship)
             history = state.get_history(relationship.key, PassiveFlag.PASSIVE_NO_INITIALIZE)
             found = links[table, columns, connection]
             added, unchanged, removed = (list(items or ()) for items in history)

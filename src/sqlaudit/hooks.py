@@ -14,11 +14,10 @@ from functools import wraps
 from inspect import signature as inspect_signature
 from operator import attrgetter
 from types import MethodType
-from typing import Any, Final, Self, cast
+from typing import Any, Final, Self
 from weakref import WeakSet
 
 from sqlalchemy import (
-    Column,
     Connection,
     Delete,
     MetaData,
@@ -53,7 +52,7 @@ from sqlaudit.instant import (
     refuse_changes,
     refuse_reference,
 )
-from sqlaudit.models import TrackedModel, tracked_model
+from sqlaudit.models import TrackedModel, link_columns, tracked_model
 from sqlaudit.past import Past, beside_past, stays_in_past
 from sqlaudit.tables import INFO_KEY, find_association_tables, track_secondary, tracked_table, tracked_tables
 from sqlaudit.timetravel import PastSession, instant_of, read_past
@@ -531,8 +530,7 @@ def _track_links(mapper: Mapper[Any], model_class: type[Any]) -> None:
 def _track_link(relationship: RelationshipProperty[Any]) -> None:
     secondary = relationship.secondary
     if isinstance(secondary, Table) and not relationship.viewonly and tracked_model(relationship.mapper) is not None:
-        pairs = (*relationship.synchronize_pairs, *(relationship.secondary_synchronize_pairs or ()))
-        track_secondary(secondary, [cast("Column[Any]", column) for _, column in pairs], relationship.parent)
+        track_secondary(secondary, link_columns(relationship), relationship.parent)
         for mapper in relationship.mapper.registry.mappers:
             if mapper.local_table is secondary:
                 _warn_of_other_mapper(mapper, mapper.class_)

@@ -17,7 +17,7 @@ from sqlalchemy import (
     inspect,
 )
 from sqlalchemy.exc import NoInspectionAvailable
-from sqlalchemy.orm import Mapper
+from sqlalchemy.orm import Mapper, RelationshipProperty
 from sqlalchemy.orm.exc import UnmappedColumnError
 from sqlalchemy.sql import visitors
 
@@ -231,3 +231,9 @@ def root_of(table: TrackedTable) -> TrackedModel:
     model = tracked_model(cast("Mapper[Any]", table.mapper))
     assert model is not None
     return model.root
+
+
+def link_columns(relationship: RelationshipProperty[Any]) -> tuple[Column[Any], ...]:
+    """Return the columns of an association table that refer to its ends: this side's, then the other's."""
+    pairs = (*relationship.synchronize_pairs, *(relationship.secondary_synchronize_pairs or ()))
+    return tuple([column for _, column in pairs])  # type: ignore[misc]  # of a Table, all are Columns

@@ -90,12 +90,6 @@ def name_of(model: TrackedModel, key: Key) -> str:
     return f"{model.mapper.class_.__name__} {display_key(key)!r}"
 
 
-def link_columns(relationship: RelationshipProperty[Any]) -> tuple[Column[Any], ...]:
-    """Return the columns of an association table that refer to its ends: this side's, then the other's."""
-    pairs = (*relationship.synchronize_pairs, *(relationship.secondary_synchronize_pairs or ()))
-    return tuple([column for _, column in pairs])  # type: ignore[misc]  # of a Table, all are Columns
-
-
 class Fields:
     """Which attributes of a model can be written, and which columns need a value that history may lack."""
 
@@ -493,7 +487,10 @@ class Stages:
         circle, and unique values that rows pass on in one
     :ivar stages: the changes of each flush, in an order in which rows can be inserted
     :ivar postponed: foreign keys of new rows, to be set when all else is done
+    :ivar ranks: those of :func:`table_ranks`
     """
+
+    ranks: dict[TrackedModel, int]
 
     loosened: list[tuple[Change, set[str]]] = field(default_factory=list)
     stages: list[list[Change]] = field(default_factory=list)
@@ -515,7 +512,7 @@ class Ordering:
         self._waiting: dict[Change, int] = dict.fromkeys(changes, 0)
         self._passing_on: dict[Change, dict[Change, set[Column[Any]]]] = defaultdict(dict)
         """Who gets unique values from whom."""
-        self._stages = Stages()
+        self._stages = Stages(self.ranks)
         self._by_table: dict[tuple[Operation, Table], list[Change]] = defaultdict(list)
         for change in changes:
             for table in change.model.chain:

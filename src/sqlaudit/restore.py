@@ -30,9 +30,9 @@ from sqlaudit.exceptions import QueryError, ReadOnlyError, SQLAuditError, Tracki
 from sqlaudit.history import Version, checked_session, where_rows_are
 from sqlaudit.hooks import records
 from sqlaudit.instant import Instant
-from sqlaudit.models import TrackedModel, root_of, tracked_model, tracked_model_of
+from sqlaudit.models import TrackedModel, link_columns, root_of, tracked_model, tracked_model_of
 from sqlaudit.period import as_utc
-from sqlaudit.plan import Change, GivenValues, LinkChange, Ordering, Plan, fate_of, link_columns, name_of
+from sqlaudit.plan import Change, GivenValues, LinkChange, Ordering, Plan, fate_of, name_of
 from sqlaudit.retrieval import ids_given
 from sqlaudit.rows import (
     Row,
@@ -43,10 +43,11 @@ from sqlaudit.rows import (
     rows_at,
     rows_now,
     rows_of_versions,
+    rows_where,
     that_came_later,
     written_by,
 )
-from sqlaudit.statements import Key, chunks, one_of
+from sqlaudit.statements import Key, one_of
 from sqlaudit.tables import TrackedTable, tracked_table
 from sqlaudit.timetravel import PastSession
 
@@ -538,14 +539,8 @@ class _Undoing:
     ) -> list[tuple[Key, Key]]:
         """Return the links, and their keys, that versions tell."""
         width = len(selected) - len(table.key)
-        where = where_rows_are(self.session, table.mapper)
-        found: dict[tuple[Key, Key], None] = {}
-        for chunk in chunks(values):
-            statement = select(*selected).where(one_of(columns, chunk))
-            with explained([table]):
-                rows = self.session.execute(statement, bind_arguments=where).all()
-            found |= {(tuple(row[:width]), tuple(row[width:])): None for row in rows}
-        return list(found)
+        found = rows_where(self.session, table, select(*selected), columns, values)
+        return list(dict.fromkeys((row[:width], row[width:]) for row in found))
 
     def _later(self, table: TrackedTable, written: Collection[Written]) -> list[Conflict]:
         """Return the changes that rows of a table have had since."""
@@ -646,13 +641,7 @@ def _latest(session: Session, table: TrackedTable, keys: Collection[Key]) -> Ite
     statement = select(*key, table.role("changed_by"), table.valid_from, table.role("changeset_id")).order_by(
         *key, table.version
     )
-    found: dict[Key, Any] = {}
-    for chunk in chunks(keys):
-        with explained([table]):
-            rows = session.execute(
-                statement.where(one_of(key, chunk)), bind_arguments=where_rows_are(session, table.mapper)
-            ).all()
-        found |= {tuple(row[: len(key)]): row[len(key) :] for row in rows}
+    found = {row[: len(key)]: row[len(key) :] for row in rows_where(session, table, statement, key, keys)}
     for each in keys:
         yield _conflict(table, each, *found.get(each, ()))
 

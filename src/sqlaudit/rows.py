@@ -217,12 +217,13 @@ def that_came_later(session: Session, table: TrackedTable, keys: Collection[Key]
             earlier.c[table.valid_from.key] > instant,
         ),
     )
-    return set(_keys(session, table, statement, table.history_key, keys))
+    return set(rows_where(session, table, statement, table.history_key, keys))
 
 
-def _keys(
+def rows_where(
     session: Session, table: TrackedTable, statement: Select[Any], columns: Sequence[Any], values: Collection[Key]
-) -> Iterator[Key]:
+) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of a select whose columns have one of the values: one statement per 1,000."""
     where = where_rows_are(session, table.mapper)
     for chunk in chunks(values):
         with explained([table]):
@@ -238,7 +239,7 @@ def links_now(
 ) -> dict[Link, Key]:
     """Return the links whose ``by`` columns have one of the values, with their keys."""
     statement = select(*columns, *table.key)
-    found = _keys(session, table, statement, by, values)
+    found = rows_where(session, table, statement, by, values)
     return {row[: len(columns)]: row[len(columns) :] for row in found}
 
 
@@ -250,7 +251,7 @@ def links_at(
     statement = select(*(old[column] for column in columns), *table.history_key).where(
         was_valid(table.valid_from, table.valid_to, instant)
     )
-    found = _keys(session, table, statement, [old[column] for column in by], values)
+    found = rows_where(session, table, statement, [old[column] for column in by], values)
     return {row[: len(columns)]: row[len(columns) :] for row in found}
 
 
