@@ -1,7 +1,6 @@
 """A row that is read by its key is the same as among all rows: the number of its version is bisected."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -14,6 +13,7 @@ from sqlalchemy import orm
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, joinedload, mapped_column, relationship
 
 from clock import Clock, at
+from counting import counted
 from invariants import check_history
 from sqlaudit import (
     AuditContextManager,
@@ -92,19 +92,6 @@ def tables(request: pytest.FixtureRequest) -> None:
     if "engine" in request.fixturenames:
         Base.metadata.create_all(request.getfixturevalue("engine"))
     set_config(SQLAuditConfig(clock=Clock()))
-
-
-@contextmanager
-def seen(engine: sa.Engine) -> Iterator[list[str]]:
-    """Give the list of the statements that are run."""
-    statements: list[str] = []
-
-    def note(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
-        statements.append(statement)
-
-    sa.event.listen(engine, "before_cursor_execute", note)
-    yield statements
-    sa.event.remove(engine, "before_cursor_execute", note)
 
 
 # --- random lives -----------------------------------------------------------------------------------------------
@@ -379,7 +366,7 @@ def test_a_statement_that_gives_a_key_has_the_answer_of_one_that_does_not(ask, e
     with people() as session:
         answers = []
         for when in WHEN:
-            with time_travel(session, when) as past, seen(engine) as statements:
+            with time_travel(session, when) as past, counted(engine) as statements:
                 found = answer(past, ask(equal))
                 assert found == answer(past, ask(hidden)), f"as of {when}"
             answers.append(found)
@@ -390,14 +377,14 @@ def test_a_statement_that_gives_a_key_has_the_answer_of_one_that_does_not(ask, e
 
 
 def test_the_tables_of_an_object_hand_its_key_on(engine, people):
-    with people() as session, time_travel(session, at(2)) as past, seen(engine) as statements:
+    with people() as session, time_travel(session, at(2)) as past, counted(engine) as statements:
         clerk = past.get_one(Clerk, 2)
         assert (clerk.name, clerk.pay) == (22, 2)
         assert statements[-1].count("max(") == 2
 
 
 def test_a_many_to_one_and_a_refresh_are_bisected(engine, people):
-    with people() as session, time_travel(session, at(2)) as past, seen(engine) as statements:
+    with people() as session, time_travel(session, at(2)) as past, counted(engine) as statements:
         guard = past.scalars(sa.select(Guard)).one()
         assert "max(" not in statements[-1]
         assert guard.boss.name == 22
