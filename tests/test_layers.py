@@ -21,6 +21,7 @@ LAYERS = [
     {"flush"},
     {"rows"},
     {"plan"},
+    {"ordering"},
     {"apply"},
     {"hooks", "maintenance"},
     {"restore"},

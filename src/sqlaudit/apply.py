@@ -24,7 +24,8 @@ from sqlalchemy.orm.attributes import flag_modified, instance_dict, instance_sta
 from sqlaudit.changes import Operation
 from sqlaudit.flush import Restoring, forget_restoring, restoring
 from sqlaudit.models import TrackedModel
-from sqlaudit.plan import Change, LinkChange, Plan, Stages, constraints_of, covering, parents_of
+from sqlaudit.ordering import Stages, parents_of
+from sqlaudit.plan import Change, LinkChange, Plan, constraints_of, covering
 from sqlaudit.rows import attribute_of, locked
 from sqlaudit.statements import Key, chunks, one_of
 

@@ -31,8 +31,9 @@ from sqlaudit.history import Version, checked_session, where_rows_are
 from sqlaudit.hooks import records
 from sqlaudit.instant import Instant
 from sqlaudit.models import TrackedModel, link_columns, root_of, tracked_model, tracked_model_of
+from sqlaudit.ordering import Ordering
 from sqlaudit.period import as_utc
-from sqlaudit.plan import Change, GivenValues, LinkChange, Ordering, Plan, fate_of, name_of
+from sqlaudit.plan import Change, GivenValues, LinkChange, Plan, fate_of, name_of
 from sqlaudit.retrieval import ids_given
 from sqlaudit.rows import (
     Row,
