@@ -67,7 +67,9 @@ class Restoring:
     overridden: list[Callable[[], None]] = field(default_factory=list)
 
     def reason_of(self, state: State) -> str | None:
-        """Return why an object is written, as far as it was restored."""
+        """Return why an object is written, as far as it was restored: every flush asks it of every object."""
+        if self is _NOT_RESTORING:
+            return None
         reason, values = self.reasons.get(state, (None, {}))
         if values and not any(state.dict.get(name, state) is value for name, value in values.items()):
             return None
@@ -85,8 +87,8 @@ def restoring(session: Session) -> Restoring:
 
 def forget_restoring(session: Session) -> None:
     """Let what a restore left be gone: its flush is over, or its work was rolled back."""
-    found: Restoring = session.info.pop(_RESTORING, _NOT_RESTORING)
-    for end in found.overridden:
+    found: Restoring | None = session.info.pop(_RESTORING, None)
+    for end in found.overridden if found is not None else ():
         end()
 
 
@@ -95,7 +97,9 @@ def prepare_restoring(session: Session, context: UOWTransaction) -> None:
 
     The unit of work takes its order from the relationships that changed; restored rows have columns set.
     """
-    found: Restoring = session.info.get(_RESTORING, _NOT_RESTORING)
+    found: Restoring | None = session.info.get(_RESTORING)
+    if found is None:
+        return
     new = {state.mapper for state in found.reasons if state.key is None}
     for mapper in new:
         if tables := {table for table in mapper.tables if isinstance(table, Table) and makes_its_keys(table)}:
