@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -302,3 +303,93 @@ def test_an_insert_that_waits_for_a_delete_of_the_same_key_follows_its_tombstone
             sa.select(Account.History.audit_operation, Account.History.audit_changed_by).order_by("audit_version")
         ).all()
     assert told == [("insert", None), ("delete", "first"), ("insert", "second")]
+
+
+# --- bulk statements --------------------------------------------------------------------------------------------
+
+
+STATEMENTS = {
+    "update": sa.update(Account).where(Account.writes < 5).values(written_by="first"),
+    "delete": sa.delete(Account).where(Account.writes < 5),
+}
+MEANWHILE: dict[str, Callable[[Session], Any]] = {
+    "a row comes to match": lambda session: setattr(session.get_one(Account, 9), "writes", 0),
+    "a row is added": lambda session: session.add(Account(id=6, writes=1)),
+    "another row changes": lambda session: setattr(session.get_one(Account, 9), "writes", 8),
+}
+
+
+@pytest.mark.parametrize("meanwhile", MEANWHILE)
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_a_statement_writes_no_row_that_its_history_does_not_show(
+    maker: sessionmaker[Session], clock: list[datetime], name: str, meanwhile: str
+) -> None:
+    """Another transaction commits when the rows of a statement have been found, and before it runs."""
+    with maker.begin() as session:
+        session.add_all([Account(id=1), Account(id=2, writes=1), Account(id=9, writes=9)])
+    engine, others = maker.kw["bind"], iter([MEANWHILE[meanwhile]])
+    timeout = "SET lock_timeout = '1s'" if engine.name == "postgresql" else "SET innodb_lock_wait_timeout = 1"
+
+    def let_the_other_commit(
+        connection: sa.Connection, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
+    ) -> None:
+        if statement.lower().startswith((f"{name} accounts ", f"{name} from accounts ")):
+            for work in others:  # MariaDB's REPEATABLE READ keeps it out, as it would without us
+                with suppress(sa.exc.OperationalError), maker.begin() as second:
+                    second.execute(sa.text(timeout))
+                    work(second)
+
+    sa.event.listen(engine, "before_cursor_execute", let_the_other_commit)
+    until_it_passes(maker, lambda session: session.execute(STATEMENTS[name]))
+    sa.event.remove(engine, "before_cursor_execute", let_the_other_commit)
+    assert next(others, None) is None
+    with maker() as session:
+        histories(session)
+
+
+def test_a_statement_waits_for_a_row_and_finds_it_as_it_is_then(
+    maker: sessionmaker[Session], other_thread: ThreadPoolExecutor
+) -> None:
+    with maker.begin() as session:
+        session.add_all([Account(id=id) for id in (1, 2)])
+    began = threading.Event()
+
+    def work(session: Session) -> None:
+        began.set()
+        session.execute(sa.update(Account).where(Account.written_by.is_(None)).values(writes=7))
+
+    with maker() as first:
+        write(first, 1, "first")
+        written: Future[None] = other_thread.submit(until_it_passes, maker, work)
+        assert began.wait(PATIENCE)
+        first.commit()
+    written.result(PATIENCE)
+    with maker() as session:
+        found = histories(session)
+    assert [version.writes for version in found[1]] == [0, 1]
+    assert [version.writes for version in found[2]] == [0, 7]
+
+
+@pytest.mark.parametrize("maker", ["READ COMMITTED"], indirect=True)
+def test_many_statements_on_overlapping_rows_leave_one_line_of_versions_each(maker: sessionmaker[Session]) -> None:
+    with maker.begin() as session:
+        session.add_all(Account(id=id) for id in range(1, 21))
+
+    def run(thread: int) -> None:
+        choice = random.Random(thread)
+        for number in range(10):
+            ids = choice.sample(range(1, 21), 8)
+            mark = f"{thread}/{number}"
+            statement = sa.update(Account).where(Account.id.in_(ids), Account.writes < 10**6)
+            until_it_passes(
+                maker,
+                lambda session: session.execute(
+                    statement.values(writes=Account.writes + 1, written_by=mark)  # noqa: B023  # is called at once
+                ),
+            )
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(run, range(8)))
+    with maker() as session:
+        found = histories(session)
+        assert sum(len(versions) - 1 for versions in found.values()) == 8 * 10 * 8

@@ -192,10 +192,10 @@ def test_rule_10_the_user_is_the_contexts_or_the_rows_or_the_callbacks(sessions:
 def test_rule_11_what_cannot_be_recorded_warns_or_raises(engine: sa.Engine, sessions: Sessions) -> None:
     write(sessions, name="a")
     with sessions() as session, pytest.warns(SQLAuditWarning, match="'accounts'"):
-        session.execute(sa.update(Account).values(name="b"))
+        session.execute(sa.text("UPDATE accounts SET name = 'b'"))
     set_config(SQLAuditConfig(strict=True))
     with sessions() as session, pytest.raises(CaptureError, match="'accounts'"):
-        session.execute(sa.update(Account).values(name="b"))
+        session.execute(sa.text("UPDATE accounts SET name = 'b'"))
     set_config(SQLAuditConfig(require_reason=True))
     with pytest.raises(ContextError, match="reason"):
         write(sessions, name="c")

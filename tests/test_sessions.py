@@ -20,6 +20,7 @@ from databases import SQLite
 from invariants import check_history, recording, told
 from sqlaudit import (
     AuditContextManager,
+    SQLAuditWarning,
     blame,
     get_resource_changes,
     history_of,
@@ -159,6 +160,10 @@ def test_each_shard_keeps_the_history_of_its_rows(engine: sa.Engine, other_engin
         for piece in session.scalars(sa.select(Piece).where(Piece.id == 2)).all():
             session.delete(piece)
         session.commit()
+        with pytest.warns(SQLAuditWarning, match="engine of each shard") as warned:
+            session.execute(sa.update(Piece).values(name="c"), execution_options={"synchronize_session": False})
+        assert len(warned) == 1
+        session.rollback()
     unregister_hooks(maker)
     for shard, bind in (("one", engine), ("two", other_engine)):
         with Session(bind) as session:

@@ -25,6 +25,7 @@ from sqlaudit.exceptions import (
 from sqlaudit.history import Version, history_of
 from sqlaudit.hooks import register_hooks, tracking_disabled, unregister_hooks
 from sqlaudit.period import OPEN_END
+from sqlaudit.reconcile import record_changes
 from sqlaudit.restore import restore, undo
 from sqlaudit.retrieval import blame, changes_in, get_resource_changes, stream_resource_changes, versions_of
 from sqlaudit.tables import AuditColumns
@@ -69,6 +70,7 @@ __all__ = [
     "has_config",
     "history_of",
     "instant_of_changeset",
+    "record_changes",
     "register_hooks",
     "restore",
     "set_audit_context",

@@ -50,11 +50,13 @@ def _unknown(key: Key) -> Mapping[Column[Any], Any]:
 def uncaptured(message: str, subject: object) -> None:
     """Warn of a write that cannot be recorded.
 
-    :raises CaptureError: in strict mode
+    :raises CaptureError: the configuration says so
     """
-    if current_config().strict:
+    config = current_config()
+    if config.strict or config.on_uncaptured == "raise":
         raise CaptureError(message, subject)
-    warnings.warn(message, SQLAuditWarning, stacklevel=2)
+    if config.on_uncaptured == "warn":
+        warnings.warn(message, SQLAuditWarning, stacklevel=2)
 
 
 # --- one database transaction -----------------------------------------------------------------------------------
@@ -72,8 +74,8 @@ class Changeset:
     at: datetime
 
 
-def changeset_of(session: Session, connection: Connection) -> Changeset:
-    """Return the changeset of the transaction that a session is in on a connection.
+def changeset_of(session: Session | None, connection: Connection) -> Changeset:
+    """Return the changeset of the transaction that a session, if there is one, is in on a connection.
 
     It is found again by the database transaction, which may outlive the session, and by the session's
     transaction, which may span several databases.
@@ -82,13 +84,13 @@ def changeset_of(session: Session, connection: Connection) -> Changeset:
     remembered = info.get(INFO_KEY)
     if remembered is not None and remembered[0]() is transaction:
         return cast(Changeset, remembered[1])
-    outermost: SessionTransaction | None = session.get_transaction()
-    remembered = session.info.get(_CHANGESET)
+    outermost: SessionTransaction | None = session.get_transaction() if session else None
+    remembered = session.info.get(_CHANGESET) if session else None
     if remembered is not None and outermost is not None and remembered[0]() is outermost:
         changeset: Changeset = remembered[1]
     else:
         changeset = Changeset(uuid7(), current_config().now())
-        if outermost is not None:
+        if session and outermost is not None:
             session.info[_CHANGESET] = (ref(outermost), changeset)
     if transaction is not None:
         info[INFO_KEY] = (ref(transaction), changeset)
@@ -217,6 +219,7 @@ class Capture:
         *,
         inserted: Collection[Key] = frozenset(),
         before: OldValues = _unknown,
+        anew: bool = False,
     ) -> None:
         """Bring the history of rows to agree with the live rows, whatever happened to them.
 
@@ -225,18 +228,21 @@ class Capture:
 
         :param inserted: the keys of rows that are known to be new: others without history have a baseline
         :param before: what is known of old values, by live column
+        :param anew: whether what this transaction wrote is written anew even where it agrees, for the rows have come
+            to another table of the chain since
         """
         for chunk in chunks(keys):
-            self._settle(chunk, inserted, before)
+            self._settle(chunk, inserted, before, anew)
 
     def _settle(
         self,
         keys: Sequence[Key],
         inserted: Collection[Key],
         before: OldValues,
+        anew: bool,
     ) -> None:
         last, new = self._last(keys), inserted
-        undone = [row for row in last.values() if not row.agrees and row.ours and row.same_context]
+        undone = [row for row in last.values() if (anew or not row.agrees) and row.ours and row.same_context]
         if undone:
             self._take_back(undone)
             inserted = {*inserted, *(row.key for row in undone if row.operation is Operation.INSERT)}

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from inspect import isgenerator
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from sqlalchemy.orm import Session
@@ -31,7 +31,9 @@ class SQLAuditConfig:
         if nothing else does
     :param get_user_id_callback: gives the id of the acting user if no context does; ``None`` if there is none
     :param clock: gives the instant of a changeset: an aware datetime
-    :param strict: raise, instead of warning, when a write to a tracked table cannot be recorded
+    :param on_uncaptured: what to do when a write to a tracked table cannot be recorded: ``"warn"``, ``"raise"`` before
+        it is executed, where that can be known, or ``"ignore"`` it
+    :param strict: the same as ``on_uncaptured="raise"``
     :param require_user: refuse to flush changes of tracked rows for which no user is known
     :param require_reason: refuse to flush changes of tracked rows without a reason in the context
     """
@@ -41,6 +43,7 @@ class SQLAuditConfig:
     user_model_user_id_field: str | None = None
     get_user_id_callback: Callable[[], str | int | UUID | None] | None = None
     clock: Callable[[], datetime] = utc_now
+    on_uncaptured: Literal["warn", "raise", "ignore"] = "warn"
     strict: bool = False
     require_user: bool = False
     require_reason: bool = False
@@ -50,6 +53,10 @@ class SQLAuditConfig:
             value = getattr(self, name)
             if not callable(value) and not (value is None and name != "clock"):
                 raise SQLAuditError(f"{name} is {value!r}, which cannot be called; give a function.", value)
+        if self.on_uncaptured not in ("warn", "raise", "ignore"):
+            raise SQLAuditError(
+                f"on_uncaptured is {self.on_uncaptured!r}; give 'warn', 'raise' or 'ignore'.", self.on_uncaptured
+            )
 
     def now(self) -> datetime:
         """Return the clock's instant in UTC.

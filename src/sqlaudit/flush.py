@@ -7,12 +7,12 @@ proportional to the objects that the flush writes, never to those that the sessi
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, cast
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Column, Connection, Table, and_, inspect, select
+from sqlalchemy import Column, Connection, Table, inspect
 from sqlalchemy.orm import (
     InstanceState,
     LoaderCallableStatus,
@@ -22,17 +22,17 @@ from sqlalchemy.orm import (
     UOWTransaction,
 )
 from sqlalchemy.orm.attributes import instance_state
-from sqlalchemy.sql.schema import ForeignKeyConstraint
 
 from sqlaudit.capture import Capture, changeset_of
 from sqlaudit.config import SQLAuditConfig, current_config
 from sqlaudit.context import AuditContext, get_audit_context
+from sqlaudit.dependents import Dependents, record_moved_children, referred_columns
 from sqlaudit.exceptions import ContextError
 from sqlaudit.instant import is_unchanged_past
 from sqlaudit.models import TrackedModel, link_columns, tracked_model
 from sqlaudit.overriding import makes_its_keys, override_keys
-from sqlaudit.statements import NO_USER_FIELDS, Key, UserFields, chunks, one_of
-from sqlaudit.tables import INFO_KEY, TrackedTable, tracked_table, tracked_tables
+from sqlaudit.statements import NO_USER_FIELDS, Key, UserFields
+from sqlaudit.tables import INFO_KEY, TrackedTable, tracked_table
 
 try:
     from sqlalchemy.orm.unitofwork import _DeleteAll, _SaveUpdateAll  # type: ignore[attr-defined, unused-ignore]
@@ -47,7 +47,6 @@ except ImportError:  # before SQLAlchemy 2.1
 State = InstanceState[Any]
 _UNIT_KEY: Final = "sqlaudit_unit"
 _RESTORING: Final = "sqlaudit_restoring"
-_DELETING: Final = ("CASCADE", "SET NULL", "SET DEFAULT")
 
 
 @dataclass(slots=True)
@@ -156,10 +155,7 @@ class Unit:
 
     def followed(self) -> frozenset[str]:
         """Return the fields, the key's among them, that rows of other tables follow by foreign key."""
-        dependents = _dependents(self.model.chain)
-        if not dependents:
-            return self.keys
-        columns = {element.column for _, constraint in dependents for element in constraint.elements}
+        columns = referred_columns(self.model.chain)
         return self.keys | {name for name, column in self.live.items() if column in columns}
 
     def _is_automatic(self, column: Column[Any]) -> bool:
@@ -234,7 +230,7 @@ class _Links:
 class Flush:
     """What one flush does to tracked rows."""
 
-    def __init__(self, session: Session, context: UOWTransaction | None = None) -> None:
+    def __init__(self, session: Session, context: UOWTransaction) -> None:
         self.session = session
         self.context = context
         self.config = current_config()
@@ -242,7 +238,7 @@ class Flush:
         self._groups: dict[tuple[Mapper[Any], Connection, str | None], Group] = {}
         self._automatic: dict[State, dict[str, Any]] = {}
         self._doomed: dict[tuple[Mapper[Any], Key], State] = {}
-        self._dependents: list[tuple[Capture, list[Key]]] = []
+        self._dependents = Dependents()
         self.prepared: dict[State, int] | None = None
         """How much of each object had changed when it was prepared, -1 if it was to go; ``None`` if none ever is."""
         self._blind: set[State] = set()
@@ -336,23 +332,7 @@ class Flush:
                 live, _ = capture.keys_where(columns, list(some.removed))
                 capture.baseline(list(live))
         for (unit, token, reason), keys in parents.items():
-            if dependents := _dependents(unit.model.chain):
-                self._find_dependents(self._capture(unit, token, reason), unit.model.chain, dependents, keys)
-
-    def prepare_bulk(self, states: Iterable[State]) -> None:
-        """Do the same for objects that are saved in bulk, outside the unit of work."""
-        existing: dict[tuple[Unit, Any], list[Key]] = {}
-        self._require_context(state.obj() for state in states)
-        for state in states:
-            unit = cast(Unit, unit_of(state.mapper))
-            group = self.group(state, self._connection(unit.mapper, state.identity_token))
-            if state.key is None:
-                group.inserted.append(state)
-            else:
-                group.updating.append((state, dict(state.committed_state)))
-                existing.setdefault((unit, state.identity_token), []).append(state.key[1])
-        for (unit, token), keys in existing.items():
-            self._capture(unit, token).baseline(keys)
+            self._dependents.find(self._capture(unit, token, reason), keys)
 
     def _require_context(self, objects: Iterable[Any] | None = None) -> None:
         config = self.config
@@ -391,36 +371,6 @@ class Flush:
                     obj,
                 )
 
-    def _find_dependents(
-        self,
-        capture: Capture,
-        chain: tuple[TrackedTable, ...],
-        dependents: Sequence[tuple[TrackedTable, ForeignKeyConstraint]],
-        keys: Sequence[Key],
-        seen: set[tuple[Table, Key]] | None = None,
-    ) -> None:
-        """Find the rows that the database will change on its own when it deletes rows or changes their keys.
-
-        The parents are locked first, so that no other transaction adds a child meanwhile.
-        """
-        seen = set() if seen is None else seen
-        connection = capture.connection
-        parent = chain[0]
-        Capture(connection, capture.changeset, chain).baseline(keys)
-        for chunk in chunks(keys):
-            parents = select(*parent.live.primary_key).where(one_of(parent.key, chunk)).with_for_update()
-            connection.execute(parents).all()
-            for child, constraint in dependents:
-                found = _children(connection, chain, child, constraint, chunk)
-                children = [key for key in found if (child.live, key) not in seen]
-                seen.update((child.live, key) for key in children)
-                for child_chain, some in _by_chain(connection, child, children):
-                    child_capture = Capture(connection, capture.changeset, child_chain, context=capture.context)
-                    child_capture.baseline(some)
-                    self._dependents.append((child_capture, some))
-                    if further := _dependents(child_chain):
-                        self._find_dependents(child_capture, child_chain, further, some, seen)
-
     # -- after the flush
 
     def record(self) -> None:
@@ -443,22 +393,9 @@ class Flush:
         for (table, columns, connection), some in links.items():
             for reason, links_of_one in self._by_reason(table, columns, some).items():
                 self._record_links(connection, table, columns, links_of_one, reason)
-        for capture, keys in self._dependents:
-            capture.settle(keys)
+        self._dependents.settle()
         for unit, capture, keys in self._baselines:
             capture.settle([key for key in keys if (unit, key) not in self._told])  # no change came of them after all
-
-    def _record_moved_children(self, capture: Capture, chain: tuple[TrackedTable, ...], keys: Sequence[Key]) -> None:
-        """Record the rows whose own keys the database changed with those of their parents."""
-        for child, constraint in _dependents(chain):
-            if not any(element.parent in child.key for element in constraint.elements):
-                continue
-            for chunk in chunks(keys):
-                children = _children(capture.connection, chain, child, constraint, chunk)
-                for child_chain, some in _by_chain(capture.connection, child, children):
-                    child_capture = Capture(capture.connection, capture.changeset, child_chain, context=capture.context)
-                    child_capture.settle(some, inserted=frozenset(some))
-                    self._record_moved_children(child_capture, child_chain, some)
 
     def _record_group(self, group: Group) -> None:
         unit = group.unit
@@ -509,7 +446,7 @@ class Flush:
             capture.deleted(list(deleted), old_of_lost)
         capture.updated(list(updated), old_of_updated)
         if moved_to:
-            self._record_moved_children(capture, unit.model.chain, moved_to)
+            record_moved_children(capture, moved_to)
 
     @staticmethod
     def _collect_links(
@@ -615,60 +552,3 @@ def _values(state: State, mapper: Mapper[Any], pairs: Iterable[tuple[Any, Any]],
         committed = state.committed_state.items()
         values |= {name: value for name, value in committed if not isinstance(value, LoaderCallableStatus)}
     return tuple(values.get(mapper.get_property_by_column(column).key) for column, _ in pairs)
-
-
-def _by_chain(
-    connection: Connection, table: TrackedTable, keys: Sequence[Key]
-) -> Iterator[tuple[tuple[TrackedTable, ...], list[Key]]]:
-    """Divide the rows of a table by the tables that their objects live in."""
-    remaining = list(keys)
-    chains = sorted(table.chains, key=len, reverse=True) or [(table,)]
-    for chain in chains[:-1]:
-        found: set[Key] = set()
-        for chunk in chunks(remaining):
-            rows = connection.execute(select(*chain[-1].key).where(one_of(chain[-1].key, chunk)))
-            found.update(tuple(row) for row in rows)
-        if found:
-            yield chain, list(found)
-        remaining = [key for key in remaining if key not in found]
-    if remaining:
-        yield chains[-1], remaining
-
-
-def _children(
-    connection: Connection,
-    chain: tuple[TrackedTable, ...],
-    child: TrackedTable,
-    constraint: ForeignKeyConstraint,
-    keys: Sequence[Key],
-) -> list[Key]:
-    """Return the keys of the rows that refer to rows of a chain by a foreign key, and lock them."""
-    owner = next(table for table in chain if table.live is constraint.referred_table)
-    parent = owner.live.alias()
-    refers = [element.parent == parent.c[element.column.key] for element in constraint.elements]
-    parents = select(parent).where(and_(*refers), one_of([parent.c[column.key] for column in owner.key], keys))
-    return [tuple(row) for row in connection.execute(select(*child.key).where(parents.exists()).with_for_update())]
-
-
-def _dependents(chain: tuple[TrackedTable, ...]) -> list[tuple[TrackedTable, ForeignKeyConstraint]]:
-    """Return the tracked tables whose rows the database changes on its own with those of a chain, and its links."""
-    own = {table.live for table in chain}
-    metadata = chain[0].live.metadata
-    found = chain[-1].cache.get("dependents")
-    if found is None or found[0] != len(metadata.tables):
-        found = chain[-1].cache["dependents"] = (
-            len(metadata.tables),
-            [
-                (child, constraint)
-                for child in tracked_tables(metadata)
-                for constraint in child.live.foreign_key_constraints
-                if constraint.referred_table in own
-                and not (child.live in own and child.live is not constraint.referred_table)
-                and (
-                    child.is_association
-                    or (constraint.ondelete or "").upper() in _DELETING
-                    or (constraint.onupdate or "").upper() in _DELETING
-                )
-            ],
-        )
-    return cast("list[tuple[TrackedTable, ForeignKeyConstraint]]", found[1])

@@ -8,26 +8,33 @@ hooks they warn, or raise in strict mode, so that no write goes unnoticed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import wraps
-from inspect import signature as inspect_signature
 from operator import attrgetter
 from types import MethodType
-from typing import Any, Final, Self
-from weakref import WeakSet
+from typing import Any, Final, Self, cast
+from weakref import WeakSet, ref
 
 from sqlalchemy import (
+    Column,
     Connection,
     Delete,
+    Engine,
+    Insert,
     MetaData,
     StatementLambdaElement,
     Table,
+    TextClause,
     Update,
     event,
     inspect,
 )
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.orm import (
+    FromStatement,
     InstanceState,
     Mapper,
     ORMExecuteState,
@@ -39,9 +46,11 @@ from sqlalchemy.orm import (
     sessionmaker,
 )
 
-from sqlaudit.capture import uncaptured
+from sqlaudit.bulk import Recorder, resolved, written_table
+from sqlaudit.capture import changeset_of, uncaptured
 from sqlaudit.exceptions import QueryError, SQLAuditError
 from sqlaudit.flush import Flush, forget_restoring, prepare_restoring
+from sqlaudit.handwritten import table_written_by
 from sqlaudit.instant import (
     Instant,
     hide_excluded,
@@ -63,21 +72,28 @@ except ImportError:  # without greenlet there are none, and nothing is an instan
     AsyncSession = async_scoped_session = async_sessionmaker = ()  # type: ignore[assignment, misc]
 
 _DISABLED: Final = "sqlaudit_disabled"
-_WARNED: Final = "sqlaudit_warned"
+_RECORDING: Final = "sqlaudit_recording"
+_NOTICED: Final = "sqlaudit_noticed"
+_SESSION: Final = "sqlaudit_session"
 
 
 # --- sessions ---------------------------------------------------------------------------------------------------
 
 
-def register_hooks(target: Any = Session) -> None:
+def register_hooks(target: Any = Session, *, engine: Any = None) -> None:
     """Record what the target's sessions write to tracked tables, from now on.
 
     Doing it twice does no more than doing it once, and sessions of overlapping targets record once.
 
     :param target: ``Session`` (all sessions, those of an ``AsyncSession`` included), a subclass of it, a session,
         a ``sessionmaker`` or ``scoped_session``, or their async kin
+    :param engine: an engine, or a connection, or their async kin, of which statements are recorded that pass no
+        session: ``connection.execute(update(table))``. SQL that was written by hand is handled as the configuration's
+        ``on_uncaptured`` says
     :raises SQLAuditError: the target is none of these
     """
+    if engine is not None:
+        _record_engine(engine)
     target = _session_class(target, make=True)
     if not event.contains(target, "before_flush", _before_flush):
         for name, listener in _SESSION_LISTENERS.items():
@@ -86,8 +102,13 @@ def register_hooks(target: Any = Session) -> None:
         _registered.append(target)
 
 
-def unregister_hooks(target: Any = Session) -> None:
-    """Stop recording what the target's sessions write; nothing happens if they were not registered."""
+def unregister_hooks(target: Any = Session, *, engine: Any = None) -> None:
+    """Stop recording what the target's sessions write; nothing happens if they were not registered.
+
+    :param engine: the engine, or connection, to stop recording, too
+    """
+    if engine is not None:
+        _forget_engine(engine)
     target = _session_class(target, make=False)
     if event.contains(target, "before_flush", _before_flush):
         for name, listener in _SESSION_LISTENERS.items():
@@ -97,8 +118,8 @@ def unregister_hooks(target: Any = Session) -> None:
 
 
 def registered_targets() -> tuple[Any, ...]:
-    """Return the session classes, and sessions, that record."""
-    return tuple(_registered)
+    """Return the session classes, the sessions, the engines and the connections that record."""
+    return (*_registered, *_engines)
 
 
 def records(session: Session) -> bool:
@@ -166,19 +187,86 @@ def _do_orm_execute(state: ORMExecuteState) -> Any:
     if state.is_select and stays_in_past(state.statement) and not isinstance(state.statement, Past):
         # selectin_polymorphic tells nobody for whom it loads: it finds live objects, which do no harm to the past ones.
         state.statement = beside_past(state.statement)
+    if isinstance(state.statement, FromStatement):
+        _notice_element(state)
+        return None
+    if state.is_update or state.is_delete or state.is_insert:
+        state.statement = resolved(state.statement)
     if (state.is_update or state.is_delete) and state.is_orm_statement and not state.is_executemany:
         _spare_past_objects(state)
-    if (state.is_update or state.is_delete or state.is_insert) and not state.session.info.get(_DISABLED):
-        table: Any = getattr(state.statement, "table", None)
-        tracked = tracked_table(table)
-        if tracked is not None and tracked.live.fullname == table.fullname and _is_first(state):  # and not its history
-            kind = "UPDATE" if state.is_update else "DELETE" if state.is_delete else "INSERT"
+    if state.is_update or state.is_delete or state.is_insert:
+        if written_table(state.statement) is not None and not state.session.info.get(_DISABLED) and _is_first(state):
+            return _record_statement(state)
+    elif isinstance(state.statement, TextClause) and not state.session.info.get(_DISABLED) and _is_first(state):
+        state.update_execution_options(**{_NOTICED: True})
+        _notice(state.statement.text)
+    return None
+
+
+def _notice_element(state: ORMExecuteState) -> None:
+    """Notice a statement that writes, where objects are selected from it."""
+    element: Any = cast("FromStatement[Any]", state.statement).element
+    if isinstance(element, (Insert, Update, Delete)) and not state.session.info.get(_DISABLED):
+        tracked = written_table(element)
+        if tracked is not None and _is_first(state):
             uncaptured(
-                f"A bulk {kind} of the tracked table {tracked.live.fullname!r} is not recorded in its history; "
-                "change the rows through their objects.",
+                f"What select().from_statement() writes to the tracked table {tracked.live.fullname!r} is not recorded "
+                "in its history; execute the statement itself: session.scalars(statement.returning(Model)).",
                 tracked.live,
             )
-    return None
+
+
+def _record_statement(state: ORMExecuteState) -> Any:
+    session = state.session
+    if isinstance(session, ShardedSession):
+        uncaptured(
+            "A statement of a ShardedSession, which may write several shards, is not recorded in the history of its "
+            "table; execute it in a session on the engine of each shard, or call record_changes() there.",
+            state.statement,
+        )
+        return None
+    connection = session.connection(bind_arguments=dict(state.bind_arguments))
+    if connection in session.info.get(_RECORDING, ()):
+        return None  # a listener of an overlapping target came first
+    with _recording(session, connection) as recorder:
+        result = state.invoke_statement()
+    return result.columns(*range(len(result.keys()) - recorder.surplus)) if recorder.surplus else result
+
+
+@contextmanager
+def _recording(session: Session, *connections: Connection) -> Iterator[Recorder]:
+    """Record the statements that a session executes itself; those of its flushes are seen to elsewhere.
+
+    If that fails, what they did is rolled back.
+    """
+    flush = session.info.get(INFO_KEY)  # one that a listener executes the statement in
+    recorder = Recorder(
+        lambda connection: changeset_of(session, connection),
+        lambda _: session.info.get(INFO_KEY) is not flush,
+        waits=True,
+        can_cut=True,
+    )
+    before: frozenset[Connection] = session.info.get(_RECORDING, frozenset())
+    session.info[_RECORDING] = before | set(connections)
+    for connection in connections:
+        recorder.listen(connection)
+    try:
+        yield recorder
+    except DBAPIError:
+        with suppress(DBAPIError):  # the database may have undone all of it, and take nothing more
+            recorder.settle()  # which takes the baselines back
+        raise
+    finally:
+        for connection in connections:
+            recorder.remove(connection)
+        session.info[_RECORDING] = before
+    try:
+        recorder.settle()
+    except BaseException:
+        transaction = session.get_nested_transaction() or session.get_transaction()
+        if transaction is not None and transaction.is_active:
+            transaction.rollback()
+        raise
 
 
 def _spare_past_objects(state: ORMExecuteState) -> None:
@@ -199,7 +287,13 @@ def _is_first(state: ORMExecuteState) -> bool:
     return _do_orm_execute not in list(state._events_todo)[: state._starting_event_idx]
 
 
+def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
+    if _engines:  # who listen to the connection, and ask whose it is
+        connection.info[_SESSION] = ref(connection.get_transaction()), ref(session)
+
+
 _SESSION_LISTENERS: Final[dict[str, Callable[..., Any]]] = {
+    "after_begin": _after_begin,
     "before_flush": _before_flush,
     "after_flush": _after_flush,
     "after_soft_rollback": _after_soft_rollback,
@@ -239,6 +333,77 @@ class _AskedInMerges:
         super().merge(session, source, *args)  # type: ignore[misc]  # the property's
 
 
+# --- engines ----------------------------------------------------------------------------------------------------
+
+_engines: dict[Engine | Connection, Recorder] = {}
+
+
+def _engine_or_connection(given: Any) -> Engine | Connection:
+    given = getattr(given, "sync_engine", None) or getattr(given, "sync_connection", None) or given
+    if not isinstance(given, (Engine, Connection)):
+        raise SQLAuditError(f"{given!r} executes no statements; give an engine or a connection.", given)
+    return given
+
+
+def _record_engine(engine: Any) -> None:
+    engine = _engine_or_connection(engine)
+    if engine not in _engines:
+        _engines[engine] = Recorder(
+            lambda connection: changeset_of(_session_on(connection), connection), _is_seen_to_by_session
+        )
+        _engines[engine].listen(engine)
+        event.listen(engine, "before_execute", _notice_text)
+        event.listen(engine, "before_cursor_execute", _notice_driver_sql)
+
+
+def _forget_engine(engine: Any) -> None:
+    engine = _engine_or_connection(engine)
+    recorder = _engines.pop(engine, None)
+    if recorder is not None:
+        recorder.remove(engine)
+        event.remove(engine, "before_execute", _notice_text)
+        event.remove(engine, "before_cursor_execute", _notice_driver_sql)
+
+
+def _is_recorded(connection: Connection) -> bool:
+    return bool(_engines) and not {connection, getattr(connection.engine, "_proxied", connection.engine)}.isdisjoint(
+        _engines
+    )
+
+
+def _session_on(connection: Connection) -> Session | None:
+    """Return the session with hooks that is in a transaction on a connection, if one is."""
+    transaction, session = connection.info.get(_SESSION, (lambda: None, lambda: None))
+    return cast("Session | None", session()) if transaction() is connection.get_transaction() is not None else None
+
+
+def _is_seen_to_by_session(connection: Connection) -> bool:
+    session = _session_on(connection)
+    return session is not None and any(session.info.get(key) for key in (INFO_KEY, _DISABLED, _RECORDING))
+
+
+def _notice_text(connection: Connection, clause: Any, multiple: Any, single: Any, options: Mapping[str, Any]) -> None:
+    if isinstance(clause, TextClause) and not options.get(_NOTICED) and not _is_seen_to_by_session(connection):
+        _notice(clause.text)
+
+
+def _notice_driver_sql(
+    connection: Connection, cursor: Any, sql: str, parameters: Any, context: Any, many: bool
+) -> None:
+    if context is not None and context.compiled is None and not _is_seen_to_by_session(connection):
+        _notice(sql)
+
+
+def _notice(sql: str) -> None:
+    tracked = table_written_by(sql)
+    if tracked is not None:
+        uncaptured(
+            f"SQL that was written by hand writes the tracked table {tracked.live.fullname!r}, and its history will "
+            f"not show it: {sql[:200]!r}; write it as insert(), update() or delete(), or call record_changes() then.",
+            tracked.live,
+        )
+
+
 # --- the methods of sessions that there are no events for -------------------------------------------------------
 
 
@@ -246,49 +411,31 @@ def _recording_bulk_save(name: str, original: Callable[..., None]) -> Callable[.
     @wraps(original)
     def bulk_save_objects(session: Session, objects: Iterable[object], *args: Any, **kw: Any) -> None:
         objects = list(objects)
-        states: list[InstanceState[Any]] = [inspect(obj) for obj in objects]
-        for state in states:
+        mappers: dict[Mapper[Any], None] = {}
+        for state in map(inspect, objects):
             refuse_change(state)
-        tracked = [state for state in states if tracked_model(state.mapper) is not None]
-        if not tracked or session.info.get(_DISABLED) or session.info.get(INFO_KEY) is not None:
-            return original(session, objects, *args, **kw)
-        call = _BULK_SAVE.bind(session, objects, *args, **kw)
-        call.arguments["return_defaults"] = True  # new rows' keys are needed, whether the caller wants them or not
-        flush = session.info[INFO_KEY] = Flush(session)
-        try:
-            flush.prepare_bulk(tracked)
-            original(*call.args, **call.kwargs)
-            flush.record()
-        except BaseException:
-            transaction = session.get_nested_transaction() or session.get_transaction()
-            if transaction is not None and transaction.is_active:
-                transaction.rollback()
-            raise
-        finally:
-            session.info.pop(INFO_KEY, None)
-        return None
+            mappers[state.mapper] = None
+        return _record_bulk(session, mappers, lambda: original(session, objects, *args, **kw))
 
     return bulk_save_objects
 
 
-def _warning_bulk_mappings(name: str, original: Callable[..., None]) -> Callable[..., None]:
+def _recording_bulk_mappings(name: str, original: Callable[..., None]) -> Callable[..., None]:
     @wraps(original)
     def method(session: Session, mapper: Any, *args: Any, **kw: Any) -> None:
-        model = tracked_model(inspect(mapper))
-        if model is None or session.info.get(_DISABLED) or session.info.get(_WARNED):
-            return original(session, mapper, *args, **kw)
-        uncaptured(
-            f"{name} of the tracked table {model.table.live.fullname!r} is not recorded in its history; "
-            "use bulk_save_objects, or add the objects to the session.",
-            model.table.live,
-        )
-        session.info[_WARNED] = True
-        try:
-            return original(session, mapper, *args, **kw)
-        finally:
-            del session.info[_WARNED]
+        return _record_bulk(session, [inspect(mapper)], lambda: original(session, mapper, *args, **kw))
 
     return method
+
+
+def _record_bulk(session: Session, mappers: Iterable[Mapper[Any]], write: Callable[[], None]) -> None:
+    """Record what a method writes to tables of mappers, in one database or several."""
+    tracked = [mapper for mapper in mappers if tracked_model(mapper) is not None]
+    if not tracked or session.info.get(_DISABLED):
+        return write()
+    connections = {session.connection(bind_arguments={"mapper": mapper.base_mapper}) for mapper in tracked}
+    with _recording(session, *connections - session.info.get(_RECORDING, frozenset())):
+        return write()
 
 
 def _looking_up_in_past(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -303,12 +450,11 @@ def _looking_up_in_past(name: str, original: Callable[..., Any]) -> Callable[...
     return _identity_lookup
 
 
-_BULK_SAVE: Final = inspect_signature(Session.bulk_save_objects)
 _METHODS: Final[dict[str, Callable[[str, Callable[..., Any]], Callable[..., Any]]]] = {
     "_identity_lookup": _looking_up_in_past,
     "bulk_save_objects": _recording_bulk_save,
-    "bulk_insert_mappings": _warning_bulk_mappings,
-    "bulk_update_mappings": _warning_bulk_mappings,
+    "bulk_insert_mappings": _recording_bulk_mappings,
+    "bulk_update_mappings": _recording_bulk_mappings,
 }
 
 
@@ -425,7 +571,7 @@ def _inserted(mapper: Mapper[Any], connection: Connection, state: InstanceState[
     if (flush := _session_of(state).info.get(INFO_KEY)) is not None:
         flush.group(state, connection).inserted.append(state)
     else:
-        _unrecorded(mapper, state)
+        _unrecorded(mapper, connection, state)
 
 
 def _updating(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
@@ -433,7 +579,7 @@ def _updating(mapper: Mapper[Any], connection: Connection, state: InstanceState[
         flush.prepare_late(state, doomed=False)
         flush.group(state, connection).updating.append((state, dict(state.committed_state)))
     else:
-        _unrecorded(mapper, state)
+        _unrecorded(mapper, connection, state)
 
 
 def _updated(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
@@ -452,14 +598,16 @@ def _deleted(mapper: Mapper[Any], connection: Connection, state: InstanceState[A
     if (flush := _session_of(state).info.get(INFO_KEY)) is not None:
         flush.group(state, connection).deleted.append(state)
     else:
-        _unrecorded(mapper, state)
+        _unrecorded(mapper, connection, state)
 
 
 _session_of: Final[Callable[[InstanceState[Any]], Session]] = attrgetter("session")
 
 
-def _unrecorded(mapper: Mapper[Any], state: InstanceState[Any]) -> None:
+def _unrecorded(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
     refuse_change(state)
+    if _is_recorded(connection):  # by its statements
+        return
     name = mapper.class_.__name__
     uncaptured(
         f"{name} was written by a session without hooks, and its history does not show it; "
@@ -491,7 +639,7 @@ def _is_live(table: object) -> bool:
 
 
 def _written_by_other_mapper(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
-    if tracked_model(mapper) is None and not _session_of(state).info.get(_DISABLED):
+    if tracked_model(mapper) is None and not _session_of(state).info.get(_DISABLED) and not _is_recorded(connection):
         table = next(table for table in mapper.tables if _is_live(table))
         uncaptured(
             f"{mapper.class_.__name__} is not tracked and writes the tracked table {table.fullname!r}, whose history "

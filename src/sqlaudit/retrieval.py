@@ -253,7 +253,7 @@ class _Reading:
         self.ids = tuple(model.resource_id_columns())
         self.parameters: dict[str, Any] = dict(_date_range(dates))
         if resource_ids is not None:
-            self.parameters |= ids_given(self.ids, _listed(resource_ids, composite=len(self.ids) > 1))
+            self.parameters |= ids_given(self.ids, ids_listed(resource_ids, composite=len(self.ids) > 1))
         # The versions of one row, in the order of their numbers, come beside one another without a join.
         self.of_one_row = (
             not model.options.resource_id_field
@@ -265,7 +265,7 @@ class _Reading:
         if changeset_id is not None:
             self.parameters["changeset"] = changeset_id
         if user_ids is not None:
-            self.parameters["users"] = [checked_user("filter_user_ids", user) for user in _listed(user_ids)]
+            self.parameters["users"] = [checked_user("filter_user_ids", user) for user in ids_listed(user_ids)]
         if self.end is not None and not self.of_one_row:
             self.parameters |= {"limit": self.end, "offset": 0}
         shape = ("changes", self.fields, self.ids, frozenset(self.parameters), newest_first, self.of_one_row)
@@ -451,7 +451,7 @@ def _date_range(dates: tuple[datetime | None, datetime | None] | None) -> dict[s
     return checked_range("filter_date_range", start, end)
 
 
-def _listed(value: Any, *, composite: bool = False) -> list[Any]:
+def ids_listed(value: Any, *, composite: bool = False) -> list[Any]:
     """Return one value or several as a list; text is one, and a tuple is one composite id."""
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable) or (composite and isinstance(value, tuple)):
         return [value]

@@ -233,6 +233,45 @@ def field_changes(side: Side) -> Generator[None]:
         yield
 
 
+def bulk_insert(side: Side) -> Generator[None]:
+    side.empty()
+    new = [{name: value for name, value in vars(item).items() if name[0] != "_"} for item in items(side.model, LOADED)]
+    with side.session() as session:
+        yield
+        session.execute(sa.insert(side.model), new)
+        session.commit()
+        yield
+
+
+def bulk_update(count: int) -> Callable[[Side], Generator[None]]:
+    def measure(side: Side) -> Generator[None]:
+        side.fill(count)
+        with side.session() as session:
+            yield
+            session.execute(sa.update(side.model).where(side.model.rank == 2).values(rank=side.model.rank + 1))
+            session.commit()
+            yield
+
+    return measure
+
+
+def bulk_delete(side: Side) -> Generator[None]:
+    side.fill(LOADED)
+    with side.session() as session:
+        yield
+        session.execute(sa.delete(side.model).where(side.model.rank == 2))
+        session.commit()
+        yield
+
+
+def untracked_statement(side: Side) -> Generator[None]:
+    with side.session() as session:
+        yield
+        for n in range(TIMES):
+            session.execute(sa.update(Untracked).where(Untracked.id == n).values(text=str(n)))
+            yield
+
+
 @dataclass
 class Line:
     """A line of the table.
@@ -273,6 +312,11 @@ LINES = [
         TIMES,
         lambda side: side.fill_history(ROWS),
     ),
+    Line("bulk UPDATE of 1,000", bulk_update(ROWS), {"": 2.5}, 4),
+    Line("bulk UPDATE of 100,000", bulk_update(100 * ROWS), {"": 2.5}, 4, 100),
+    Line("bulk DELETE of 10,000", bulk_delete, {"": 2.5}, 4, 10),
+    Line("bulk insert of 10,000", bulk_insert, {"": 1.3}, 1, 10),
+    Line("an UPDATE of an untracked table", untracked_statement, {"": 1.02}, 0, TIMES, lambda side: side.fill(1)),
 ]
 
 
