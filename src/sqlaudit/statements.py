@@ -28,6 +28,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     Numeric,
+    Select,
     String,
     Time,
     Uuid,
@@ -356,6 +357,14 @@ class Statements:
             .correlate(history)
         )
 
+    def _newest(self, past: Any, here: ColumnElement[bool]) -> Select[Any]:
+        """The number of a row's last version."""
+        number = past.c[self.base.version.key]
+        if self.dialect.name in ("mysql", "mariadb"):
+            # They would walk back through the whole index for LIMIT, and wait for whoever has locked another row.
+            return select(func.max(number)).where(here)
+        return select(number).where(here).order_by(number.desc()).limit(1)
+
     def _gone(self, history: Any) -> ColumnElement[bool]:
         here = [history.c[column.key] for column in self.base.history_key]
         return ~exists(select(literal_column("1")).select_from(self.base.live).where(self._same(self.base.key, here)))
@@ -372,13 +381,7 @@ class Statements:
         base = self.base
         past = base.history.alias()
         here = self._same([past.c[column.key] for column in base.history_key], base.key)
-        last = (
-            select(past.c[base.version.key])
-            .where(here)
-            .order_by(past.c[base.version.key].desc())
-            .limit(1)
-            .scalar_subquery()
-        )
+        last = self._newest(past, here).scalar_subquery()
         number = (
             literal_column("1") if guard == "new" else func.coalesce(last, literal_column("0")) + literal_column("1")
         )
@@ -539,14 +542,8 @@ class Statements:
         """Read the last version of each row, and how it stands to the live row."""
         base = self.base
         history, past = base.history, base.history.alias()
-        newest = (
-            select(past.c[base.version.key])
-            .where(self._same([past.c[column.key] for column in base.history_key], base.history_key))
-            .order_by(past.c[base.version.key].desc())
-            .limit(1)
-            .with_for_update(read=True)
-            .scalar_subquery()
-        )
+        here = self._same([past.c[column.key] for column in base.history_key], base.history_key)
+        newest = self._newest(past, here).with_for_update(read=True).scalar_subquery()
         user: ColumnElement[Any] = null()
         if self.user_fields is not NO_USER_FIELDS:
             row = (
