@@ -31,7 +31,7 @@ from databases import (
 )
 from sqlaudit import config, context, hooks
 
-pytest.register_assert_rewrite("invariants", "lifecycle", "reference")
+pytest.register_assert_rewrite("invariants", "lifecycle", "overlap", "reference")
 
 SCRATCH = pytest.StashKey[Path]()
 

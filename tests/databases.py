@@ -50,7 +50,7 @@ class Database:
 
 class SQLite(Database):
     name = "sqlite"
-    capabilities = frozenset({"cyclic_cascades", "update_returning", "virtual_columns"})
+    capabilities = frozenset({"cyclic_cascades", "partial_indexes", "update_returning", "virtual_columns"})
     async_drivers = ("aiosqlite",)
 
     def __init__(self, directory: Path) -> None:
@@ -114,6 +114,7 @@ class PostgreSQL(Server):
             "cyclic_cascades",
             "enum_types",
             "identity_always",
+            "partial_indexes",
             "two_phase",
             "update_returning",
         }
@@ -161,6 +162,7 @@ _POSTGRESQL_SETTINGS = """
 fsync = off
 full_page_writes = off
 synchronous_commit = off
+deadlock_timeout = 20ms
 max_prepared_transactions = 10
 """
 

@@ -1,0 +1,78 @@
+"""Accounts that transactions of several connections write at once, and what holds of their histories."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+
+import sqlaudit
+
+PATIENCE = 10
+"""Seconds after which a transaction that waits for another is taken to wait for ever."""
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class AccountColumns:
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    writes: Mapped[int] = mapped_column(default=0)
+    written_by: Mapped[str | None] = mapped_column(sa.String(20))
+
+
+@sqlaudit.track_table()
+class Account(AccountColumns, Base):
+    """Each write counts itself, and leaves its mark."""
+
+    __tablename__ = "accounts"
+
+
+class PlainAccount(AccountColumns, Base):
+    __tablename__ = "plain_accounts"
+
+
+def is_conflict(error: sa.exc.DBAPIError) -> bool:
+    """Tell whether the database asks for the transaction to be tried again: a deadlock, a change since it began."""
+    code = getattr(error.orig, "sqlstate", None) or error.orig.args[0]
+    return code in ("40001", "40P01", 1020, 1213)
+
+
+def until_it_passes(maker: sessionmaker[Session], work: Callable[[Session], Any]) -> Any:
+    while True:
+        with maker() as session:
+            try:
+                result = work(session)
+                session.commit()
+            except sa.exc.DBAPIError as error:
+                if not is_conflict(error):
+                    raise
+            else:
+                return result
+
+
+def write(session: Session, id: int, mark: str, model: type[Any] = Account) -> None:
+    account = session.get_one(model, id)
+    account.writes = model.writes + 1
+    account.written_by = mark
+    session.flush()
+
+
+def histories(session: Session) -> dict[int, list[Any]]:
+    """Return the versions of each account, after checking what holds of them whoever wrote when."""
+    found: dict[int, list[Any]] = {}
+    for version in session.scalars(sa.select(Account.History).order_by(Account.History.id, "audit_version")):
+        found.setdefault(version.id, []).append(version)
+    live = {account.id: account for account in session.scalars(sa.select(Account))}
+    for id, versions in found.items():
+        assert [version.audit_version for version in versions] == list(range(1, len(versions) + 1))
+        for before, after in itertools.pairwise(versions):
+            assert before.valid_from <= before.valid_to == after.valid_from
+        still_open = [version for version in versions if version.valid_to == sqlaudit.OPEN_END]
+        assert still_open == ([versions[-1]] if id in live else [])
+        for version in still_open:
+            assert (version.writes, version.written_by) == (live[id].writes, live[id].written_by)
+    assert found.keys() >= live.keys()
+    return found
