@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session, sessionmaker
 import sqlaudit
 from databases import Database
 from invariants import check_history
-from overlap import PATIENCE, Account, Base, PlainAccount, histories, is_conflict, write
+from overlap import PATIENCE, Account, Base, PlainAccount, histories, is_conflict, until_it_passes, write
 
 pytestmark = pytest.mark.requires("concurrent_writes")
 
@@ -265,3 +265,66 @@ def test_three_transactions_on_neighbours_pass_whenever_they_did_without_us(make
 def test_three_serializable_transactions_are_in_history_if_they_pass(maker: sessionmaker[Session]) -> None:
     """More may fail with us: PostgreSQL takes two that read and wrote one page of an index for a conflict."""
     sample(Ledger(maker))
+
+
+# --- phantoms ---------------------------------------------------------------------------------------------------
+
+accounts: Any = Account.__table__
+
+STATEMENTS: dict[str, Callable[[Session], Any]] = {
+    "update": lambda s: s.execute(sa.update(Account).where(Account.writes == 1).values(written_by="first")),
+    "delete": lambda s: s.execute(sa.delete(Account).where(Account.writes == 1)),
+    "update of keys": lambda s: s.execute(
+        sa.update(Account).where(Account.writes == 1).values(id=Account.id + 100),
+        execution_options={"synchronize_session": False},
+    ),
+    "updates": lambda s: s.execute(
+        accounts.update().where(accounts.c.writes == sa.bindparam("w")).values(written_by=sa.bindparam("by")),
+        [{"w": 1, "by": "first"}, {"w": 2, "by": "again"}],
+    ),
+    "deletes": lambda s: s.execute(
+        accounts.delete().where(accounts.c.writes == sa.bindparam("w")), [{"w": 1}, {"w": 2}, {"w": 7}]
+    ),
+}
+MEANWHILE: dict[str, Callable[[Session], Any]] = {
+    "starts to match": lambda s: s.execute(sa.update(Account).where(Account.id == 5).values(writes=1)),
+    "matches another": lambda s: s.execute(sa.update(Account).where(Account.id == 3).values(writes=2)),
+    "stops to match": lambda s: s.execute(sa.update(Account).where(Account.id == 3).values(writes=0)),
+    "is inserted": lambda s: s.add(Account(id=4, writes=1)),
+    "is inserted at the end": lambda s: s.execute(sa.insert(Account).values(id=9, writes=1)),
+    "is deleted": lambda s: s.execute(sa.delete(Account).where(Account.id == 3)),
+    "changes its key": lambda s: s.execute(sa.update(Account).where(Account.id == 3).values(id=4)),
+}
+
+
+@pytest.mark.parametrize("maker", ["READ COMMITTED", "REPEATABLE READ"], indirect=True)
+@pytest.mark.parametrize("meanwhile", MEANWHILE)
+@pytest.mark.parametrize("statement", STATEMENTS)
+def test_a_row_that_another_transaction_commits_under_a_statement_is_written_only_if_recorded(
+    maker: sessionmaker[Session], statement: str, meanwhile: str
+) -> None:
+    """The other transaction runs when the rows are locked, and commits before they are written, unless it waits."""
+    with maker.begin() as session:
+        session.add_all([Account(id=id, writes=writes) for id, writes in ((1, 1), (3, 1), (5, 0), (7, 2))])
+    others: list[Future[Any]] = []
+
+    def work(session: Session) -> None:
+        MEANWHILE[meanwhile](session)
+
+    def before(connection: Any, cursor: Any, sql: str, *args: Any) -> None:
+        if not others and sql.startswith(("UPDATE accounts ", "DELETE FROM accounts ")):
+            others.append(Future())  # the other transaction's statements pass here, too
+            others.append(pool.submit(until_it_passes, maker, work))
+            wait(others[1:], 2 * PAUSE)
+
+    def first(session: Session) -> None:
+        STATEMENTS[statement](session)
+
+    engine = maker.kw["bind"]
+    with ThreadPoolExecutor(1) as pool:
+        sa.event.listen(engine, "before_cursor_execute", before)
+        until_it_passes(maker, first)
+        sa.event.remove(engine, "before_cursor_execute", before)
+        others[1].result(PATIENCE)
+    with maker() as session:
+        check_history(session, Account)

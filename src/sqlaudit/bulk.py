@@ -42,7 +42,6 @@ from sqlalchemy import (
     func,
     literal,
     select,
-    true,
     tuple_,
     update,
 )
@@ -376,8 +375,9 @@ def _given(value: Any, parameters: Mapping[str, Any]) -> Any:
 def _among(connection: Connection, key: Sequence[Any], keys: Sequence[Key], many: bool) -> ColumnElement[bool]:
     """Return the condition that a row has one of the keys, however many these are."""
     if connection.dialect.name != "postgresql":
-        # A statement of many executions takes no list of keys: there, and in READ COMMITTED, rows may be missed.
-        return true() if many else one_of(key, keys)
+        if many:  # which takes no list of keys for a parameter, but one parameter for each
+            keys = [tuple(map(literal, each, (column.type for column in key))) for each in keys]
+        return one_of(key, keys) if keys else false()
     lists = [literal([each[place] for each in keys], ARRAY(column.type)) for place, column in enumerate(key)]
     if len(key) == 1:
         return cast("ColumnElement[bool]", key[0] == any_(lists[0]))
