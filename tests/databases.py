@@ -50,7 +50,9 @@ class Database:
 
 class SQLite(Database):
     name = "sqlite"
-    capabilities = frozenset({"cyclic_cascades", "partial_indexes", "update_returning", "virtual_columns"})
+    capabilities = frozenset(
+        {"cyclic_cascades", "on_conflict", "partial_indexes", "update_returning", "virtual_columns"}
+    )
     async_drivers = ("aiosqlite",)
 
     def __init__(self, directory: Path) -> None:
@@ -114,9 +116,11 @@ class PostgreSQL(Server):
             "cyclic_cascades",
             "enum_types",
             "identity_always",
+            "on_conflict",
             "partial_indexes",
             "two_phase",
             "update_returning",
+            "writing_ctes",
         }
         | ({"virtual_columns"} if SQLALCHEMY_2_1 else set())
     )
@@ -191,7 +195,9 @@ def stop_postgresql(directory: Path) -> None:
 
 class MariaDB(Server):
     name = "mariadb"
-    capabilities = frozenset({"case_insensitive", "concurrent_writes", "two_phase", "virtual_columns"})
+    capabilities = frozenset(
+        {"case_insensitive", "concurrent_writes", "two_phase", "updates_of_two_tables", "virtual_columns"}
+    )
     async_drivers = ("aiomysql",)
 
     def __init__(self, server: sa.URL) -> None:

@@ -12,11 +12,13 @@ A :class:`Recorder` listens to a connection, where all statements pass: those of
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 from sqlalchemy import (
     ARRAY,
+    CTE,
     Alias,
     BinaryExpression,
     BindParameter,
@@ -27,12 +29,19 @@ from sqlalchemy import (
     Connection,
     CursorResult,
     Delete,
+    Engine,
+    ExceptionContext,
     Insert,
     Select,
+    SelectBase,
     StatementLambdaElement,
     Table,
+    TextClause,
+    TextualSelect,
     UniqueConstraint,
     Update,
+    UpdateBase,
+    and_,
     any_,
     bindparam,
     column,
@@ -41,11 +50,15 @@ from sqlalchemy import (
     false,
     func,
     literal,
+    or_,
     select,
     tuple_,
     update,
 )
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import FromStatement, Session
 from sqlalchemy.sql import operators
+from sqlalchemy.sql.visitors import iterate
 
 from sqlaudit.capture import Capture, Changeset, uncaptured
 from sqlaudit.changes import Operation
@@ -54,6 +67,7 @@ from sqlaudit.context import get_audit_context
 from sqlaudit.dependents import Dependents, by_chain, record_moved_children, referred_columns
 from sqlaudit.exceptions import ContextError
 from sqlaudit.flush import unit_of
+from sqlaudit.handwritten import NOTICED, notice_sql
 from sqlaudit.models import root_of
 from sqlaudit.period import is_open
 from sqlaudit.statements import NO_USER_FIELDS, Key, UserFields, chunks, one_of
@@ -62,6 +76,7 @@ from sqlaudit.tables import TrackedTable, tracked_table
 Parameters = Sequence[Mapping[str, Any]]
 Chain = tuple[TrackedTable, ...]
 _WRITE: Final = "sqlaudit_write"
+_SAVEPOINT: Final = "sqlaudit"
 _SQL: Final = object()
 """Stands for a value that only the database knows."""
 
@@ -71,37 +86,66 @@ class Write:
     """What a statement writes to a tracked table.
 
     :ivar root: the table, or for the table of a subclass that of its base
-    :ivar captures: what writes the versions of the rows that an UPDATE or DELETE may write, with their keys
+    :ivar is_further: whether it is the table of a subclass
+    :ivar captures: what writes the versions of the rows that were there before, with their keys
     :ivar moved_to: the keys that an UPDATE gives to rows, by those that they had
     :ivar keys_of: reads the keys of what an INSERT has made from its result
     :ivar inserted: these keys
-    :ivar may_update: whether the INSERT may have come upon rows that were there, and changed them
-    :ivar is_further: whether the rows have been inserted into the table of their base class before
+    :ivar may_update: whether the INSERT may have come upon rows that were there
+    :ivar may_move: whether it may have changed their keys
     :ivar is_whole: whether a DELETE took all the rows that it was expected to
+    :ivar has_savepoint: whether what it has done in part can be undone
+    :ivar is_done: whether it has been executed
+    :ivar transactions: what it is executed in: the transaction and the savepoint
     """
 
     recorder: Recorder
     connection: Connection
     root: TrackedTable
     operation: Operation
+    is_further: bool
     captures: list[tuple[Capture, list[Key]]] = field(default_factory=list)
     dependents: Dependents = field(default_factory=Dependents)
     moved_to: dict[Key, Key] = field(default_factory=dict)
     keys_of: Callable[[CursorResult[Any]], list[Key]] = lambda result: []
     inserted: list[Key] = field(default_factory=list)
     may_update: bool = False
-    is_further: bool = False
+    may_move: bool = False
     is_whole: bool = False
+    has_savepoint: bool = False
+    is_done: bool = False
+    transactions: tuple[Any, Any] = (None, None)
+
+    def begin(self) -> None:
+        """Make it possible to undo what the statement does before it fails, where the database keeps that."""
+        connection = self.connection
+        if connection.dialect.name != "postgresql" and not connection._is_autocommit_isolation():
+            connection.dialect.do_savepoint(connection, _SAVEPOINT)
+            self.has_savepoint = True
+
+    def done(self, result: CursorResult[Any]) -> None:
+        """Note what the statement has done."""
+        self.is_done = True
+        if self.operation is Operation.INSERT:
+            self.inserted = self.keys_of(result)
+        elif self.operation is Operation.DELETE:
+            self.is_whole = result.rowcount == sum(len(keys) for _, keys in self.captures)
+        if self.has_savepoint:
+            self.connection.dialect.do_release_savepoint(self.connection, _SAVEPOINT)
 
     def settle(self) -> None:
-        """Write the versions."""
-        if self.operation is Operation.INSERT:
-            for chain, keys in by_chain(self.connection, self.root, self.inserted):
-                capture = self.recorder.capture(self.connection, chain)
-                if self.may_update or self.is_further:
-                    capture.settle(keys, inserted=frozenset(keys), anew=self.is_further)
-                else:
-                    capture.inserted(keys)
+        """Write the versions; undo what the statement did in part, if it failed."""
+        if not self.is_done:
+            self._undo()
+            return
+        for chain, keys in by_chain(self.connection, self.root, self.inserted):
+            capture = self.recorder.capture(self.connection, chain)
+            if self.may_update or self.is_further:
+                capture.settle(keys, inserted=frozenset(keys), must_be_found=not self.may_update)
+            else:
+                capture.inserted(keys)
+            if self.may_move:
+                record_moved_children(capture, keys)
         for capture, keys in self.captures:
             if self.moved_to:
                 new = [self.moved_to[key] for key in keys]
@@ -109,18 +153,45 @@ class Write:
                 record_moved_children(capture, new)
             elif self.operation is Operation.UPDATE:
                 capture.updated(keys)
-            elif self.is_whole:
+            elif self.is_whole and not self.is_further:
                 capture.deleted(keys)
             else:
                 capture.settle(keys)
         self.dependents.settle()
+
+    def is_rolled_back(self) -> bool:
+        """Tell whether the transaction, or savepoint, that the statement was executed in has been rolled back."""
+        return _transactions_of(self.connection) != self.transactions
+
+    def _undo(self) -> None:
+        connection = self.connection
+        if self.has_savepoint:
+            connection.dialect.do_rollback_to_savepoint(connection, _SAVEPOINT)
+            connection.dialect.do_release_savepoint(connection, _SAVEPOINT)
+            return
+        for capture, keys in self.captures:
+            capture.settle(keys)
+        self.dependents.settle()
+
+
+def roll_back(within: Connection | Session) -> None:
+    """Undo what could not be recorded, whatever whoever executed it does next."""
+    transaction = within.get_nested_transaction() or within.get_transaction()
+    if transaction is not None and transaction.is_active:
+        transaction.rollback()
+
+
+def _transactions_of(connection: Connection) -> tuple[Any, Any]:
+    both = connection.get_transaction(), connection.get_nested_transaction()
+    return tuple(each if each is not None and each.is_active else None for each in both)  # type: ignore[return-value]
 
 
 class Recorder:
     """Records what the statements of a connection, or of an engine's connections, write to tracked tables.
 
     :param changeset: tells the changeset of a connection's transaction
-    :param is_paused: tells whether what a connection executes is nothing to it
+    :param is_paused: tells whether what a connection executes is nothing to it, by the table that it writes, which is
+        not known of SQL that was written by hand, and by its execution options
     :param waits: whether it writes the versions when :meth:`settle` is called, and not after each statement
     :param can_cut: whether whoever executes the statements cuts what they return more than was asked for
     :ivar surplus: how many columns that is
@@ -129,7 +200,7 @@ class Recorder:
     def __init__(
         self,
         changeset: Callable[[Connection], Changeset],
-        is_paused: Callable[[Connection], bool],
+        is_paused: Callable[[Connection, TrackedTable | None, Mapping[str, Any]], bool],
         *,
         waits: bool = False,
         can_cut: bool = False,
@@ -141,16 +212,28 @@ class Recorder:
         self.surplus = 0
         self.writes: list[Write] = []
 
-    def listen(self, target: Any) -> None:
+    def listen(self, target: Engine | Connection) -> None:
         event.listen(target, "before_execute", self.before, retval=True)
         event.listen(target, "after_execute", self.after)
+        if not self.waits:
+            event.listen(target, "before_cursor_execute", self.before_cursor)
+            event.listen(target.engine, "handle_error", self.failed)
 
-    def remove(self, target: Any) -> None:
+    def remove(self, target: Engine | Connection) -> None:
         event.remove(target, "before_execute", self.before)
         event.remove(target, "after_execute", self.after)
+        if not self.waits:
+            event.remove(target, "before_cursor_execute", self.before_cursor)
+            event.remove(target.engine, "handle_error", self.failed)
 
     def capture(self, connection: Connection, chain: Chain) -> Capture:
         return Capture(connection, self.changeset(connection), chain, user_fields_of(chain))
+
+    def settle_failed(self) -> None:
+        """Write the versions of what was executed before a statement failed, and undo what that did in part."""
+        self.writes = [write for write in self.writes if not write.is_rolled_back()]
+        with suppress(SQLAlchemyError):  # the database may have undone all of it, and take nothing more
+            self.settle()
 
     def settle(self) -> None:
         """Write the versions of what has been executed."""
@@ -167,30 +250,57 @@ class Recorder:
         self, connection: Connection, clause: Any, multiple: Any, single: Any, options: Mapping[str, Any]
     ) -> tuple[Any, Any, Any]:
         """Find out what a statement is about to write."""
-        statement = resolved(clause)
-        if (
+        statement = unwrapped(clause)
+        if isinstance(statement, SelectBase):
+            notice_writes_within(statement)
+        elif isinstance(statement, TextClause):
+            if not self.waits and not options.get(NOTICED) and not self.is_paused(connection, None, options):
+                notice_sql(statement.text)
+        elif (
             isinstance(statement, (Insert, Update, Delete))
             and _WRITE not in statement.get_execution_options()
-            and not self.is_paused(connection)
             and (tracked := written_table(statement)) is not None
+            and not self.is_paused(connection, tracked, options)
             and _is_where_history_is(connection, tracked, options)
         ):
-            clause = self._prepare(connection, statement, tracked, multiple or [single])
+            clause = _wrapped_as(clause, self._prepare(connection, statement, tracked, multiple or [single]))
         return clause, multiple, single
+
+    def before_cursor(
+        self, connection: Connection, cursor: Any, sql: str, parameters: Any, context: Any, many: bool
+    ) -> None:
+        """Notice SQL that is given to the driver."""
+        if context is not None and context.compiled is None and not self.is_paused(connection, None, {}):
+            notice_sql(sql)
 
     def after(self, connection: Connection, clause: Any, multiple: Any, single: Any, options: Any, result: Any) -> None:
         """Note what a statement has written."""
-        write: Write | None = clause.get_execution_options().get(_WRITE) if hasattr(clause, "table") else None
+        statement = unwrapped(clause)
+        write: Write | None = statement.get_execution_options().get(_WRITE) if hasattr(statement, "table") else None
         if write is not None and write.recorder is self:
-            if isinstance(clause, Insert):
-                write.inserted = write.keys_of(result)
-            elif isinstance(clause, Delete):
-                write.is_whole = result.rowcount == sum(len(keys) for _, keys in write.captures)
+            write.done(result)
             if not self.waits:
+                del connection.info[_WRITE]
+                try:
+                    write.settle()
+                except BaseException:
+                    roll_back(connection)
+                    raise
+
+    def failed(self, context: ExceptionContext) -> None:
+        """Undo what a statement did before it failed."""
+        if context.connection is not None and not context.is_disconnect:
+            self._undo_unfinished(context.connection)
+
+    def _undo_unfinished(self, connection: Connection) -> None:
+        write: Write | None = connection.info.pop(_WRITE, None)
+        if write is not None and write.connection is connection and not write.is_rolled_back():
+            with suppress(SQLAlchemyError):  # the database may have undone all of it, and take nothing more
                 write.settle()
 
     def _prepare(self, connection: Connection, clause: Any, tracked: TrackedTable, parameters: Parameters) -> Any:
         _require_context(tracked)
+        notice_writes_within(clause)
         root = tracked if tracked.is_association else root_of(tracked).table
         write = Write(
             recorder=self,
@@ -199,28 +309,87 @@ class Recorder:
             operation=_OPERATIONS[clause.__visit_name__],
             is_further=root is not tracked,
         )
-        if isinstance(clause, Insert):
-            clause = _prepare_insert(write, clause, tracked, parameters)
-        else:
-            clause = _prepare_change(write, clause, tracked, parameters)
+        is_insert, is_one = isinstance(clause, Insert), len(parameters) == 1 and not clause._prefixes
         if self.waits:
             self.writes.append(write)
+        else:
+            self._undo_unfinished(connection)  # it could not even be compiled: nobody told of that
+            connection.info[_WRITE] = write
+        if not (is_insert and is_one):
+            keep_others_out(connection, tracked)
+        if not is_one:
+            write.begin()
+        try:
+            clause = (_prepare_insert if is_insert else _prepare_change)(write, clause, tracked, parameters)
+        finally:
+            write.transactions = _transactions_of(connection)  # which our first statement may have begun
         return clause.execution_options(**{_WRITE: write})
 
 
 _OPERATIONS: Final = {"insert": Operation.INSERT, "update": Operation.UPDATE, "delete": Operation.DELETE}
 
 
-def resolved(statement: Any) -> Any:
-    """Return the statement that a lambda stands for, or the statement itself."""
-    return statement._resolved if isinstance(statement, StatementLambdaElement) else statement
+def unwrapped(statement: Any) -> Any:
+    """Return the statement in a lambda, in ``select().from_statement()`` or in ``text().columns()``."""
+    while isinstance(statement, (StatementLambdaElement, FromStatement, TextualSelect)):
+        statement = statement._resolved if isinstance(statement, StatementLambdaElement) else statement.element
+    return statement
+
+
+def _wrapped_as(given: Any, statement: Any) -> Any:
+    """Return a statement that loads the objects that a given one loads, if it does, by another one."""
+    if isinstance(given, StatementLambdaElement):
+        return _wrapped_as(given._resolved, statement)
+    if isinstance(given, FromStatement):
+        given = given._generate()
+        given.element = statement
+        return given
+    return statement
+
+
+def notice_writes_within(statement: Any) -> None:
+    """Notice what a statement writes besides, or though it reads: by a CTE, or to a second table of one UPDATE."""
+    others: list[Any] = []
+    if isinstance(statement, SelectBase):
+        others += [each.element for each in _ctes_of(statement)]
+    else:
+        within = [*statement._independent_ctes, *getattr(statement, "_where_criteria", ())]
+        within += [getattr(statement, "select", None), *(getattr(statement, "_values", None) or {}).values()]
+        others += [each for start in within if isinstance(start, ClauseElement) for each in iterate(start)]
+    written = {written_table(each) for each in others if isinstance(each, UpdateBase)}
+    if isinstance(statement, Update):
+        mine = written_table(statement)
+        tables = {_unaliased(column.table) for column in statement._values or () if isinstance(column, ColumnElement)}
+        written |= {each for each in map(tracked_table, tables) if each is not mine and not _are_of_one_row(each, mine)}
+    for tracked in written:
+        if tracked is not None:
+            name = tracked.live.fullname
+            uncaptured(
+                f"A statement writes the tracked table {name!r} besides, and its history will not show it; write each "
+                "table by a statement of its own, or call record_changes() then.",
+                tracked.live,
+            )
+
+
+def _ctes_of(statement: Any) -> Iterator[CTE]:
+    """Yield the CTEs that a select names first, for the rest is not worth its time."""
+    for each in getattr(statement, "selects", (statement,)):
+        named = [*each._from_obj, *(getattr(column, "table", column) for column in each._raw_columns)]
+        yield from (each for each in (*each._independent_ctes, *named) if isinstance(each, CTE))
+
+
+def _are_of_one_row(table: TrackedTable | None, other: TrackedTable | None) -> bool:
+    return table is not None and any(table in chain and other in chain for chain in table.chains)
+
+
+def _unaliased(table: Any) -> Any:
+    return table.element if isinstance(table, Alias) else table
 
 
 def written_table(clause: Any) -> TrackedTable | None:
     """Return the tracked table that a statement writes."""
     annotations = clause._annotations  # of the ORM's statements for objects of several tables, one after the other
-    table: Any = annotations.get("_emit_update_table", annotations.get("_emit_insert_table", clause.table))
-    table = table.element if isinstance(table, Alias) else table
+    table = _unaliased(annotations.get("_emit_update_table", annotations.get("_emit_insert_table", clause.table)))
     tracked = tracked_table(table)
     if tracked is None or tracked.live.fullname != table.fullname:  # it is the history table
         return None
@@ -284,7 +453,6 @@ def _prepare_change(write: Write, clause: Any, tracked: TrackedTable, parameters
     values = {} if isinstance(clause, Delete) else _values_set(clause, tracked, parameters)
     new_key = [values.get(column, column) for column in tracked.key]
     moves = not values.keys().isdisjoint(tracked.key)
-    keep_others_out(connection, tracked)
     given, width = None if moves else _keys_given(clause, key, parameters), len(key)
     told = [*key, _has_open_version(write.root, key), *(new_key if moves else ())]
     if given is None:
@@ -303,8 +471,8 @@ def _prepare_change(write: Write, clause: Any, tracked: TrackedTable, parameters
         write.captures.append((capture, some))
         if isinstance(clause, Delete) or moves or not referred_columns(chain).isdisjoint(values):
             write.dependents.find(capture, some)
-    if given is not None or connection.dialect.name == "sqlite":
-        return clause
+    if connection.dialect.name == "sqlite" or (given is not None and len(keys) == len(set(given))):
+        return clause  # nobody can add rows that it would write
     return clause.where(_among(connection, key, keys, len(parameters) > 1))
 
 
@@ -375,9 +543,11 @@ def _given(value: Any, parameters: Mapping[str, Any]) -> Any:
 def _among(connection: Connection, key: Sequence[Any], keys: Sequence[Key], many: bool) -> ColumnElement[bool]:
     """Return the condition that a row has one of the keys, however many these are."""
     if connection.dialect.name != "postgresql":
-        if many:  # which takes no list of keys for a parameter, but one parameter for each
-            keys = [tuple(map(literal, each, (column.type for column in key))) for each in keys]
-        return one_of(key, keys) if keys else false()
+        if not keys or not many:
+            return one_of(key, keys) if keys else false()
+        # A statement of many executions takes no list for a parameter.
+        each_given = [tuple(map(literal, each, (column.type for column in key))) for each in keys]
+        return or_(*(and_(*map(operators.eq, key, each)) for each in each_given))
     lists = [literal([each[place] for each in keys], ARRAY(column.type)) for place, column in enumerate(key)]
     if len(key) == 1:
         return cast("ColumnElement[bool]", key[0] == any_(lists[0]))
@@ -390,18 +560,24 @@ def _among(connection: Connection, key: Sequence[Any], keys: Sequence[Key], many
 
 def _prepare_insert(write: Write, clause: Any, tracked: TrackedTable, parameters: Parameters) -> Any:
     """See to it that the keys of the rows that an INSERT makes will be known, and return it so."""
-    rows = _rows_given(clause, tracked, parameters)
-    keys = None if rows is None else _columns_of(rows, tracked.key)
+    rows, key = _rows_given(clause, tracked, parameters), tracked.key
     write.may_update = clause._post_values_clause is not None or bool(clause._prefixes)
     if write.may_update:
-        _find_present(write, clause, tracked, rows)
-    elif keys is not None and not any(value is _SQL for key in keys for value in key):
-        write.keys_of = lambda result: keys
-        return clause
-    elif _tells_keys(clause, tracked, rows):
+        changed = _columns_changed(clause, tracked)
+        write.may_move = not changed.isdisjoint(key)
+        _find_present(write, clause, tracked, rows, changed)
+    unique = [key] if key else []
+    if write.may_update and not write.may_move:
+        unique += [columns for columns in _unique(tracked.live) if changed.isdisjoint(columns)]
+    for columns in unique:
+        values = [] if rows is None else _columns_of(rows, columns)
+        if rows is not None and not any(value is _SQL for each in values for value in each):
+            write.keys_of = _keys_of_values(write.connection, key, columns, values)
+            return clause
+    if not write.may_update and _tells_keys(clause, tracked, rows):
         write.keys_of = lambda result: _keys_told(result, tracked)
         return clause
-    return _returning_keys(write, clause, tracked, len(parameters) > 1)
+    return _returning_keys(write, clause, tracked, parameters)
 
 
 def _rows_given(clause: Any, tracked: TrackedTable, parameters: Parameters) -> list[dict[str, Any]] | None:
@@ -442,15 +618,40 @@ def _tells_keys(clause: Any, tracked: TrackedTable, rows: Sequence[Mapping[str, 
     )
 
 
+def _keys_of_values(
+    connection: Connection, key: Sequence[Any], columns: Sequence[Any], values: list[Key]
+) -> Callable[[Any], list[Key]]:
+    """Return what tells the keys of the rows that have unique values."""
+    return lambda result: values if columns is key else _keys_where(connection, key, columns, values)
+
+
 def _keys_told(result: CursorResult[Any], tracked: TrackedTable) -> list[Key]:
     places = [list(tracked.live.primary_key).index(column) for column in tracked.key]
     told: Sequence[Any] = result.inserted_primary_key_rows
     return [tuple([row[place] for place in places]) for row in told]
 
 
-def _returning_keys(write: Write, clause: Any, tracked: TrackedTable, many: bool) -> Any:
+def _keys_where(connection: Connection, key: Sequence[Any], columns: Sequence[Any], values: Sequence[Key]) -> list[Key]:
+    """Return the keys of the rows whose columns have one of the values, and lock them."""
+    chosen = select(*key).order_by(*key).with_for_update()
+    found = (connection.execute(chosen.where(one_of(columns, chunk))) for chunk in chunks(values))
+    return [tuple(row) for rows in found for row in rows]
+
+
+def _keys_returned(result: CursorResult[Any]) -> list[Key]:
+    _return_nothing(result)
+    return [tuple(row) for row in result.returned_defaults_rows or ()]
+
+
+def _return_nothing(result: CursorResult[Any]) -> None:
+    """Let a result be as without us."""
+    result._metadata = result._no_result_metadata
+
+
+def _returning_keys(write: Write, clause: Any, tracked: TrackedTable, parameters: Parameters) -> Any:
     """Return an INSERT that returns the keys of its rows, after whatever else it returns."""
-    dialect, width = write.connection.dialect, len(tracked.key)
+    dialect, key, many = write.connection.dialect, tracked.key, len(parameters) > 1
+    returned = list(clause._returning)
     if not (dialect.insert_executemany_returning if many else dialect.insert_returning):
         uncaptured(
             f"The keys of what is inserted into {tracked.live.fullname!r} are not given, and the database cannot "
@@ -458,9 +659,11 @@ def _returning_keys(write: Write, clause: Any, tracked: TrackedTable, many: bool
             tracked.live,
         )
         return clause
-    returned = list(clause._returning)
-    if returned and all(any(column is key for column in returned) for key in tracked.key):
-        places = [next(place for place, each in enumerate(returned) if each is key) for key in tracked.key]
+    if many and not (returned or clause._multi_values or write.may_update or set(key) - set(tracked.live.primary_key)):
+        write.keys_of = _keys_returned
+        return clause.return_defaults(*key).execution_options(preserve_rowcount=True)
+    if returned and all(any(column is each for column in returned) for each in key):
+        places = [next(place for place, column in enumerate(returned) if column is each) for each in key]
     elif returned and not write.recorder.can_cut:
         uncaptured(
             f"What is inserted into {tracked.live.fullname!r} returns no key; its history will not show the rows. Add "
@@ -469,48 +672,72 @@ def _returning_keys(write: Write, clause: Any, tracked: TrackedTable, many: bool
         )
         return clause
     else:
-        places = list(range(-width, 0))
-        clause = clause.returning(*(column.label(f"sqlaudit_{column.key}") for column in tracked.key))
-        write.recorder.surplus = width if returned else 0
+        places = list(range(-len(key), 0))
+        clause = clause.returning(*(column.label(f"sqlaudit_{column.key}") for column in key))
+        write.recorder.surplus = len(key) if returned else 0
 
     def keys_of(result: CursorResult[Any]) -> list[Key]:
+        rowcount = result.rowcount if returned else None
         rows = list(result.all())
+        result.context._rowcount = len(rows) if rowcount is None else rowcount
         if returned:
             result._rewind(rows)
+        else:
+            result.context._is_explicit_returning = False
+            _return_nothing(result)
         return [tuple([row[place] for place in places]) for row in rows]
 
     write.keys_of = keys_of
     return clause
 
 
-def _find_present(write: Write, clause: Any, tracked: TrackedTable, rows: Sequence[Mapping[str, Any]] | None) -> None:
-    """Lock the rows that an INSERT may come upon, and give baselines to those without history."""
+def _columns_changed(clause: Any, tracked: TrackedTable) -> set[Any]:
+    """Return the columns that an INSERT changes of rows that it comes upon; all of them if it replaces these."""
+    if any("REPLACE" in str(prefix).upper() for prefix, _ in clause._prefixes):
+        return set(tracked.live.c)
+    told = clause._post_values_clause
+    values = dict(getattr(told, "update_values_to_set", None) or getattr(told, "update", None) or ())
+    columns = {column.key: column for column in tracked.live.c}
+    return {columns.get(each if isinstance(each, str) else each.key) for each in values}
+
+
+def _find_present(
+    write: Write,
+    clause: Any,
+    tracked: TrackedTable,
+    rows: Sequence[Mapping[str, Any]] | None,
+    changed: set[Any],
+) -> None:
+    """Lock the rows that an INSERT may come upon, and give baselines to those without history.
+
+    :param changed: the columns that it changes of them
+    """
     connection, key = write.connection, tracked.key
-    keep_others_out(connection, tracked)
-    chosen = select(*key).order_by(*key).with_for_update()
     found: dict[Key, None] = {}
     for columns in _unique(tracked.live):
-        if rows is None:
-            names = [name if isinstance(name, str) else name.key for name in clause._select_names]
-            if {column.key for column in columns} <= set(names):
-                source = clause.select.subquery()
-                values = select(*(list(source.c)[names.index(column.key)] for column in columns))
-                among = (tuple_(*columns) if len(columns) > 1 else columns[0]).in_(values)
-                found |= dict.fromkeys(tuple(row) for row in connection.execute(chosen.where(among)))
-        else:
+        if rows is not None:
             given = [values for values in _columns_of(rows, columns) if not any(value is _SQL for value in values)]
-            for chunk in chunks(given):
-                rows_there = connection.execute(chosen.where(one_of(columns, chunk)))
-                found |= dict.fromkeys(tuple(row) for row in rows_there)
+            found |= dict.fromkeys(_keys_where(connection, key, columns, given))
+            continue
+        names = [name if isinstance(name, str) else name.key for name in clause._select_names]
+        if {column.key for column in columns} <= set(names):
+            source = clause.select.subquery()
+            values = select(*(list(source.c)[names.index(column.key)] for column in columns))
+            among = (tuple_(*columns) if len(columns) > 1 else columns[0]).in_(values)
+            chosen = select(*key).where(among).order_by(*key).with_for_update()
+            found |= dict.fromkeys(tuple(row) for row in connection.execute(chosen))
     for chain, some in by_chain(connection, write.root, list(found)):
         capture = write.recorder.capture(connection, chain)
         capture.baseline(some)
         write.captures.append((capture, some))
+        if write.may_move or not referred_columns(chain).isdisjoint(changed):
+            write.dependents.find(capture, some)
 
 
 def _unique(table: Table) -> Iterator[tuple[Column[Any], ...]]:
     """Yield the columns of a table that are unique together."""
-    yield tuple(table.primary_key)
+    if table.primary_key:
+        yield tuple(table.primary_key)
     for constraint in table.constraints:
         if isinstance(constraint, UniqueConstraint):
             yield tuple(constraint.columns)

@@ -41,6 +41,8 @@ except ImportError:
 OldValues = Callable[[Key], Mapping[Column[Any], Any]]
 """What is known of a row before it was changed: key → live column → value."""
 _CHANGESET: Final = "sqlaudit_changeset"
+OWN: Final[Mapping[str, Any]] = {}
+"""Execution options that tell of a connection that it is for ourselves: nobody listens to its statements then."""
 
 
 def _unknown(key: Key) -> Mapping[Column[Any], Any]:
@@ -219,7 +221,7 @@ class Capture:
         *,
         inserted: Collection[Key] = frozenset(),
         before: OldValues = _unknown,
-        anew: bool = False,
+        must_be_found: bool = True,
     ) -> None:
         """Bring the history of rows to agree with the live rows, whatever happened to them.
 
@@ -228,21 +230,20 @@ class Capture:
 
         :param inserted: the keys of rows that are known to be new: others without history have a baseline
         :param before: what is known of old values, by live column
-        :param anew: whether what this transaction wrote is written anew even where it agrees, for the rows have come
-            to another table of the chain since
+        :param must_be_found: whether to notice if a new row has another key, or is none
         """
         for chunk in chunks(keys):
-            self._settle(chunk, inserted, before, anew)
+            self._settle(chunk, inserted, before, must_be_found)
 
     def _settle(
         self,
         keys: Sequence[Key],
         inserted: Collection[Key],
         before: OldValues,
-        anew: bool,
+        must_be_found: bool,
     ) -> None:
         last, new = self._last(keys), inserted
-        undone = [row for row in last.values() if (anew or not row.agrees) and row.ours and row.same_context]
+        undone = [row for row in last.values() if not row.agrees and row.ours and row.same_context]
         if undone:
             self._take_back(undone)
             inserted = {*inserted, *(row.key for row in undone if row.operation is Operation.INSERT)}
@@ -266,9 +267,11 @@ class Capture:
         for at, some in changed.items():
             self._run(some, "close", "changed", False, at=at)
             self._run(some, "snapshot", Operation.UPDATE, "absent", at=at)
+            if len(self.chain) > 1:
+                self._run(some, "depart", at=at)
         for at, some in fresh.items():
             written = self._run(some, "snapshot", Operation.INSERT, "absent", at=at)
-            if written < sum(key in new for key in some):
+            if must_be_found and written < sum(key in new for key in some):
                 live = self.chain[0].live
                 uncaptured(
                     f"A new row of the tracked table {live.fullname!r} is not found by its key {some[0]}, and its "

@@ -23,7 +23,7 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.orm.attributes import instance_state
 
-from sqlaudit.capture import Capture, changeset_of
+from sqlaudit.capture import OWN, Capture, changeset_of
 from sqlaudit.config import SQLAuditConfig, current_config
 from sqlaudit.context import AuditContext, get_audit_context
 from sqlaudit.dependents import Dependents, record_moved_children, referred_columns
@@ -102,7 +102,7 @@ def prepare_restoring(session: Session, context: UOWTransaction) -> None:
     new = {state.mapper for state in found.reasons if state.key is None}
     for mapper in new:
         if tables := {table for table in mapper.tables if isinstance(table, Table) and makes_its_keys(table)}:
-            connection = session.connection(bind_arguments={"mapper": mapper})
+            connection = session.connection(bind_arguments={"mapper": mapper}, execution_options=OWN)
             found.overridden.append(override_keys(connection, tables))
     save: Callable[[UOWTransaction, Mapper[Any]], Any] = _SaveUpdateAll
     delete: Callable[[UOWTransaction, Mapper[Any]], Any] = _DeleteAll
@@ -524,7 +524,7 @@ class Flush:
         arguments: dict[str, Any] = {"mapper": mapper.base_mapper}
         if token is not None:
             arguments["shard_id"] = token
-        return self.session.connection(bind_arguments=arguments)
+        return self.session.connection(bind_arguments=arguments, execution_options=OWN)
 
     def _capture(self, unit: Unit, token: Any, reason: str | None = None) -> Capture:
         connection = self._connection(unit.mapper, token)

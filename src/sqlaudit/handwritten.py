@@ -5,7 +5,11 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from sqlaudit.capture import uncaptured
 from sqlaudit.tables import TrackedTable, known_metadata, tracked_tables
+
+NOTICED: Final = "sqlaudit_noticed"
+"""The execution option of SQL that has been noticed."""
 
 _COMMENT: Final = re.compile(r"/\*.*?\*/|--[^\n]*", re.DOTALL)
 _NAME: Final = r"""(?:"[^"]+"|`[^`]+`|\[[^\]]+\]|\w+)"""
@@ -38,3 +42,17 @@ def table_written_by(sql: str) -> TrackedTable | None:
                 if live.name.lower() == name and (not schema or not live.schema or live.schema.lower() == schema[-1]):
                     return tracked
     return None
+
+
+def notice_sql(sql: str) -> None:
+    """Notice the text of a statement that writes a tracked table.
+
+    :raises CaptureError: the configuration says so
+    """
+    tracked = table_written_by(sql)
+    if tracked is not None:
+        uncaptured(
+            f"SQL that was written by hand writes the tracked table {tracked.live.fullname!r}, and its history will "
+            f"not show it: {sql[:200]!r}; write it as insert(), update() or delete(), or call record_changes() then.",
+            tracked.live,
+        )

@@ -9,7 +9,7 @@ hooks they warn, or raise in strict mode, so that no write goes unnoticed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from operator import attrgetter
@@ -18,20 +18,18 @@ from typing import Any, Final, Self, cast
 from weakref import WeakSet, ref
 
 from sqlalchemy import (
-    Column,
     Connection,
     Delete,
     Engine,
-    Insert,
     MetaData,
-    StatementLambdaElement,
+    SelectBase,
     Table,
     TextClause,
     Update,
+    UpdateBase,
     event,
     inspect,
 )
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.orm import (
     FromStatement,
@@ -46,11 +44,11 @@ from sqlalchemy.orm import (
     sessionmaker,
 )
 
-from sqlaudit.bulk import Recorder, resolved, written_table
-from sqlaudit.capture import changeset_of, uncaptured
+from sqlaudit.bulk import Recorder, notice_writes_within, roll_back, unwrapped, written_table
+from sqlaudit.capture import OWN, Changeset, changeset_of, uncaptured
 from sqlaudit.exceptions import QueryError, SQLAuditError
 from sqlaudit.flush import Flush, forget_restoring, prepare_restoring
-from sqlaudit.handwritten import table_written_by
+from sqlaudit.handwritten import NOTICED, notice_sql
 from sqlaudit.instant import (
     Instant,
     hide_excluded,
@@ -63,7 +61,14 @@ from sqlaudit.instant import (
 )
 from sqlaudit.models import TrackedModel, link_columns, tracked_model
 from sqlaudit.past import Past, beside_past, stays_in_past
-from sqlaudit.tables import INFO_KEY, find_association_tables, track_secondary, tracked_table, tracked_tables
+from sqlaudit.tables import (
+    INFO_KEY,
+    TrackedTable,
+    find_association_tables,
+    track_secondary,
+    tracked_table,
+    tracked_tables,
+)
 from sqlaudit.timetravel import PastSession, instant_of, read_past
 
 try:
@@ -73,7 +78,6 @@ except ImportError:  # without greenlet there are none, and nothing is an instan
 
 _DISABLED: Final = "sqlaudit_disabled"
 _RECORDING: Final = "sqlaudit_recording"
-_NOTICED: Final = "sqlaudit_noticed"
 _SESSION: Final = "sqlaudit_session"
 
 
@@ -187,33 +191,22 @@ def _do_orm_execute(state: ORMExecuteState) -> Any:
     if state.is_select and stays_in_past(state.statement) and not isinstance(state.statement, Past):
         # selectin_polymorphic tells nobody for whom it loads: it finds live objects, which do no harm to the past ones.
         state.statement = beside_past(state.statement)
-    if isinstance(state.statement, FromStatement):
-        _notice_element(state)
+    statement = unwrapped(state.statement)
+    if isinstance(statement, (Update, Delete)) and not isinstance(state.statement, FromStatement):
+        state.statement = statement  # a lambda would not tell how it is to be followed
+        if state.is_orm_statement and not state.is_executemany:
+            _spare_past_objects(state)
+    if state.session.info.get(_DISABLED):
         return None
-    if state.is_update or state.is_delete or state.is_insert:
-        state.statement = resolved(state.statement)
-    if (state.is_update or state.is_delete) and state.is_orm_statement and not state.is_executemany:
-        _spare_past_objects(state)
-    if state.is_update or state.is_delete or state.is_insert:
-        if written_table(state.statement) is not None and not state.session.info.get(_DISABLED) and _is_first(state):
-            return _record_statement(state)
-    elif isinstance(state.statement, TextClause) and not state.session.info.get(_DISABLED) and _is_first(state):
-        state.update_execution_options(**{_NOTICED: True})
-        _notice(state.statement.text)
+    if isinstance(statement, SelectBase):
+        notice_writes_within(statement)
+    elif isinstance(statement, TextClause):
+        if _is_first(state):
+            state.update_execution_options(**{NOTICED: True})
+            notice_sql(statement.text)
+    elif isinstance(statement, UpdateBase) and written_table(statement) is not None and _is_first(state):
+        return _record_statement(state)
     return None
-
-
-def _notice_element(state: ORMExecuteState) -> None:
-    """Notice a statement that writes, where objects are selected from it."""
-    element: Any = cast("FromStatement[Any]", state.statement).element
-    if isinstance(element, (Insert, Update, Delete)) and not state.session.info.get(_DISABLED):
-        tracked = written_table(element)
-        if tracked is not None and _is_first(state):
-            uncaptured(
-                f"What select().from_statement() writes to the tracked table {tracked.live.fullname!r} is not recorded "
-                "in its history; execute the statement itself: session.scalars(statement.returning(Model)).",
-                tracked.live,
-            )
 
 
 def _record_statement(state: ORMExecuteState) -> Any:
@@ -225,24 +218,26 @@ def _record_statement(state: ORMExecuteState) -> Any:
             state.statement,
         )
         return None
-    connection = session.connection(bind_arguments=dict(state.bind_arguments))
+    connection = session.connection(bind_arguments=dict(state.bind_arguments), execution_options=OWN)
     if connection in session.info.get(_RECORDING, ()):
         return None  # a listener of an overlapping target came first
     with _recording(session, connection) as recorder:
         result = state.invoke_statement()
-    return result.columns(*range(len(result.keys()) - recorder.surplus)) if recorder.surplus else result
+    if not recorder.surplus or isinstance(state.statement, FromStatement):  # which has loaded what it was asked for
+        return result
+    return result.columns(*range(len(result.keys()) - recorder.surplus))
 
 
 @contextmanager
 def _recording(session: Session, *connections: Connection) -> Iterator[Recorder]:
     """Record the statements that a session executes itself; those of its flushes are seen to elsewhere.
 
-    If that fails, what they did is rolled back.
+    If one fails, what it did in part is undone; if recording fails, the transaction is rolled back.
     """
     flush = session.info.get(INFO_KEY)  # one that a listener executes the statement in
     recorder = Recorder(
         lambda connection: changeset_of(session, connection),
-        lambda _: session.info.get(INFO_KEY) is not flush,
+        lambda *_: session.info.get(INFO_KEY) is not flush,
         waits=True,
         can_cut=True,
     )
@@ -252,9 +247,8 @@ def _recording(session: Session, *connections: Connection) -> Iterator[Recorder]
         recorder.listen(connection)
     try:
         yield recorder
-    except DBAPIError:
-        with suppress(DBAPIError):  # the database may have undone all of it, and take nothing more
-            recorder.settle()  # which takes the baselines back
+    except Exception:
+        recorder.settle_failed()
         raise
     finally:
         for connection in connections:
@@ -263,18 +257,12 @@ def _recording(session: Session, *connections: Connection) -> Iterator[Recorder]
     try:
         recorder.settle()
     except BaseException:
-        transaction = session.get_nested_transaction() or session.get_transaction()
-        if transaction is not None and transaction.is_active:
-            transaction.rollback()
+        roll_back(session)
         raise
 
 
 def _spare_past_objects(state: ORMExecuteState) -> None:
     """Let a bulk statement be followed by the objects of the rows that it writes, rather than by all that match."""
-    if isinstance(state.statement, StatementLambdaElement):
-        state.statement = state.statement._resolved  # the lambda would not tell how it is to be followed
-    if not isinstance(state.statement, (Update, Delete)):
-        return  # objects are selected from it, and those that it writes are loaded anew
     if state.update_delete_options._synchronize_session in ("auto", "evaluate") and any(
         isinstance(token, Instant)
         for _, _, token in state.session.identity_map.keys()  # noqa: SIM118  # quicker
@@ -348,12 +336,8 @@ def _engine_or_connection(given: Any) -> Engine | Connection:
 def _record_engine(engine: Any) -> None:
     engine = _engine_or_connection(engine)
     if engine not in _engines:
-        _engines[engine] = Recorder(
-            lambda connection: changeset_of(_session_on(connection), connection), _is_seen_to_by_session
-        )
+        _engines[engine] = Recorder(_changeset_on, _is_seen_to_by_session)
         _engines[engine].listen(engine)
-        event.listen(engine, "before_execute", _notice_text)
-        event.listen(engine, "before_cursor_execute", _notice_driver_sql)
 
 
 def _forget_engine(engine: Any) -> None:
@@ -361,8 +345,13 @@ def _forget_engine(engine: Any) -> None:
     recorder = _engines.pop(engine, None)
     if recorder is not None:
         recorder.remove(engine)
-        event.remove(engine, "before_execute", _notice_text)
-        event.remove(engine, "before_cursor_execute", _notice_driver_sql)
+
+
+def _listen_to(session: Session, connection: Connection) -> None:
+    """Record what others execute on a connection of a session."""
+    connection.info[_SESSION] = ref(connection.get_transaction()), ref(session)
+    if not _is_recorded(connection) and not event.contains(connection, "before_execute", _of_sessions.before):
+        _of_sessions.listen(connection)
 
 
 def _is_recorded(connection: Connection) -> bool:
@@ -377,31 +366,31 @@ def _session_on(connection: Connection) -> Session | None:
     return cast("Session | None", session()) if transaction() is connection.get_transaction() is not None else None
 
 
-def _is_seen_to_by_session(connection: Connection) -> bool:
+def _is_seen_to_by_session(connection: Connection, tracked: TrackedTable | None, options: Mapping[str, Any]) -> bool:
+    """Tell whether a session with hooks sees to what a connection executes.
+
+    What listeners execute while a session flushes is not the session's own, whose statements have a cache of their
+    own, except those of links.
+    """
     session = _session_on(connection)
-    return session is not None and any(session.info.get(key) for key in (INFO_KEY, _DISABLED, _RECORDING))
+    if session is None:
+        return False
+    if tracked is None or INFO_KEY not in session.info or session.info.get(_DISABLED) or session.info.get(_RECORDING):
+        return any(session.info.get(key) for key in (INFO_KEY, _DISABLED, _RECORDING))
+    return tracked.is_association or options.get("compiled_cache") not in (None, connection.engine._compiled_cache)
 
 
-def _notice_text(connection: Connection, clause: Any, multiple: Any, single: Any, options: Mapping[str, Any]) -> None:
-    if isinstance(clause, TextClause) and not options.get(_NOTICED) and not _is_seen_to_by_session(connection):
-        _notice(clause.text)
+def _is_nothing_to_session(connection: Connection, tracked: TrackedTable | None, options: Mapping[str, Any]) -> bool:
+    session = _session_on(connection)
+    return session is None or not records(session) or _is_seen_to_by_session(connection, tracked, options)
 
 
-def _notice_driver_sql(
-    connection: Connection, cursor: Any, sql: str, parameters: Any, context: Any, many: bool
-) -> None:
-    if context is not None and context.compiled is None and not _is_seen_to_by_session(connection):
-        _notice(sql)
+def _changeset_on(connection: Connection) -> Changeset:
+    return changeset_of(_session_on(connection), connection)
 
 
-def _notice(sql: str) -> None:
-    tracked = table_written_by(sql)
-    if tracked is not None:
-        uncaptured(
-            f"SQL that was written by hand writes the tracked table {tracked.live.fullname!r}, and its history will "
-            f"not show it: {sql[:200]!r}; write it as insert(), update() or delete(), or call record_changes() then.",
-            tracked.live,
-        )
+_of_sessions: Final = Recorder(_changeset_on, _is_nothing_to_session)
+"""Records what is executed on the connections that sessions give away."""
 
 
 # --- the methods of sessions that there are no events for -------------------------------------------------------
@@ -433,9 +422,22 @@ def _record_bulk(session: Session, mappers: Iterable[Mapper[Any]], write: Callab
     tracked = [mapper for mapper in mappers if tracked_model(mapper) is not None]
     if not tracked or session.info.get(_DISABLED):
         return write()
-    connections = {session.connection(bind_arguments={"mapper": mapper.base_mapper}) for mapper in tracked}
+    connections = {
+        session.connection(bind_arguments={"mapper": mapper.base_mapper}, execution_options=OWN) for mapper in tracked
+    }
     with _recording(session, *connections - session.info.get(_RECORDING, frozenset())):
         return write()
+
+
+def _giving_connection(name: str, original: Callable[..., Connection]) -> Callable[..., Connection]:
+    @wraps(original)
+    def connection(session: Session, *args: Any, **kw: Any) -> Connection:
+        found = original(session, *args, **kw)
+        if kw.get("execution_options") is not OWN:
+            _listen_to(session, found)
+        return found
+
+    return connection
 
 
 def _looking_up_in_past(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -455,6 +457,7 @@ _METHODS: Final[dict[str, Callable[[str, Callable[..., Any]], Callable[..., Any]
     "bulk_save_objects": _recording_bulk_save,
     "bulk_insert_mappings": _recording_bulk_mappings,
     "bulk_update_mappings": _recording_bulk_mappings,
+    "connection": _giving_connection,
 }
 
 

@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Connection, FromClause, Select, and_, sele
 from sqlalchemy.orm import Session
 
 from sqlaudit.bulk import keep_others_out, user_fields_of
-from sqlaudit.capture import Capture, changeset_of
+from sqlaudit.capture import OWN, Capture, changeset_of
 from sqlaudit.dependents import by_chain
 from sqlaudit.history import checked_session, moved
 from sqlaudit.models import TrackedModel, tracked_model_of
@@ -32,7 +32,7 @@ def record_changes(session: Session, model_class: type[Any], which: Any = None) 
     session, model = checked_session(session), tracked_model_of(model_class)
     root = model.root.table
     session.flush()
-    connection = session.connection(bind_arguments={"mapper": model.root.mapper})
+    connection = session.connection(bind_arguments={"mapper": model.root.mapper}, execution_options=OWN)
     keep_others_out(connection, root)
     changeset = changeset_of(session, connection)
     for keys in _pages(connection, model, which):

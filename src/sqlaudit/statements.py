@@ -279,10 +279,10 @@ class Statements:
         return and_(*(one == other for one, other in zip(left, right, strict=True)))
 
     def _live(self) -> FromClause:
-        """The live rows of whole objects; the base table alone if it names the user, or no column does."""
+        """The live rows of whole objects, though a row further down may be gone without that of the base table."""
         source: FromClause = self.base.live
         for table in self.chain[1:]:
-            source = source.join(table.live, self._same(self.base.key, table.key))
+            source = source.outerjoin(table.live, self._same(self.base.key, table.key))
         return source
 
     def _user(self, columns: Mapping[Any, ColumnElement[Any]] | None) -> ColumnElement[Any]:
@@ -333,21 +333,24 @@ class Statements:
         )
 
     def _changed(self, history: Any) -> ColumnElement[bool]:
-        """Whether the live row differs from a version in any stored column."""
-        source, pairs = self._live(), [(live, history.c[old.key]) for live, old in self.base.columns]
+        """Whether the live row differs from an open version in any stored column, or in the tables that it has."""
+        source, differences = self._live(), []
+        pairs = [(live, history.c[old.key]) for live, old in self.base.columns if live not in self.base.key]
         here = [history.c[column.key] for column in self.base.history_key]
         for table in self.chain[1:]:
             other = table.history.alias()
-            source = source.join(
+            other_key = [other.c[column.key] for column in table.history_key]
+            source = source.outerjoin(
                 other,
                 and_(
-                    self._same(self.base.key, [other.c[column.key] for column in table.history_key]),
+                    self._same(self.base.key, other_key),
                     other.c[table.version.key] == history.c[self.base.version.key],
+                    is_open(other.c[table.valid_to.key]),
                 ),
             )
-            pairs += [(live, other.c[old.key]) for live, old in table.columns]
-        keys = {column for table in self.chain for column in table.key}
-        differences = [differs(live, old) for live, old in pairs if live not in keys]
+            pairs += [(live, other.c[old.key]) for live, old in table.columns if live not in table.key]
+            differences.append(differs(table.key[0], other_key[0]))
+        differences += [differs(live, old) for live, old in pairs]
         if not differences:
             return false()
         return exists(
@@ -496,6 +499,32 @@ class Statements:
                     )
                 )
             statements.append(self._into(table, statement.where(self._rows(here), is_open(past.c[table.valid_to.key]))))
+        return statements
+
+    def _depart(self) -> list[Executable]:
+        """Write the tombstones of rows further down that are gone, while that of the base table has a new version."""
+        statements: list[Executable] = []
+        for table in self.chain[1:]:
+            past, above = table.history.alias(), self.base.history.alias()
+            here = [past.c[column.key] for column in table.history_key]
+            told: dict[str, ColumnElement[Any]] = {role: above.c[name] for role, name in self.base.names.items()}
+            told |= {"operation": literal_column(f"'{Operation.DELETE.value}'"), "valid_to": told["valid_from"]}
+            statement = (
+                select(*(past.c[old.key] for _, old in table.columns), *told.values())
+                .select_from(
+                    past.join(above, self._same([above.c[column.key] for column in self.base.history_key], here))
+                )
+                .where(
+                    self._rows(here),
+                    is_open(above.c[self.base.valid_to.key]),
+                    told["version"] == past.c[table.version.key] + literal_column("1"),
+                    told["changeset_id"] == bindparam("sqlaudit_changeset", type_=self.base.role("changeset_id").type),
+                    told["valid_from"] == past.c[table.valid_to.key],
+                    past.c[table.role("operation").key] != literal_column(f"'{Operation.DELETE.value}'"),
+                    ~exists(select(literal_column("1")).select_from(table.live).where(self._same(table.key, here))),
+                )
+            )
+            statements.append(self._into(table, statement))
         return statements
 
     def _remove(self) -> list[Executable]:

@@ -1,0 +1,89 @@
+"""SQL that was written by hand is noticed by its words."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, sessionmaker
+
+import sqlaudit
+from invariants import recording
+from stock import Base, fill
+
+
+@pytest.fixture
+def maker(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
+    with recording(engine, Base.metadata) as maker:
+        yield maker
+
+
+@pytest.fixture
+def recorded_engine(engine: sa.Engine, maker: Any) -> Iterator[sa.Engine]:
+    sqlaudit.register_hooks(maker, engine=engine)
+    yield engine
+    sqlaudit.unregister_hooks(maker, engine=engine)
+
+
+@pytest.mark.parametrize("how", ["session", "connection", "driver"])
+def test_sql_that_was_written_by_hand_is_noticed(recorded_engine: sa.Engine, maker: Any, how: str) -> None:
+    sql = "UPDATE bulk_items SET price = 1"
+    with maker() as session:
+        fill(session)
+        run = {
+            "session": lambda: session.execute(sa.text(sql)),
+            "connection": lambda: session.connection().execute(sa.text(sql)),
+            "driver": lambda: session.connection().exec_driver_sql(sql),
+        }[how]
+        with pytest.warns(sqlaudit.SQLAuditWarning, match=r"bulk_items.*UPDATE bulk_items SET price") as seen:
+            run()
+        assert len(seen) == 1
+        sqlaudit.set_config(sqlaudit.SQLAuditConfig(on_uncaptured="raise"))
+        with pytest.raises(sqlaudit.CaptureError, match="record_changes"):
+            run()
+        sqlaudit.set_config(sqlaudit.SQLAuditConfig(on_uncaptured="ignore"))
+        run()
+    with pytest.raises(sqlaudit.SQLAuditError, match="'warn', 'raise' or 'ignore'"):
+        sqlaudit.SQLAuditConfig(on_uncaptured="whisper")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "insert into bulk_items (title) values ('x')",
+        "INSERT OR REPLACE INTO bulk_items (title) VALUES ('x')",
+        "REPLACE INTO bulk_items (title) VALUES ('x')",
+        "UPDATE ONLY bulk_items SET price = 1",
+        'UPDATE "bulk_items" AS i SET price = 1',
+        "UPDATE public.bulk_items SET price = 1",
+        "/* a comment */ DELETE\n FROM\n bulk_items",
+        "-- DELETE\nDELETE FROM `bulk_items`",
+        "TRUNCATE TABLE bulk_items",
+        "TRUNCATE bulk_items",
+        "MERGE INTO bulk_items USING x ON (1=1) WHEN MATCHED THEN DELETE",
+        "COPY bulk_items FROM STDIN",
+        "WITH x AS (SELECT 1) UPDATE bulk_items SET price = 1",
+        "WITH x AS (DELETE FROM bulk_items RETURNING id) SELECT * FROM x",
+        "LOAD DATA INFILE 'x' INTO TABLE bulk_items",
+        "DELETE FROM bulk_item_tags",
+    ],
+)
+def test_words_that_write_are_known(maker: Any, sql: str) -> None:
+    sqlaudit.set_config(sqlaudit.SQLAuditConfig(on_uncaptured="raise"))
+    with maker() as session, pytest.raises(sqlaudit.CaptureError, match="bulk_item"):
+        session.execute(sa.text(sql))
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT price FROM bulk_items",
+        "SELECT price AS UPDATED FROM bulk_items",
+        "SELECT 1 -- DELETE FROM bulk_items",
+        "DELETE FROM bulk_items_history WHERE id < 0",
+    ],
+)
+def test_other_words_are_not(maker: Any, sql: str) -> None:
+    sqlaudit.set_config(sqlaudit.SQLAuditConfig(on_uncaptured="raise"))
+    with maker() as session:
+        session.execute(sa.text(sql))

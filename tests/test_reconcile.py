@@ -1,0 +1,41 @@
+"""What SQL that passed us by has done can be recorded afterwards."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, sessionmaker
+
+import sqlaudit
+from invariants import check_history, recording, told
+from stock import Base, Item, fill
+
+
+@pytest.fixture
+def maker(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
+    with recording(engine, Base.metadata) as maker:
+        yield maker
+
+
+@pytest.mark.parametrize("which", [[1, "2", 3, 5, 99], Item.price < 30, None])
+def test_what_it_did_can_be_recorded_afterwards(maker: Any, which: Any) -> None:
+    sqlaudit.set_config(sqlaudit.SQLAuditConfig(on_uncaptured="ignore"))
+    with maker() as session:
+        fill(session)
+        session.execute(sa.text("UPDATE bulk_items SET price = price + 25 WHERE id = 1"))
+        session.execute(sa.text("DELETE FROM bulk_parts WHERE item_id = 2"))
+        session.execute(sa.text("DELETE FROM bulk_items WHERE id = 2"))
+        session.execute(sa.text("INSERT INTO bulk_items (id, title, price) VALUES (5, 'new', 3)"))
+        sqlaudit.record_changes(session, Item, which)
+        session.commit()
+        check_history(session, Item)
+        assert told(session, Item, "id", "price") == [
+            ("insert", 1, 10),
+            ("update", 1, 35),
+            ("insert", 2, 20),
+            ("delete", 2, 20),
+            ("insert", 3, 30),
+            ("insert", 4, 40),
+            ("insert", 5, 3),
+        ]

@@ -1,0 +1,233 @@
+"""Each line of README's table of ways to write a row, and that there are no others in it."""
+
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.horizontal_shard import ShardedSession
+from sqlalchemy.orm import Session, sessionmaker
+
+import sqlaudit
+from invariants import check_history, recording
+from stock import SOURCES, Base, Item, Part, Tag, Worker, do_nothing, fill, item_tags, items, upsert
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+TABLE = README.partition("## Ways to write a row")[2].partition("## ")[0]
+LINES = dict(re.findall(r"^\| (.+?) \| (\w+)", TABLE, re.MULTILINE)[1:])
+
+
+@pytest.fixture
+def maker(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
+    with recording(engine, Base.metadata) as maker, maker() as session:
+        fill(session)
+        yield maker
+
+
+def by_objects(maker: Any, engine: sa.Engine) -> None:
+    with maker() as session:
+        session.add(Item(name="new", parts=[Part(id=UUID(int=9))]))
+        session.get_one(Item, 1).price = 5
+        (second := session.get_one(Item, 2)).tags.append(session.get_one(Tag, 1))
+        session.delete(session.get_one(Worker, 1))
+        session.merge(Item(id=3, name="merged"))
+        session.commit()
+        assert second.tags
+
+
+def by_cascades(maker: Any, engine: sa.Engine) -> None:
+    with maker() as session:
+        session.delete(session.get_one(Item, 1))
+        session.flush()
+        session.execute(sa.update(Item).where(Item.id == 2).values(id=20))
+        session.commit()
+
+
+def by_bulk_methods(maker: Any, engine: sa.Engine) -> None:
+    with maker() as session:
+        session.bulk_save_objects([Item(name="a")])
+        session.bulk_insert_mappings(Item, [{"name": "b"}])
+        session.bulk_update_mappings(Item, [{"id": 1, "price": 3}])
+        session.commit()
+
+
+def by_statements(maker: Any, engine: sa.Engine) -> None:
+    with maker() as session:
+        session.execute(sa.insert(Item).values(name="a"))
+        session.execute(items.insert(), [{"title": "b"}, {"title": "c"}])
+        session.execute(items.insert().from_select(["title"], sa.select(items.c.title + " copy")))
+        session.scalars(sa.insert(Item).returning(Item), [{"name": "d"}]).all()
+        session.execute(sa.update(Item).where(Item.price > 10).values(price=1))
+        session.execute(sa.update(Item), [{"id": 1, "price": 3}])
+        session.execute(sa.delete(Item).where(Item.id.in_(sa.select(Part.item_id))))
+        session.query(Item).filter(Item.id == 3).update({"price": 4})
+        session.query(Item).filter(Item.id == 4).delete()
+        session.commit()
+
+
+def by_upserts(maker: Any, engine: sa.Engine) -> None:
+    with maker() as session:
+        session.execute(upsert(session, items, {"price": 4}, "title").values(title="item 1"))
+        session.execute(do_nothing(session, items).values(title="item 2"))
+        session.execute(do_nothing(session, items).values(title="new"))
+        session.commit()
+
+
+def by_wrapped_statements(maker: Any, engine: sa.Engine) -> None:
+    with maker() as session:
+        session.execute(sa.lambda_stmt(lambda: sa.update(Item).values(price=9)))
+        statement = sa.insert(Item).values(name="new").returning(Item)
+        session.scalars(sa.select(Item).from_statement(statement)).all()
+        session.commit()
+
+
+def by_a_connection_of_a_session(maker: Any, engine: sa.Engine) -> None:
+    with maker() as session:
+        session.connection().execute(items.update().values(price=9))
+        session.commit()
+
+
+def by_a_registered_engine(maker: Any, engine: sa.Engine) -> None:
+    sqlaudit.register_hooks(maker, engine=engine)
+    try:
+        with engine.begin() as connection:
+            connection.execute(items.update().values(price=9))
+        with Session(engine) as session:
+            session.get_one(Item, 1).price = 11
+            session.execute(items.delete().where(items.c.id == 4))
+            session.commit()
+        by_a_listener(maker, engine)
+    finally:
+        sqlaudit.unregister_hooks(engine=engine)
+
+
+def by_a_listener(maker: Any, engine: sa.Engine) -> None:
+    def restock(mapper: Any, connection: sa.Connection, tag: Tag) -> None:
+        connection.execute(items.update().values(stock=items.c.stock + 1))
+
+    sa.event.listen(Tag, "after_insert", restock)
+    try:
+        with maker() as session:
+            session.add(Tag(id=5))
+            session.commit()
+    finally:
+        sa.event.remove(Tag, "after_insert", restock)
+
+
+def by_another_engine(maker: Any, engine: sa.Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(items.update().values(price=9))
+        connection.exec_driver_sql("UPDATE bulk_items SET stock = 9")
+    with Session(engine) as session:
+        session.execute(sa.update(Item).values(price=10))
+        session.commit()
+
+
+def by_objects_without_hooks(maker: Any, engine: sa.Engine) -> None:
+    with Session(engine) as session:
+        session.get_one(Item, 1).price = 11
+        session.commit()
+
+
+def by_statements_within(maker: Any, engine: sa.Engine) -> None:
+    with maker() as session:
+        if engine.dialect.name == "postgresql":
+            session.execute(sa.select(items.update().values(price=3).returning(items.c.id).cte()))
+        else:
+            tags = item_tags.update().where(item_tags.c.item_id == items.c.id)
+            session.execute(tags.values({items.c.price: 3, item_tags.c.tag_id: 1}))
+        session.commit()
+
+
+def by_shards(maker: Any, engine: sa.Engine) -> None:
+    with ShardedSession(
+        shards={"one": engine},
+        shard_chooser=lambda *_: "one",
+        identity_chooser=lambda *_, **__: ["one"],
+        execute_chooser=lambda _: ["one"],
+    ) as session:
+        sqlaudit.register_hooks(session)
+        try:
+            session.execute(sa.update(Item).values(price=3))
+            session.commit()
+        finally:
+            sqlaudit.unregister_hooks(session)
+
+
+def by_hand(maker: Any, engine: sa.Engine) -> None:
+    with maker() as session:
+        session.execute(sa.text("UPDATE bulk_items SET price = 3"))
+        session.connection().exec_driver_sql("UPDATE bulk_items SET stock = 3")
+        session.commit()
+
+
+def by_a_cursor(maker: Any, engine: sa.Engine) -> None:
+    connection = engine.raw_connection()
+    connection.cursor().execute("UPDATE bulk_items SET price = 3")
+    connection.commit()
+    connection.close()
+
+
+def while_paused(maker: Any, engine: sa.Engine) -> None:
+    with maker() as session, sqlaudit.tracking_disabled(session):
+        session.get_one(Item, 1).price = 11
+        session.flush()
+        session.execute(items.update().values(stock=3))
+        session.commit()
+
+
+WAYS: dict[str, Callable[[Any, sa.Engine], None]] = {
+    "`session.add`, `session.delete`, `session.merge`, changed attributes and collections": by_objects,
+    "what the database does then: `ON DELETE CASCADE`, `SET NULL`, `ON UPDATE CASCADE`": by_cascades,
+    "`bulk_save_objects`, `bulk_insert_mappings`, `bulk_update_mappings`": by_bulk_methods,
+    "`session.execute` of `insert`, `update`, `delete`; `Query.update`, `Query.delete`": by_statements,
+    "… with `ON CONFLICT`, `ON DUPLICATE KEY`, `IGNORE`, `OR REPLACE`": by_upserts,
+    "… in `lambda_stmt()`, or in `select().from_statement()`": by_wrapped_statements,
+    "the same by `session.connection().execute`": by_a_connection_of_a_session,
+    "the same by any connection of a registered engine: in sessions without hooks, in listeners of mappers": (
+        by_a_registered_engine
+    ),
+    "the same by any other connection": by_another_engine,
+    "objects, by a session without hooks": by_objects_without_hooks,
+    "statements of a `ShardedSession`": by_shards,
+    "`text()`, `exec_driver_sql`, by a session, its connection, or a connection of a registered engine": by_hand,
+    "other clients, cursors of the driver, triggers that write other tables": by_a_cursor,
+    "anything inside `tracking_disabled(session)`": while_paused,
+}
+WAYS_ON_SERVERS = {
+    "statements in the CTE of another one, or the second table of MariaDB's `UPDATE` of two": by_statements_within,
+}
+
+
+def check(maker: Any, engine: sa.Engine, write: Callable[[Any, sa.Engine], None], expected: str) -> None:
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        write(maker, engine)
+    assert bool(seen) == (expected == "noticed"), [str(each.message) for each in seen]
+    with maker() as session:
+        if expected != "recorded":
+            with pytest.raises(AssertionError):
+                check_history(session, Item)
+            sqlaudit.record_changes(session, Item)
+            session.commit()
+        for source in SOURCES:
+            check_history(session, source)
+
+
+def test_every_line_of_the_table_is_a_test() -> None:
+    assert LINES.keys() == WAYS.keys() | WAYS_ON_SERVERS.keys()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_history_shows_what_the_table_says(maker: Any, engine: sa.Engine, way: str) -> None:
+    check(maker, engine, WAYS[way], LINES[way])
+
+
+@pytest.mark.requires("concurrent_writes")
+@pytest.mark.parametrize("way", WAYS_ON_SERVERS)
+def test_history_shows_what_the_table_says_of_servers(maker: Any, engine: sa.Engine, way: str) -> None:
+    check(maker, engine, WAYS_ON_SERVERS[way], LINES[way])
