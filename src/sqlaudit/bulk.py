@@ -473,6 +473,9 @@ def _prepare_change(write: Write, clause: Any, tracked: TrackedTable, parameters
             write.dependents.find(capture, some)
     if connection.dialect.name == "sqlite" or (given is not None and len(keys) == len(set(given))):
         return clause  # nobody can add rows that it would write
+    if isinstance(clause, Update) and connection.dialect.name in ("mysql", "mariadb") and tracked.live.primary_key:
+        # It would rather walk through a small table, and wait for rows that are not its own.
+        clause = clause.with_hint("FORCE INDEX (PRIMARY)", selectable=written)
     return clause.where(_among(connection, key, keys, len(parameters) > 1))
 
 
