@@ -240,8 +240,9 @@ class Recorder:
         writes, self.writes = self.writes, []
         seen: set[tuple[TrackedTable, Key]] = set()
         for write in writes:
-            write.inserted = [key for key in write.inserted if (write.root, key) not in seen]
-            seen.update((write.root, key) for key in write.inserted)
+            if len(writes) > 1:
+                write.inserted = [key for key in write.inserted if (write.root, key) not in seen]
+                seen.update((write.root, key) for key in write.inserted)
             write.settle()
 
     # -- the events
@@ -563,8 +564,9 @@ def _among(connection: Connection, key: Sequence[Any], keys: Sequence[Key], many
 
 def _prepare_insert(write: Write, clause: Any, tracked: TrackedTable, parameters: Parameters) -> Any:
     """See to it that the keys of the rows that an INSERT makes will be known, and return it so."""
-    rows, key = _rows_given(clause, tracked, parameters), tracked.key
+    key = tracked.key
     write.may_update = clause._post_values_clause is not None or bool(clause._prefixes)
+    rows = _rows_given(clause, tracked, parameters, tracked.live.c if write.may_update else key)
     if write.may_update:
         changed = _columns_changed(clause, tracked)
         write.may_move = not changed.isdisjoint(key)
@@ -583,20 +585,22 @@ def _prepare_insert(write: Write, clause: Any, tracked: TrackedTable, parameters
     return _returning_keys(write, clause, tracked, parameters)
 
 
-def _rows_given(clause: Any, tracked: TrackedTable, parameters: Parameters) -> list[dict[str, Any]] | None:
-    """Return the values that an INSERT is given, by the keys of their columns; ``None`` if a query gives them."""
+def _rows_given(
+    clause: Any, tracked: TrackedTable, parameters: Parameters, columns: Iterable[Column[Any]]
+) -> list[dict[str, Any]] | None:
+    """Return the values that an INSERT gives to columns, by the keys of these; ``None`` if a query gives them."""
     if clause.select is not None:
         return None
     names = {column.key: column.key for column in tracked.live.c}
     entity = clause.table._annotations.get("parententity")
     if entity is not None:
         names |= {attribute.key: attribute.columns[0].key for attribute in entity.mapper.column_attrs}
+    asked = {column.key for column in columns}
+    names = {name: key for name, key in names.items() if key in asked}
     given = [each for several in clause._multi_values for each in several] or [clause._values or {}]
+    given = [{name if isinstance(name, str) else name.key: value for name, value in each.items()} for each in given]
     return [
-        {
-            names.get(name if isinstance(name, str) else name.key, ""): _given(value, each)
-            for name, value in [*values.items(), *each.items()]
-        }
+        {key: _given(of[name], each) for of in (values, each) for name, key in names.items() if name in of}
         for each in parameters
         for values in given
     ]
