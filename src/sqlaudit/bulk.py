@@ -32,6 +32,7 @@ from sqlalchemy import (
     Engine,
     ExceptionContext,
     Insert,
+    Integer,
     Select,
     SelectBase,
     StatementLambdaElement,
@@ -582,6 +583,8 @@ def _prepare_insert(write: Write, clause: Any, tracked: TrackedTable, parameters
     if not write.may_update and _tells_keys(clause, tracked, rows):
         write.keys_of = lambda result: _keys_told(result, tracked)
         return clause
+    if write.connection.dialect.name == "sqlite" and _is_numbered(write, clause, tracked, rows, parameters):
+        return clause
     return _returning_keys(write, clause, tracked, parameters)
 
 
@@ -623,6 +626,31 @@ def _tells_keys(clause: Any, tracked: TrackedTable, rows: Sequence[Mapping[str, 
         or all(row.get(column.key, _SQL) is not _SQL for row in rows)
         for column in tracked.key
     )
+
+
+def _is_numbered(
+    write: Write, clause: Any, tracked: TrackedTable, rows: Sequence[Mapping[str, Any]] | None, parameters: Parameters
+) -> bool:
+    """Tell whether SQLite numbers the rows that many executions insert: each is new whose number is above the last.
+
+    RETURNING would tell as much, but take twice as long as the INSERT.
+    """
+    key, connection = tracked.live.autoincrement_column, write.connection
+    if (
+        len(parameters) == 1
+        or key is None
+        or tracked.key != (key,)
+        or not isinstance(key.type, Integer)
+        or key.default is not None
+        or write.may_update
+        or clause._returning
+        or any(rows or [{}])
+        or connection._is_autocommit_isolation()  # others may insert meanwhile
+    ):
+        return False
+    last = connection.execute(select(func.coalesce(func.max(key), -1 << 63))).scalar_one()
+    write.keys_of = lambda result: [tuple(row) for row in connection.execute(select(key).where(key > last))]
+    return bool(last < (1 << 63) - 1)  # after which the numbers are chosen at random
 
 
 def _keys_of_values(
