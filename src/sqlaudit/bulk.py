@@ -488,7 +488,9 @@ def keep_others_out(connection: Connection, tracked: TrackedTable) -> None:
 
 
 def _has_open_version(root: TrackedTable, key: Sequence[Any]) -> ColumnElement[bool]:
-    past = root.history.alias()
+    past = root.cache.get("past")
+    if past is None:  # an alias makes all its columns anew
+        past = root.cache["past"] = root.history.alias()
     same = (past.c[column.key] == value for column, value in zip(root.history_key, key, strict=True))
     return exists().where(*same, is_open(past.c[root.valid_to.key]))
 
