@@ -351,6 +351,26 @@ def test_only_rows_that_changed_get_versions(maker: Any) -> None:
         ]
 
 
+def test_rows_whose_numbers_are_given_anew_go_on_with_their_history(maker: Any) -> None:
+    with maker() as session:
+        fill(session)
+        session.execute(sa.delete(Item).where(Item.id > 3))
+        session.commit()
+        session.execute(items.insert(), [{"title": "a"}, {"title": "b"}])
+        session.execute(sa.insert(Item), [{"name": "c"}, {"name": "d"}])
+        session.commit()
+        assert session.scalar(sa.select(sa.func.count()).select_from(Item)) == 7
+        check_history(session, Item)
+
+
+def test_numbers_below_all_given_ones_are_recorded(maker: Any) -> None:
+    with maker() as session:
+        session.execute(sa.insert(Item), [{"id": -7, "name": "a"}, {"id": -5, "name": "b"}])
+        session.execute(sa.insert(Item), [{"name": "c"}, {"name": "d"}])
+        session.commit()
+        check_history(session, Item)
+
+
 @pytest.mark.parametrize("name", ["before_flush", "after_flush"])
 def test_a_statement_that_a_listener_of_the_flush_executes_is_recorded(maker: Any, name: str) -> None:
     def restock(session: Session, *args: Any) -> None:

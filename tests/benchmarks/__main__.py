@@ -12,6 +12,7 @@ import os
 import statistics
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -315,7 +316,7 @@ LINES = [
     Line("bulk UPDATE of 1,000", bulk_update(ROWS), {"": 2.5}, 4),
     Line("bulk UPDATE of 100,000", bulk_update(100 * ROWS), {"": 2.5}, 4, 100),
     Line("bulk DELETE of 10,000", bulk_delete, {"": 2.5}, 4, 10),
-    Line("bulk insert of 10,000", bulk_insert, {"": 1.3}, 1, 10),
+    Line("bulk insert of 10,000", bulk_insert, {"": 1.3}, 2, 10),
     Line("an UPDATE of an untracked table", untracked_statement, {"": 1.02}, 0, TIMES, lambda side: side.fill(1)),
 ]
 
@@ -409,6 +410,22 @@ def print_memory(audited: Side) -> None:
     print(f"  {name:<50} {verdict}: +{early:.0f} MiB in the first tenth, +{late:.0f} MiB afterwards", flush=True)
 
 
+def print_bulk_memory(audited: Side) -> None:
+    """Tell what Python's memory peaks at in bulk UPDATEs of 10,000 and of 100,000 rows."""
+    peaks = []
+    for count in (LOADED, 10 * LOADED):
+        with closing(bulk_update(count)(audited)) as steps:
+            next(steps)
+            gc.collect()
+            tracemalloc.start()
+            next(steps)
+            peaks.append(tracemalloc.get_traced_memory()[1] / 2**20)
+            tracemalloc.stop()
+    verdict = "flat" if peaks[1] <= peaks[0] + 1 else "NOT FLAT"
+    name = "memory, bulk UPDATE of 10,000 and of 100,000"
+    print(f"  {name:<50} {verdict}: {peaks[0]:.1f} MiB, {peaks[1]:.1f} MiB", flush=True)
+
+
 STATM = Path("/proc/self/statm")
 
 
@@ -437,6 +454,7 @@ def measure(url: sa.URL, repetitions: int, chosen: str) -> None:
             if chosen in line.name:
                 print_line(line, plain, audited, repetitions)
         if chosen in "memory":
+            print_bulk_memory(audited)
             print_memory(audited)
         measure_reads(engine, repetitions, chosen, clock)
     finally:
