@@ -54,6 +54,7 @@ from sqlalchemy import (
     or_,
     select,
     tuple_,
+    type_coerce,
     update,
 )
 from sqlalchemy.exc import SQLAlchemyError
@@ -453,7 +454,7 @@ def _prepare_change(write: Write, clause: Any, tracked: TrackedTable, parameters
     connection, written = write.connection, clause.table
     key = [written.c[column.key] for column in tracked.key] if isinstance(written, Alias) else list(tracked.key)
     values = {} if isinstance(clause, Delete) else _values_set(clause, tracked, parameters)
-    new_key = [values.get(column, column) for column in tracked.key]
+    new_key = [type_coerce(values.get(column, column), column.type) for column in tracked.key]
     moves = not values.keys().isdisjoint(tracked.key)
     given, width = None if moves else _keys_given(clause, key, parameters), len(key)
     told = [*key, _has_open_version(write.root, key), *(new_key if moves else ())]
