@@ -532,18 +532,24 @@ def test_a_statement_that_failed_leaves_no_baseline(maker: Any, plain: Any, name
 
 @pytest.mark.requires("writing_ctes")
 @pytest.mark.parametrize("how", ["session", "connection"])
-def test_a_statement_in_the_cte_of_another_is_noticed(recorded_engine: sa.Engine, maker: Any, how: str) -> None:
-    cte = items.update().values(price=3).returning(items.c.id).cte()
+def test_a_statement_in_the_cte_of_another_is_noticed_and_executed_once(
+    recorded_engine: sa.Engine, maker: Any, how: str
+) -> None:
+    cte = items.update().values(price=items.c.price + 1).returning(items.c.id).cte()
     with maker() as session:
         fill(session)
+        run = session.execute if how == "session" else session.connection().execute
         for statement in (
             sa.select(cte),
+            Tag.__table__.insert().from_select(["id"], sa.select(cte.c.id + 5)),
             sa.update(Place).where(Place.row.in_(sa.select(cte.c.id))).values(taken=True),
+            sa.delete(Place).where(Place.seat == "a").add_cte(cte),
         ):
-            run = session.execute if how == "session" else session.connection().execute
-            with pytest.warns(sqlaudit.SQLAuditWarning, match="bulk_items' besides"):
+            with pytest.warns(sqlaudit.SQLAuditWarning, match="bulk_items' besides|bulk_places' .* writes within"):
                 run(statement)
-        sqlaudit.record_changes(session, Item)
+        assert session.scalars(sa.select(Item.price).where(Item.id == 1)).one() == 14
+        for model in (Item, Place):
+            sqlaudit.record_changes(session, model)
         session.commit()
         for source in SOURCES:
             check_history(session, source)

@@ -265,6 +265,7 @@ class Recorder:
             and (tracked := written_table(statement)) is not None
             and not self.is_paused(connection, tracked, options)
             and _is_where_history_is(connection, tracked, options)
+            and _can_be_foreseen(statement, tracked)
         ):
             clause = _wrapped_as(clause, self._prepare(connection, statement, tracked, multiple or [single]))
         return clause, multiple, single
@@ -352,14 +353,7 @@ def _wrapped_as(given: Any, statement: Any) -> Any:
 
 def notice_writes_within(statement: Any) -> None:
     """Notice what a statement writes besides, or though it reads: by a CTE, or to a second table of one UPDATE."""
-    others: list[Any] = []
-    if isinstance(statement, SelectBase):
-        others += [each.element for each in _ctes_of(statement)]
-    else:
-        within = [*statement._independent_ctes, *getattr(statement, "_where_criteria", ())]
-        within += [getattr(statement, "select", None), *(getattr(statement, "_values", None) or {}).values()]
-        others += [each for start in within if isinstance(start, ClauseElement) for each in iterate(start)]
-    written = {written_table(each) for each in others if isinstance(each, UpdateBase)}
+    written = {written_table(each) for each in _writes_within(statement)}
     if isinstance(statement, Update):
         mine = written_table(statement)
         tables = {_unaliased(column.table) for column in statement._values or () if isinstance(column, ColumnElement)}
@@ -372,6 +366,30 @@ def notice_writes_within(statement: Any) -> None:
                 "table by a statement of its own, or call record_changes() then.",
                 tracked.live,
             )
+
+
+def _writes_within(statement: Any) -> list[Any]:
+    """Return the statements that write in another one."""
+    if isinstance(statement, SelectBase):
+        return [each.element for each in _ctes_of(statement) if isinstance(each.element, UpdateBase)]
+    within = [*statement._independent_ctes, *getattr(statement, "_where_criteria", ())]
+    within += [getattr(statement, "select", None), *(getattr(statement, "_values", None) or {}).values()]
+    found = (each for start in within if isinstance(start, ClauseElement) for each in iterate(start))
+    return [each for each in found if isinstance(each, UpdateBase)]
+
+
+def _can_be_foreseen(statement: Any, tracked: TrackedTable) -> bool:
+    """Tell whether the rows that a statement is about to write can be found without writing any."""
+    is_plain_insert = isinstance(statement, Insert) and statement._post_values_clause is None
+    if is_plain_insert or not _writes_within(statement):
+        return True
+    notice_writes_within(statement)
+    uncaptured(
+        f"Which rows of the tracked table {tracked.live.fullname!r} a statement writes is said by another that writes "
+        "within it, and history will not show them; execute that first, and name the rows by what it returns.",
+        tracked.live,
+    )
+    return False
 
 
 def _ctes_of(statement: Any) -> Iterator[CTE]:
@@ -499,6 +517,7 @@ def _has_open_version(root: TrackedTable, key: Sequence[Any]) -> ColumnElement[b
 def _rows_of(clause: Any, columns: Sequence[Any], key: Sequence[Any]) -> Select[Any]:
     """Return the select of columns of the rows that a statement is about to write, which locks them."""
     statement = select(*columns).where(*clause._where_criteria).order_by(*key).with_for_update(of=key[0].table)
+    statement = statement.add_cte(*clause._independent_ctes)
     entity = clause.table._annotations.get("parententity")
     if entity is not None:
         statement = statement.select_from(entity).options(*clause._with_options)
