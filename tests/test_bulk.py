@@ -390,6 +390,23 @@ def test_a_statement_that_a_listener_of_the_flush_executes_is_recorded(maker: An
         ]
 
 
+@pytest.mark.parametrize("name", ["update", "delete"])
+def test_rows_that_are_chosen_at_random_are_chosen_once(maker: Any, name: str) -> None:
+    with maker() as session:
+        fill(session)
+        session.execute(items.insert(), [{"title": f"more {number}"} for number in range(200)])
+        is_mysql = session.connection().dialect.name in ("mysql", "mariadb")
+        lucky = sa.select(Item.id).order_by(sa.func.rand() if is_mysql else sa.func.random()).limit(50).subquery()
+        statement = sa.update(Item).values(price=0) if name == "update" else sa.delete(Item)
+        result = session.execute(
+            statement.where(Item.id.in_(sa.select(lucky.c.id))), execution_options={"synchronize_session": False}
+        )
+        assert result.rowcount == 50
+        session.commit()
+        for source in SOURCES:
+            check_history(session, source)
+
+
 def test_a_statement_with_schemas_of_its_own_is_refused(maker: Any) -> None:
     sqlaudit.set_config(sqlaudit.SQLAuditConfig(on_uncaptured="raise"))
     with maker() as session:

@@ -31,6 +31,7 @@ from sqlalchemy import (
     Delete,
     Engine,
     ExceptionContext,
+    GenerativeSelect,
     Insert,
     Integer,
     Select,
@@ -60,6 +61,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import FromStatement, Session
 from sqlalchemy.sql import operators
+from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.visitors import iterate
 
 from sqlaudit.capture import Capture, Changeset, uncaptured
@@ -72,7 +74,7 @@ from sqlaudit.flush import unit_of
 from sqlaudit.handwritten import NOTICED, notice_sql
 from sqlaudit.models import root_of
 from sqlaudit.period import is_open
-from sqlaudit.statements import NO_USER_FIELDS, Key, UserFields, chunks, one_of
+from sqlaudit.statements import NO_USER_FIELDS, JSONList, Key, UserFields, chunks, goes_into_json, one_of, one_of_json
 from sqlaudit.tables import TrackedTable, tracked_table
 
 Parameters = Sequence[Mapping[str, Any]]
@@ -492,12 +494,23 @@ def _prepare_change(write: Write, clause: Any, tracked: TrackedTable, parameters
         write.captures.append((capture, some))
         if isinstance(clause, Delete) or moves or not referred_columns(chain).isdisjoint(values):
             write.dependents.find(capture, some)
-    if connection.dialect.name == "sqlite" or (given is not None and len(keys) == len(set(given))):
+    if given is not None and len(keys) == len(set(given)):
         return clause  # nobody can add rows that it would write
+    alone = all(set(each._from_objects) <= {written} for each in clause._where_criteria)
+    if connection.dialect.name == "sqlite" and alone and not any(map(_may_differ, clause._where_criteria)):
+        return clause
     if isinstance(clause, Update) and connection.dialect.name in ("mysql", "mariadb") and tracked.live.primary_key:
         # It would rather walk through a small table, and wait for rows that are not its own.
         clause = clause.with_hint("FORCE INDEX (PRIMARY)", selectable=written)
+    if alone and len(parameters) == 1:  # it need not ask again which rows, and what may be told otherwise then
+        clause = clause._generate()
+        clause._where_criteria = ()
     return clause.where(_among(connection, key, keys, len(parameters) > 1))
+
+
+def _may_differ(criterion: ColumnElement[bool]) -> bool:
+    """Tell whether a criterion may choose other rows when it is asked again: by ``random()``, or a LIMIT."""
+    return any(isinstance(each, (FunctionElement, TextClause, GenerativeSelect)) for each in iterate(criterion))
 
 
 def keep_others_out(connection: Connection, tracked: TrackedTable) -> None:
@@ -570,6 +583,8 @@ def _given(value: Any, parameters: Mapping[str, Any]) -> Any:
 def _among(connection: Connection, key: Sequence[Any], keys: Sequence[Key], many: bool) -> ColumnElement[bool]:
     """Return the condition that a row has one of the keys, however many these are."""
     if connection.dialect.name != "postgresql":
+        if not many and len(key) == 1 and goes_into_json(key[0], connection.dialect):
+            return one_of_json(key[0], literal([each[0] for each in keys], JSONList(key[0].type)))
         if not keys or not many:
             return one_of(key, keys) if keys else false()
         # A statement of many executions takes no list for a parameter.

@@ -14,6 +14,7 @@ from weakref import ref
 
 from sqlalchemy import (
     ARRAY,
+    BindParameter,
     Boolean,
     Column,
     ColumnElement,
@@ -176,7 +177,7 @@ def _user_text(element: user_text, compiler: SQLCompiler, **kw: Any) -> str:
 _at = bindparam("sqlaudit_at", type_=UTCDateTime())
 
 
-class _JSONList(TypeDecorator[list[Any]]):
+class JSONList(TypeDecorator[list[Any]]):
     """Many values in one parameter, for databases that have no arrays."""
 
     impl = String
@@ -189,6 +190,15 @@ class _JSONList(TypeDecorator[list[Any]]):
     def process_bind_param(self, value: list[Any] | None, dialect: Dialect) -> str:
         processor = self.item_type.dialect_impl(dialect).bind_processor(dialect)
         return json.dumps(value if processor is None else [processor(item) for item in value or ()])
+
+
+def goes_into_json(column: ColumnElement[Any], dialect: Dialect) -> bool:
+    """Tell whether a :class:`JSONList` is how a database takes many values of a column."""
+    return dialect.name == "sqlite" and isinstance(implementation_of(column.type, dialect), _IN_JSON)
+
+
+def one_of_json(column: ColumnElement[Any], values: BindParameter[Any]) -> ColumnElement[bool]:
+    return column.in_(select(func.json_each(values).table_valued("value").c.value))
 
 
 class Prepared:
@@ -269,9 +279,8 @@ class Statements:
         (column,) = columns
         if self.dialect.name == "postgresql":
             return column == any_(bindparam("sqlaudit_keys", type_=ARRAY(column.type)))
-        if self.dialect.name == "sqlite" and isinstance(implementation_of(column.type, self.dialect), _IN_JSON):
-            keys = func.json_each(bindparam("sqlaudit_keys", type_=_JSONList(column.type)))
-            return column.in_(select(keys.table_valued("value").c.value))
+        if goes_into_json(column, self.dialect):
+            return one_of_json(column, bindparam("sqlaudit_keys", type_=JSONList(column.type)))
         return column.in_(bindparam("sqlaudit_keys", type_=column.type, expanding=True))
 
     @staticmethod
