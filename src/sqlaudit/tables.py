@@ -282,8 +282,9 @@ class AddOpenGuard(ExecutableDDLElement):
     """Let MySQL and MariaDB, which have no partial indexes, refuse two open versions of one row.
 
     An invisible generated column, unique within a row's life, is 0 for the open version and the number of the
-    version for all others. InnoDB looks for duplicates beyond a new entry, too, and locks the one that follows: it
-    is another version of the same row, never the neighbouring row's, so that writers of different rows don't wait.
+    version for all others. InnoDB looks for duplicates beyond a new entry, too, and locks the one that follows: mostly
+    another version of the same row. But where an entry for 0 is made again, it locks the gap before it, too, and two
+    writers of neighbouring keys may then wait for each other, or deadlock.
     """
 
     def __init__(self, history: Table) -> None:
