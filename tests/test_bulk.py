@@ -105,6 +105,12 @@ STATEMENTS: dict[str, Callable[[Session], Any]] = {
         sa.update(Item).where(Part.item_id == Item.id, Part.id == UUID(int=2)).values(stock=9),
         execution_options={"synchronize_session": False},
     ),
+    "update from a query": lambda s: s.execute(
+        (lambda parts: sa.update(Item).where(Item.id == parts.c.item_id).values(stock=9))(
+            sa.select(Part.item_id).distinct().subquery("parts_of_items")
+        ),
+        execution_options={"synchronize_session": False},
+    ),
     "update of a composite key": lambda s: s.execute(sa.update(Place).where(Place.seat == "a").values(taken=True)),
     "update of a base class": lambda s: s.execute(sa.update(Person).where(Person.id < 3).values(name="Zoe")),
     "update of a subclass": lambda s: s.execute(sa.update(Worker).where(Worker.wage == 10).values(wage=11)),

@@ -499,7 +499,9 @@ def _prepare_change(write: Write, clause: Any, tracked: TrackedTable, parameters
     alone = all(set(each._from_objects) <= {written} for each in clause._where_criteria)
     if connection.dialect.name == "sqlite" and alone and not any(map(_may_differ, clause._where_criteria)):
         return clause
-    if isinstance(clause, Update) and connection.dialect.name in ("mysql", "mariadb") and tracked.live.primary_key:
+    named = {source for each in values.values() for source in getattr(each, "_from_objects", ())}
+    single = isinstance(clause, Update) and alone and named <= {written}  # else the hint is rendered behind another
+    if single and connection.dialect.name in ("mysql", "mariadb") and tracked.live.primary_key:
         # It would rather walk through a small table, and wait for rows that are not its own.
         clause = clause.with_hint("FORCE INDEX (PRIMARY)", selectable=written)
     if alone and len(parameters) == 1:  # it need not ask again which rows, and what may be told otherwise then
