@@ -11,7 +11,7 @@ A :class:`Recorder` listens to a connection, where all statements pass: those of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
@@ -40,7 +40,6 @@ from sqlalchemy import (
     Table,
     TextClause,
     TextualSelect,
-    UniqueConstraint,
     Update,
     UpdateBase,
     and_,
@@ -48,7 +47,6 @@ from sqlalchemy import (
     bindparam,
     column,
     event,
-    exists,
     false,
     func,
     literal,
@@ -73,9 +71,18 @@ from sqlaudit.exceptions import ContextError
 from sqlaudit.flush import unit_of
 from sqlaudit.handwritten import NOTICED, notice_sql
 from sqlaudit.models import root_of
-from sqlaudit.period import is_open
-from sqlaudit.statements import NO_USER_FIELDS, JSONList, Key, UserFields, chunks, goes_into_json, one_of, one_of_json
-from sqlaudit.tables import TrackedTable, tracked_table
+from sqlaudit.statements import (
+    NO_USER_FIELDS,
+    JSONList,
+    Key,
+    UserFields,
+    chunks,
+    goes_into_json,
+    has_open_version,
+    one_of,
+    one_of_json,
+)
+from sqlaudit.tables import TrackedTable, tracked_table, unique_together
 
 Parameters = Sequence[Mapping[str, Any]]
 Chain = tuple[TrackedTable, ...]
@@ -126,6 +133,19 @@ class Write:
         if connection.dialect.name != "postgresql" and not connection._is_autocommit_isolation():
             connection.dialect.do_savepoint(connection, _SAVEPOINT)
             self.has_savepoint = True
+
+    def expect(self, keys: list[Key], *, unrecorded: Set[Key], changed: Set[Any] | None) -> None:
+        """Give baselines to the rows, locked by now, that the statement is about to write.
+
+        :param unrecorded: the rows that may have no history
+        :param changed: the columns that it changes of them; ``None`` if others may refer to any of these
+        """
+        for chain, some in by_chain(self.connection, self.root, keys):
+            capture = self.recorder.capture(self.connection, chain)
+            capture.baseline([key for key in some if key in unrecorded])
+            self.captures.append((capture, some))
+            if changed is None or not referred_columns(chain).isdisjoint(changed):
+                self.dependents.find(capture, some)
 
     def done(self, result: CursorResult[Any]) -> None:
         """Note what the statement has done."""
@@ -477,7 +497,7 @@ def _prepare_change(write: Write, clause: Any, tracked: TrackedTable, parameters
     new_key = [type_coerce(values.get(column, column), column.type) for column in tracked.key]
     moves = not values.keys().isdisjoint(tracked.key)
     given, width = None if moves else _keys_given(clause, key, parameters), len(key)
-    told = [*key, _has_open_version(write.root, key), *(new_key if moves else ())]
+    told = [*key, has_open_version(write.root, key), *(new_key if moves else ())]
     if given is None:
         chosen = _rows_of(clause, told, key)
         found = [tuple(row) for each in parameters for row in connection.execute(chosen, each)]
@@ -488,12 +508,11 @@ def _prepare_change(write: Write, clause: Any, tracked: TrackedTable, parameters
     is_recorded = {row[:width]: row[width] for row in found}
     keys = list(is_recorded)
     write.moved_to = {row[:width]: row[width + 1 :] for row in found} if moves else {}
-    for chain, some in by_chain(connection, write.root, keys):
-        capture = write.recorder.capture(connection, chain)
-        capture.baseline([each for each in some if not is_recorded[each]])
-        write.captures.append((capture, some))
-        if isinstance(clause, Delete) or moves or not referred_columns(chain).isdisjoint(values):
-            write.dependents.find(capture, some)
+    write.expect(
+        keys,
+        unrecorded={each for each in keys if not is_recorded[each]},
+        changed=None if isinstance(clause, Delete) or moves else values.keys(),
+    )
     if given is not None and len(keys) == len(set(given)):
         return clause  # nobody can add rows that it would write
     alone = all(set(each._from_objects) <= {written} for each in clause._where_criteria)
@@ -519,14 +538,6 @@ def keep_others_out(connection: Connection, tracked: TrackedTable) -> None:
     """Keep others from writing between two statements of ours, where rows cannot be locked, but the database is."""
     if connection.dialect.name == "sqlite":  # by its first write, whether that finds a row or not
         connection.execute(update(tracked.history).where(false()).values({tracked.version: tracked.version}))
-
-
-def _has_open_version(root: TrackedTable, key: Sequence[Any]) -> ColumnElement[bool]:
-    past = root.cache.get("past")
-    if past is None:  # an alias makes all its columns anew
-        past = root.cache["past"] = root.history.alias()
-    same = (past.c[column.key] == value for column, value in zip(root.history_key, key, strict=True))
-    return exists().where(*same, is_open(past.c[root.valid_to.key]))
 
 
 def _rows_of(clause: Any, columns: Sequence[Any], key: Sequence[Any]) -> Select[Any]:
@@ -613,7 +624,7 @@ def _prepare_insert(write: Write, clause: Any, tracked: TrackedTable, parameters
         _find_present(write, clause, tracked, rows, changed)
     unique = [key] if key else []
     if write.may_update and not write.may_move:
-        unique += [columns for columns in _unique(tracked.live) if changed.isdisjoint(columns)]
+        unique += [columns for columns in _keys_of_table(tracked.live) if changed.isdisjoint(columns)]
     for columns in unique:
         values = [] if rows is None else _columns_of(rows, columns)
         if rows is not None and not any(value is _SQL for each in values for value in each):
@@ -788,7 +799,7 @@ def _find_present(
     """
     connection, key = write.connection, tracked.key
     found: dict[Key, None] = {}
-    for columns in _unique(tracked.live):
+    for columns in _keys_of_table(tracked.live):
         if rows is not None:
             given = [values for values in _columns_of(rows, columns) if not any(value is _SQL for value in values)]
             found |= dict.fromkeys(_keys_where(connection, key, columns, given))
@@ -800,21 +811,11 @@ def _find_present(
             among = (tuple_(*columns) if len(columns) > 1 else columns[0]).in_(values)
             chosen = select(*key).where(among).order_by(*key).with_for_update()
             found |= dict.fromkeys(tuple(row) for row in connection.execute(chosen))
-    for chain, some in by_chain(connection, write.root, list(found)):
-        capture = write.recorder.capture(connection, chain)
-        capture.baseline(some)
-        write.captures.append((capture, some))
-        if write.may_move or not referred_columns(chain).isdisjoint(changed):
-            write.dependents.find(capture, some)
+    write.expect(list(found), unrecorded=found.keys(), changed=None if write.may_move else changed)
 
 
-def _unique(table: Table) -> Iterator[tuple[Column[Any], ...]]:
-    """Yield the columns of a table that are unique together."""
+def _keys_of_table(table: Table) -> Iterator[tuple[Column[Any], ...]]:
+    """Yield the columns of a table that are unique together, its primary key first."""
     if table.primary_key:
         yield tuple(table.primary_key)
-    for constraint in table.constraints:
-        if isinstance(constraint, UniqueConstraint):
-            yield tuple(constraint.columns)
-    for index in table.indexes:
-        if index.unique and all(isinstance(each, Column) for each in index.expressions):
-            yield tuple(cast("Iterable[Column[Any]]", index.expressions))
+    yield from unique_together(table, partial=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
-from sqlalchemy import JSON, Column, ForeignKeyConstraint, Table, UniqueConstraint, select
+from sqlalchemy import JSON, Column, ForeignKeyConstraint, Table, select
 from sqlalchemy.orm import Mapper, RelationshipProperty, Session
 
 from sqlaudit.changes import Operation, differ
@@ -21,7 +21,7 @@ from sqlaudit.history import where_rows_are
 from sqlaudit.models import TrackedModel, root_of
 from sqlaudit.rows import Link, Row, attribute_of, display_key, links_now, rows_now, values_of
 from sqlaudit.statements import Key, chunks, one_of
-from sqlaudit.tables import TrackedTable, tracked_table
+from sqlaudit.tables import TrackedTable, tracked_table, unique_together
 
 GivenValues = Mapping[Any, Mapping[str, Any]]
 """What users give for columns that history does not keep: class → attribute → value."""
@@ -463,17 +463,8 @@ def constraints_of(model: TrackedModel) -> list[ForeignKeyConstraint]:
 def unique_columns(model: TrackedModel) -> Iterator[tuple[Column[Any], ...]]:
     """Yield the columns of a model that are unique together, but for its key."""
     for table in model.chain:
-        found = [
-            tuple(constraint.columns)
-            for constraint in table.live.constraints
-            if isinstance(constraint, UniqueConstraint)
-        ]
-        for index in table.live.indexes:
-            if index.unique and not any(option.get("where") is not None for option in index.dialect_options.values()):
-                columns = tuple(index.expressions)
-                if all(isinstance(column, Column) for column in columns):
-                    found.append(columns)  # type: ignore[arg-type]  # they are
-        yield from (columns for columns in dict.fromkeys(found) if set(columns) != set(table.key))
+        found = dict.fromkeys(unique_together(table.live))
+        yield from (columns for columns in found if set(columns) != set(table.key))
 
 
 def covering(constraint: ForeignKeyConstraint) -> Iterator[RelationshipProperty[Any]]:

@@ -192,6 +192,15 @@ class JSONList(TypeDecorator[list[Any]]):
         return json.dumps(value if processor is None else [processor(item) for item in value or ()])
 
 
+def has_open_version(table: TrackedTable, key: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
+    """Return the condition that the row with a key has an open version."""
+    past = table.cache.get("past")
+    if past is None:  # an alias makes all its columns anew
+        past = table.cache["past"] = table.history.alias()
+    same = (past.c[column.key] == value for column, value in zip(table.history_key, key, strict=True))
+    return exists(literal_column("1")).where(*same, is_open(past.c[table.valid_to.key]))
+
+
 def goes_into_json(column: ColumnElement[Any], dialect: Dialect) -> bool:
     """Tell whether a :class:`JSONList` is how a database takes many values of a column."""
     return dialect.name == "sqlite" and isinstance(implementation_of(column.type, dialect), _IN_JSON)
@@ -332,15 +341,6 @@ class Statements:
         names = [*(history for _, history in table.columns), *self._audit_columns(table)]
         return insert(table.history).from_select(names, source, include_defaults=False)
 
-    def _open(self, table: TrackedTable, key: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
-        other = table.history.alias()
-        other_key = [other.c[column.key] for column in table.history_key]
-        return exists(
-            select(literal_column("1"))
-            .select_from(other)
-            .where(self._same(other_key, key), is_open(other.c[table.valid_to.key]))
-        )
-
     def _changed(self, history: Any) -> ColumnElement[bool]:
         """Whether the live row differs from an open version in any stored column, or in the tables that it has."""
         source, differences = self._live(), []
@@ -417,7 +417,7 @@ class Statements:
         if guard == "new" and self.dialect.name not in GUARDED_BY_KEY:
             statement = statement.where(~exists(select(literal_column("1")).select_from(past).where(here)))
         if guard in ("closed", "absent"):
-            statement = statement.where(~self._open(base, base.key))
+            statement = statement.where(~has_open_version(base, base.key))
         if guard == "absent":
             statement = statement.where(
                 ~exists(select(literal_column("1")).select_from(past).where(here, past.c[base.valid_from.key] > _at))
@@ -448,7 +448,7 @@ class Statements:
                 is_open(above.c[self.base.valid_to.key]),
                 above.c[self.base.role("changeset_id").key]
                 == bindparam("sqlaudit_changeset", type_=self.base.role("changeset_id").type),
-                ~self._open(table, here),
+                ~has_open_version(table, here),
             )
         )
         return self._into(table, self._by_key(statement, source, here))

@@ -24,6 +24,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    UniqueConstraint,
     Uuid,
     event,
 )
@@ -313,6 +314,21 @@ def _render_open_guard(element: AddOpenGuard, compiler: DDLCompiler, **kw: Any) 
 def tracked_table(table: object) -> TrackedTable | None:
     """Return what makes a table tracked, or ``None``."""
     return table.info.get(INFO_KEY) if isinstance(table, Table) else None
+
+
+def unique_together(table: Table, *, partial: bool = False) -> Iterator[tuple[Column[Any], ...]]:
+    """Yield the columns of a table that are unique together, but for its primary key.
+
+    :param partial: also those that are unique only among some rows
+    """
+    for constraint in table.constraints:
+        if isinstance(constraint, UniqueConstraint):
+            yield tuple(constraint.columns)
+    for index in table.indexes:
+        has_condition = any(option.get("where") is not None for option in index.dialect_options.values())
+        columns = [each for each in index.expressions if isinstance(each, Column)]
+        if index.unique and len(columns) == len(index.expressions) and (partial or not has_condition):
+            yield tuple(columns)
 
 
 def track_secondary(secondary: Table, columns: Iterable[Column[Any]], mapper: Mapper[Any]) -> TrackedTable:
