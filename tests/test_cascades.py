@@ -391,6 +391,23 @@ def test_children_older_than_their_tracking_keep_what_was_before(engine: sa.Engi
     assert found(sessions, Nulled, "parent_id") == [("baseline", 1), ("update", None)]
 
 
+def test_what_comes_to_a_parent_that_goes_in_the_same_flush_goes_with_it(sessions: Sessions) -> None:
+    with sessions.begin() as session:
+        session.add_all([Parent(id=1, code="a"), Parent(id=2, code="b")])
+        session.flush()
+        session.add(Cascaded(id=1, parent_id=1))
+        session.flush()
+        session.add(Grandchild(id=1, cascaded_id=1))
+    with sessions(autoflush=False) as session:
+        session.get_one(Cascaded, 1).parent_id = 2
+        session.add(Cascaded(id=2, parent_id=2))
+        session.delete(session.get_one(Parent, 2))
+        session.commit()
+    check(sessions)
+    assert found(sessions, Cascaded, "id") == [("insert", 1), ("delete", 1)]
+    assert found(sessions, Grandchild, "id") == [("insert", 1), ("delete", 1)]
+
+
 def test_a_rolled_back_cascade_leaves_no_trace(sessions: Sessions) -> None:
     with sessions.begin() as session:
         session.add(Parent(id=1, code="a"))

@@ -162,8 +162,11 @@ class Capture:
         if by_row:
             self.parameters["sqlaudit_callback_user"] = callback
 
-    def inserted(self, keys: Sequence[Key]) -> None:
-        """Write the first versions of new rows: one statement per table and 1,000 rows."""
+    def inserted(self, keys: Sequence[Key], *, must_be_found: bool = True) -> None:
+        """Write the first versions of new rows: one statement per table and 1,000 rows.
+
+        :param must_be_found: see :meth:`settle`
+        """
         for chunk in chunks(keys):
             try:
                 complete = self._run(chunk, "snapshot", Operation.INSERT, "new") == len(chunk)
@@ -172,7 +175,7 @@ class Capture:
                     raise
                 complete = False  # a key has a history: the database undid that statement, and nothing else
             if not complete:
-                self.settle(chunk, inserted=frozenset(chunk))
+                self.settle(chunk, inserted=frozenset(chunk), must_be_found=must_be_found)
 
     def updated(self, keys: Sequence[Key], before: OldValues = _unknown) -> None:
         """Write versions of rows that may have changed: two statements per table and 1,000 rows.

@@ -137,7 +137,8 @@ class Unit:
         self.stored = frozenset(self.live)
         self.keys = frozenset(self.key_names)
         self.automatic = frozenset(name for name, column in self.live.items() if self._is_automatic(column))
-        self.needed = self.automatic | {name for name, column in self.live.items() if column.foreign_keys}
+        self.referring = frozenset(name for name, column in self.live.items() if column.foreign_keys)
+        self.needed = self.automatic | self.referring
         self.watched = (
             frozenset(prop.key for prop in mapper.column_attrs if isinstance(prop.columns[0], Column))
             if self.automatic
@@ -307,7 +308,8 @@ class Flush:
                     self._automatic[state] = {name: values[name] for name in unit.automatic if name in values}
                 if unit not in followed:
                     followed[unit] = unit.followed()
-                if goes or not followed[unit].isdisjoint(committed):
+                may_follow = bool(self._doomed) and not unit.referring.isdisjoint(committed)  # to a row that goes
+                if goes or may_follow or not followed[unit].isdisjoint(committed):
                     reason = self.restoring.reason_of(state)
                     parents.setdefault((unit, state.identity_token, reason), []).append(key)
                 if state not in self._blind and (
@@ -438,11 +440,13 @@ class Flush:
         changeset = changeset_of(self.session, group.connection)
         context = self._context(group.reason)
         capture = Capture(group.connection, changeset, unit.model.chain, unit.user_fields(self.config), context)
+        must_be_found = not self._doomed  # else it may have gone with its parent
         if moved or rewritten or not deleted.keys().isdisjoint(new):
             keys = dict.fromkeys((*moved, *moved_to, *rewritten, *deleted, *new))
-            capture.settle(list(keys), inserted={*moved_to, *new} - {*rewritten, *deleted}, before=old_of_lost)
+            fresh = {*moved_to, *new} - {*rewritten, *deleted}
+            capture.settle(list(keys), inserted=fresh, before=old_of_lost, must_be_found=must_be_found)
         else:
-            capture.inserted(new)
+            capture.inserted(new, must_be_found=must_be_found)
             capture.deleted(list(deleted), old_of_lost)
         capture.updated(list(updated), old_of_updated)
         if moved_to:
