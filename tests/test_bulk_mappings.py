@@ -178,6 +178,8 @@ WRITES: dict[str, list[Callable[[Session], Any]]] = {
         lambda s: s.execute(sa.update(Middle).where(Middle.id == 3).values(y=6)),
         lambda s: s.execute(bottoms.insert().values(id=3, z=5)),
         lambda s: s.execute(sa.delete(Bottom).where(Bottom.id == 3)),
+        lambda s: [s.execute(bottoms.insert().values(id=3)), s.execute(tops.update().values(x=7))],
+        lambda s: s.execute(sa.delete(Bottom).where(Bottom.id == 3)),
         lambda s: s.execute(sa.delete(Middle).where(Middle.id == 3)),
         lambda s: s.execute(sa.delete(Top).where(Top.id == 3)),
         lambda s: s.execute(tops.insert().values(id=90, kind="bottom")),

@@ -563,7 +563,7 @@ class Statements:
         ]
 
     def _reopen(self) -> list[Executable]:
-        """Make one version, by its number, the open one again."""
+        """Make one version, by its number, the open one again; a row further down that left with it stays gone."""
         return [
             update(table.history)
             .where(
@@ -572,6 +572,7 @@ class Statements:
                     [bindparam(f"sqlaudit_key_{i}", type_=c.type) for i, c in enumerate(table.history_key)],
                 ),
                 table.version == bindparam("sqlaudit_version", type_=Integer()),
+                table.role("operation") != literal_column(f"'{Operation.DELETE.value}'"),
             )
             .values({table.valid_to: OpenEnd()})
             for table in self.chain
