@@ -72,6 +72,8 @@ def outcome(result: Any) -> Any:
         return None
 
 
+MOVE = items.update().where(items.c.id == sa.bindparam("old")).values(id=sa.bindparam("new"))
+
 STATEMENTS: dict[str, Callable[[Session], Any]] = {
     # UPDATE
     "update": lambda s: s.execute(sa.update(Item).where(Item.price > 10).values(price=Item.price + 1)),
@@ -121,6 +123,15 @@ STATEMENTS: dict[str, Callable[[Session], Any]] = {
     ),
     "update of keys": lambda s: s.execute(sa.update(Item).where(Item.id < 3).values(id=Item.id + 100)),
     "update of a key by parameters": lambda s: s.execute(items.update().where(items.c.id == 3), {"id": 33}),
+    "update of keys by parameters, one after the other": lambda s: s.execute(
+        MOVE, [{"old": 1, "new": 9}, {"old": 2, "new": 1}, {"old": 9, "new": 2}, {"old": 9, "new": 7}]
+    ),
+    "update of keys by an expression and parameters": lambda s: s.execute(
+        items.update().where(items.c.id == sa.bindparam("old")).values(id=items.c.id + 10), [{"old": 1}, {"old": 2}]
+    ),
+    "update of a part of a key of an alias": lambda s: s.execute(
+        (lambda it: sa.update(it).where(it.c.seat == "a").values(row=it.c.row + 10))(places.alias("it"))
+    ),
     "update by a lambda": lambda s: s.execute(
         (lambda least: sa.lambda_stmt(lambda: sa.update(Item).where(Item.price > least).values(stock=1)))(15)
     ),
@@ -239,6 +250,21 @@ STATEMENTS: dict[str, Callable[[Session], Any]] = {
         )
         and None
     ),
+    "insert or move": lambda s: (
+        s.execute(
+            upsert(s, items, {"id": items.c.id + sa.literal_column("20")}, "id"),
+            [{"id": 1, "title": "a"}, {"id": 2, "title": "b"}, {"id": 8, "title": "c"}],
+        )
+        and None
+    ),
+    "insert or move values": lambda s: (
+        s.execute(
+            upsert(s, items, {"id": items.c.id + sa.literal_column("20")}, "id").values(
+                [{"id": 1, "title": "a"}, {"id": 8, "title": "c"}]
+            )
+        )
+        and None
+    ),
     "insert or do nothing": lambda s: (
         s.execute(do_nothing(s, Item).values([{"name": "item 1"}, {"name": "new"}])) and None
     ),
@@ -340,6 +366,38 @@ def test_what_a_statement_returns_is_the_same(maker: Any, plain: Any, name: str)
 @pytest.mark.parametrize("name", UPDATE_RETURNING)
 def test_what_an_update_returns_is_the_same(maker: Any, plain: Any, name: str) -> None:
     check_same(name, UPDATE_RETURNING[name], maker, plain)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "parameters"),
+    [
+        (items.c.price == sa.bindparam("old"), [{"old": 10}, {"old": 10}]),
+        (items.c.id == sa.bindparam("old"), [{"old": 1}, {"old": 11}]),
+    ],
+)
+def test_moves_that_nobody_can_follow_are_noticed_and_left_alone(maker: Any, criterion: Any, parameters: Any) -> None:
+    statement = items.update().where(criterion).values(id=items.c.id + 10)
+    with maker() as session:
+        fill(session)
+        sqlaudit.set_config(sqlaudit.SQLAuditConfig(on_uncaptured="raise"))
+        with pytest.raises(sqlaudit.CaptureError, match="execute the statement once for each"):
+            session.execute(statement, parameters)
+        session.rollback()
+        sqlaudit.set_config(sqlaudit.SQLAuditConfig(on_uncaptured="ignore"))
+        session.execute(statement, parameters)
+        assert session.scalars(sa.select(Item.id).order_by(Item.id)).all() == [2, 3, 4, 21]
+
+
+def test_what_was_inserted_before_the_rest_failed_is_recorded(maker: Any) -> None:
+    with maker() as session:
+        fill(session)
+        savepoint = session.begin_nested()
+        with pytest.raises(sa.exc.IntegrityError):  # which are two statements, as the keys of the first differ
+            session.execute(sa.insert(Item), [{"name": "a"}, {"name": "b", "price": 2}, {"name": "b", "price": 2}])
+        if session.connection().dialect.name == "postgresql":
+            savepoint.rollback()
+        session.commit()
+        check_history(session, Item)
 
 
 def test_only_rows_that_changed_get_versions(maker: Any) -> None:

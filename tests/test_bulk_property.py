@@ -80,6 +80,10 @@ OPERATIONS: dict[str, Callable[[Session, int, int], Any]] = {
         [{"k": a, "n": 1}, {"k": b, "n": 2}],
     ),
     "move": lambda s, a, b: s.execute(sa.update(Item).where(Item.id == a).values(id=b), execution_options=QUIETLY),
+    "move by parameters": lambda s, a, b: s.execute(
+        items.update().where(items.c.id == sa.bindparam("old")).values(id=sa.bindparam("new")),
+        [{"old": a, "new": 90 + b}, {"old": b, "new": a}, {"old": 90 + b, "new": b}],
+    ),
     "move many": lambda s, a, b: s.execute(
         sa.update(Item).where(Item.id >= a).values(id=Item.id + 50 * (b % 2)), execution_options=QUIETLY
     ),

@@ -20,7 +20,6 @@ from sqlalchemy import (
     ARRAY,
     CTE,
     Alias,
-    BinaryExpression,
     BindParameter,
     BooleanClauseList,
     ClauseElement,
@@ -256,6 +255,7 @@ class Recorder:
     def settle_failed(self) -> None:
         """Write the versions of what was executed before a statement failed, and undo what that did in part."""
         self.writes = [write for write in self.writes if not write.is_rolled_back()]
+        self.writes.sort(key=lambda write: write.is_done)  # to undo takes with it what has been written since
         with suppress(SQLAlchemyError):  # the database may have undone all of it, and take nothing more
             self.settle()
 
@@ -494,10 +494,12 @@ def _prepare_change(write: Write, clause: Any, tracked: TrackedTable, parameters
     connection, written = write.connection, clause.table
     key = [written.c[column.key] for column in tracked.key] if isinstance(written, Alias) else list(tracked.key)
     values = {} if isinstance(clause, Delete) else _values_set(clause, tracked, parameters)
-    new_key = [type_coerce(values.get(column, column), column.type) for column in tracked.key]
+    new_key = [values.get(column, here) for column, here in zip(tracked.key, key, strict=True)]
     moves = not values.keys().isdisjoint(tracked.key)
     given, width = None if moves else _keys_given(clause, key, parameters), len(key)
-    told = [*key, has_open_version(write.root, key), *(new_key if moves else ())]
+    told = [*key, has_open_version(write.root, key)]
+    if moves:
+        told += [type_coerce(value, column.type) for value, column in zip(new_key, tracked.key, strict=True)]
     if given is None:
         chosen = _rows_of(clause, told, key)
         found = [tuple(row) for each in parameters for row in connection.execute(chosen, each)]
@@ -508,11 +510,17 @@ def _prepare_change(write: Write, clause: Any, tracked: TrackedTable, parameters
     is_recorded = {row[:width]: row[width] for row in found}
     keys = list(is_recorded)
     write.moved_to = {row[:width]: row[width + 1 :] for row in found} if moves else {}
+    meanwhile: Sequence[Key] | None = ()
+    if moves and len(parameters) > 1:
+        meanwhile = _follow_moves(write, clause, key, new_key, parameters)
     write.expect(
         keys,
         unrecorded={each for each in keys if not is_recorded[each]},
         changed=None if isinstance(clause, Delete) or moves else values.keys(),
     )
+    if meanwhile is None:
+        return clause
+    keys = list(dict.fromkeys([*keys, *meanwhile]))
     if given is not None and len(keys) == len(set(given)):
         return clause  # nobody can add rows that it would write
     alone = all(set(each._from_objects) <= {written} for each in clause._where_criteria)
@@ -527,6 +535,37 @@ def _prepare_change(write: Write, clause: Any, tracked: TrackedTable, parameters
         clause = clause._generate()
         clause._where_criteria = ()
     return clause.where(_among(connection, key, keys, len(parameters) > 1))
+
+
+def _follow_moves(
+    write: Write, clause: Any, key: Sequence[Any], new_key: Sequence[Any], parameters: Parameters
+) -> Sequence[Key] | None:
+    """Note where rows end that one execution may move on from where another one has moved them.
+
+    :return: the keys that they have meanwhile; ``None`` if nobody knows, and they must be left to the statement
+    """
+    old = _keys_given(clause, key, parameters)
+    if old is not None and len(list(_terms(clause._where_criteria))) == len(key):
+        if len(set(old)) == len(old) and set(old).isdisjoint(write.moved_to.values()):
+            return ()  # none is moved twice
+        new = [
+            tuple([was if to is here else _given(to, each) for to, here, was in zip(new_key, key, one, strict=True)])
+            for one, each in zip(old, parameters, strict=True)
+        ]
+        if not any(value is _SQL for each in new for value in each):
+            for row in write.moved_to:
+                place = row
+                for before, after in zip(old, new, strict=True):
+                    place = after if place == before else place
+                write.moved_to[row] = place
+            return new
+    name = write.root.live.fullname
+    uncaptured(
+        f"A list of parameters moves rows of the tracked table {name!r} by keys that it may move again, and its "
+        "history may not show where they end; execute the statement once for each.",
+        write.root.live,
+    )
+    return None
 
 
 def _may_differ(criterion: ColumnElement[bool]) -> bool:
@@ -566,11 +605,8 @@ def _values_set(clause: Any, tracked: TrackedTable, parameters: Parameters) -> d
 
 def _keys_given(clause: Any, key: Sequence[Any], parameters: Parameters) -> list[Key] | None:
     """Return the keys that a statement names; ``None`` if it names its rows otherwise."""
-    terms = {
-        term.left: term.right
-        for term in _terms(clause._where_criteria)
-        if term.operator is operators.eq and isinstance(term.right, BindParameter)
-    }
+    equations = [term for term in _terms(clause._where_criteria) if getattr(term, "operator", None) is operators.eq]
+    terms = {term.left: term.right for term in equations if isinstance(term.right, BindParameter)}
     found = [terms.get(column) for column in key]
     if any(term is None for term in found):
         return None
@@ -578,11 +614,11 @@ def _keys_given(clause: Any, key: Sequence[Any], parameters: Parameters) -> list
     return None if any(value is _SQL for each in keys for value in each) else keys
 
 
-def _terms(criteria: Iterable[Any]) -> Iterator[BinaryExpression[Any]]:
+def _terms(criteria: Iterable[Any]) -> Iterator[Any]:
     for each in criteria:
         if isinstance(each, BooleanClauseList) and each.operator is operators.and_:
             yield from _terms(each.clauses)
-        elif isinstance(each, BinaryExpression):
+        else:
             yield each
 
 
@@ -622,7 +658,8 @@ def _prepare_insert(write: Write, clause: Any, tracked: TrackedTable, parameters
         changed = _columns_changed(clause, tracked)
         write.may_move = not changed.isdisjoint(key)
         _find_present(write, clause, tracked, rows, changed)
-    unique = [key] if key else []
+    moves_given = write.may_move and clause._post_values_clause is not None  # what is replaced gets the given key
+    unique = [key] if key and not moves_given else []
     if write.may_update and not write.may_move:
         unique += [columns for columns in _keys_of_table(tracked.live) if changed.isdisjoint(columns)]
     for columns in unique:
