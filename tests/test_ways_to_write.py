@@ -143,6 +143,13 @@ def by_statements_within(maker: Any, engine: sa.Engine) -> None:
         session.commit()
 
 
+def by_moves_again_and_again(maker: Any, engine: sa.Engine) -> None:
+    with maker() as session:
+        move = items.update().where(items.c.id == sa.bindparam("old")).values(id=items.c.id + 10)
+        session.execute(move, [{"old": 4}, {"old": 14}])
+        session.commit()
+
+
 def by_shards(maker: Any, engine: sa.Engine) -> None:
     with ShardedSession(
         shards={"one": engine},
@@ -193,6 +200,9 @@ WAYS: dict[str, Callable[[Any, sa.Engine], None]] = {
     ),
     "the same by any other connection": by_another_engine,
     "objects, by a session without hooks": by_objects_without_hooks,
+    "a list of parameters that may move a row twice, by an expression of its key, or found by other columns": (
+        by_moves_again_and_again
+    ),
     "statements of a `ShardedSession`": by_shards,
     "`text()`, `exec_driver_sql`, by a session, its connection, or a connection of a registered engine": by_hand,
     "other clients, cursors of the driver, triggers that write other tables": by_a_cursor,
