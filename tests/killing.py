@@ -62,6 +62,7 @@ def disagreement(engine: sa.Engine) -> str:
     table = tracked_table(Load.__table__)
     assert table is not None
     with engine.connect() as connection:
+        connection.execution_options(isolation_level="SERIALIZABLE")  # a server may be committing what it was sent
         live = {tuple(row) for row in connection.execute(sa.select(Load.__table__))}
         versions = sa.select(*(old for _, old in table.columns)).where(table.valid_to == sqlaudit.OPEN_END)
         recorded = {tuple(row) for row in connection.execute(versions)}
