@@ -5,6 +5,7 @@ every database offers, names the capability: ``@pytest.mark.requires("arrays")``
 """
 
 import contextlib
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,6 +102,15 @@ class Server(Database):
         self.url = server.set(database=self.name_on_server)
         self.server = sa.create_engine(server, isolation_level="AUTOCOMMIT", poolclass=sa.StaticPool)
 
+    @staticmethod
+    def session_id(connection: sa.Connection) -> int:
+        """Give the number that a session has on the server."""
+        raise NotImplementedError
+
+    def waiting(self) -> set[int]:
+        """Give the sessions in our database that wait for a lock, and will until another does something."""
+        raise NotImplementedError
+
     @contextlib.contextmanager
     def administration(self) -> Iterator[sa.Connection]:
         with self.server.connect() as connection:
@@ -132,6 +142,20 @@ class PostgreSQL(Server):
             connection.execute(sa.DDL(f"CREATE DATABASE {self.name_on_server}"))
         self.inside = sa.create_engine(self.url, isolation_level="AUTOCOMMIT", poolclass=sa.StaticPool)
         self.clean()
+
+    @staticmethod
+    def session_id(connection: sa.Connection) -> int:
+        return connection.connection.dbapi_connection.info.backend_pid
+
+    def waiting(self) -> set[int]:
+        statement = sa.text("SELECT pid, pg_blocking_pids(pid) FROM pg_stat_activity WHERE datname = :name")
+        with self.administration() as connection:
+            rows = connection.execute(statement, {"name": self.name_on_server}).all()
+        blockers = {session: set(others) for session, others in rows if others}
+        going = {session for session, _ in rows} - blockers.keys()
+        for _ in blockers:  # a deadlock ends soon, and with it what waits for those in it
+            going |= {session for session, others in blockers.items() if others & going}
+        return blockers.keys() & going
 
     def clean(self) -> None:
         with self.inside.connect() as connection:
@@ -211,6 +235,19 @@ class MariaDB(Server):
             for schema in self.schemas:
                 connection.execute(sa.DDL(f"CREATE DATABASE {schema} CHARACTER SET utf8mb4"))
 
+    @staticmethod
+    def session_id(connection: sa.Connection) -> int:
+        return connection.connection.dbapi_connection.thread_id()
+
+    def waiting(self) -> set[int]:
+        # information_schema.innodb_trx may be a tenth of a second old.
+        sessions = sa.text("SELECT id FROM information_schema.processlist WHERE db = :name")
+        with self.administration() as connection:
+            _, _, status = connection.execute(sa.text("SHOW ENGINE INNODB STATUS")).one()
+            ours = connection.scalars(sessions, {"name": self.name_on_server}).all()
+        _, _, transactions = status.rpartition("\nTRANSACTIONS\n")  # behind the last deadlock's
+        return {int(id) for id in _LOCK_WAIT.findall(transactions)} & set(ours)
+
     def clean(self) -> None:
         self._drop()
         self._create()
@@ -230,6 +267,9 @@ class MariaDB(Server):
                     connection.execute(sa.DDL(f"KILL {session}"))
             for schema in self.schemas:
                 connection.execute(sa.DDL(f"DROP DATABASE {schema}"))
+
+
+_LOCK_WAIT = re.compile(r"^LOCK WAIT .*\n.*thread id (\d+)", re.MULTILINE)
 
 
 DATABASES: dict[str, type[Database]] = {kind.name: kind for kind in (SQLite, PostgreSQL, MariaDB)}

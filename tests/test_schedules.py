@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import UTC, datetime, timedelta
-from itertools import count
+from itertools import count, product
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -16,14 +17,14 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
 import sqlaudit
-from databases import Database
+from databases import Server
 from invariants import check_history
 from overlap import PATIENCE, Account, Base, PlainAccount, histories, is_conflict, until_it_passes, write
 
 pytestmark = pytest.mark.requires("concurrent_writes")
 
-PAUSE = 0.03
-"""Seconds after which a step that has not returned is taken to wait for another transaction."""
+PAUSE = 0.003
+"""Seconds after which the database is asked whether a step that has not returned waits for another transaction."""
 ENOUGH = 200
 LEVELS = ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 
@@ -38,7 +39,7 @@ def clock() -> None:
 
 
 @pytest.fixture(params=LEVELS)
-def maker(request: pytest.FixtureRequest, database: Database, clock: None) -> Iterator[sessionmaker[Session]]:
+def maker(request: pytest.FixtureRequest, database: Server, clock: None) -> Iterator[sessionmaker[Session]]:
     engine = database.create_engine(pool_size=20, isolation_level=request.param)
     Base.metadata.create_all(engine)
     maker = sessionmaker(engine, expire_on_commit=False)
@@ -95,8 +96,9 @@ PAIRS = [
 class Transaction:
     """One of a schedule: takes its steps, as it is told to, in a thread of its own."""
 
-    def __init__(self, session: Session, steps: Sequence[Step], *arguments: Any) -> None:
+    def __init__(self, session: Session, id: int, steps: Sequence[Step], *arguments: Any) -> None:
         self.session = session
+        self.id = id
         self.arguments = arguments
         self.left = list(steps)
         self.error: sa.exc.DBAPIError | None = None
@@ -128,27 +130,43 @@ class Transaction:
         assert self.error is None or is_conflict(self.error), self.error
 
 
+def settle(database: Server, transactions: Sequence[Transaction]) -> None:
+    """Wait until each has taken its step, or waits for another."""
+    until = monotonic() + PATIENCE
+    wait([each.future for each in transactions], PAUSE)
+    while running := {each.id for each in transactions if each.waits}:
+        if running <= database.waiting():
+            return
+        assert monotonic() < until, "one goes on for ever"
+        wait([each.future for each in transactions], PAUSE)
+
+
 Choose = Callable[[list[int]], int]
 """Chooses of the transactions that have steps left, and do not wait, whose turn it is."""
 
 
 def play(
-    maker: sessionmaker[Session], model: type[Any], first: int, distance: int, shapes: Sequence[str], choose: Choose
+    maker: sessionmaker[Session],
+    database: Server,
+    model: type[Any],
+    first: int,
+    distance: int,
+    shapes: Sequence[str],
+    choose: Choose,
 ) -> list[bool]:
     """Run transactions on the accounts A, which is ``first``, and B, and tell which of them passed."""
-    all_ = [
-        Transaction(maker(), SHAPES[shape], model, first, distance, str(place)) for place, shape in enumerate(shapes)
-    ]
+    all_: list[Transaction] = []
+    for place, shape in enumerate(shapes):
+        session = maker()
+        id = database.session_id(session.connection())
+        all_.append(Transaction(session, id, SHAPES[shape], model, first, distance, str(place)))
     while any(each.left for each in all_):
         free = [place for place, each in enumerate(all_) if each.left and not each.waits]
         if not free:  # a deadlock, which the database will see
             assert wait([each.future for each in all_ if each.waits], PATIENCE, FIRST_COMPLETED).done, "a deadlock"
             continue
-        chosen = all_[choose(free)]
-        chosen.submit()
-        wait([chosen.future], PAUSE if chosen.left else PATIENCE)  # no COMMIT waits
-        if not chosen.left:  # its locks are free
-            wait([each.future for each in all_], PAUSE)
+        all_[choose(free)].submit()
+        settle(database, all_)
     assert not wait([each.future for each in all_], PATIENCE).not_done, "one waits for ever"
     for each in all_:
         each.end()
@@ -189,18 +207,19 @@ def fill(maker: sessionmaker[Session]) -> Iterator[int]:
 class Ledger:
     """Plays schedules twice, without us and with us, and keeps how they went."""
 
-    def __init__(self, maker: sessionmaker[Session], distance: int = 2) -> None:
+    def __init__(self, maker: sessionmaker[Session], database: Server, distance: int = 2) -> None:
         self.maker = maker
+        self.database = database
         self.distance = distance
         self.ids = fill(maker)
         self.writes: Counter[int] = Counter()
         self.worse: list[Any] = []
 
     def play(self, shapes: Sequence[str], choose: Schedule) -> None:
-        plain = play(self.maker, PlainAccount, next(self.ids), self.distance, shapes, choose)
-        for _ in range(3):  # a step that is only slow is taken for one that waits, and the order is another
+        plain = play(self.maker, self.database, PlainAccount, next(self.ids), self.distance, shapes, choose)
+        for _ in range(3):  # the database chooses who of a deadlock may go on
             first = next(self.ids)
-            ours = play(self.maker, Account, first, self.distance, shapes, Schedule(choose.taken))
+            ours = play(self.maker, self.database, Account, first, self.distance, shapes, Schedule(choose.taken))
             for shape, passed in zip(shapes, ours, strict=True):
                 self.writes.update({first: passed and "A" in shape, first + self.distance: passed and "B" in shape})
             if sum(ours) >= sum(plain):
@@ -219,10 +238,10 @@ class Ledger:
 
 @pytest.mark.parametrize("shapes", PAIRS, ids=" / ".join)
 def test_two_transactions_pass_whenever_they_did_without_us(
-    maker: sessionmaker[Session], shapes: Sequence[str]
+    maker: sessionmaker[Session], database: Server, shapes: Sequence[str]
 ) -> None:
     """Every order of their steps that makes a difference."""
-    ledger = Ledger(maker)
+    ledger = Ledger(maker, database)
     todo = [Schedule()]
     while todo:
         schedule = todo.pop()
@@ -241,30 +260,34 @@ def sample(ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize("maker", ["READ COMMITTED", "REPEATABLE READ"], indirect=True)
-def test_three_transactions_pass_whenever_they_did_without_us(maker: sessionmaker[Session]) -> None:
-    ledger = Ledger(maker)
+def test_three_transactions_pass_whenever_they_did_without_us(maker: sessionmaker[Session], database: Server) -> None:
+    ledger = Ledger(maker, database)
     sample(ledger)
     assert not ledger.worse
 
 
 @pytest.mark.requires("partial_indexes")
 @pytest.mark.parametrize("maker", ["READ COMMITTED", "REPEATABLE READ"], indirect=True)
-def test_three_transactions_on_neighbours_pass_whenever_they_did_without_us(maker: sessionmaker[Session]) -> None:
+def test_three_transactions_on_neighbours_pass_whenever_they_did_without_us(
+    maker: sessionmaker[Session], database: Server
+) -> None:
     """Where the open version is guarded by a generated column, neighbours may deadlock.
 
     Its unique index has an entry (B, 0) that was deleted and is made again, and InnoDB's look for duplicates locks
     the gap before it, into which (A, 1) goes when A's version is closed: who writes A waits for who has written B,
     and deadlocks with it if that one writes A next.
     """
-    ledger = Ledger(maker, distance=1)
+    ledger = Ledger(maker, database, distance=1)
     sample(ledger)
     assert not ledger.worse
 
 
 @pytest.mark.parametrize("maker", ["SERIALIZABLE"], indirect=True)
-def test_three_serializable_transactions_are_in_history_if_they_pass(maker: sessionmaker[Session]) -> None:
+def test_three_serializable_transactions_are_in_history_if_they_pass(
+    maker: sessionmaker[Session], database: Server
+) -> None:
     """More may fail with us: PostgreSQL takes two that read and wrote one page of an index for a conflict."""
-    sample(Ledger(maker))
+    sample(Ledger(maker, database))
 
 
 # --- phantoms ---------------------------------------------------------------------------------------------------
@@ -297,11 +320,17 @@ MEANWHILE: dict[str, Callable[[Session], Any]] = {
 }
 
 
-@pytest.mark.parametrize("maker", ["READ COMMITTED", "REPEATABLE READ"], indirect=True)
-@pytest.mark.parametrize("meanwhile", MEANWHILE)
-@pytest.mark.parametrize("statement", STATEMENTS)
+LEVEL = random.Random(5)
+"""Chooses for each a level at which they meet."""
+
+
+@pytest.mark.parametrize(
+    ("maker", "statement", "meanwhile"),
+    [(LEVEL.choice(LEVELS[:2]), *pair) for pair in product(STATEMENTS, MEANWHILE)],
+    indirect=["maker"],
+)
 def test_a_row_that_another_transaction_commits_under_a_statement_is_written_only_if_recorded(
-    maker: sessionmaker[Session], statement: str, meanwhile: str
+    maker: sessionmaker[Session], database: Server, statement: str, meanwhile: str
 ) -> None:
     """The other transaction runs when the rows are locked, and commits before they are written, unless it waits."""
     with maker.begin() as session:
@@ -315,7 +344,9 @@ def test_a_row_that_another_transaction_commits_under_a_statement_is_written_onl
         if not others and sql.startswith(("UPDATE accounts ", "DELETE FROM accounts ")):
             others.append(Future())  # the other transaction's statements pass here, too
             others.append(pool.submit(until_it_passes, maker, work))
-            wait(others[1:], 2 * PAUSE)
+            until = monotonic() + PATIENCE
+            while wait(others[1:], PAUSE).not_done and not database.waiting() and monotonic() < until:
+                pass
 
     def first(session: Session) -> None:
         STATEMENTS[statement](session)
