@@ -34,10 +34,18 @@ class PlainAccount(AccountColumns, Base):
     __tablename__ = "plain_accounts"
 
 
+def _code(error: sa.exc.DBAPIError) -> Any:
+    number = error.orig.args[0]  # MariaDB gives a state, too, which is the same for all conflicts
+    return number if isinstance(number, int) else error.orig.sqlstate
+
+
 def is_conflict(error: sa.exc.DBAPIError) -> bool:
     """Tell whether the database asks for the transaction to be tried again: a deadlock, a change since it began."""
-    code = getattr(error.orig, "sqlstate", None) or error.orig.args[0]
-    return code in ("40001", "40P01", 1020, 1213)
+    return is_deadlock(error) or _code(error) in ("40001", 1020)
+
+
+def is_deadlock(error: sa.exc.DBAPIError) -> bool:
+    return _code(error) in ("40P01", 1213)
 
 
 def until_it_passes(maker: sessionmaker[Session], work: Callable[[Session], Any]) -> Any:
