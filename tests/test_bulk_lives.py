@@ -4,14 +4,12 @@ What the statements do is not foretold: after each step the reference is told wh
 foretold, by a rehearsal that is not recorded, that they do the same without us.
 """
 
-import os
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 from sqlalchemy.dialects import mysql, postgresql, sqlite
@@ -20,6 +18,7 @@ from sqlalchemy.orm.exc import StaleDataError
 
 import sqlaudit
 from databases import Database
+from effort import profile
 from invariants import check_history
 from reference import Context, Place, Reference, Rows, Version
 
@@ -682,18 +681,7 @@ class Life(RuleBasedStateMachine):
         self.now += timedelta(microseconds=microseconds)
 
 
-def profile(database: Database) -> settings:
-    """Try fewer lives where each costs more; the same ones each time where nobody looks on."""
-    effort = int(os.environ.get("SQLAUDIT_TEST_EFFORT", "1"))
-    return settings(
-        max_examples=(15 if "concurrent_writes" in database.capabilities else 40) * effort,
-        stateful_step_count=30,
-        derandomize=bool(os.environ.get("CI")),
-        suppress_health_check=list(HealthCheck),
-        report_multiple_bugs=False,
-    )
-
-
 def test_history_tells_what_bulk_statements_did(database: Database, engine: sa.Engine) -> None:
     Base.metadata.create_all(engine)
-    run_state_machine_as_test(lambda: Life(engine), settings=profile(database))
+    lives = profile(database, few=15, many=40, stateful_step_count=30, report_multiple_bugs=False)
+    run_state_machine_as_test(lambda: Life(engine), settings=lives)

@@ -3,20 +3,20 @@
 That each statement does what it would without us is tested one by one in ``test_bulk``.
 """
 
-import os
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.orm.exc import FlushError, ObjectDeletedError, StaleDataError
 
 import sqlaudit
 from databases import Database
+from effort import profile
 from invariants import check_history, recording
 from stock import (
     SOURCES,
@@ -131,16 +131,6 @@ NUMBER = st.integers(1, 6)
 STEPS = st.lists(st.tuples(st.sampled_from([*ENDS * 2, *OPERATIONS]), NUMBER, NUMBER), min_size=10, max_size=30)
 
 
-def profile(database: Database) -> settings:
-    """Try fewer lives where each costs more; the same ones each time where nobody looks on."""
-    effort = int(os.environ.get("SQLAUDIT_TEST_EFFORT", "1"))
-    return settings(
-        max_examples=(25 if "concurrent_writes" in database.capabilities else 60) * effort,
-        derandomize=bool(os.environ.get("CI")),
-        suppress_health_check=list(HealthCheck),
-    )
-
-
 def live_through(session: Session, steps: list[tuple[str, int, int]]) -> None:
     fill(session)
     for name, a, b in steps:
@@ -195,7 +185,7 @@ def maker(engine: sa.Engine) -> Any:
 def test_history_agrees_with_the_rows_whatever_wrote_them(database: Database, maker: sessionmaker[Session]) -> None:
     sqlaudit.set_config(sqlaudit.SQLAuditConfig(on_uncaptured="ignore"))
 
-    @profile(database)
+    @profile(database, few=25, many=60)
     @given(STEPS)
     def lives(steps: list[tuple[str, int, int]]) -> None:
         Base.metadata.drop_all(maker.kw["bind"])

@@ -5,7 +5,6 @@
 
 import copy
 import itertools
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,7 +13,6 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 from sqlalchemy.ext.mutable import MutableDict
@@ -22,6 +20,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, rela
 
 import sqlaudit
 from databases import Database
+from effort import profile
 from reference import OPEN, Context, Reference, Rows, Version
 
 
@@ -545,21 +544,10 @@ def read_past(session: Session, when: datetime) -> Iterator[Any]:
 # --- the test ---------------------------------------------------------------------------------------------------
 
 
-def profile(database: Database) -> settings:
-    """Try fewer lives where each costs more; the same ones each time where nobody looks on."""
-    effort = int(os.environ.get("SQLAUDIT_TEST_EFFORT", "1"))
-    return settings(
-        max_examples=(15 if "concurrent_writes" in database.capabilities else 40) * effort,
-        stateful_step_count=40,
-        derandomize=bool(os.environ.get("CI")),
-        suppress_health_check=list(HealthCheck),
-        report_multiple_bugs=False,
-    )
-
-
 def test_history_agrees_with_what_was_true_when(database: Database, engine: sa.Engine) -> None:
     Base.metadata.create_all(engine)
-    run_state_machine_as_test(lambda: Life(engine), settings=profile(database))
+    lives = profile(database, few=15, many=40, stateful_step_count=40, report_multiple_bugs=False)
+    run_state_machine_as_test(lambda: Life(engine), settings=lives)
 
 
 # --- what random lives have found -------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 ``SQLAUDIT_TEST_EFFORT=10`` tries ten times as many.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from functools import partial
@@ -11,13 +10,14 @@ from itertools import count
 from typing import Any
 
 import sqlalchemy as sa
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import event, given
 from hypothesis import strategies as st
 from sqlalchemy.orm import Session, sessionmaker
 
 import sqlaudit
 from clock import START
 from databases import Database
+from effort import profile
 from shop import (
     QUESTIONS,
     Address,
@@ -290,24 +290,12 @@ def compare(found: dict[str, Any], expected: dict[str, Any], when: datetime) -> 
         assert found[name] == answer, f"{name} as of {when}"
 
 
-def profile(database: Database) -> settings:
-    """Try fewer lives where each costs more; the same ones each time where nobody looks on."""
-    effort = int(os.environ.get("SQLAUDIT_TEST_EFFORT", "1"))
-    return settings(
-        max_examples=(2 if "concurrent_writes" in database.capabilities else 5) * effort,
-        derandomize=bool(os.environ.get("CI")),
-        suppress_health_check=list(HealthCheck),
-        report_multiple_bugs=False,
-        deadline=None,
-    )
-
-
 def test_every_question_has_the_answer_of_then(database: Database, engine: sa.Engine) -> None:
     Base.metadata.create_all(engine)
     maker = sessionmaker(engine)
     sqlaudit.register_hooks(maker)
 
-    @profile(database)
+    @profile(database, few=2, many=5, report_multiple_bugs=False)
     @given(st.data())
     def answers_agree(data: Any) -> None:
         with engine.begin() as connection:
