@@ -44,7 +44,9 @@ from sqlalchemy.orm import (
     sessionmaker,
 )
 
-from sqlaudit.bulk import Recorder, notice_writes_within, roll_back, unwrapped, written_table
+from sqlaudit.bulk.reading import notice_writes_within, unwrapped, written_table
+from sqlaudit.bulk.recorder import Recorder
+from sqlaudit.bulk.writes import roll_back
 from sqlaudit.capture import OWN, Changeset, changeset_of, uncaptured
 from sqlaudit.exceptions import QueryError, SQLAuditError
 from sqlaudit.flush import Flush, forget_restoring, prepare_restoring

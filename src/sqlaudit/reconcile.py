@@ -8,7 +8,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, FromClause, Select, and_, select, true, tuple_
 from sqlalchemy.orm import Session
 
-from sqlaudit.bulk import keep_others_out, user_fields_of
+from sqlaudit.bulk.locking import keep_others_out
+from sqlaudit.bulk.recorder import user_fields_of
 from sqlaudit.capture import OWN, Capture, changeset_of
 from sqlaudit.dependents import by_chain
 from sqlaudit.history import checked_session, moved

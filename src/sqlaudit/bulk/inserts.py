@@ -1,0 +1,223 @@
+"""Which keys have the rows that an INSERT makes?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Column, Connection, CursorResult, Integer, Table, func, select, tuple_
+
+from sqlaudit.bulk.reading import SQL, Parameters, value_given
+from sqlaudit.bulk.writes import Write
+from sqlaudit.capture import uncaptured
+from sqlaudit.statements import Key, chunks, one_of
+from sqlaudit.tables import TrackedTable, unique_together
+
+
+def prepare_insert(write: Write, clause: Any, tracked: TrackedTable, parameters: Parameters) -> Any:
+    """See to it that the keys of the rows that an INSERT makes will be known, and return it so."""
+    key = tracked.key
+    write.may_update = clause._post_values_clause is not None or bool(clause._prefixes)
+    rows = _rows_given(clause, tracked, parameters, tracked.live.c if write.may_update else key)
+    if write.may_update:
+        changed = _columns_changed(clause, tracked)
+        write.may_move = not changed.isdisjoint(key)
+        _find_present(write, clause, tracked, rows, changed)
+    moves_given = write.may_move and clause._post_values_clause is not None  # what is replaced gets the given key
+    unique = [key] if key and not moves_given else []
+    if write.may_update and not write.may_move:
+        unique += [columns for columns in _keys_of_table(tracked.live) if changed.isdisjoint(columns)]
+    for columns in unique:
+        values = [] if rows is None else _columns_of(rows, columns)
+        if rows is not None and not any(value is SQL for each in values for value in each):
+            write.keys_of = _keys_of_values(write.connection, key, columns, values)
+            return clause
+    if not write.may_update and _tells_keys(clause, tracked, rows):
+        write.keys_of = lambda result: _keys_told(result, tracked)
+        return clause
+    if write.connection.dialect.name == "sqlite" and _is_numbered(write, clause, tracked, rows, parameters):
+        return clause
+    return _returning_keys(write, clause, tracked, parameters)
+
+
+def _rows_given(
+    clause: Any, tracked: TrackedTable, parameters: Parameters, columns: Iterable[Column[Any]]
+) -> list[dict[str, Any]] | None:
+    """Return the values that an INSERT gives to columns, by the keys of these; ``None`` if a query gives them."""
+    if clause.select is not None:
+        return None
+    names = {column.key: column.key for column in tracked.live.c}
+    entity = clause.table._annotations.get("parententity")
+    if entity is not None:
+        names |= {attribute.key: attribute.columns[0].key for attribute in entity.mapper.column_attrs}
+    asked = {column.key for column in columns}
+    names = {name: key for name, key in names.items() if key in asked}
+    given = [each for several in clause._multi_values for each in several] or [clause._values or {}]
+    given = [{name if isinstance(name, str) else name.key: value for name, value in each.items()} for each in given]
+    return [
+        {key: value_given(of[name], each) for of in (values, each) for name, key in names.items() if name in of}
+        for each in parameters
+        for values in given
+    ]
+
+
+def _columns_of(rows: Iterable[Mapping[str, Any]], columns: Sequence[Column[Any]]) -> list[Key]:
+    return [tuple([row.get(column.key, SQL) for column in columns]) for row in rows]
+
+
+def _tells_keys(clause: Any, tracked: TrackedTable, rows: Sequence[Mapping[str, Any]] | None) -> bool:
+    """Tell whether the result of an INSERT has the keys of its rows on its own."""
+    if clause._return_defaults:
+        return True
+    if rows is None or clause._returning or clause._multi_values or clause._inline:
+        return False
+    if not set(tracked.key) <= set(tracked.live.primary_key):
+        return False
+    return len(rows) == 1 or all(
+        (column.default is not None and (column.default.is_callable or column.default.is_scalar))
+        or all(row.get(column.key, SQL) is not SQL for row in rows)
+        for column in tracked.key
+    )
+
+
+def _is_numbered(
+    write: Write, clause: Any, tracked: TrackedTable, rows: Sequence[Mapping[str, Any]] | None, parameters: Parameters
+) -> bool:
+    """Tell whether SQLite numbers the rows that many executions insert: each is new whose number is above the last.
+
+    RETURNING would tell as much, but take twice as long as the INSERT.
+    """
+    key, connection = tracked.live.autoincrement_column, write.connection
+    if (
+        len(parameters) == 1
+        or key is None
+        or tracked.key != (key,)
+        or not isinstance(key.type, Integer)
+        or key.default is not None
+        or write.may_update
+        or clause._returning
+        or any(rows or [{}])
+        or connection._is_autocommit_isolation()  # others may insert meanwhile
+    ):
+        return False
+    last = connection.execute(select(func.coalesce(func.max(key), -1 << 63))).scalar_one()
+    write.keys_of = lambda result: [tuple(row) for row in connection.execute(select(key).where(key > last))]
+    return bool(last < (1 << 63) - 1)  # after which the numbers are chosen at random
+
+
+def _keys_of_values(
+    connection: Connection, key: Sequence[Any], columns: Sequence[Any], values: list[Key]
+) -> Callable[[Any], list[Key]]:
+    """Return what tells the keys of the rows that have unique values."""
+    return lambda result: values if columns is key else _keys_where(connection, key, columns, values)
+
+
+def _keys_told(result: CursorResult[Any], tracked: TrackedTable) -> list[Key]:
+    places = [list(tracked.live.primary_key).index(column) for column in tracked.key]
+    told: Sequence[Any] = result.inserted_primary_key_rows
+    return [tuple([row[place] for place in places]) for row in told]
+
+
+def _keys_where(connection: Connection, key: Sequence[Any], columns: Sequence[Any], values: Sequence[Key]) -> list[Key]:
+    """Return the keys of the rows whose columns have one of the values, and lock them."""
+    chosen = select(*key).order_by(*key).with_for_update()
+    found = (connection.execute(chosen.where(one_of(columns, chunk))) for chunk in chunks(values))
+    return [tuple(row) for rows in found for row in rows]
+
+
+def _keys_returned(result: CursorResult[Any]) -> list[Key]:
+    _return_nothing(result)
+    return [tuple(row) for row in result.returned_defaults_rows or ()]
+
+
+def _return_nothing(result: CursorResult[Any]) -> None:
+    """Let a result be as without us."""
+    result._metadata = result._no_result_metadata
+
+
+def _returning_keys(write: Write, clause: Any, tracked: TrackedTable, parameters: Parameters) -> Any:
+    """Return an INSERT that returns the keys of its rows, after whatever else it returns."""
+    dialect, key, many = write.connection.dialect, tracked.key, len(parameters) > 1
+    returned = list(clause._returning)
+    if not (dialect.insert_executemany_returning if many else dialect.insert_returning):
+        uncaptured(
+            f"The keys of what is inserted into {tracked.live.fullname!r} are not given, and the database cannot "
+            "return them; its history will not show the rows. Give their keys, or add objects to a session.",
+            tracked.live,
+        )
+        return clause
+    if many and not (returned or clause._multi_values or write.may_update or set(key) - set(tracked.live.primary_key)):
+        write.keys_of = _keys_returned
+        return clause.return_defaults(*key).execution_options(preserve_rowcount=True)
+    if returned and all(any(column is each for column in returned) for each in key):
+        places = [next(place for place, column in enumerate(returned) if column is each) for each in key]
+    elif returned and not write.can_cut:
+        uncaptured(
+            f"What is inserted into {tracked.live.fullname!r} returns no key; its history will not show the rows. Add "
+            "the primary key to returning().",
+            tracked.live,
+        )
+        return clause
+    else:
+        places = list(range(-len(key), 0))
+        clause = clause.returning(*(column.label(f"sqlaudit_{column.key}") for column in key))
+        write.surplus = len(key) if returned else 0
+
+    def keys_of(result: CursorResult[Any]) -> list[Key]:
+        rowcount = result.rowcount if returned else None
+        rows = list(result.all())
+        result.context._rowcount = len(rows) if rowcount is None else rowcount
+        if returned:
+            result._rewind(rows)
+        else:
+            result.context._is_explicit_returning = False
+            _return_nothing(result)
+        return [tuple([row[place] for place in places]) for row in rows]
+
+    write.keys_of = keys_of
+    return clause
+
+
+def _columns_changed(clause: Any, tracked: TrackedTable) -> set[Any]:
+    """Return the columns that an INSERT changes of rows that it comes upon; all of them if it replaces these."""
+    if any("REPLACE" in str(prefix).upper() for prefix, _ in clause._prefixes):
+        return set(tracked.live.c)
+    told = clause._post_values_clause
+    values = dict(getattr(told, "update_values_to_set", None) or getattr(told, "update", None) or ())
+    columns = {column.key: column for column in tracked.live.c}
+    return {columns.get(each if isinstance(each, str) else each.key) for each in values}
+
+
+def _find_present(
+    write: Write,
+    clause: Any,
+    tracked: TrackedTable,
+    rows: Sequence[Mapping[str, Any]] | None,
+    changed: set[Any],
+) -> None:
+    """Lock the rows that an INSERT may come upon, and give baselines to those without history.
+
+    :param changed: the columns that it changes of them
+    """
+    connection, key = write.connection, tracked.key
+    found: dict[Key, None] = {}
+    for columns in _keys_of_table(tracked.live):
+        if rows is not None:
+            given = [values for values in _columns_of(rows, columns) if not any(value is SQL for value in values)]
+            found |= dict.fromkeys(_keys_where(connection, key, columns, given))
+            continue
+        names = [name if isinstance(name, str) else name.key for name in clause._select_names]
+        if {column.key for column in columns} <= set(names):
+            source = clause.select.subquery()
+            values = select(*(list(source.c)[names.index(column.key)] for column in columns))
+            among = (tuple_(*columns) if len(columns) > 1 else columns[0]).in_(values)
+            chosen = select(*key).where(among).order_by(*key).with_for_update()
+            found |= dict.fromkeys(tuple(row) for row in connection.execute(chosen))
+    write.expect(list(found), unrecorded=found.keys(), changed=None if write.may_move else changed)
+
+
+def _keys_of_table(table: Table) -> Iterator[tuple[Column[Any], ...]]:
+    """Yield the columns of a table that are unique together, its primary key first."""
+    if table.primary_key:
+        yield tuple(table.primary_key)
+    yield from unique_together(table, partial=True)

@@ -1,0 +1,154 @@
+"""What does a statement say that it writes?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from sqlalchemy import (
+    CTE,
+    Alias,
+    BindParameter,
+    BooleanClauseList,
+    ClauseElement,
+    ColumnElement,
+    Insert,
+    SelectBase,
+    StatementLambdaElement,
+    TextualSelect,
+    Update,
+    UpdateBase,
+    bindparam,
+)
+from sqlalchemy.orm import FromStatement
+from sqlalchemy.sql import operators
+from sqlalchemy.sql.visitors import iterate
+
+from sqlaudit.capture import uncaptured
+from sqlaudit.statements import Key
+from sqlaudit.tables import TrackedTable, tracked_table
+
+Parameters = Sequence[Mapping[str, Any]]
+SQL: Final = object()
+"""Stands for a value that only the database knows."""
+
+
+def unwrapped(statement: Any) -> Any:
+    """Return the statement in a lambda, in ``select().from_statement()`` or in ``text().columns()``."""
+    while isinstance(statement, (StatementLambdaElement, FromStatement, TextualSelect)):
+        statement = statement._resolved if isinstance(statement, StatementLambdaElement) else statement.element
+    return statement
+
+
+def wrapped_as(given: Any, statement: Any) -> Any:
+    """Return a statement that loads the objects that a given one loads, if it does, by another one."""
+    if isinstance(given, StatementLambdaElement):
+        return wrapped_as(given._resolved, statement)
+    if isinstance(given, FromStatement):
+        given = given._generate()
+        given.element = statement
+        return given
+    return statement
+
+
+def notice_writes_within(statement: Any) -> None:
+    """Notice what a statement writes besides, or though it reads: by a CTE, or to a second table of one UPDATE."""
+    written = {written_table(each) for each in _writes_within(statement)}
+    if isinstance(statement, Update):
+        mine = written_table(statement)
+        tables = {_unaliased(column.table) for column in statement._values or () if isinstance(column, ColumnElement)}
+        written |= {each for each in map(tracked_table, tables) if each is not mine and not _are_of_one_row(each, mine)}
+    for tracked in written:
+        if tracked is not None:
+            name = tracked.live.fullname
+            uncaptured(
+                f"A statement writes the tracked table {name!r} besides, and its history will not show it; write each "
+                "table by a statement of its own, or call record_changes() then.",
+                tracked.live,
+            )
+
+
+def _writes_within(statement: Any) -> list[Any]:
+    """Return the statements that write in another one."""
+    if isinstance(statement, SelectBase):
+        return [each.element for each in _ctes_of(statement) if isinstance(each.element, UpdateBase)]
+    within = [*statement._independent_ctes, *getattr(statement, "_where_criteria", ())]
+    within += [getattr(statement, "select", None), *(getattr(statement, "_values", None) or {}).values()]
+    found = (each for start in within if isinstance(start, ClauseElement) for each in iterate(start))
+    return [each for each in found if isinstance(each, UpdateBase)]
+
+
+def can_be_foreseen(statement: Any, tracked: TrackedTable) -> bool:
+    """Tell whether the rows that a statement is about to write can be found without writing any."""
+    is_plain_insert = isinstance(statement, Insert) and statement._post_values_clause is None
+    if is_plain_insert or not _writes_within(statement):
+        return True
+    notice_writes_within(statement)
+    uncaptured(
+        f"Which rows of the tracked table {tracked.live.fullname!r} a statement writes is said by another that writes "
+        "within it, and history will not show them; execute that first, and name the rows by what it returns.",
+        tracked.live,
+    )
+    return False
+
+
+def _ctes_of(statement: Any) -> Iterator[CTE]:
+    """Yield the CTEs that a select names first, for the rest is not worth its time."""
+    for each in getattr(statement, "selects", (statement,)):
+        named = [*each._from_obj, *(getattr(column, "table", column) for column in each._raw_columns)]
+        yield from (each for each in (*each._independent_ctes, *named) if isinstance(each, CTE))
+
+
+def _are_of_one_row(table: TrackedTable | None, other: TrackedTable | None) -> bool:
+    return table is not None and any(table in chain and other in chain for chain in table.chains)
+
+
+def _unaliased(table: Any) -> Any:
+    return table.element if isinstance(table, Alias) else table
+
+
+def written_table(clause: Any) -> TrackedTable | None:
+    """Return the tracked table that a statement writes."""
+    annotations = clause._annotations  # of the ORM's statements for objects of several tables, one after the other
+    table = _unaliased(annotations.get("_emit_update_table", annotations.get("_emit_insert_table", clause.table)))
+    tracked = tracked_table(table)
+    if tracked is None or tracked.live.fullname != table.fullname:  # it is the history table
+        return None
+    return tracked
+
+
+def values_set(clause: Any, tracked: TrackedTable, parameters: Parameters) -> dict[Any, Any]:
+    """Return the columns that an UPDATE sets, with their values."""
+    columns: dict[Any, Any] = {column.key: column for column in tracked.live.c}
+    entity = clause.table._annotations.get("parententity")
+    if entity is not None:
+        columns |= {attribute.key: attribute.columns[0] for attribute in entity.mapper.column_attrs}
+    named = [(name, bindparam(name, type_=columns[name].type)) for name in parameters[0] if name in columns]
+    pairs = [*(clause._values or {}).items(), *(getattr(clause, "_ordered_values", None) or ()), *named]
+    return {columns.get(each if isinstance(each, str) else each.key): value for each, value in pairs}
+
+
+def keys_given(clause: Any, key: Sequence[Any], parameters: Parameters) -> list[Key] | None:
+    """Return the keys that a statement names; ``None`` if it names its rows otherwise."""
+    equations = [term for term in terms(clause._where_criteria) if getattr(term, "operator", None) is operators.eq]
+    by_column = {term.left: term.right for term in equations if isinstance(term.right, BindParameter)}
+    found = [by_column.get(column) for column in key]
+    if any(term is None for term in found):
+        return None
+    keys = [tuple([value_given(term, each) for term in found]) for each in parameters]
+    return None if any(value is SQL for each in keys for value in each) else keys
+
+
+def terms(criteria: Iterable[Any]) -> Iterator[Any]:
+    for each in criteria:
+        if isinstance(each, BooleanClauseList) and each.operator is operators.and_:
+            yield from terms(each.clauses)
+        else:
+            yield each
+
+
+def value_given(value: Any, parameters: Mapping[str, Any]) -> Any:
+    """Return the value that a statement is executed with, if it is one of Python's."""
+    if isinstance(value, BindParameter):
+        value = parameters.get(value.key, value.effective_value)
+    return SQL if value is None or isinstance(value, ClauseElement) or hasattr(value, "__clause_element__") else value

@@ -1,0 +1,228 @@
+"""Who listens to the statements of a connection, and has what they write recorded?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any, Final
+
+from sqlalchemy import Connection, Delete, Engine, ExceptionContext, Insert, SelectBase, TextClause, Update, event
+from sqlalchemy.exc import SQLAlchemyError
+
+from sqlaudit.bulk.inserts import prepare_insert
+from sqlaudit.bulk.locking import keep_others_out, prepare_change
+from sqlaudit.bulk.reading import (
+    Parameters,
+    can_be_foreseen,
+    notice_writes_within,
+    unwrapped,
+    wrapped_as,
+    written_table,
+)
+from sqlaudit.bulk.writes import Chain, Write, roll_back, transactions_of
+from sqlaudit.capture import Capture, Changeset, uncaptured
+from sqlaudit.changes import Operation
+from sqlaudit.config import current_config
+from sqlaudit.context import get_audit_context
+from sqlaudit.exceptions import ContextError
+from sqlaudit.flush import unit_of
+from sqlaudit.handwritten import NOTICED, notice_sql
+from sqlaudit.models import root_of
+from sqlaudit.statements import NO_USER_FIELDS, Key, UserFields
+from sqlaudit.tables import TrackedTable
+
+_WRITE: Final = "sqlaudit_write"
+
+
+class Recorder:
+    """Records what the statements of a connection, or of an engine's connections, write to tracked tables.
+
+    :param changeset: tells the changeset of a connection's transaction
+    :param is_paused: tells whether what a connection executes is nothing to it, by the table that it writes, which is
+        not known of SQL that was written by hand, and by its execution options
+    :param waits: whether it writes the versions when :meth:`settle` is called, and not after each statement
+    :param can_cut: whether whoever executes the statements cuts what they return more than was asked for
+    :ivar surplus: how many columns that is
+    """
+
+    def __init__(
+        self,
+        changeset: Callable[[Connection], Changeset],
+        is_paused: Callable[[Connection, TrackedTable | None, Mapping[str, Any]], bool],
+        *,
+        waits: bool = False,
+        can_cut: bool = False,
+    ) -> None:
+        self.changeset = changeset
+        self.is_paused = is_paused
+        self.waits = waits
+        self.can_cut = can_cut
+        self.surplus = 0
+        self.writes: list[Write] = []
+
+    def listen(self, target: Engine | Connection) -> None:
+        event.listen(target, "before_execute", self.before, retval=True)
+        event.listen(target, "after_execute", self.after)
+        if not self.waits:
+            event.listen(target, "before_cursor_execute", self.before_cursor)
+            event.listen(target.engine, "handle_error", self.failed)
+
+    def remove(self, target: Engine | Connection) -> None:
+        event.remove(target, "before_execute", self.before)
+        event.remove(target, "after_execute", self.after)
+        if not self.waits:
+            event.remove(target, "before_cursor_execute", self.before_cursor)
+            event.remove(target.engine, "handle_error", self.failed)
+
+    def capture(self, connection: Connection, chain: Chain) -> Capture:
+        return Capture(connection, self.changeset(connection), chain, user_fields_of(chain))
+
+    def settle_failed(self) -> None:
+        """Write the versions of what was executed before a statement failed, and undo what that did in part."""
+        self.writes = [write for write in self.writes if not write.is_rolled_back()]
+        self.writes.sort(key=lambda write: write.is_done)  # to undo takes with it what has been written since
+        with suppress(SQLAlchemyError):  # the database may have undone all of it, and take nothing more
+            self.settle()
+
+    def settle(self) -> None:
+        """Write the versions of what has been executed."""
+        writes, self.writes = self.writes, []
+        seen: set[tuple[TrackedTable, Key]] = set()
+        for write in writes:
+            if len(writes) > 1:
+                write.inserted = [key for key in write.inserted if (write.root, key) not in seen]
+                seen.update((write.root, key) for key in write.inserted)
+            write.settle()
+
+    # -- the events
+
+    def before(
+        self, connection: Connection, clause: Any, multiple: Any, single: Any, options: Mapping[str, Any]
+    ) -> tuple[Any, Any, Any]:
+        """Find out what a statement is about to write."""
+        statement = unwrapped(clause)
+        if isinstance(statement, SelectBase):
+            notice_writes_within(statement)
+        elif isinstance(statement, TextClause):
+            if not self.waits and not options.get(NOTICED) and not self.is_paused(connection, None, options):
+                notice_sql(statement.text)
+        elif (
+            isinstance(statement, (Insert, Update, Delete))
+            and _WRITE not in statement.get_execution_options()
+            and (tracked := written_table(statement)) is not None
+            and not self.is_paused(connection, tracked, options)
+            and _is_where_history_is(connection, tracked, options)
+            and can_be_foreseen(statement, tracked)
+        ):
+            clause = wrapped_as(clause, self._prepare(connection, statement, tracked, multiple or [single]))
+        return clause, multiple, single
+
+    def before_cursor(
+        self, connection: Connection, cursor: Any, sql: str, parameters: Any, context: Any, many: bool
+    ) -> None:
+        """Notice SQL that is given to the driver."""
+        if context is not None and context.compiled is None and not self.is_paused(connection, None, {}):
+            notice_sql(sql)
+
+    def after(self, connection: Connection, clause: Any, multiple: Any, single: Any, options: Any, result: Any) -> None:
+        """Note what a statement has written."""
+        statement = unwrapped(clause)
+        write: Write | None = statement.get_execution_options().get(_WRITE) if hasattr(statement, "table") else None
+        if write is not None and write.recorder is self:
+            write.done(result)
+            self.surplus = write.surplus
+            if not self.waits:
+                del connection.info[_WRITE]
+                try:
+                    write.settle()
+                except BaseException:
+                    roll_back(connection)
+                    raise
+
+    def failed(self, context: ExceptionContext) -> None:
+        """Undo what a statement did before it failed."""
+        if context.connection is not None and not context.is_disconnect:
+            self._undo_unfinished(context.connection)
+
+    def _undo_unfinished(self, connection: Connection) -> None:
+        write: Write | None = connection.info.pop(_WRITE, None)
+        if write is not None and write.connection is connection and not write.is_rolled_back():
+            with suppress(SQLAlchemyError):  # the database may have undone all of it, and take nothing more
+                write.settle()
+
+    def _prepare(self, connection: Connection, clause: Any, tracked: TrackedTable, parameters: Parameters) -> Any:
+        _require_context(tracked)
+        notice_writes_within(clause)
+        root = tracked if tracked.is_association else root_of(tracked).table
+        write = Write(
+            recorder=self,
+            capture=partial(self.capture, connection),
+            can_cut=self.can_cut,
+            connection=connection,
+            root=root,
+            operation=Operation(clause.__visit_name__),
+            is_further=root is not tracked,
+        )
+        is_insert, is_one = isinstance(clause, Insert), len(parameters) == 1 and not clause._prefixes
+        if self.waits:
+            self.writes.append(write)
+        else:
+            self._undo_unfinished(connection)  # it could not even be compiled: nobody told of that
+            connection.info[_WRITE] = write
+        if not (is_insert and is_one):
+            keep_others_out(connection, tracked)
+        if not is_one:
+            write.begin()
+        try:
+            clause = (prepare_insert if is_insert else prepare_change)(write, clause, tracked, parameters)
+        finally:
+            write.transactions = transactions_of(connection)  # which our first statement may have begun
+        return clause.execution_options(**{_WRITE: write})
+
+
+def _is_where_history_is(connection: Connection, tracked: TrackedTable, options: Mapping[str, Any]) -> bool:
+    """Tell whether a statement is executed in the schemas of its connection, where ours are."""
+    name = "schema_translate_map"
+    if options.get(name) == connection.get_execution_options().get(name):
+        return True
+    uncaptured(
+        f"A statement that writes the tracked table {tracked.live.fullname!r} has a {name} of its own, and its history "
+        "will not show it; give the map to the engine or the connection: execution_options(schema_translate_map=…).",
+        tracked.live,
+    )
+    return False
+
+
+def _require_context(tracked: TrackedTable) -> None:
+    """See that there are a user and a reason, if they are required.
+
+    :raises ContextError: there are not
+    """
+    config, context = current_config(), get_audit_context()
+    name = tracked.live.fullname
+    if config.require_reason and not context.reason:
+        raise ContextError(
+            f"The table {name!r} is to be written without a reason, and require_reason is set; write it within "
+            "AuditContextManager(reason=…).",
+            tracked.live,
+        )
+    if not config.require_user or context.user_id is not None or tracked.is_association:
+        return
+    callback = config.get_user_id_callback
+    if (callback is None or callback() is None) and user_fields_of((tracked,)) is NO_USER_FIELDS:
+        raise ContextError(
+            f"The table {name!r} is to be written without a user, and require_user is set; write it within "
+            "AuditContextManager(user_id=…).",
+            tracked.live,
+        )
+
+
+def user_fields_of(chain: Chain) -> UserFields:
+    if chain[0].is_association:
+        return NO_USER_FIELDS
+    root = root_of(chain[0])
+    model = next((model for model in root.family() if model.chain == chain), root)
+    unit = unit_of(model.mapper)
+    assert unit is not None
+    return unit.user_fields(current_config())

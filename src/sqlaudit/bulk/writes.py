@@ -1,0 +1,144 @@
+"""What becomes of the rows that one statement writes? Keys before it runs → versions when it has run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Set
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from sqlalchemy import Connection, CursorResult
+from sqlalchemy.orm import Session
+
+from sqlaudit.capture import Capture
+from sqlaudit.changes import Operation
+from sqlaudit.dependents import Dependents, by_chain, record_moved_children, referred_columns
+from sqlaudit.statements import Key
+from sqlaudit.tables import TrackedTable
+
+Chain = tuple[TrackedTable, ...]
+_SAVEPOINT: Final = "sqlaudit"
+
+
+@dataclass(slots=True, kw_only=True)
+class Write:
+    """What a statement writes to a tracked table.
+
+    :ivar recorder: whose it is
+    :ivar capture: gives what writes the versions of rows in a chain of tables
+    :ivar can_cut: whether whoever executes it cuts what it returns more than was asked for
+    :ivar surplus: how many columns that is
+    :ivar root: the table, or for the table of a subclass that of its base
+    :ivar is_further: whether it is the table of a subclass
+    :ivar captures: what writes the versions of the rows that were there before, with their keys
+    :ivar moved_to: the keys that an UPDATE gives to rows, by those that they had
+    :ivar keys_of: reads the keys of what an INSERT has made from its result
+    :ivar inserted: these keys
+    :ivar may_update: whether the INSERT may have come upon rows that were there
+    :ivar may_move: whether it may have changed their keys
+    :ivar is_whole: whether a DELETE took all the rows that it was expected to
+    :ivar has_savepoint: whether what it has done in part can be undone
+    :ivar is_done: whether it has been executed
+    :ivar transactions: what it is executed in: the transaction and the savepoint
+    """
+
+    recorder: object
+    capture: Callable[[Chain], Capture]
+    can_cut: bool
+    connection: Connection
+    root: TrackedTable
+    operation: Operation
+    is_further: bool
+    captures: list[tuple[Capture, list[Key]]] = field(default_factory=list)
+    dependents: Dependents = field(default_factory=Dependents)
+    moved_to: dict[Key, Key] = field(default_factory=dict)
+    keys_of: Callable[[CursorResult[Any]], list[Key]] = lambda result: []
+    inserted: list[Key] = field(default_factory=list)
+    surplus: int = 0
+    may_update: bool = False
+    may_move: bool = False
+    is_whole: bool = False
+    has_savepoint: bool = False
+    is_done: bool = False
+    transactions: tuple[Any, Any] = (None, None)
+
+    def begin(self) -> None:
+        """Make it possible to undo what the statement does before it fails, where the database keeps that."""
+        connection = self.connection
+        if connection.dialect.name != "postgresql" and not connection._is_autocommit_isolation():
+            connection.dialect.do_savepoint(connection, _SAVEPOINT)
+            self.has_savepoint = True
+
+    def expect(self, keys: list[Key], *, unrecorded: Set[Key], changed: Set[Any] | None) -> None:
+        """Give baselines to the rows, locked by now, that the statement is about to write.
+
+        :param unrecorded: the rows that may have no history
+        :param changed: the columns that it changes of them; ``None`` if others may refer to any of these
+        """
+        for chain, some in by_chain(self.connection, self.root, keys):
+            capture = self.capture(chain)
+            capture.baseline([key for key in some if key in unrecorded])
+            self.captures.append((capture, some))
+            if changed is None or not referred_columns(chain).isdisjoint(changed):
+                self.dependents.find(capture, some)
+
+    def done(self, result: CursorResult[Any]) -> None:
+        """Note what the statement has done."""
+        self.is_done = True
+        if self.operation is Operation.INSERT:
+            self.inserted = self.keys_of(result)
+        elif self.operation is Operation.DELETE:
+            self.is_whole = result.rowcount == sum(len(keys) for _, keys in self.captures)
+        if self.has_savepoint:
+            self.connection.dialect.do_release_savepoint(self.connection, _SAVEPOINT)
+
+    def settle(self) -> None:
+        """Write the versions; undo what the statement did in part, if it failed."""
+        if not self.is_done:
+            self._undo()
+            return
+        for chain, keys in by_chain(self.connection, self.root, self.inserted):
+            capture = self.capture(chain)
+            if self.may_update or self.is_further:
+                capture.settle(keys, inserted=frozenset(keys), must_be_found=not self.may_update)
+            else:
+                capture.inserted(keys)
+            if self.may_move:
+                record_moved_children(capture, keys)
+        for capture, keys in self.captures:
+            if self.moved_to:
+                new = [self.moved_to[key] for key in keys]
+                capture.settle(list(dict.fromkeys([*keys, *new])), inserted=frozenset(new))
+                record_moved_children(capture, new)
+            elif self.operation is Operation.UPDATE:
+                capture.updated(keys)
+            elif self.is_whole and not self.is_further:
+                capture.deleted(keys)
+            else:
+                capture.settle(keys)
+        self.dependents.settle()
+
+    def is_rolled_back(self) -> bool:
+        """Tell whether the transaction, or savepoint, that the statement was executed in has been rolled back."""
+        return transactions_of(self.connection) != self.transactions
+
+    def _undo(self) -> None:
+        connection = self.connection
+        if self.has_savepoint:
+            connection.dialect.do_rollback_to_savepoint(connection, _SAVEPOINT)
+            connection.dialect.do_release_savepoint(connection, _SAVEPOINT)
+            return
+        for capture, keys in self.captures:
+            capture.settle(keys)
+        self.dependents.settle()
+
+
+def roll_back(within: Connection | Session) -> None:
+    """Undo what could not be recorded, whatever whoever executed it does next."""
+    transaction = within.get_nested_transaction() or within.get_transaction()
+    if transaction is not None and transaction.is_active:
+        transaction.rollback()
+
+
+def transactions_of(connection: Connection) -> tuple[Any, Any]:
+    both = connection.get_transaction(), connection.get_nested_transaction()
+    return tuple(each if each is not None and each.is_active else None for each in both)  # type: ignore[return-value]
