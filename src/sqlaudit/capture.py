@@ -30,7 +30,16 @@ from sqlaudit.config import current_config
 from sqlaudit.context import AuditContext, get_audit_context, user_id_text
 from sqlaudit.exceptions import CaptureError, SQLAuditWarning
 from sqlaudit.period import OPEN_END, TICK, OpenEnd, is_open
-from sqlaudit.statements import GUARDED_BY_KEY, NO_USER_FIELDS, Key, Prepared, Statements, UserFields, chunks
+from sqlaudit.statements import (
+    GUARDED_BY_KEY,
+    NO_USER_FIELDS,
+    Key,
+    Portionable,
+    Prepared,
+    Statements,
+    UserFields,
+    chunks,
+)
 from sqlaudit.tables import INFO_KEY, TrackedTable
 
 try:
@@ -162,7 +171,7 @@ class Capture:
         if by_row:
             self.parameters["sqlaudit_callback_user"] = callback
 
-    def inserted(self, keys: Sequence[Key], *, must_be_found: bool = True) -> None:
+    def inserted(self, keys: Portionable[Key], *, must_be_found: bool = True) -> None:
         """Write the first versions of new rows: one statement per table and 1,000 rows.
 
         :param must_be_found: see :meth:`settle`
@@ -177,7 +186,7 @@ class Capture:
             if not complete:
                 self.settle(chunk, inserted=frozenset(chunk), must_be_found=must_be_found)
 
-    def updated(self, keys: Sequence[Key], before: OldValues = _unknown) -> None:
+    def updated(self, keys: Portionable[Key], before: OldValues = _unknown) -> None:
         """Write versions of rows that may have changed: two statements per table and 1,000 rows.
 
         :param before: what is known of the old values, by live column; for rows without history
@@ -190,7 +199,7 @@ class Capture:
             if not complete:
                 self.settle(chunk, before=before)
 
-    def deleted(self, keys: Sequence[Key], before: OldValues = _unknown) -> None:
+    def deleted(self, keys: Portionable[Key], before: OldValues = _unknown) -> None:
         """Write the tombstones of rows that are gone: two statements per table and 1,000 rows."""
         for chunk in chunks(keys):
             if self._run(chunk, "tombstone", "any", True):
@@ -200,7 +209,7 @@ class Capture:
             if not complete:
                 self.settle(chunk, before=before)
 
-    def baseline(self, keys: Sequence[Key]) -> None:
+    def baseline(self, keys: Portionable[Key]) -> None:
         """Write baselines of the live rows that have no open version, from the instant on.
 
         A row that was deleted at a later instant gets its own when it is settled.
@@ -220,7 +229,7 @@ class Capture:
 
     def settle(
         self,
-        keys: Collection[Key],
+        keys: Portionable[Key],
         *,
         inserted: Collection[Key] = frozenset(),
         before: OldValues = _unknown,

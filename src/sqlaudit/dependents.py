@@ -13,13 +13,14 @@ from sqlalchemy import Column, Connection, Table, and_, select
 from sqlalchemy.sql.schema import ForeignKeyConstraint
 
 from sqlaudit.capture import Capture
-from sqlaudit.statements import Key, chunks, one_of
+from sqlaudit.statements import Key, Portionable, chunks, one_of
 from sqlaudit.tables import TrackedTable, tracked_tables
 
+Chain = tuple[TrackedTable, ...]
 _DELETING: Final = ("CASCADE", "SET NULL", "SET DEFAULT")
 
 
-def referred_columns(chain: tuple[TrackedTable, ...]) -> set[Column[Any]]:
+def referred_columns(chain: Chain) -> set[Column[Any]]:
     """Return the columns that rows which the database changes on its own refer to."""
     return {element.column for _, constraint in dependents_of(chain) for element in constraint.elements}
 
@@ -30,14 +31,14 @@ class Dependents:
     def __init__(self) -> None:
         self._found: list[tuple[Capture, list[Key]]] = []
 
-    def find(self, capture: Capture, keys: Sequence[Key]) -> None:
+    def find(self, capture: Capture, keys: Portionable[Key]) -> None:
         """Find what depends on rows that are about to be deleted, or to get other keys.
 
         The rows are locked first, so that no other transaction adds a dependent one meanwhile.
         """
         self._find(capture, keys, set())
 
-    def _find(self, capture: Capture, keys: Sequence[Key], seen: set[tuple[Table, Key]]) -> None:
+    def _find(self, capture: Capture, keys: Portionable[Key], seen: set[tuple[Table, Key]]) -> None:
         chain, connection = capture.chain, capture.connection
         if not (dependents := dependents_of(chain)):
             return
@@ -77,12 +78,15 @@ def record_moved_children(capture: Capture, keys: Sequence[Key]) -> None:
                 record_moved_children(child_capture, some)
 
 
-def by_chain(
-    connection: Connection, table: TrackedTable, keys: Sequence[Key]
-) -> Iterator[tuple[tuple[TrackedTable, ...], list[Key]]]:
+def chains_of(table: TrackedTable) -> list[Chain]:
+    """Return the chains of tables that the objects of a hierarchy live in; the first that has a row is its own."""
+    return sorted(table.chains, key=len, reverse=True) or [(table,)]
+
+
+def by_chain(connection: Connection, table: TrackedTable, keys: Sequence[Key]) -> Iterator[tuple[Chain, list[Key]]]:
     """Divide the rows of a table by the tables that their objects live in."""
     remaining = list(keys)
-    chains = sorted(table.chains, key=len, reverse=True) or [(table,)]
+    chains = chains_of(table)
     for chain in chains[:-1]:
         found: set[Key] = set()
         for chunk in chunks(remaining):
@@ -97,7 +101,7 @@ def by_chain(
 
 def _children(
     connection: Connection,
-    chain: tuple[TrackedTable, ...],
+    chain: Chain,
     child: TrackedTable,
     constraint: ForeignKeyConstraint,
     keys: Sequence[Key],
@@ -110,7 +114,7 @@ def _children(
     return [tuple(row) for row in connection.execute(select(*child.key).where(parents.exists()).with_for_update())]
 
 
-def dependents_of(chain: tuple[TrackedTable, ...]) -> list[tuple[TrackedTable, ForeignKeyConstraint]]:
+def dependents_of(chain: Chain) -> list[tuple[TrackedTable, ForeignKeyConstraint]]:
     """Return the tracked tables whose rows the database changes on its own with those of a chain, and its links."""
     own = {table.live for table in chain}
     metadata = chain[0].live.metadata

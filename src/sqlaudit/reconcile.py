@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, FromClause, Select, and_, select, true, tuple_
+from sqlalchemy import ColumnElement, Connection, FromClause, and_, select, true
 from sqlalchemy.orm import Session
 
 from sqlaudit.bulk.locking import keep_others_out
@@ -16,7 +16,7 @@ from sqlaudit.history import checked_session, moved
 from sqlaudit.models import TrackedModel, tracked_model_of
 from sqlaudit.period import is_open
 from sqlaudit.retrieval import ids_given, ids_listed
-from sqlaudit.statements import CHUNK, Key, chunks
+from sqlaudit.statements import Key, chunks, pages
 
 
 def record_changes(session: Session, model_class: type[Any], which: Any = None) -> None:
@@ -51,23 +51,11 @@ def _pages(connection: Connection, model: TrackedModel, which: Any) -> Iterator[
         return
     criterion = true() if which is None else which
     live = select(*root.key).select_from(model.mapper).where(criterion).with_for_update(of=root.live)
-    yield from _by_key(connection, live, root.key)
+    yield from pages(connection, live, root.key)
     recorded: FromClause = root.history
     for table in model.chain[1:]:
         same = zip((*table.history_key, table.version), (*root.history_key, root.version), strict=True)
         recorded = recorded.join(table.history, and_(*(one == other for one, other in same)))
     then = moved(criterion, dict(pair for table in model.chain for pair in table.columns))
     versions = select(*root.history_key).select_from(recorded).where(is_open(root.valid_to), then)
-    yield from _by_key(connection, versions, root.history_key)
-
-
-def _by_key(
-    connection: Connection, statement: Select[Any], columns: Sequence[ColumnElement[Any]]
-) -> Iterator[Sequence[Key]]:
-    """Yield what a select of keys finds, page by page: the next begins behind the last key."""
-    statement = statement.order_by(*columns).limit(CHUNK)
-    page = [tuple(row) for row in connection.execute(statement)]
-    while page:
-        yield page
-        behind = tuple_(*columns) > page[-1] if len(columns) > 1 else columns[0] > page[-1][0]
-        page = [tuple(row) for row in connection.execute(statement.where(behind))]
+    yield from pages(connection, versions, root.history_key)

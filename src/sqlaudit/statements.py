@@ -7,8 +7,9 @@ the same statements run on a distributed PostgreSQL, too.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, Final, Protocol, TypeVar
 from typing import cast as cast_type
 from weakref import ref
 
@@ -61,17 +62,41 @@ from sqlaudit.period import OpenEnd, UTCDateTime, is_open
 from sqlaudit.tables import TrackedTable
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 Key = tuple[Any, ...]
 CHUNK: Final = 1000
 """Keys per statement."""
 
 
-def chunks(keys: Collection[T]) -> Iterable[Sequence[T]]:
-    """Return the keys in portions that one statement takes."""
-    sequence = keys if isinstance(keys, (list, tuple)) else list(keys)
-    if len(sequence) <= CHUNK:
-        return (sequence,) if sequence else ()
-    return [sequence[start : start + CHUNK] for start in range(0, len(sequence), CHUNK)]
+class Portionable(Protocol[T_co]):
+    """What can be taken in portions, wherever it is kept."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[T_co]: ...
+
+
+def chunks(keys: Portionable[T]) -> Iterator[Sequence[T]]:
+    """Yield the keys in portions that one statement takes."""
+    if isinstance(keys, (list, tuple)) and len(keys) <= CHUNK:
+        if keys:
+            yield keys
+        return
+    remaining = iter(keys)
+    while chunk := list(islice(remaining, CHUNK)):
+        yield chunk
+
+
+def pages(
+    connection: Connection, statement: Select[Any], columns: Sequence[ColumnElement[Any]]
+) -> Iterator[Sequence[Key]]:
+    """Yield what a select of keys finds, page by page: the next begins behind the last key."""
+    statement = statement.order_by(*columns).limit(CHUNK)
+    page = [tuple(row) for row in connection.execute(statement)]
+    while page:
+        yield page
+        behind = tuple_(*columns) > page[-1] if len(columns) > 1 else columns[0] > page[-1][0]
+        page = [tuple(row) for row in connection.execute(statement.where(behind))]
 
 
 def one_of(columns: Sequence[ColumnElement[Any]], keys: Sequence[Key]) -> ColumnElement[bool]:
@@ -99,7 +124,8 @@ class differs(FunctionElement[bool]):
     inherit_cache = True
 
 
-GUARDED_BY_KEY: Final = ("mysql", "mariadb")
+MYSQL: Final = ("mysql", "mariadb")
+GUARDED_BY_KEY: Final = MYSQL
 """Dialects on which a look for history locks the neighbours of a new key, so that inserts would deadlock: there the
 primary key of the history table refuses a second version number 1, and that statement alone is undone."""
 _IN_JSON: Final = (Integer, String, Uuid)
@@ -141,7 +167,7 @@ def _differs_on_sqlite(element: differs, compiler: SQLCompiler, **kw: Any) -> st
     )
 
 
-@compiles(differs, "mysql", "mariadb")
+@compiles(differs, *MYSQL)
 def _differs_on_mysql(element: differs, compiler: SQLCompiler, **kw: Any) -> str:
     type_, left, right = _sides(element, compiler, **kw)
     if not isinstance(type_, _COMPARED_BY_VALUE):
@@ -372,7 +398,7 @@ class Statements:
     def _newest(self, past: Any, here: ColumnElement[bool]) -> Select[Any]:
         """The number of a row's last version."""
         number = past.c[self.base.version.key]
-        if self.dialect.name in ("mysql", "mariadb"):
+        if self.dialect.name in MYSQL:
             # They would walk back through the whole index for LIMIT, and wait for whoever has locked another row.
             return select(func.max(number)).where(here)
         return select(number).where(here).order_by(number.desc()).limit(1)
@@ -383,7 +409,7 @@ class Statements:
         MariaDB would rather walk through a table of which they are a good part (an eighth, measured), and at its
         default isolation lock it all: rows that others have written, behind which there are rows that we have.
         """
-        if not self.many or self.dialect.name not in ("mysql", "mariadb"):
+        if not self.many or self.dialect.name not in MYSQL:
             return statement
         leads = set(list(source.primary_key)[: len(key)]) == set(key)
         return statement.with_hint(text="FORCE INDEX (PRIMARY)", selectable=source) if leads else statement

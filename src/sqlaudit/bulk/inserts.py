@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import Column, Connection, CursorResult, Integer, Table, func, select, tuple_
 
+from sqlaudit.bulk.keys import KnownKeys
 from sqlaudit.bulk.reading import SQL, Parameters, value_given
 from sqlaudit.bulk.writes import Write
 from sqlaudit.capture import uncaptured
@@ -213,7 +214,7 @@ def _find_present(
             among = (tuple_(*columns) if len(columns) > 1 else columns[0]).in_(values)
             chosen = select(*key).where(among).order_by(*key).with_for_update()
             found |= dict.fromkeys(tuple(row) for row in connection.execute(chosen))
-    write.expect(list(found), unrecorded=found.keys(), changed=None if write.may_move else changed)
+    write.expect(KnownKeys(connection, ((*key, False) for key in found)), changed=None if write.may_move else changed)
 
 
 def _keys_of_table(table: Table) -> Iterator[tuple[Column[Any], ...]]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sqlalchemy import (
-    ARRAY,
     Alias,
     ColumnElement,
     Connection,
@@ -15,75 +14,127 @@ from sqlalchemy import (
     Select,
     TextClause,
     Update,
-    and_,
-    any_,
-    column,
+    case,
     false,
-    func,
-    literal,
-    or_,
     select,
-    tuple_,
     type_coerce,
     update,
 )
-from sqlalchemy.sql import operators
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.visitors import iterate
 
+from sqlaudit.bulk.keys import MANY, KnownKeys, StoredKeys, among_each, may_be_stored, place_of, stored
 from sqlaudit.bulk.reading import SQL, Parameters, keys_given, terms, value_given, values_set
 from sqlaudit.bulk.writes import Write
 from sqlaudit.capture import uncaptured
-from sqlaudit.statements import JSONList, Key, chunks, goes_into_json, has_open_version, one_of, one_of_json
+from sqlaudit.statements import MYSQL, Key, chunks, has_open_version, one_of
 from sqlaudit.tables import TrackedTable
 
 
 def prepare_change(write: Write, clause: Any, tracked: TrackedTable, parameters: Parameters) -> Any:
     """Lock the rows that an UPDATE or DELETE is about to write, and return it confined to them."""
-    connection, written = write.connection, clause.table
+    written = clause.table
     key = [written.c[column.key] for column in tracked.key] if isinstance(written, Alias) else list(tracked.key)
     values = {} if isinstance(clause, Delete) else values_set(clause, tracked, parameters)
-    new_key = [values.get(column, here) for column, here in zip(tracked.key, key, strict=True)]
-    moves = not values.keys().isdisjoint(tracked.key)
-    given, width = None if moves else keys_given(clause, key, parameters), len(key)
-    told = [*key, has_open_version(write.root, key)]
-    if moves:
-        told += [type_coerce(value, column.type) for value, column in zip(new_key, tracked.key, strict=True)]
-    if given is None:
-        chosen = _rows_of(clause, told, key)
-        found = [tuple(row) for each in parameters for row in connection.execute(chosen, each)]
-    else:
-        chosen = select(*told).order_by(*key).with_for_update()
-        locked = (connection.execute(chosen.where(one_of(key, chunk))) for chunk in chunks(given))
-        found = [tuple(row) for rows in locked for row in rows]
-    is_recorded = {row[:width]: row[width] for row in found}
-    keys = list(is_recorded)
-    write.moved_to = {row[:width]: row[width + 1 :] for row in found} if moves else {}
-    meanwhile: Sequence[Key] | None = ()
-    if moves and len(parameters) > 1:
-        meanwhile = _follow_moves(write, clause, key, new_key, parameters)
-    write.expect(
-        keys,
-        unrecorded={each for each in keys if not is_recorded[each]},
-        changed=None if isinstance(clause, Delete) or moves else values.keys(),
-    )
-    if meanwhile is None:
-        return clause
-    keys = list(dict.fromkeys([*keys, *meanwhile]))
+    if not values.keys().isdisjoint(tracked.key):
+        new_key = [values.get(column, here) for column, here in zip(tracked.key, key, strict=True)]
+        moved = _lock_moving(write, clause, key, new_key, parameters)
+        return clause if moved is None else _confined(write, clause, key, moved, values, parameters)
+    given = keys_given(clause, key, parameters)
+    keys = _lock_found(write, clause, tracked, key, parameters) if given is None else _lock_given(write, key, given)
+    write.expect(keys, changed=None if isinstance(clause, Delete) else values.keys())
     if given is not None and len(keys) == len(set(given)):
         return clause  # nobody can add rows that it would write
-    alone = all(set(each._from_objects) <= {written} for each in clause._where_criteria)
-    if connection.dialect.name == "sqlite" and alone and not any(map(_may_differ, clause._where_criteria)):
+    return _confined(write, clause, key, keys, values, parameters)
+
+
+def _lock_given(write: Write, key: Sequence[Any], given: Sequence[Key]) -> KnownKeys:
+    """Lock the rows that a statement names."""
+    chosen = select(*key, has_open_version(write.root, key)).order_by(*key).with_for_update()
+    locked = (write.connection.execute(chosen.where(one_of(key, chunk))) for chunk in chunks(given))
+    return KnownKeys(write.connection, (row for rows in locked for row in rows))
+
+
+def _lock_found(
+    write: Write, clause: Any, tracked: TrackedTable, key: Sequence[Any], parameters: Parameters
+) -> KnownKeys | StoredKeys:
+    """Lock the rows that a statement's criterion chooses."""
+    connection, is_recorded = write.connection, has_open_version(write.root, key)
+    chosen = _rows_of(clause, [*key, is_recorded], key)
+    if len(parameters) == 1 and may_be_stored(connection) and set(tracked.key) == set(tracked.live.primary_key):
+        with connection.execute(chosen, parameters[0], execution_options={"stream_results": True}) as found:
+            rows = found.fetchmany(MANY + 1)
+        if len(rows) <= MANY:
+            return KnownKeys(connection, rows)
+        if connection.dialect.name not in MYSQL or (_is_repeatable(clause) and _locks_gaps(connection)):
+            told = [*key, case((is_recorded, 1), else_=0), place_of(write.root, key)]
+            write.stored = stored(connection, _rows_of(clause, told, key).params(parameters[0]), key)
+        if write.stored is not None:
+            return write.stored
+    return KnownKeys(connection, (row for each in parameters for row in connection.execute(chosen, each)))
+
+
+def _lock_moving(
+    write: Write, clause: Any, key: Sequence[Any], new_key: Sequence[Any], parameters: Parameters
+) -> KnownKeys | None:
+    """Lock the rows that an UPDATE gives other keys, and note these.
+
+    :return: the rows, and those that they may be meanwhile; ``None`` if nobody knows
+    """
+    connection, width = write.connection, len(key)
+    moved = [type_coerce(value, column.type) for value, column in zip(new_key, write.root.key, strict=True)]
+    chosen = _rows_of(clause, [*key, has_open_version(write.root, key), *moved], key)
+    found = [tuple(row) for each in parameters for row in connection.execute(chosen, each)]
+    write.moved_to = {row[:width]: row[width + 1 :] for row in found}
+    meanwhile = _follow_moves(write, clause, key, new_key, parameters) if len(parameters) > 1 else ()
+    write.expect(KnownKeys(connection, (row[: width + 1] for row in found)), changed=None)
+    if meanwhile is None:
+        return None
+    return KnownKeys(connection, ((*each, True) for each in (*write.moved_to, *meanwhile)))
+
+
+def _confined(
+    write: Write,
+    clause: Any,
+    key: Sequence[Any],
+    keys: KnownKeys | StoredKeys,
+    values: Mapping[Any, Any],
+    parameters: Parameters,
+) -> Any:
+    """Return a statement that writes no other rows than those that have been locked."""
+    connection, written = write.connection, clause.table
+    others_wait = connection.dialect.name == "sqlite" or (
+        connection.dialect.name in MYSQL and isinstance(keys, StoredKeys)
+    )
+    if others_wait and _is_repeatable(clause):
         return clause
+    alone = _asks_alone(clause)
     named = {source for each in values.values() for source in getattr(each, "_from_objects", ())}
     single = isinstance(clause, Update) and alone and named <= {written}  # else the hint is rendered behind another
-    if single and connection.dialect.name in ("mysql", "mariadb") and tracked.live.primary_key:
+    if single and connection.dialect.name in MYSQL and written.primary_key:
         # It would rather walk through a small table, and wait for rows that are not its own.
         clause = clause.with_hint("FORCE INDEX (PRIMARY)", selectable=written)
-    if alone and len(parameters) == 1:  # it need not ask again which rows, and what may be told otherwise then
+    if len(parameters) > 1:
+        return clause.where(among_each(connection.dialect, key, list(keys)))
+    if alone:  # it need not ask again which rows, and what may be told otherwise then
         clause = clause._generate()
         clause._where_criteria = ()
-    return clause.where(_among(connection, key, keys, len(parameters) > 1))
+    return clause.where(keys.among(key))
+
+
+def _asks_alone(clause: Any) -> bool:
+    """Tell whether the criterion of a statement asks nothing but the table that it writes."""
+    return all(set(each._from_objects) <= {clause.table} for each in clause._where_criteria)
+
+
+def _is_repeatable(clause: Any) -> bool:
+    """Tell whether the criterion of a statement chooses the same rows again if nobody else has written any."""
+    return _asks_alone(clause) and not any(map(_may_differ, clause._where_criteria))
+
+
+def _locks_gaps(connection: Connection) -> bool:
+    """Tell whether MariaDB and MySQL let nobody add a row that a criterion chooses, once that has locked its rows."""
+    return connection.get_isolation_level() in ("REPEATABLE READ", "SERIALIZABLE")
 
 
 def _follow_moves(
@@ -135,24 +186,7 @@ def _rows_of(clause: Any, columns: Sequence[Any], key: Sequence[Any]) -> Select[
     entity = clause.table._annotations.get("parententity")
     if entity is not None:
         statement = statement.select_from(entity).options(*clause._with_options)
-    for dialect in ("mysql", "mariadb"):
+    for dialect in MYSQL:
         limit = clause.dialect_kwargs.get(f"{dialect}_limit")
         statement = statement if limit is None else statement.limit(limit)
     return statement
-
-
-def _among(connection: Connection, key: Sequence[Any], keys: Sequence[Key], many: bool) -> ColumnElement[bool]:
-    """Return the condition that a row has one of the keys, however many these are."""
-    if connection.dialect.name != "postgresql":
-        if not many and len(key) == 1 and goes_into_json(key[0], connection.dialect):
-            return one_of_json(key[0], literal([each[0] for each in keys], JSONList(key[0].type)))
-        if not keys or not many:
-            return one_of(key, keys) if keys else false()
-        # A statement of many executions takes no list for a parameter.
-        each_given = [tuple(map(literal, each, (column.type for column in key))) for each in keys]
-        return or_(*(and_(*map(operators.eq, key, each)) for each in each_given))
-    lists = [literal([each[place] for each in keys], ARRAY(column.type)) for place, column in enumerate(key)]
-    if len(key) == 1:
-        return cast("ColumnElement[bool]", key[0] == any_(lists[0]))
-    names = [column(f"k{place}", each.type) for place, each in enumerate(key)]
-    return tuple_(*key).in_(select(func.unnest(*lists).table_valued(*names).render_derived()))

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Delete, Engine, ExceptionContext, Insert, Sel
 from sqlalchemy.exc import SQLAlchemyError
 
 from sqlaudit.bulk.inserts import prepare_insert
+from sqlaudit.bulk.keys import MAY_FAIL
 from sqlaudit.bulk.locking import keep_others_out, prepare_change
 from sqlaudit.bulk.reading import (
     Parameters,
@@ -80,6 +81,9 @@ class Recorder:
 
     def settle_failed(self) -> None:
         """Write the versions of what was executed before a statement failed, and undo what that did in part."""
+        for write in self.writes:
+            if write.is_rolled_back():
+                write.forget()
         self.writes = [write for write in self.writes if not write.is_rolled_back()]
         self.writes.sort(key=lambda write: write.is_done)  # to undo takes with it what has been written since
         with suppress(SQLAlchemyError):  # the database may have undone all of it, and take nothing more
@@ -142,7 +146,9 @@ class Recorder:
 
     def failed(self, context: ExceptionContext) -> None:
         """Undo what a statement did before it failed."""
-        if context.connection is not None and not context.is_disconnect:
+        executed = context.execution_context
+        may_fail = executed is not None and executed.execution_options.get(MAY_FAIL, False)
+        if context.connection is not None and not context.is_disconnect and not may_fail:
             self._undo_unfinished(context.connection)
 
     def _undo_unfinished(self, connection: Connection) -> None:

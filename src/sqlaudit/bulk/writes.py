@@ -9,6 +9,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, CursorResult
 from sqlalchemy.orm import Session
 
+from sqlaudit.bulk.keys import KnownKeys, StoredKeys
 from sqlaudit.capture import Capture
 from sqlaudit.changes import Operation
 from sqlaudit.dependents import Dependents, by_chain, record_moved_children, referred_columns
@@ -30,6 +31,7 @@ class Write:
     :ivar root: the table, or for the table of a subclass that of its base
     :ivar is_further: whether it is the table of a subclass
     :ivar captures: what writes the versions of the rows that were there before, with their keys
+    :ivar stored: the keys that are in a table
     :ivar moved_to: the keys that an UPDATE gives to rows, by those that they had
     :ivar keys_of: reads the keys of what an INSERT has made from its result
     :ivar inserted: these keys
@@ -48,7 +50,8 @@ class Write:
     root: TrackedTable
     operation: Operation
     is_further: bool
-    captures: list[tuple[Capture, list[Key]]] = field(default_factory=list)
+    captures: list[tuple[Capture, KnownKeys | StoredKeys]] = field(default_factory=list)
+    stored: StoredKeys | None = None
     dependents: Dependents = field(default_factory=Dependents)
     moved_to: dict[Key, Key] = field(default_factory=dict)
     keys_of: Callable[[CursorResult[Any]], list[Key]] = lambda result: []
@@ -68,15 +71,14 @@ class Write:
             connection.dialect.do_savepoint(connection, _SAVEPOINT)
             self.has_savepoint = True
 
-    def expect(self, keys: list[Key], *, unrecorded: Set[Key], changed: Set[Any] | None) -> None:
+    def expect(self, keys: KnownKeys | StoredKeys, *, changed: Set[Any] | None) -> None:
         """Give baselines to the rows, locked by now, that the statement is about to write.
 
-        :param unrecorded: the rows that may have no history
         :param changed: the columns that it changes of them; ``None`` if others may refer to any of these
         """
-        for chain, some in by_chain(self.connection, self.root, keys):
+        for chain, some in keys.by_chain(self.root):
             capture = self.capture(chain)
-            capture.baseline([key for key in some if key in unrecorded])
+            capture.baseline(some.unrecorded)
             self.captures.append((capture, some))
             if changed is None or not referred_columns(chain).isdisjoint(changed):
                 self.dependents.find(capture, some)
@@ -93,22 +95,30 @@ class Write:
 
     def settle(self) -> None:
         """Write the versions; undo what the statement did in part, if it failed."""
-        if not self.is_done:
-            self._undo()
-            return
-        for chain, keys in by_chain(self.connection, self.root, self.inserted):
+        try:
+            (self._record if self.is_done else self._undo)()
+        finally:
+            self.forget()
+
+    def forget(self) -> None:
+        """Drop what the statement needed on its way."""
+        if self.stored is not None:
+            self.stored.drop()
+
+    def _record(self) -> None:
+        for chain, new in by_chain(self.connection, self.root, self.inserted):
             capture = self.capture(chain)
             if self.may_update or self.is_further:
-                capture.settle(keys, inserted=frozenset(keys), must_be_found=not self.may_update)
+                capture.settle(new, inserted=frozenset(new), must_be_found=not self.may_update)
             else:
-                capture.inserted(keys)
+                capture.inserted(new)
             if self.may_move:
-                record_moved_children(capture, keys)
+                record_moved_children(capture, new)
         for capture, keys in self.captures:
             if self.moved_to:
-                new = [self.moved_to[key] for key in keys]
-                capture.settle(list(dict.fromkeys([*keys, *new])), inserted=frozenset(new))
-                record_moved_children(capture, new)
+                moved = [self.moved_to[key] for key in keys]
+                capture.settle(list(dict.fromkeys([*keys, *moved])), inserted=frozenset(moved))
+                record_moved_children(capture, moved)
             elif self.operation is Operation.UPDATE:
                 capture.updated(keys)
             elif self.is_whole and not self.is_further:

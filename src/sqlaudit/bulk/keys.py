@@ -1,0 +1,219 @@
+"""Where are the keys of the rows that a statement is about to write? In Python, or many in a temporary table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any, Final, cast
+from uuid import uuid4
+
+from sqlalchemy import (
+    ARRAY,
+    Column,
+    ColumnElement,
+    Connection,
+    Dialect,
+    Integer,
+    MetaData,
+    Select,
+    Table,
+    TwoPhaseTransaction,
+    and_,
+    any_,
+    case,
+    column,
+    exists,
+    false,
+    func,
+    insert,
+    literal,
+    literal_column,
+    or_,
+    select,
+    tuple_,
+)
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.schema import CreateTable, ExecutableDDLElement
+from sqlalchemy.sql import operators
+from sqlalchemy.sql.compiler import DDLCompiler
+
+from sqlaudit.dependents import Chain, by_chain, chains_of
+from sqlaudit.statements import MYSQL, JSONList, Key, goes_into_json, one_of, one_of_json, pages
+from sqlaudit.tables import TrackedTable
+
+MANY: Final = 10_000
+"""How many keys Python keeps."""
+MAY_FAIL: Final = "sqlaudit_may_fail"
+"""The execution option of a statement whose failure is no failure of the one that it is for."""
+_SAVEPOINT: Final = "sqlaudit_keys"
+
+
+class KnownKeys:
+    """Keys of rows, in Python.
+
+    :param rows: keys, each with whether the row has an open version
+    """
+
+    def __init__(self, connection: Connection, rows: Iterable[Sequence[Any]]) -> None:
+        self.connection = connection
+        self._is_recorded: dict[Key, bool] = {tuple(row[:-1]): row[-1] for row in rows}
+
+    def __len__(self) -> int:
+        return len(self._is_recorded)
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._is_recorded)
+
+    @property
+    def unrecorded(self) -> list[Key]:
+        """Those of rows without an open version."""
+        return [key for key, is_recorded in self._is_recorded.items() if not is_recorded]
+
+    def by_chain(self, tracked: TrackedTable) -> Iterator[tuple[Chain, KnownKeys]]:
+        """Divide them by the tables that their objects live in."""
+        for chain, keys in by_chain(self.connection, tracked, list(self)):
+            yield chain, KnownKeys(self.connection, ((*key, self._is_recorded[key]) for key in keys))
+
+    def among(self, key: Sequence[Any]) -> ColumnElement[bool]:
+        """Return the condition that a row has one of the keys."""
+        return among(self.connection.dialect, key, list(self))
+
+
+class StoredKeys:
+    """Keys of rows, in a table that only the connection sees, until it drops it; else like :class:`KnownKeys`.
+
+    :param table: the columns of the key; whether the row has an open version; which of
+        :func:`~sqlaudit.dependents.chains_of` its object lives in
+    :param criteria: which rows of the table these are
+    """
+
+    def __init__(self, connection: Connection, table: Table, *criteria: ColumnElement[bool]) -> None:
+        self.connection = connection
+        self.table = table
+        self.criteria = criteria
+        self._count = connection.scalar(select(func.count()).select_from(table).where(*criteria)) or 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Key]:
+        for page in pages(self.connection, self._select(), list(self.table.primary_key)):
+            yield from page
+
+    @property
+    def unrecorded(self) -> StoredKeys:
+        return self._where(self.table.c.is_recorded == 0)
+
+    def by_chain(self, tracked: TrackedTable) -> Iterator[tuple[Chain, StoredKeys]]:
+        for place, chain in enumerate(chains_of(tracked)):
+            if some := self._where(self.table.c.place == place):
+                yield chain, some
+
+    def among(self, key: Sequence[Any]) -> ColumnElement[bool]:
+        return (tuple_(*key) if len(key) > 1 else key[0]).in_(self._select())
+
+    def drop(self) -> None:
+        with suppress(DBAPIError):  # it goes with the transaction, or with the connection
+            self.connection.execute(_DropTemporary(self.table))
+
+    def _select(self) -> Select[Any]:
+        return select(*self.table.primary_key).where(*self.criteria)
+
+    def _where(self, criterion: ColumnElement[bool]) -> StoredKeys:
+        return StoredKeys(self.connection, self.table, *self.criteria, criterion)
+
+
+def among(dialect: Dialect, key: Sequence[Any], keys: Sequence[Key]) -> ColumnElement[bool]:
+    """Return the condition that a row has one of the keys."""
+    if dialect.name == "postgresql":
+        return _among_arrays(key, keys)
+    if len(key) == 1 and goes_into_json(key[0], dialect):
+        return one_of_json(key[0], literal([each[0] for each in keys], JSONList(key[0].type)))
+    return one_of(key, keys) if keys else false()
+
+
+def among_each(dialect: Dialect, key: Sequence[Any], keys: Sequence[Key]) -> ColumnElement[bool]:
+    """Return the same for a statement of many executions, which takes no list for a parameter."""
+    if dialect.name == "postgresql":
+        return _among_arrays(key, keys)
+    each_given = [tuple(map(literal, each, (column.type for column in key))) for each in keys]
+    return or_(*(and_(*map(operators.eq, key, each)) for each in each_given)) if keys else false()
+
+
+def _among_arrays(key: Sequence[Any], keys: Sequence[Key]) -> ColumnElement[bool]:
+    lists = [literal([each[place] for each in keys], ARRAY(column.type)) for place, column in enumerate(key)]
+    if len(key) == 1:
+        return cast("ColumnElement[bool]", key[0] == any_(lists[0]))
+    names = [column(f"k{place}", each.type) for place, each in enumerate(key)]
+    return tuple_(*key).in_(select(func.unnest(*lists).table_valued(*names).render_derived()))
+
+
+def place_of(tracked: TrackedTable, key: Sequence[Any]) -> ColumnElement[int]:
+    """Return which of :func:`~sqlaudit.dependents.chains_of` has the row with a key."""
+    further = chains_of(tracked)[:-1]
+    if not further:
+        return literal_column("0", Integer())
+    there = (exists().where(*map(operators.eq, chain[-1].key, key)) for chain in further)
+    return case(*((each, place) for place, each in enumerate(there)), else_=len(further))
+
+
+def stored(connection: Connection, chosen: Select[Any], key: Sequence[ColumnElement[Any]]) -> StoredKeys | None:
+    """Store the keys of rows, or return ``None`` where the database gives no place to them.
+
+    :param chosen: selects what the table of :class:`StoredKeys` has
+    """
+    table = Table(
+        f"sqlaudit_keys_{uuid4().hex}",
+        MetaData(),
+        *(Column(f"key_{place}", primary_key=True, autoincrement=False) for place in range(len(key))),
+        Column("is_recorded", Integer),
+        Column("place", Integer),
+        prefixes=["TEMPORARY"],
+        postgresql_on_commit="DROP",
+    )
+    for copy, original in zip(table.primary_key, key, strict=True):
+        copy.type = original.type  # set afterwards, it is shared without its DDL
+    if not _create(connection, table):
+        return None
+    connection.execute(insert(table).from_select(list(table.c), chosen))
+    return StoredKeys(connection, table)
+
+
+def may_be_stored(connection: Connection) -> bool:
+    """Tell whether a transaction may have a temporary table, which would keep it from being prepared."""
+    return (
+        not connection._is_autocommit_isolation()
+        and not isinstance(connection.get_transaction(), TwoPhaseTransaction)
+        and None not in (connection.get_execution_options().get("schema_translate_map") or {})
+    )
+
+
+def _create(connection: Connection, table: Table) -> bool:
+    """Create a table, and tell whether the database let us."""
+    dialect = connection.dialect
+    dialect.do_savepoint(connection, _SAVEPOINT)
+    try:
+        connection.execute(CreateTable(table), execution_options={MAY_FAIL: True})
+    except DBAPIError:
+        dialect.do_rollback_to_savepoint(connection, _SAVEPOINT)
+        return False
+    finally:
+        dialect.do_release_savepoint(connection, _SAVEPOINT)
+    return True
+
+
+class _DropTemporary(ExecutableDDLElement):
+    def __init__(self, table: Table) -> None:
+        self.table = table
+
+
+@compiles(_DropTemporary)
+def _drop_temporary(element: _DropTemporary, compiler: DDLCompiler, **kw: Any) -> str:
+    return f"DROP TABLE IF EXISTS {compiler.preparer.format_table(element.table)}"
+
+
+@compiles(_DropTemporary, *MYSQL)
+def _drop_temporary_on_mysql(element: _DropTemporary, compiler: DDLCompiler, **kw: Any) -> str:
+    # Without the word it would commit.
+    return f"DROP TEMPORARY TABLE IF EXISTS {compiler.preparer.format_table(element.table)}"

@@ -1,0 +1,169 @@
+"""Statements that write more rows than Python keeps the keys of: their keys are stored, and all is as with few."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+
+import sqlaudit
+from invariants import check_history, recording, told
+
+MANY = 10_050
+OLD = 30
+"""How many of the rows are older than their tracking."""
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+@sqlaudit.track_table()
+class Animal(Base):
+    __tablename__ = "many_animals"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(sa.String(10))
+    weight: Mapped[int]
+    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "animal"}
+
+
+class Cow(Animal):
+    __tablename__ = "many_cows"
+
+    id: Mapped[int] = mapped_column(sa.ForeignKey(Animal.id, ondelete="CASCADE"), primary_key=True)
+    milk: Mapped[int]
+    __mapper_args__ = {"polymorphic_identity": "cow"}
+
+
+animals: Any = Animal.__table__
+cows: Any = Cow.__table__
+
+
+@pytest.fixture
+def maker(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
+    """Sessions on many animals; each hundredth is a cow."""
+    with recording(engine, Base.metadata) as maker, engine.begin() as connection:
+        values = [{"id": n, "kind": "animal" if n % 100 else "cow", "weight": n % 7} for n in range(1, MANY + 1)]
+        connection.execute(animals.insert(), values)
+        connection.execute(cows.insert(), [{"id": n, "milk": 1} for n in range(100, MANY + 1, 100)])
+        connection.commit()
+        with maker() as session:
+            sqlaudit.record_changes(session, Animal, Animal.id > OLD)
+            session.commit()
+        yield maker
+
+
+def operations(session: Session, model: Any = Animal) -> Counter[tuple[str, ...]]:
+    """Count what became of the rows, by the operations of their versions."""
+    lives: dict[int, tuple[str, ...]] = {}
+    for operation, id_ in told(session, model, "id"):
+        lives[id_] = (*lives.get(id_, ()), operation)
+    return Counter(lives.values())
+
+
+def test_an_update_records_all_rows_that_it_changes_and_no_others(maker: sessionmaker[Session]) -> None:
+    with maker() as session:
+        result: Any = session.execute(sa.update(Animal).values(weight=sa.case((Animal.weight == 0, 0), else_=9)))
+        session.commit()
+        check_history(session, Animal, all_recorded=False)
+        lives = operations(session)
+    assert result.rowcount == MANY
+    unchanged = sum(n % 7 == 0 for n in range(OLD + 1, MANY + 1))
+    changed_old = sum(n % 7 != 0 for n in range(1, OLD + 1))
+    assert lives == {
+        ("insert",): unchanged,
+        ("insert", "update"): MANY - OLD - unchanged,
+        ("baseline", "update"): changed_old,
+    }
+
+
+def test_a_delete_records_each_row_in_the_tables_that_it_was_in(maker: sessionmaker[Session]) -> None:
+    with maker() as session:
+        result: Any = session.execute(
+            sa.delete(Animal).where(Animal.weight >= 0), execution_options={"synchronize_session": False}
+        )
+        session.commit()
+        check_history(session, Animal)
+        lives, milk = operations(session), operations(session, Cow)
+    assert result.rowcount == MANY
+    assert lives == {("insert", "delete"): MANY - OLD, ("baseline", "delete"): OLD}
+    assert milk == {("insert", "delete"): MANY // 100}
+
+
+@pytest.mark.requires("update_returning")
+def test_what_a_statement_returns_is_returned(maker: sessionmaker[Session]) -> None:
+    with maker() as session:
+        returned = session.scalars(sa.update(animals).values(weight=animals.c.weight + 1).returning(animals.c.id)).all()
+        session.rollback()
+    assert sorted(returned) == list(range(1, MANY + 1))
+
+
+def test_a_statement_that_asks_other_tables_records_what_it_changes(maker: sessionmaker[Session]) -> None:
+    herd = sa.select(sa.func.count()).select_from(cows).scalar_subquery()
+    with maker() as session:
+        session.execute(animals.update().where(herd > 0).values(weight=9))
+        session.commit()
+        check_history(session, Animal)
+        assert session.scalar(sa.select(sa.func.count()).where(animals.c.weight == 9)) == MANY
+
+
+def test_a_statement_that_fails_leaves_nothing_and_the_next_one_works(maker: sessionmaker[Session]) -> None:
+    with maker() as session:
+        savepoint = session.begin_nested()
+        with pytest.raises(sa.exc.DBAPIError):  # MariaDB and MySQL have their own idea of what is amiss
+            session.execute(animals.update().values(weight=sa.case((animals.c.id == MANY, None), else_=9)))
+        savepoint.rollback()
+        session.execute(animals.update().values(weight=animals.c.weight + 1))
+        session.commit()
+        check_history(session, Animal)
+        assert operations(session) == {("insert", "update"): MANY - OLD, ("baseline", "update"): OLD}
+
+
+def test_a_database_that_gives_no_temporary_table_takes_the_keys_from_python(
+    maker: sessionmaker[Session], engine: sa.Engine
+) -> None:
+    refused = []
+
+    def refuse(connection: Any, cursor: Any, statement: str, parameters: Any, *rest: Any) -> tuple[str, Any]:
+        if "TEMPORARY TABLE" in statement and "CREATE" in statement:
+            refused.append(statement)
+            statement = "CREATE TEMPORARY TABLE twice (id INTEGER, id INTEGER)"
+        return statement, parameters
+
+    sa.event.listen(engine, "before_cursor_execute", refuse, retval=True)
+    with maker() as session:
+        session.execute(animals.update().values(weight=animals.c.weight + 1))
+        session.commit()
+        check_history(session, Animal)
+    sa.event.remove(engine, "before_cursor_execute", refuse)
+    assert len(refused) == 1
+
+
+@pytest.mark.requires("two_phase")
+def test_a_transaction_that_will_be_prepared_has_no_temporary_table(
+    maker: sessionmaker[Session], engine: sa.Engine
+) -> None:
+    two_phase = sessionmaker(engine, twophase=True)
+    sqlaudit.register_hooks(two_phase)
+    with two_phase() as session:
+        session.execute(animals.update().values(weight=animals.c.weight + 1))
+        session.prepare()
+        session.commit()
+        check_history(session, Animal)
+    sqlaudit.unregister_hooks(two_phase)
+
+
+@pytest.mark.requires("concurrent_writes")  # on SQLite, it is the suite that begins transactions
+def test_each_execution_of_a_connection_that_commits_by_itself_is_recorded(
+    maker: sessionmaker[Session], engine: sa.Engine
+) -> None:
+    recorded = engine.execution_options(isolation_level="AUTOCOMMIT")
+    sqlaudit.register_hooks(maker, engine=recorded)
+    with recorded.connect() as connection:
+        connection.execute(animals.update().values(weight=animals.c.weight + 1))
+    sqlaudit.unregister_hooks(maker, engine=recorded)
+    with maker() as session:
+        check_history(session, Animal)
