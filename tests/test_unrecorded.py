@@ -72,16 +72,23 @@ def test_a_second_class_of_a_tracked_table_cannot_be_tracked(base):
         track_table(history_table_name="other_history")(Other)
 
 
-def test_a_row_that_is_not_found_by_its_key_warns(base, engine, sessions, database):
+@pytest.mark.parametrize("beside_a_row_that_goes", [False, True])
+def test_a_row_that_is_not_found_by_its_key_warns(base, engine, sessions, beside_a_row_that_goes):
+    page = page_of(base)
+
     @track_table()
     class Price(base):
         __tablename__ = "price"
         amount: Mapped[Decimal] = mapped_column(sa.Numeric(10, 2), primary_key=True, autoincrement=False)
 
     base.metadata.create_all(engine)
-    with warnings.catch_warnings(record=True) as caught:
+    with sessions() as session, warnings.catch_warnings(record=True) as caught:
+        session.add(gone := page(id=1, title="a"))
+        session.commit()
         warnings.simplefilter("always")
-        with sessions.begin() as session:
+        with session.begin():
+            if beside_a_row_that_goes:
+                session.delete(gone)
             session.add(Price(amount=Decimal("1.234")))
     with sessions() as session:
         recorded = session.scalar(sa.select(sa.func.count()).select_from(history_of(Price)))

@@ -440,7 +440,7 @@ class Flush:
         changeset = changeset_of(self.session, group.connection)
         context = self._context(group.reason)
         capture = Capture(group.connection, changeset, unit.model.chain, unit.user_fields(self.config), context)
-        must_be_found = not self._doomed  # else it may have gone with its parent
+        must_be_found = not (self._doomed and unit.referring)  # else it may have gone with its parent
         if moved or rewritten or not deleted.keys().isdisjoint(new):
             keys = dict.fromkeys((*moved, *moved_to, *rewritten, *deleted, *new))
             fresh = {*moved_to, *new} - {*rewritten, *deleted}
