@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 import sqlaudit
-from invariants import check_history, recording
+from invariants import check_history, recording, told
 
 
 class Base(DeclarativeBase):
@@ -211,7 +211,46 @@ def test_a_row_that_leaves_its_subclass_has_a_tombstone_there(maker: sessionmake
     with maker() as session:
         session.execute(sa.delete(Bottom))
         session.commit()
-        told = session.execute(
-            sa.select(sqlaudit.history_of(Bottom).__table__.c.audit_operation).order_by("audit_version")
-        )
-        assert [str(operation) for (operation,) in told] == ["insert", "delete"]
+        assert [operation for (operation,) in told(session, Bottom)] == ["insert", "delete"]
+
+
+MOVE_BY_NAME = named.update().where(named.c.kode == sa.bindparam("old")).values(kode=sa.bindparam("new"))
+
+
+@pytest.mark.requires("case_insensitive")
+@pytest.mark.parametrize(
+    "respell",
+    [
+        lambda session: setattr(session.get_one(Named, "a"), "code", "A"),
+        lambda session: session.execute(sa.update(Named).where(Named.code == "a").values(code="A")),
+        lambda session: session.execute(MOVE_BY_NAME, [{"old": "a", "new": "A"}]),
+    ],
+    ids=["object", "statement", "parameters"],
+)
+def test_a_key_that_is_spelt_otherwise_is_of_the_same_row(maker: sessionmaker[Session], respell: Any) -> None:
+    with maker() as session:
+        respell(session)
+        session.commit()
+        session.execute(sa.update(Named).where(Named.code == "a").values(value=2))
+        session.commit()
+        lives = [("insert", "a", 1), ("update", "A", 1), ("update", "A", 2), ("insert", "b", 2)]
+        assert told(session, Named, "code", "value") == lives
+
+
+@pytest.mark.requires("case_insensitive")
+def test_rows_are_recorded_by_keys_that_are_spelt_otherwise(maker: sessionmaker[Session]) -> None:
+    with maker() as session:
+        with sqlaudit.tracking_disabled(session):
+            session.execute(named.update().values(v=7))
+        sqlaudit.record_changes(session, Named, ["A"])
+        session.commit()
+        assert told(session, Named, "code", "value") == [("insert", "a", 1), ("update", "a", 7), ("insert", "b", 2)]
+
+
+def test_moves_by_keys_that_a_database_may_take_for_one_are_not_guessed(maker: sessionmaker[Session]) -> None:
+    with maker() as session:
+        moves = [{"old": "a", "new": "X"}, {"old": "x", "new": "z"}, {"old": "b", "new": "x"}]
+        with pytest.warns(sqlaudit.SQLAuditWarning) as warned:
+            session.execute(MOVE_BY_NAME, moves)
+        assert "execute the statement once for each" in str(warned[0].message)
+        assert session.scalars(sa.select(Named.value).where(Named.code == "x")).all() == [2]

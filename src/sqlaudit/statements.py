@@ -370,7 +370,7 @@ class Statements:
     def _changed(self, history: Any) -> ColumnElement[bool]:
         """Whether the live row differs from an open version in any stored column, or in the tables that it has."""
         source, differences = self._live(), []
-        pairs = [(live, history.c[old.key]) for live, old in self.base.columns if live not in self.base.key]
+        pairs = [(live, history.c[old.key]) for live, old in self.base.columns if self._may_change(live)]
         here = [history.c[column.key] for column in self.base.history_key]
         for table in self.chain[1:]:
             other = table.history.alias()
@@ -393,6 +393,12 @@ class Statements:
             .select_from(source)
             .where(self._same(self.base.key, here), or_(*differences))
             .correlate(history)
+        )
+
+    def _may_change(self, column: Column[Any]) -> bool:
+        """Whether a column may change in a row: one of the key, if it may be spelt in several ways, 'a' and 'A'."""
+        return column not in self.base.key or not isinstance(
+            implementation_of(column.type, self.dialect), _COMPARED_BY_VALUE
         )
 
     def _newest(self, past: Any, here: ColumnElement[bool]) -> Select[Any]:

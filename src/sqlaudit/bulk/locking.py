@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from sqlalchemy import (
@@ -145,14 +146,15 @@ def _follow_moves(
     :return: the keys that they have meanwhile; ``None`` if nobody knows, and they must be left to the statement
     """
     old = keys_given(clause, key, parameters)
-    if old is not None and len(list(terms(clause._where_criteria))) == len(key):
+    seen = {*(old or ()), *write.moved_to, *write.moved_to.values()}
+    if old is not None and len(list(terms(clause._where_criteria))) == len(key) and _are_told_apart(seen):
         if len(set(old)) == len(old) and set(old).isdisjoint(write.moved_to.values()):
             return ()  # none is moved twice
         new = [
             tuple([was if to is col else value_given(to, each) for to, col, was in zip(new_key, key, one, strict=True)])
             for one, each in zip(old, parameters, strict=True)
         ]
-        if not any(value is SQL for each in new for value in each):
+        if not any(value is SQL for each in new for value in each) and _are_told_apart({*seen, *new}):
             for row in write.moved_to:
                 place = row
                 for before, after in zip(old, new, strict=True):
@@ -166,6 +168,18 @@ def _follow_moves(
         write.root.live,
     )
     return None
+
+
+def _are_told_apart(keys: Set[Key]) -> bool:
+    """Tell whether every database takes different keys for different, also one that takes 'a' for 'Á' or for 'a '."""
+    return len({tuple(map(_spelt_loosely, key)) for key in keys}) == len(keys)
+
+
+def _spelt_loosely(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    letters = unicodedata.normalize("NFKD", value.casefold())
+    return "".join(letter for letter in letters if not unicodedata.combining(letter)).rstrip()
 
 
 def _may_differ(criterion: ColumnElement[bool]) -> bool:
