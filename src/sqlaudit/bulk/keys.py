@@ -72,6 +72,9 @@ class KnownKeys:
 
     def by_chain(self, tracked: TrackedTable) -> Iterator[tuple[Chain, KnownKeys]]:
         """Divide them by the tables that their objects live in."""
+        if len(chains := chains_of(tracked)) == 1:
+            yield chains[0], self
+            return
         for chain, keys in by_chain(self.connection, tracked, list(self)):
             yield chain, KnownKeys(self.connection, ((*key, self._is_recorded[key]) for key in keys))
 
