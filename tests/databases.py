@@ -220,7 +220,14 @@ def stop_postgresql(directory: Path) -> None:
 class MariaDB(Server):
     name = "mariadb"
     capabilities = frozenset(
-        {"case_insensitive", "concurrent_writes", "two_phase", "updates_of_two_tables", "virtual_columns"}
+        {
+            "case_insensitive",
+            "concurrent_writes",
+            "limited_updates",
+            "two_phase",
+            "updates_of_two_tables",
+            "virtual_columns",
+        }
     )
     async_drivers = ("aiomysql",)
 

@@ -167,3 +167,14 @@ def test_each_execution_of_a_connection_that_commits_by_itself_is_recorded(
     sqlaudit.unregister_hooks(maker, engine=recorded)
     with maker() as session:
         check_history(session, Animal)
+
+
+@pytest.mark.requires("limited_updates")
+def test_a_statement_with_a_limit_records_the_rows_that_it_changes(maker: sessionmaker[Session]) -> None:
+    with maker() as session:
+        result: Any = session.execute(
+            animals.update().with_dialect_options(mysql_limit=MANY - 20, mariadb_limit=MANY - 20).values(weight=9)
+        )
+        session.commit()
+        assert result.rowcount == MANY - 20
+        check_history(session, Animal, all_recorded=False)

@@ -130,7 +130,8 @@ def _asks_alone(clause: Any) -> bool:
 
 def _is_repeatable(clause: Any) -> bool:
     """Tell whether the criterion of a statement chooses the same rows again if nobody else has written any."""
-    return _asks_alone(clause) and not any(map(_may_differ, clause._where_criteria))
+    is_limited = _limit_of(clause) is not None
+    return _asks_alone(clause) and not is_limited and not any(map(_may_differ, clause._where_criteria))
 
 
 def _locks_gaps(connection: Connection) -> bool:
@@ -200,7 +201,10 @@ def _rows_of(clause: Any, columns: Sequence[Any], key: Sequence[Any]) -> Select[
     entity = clause.table._annotations.get("parententity")
     if entity is not None:
         statement = statement.select_from(entity).options(*clause._with_options)
-    for dialect in MYSQL:
-        limit = clause.dialect_kwargs.get(f"{dialect}_limit")
-        statement = statement if limit is None else statement.limit(limit)
-    return statement
+    return statement.limit(_limit_of(clause))
+
+
+def _limit_of(clause: Any) -> Any:
+    """Return how many rows MariaDB and MySQL are told to write at most."""
+    given = (clause.dialect_kwargs.get(f"{dialect}_limit") for dialect in MYSQL)
+    return next((limit for limit in given if limit is not None), None)
