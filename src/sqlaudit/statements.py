@@ -44,6 +44,7 @@ from sqlalchemy import (
     false,
     func,
     insert,
+    literal,
     literal_column,
     null,
     or_,
@@ -95,7 +96,9 @@ def pages(
     page = [tuple(row) for row in connection.execute(statement)]
     while page:
         yield page
-        behind = tuple_(*columns) > page[-1] if len(columns) > 1 else columns[0] > page[-1][0]
+        ends = [literal(value, column.type) for value, column in zip(page[-1], columns, strict=True)]
+        # By its name, for SQLAlchemy compares no booleans.
+        behind = tuple_(*columns) > tuple_(*ends) if len(ends) > 1 else columns[0].bool_op(">")(ends[0])
         page = [tuple(row) for row in connection.execute(statement.where(behind))]
 
 

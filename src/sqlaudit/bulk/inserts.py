@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from sqlalchemy import Column, Connection, CursorResult, Integer, Table, func, select, tuple_
 
 from sqlaudit.bulk.keys import KnownKeys
-from sqlaudit.bulk.reading import SQL, Parameters, value_given
+from sqlaudit.bulk.reading import SQL, Parameters, column_named, column_of_parameter, value_given
 from sqlaudit.bulk.writes import Write
 from sqlaudit.capture import uncaptured
-from sqlaudit.statements import Key, chunks, one_of
+from sqlaudit.statements import MYSQL, Key, chunks, one_of
 from sqlaudit.tables import TrackedTable, unique_together
 
 
@@ -28,6 +28,8 @@ def prepare_insert(write: Write, clause: Any, tracked: TrackedTable, parameters:
     unique = [key] if key and not moves_given else []
     if write.may_update and not write.may_move:
         unique += [columns for columns in _keys_of_table(tracked.live) if changed.isdisjoint(columns)]
+    if write.may_update and len(parameters) == 1 and _may_come_upon_others(write, clause, tracked, rows):
+        return _returning_keys(write, clause, tracked, parameters)
     for columns in unique:
         values = [] if rows is None else _columns_of(rows, columns)
         if rows is not None and not any(value is SQL for each in values for value in each):
@@ -41,25 +43,51 @@ def prepare_insert(write: Write, clause: Any, tracked: TrackedTable, parameters:
     return _returning_keys(write, clause, tracked, parameters)
 
 
+def _may_come_upon_others(
+    write: Write, clause: Any, tracked: TrackedTable, rows: Sequence[Mapping[str, Any]] | None
+) -> bool:
+    """Tell whether an upsert may change a row that nobody can foresee, and can tell which.
+
+    It may be found by a value that the database gives, or inserted by others meanwhile.
+    """
+    connection = write.connection
+    can_tell = connection.dialect.insert_returning and clause._post_values_clause is not None
+    if not can_tell or (clause._returning and not write.can_cut):
+        return False
+    if connection.dialect.name not in MYSQL:
+        return True
+    # RETURNING would have MariaDB count a changed row once, and not twice.
+    given = [_columns_of(rows, columns) for columns in _keys_of_table(tracked.live) if rows is not None]
+    numbered = tracked.live.autoincrement_column is not None and given and all(SQL in key for key in given[0])
+    return any(value is SQL for values in given[1 if numbered else 0 :] for key in values for value in key)
+
+
 def _rows_given(
     clause: Any, tracked: TrackedTable, parameters: Parameters, columns: Iterable[Column[Any]]
 ) -> list[dict[str, Any]] | None:
     """Return the values that an INSERT gives to columns, by the keys of these; ``None`` if a query gives them."""
     if clause.select is not None:
         return None
-    names = {column.key: column.key for column in tracked.live.c}
-    entity = clause.table._annotations.get("parententity")
-    if entity is not None:
-        names |= {attribute.key: attribute.columns[0].key for attribute in entity.mapper.column_attrs}
-    asked = {column.key for column in columns}
-    names = {name: key for name, key in names.items() if key in asked}
+    asked = set(columns)
     given = [each for several in clause._multi_values for each in several] or [clause._values or {}]
-    given = [{name if isinstance(name, str) else name.key: value for name, value in each.items()} for each in given]
+    named = [_by_column(each, lambda name: column_named(clause, tracked, name), asked) for each in given]
+    own = _by_column(
+        {name: name for name in parameters[0]}, lambda name: column_of_parameter(clause, tracked, name), asked
+    )
     return [
-        {key: value_given(of[name], each) for of in (values, each) for name, key in names.items() if name in of}
+        {key: value_given(value, each) for key, value in values.items()}
+        | {key: value_given(each[name], each) for key, name in own.items() if name in each}
         for each in parameters
-        for values in given
+        for values in named
     ]
+
+
+def _by_column(
+    values: Mapping[Any, Any], column_of: Callable[[Any], Column[Any] | None], asked: Set[Column[Any]]
+) -> dict[str, Any]:
+    """Return values by the keys of the columns that they are for, as far as these are asked for."""
+    pairs = ((column_of(name), value) for name, value in values.items())
+    return {column.key: value for column, value in pairs if column is not None and column in asked}
 
 
 def _columns_of(rows: Iterable[Mapping[str, Any]], columns: Sequence[Column[Any]]) -> list[Key]:
@@ -147,7 +175,8 @@ def _returning_keys(write: Write, clause: Any, tracked: TrackedTable, parameters
             tracked.live,
         )
         return clause
-    if many and not (returned or clause._multi_values or write.may_update or set(key) - set(tracked.live.primary_key)):
+    asked = returned or clause._multi_values or write.may_update or not tracked.live.implicit_returning
+    if many and not (asked or set(key) - set(tracked.live.primary_key)):
         write.keys_of = _keys_returned
         return clause.return_defaults(*key).execution_options(preserve_rowcount=True)
     if returned and all(any(column is each for column in returned) for each in key):

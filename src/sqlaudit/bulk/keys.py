@@ -140,6 +140,8 @@ def among_each(dialect: Dialect, key: Sequence[Any], keys: Sequence[Key]) -> Col
     """Return the same for a statement of many executions, which takes no list for a parameter."""
     if dialect.name == "postgresql":
         return _among_arrays(key, keys)
+    if len(key) == 1 and goes_into_json(key[0], dialect):
+        return one_of_json(key[0], literal([each[0] for each in keys], JSONList(key[0].type)))
     each_given = [tuple(map(literal, each, (column.type for column in key))) for each in keys]
     return or_(*(and_(*map(operators.eq, key, each)) for each in each_given)) if keys else false()
 

@@ -11,6 +11,7 @@ from sqlalchemy import (
     BindParameter,
     BooleanClauseList,
     ClauseElement,
+    Column,
     ColumnElement,
     Insert,
     SelectBase,
@@ -117,15 +118,29 @@ def written_table(clause: Any) -> TrackedTable | None:
     return tracked
 
 
+def column_named(clause: Any, tracked: TrackedTable, name: Any) -> Column[Any] | None:
+    """Return the column that a statement means by a name in its values: an attribute's, if it is one of the ORM's."""
+    if not isinstance(name, str):
+        return tracked.live.c.get(name.key)
+    entity = clause.table._annotations.get("parententity")
+    attribute = None if entity is None else entity.mapper.column_attrs.get(name)
+    return tracked.live.c.get(name) if attribute is None else attribute.columns[0]
+
+
+def column_of_parameter(clause: Any, tracked: TrackedTable, name: str) -> Column[Any] | None:
+    """Return the column that a parameter is for; the ORM calls them by the columns when it executes a statement."""
+    column = tracked.live.c.get(name)
+    return column_named(clause, tracked, name) if column is None else column
+
+
 def values_set(clause: Any, tracked: TrackedTable, parameters: Parameters) -> dict[Any, Any]:
     """Return the columns that an UPDATE sets, with their values."""
-    columns: dict[Any, Any] = {column.key: column for column in tracked.live.c}
-    entity = clause.table._annotations.get("parententity")
-    if entity is not None:
-        columns |= {attribute.key: attribute.columns[0] for attribute in entity.mapper.column_attrs}
-    named = [(name, bindparam(name, type_=columns[name].type)) for name in parameters[0] if name in columns]
-    pairs = [*(clause._values or {}).items(), *(getattr(clause, "_ordered_values", None) or ()), *named]
-    return {columns.get(each if isinstance(each, str) else each.key): value for each, value in pairs}
+    pairs = [*(clause._values or {}).items(), *(getattr(clause, "_ordered_values", None) or ())]
+    values: dict[Any, Any] = {column_named(clause, tracked, name): value for name, value in pairs}
+    for name in parameters[0]:
+        if (column := column_of_parameter(clause, tracked, name)) is not None:
+            values[column] = bindparam(name, type_=column.type)
+    return values
 
 
 def keys_given(clause: Any, key: Sequence[Any], parameters: Parameters) -> list[Key] | None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
+from weakref import ref
 
 from sqlalchemy import Connection, Delete, Engine, ExceptionContext, Insert, SelectBase, TextClause, Update, event
 from sqlalchemy.exc import SQLAlchemyError
@@ -132,7 +133,8 @@ class Recorder:
     def after(self, connection: Connection, clause: Any, multiple: Any, single: Any, options: Any, result: Any) -> None:
         """Note what a statement has written."""
         statement = unwrapped(clause)
-        write: Write | None = statement.get_execution_options().get(_WRITE) if hasattr(statement, "table") else None
+        refers = statement.get_execution_options().get(_WRITE) if hasattr(statement, "table") else None
+        write: Write | None = refers and refers()
         if write is not None and write.recorder is self:
             write.done(result)
             self.surplus = write.surplus
@@ -184,7 +186,7 @@ class Recorder:
             clause = (prepare_insert if is_insert else prepare_change)(write, clause, tracked, parameters)
         finally:
             write.transactions = transactions_of(connection)  # which our first statement may have begun
-        return clause.execution_options(**{_WRITE: write})
+        return clause.execution_options(**{_WRITE: ref(write)})  # the cache of statements keeps it
 
 
 def _is_where_history_is(connection: Connection, tracked: TrackedTable, options: Mapping[str, Any]) -> bool:

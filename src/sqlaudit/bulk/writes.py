@@ -20,7 +20,7 @@ Chain = tuple[TrackedTable, ...]
 _SAVEPOINT: Final = "sqlaudit"
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, weakref_slot=True)
 class Write:
     """What a statement writes to a tracked table.
 
