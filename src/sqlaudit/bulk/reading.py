@@ -14,6 +14,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Insert,
+    Join,
     SelectBase,
     StatementLambdaElement,
     TextualSelect,
@@ -109,13 +110,26 @@ def _unaliased(table: Any) -> Any:
 
 
 def written_table(clause: Any) -> TrackedTable | None:
-    """Return the tracked table that a statement writes."""
+    """Return the tracked table that a statement writes; notice those that MySQL's ``UPDATE`` of a join writes."""
     annotations = clause._annotations  # of the ORM's statements for objects of several tables, one after the other
     table = _unaliased(annotations.get("_emit_update_table", annotations.get("_emit_insert_table", clause.table)))
+    if isinstance(table, Join):
+        _notice_join(clause)
     tracked = tracked_table(table)
     if tracked is None or tracked.live.fullname != table.fullname:  # it is the history table
         return None
     return tracked
+
+
+def _notice_join(clause: Any) -> None:
+    tables = {_unaliased(column.table) for column in clause._values or () if isinstance(column, ColumnElement)}
+    for tracked in map(tracked_table, tables):
+        if tracked is not None:
+            uncaptured(
+                f"An UPDATE of a join writes the tracked table {tracked.live.fullname!r}, and its history will not "
+                "show it; update that table, with the others in where(), or call record_changes() then.",
+                tracked.live,
+            )
 
 
 def column_named(clause: Any, tracked: TrackedTable, name: Any) -> Column[Any] | None:

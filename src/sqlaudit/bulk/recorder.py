@@ -139,7 +139,7 @@ class Recorder:
             write.done(result)
             self.surplus = write.surplus
             if not self.waits:
-                del connection.info[_WRITE]
+                connection.info[_WRITE] = [each for each in connection.info[_WRITE] if each is not write]
                 try:
                     write.settle()
                 except BaseException:
@@ -153,11 +153,18 @@ class Recorder:
         if context.connection is not None and not context.is_disconnect and not may_fail:
             self._undo_unfinished(context.connection)
 
-    def _undo_unfinished(self, connection: Connection) -> None:
-        write: Write | None = connection.info.pop(_WRITE, None)
-        if write is not None and write.connection is connection and not write.is_rolled_back():
-            with suppress(SQLAlchemyError):  # the database may have undone all of it, and take nothing more
-                write.settle()
+    def _undo_unfinished(self, connection: Connection, *, dead: bool = False) -> None:
+        """Undo what statements did that have failed.
+
+        :param dead: whether only those that nobody holds any more: they could not even be compiled, and nobody told of
+            that. Others are waiting for what a column's default executes.
+        """
+        writes: list[Write] = connection.info.get(_WRITE, [])
+        for write in [each for each in reversed(writes) if not dead or each.statement() is None]:
+            writes.remove(write)
+            if write.connection is connection and not write.is_rolled_back():
+                with suppress(SQLAlchemyError):  # the database may have undone all of it, and take nothing more
+                    write.settle()
 
     def _prepare(self, connection: Connection, clause: Any, tracked: TrackedTable, parameters: Parameters) -> Any:
         _require_context(tracked)
@@ -176,8 +183,8 @@ class Recorder:
         if self.waits:
             self.writes.append(write)
         else:
-            self._undo_unfinished(connection)  # it could not even be compiled: nobody told of that
-            connection.info[_WRITE] = write
+            self._undo_unfinished(connection, dead=True)
+            connection.info.setdefault(_WRITE, []).append(write)
         if not (is_insert and is_one):
             keep_others_out(connection, tracked)
         if not is_one:
@@ -186,7 +193,9 @@ class Recorder:
             clause = (prepare_insert if is_insert else prepare_change)(write, clause, tracked, parameters)
         finally:
             write.transactions = transactions_of(connection)  # which our first statement may have begun
-        return clause.execution_options(**{_WRITE: ref(write)})  # the cache of statements keeps it
+        clause = clause.execution_options(**{_WRITE: ref(write)})  # the cache of statements keeps it
+        write.statement = ref(clause)
+        return clause
 
 
 def _is_where_history_is(connection: Connection, tracked: TrackedTable, options: Mapping[str, Any]) -> bool:

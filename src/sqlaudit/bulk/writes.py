@@ -20,7 +20,7 @@ Chain = tuple[TrackedTable, ...]
 _SAVEPOINT: Final = "sqlaudit"
 
 
-@dataclass(slots=True, kw_only=True, weakref_slot=True)
+@dataclass(eq=False, slots=True, kw_only=True, weakref_slot=True)
 class Write:
     """What a statement writes to a tracked table.
 
@@ -28,6 +28,7 @@ class Write:
     :ivar capture: gives what writes the versions of rows in a chain of tables
     :ivar can_cut: whether whoever executes it cuts what it returns more than was asked for
     :ivar surplus: how many columns that is
+    :ivar statement: gives the statement, as long as anybody holds it
     :ivar root: the table, or for the table of a subclass that of its base
     :ivar is_further: whether it is the table of a subclass
     :ivar captures: what writes the versions of the rows that were there before, with their keys
@@ -56,6 +57,7 @@ class Write:
     moved_to: dict[Key, Key] = field(default_factory=dict)
     keys_of: Callable[[CursorResult[Any]], list[Key]] = lambda result: []
     inserted: list[Key] = field(default_factory=list)
+    statement: Callable[[], Any] = lambda: None
     surplus: int = 0
     may_update: bool = False
     may_move: bool = False
@@ -86,6 +88,8 @@ class Write:
     def done(self, result: CursorResult[Any]) -> None:
         """Note what the statement has done."""
         self.is_done = True
+        if result.returns_rows and result.context._is_server_side:  # the connection is ours before it is read
+            result._rewind(list(result.all()))
         if self.operation is Operation.INSERT:
             self.inserted = self.keys_of(result)
         elif self.operation is Operation.DELETE:

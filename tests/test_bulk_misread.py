@@ -1,0 +1,314 @@
+"""Bulk statements that are easily misread: by names, by what the database adds, by who else writes."""
+
+import gc
+import threading
+import time
+import warnings
+import weakref
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Mapped, Session, mapped_column, sessionmaker
+
+import sqlaudit
+from invariants import check_history, told
+from stock import insert_of, upsert
+
+Name = sa.String(50)
+Maker = sessionmaker[Session]
+MYSQL = ("mysql", "mariadb")
+
+
+def begin(maker: Maker, base: Any, *objects: Any) -> None:
+    base.metadata.create_all(maker.kw["bind"])
+    with maker() as session:
+        for each in objects:
+            session.add(each)
+            session.flush()
+        session.commit()
+
+
+def check(maker: Maker, *models: Any) -> None:
+    with maker() as session:
+        for model in models:
+            check_history(session, model)
+
+
+# --- a column that is called like another one's attribute
+
+
+@pytest.fixture
+def legacy(base: Any) -> Any:
+    @sqlaudit.track_table()
+    class Legacy(base):
+        __tablename__ = "legacy"
+
+        id: Mapped[int] = mapped_column("uid", primary_key=True)
+        old_id: Mapped[int] = mapped_column("id")
+
+    return Legacy
+
+
+@pytest.mark.parametrize("how", ["list", "values", "multi_values", "table"])
+def test_inserted_rows_are_found_though_a_column_is_called_like_the_keys_attribute(
+    base: Any, sessions: Maker, legacy: Any, how: str
+) -> None:
+    begin(sessions, base)
+    with sessions() as session:
+        if how == "list":
+            session.execute(sa.insert(legacy), [{"id": 1, "old_id": 7}, {"id": 2, "old_id": 8}])
+        elif how == "values":
+            session.execute(sa.insert(legacy).values({legacy.id: 1, legacy.old_id: 7}))
+        elif how == "multi_values":
+            session.execute(sa.insert(legacy).values([{"id": 1, "old_id": 7}, {"id": 2, "old_id": 8}]))
+        else:
+            session.execute(legacy.__table__.insert().values(uid=1, id=7))
+        session.commit()
+    check(sessions, legacy)
+
+
+def test_an_inserted_row_is_not_taken_for_another_one(base: Any, sessions: Maker, legacy: Any) -> None:
+    begin(sessions, base, legacy(id=1, old_id=7))
+    with sessions() as session:
+        session.execute(sa.insert(legacy), [{"id": 2, "old_id": 1}])  # silently without history
+        session.commit()
+    check(sessions, legacy)
+
+
+def test_an_update_of_a_column_called_like_the_keys_attribute_moves_no_row(
+    base: Any, sessions: Maker, legacy: Any
+) -> None:
+    begin(sessions, base, legacy(id=1, old_id=7))
+    with sessions() as session:
+        session.execute(sa.update(legacy).values({legacy.old_id: 50}))  # warns of a new row with the key 50
+        session.commit()
+        assert told(session, legacy, "old_id") == [("insert", 7), ("update", 50)]
+
+
+# --- upserts that come upon a row by another key than the given primary key
+
+
+@pytest.mark.parametrize("default", [{"default": "main"}, {"server_default": "main"}])
+def test_an_upsert_finds_the_row_by_a_unique_key_that_has_a_default(
+    base: Any, sessions: Maker, default: dict[str, Any]
+) -> None:
+    @sqlaudit.track_table()
+    class Code(base):
+        __tablename__ = "codes"
+        __table_args__ = (sa.UniqueConstraint("tenant", "code"),)
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        tenant: Mapped[str] = mapped_column(Name, **default)
+        code: Mapped[str] = mapped_column(Name)
+        n: Mapped[int]
+
+    begin(sessions, base, Code(id=1, code="a", n=1))
+    with sessions() as session:
+        session.execute(upsert(session, Code, {"n": 5}, "tenant", "code").values(id=9, code="a", n=5))
+        session.commit()
+        assert told(session, Code, "n") == [("insert", 1), ("update", 5)]
+
+
+@pytest.mark.requires("on_conflict")
+def test_an_upsert_finds_the_row_by_a_unique_expression(base: Any, sessions: Maker) -> None:
+    @sqlaudit.track_table()
+    class User(base):
+        __tablename__ = "users"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        email: Mapped[str] = mapped_column(Name)
+        n: Mapped[int]
+
+    sa.Index("users_email", sa.func.lower(User.email), unique=True)
+    begin(sessions, base, User(id=1, email="a@x", n=1))
+    with sessions() as session:
+        statement = insert_of(session)(User).values(id=9, email="A@X", n=5)
+        lower = sa.func.lower(User.email)
+        session.execute(statement.on_conflict_do_update(index_elements=[lower], set_={"n": 5}))
+        session.commit()
+        assert told(session, User, "n") == [("insert", 1), ("update", 5)]
+
+
+@pytest.mark.requires("concurrent_writes")
+def test_an_upsert_finds_the_row_that_another_transaction_inserts_meanwhile(
+    base: Any, sessions: Maker, database: Any
+) -> None:
+    @sqlaudit.track_table()
+    class Code(base):
+        __tablename__ = "codes"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        code: Mapped[str] = mapped_column(Name, unique=True)
+        n: Mapped[int]
+
+    begin(sessions, base)
+
+    def write() -> None:
+        with sessions() as session:
+            session.execute(upsert(session, Code, {"n": 5}, "code").values(id=9, code="a", n=5))
+            session.commit()
+
+    with sessions() as session:
+        session.add(Code(id=1, code="a", n=1))
+        session.flush()
+        other = threading.Thread(target=write)
+        other.start()
+        while other.is_alive() and not database.waiting():
+            time.sleep(0.01)
+        session.commit()
+        other.join()
+        assert session.scalars(sa.select(Code.n)).all() == [5]
+        assert told(session, Code, "n") == [("insert", 1), ("update", 5)]
+
+
+# --- statements
+
+
+@pytest.fixture
+def thing(base: Any) -> Any:
+    @sqlaudit.track_table()
+    class Thing(base):
+        __tablename__ = "things"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        name: Mapped[str] = mapped_column(Name)
+        n: Mapped[int] = mapped_column(default=0)
+
+    return Thing
+
+
+def test_an_update_of_a_join_is_recorded_or_noticed(base: Any, sessions: Maker, thing: Any, engine: sa.Engine) -> None:
+    if engine.dialect.name not in MYSQL:
+        pytest.skip("the database has no UPDATE of a join")
+
+    class Other(base):
+        __tablename__ = "others"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    begin(sessions, base, thing(id=1, name="a"), Other(id=1))
+    things: Any = thing.__table__
+    with warnings.catch_warnings(record=True) as noticed, sessions() as session:
+        warnings.simplefilter("always")
+        join = things.join(Other.__table__, things.c.id == Other.id)
+        session.execute(sa.update(join).values({things.c.n: 5}))
+        session.commit()
+        assert noticed or told(session, thing, "n") == [("insert", 0), ("update", 5)]
+
+
+def test_a_list_of_parameters_may_find_many_rows_by_a_function(base: Any, sessions: Maker, thing: Any) -> None:
+    begin(sessions, base)
+    things: Any = thing.__table__
+    statement = things.update().where(sa.func.lower(things.c.name) == sa.bindparam("old")).values(n=sa.bindparam("new"))
+    with sessions() as session:
+        session.execute(sa.insert(thing), [{"id": n, "name": f"c{n}"} for n in range(1, 1301)])
+        session.commit()
+        session.execute(statement, [{"old": f"c{n}", "new": n} for n in range(1, 1301)])
+        session.commit()
+    check(sessions, thing)
+
+
+def test_a_default_may_execute_a_statement_on_a_registered_engine(
+    base: Any, sessions: Maker, engine: sa.Engine
+) -> None:
+    @sqlaudit.track_table()
+    class Counter(base):
+        __tablename__ = "counters"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        n: Mapped[int]
+
+    counters: Any = Counter.__table__
+
+    def next_number(context: Any) -> Any:
+        context.connection.execute(counters.update().values(n=counters.c.n + 1))
+        return context.connection.scalar(sa.select(counters.c.n))
+
+    @sqlaudit.track_table()
+    class Invoice(base):
+        __tablename__ = "invoices"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        number: Mapped[int] = mapped_column(default=next_number)
+
+    begin(sessions, base, Counter(id=1, n=0))
+    sqlaudit.register_hooks(sessions, engine=engine)
+    try:
+        with engine.begin() as connection:
+            connection.execute(sa.insert(Invoice).values(id=1))
+    finally:
+        sqlaudit.unregister_hooks(sessions, engine=engine)
+    sqlaudit.register_hooks(sessions)
+    check(sessions, Counter, Invoice)
+
+
+def test_the_keys_of_a_table_without_implicit_returning_are_known_or_noticed(base: Any, sessions: Maker) -> None:
+    @sqlaudit.track_table()
+    class Quiet(base):
+        __tablename__ = "quiet"
+        __table_args__ = {"implicit_returning": False}
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        n: Mapped[int]
+
+    begin(sessions, base)
+    with warnings.catch_warnings(record=True) as noticed, sessions() as session:
+        warnings.simplefilter("always")
+        session.execute(sa.insert(Quiet), [{"n": 1}, {"n": 2}])
+        session.bulk_insert_mappings(Quiet, [{"n": 3}, {"n": 4}])
+        session.commit()
+        assert noticed or told(session, Quiet, "n") == [("insert", n) for n in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize("options", [{"yield_per": 2}, {"stream_results": True}])
+def test_a_streamed_result_is_whole(
+    base: Any, sessions: Maker, thing: Any, engine: sa.Engine, options: dict[str, Any]
+) -> None:
+    if engine.dialect.name == "postgresql":
+        pytest.skip("the driver has no cursor on the server for statements that write")
+    things: Any = thing.__table__
+    begin(sessions, base, *(thing(id=n, name="a") for n in range(1, 31)))
+    with sessions() as session:
+        statement = sa.delete(things).where(things.c.n == 0).returning(things.c.id)
+        result = session.execute(statement, execution_options=options)
+        assert sorted(result.scalars()) == list(range(1, 31))
+        session.commit()
+    check(sessions, thing)
+
+
+def test_what_a_statement_wrote_is_not_kept_by_the_cache_of_statements(
+    base: Any, sessions: Maker, thing: Any, engine: sa.Engine
+) -> None:
+    begin(sessions, base, thing(id=1, name="a"))
+
+    def written_by(maker: Any) -> Any:
+        with maker() as session:
+            session.execute(sa.update(thing).values(n=thing.n + 1))
+            session.commit()
+            return weakref.ref(session)
+
+    plain = written_by(sessionmaker(engine))
+    gc.collect()
+    assert plain() is None
+    engine.clear_compiled_cache()
+    recorded = written_by(sessions)
+    gc.collect()
+    assert recorded() is None
+
+
+# --- record_changes() and SQL by hand
+
+
+def test_record_changes_of_rows_whose_key_is_a_boolean(base: Any, sessions: Maker) -> None:
+    @sqlaudit.track_table()
+    class Flag(base):
+        __tablename__ = "flags"
+
+        on: Mapped[bool] = mapped_column("is_on", primary_key=True)
+        n: Mapped[int]
+
+    begin(sessions, base, Flag(on=True, n=1))
+    with sessions() as session:
+        sqlaudit.record_changes(session, Flag)
+    check(sessions, Flag)
