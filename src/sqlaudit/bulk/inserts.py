@@ -11,7 +11,7 @@ from sqlaudit.bulk.keys import KnownKeys
 from sqlaudit.bulk.reading import SQL, Parameters, column_named, column_of_parameter, value_given
 from sqlaudit.bulk.writes import Write
 from sqlaudit.capture import uncaptured
-from sqlaudit.statements import MYSQL, Key, chunks, one_of
+from sqlaudit.statements import Key, chunks, one_of
 from sqlaudit.tables import TrackedTable, unique_together
 
 
@@ -28,13 +28,18 @@ def prepare_insert(write: Write, clause: Any, tracked: TrackedTable, parameters:
     unique = [key] if key and not moves_given else []
     if write.may_update and not write.may_move:
         unique += [columns for columns in _keys_of_table(tracked.live) if changed.isdisjoint(columns)]
-    if write.may_update and len(parameters) == 1 and _may_come_upon_others(write, clause, tracked, rows):
+    is_upsert = clause._post_values_clause is not None and len(parameters) == 1
+    can_tell = write.connection.dialect.insert_returning and (not clause._returning or write.can_cut)
+    if is_upsert and can_tell and _is_found_otherwise(tracked, rows):
         return _returning_keys(write, clause, tracked, parameters)
-    for columns in unique:
-        values = [] if rows is None else _columns_of(rows, columns)
-        if rows is not None and not any(value is SQL for each in values for value in each):
-            write.keys_of = _keys_of_values(write.connection, key, columns, values)
-            return clause
+    given = [(columns, [] if rows is None else _columns_of(rows, columns)) for columns in unique]
+    known = [
+        (columns, values) for columns, values in given if not any(value is SQL for each in values for value in each)
+    ]
+    if rows is not None and known:
+        # What is inserted has all of them; others may have inserted meanwhile what is updated, by one of them.
+        write.keys_of = _keys_of_values(write.connection, key, known if write.may_update else known[:1])
+        return clause
     if not write.may_update and _tells_keys(clause, tracked, rows):
         write.keys_of = lambda result: _keys_told(result, tracked)
         return clause
@@ -43,23 +48,14 @@ def prepare_insert(write: Write, clause: Any, tracked: TrackedTable, parameters:
     return _returning_keys(write, clause, tracked, parameters)
 
 
-def _may_come_upon_others(
-    write: Write, clause: Any, tracked: TrackedTable, rows: Sequence[Mapping[str, Any]] | None
-) -> bool:
-    """Tell whether an upsert may change a row that nobody can foresee, and can tell which.
-
-    It may be found by a value that the database gives, or inserted by others meanwhile.
-    """
-    connection = write.connection
-    can_tell = connection.dialect.insert_returning and clause._post_values_clause is not None
-    if not can_tell or (clause._returning and not write.can_cut):
-        return False
-    if connection.dialect.name not in MYSQL:
+def _is_found_otherwise(tracked: TrackedTable, rows: Sequence[Mapping[str, Any]] | None) -> bool:
+    """Tell whether an upsert may come upon a row by a value that the database gives, or computes for an index."""
+    indexed = (each for index in tracked.live.indexes if index.unique for each in index.expressions)
+    if not all(isinstance(each, Column) for each in indexed):
         return True
-    # RETURNING would have MariaDB count a changed row once, and not twice.
-    given = [_columns_of(rows, columns) for columns in _keys_of_table(tracked.live) if rows is not None]
-    numbered = tracked.live.autoincrement_column is not None and given and all(SQL in key for key in given[0])
-    return any(value is SQL for values in given[1 if numbered else 0 :] for key in values for value in key)
+    given = [_columns_of(rows or (), columns) for columns in _keys_of_table(tracked.live)]
+    is_numbered = bool(tracked.live.primary_key) and all(value is SQL for key in given[0] for value in key)
+    return any(value is SQL for values in given[is_numbered:] for key in values for value in key)
 
 
 def _rows_given(
@@ -135,10 +131,17 @@ def _is_numbered(
 
 
 def _keys_of_values(
-    connection: Connection, key: Sequence[Any], columns: Sequence[Any], values: list[Key]
+    connection: Connection, key: Sequence[Any], known: Sequence[tuple[Sequence[Any], list[Key]]]
 ) -> Callable[[Any], list[Key]]:
-    """Return what tells the keys of the rows that have unique values."""
-    return lambda result: values if columns is key else _keys_where(connection, key, columns, values)
+    """Return what tells the keys of the rows that have unique values, by the columns of these."""
+
+    def keys_of(result: CursorResult[Any]) -> list[Key]:
+        found = (
+            values if columns is key else _keys_where(connection, key, columns, values) for columns, values in known
+        )
+        return list(dict.fromkeys(each for keys in found for each in keys))
+
+    return keys_of
 
 
 def _keys_told(result: CursorResult[Any], tracked: TrackedTable) -> list[Key]:
