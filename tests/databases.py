@@ -52,7 +52,7 @@ class Database:
 class SQLite(Database):
     name = "sqlite"
     capabilities = frozenset(
-        {"cyclic_cascades", "on_conflict", "partial_indexes", "update_returning", "virtual_columns"}
+        {"cyclic_cascades", "on_conflict", "partial_indexes", "streamed_writes", "update_returning", "virtual_columns"}
     )
     async_drivers = ("aiosqlite",)
 
@@ -224,6 +224,7 @@ class MariaDB(Server):
             "case_insensitive",
             "concurrent_writes",
             "limited_updates",
+            "streamed_writes",
             "two_phase",
             "updates_of_two_tables",
             "virtual_columns",

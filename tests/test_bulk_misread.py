@@ -17,7 +17,6 @@ from stock import insert_of, upsert
 
 Name = sa.String(50)
 Maker = sessionmaker[Session]
-MYSQL = ("mysql", "mariadb")
 
 
 def begin(maker: Maker, base: Any, *objects: Any) -> None:
@@ -178,10 +177,8 @@ def thing(base: Any) -> Any:
     return Thing
 
 
-def test_an_update_of_a_join_is_recorded_or_noticed(base: Any, sessions: Maker, thing: Any, engine: sa.Engine) -> None:
-    if engine.dialect.name not in MYSQL:
-        pytest.skip("the database has no UPDATE of a join")
-
+@pytest.mark.requires("updates_of_two_tables")
+def test_an_update_of_a_join_is_recorded_or_noticed(base: Any, sessions: Maker, thing: Any) -> None:
     class Other(base):
         __tablename__ = "others"
 
@@ -261,12 +258,9 @@ def test_the_keys_of_a_table_without_implicit_returning_are_known_or_noticed(bas
         assert noticed or told(session, Quiet, "n") == [("insert", n) for n in (1, 2, 3, 4)]
 
 
+@pytest.mark.requires("streamed_writes")
 @pytest.mark.parametrize("options", [{"yield_per": 2}, {"stream_results": True}])
-def test_a_streamed_result_is_whole(
-    base: Any, sessions: Maker, thing: Any, engine: sa.Engine, options: dict[str, Any]
-) -> None:
-    if engine.dialect.name == "postgresql":
-        pytest.skip("the driver has no cursor on the server for statements that write")
+def test_a_streamed_result_is_whole(base: Any, sessions: Maker, thing: Any, options: dict[str, Any]) -> None:
     things: Any = thing.__table__
     begin(sessions, base, *(thing(id=n, name="a") for n in range(1, 31)))
     with sessions() as session:
