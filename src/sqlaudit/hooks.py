@@ -22,7 +22,6 @@ from sqlalchemy import (
     Delete,
     Engine,
     MetaData,
-    SelectBase,
     Table,
     TextClause,
     Update,
@@ -44,7 +43,7 @@ from sqlalchemy.orm import (
     sessionmaker,
 )
 
-from sqlaudit.bulk.reading import notice_writes_within, unwrapped, written_table
+from sqlaudit.bulk.reading import notice_writes_within, unwrapped, writes_only_besides, written_table
 from sqlaudit.bulk.recorder import Recorder
 from sqlaudit.bulk.writes import roll_back
 from sqlaudit.capture import OWN, Changeset, changeset_of, uncaptured
@@ -200,7 +199,7 @@ def _do_orm_execute(state: ORMExecuteState) -> Any:
             _spare_past_objects(state)
     if state.session.info.get(_DISABLED):
         return None
-    if isinstance(statement, SelectBase):
+    if writes_only_besides(statement):
         notice_writes_within(statement)
     elif isinstance(statement, TextClause):
         if _is_first(state):

@@ -102,8 +102,10 @@ def pages(
         page = [tuple(row) for row in connection.execute(statement.where(behind))]
 
 
-def one_of(columns: Sequence[ColumnElement[Any]], keys: Sequence[Key]) -> ColumnElement[bool]:
-    """Return the condition that the columns have one of the keys."""
+def one_of(columns: Sequence[ColumnElement[Any]], keys: Sequence[Key] | Select[Any]) -> ColumnElement[bool]:
+    """Return the condition that the columns have one of the keys, which may be what a select finds."""
+    if isinstance(keys, Select):
+        return (tuple_(*columns) if len(columns) > 1 else columns[0]).in_(keys)
     return tuple_(*columns).in_(keys) if len(columns) > 1 else columns[0].in_([key[0] for key in keys])
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
-from sqlalchemy import Column, Connection, CursorResult, Integer, Table, func, select, tuple_
+from sqlalchemy import Column, Connection, CursorResult, Integer, Table, func, select
 
 from sqlaudit.bulk.keys import KnownKeys
-from sqlaudit.bulk.reading import SQL, Parameters, column_named, column_of_parameter, value_given
+from sqlaudit.bulk.reading import SQL, Parameters, are_known, column_named, column_of_parameter, value_given
 from sqlaudit.bulk.writes import Write
 from sqlaudit.capture import uncaptured
 from sqlaudit.statements import Key, chunks, one_of
@@ -17,30 +17,13 @@ from sqlaudit.tables import TrackedTable, unique_together
 
 def prepare_insert(write: Write, clause: Any, tracked: TrackedTable, parameters: Parameters) -> Any:
     """See to it that the keys of the rows that an INSERT makes will be known, and return it so."""
-    key = tracked.key
-    write.may_update = clause._post_values_clause is not None or bool(clause._prefixes)
-    rows = _rows_given(clause, tracked, parameters, tracked.live.c if write.may_update else key)
-    if write.may_update:
-        changed = _columns_changed(clause, tracked)
-        write.may_move = not changed.isdisjoint(key)
-        _find_present(write, clause, tracked, rows, changed)
-    moves_given = write.may_move and clause._post_values_clause is not None  # what is replaced gets the given key
-    unique = [key] if key and not moves_given else []
-    if write.may_update and not write.may_move:
-        unique += [columns for columns in _keys_of_table(tracked.live) if changed.isdisjoint(columns)]
-    is_upsert = clause._post_values_clause is not None and len(parameters) == 1
-    can_tell = write.connection.dialect.insert_returning and (not clause._returning or write.can_cut)
-    if is_upsert and can_tell and _is_found_otherwise(tracked, rows):
-        return _returning_keys(write, clause, tracked, parameters)
-    given = [(columns, [] if rows is None else _columns_of(rows, columns)) for columns in unique]
-    known = [
-        (columns, values) for columns, values in given if not any(value is SQL for each in values for value in each)
-    ]
-    if rows is not None and known:
-        # What is inserted has all of them; others may have inserted meanwhile what is updated, by one of them.
-        write.keys_of = _keys_of_values(write.connection, key, known if write.may_update else known[:1])
+    if clause._post_values_clause is not None or clause._prefixes:
+        return _prepare_upsert(write, clause, tracked, parameters)
+    rows = _rows_given(clause, tracked, parameters, tracked.key)
+    if rows is not None and tracked.key and are_known(given := _columns_of(rows, tracked.key)):
+        write.keys_of = lambda result: given
         return clause
-    if not write.may_update and _tells_keys(clause, tracked, rows):
+    if _tells_keys(clause, tracked, rows):
         write.keys_of = lambda result: _keys_told(result, tracked)
         return clause
     if write.connection.dialect.name == "sqlite" and _is_numbered(write, clause, tracked, rows, parameters):
@@ -48,14 +31,39 @@ def prepare_insert(write: Write, clause: Any, tracked: TrackedTable, parameters:
     return _returning_keys(write, clause, tracked, parameters)
 
 
-def _is_found_otherwise(tracked: TrackedTable, rows: Sequence[Mapping[str, Any]] | None) -> bool:
+def _prepare_upsert(write: Write, clause: Any, tracked: TrackedTable, parameters: Parameters) -> Any:
+    """Do the same for an INSERT that may come upon rows, which are locked, and changes, replaces or leaves them."""
+    key, changed = tracked.key, _columns_changed(clause, tracked)
+    write.may_update, write.may_move = True, not changed.isdisjoint(key)
+    rows = _rows_given(clause, tracked, parameters, tracked.live.c)
+    unique = list(_keys_of_table(tracked.live))
+    _find_present(write, clause, tracked, unique, rows, changed)
+    is_told = clause._post_values_clause is not None
+    can_tell = write.connection.dialect.insert_returning and (not clause._returning or write.can_cut)
+    if is_told and len(parameters) == 1 and can_tell and _is_found_otherwise(tracked, unique, rows):
+        return _returning_keys(write, clause, tracked, parameters)
+    stays = [key] if key and not (write.may_move and is_told) else []  # what is replaced gets the given key
+    if not write.may_move:
+        stays += [columns for columns in unique if set(columns) != set(key) and changed.isdisjoint(columns)]
+    given = [(columns, _columns_of(rows or (), columns)) for columns in stays]
+    known = [(columns, values) for columns, values in given if are_known(values)]
+    if rows is None or not known:
+        return _returning_keys(write, clause, tracked, parameters)
+    # What is inserted has all of them; others may have inserted meanwhile what is updated, by one of them.
+    write.keys_of = lambda result: _keys_of_values(write.connection, key, known)
+    return clause
+
+
+def _is_found_otherwise(
+    tracked: TrackedTable, unique: Sequence[Sequence[Any]], rows: Sequence[Mapping[str, Any]] | None
+) -> bool:
     """Tell whether an upsert may come upon a row by a value that the database gives, or computes for an index."""
     indexed = (each for index in tracked.live.indexes if index.unique for each in index.expressions)
     if not all(isinstance(each, Column) for each in indexed):
         return True
-    given = [_columns_of(rows or (), columns) for columns in _keys_of_table(tracked.live)]
+    given = [_columns_of(rows or (), columns) for columns in unique]
     is_numbered = bool(tracked.live.primary_key) and all(value is SQL for key in given[0] for value in key)
-    return any(value is SQL for values in given[is_numbered:] for key in values for value in key)
+    return not all(map(are_known, given[is_numbered:]))
 
 
 def _rows_given(
@@ -119,7 +127,6 @@ def _is_numbered(
         or tracked.key != (key,)
         or not isinstance(key.type, Integer)
         or key.default is not None
-        or write.may_update
         or clause._returning
         or any(rows or [{}])
         or connection._is_autocommit_isolation()  # others may insert meanwhile
@@ -131,17 +138,11 @@ def _is_numbered(
 
 
 def _keys_of_values(
-    connection: Connection, key: Sequence[Any], known: Sequence[tuple[Sequence[Any], list[Key]]]
-) -> Callable[[Any], list[Key]]:
-    """Return what tells the keys of the rows that have unique values, by the columns of these."""
-
-    def keys_of(result: CursorResult[Any]) -> list[Key]:
-        found = (
-            values if columns is key else _keys_where(connection, key, columns, values) for columns, values in known
-        )
-        return list(dict.fromkeys(each for keys in found for each in keys))
-
-    return keys_of
+    connection: Connection, key: Sequence[Any], known: Iterable[tuple[Sequence[Any], list[Key]]]
+) -> list[Key]:
+    """Return the keys of the rows that have unique values, given by the columns of these."""
+    found = (values if columns is key else _keys_where(connection, key, columns, values) for columns, values in known)
+    return list(dict.fromkeys(each for keys in found for each in keys))
 
 
 def _keys_told(result: CursorResult[Any], tracked: TrackedTable) -> list[Key]:
@@ -225,6 +226,7 @@ def _find_present(
     write: Write,
     clause: Any,
     tracked: TrackedTable,
+    unique: Sequence[Sequence[Any]],
     rows: Sequence[Mapping[str, Any]] | None,
     changed: set[Any],
 ) -> None:
@@ -234,17 +236,16 @@ def _find_present(
     """
     connection, key = write.connection, tracked.key
     found: dict[Key, None] = {}
-    for columns in _keys_of_table(tracked.live):
+    for columns in unique:
         if rows is not None:
-            given = [values for values in _columns_of(rows, columns) if not any(value is SQL for value in values)]
+            given = [values for values in _columns_of(rows, columns) if are_known([values])]
             found |= dict.fromkeys(_keys_where(connection, key, columns, given))
             continue
         names = [name if isinstance(name, str) else name.key for name in clause._select_names]
         if {column.key for column in columns} <= set(names):
             source = clause.select.subquery()
             values = select(*(list(source.c)[names.index(column.key)] for column in columns))
-            among = (tuple_(*columns) if len(columns) > 1 else columns[0]).in_(values)
-            chosen = select(*key).where(among).order_by(*key).with_for_update()
+            chosen = select(*key).where(one_of(columns, values)).order_by(*key).with_for_update()
             found |= dict.fromkeys(tuple(row) for row in connection.execute(chosen))
     write.expect(KnownKeys(connection, ((*key, False) for key in found)), changed=None if write.may_move else changed)
 

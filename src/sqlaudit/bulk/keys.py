@@ -95,10 +95,9 @@ class StoredKeys:
         self.connection = connection
         self.table = table
         self.criteria = criteria
-        self._count = connection.scalar(select(func.count()).select_from(table).where(*criteria)) or 0
 
     def __len__(self) -> int:
-        return self._count
+        return self.connection.scalar(select(func.count()).select_from(self.table).where(*self.criteria)) or 0
 
     def __iter__(self) -> Iterator[Key]:
         for page in pages(self.connection, self._select(), list(self.table.primary_key)):
@@ -109,12 +108,15 @@ class StoredKeys:
         return self._where(self.table.c.is_recorded == 0)
 
     def by_chain(self, tracked: TrackedTable) -> Iterator[tuple[Chain, StoredKeys]]:
-        for place, chain in enumerate(chains_of(tracked)):
+        if len(chains := chains_of(tracked)) == 1:
+            yield chains[0], self
+            return
+        for place, chain in enumerate(chains):
             if some := self._where(self.table.c.place == place):
                 yield chain, some
 
     def among(self, key: Sequence[Any]) -> ColumnElement[bool]:
-        return (tuple_(*key) if len(key) > 1 else key[0]).in_(self._select())
+        return one_of(key, self._select())
 
     def drop(self) -> None:
         with suppress(DBAPIError):  # it goes with the transaction, or with the connection
@@ -127,23 +129,24 @@ class StoredKeys:
         return StoredKeys(self.connection, self.table, *self.criteria, criterion)
 
 
-def among(dialect: Dialect, key: Sequence[Any], keys: Sequence[Key]) -> ColumnElement[bool]:
-    """Return the condition that a row has one of the keys."""
+Keys = KnownKeys | StoredKeys
+
+
+def among(dialect: Dialect, key: Sequence[Any], keys: Sequence[Key], *, each: bool = False) -> ColumnElement[bool]:
+    """Return the condition that a row has one of the keys.
+
+    :param each: whether it is for a statement of many executions, which takes no list for a parameter
+    """
     if dialect.name == "postgresql":
         return _among_arrays(key, keys)
     if len(key) == 1 and goes_into_json(key[0], dialect):
-        return one_of_json(key[0], literal([each[0] for each in keys], JSONList(key[0].type)))
-    return one_of(key, keys) if keys else false()
-
-
-def among_each(dialect: Dialect, key: Sequence[Any], keys: Sequence[Key]) -> ColumnElement[bool]:
-    """Return the same for a statement of many executions, which takes no list for a parameter."""
-    if dialect.name == "postgresql":
-        return _among_arrays(key, keys)
-    if len(key) == 1 and goes_into_json(key[0], dialect):
-        return one_of_json(key[0], literal([each[0] for each in keys], JSONList(key[0].type)))
-    each_given = [tuple(map(literal, each, (column.type for column in key))) for each in keys]
-    return or_(*(and_(*map(operators.eq, key, each)) for each in each_given)) if keys else false()
+        return one_of_json(key[0], literal([value for (value,) in keys], JSONList(key[0].type)))
+    if not keys:
+        return false()
+    if not each:
+        return one_of(key, keys)
+    types = [column.type for column in key]
+    return or_(*(and_(*map(operators.eq, key, map(literal, values, types))) for values in keys))
 
 
 def _among_arrays(key: Sequence[Any], keys: Sequence[Key]) -> ColumnElement[bool]:

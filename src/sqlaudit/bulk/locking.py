@@ -24,8 +24,8 @@ from sqlalchemy import (
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.visitors import iterate
 
-from sqlaudit.bulk.keys import MANY, KnownKeys, StoredKeys, among_each, may_be_stored, place_of, stored
-from sqlaudit.bulk.reading import SQL, Parameters, keys_given, terms, value_given, values_set
+from sqlaudit.bulk.keys import MANY, Keys, KnownKeys, StoredKeys, among, may_be_stored, place_of, stored
+from sqlaudit.bulk.reading import Parameters, are_known, keys_given, terms, value_given, values_set
 from sqlaudit.bulk.writes import Write
 from sqlaudit.capture import uncaptured
 from sqlaudit.statements import MYSQL, Key, chunks, has_open_version, one_of
@@ -56,9 +56,7 @@ def _lock_given(write: Write, key: Sequence[Any], given: Sequence[Key]) -> Known
     return KnownKeys(write.connection, (row for rows in locked for row in rows))
 
 
-def _lock_found(
-    write: Write, clause: Any, tracked: TrackedTable, key: Sequence[Any], parameters: Parameters
-) -> KnownKeys | StoredKeys:
+def _lock_found(write: Write, clause: Any, tracked: TrackedTable, key: Sequence[Any], parameters: Parameters) -> Keys:
     """Lock the rows that a statement's criterion chooses."""
     connection, is_recorded = write.connection, has_open_version(write.root, key)
     chosen = _rows_of(clause, [*key, is_recorded], key)
@@ -98,7 +96,7 @@ def _confined(
     write: Write,
     clause: Any,
     key: Sequence[Any],
-    keys: KnownKeys | StoredKeys,
+    keys: Keys,
     values: Mapping[Any, Any],
     parameters: Parameters,
 ) -> Any:
@@ -116,7 +114,7 @@ def _confined(
         # It would rather walk through a small table, and wait for rows that are not its own.
         clause = clause.with_hint("FORCE INDEX (PRIMARY)", selectable=written)
     if len(parameters) > 1:
-        return clause.where(among_each(connection.dialect, key, list(keys)))
+        return clause.where(among(connection.dialect, key, list(keys), each=True))
     if alone:  # it need not ask again which rows, and what may be told otherwise then
         clause = clause._generate()
         clause._where_criteria = ()
@@ -155,7 +153,7 @@ def _follow_moves(
             tuple([was if to is col else value_given(to, each) for to, col, was in zip(new_key, key, one, strict=True)])
             for one, each in zip(old, parameters, strict=True)
         ]
-        if not any(value is SQL for each in new for value in each) and _are_told_apart({*seen, *new}):
+        if are_known(new) and _are_told_apart({*seen, *new}):
             for row in write.moved_to:
                 place = row
                 for before, after in zip(old, new, strict=True):

@@ -53,6 +53,11 @@ def wrapped_as(given: Any, statement: Any) -> Any:
     return statement
 
 
+def writes_only_besides(statement: Any) -> bool:
+    """Tell whether a statement writes no table of its own: a SELECT, or MySQL's UPDATE of a join."""
+    return isinstance(statement, SelectBase) or isinstance(getattr(statement, "table", None), Join)
+
+
 def notice_writes_within(statement: Any) -> None:
     """Notice what a statement writes besides, or though it reads: by a CTE, or to a second table of one UPDATE."""
     written = {written_table(each) for each in _writes_within(statement)}
@@ -110,26 +115,13 @@ def _unaliased(table: Any) -> Any:
 
 
 def written_table(clause: Any) -> TrackedTable | None:
-    """Return the tracked table that a statement writes; notice those that MySQL's ``UPDATE`` of a join writes."""
+    """Return the tracked table that a statement writes."""
     annotations = clause._annotations  # of the ORM's statements for objects of several tables, one after the other
     table = _unaliased(annotations.get("_emit_update_table", annotations.get("_emit_insert_table", clause.table)))
-    if isinstance(table, Join):
-        _notice_join(clause)
     tracked = tracked_table(table)
     if tracked is None or tracked.live.fullname != table.fullname:  # it is the history table
         return None
     return tracked
-
-
-def _notice_join(clause: Any) -> None:
-    tables = {_unaliased(column.table) for column in clause._values or () if isinstance(column, ColumnElement)}
-    for tracked in map(tracked_table, tables):
-        if tracked is not None:
-            uncaptured(
-                f"An UPDATE of a join writes the tracked table {tracked.live.fullname!r}, and its history will not "
-                "show it; update that table, with the others in where(), or call record_changes() then.",
-                tracked.live,
-            )
 
 
 def column_named(clause: Any, tracked: TrackedTable, name: Any) -> Column[Any] | None:
@@ -165,7 +157,12 @@ def keys_given(clause: Any, key: Sequence[Any], parameters: Parameters) -> list[
     if any(term is None for term in found):
         return None
     keys = [tuple([value_given(term, each) for term in found]) for each in parameters]
-    return None if any(value is SQL for each in keys for value in each) else keys
+    return keys if are_known(keys) else None
+
+
+def are_known(keys: Iterable[Key]) -> bool:
+    """Tell whether Python knows all values of some keys."""
+    return all(value is not SQL for key in keys for value in key)
 
 
 def terms(criteria: Iterable[Any]) -> Iterator[Any]:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Final
 from weakref import ref
 
-from sqlalchemy import Connection, Delete, Engine, ExceptionContext, Insert, SelectBase, TextClause, Update, event
+from sqlalchemy import Connection, Delete, Engine, ExceptionContext, Insert, TextClause, Update, event
 from sqlalchemy.exc import SQLAlchemyError
 
 from sqlaudit.bulk.inserts import prepare_insert
@@ -20,13 +20,15 @@ from sqlaudit.bulk.reading import (
     notice_writes_within,
     unwrapped,
     wrapped_as,
+    writes_only_besides,
     written_table,
 )
-from sqlaudit.bulk.writes import Chain, Write, roll_back, transactions_of
+from sqlaudit.bulk.writes import Write, roll_back, transactions_of
 from sqlaudit.capture import Capture, Changeset, uncaptured
 from sqlaudit.changes import Operation
 from sqlaudit.config import current_config
 from sqlaudit.context import get_audit_context
+from sqlaudit.dependents import Chain
 from sqlaudit.exceptions import ContextError
 from sqlaudit.flush import unit_of
 from sqlaudit.handwritten import NOTICED, notice_sql
@@ -82,11 +84,13 @@ class Recorder:
 
     def settle_failed(self) -> None:
         """Write the versions of what was executed before a statement failed, and undo what that did in part."""
+        kept = []
         for write in self.writes:
             if write.is_rolled_back():
                 write.forget()
-        self.writes = [write for write in self.writes if not write.is_rolled_back()]
-        self.writes.sort(key=lambda write: write.is_done)  # to undo takes with it what has been written since
+            else:
+                kept.append(write)
+        self.writes = sorted(kept, key=lambda write: write.is_done)  # to undo takes with it what was written since
         with suppress(SQLAlchemyError):  # the database may have undone all of it, and take nothing more
             self.settle()
 
@@ -107,7 +111,7 @@ class Recorder:
     ) -> tuple[Any, Any, Any]:
         """Find out what a statement is about to write."""
         statement = unwrapped(clause)
-        if isinstance(statement, SelectBase):
+        if writes_only_besides(statement):
             notice_writes_within(statement)
         elif isinstance(statement, TextClause):
             if not self.waits and not options.get(NOTICED) and not self.is_paused(connection, None, options):
@@ -160,8 +164,9 @@ class Recorder:
             that. Others are waiting for what a column's default executes.
         """
         writes: list[Write] = connection.info.get(_WRITE, [])
-        for write in [each for each in reversed(writes) if not dead or each.statement() is None]:
-            writes.remove(write)
+        unfinished = [each for each in writes if not dead or each.statement() is None]
+        connection.info[_WRITE] = [each for each in writes if each not in unfinished]  # to undo them may fail, too
+        for write in reversed(unfinished):
             if write.connection is connection and not write.is_rolled_back():
                 with suppress(SQLAlchemyError):  # the database may have undone all of it, and take nothing more
                     write.settle()

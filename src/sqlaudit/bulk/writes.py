@@ -9,14 +9,13 @@ from typing import Any, Final
 from sqlalchemy import Connection, CursorResult
 from sqlalchemy.orm import Session
 
-from sqlaudit.bulk.keys import KnownKeys, StoredKeys
+from sqlaudit.bulk.keys import Keys, StoredKeys
 from sqlaudit.capture import Capture
 from sqlaudit.changes import Operation
-from sqlaudit.dependents import Dependents, by_chain, record_moved_children, referred_columns
+from sqlaudit.dependents import Chain, Dependents, by_chain, record_moved_children, referred_columns
 from sqlaudit.statements import Key
 from sqlaudit.tables import TrackedTable
 
-Chain = tuple[TrackedTable, ...]
 _SAVEPOINT: Final = "sqlaudit"
 
 
@@ -51,7 +50,7 @@ class Write:
     root: TrackedTable
     operation: Operation
     is_further: bool
-    captures: list[tuple[Capture, KnownKeys | StoredKeys]] = field(default_factory=list)
+    captures: list[tuple[Capture, Keys]] = field(default_factory=list)
     stored: StoredKeys | None = None
     dependents: Dependents = field(default_factory=Dependents)
     moved_to: dict[Key, Key] = field(default_factory=dict)
@@ -73,7 +72,7 @@ class Write:
             connection.dialect.do_savepoint(connection, _SAVEPOINT)
             self.has_savepoint = True
 
-    def expect(self, keys: KnownKeys | StoredKeys, *, changed: Set[Any] | None) -> None:
+    def expect(self, keys: Keys, *, changed: Set[Any] | None) -> None:
         """Give baselines to the rows, locked by now, that the statement is about to write.
 
         :param changed: the columns that it changes of them; ``None`` if others may refer to any of these
