@@ -52,7 +52,15 @@ class Database:
 class SQLite(Database):
     name = "sqlite"
     capabilities = frozenset(
-        {"cyclic_cascades", "on_conflict", "partial_indexes", "streamed_writes", "update_returning", "virtual_columns"}
+        {
+            "cyclic_cascades",
+            "on_conflict",
+            "partial_indexes",
+            "replacing_inserts",
+            "streamed_writes",
+            "update_returning",
+            "virtual_columns",
+        }
     )
     async_drivers = ("aiosqlite",)
 

@@ -35,6 +35,14 @@ class Item(Base):
     tags: Mapped[list["Tag"]] = relationship(secondary=item_tags, passive_deletes=True)
 
 
+class Crate(Base):
+    """Not tracked."""
+
+    __tablename__ = "bulk_crates"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
 @sqlaudit.track_table()
 class Part(Base):
     """Goes with its item, or follows its key."""
@@ -43,6 +51,7 @@ class Part(Base):
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
     item_id: Mapped[int] = mapped_column(sa.ForeignKey(Item.id, ondelete="CASCADE", onupdate="CASCADE"))
+    crate_id: Mapped[int | None] = mapped_column(sa.ForeignKey(Crate.id, ondelete="SET NULL"))
 
 
 @sqlaudit.track_table()

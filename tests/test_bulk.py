@@ -13,6 +13,7 @@ from invariants import check_history, recording, told
 from stock import (
     SOURCES,
     Base,
+    Crate,
     Guest,
     Item,
     Part,
@@ -622,13 +623,15 @@ def test_a_statement_in_the_cte_of_another_is_noticed_and_executed_once(
         run = session.execute if how == "session" else session.connection().execute
         for statement in (
             sa.select(cte),
+            sa.insert(Crate).from_select(["id"], sa.select(cte.c.id + 5)),
+            sa.delete(Crate).where(Crate.id.in_(sa.select(cte.c.id))),
             Tag.__table__.insert().from_select(["id"], sa.select(cte.c.id + 5)),
             sa.update(Place).where(Place.row.in_(sa.select(cte.c.id))).values(taken=True),
             sa.delete(Place).where(Place.seat == "a").add_cte(cte),
         ):
-            with pytest.warns(sqlaudit.SQLAuditWarning, match="bulk_items' besides|bulk_places' .* writes within"):
+            with pytest.warns(sqlaudit.SQLAuditWarning, match="bulk_items' besides|' .* writes within"):
                 run(statement)
-        assert session.scalars(sa.select(Item.price).where(Item.id == 1)).one() == 14
+        assert session.scalars(sa.select(Item.price).where(Item.id == 1)).one() == 16
         for model in (Item, Place):
             sqlaudit.record_changes(session, model)
         session.commit()
@@ -638,10 +641,13 @@ def test_a_statement_in_the_cte_of_another_is_noticed_and_executed_once(
 
 @pytest.mark.requires("updates_of_two_tables")
 def test_an_update_of_two_tables_is_noticed(maker: Any) -> None:
+    crates: Any = Crate.__table__
     with maker() as session:
         fill(session)
         with pytest.warns(sqlaudit.SQLAuditWarning, match="bulk_places' besides"):
             session.execute(
                 items.update().where(places.c.row == items.c.id).values({items.c.price: 7, places.c.taken: True})
             )
+        with pytest.warns(sqlaudit.SQLAuditWarning, match="bulk_places' besides"):
+            session.execute(crates.update().where(places.c.row == crates.c.id).values({places.c.taken: True}))
         check_history(session, Item)

@@ -206,6 +206,43 @@ def test_a_list_of_parameters_may_find_many_rows_by_a_function(base: Any, sessio
     check(sessions, thing)
 
 
+def test_upserts_by_a_list_that_may_find_rows_by_a_default_are_noticed(base: Any, sessions: Maker) -> None:
+    @sqlaudit.track_table()
+    class Slot(base):
+        __tablename__ = "slots"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        name: Mapped[str] = mapped_column(Name, unique=True, server_default="first")
+        n: Mapped[int]
+
+    begin(sessions, base, Slot(id=1, name="first", n=0))
+    with sessions() as session:
+        statement = upsert(session, Slot, {"n": sa.literal_column("5")}, "name")
+        with pytest.warns(sqlaudit.SQLAuditWarning, match=r"slots.*by a value that the database gives"):
+            session.connection().execute(statement, [{"id": 8, "n": 1}, {"id": 9, "n": 2}])
+        sqlaudit.record_changes(session, Slot)
+        session.commit()
+        assert told(session, Slot, "n") == [("insert", 0), ("update", 5)]
+
+
+@pytest.mark.requires("replacing_inserts")
+def test_what_may_be_replaced_by_a_default_is_noticed(base: Any, sessions: Maker) -> None:
+    @sqlaudit.track_table()
+    class Slot(base):
+        __tablename__ = "slots"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        name: Mapped[str] = mapped_column(Name, unique=True, server_default="first")
+
+    begin(sessions, base, Slot(id=1, name="first"))
+    with sessions() as session:
+        with pytest.warns(sqlaudit.SQLAuditWarning, match=r"slots.*by a value that the database gives"):
+            session.execute(sa.insert(Slot).prefix_with("OR REPLACE"), {"id": 8})
+        sqlaudit.record_changes(session, Slot)
+        session.commit()
+        assert told(session, Slot, "id") == [("insert", 1), ("delete", 1), ("insert", 8)]
+
+
 def test_a_default_may_execute_a_statement_on_a_registered_engine(
     base: Any, sessions: Maker, engine: sa.Engine
 ) -> None:

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 import sqlaudit
 from invariants import recording
+from sqlaudit import handwritten
 from stock import Base, fill
 
 
@@ -66,6 +67,21 @@ def test_sql_that_was_written_by_hand_is_noticed(recorded_engine: sa.Engine, mak
         "WITH x AS (DELETE FROM bulk_items RETURNING id) SELECT * FROM x",
         "LOAD DATA INFILE 'x' INTO TABLE bulk_items",
         "DELETE FROM bulk_item_tags",
+        "DELETE bulk_items FROM bulk_items JOIN x ON x.id = bulk_items.id",
+        "DELETE x, bulk_items FROM x JOIN bulk_items",
+        "DELETE FROM ONLY (bulk_items)",
+        "INSERT bulk_items VALUES (1)",
+        "REPLACE bulk_items VALUES (1)",
+        "TRUNCATE x, bulk_items",
+        'UPDATE"bulk_items"SET price = 1',
+        "UPDATE x AS y LEFT JOIN bulk_items AS i SET i.price = 1",
+        "UPDATE x, bulk_items SET price = 1",
+        "LOAD XML INFILE 'x' INTO TABLE bulk_items",
+        "SELECT '--'; DELETE FROM bulk_items",
+        """SELECT "it's"; DELETE FROM bulk_items""",
+        r"SELECT '\'; DELETE FROM bulk_items WHERE title = 'x'",
+        r"SELECT 'it\'s'; DELETE FROM bulk_items WHERE title = 'x'",
+        "/*!40000 DELETE FROM bulk_items */",
     ],
 )
 def test_words_that_write_are_known(maker: Any, sql: str) -> None:
@@ -80,6 +96,9 @@ def test_words_that_write_are_known(maker: Any, sql: str) -> None:
         "SELECT price FROM bulk_items",
         "SELECT price AS UPDATED FROM bulk_items",
         "SELECT 1 -- DELETE FROM bulk_items",
+        "SELECT 'DELETE FROM bulk_items'",
+        "SELECT REPLACE('bulk_items', 'x', 'y')",
+        "SELECT price FROM bulk_items AS updated",
         "DELETE FROM bulk_items_history WHERE id < 0",
     ],
 )
@@ -87,3 +106,18 @@ def test_other_words_are_not(maker: Any, sql: str) -> None:
     sqlaudit.set_config(sqlaudit.SQLAuditConfig(on_uncaptured="raise"))
     with maker() as session:
         session.execute(sa.text(sql))
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "INSERT INTO log (id) VALUES (1) ON DUPLICATE KEY UPDATE bulk_items = 1",
+        "INSERT INTO log (id) VALUES (1) ON CONFLICT (id) DO UPDATE SET bulk_items = 1",
+        "SELECT 1 FROM log FOR UPDATE",
+        "COPY bulk_items TO STDOUT",
+        "COPY bulk_items (id, price) TO STDOUT",
+        "CREATE TABLE log (id INT REFERENCES bulk_items ON DELETE CASCADE ON UPDATE CASCADE)",
+    ],
+)
+def test_words_that_only_some_databases_know_and_that_write_nothing_are_not(sql: str) -> None:
+    assert handwritten.table_written_by(sql) is None

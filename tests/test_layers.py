@@ -15,7 +15,7 @@ LAYERS = [
     {"bisection", "models"},
     {"past"},
     {"history", "instant"},
-    {"absent", "overriding", "statements"},
+    {"absent", "overriding", "references", "statements"},
     {"changesets"},
     {"capture", "timetravel", "retrieval", "triggers"},
     {"dependents", "handwritten"},

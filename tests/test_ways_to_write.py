@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 import sqlaudit
 from invariants import check_history, recording
-from stock import SOURCES, Base, Item, Part, Tag, Worker, do_nothing, fill, item_tags, items, upsert
+from stock import SOURCES, Base, Crate, Item, Part, Tag, Worker, do_nothing, fill, item_tags, items, upsert
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 TABLE = README.partition("## Ways to write a row")[2].partition("## ")[0]
@@ -44,6 +44,17 @@ def by_cascades(maker: Any, engine: sa.Engine) -> None:
         session.delete(session.get_one(Item, 1))
         session.flush()
         session.execute(sa.update(Item).where(Item.id == 2).values(id=20))
+        session.commit()
+
+
+def by_untracked_rows(maker: Any, engine: sa.Engine) -> None:
+    with maker() as session:
+        session.add_all([Crate(id=1), Crate(id=2)])
+        session.flush()
+        session.execute(sa.update(Part).where(Part.item_id < 3).values(crate_id=Part.item_id))
+        session.delete(session.get_one(Crate, 1))
+        session.flush()
+        session.execute(sa.delete(Crate))
         session.commit()
 
 
@@ -190,6 +201,9 @@ def while_paused(maker: Any, engine: sa.Engine) -> None:
 WAYS: dict[str, Callable[[Any, sa.Engine], None]] = {
     "`session.add`, `session.delete`, `session.merge`, changed attributes and collections": by_objects,
     "what the database does then: `ON DELETE CASCADE`, `SET NULL`, `ON UPDATE CASCADE`": by_cascades,
+    "rows of an untracked table that tracked ones refer to by such a foreign key, at once or by way of others": (
+        by_untracked_rows
+    ),
     "`bulk_save_objects`, `bulk_insert_mappings`, `bulk_update_mappings`": by_bulk_methods,
     "`session.execute` of `insert`, `update`, `delete`; `Query.update`, `Query.delete`": by_statements,
     "… with `ON CONFLICT`, `ON DUPLICATE KEY`, `IGNORE`, `OR REPLACE`": by_upserts,

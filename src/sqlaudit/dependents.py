@@ -1,28 +1,60 @@
 """Which rows does the database change on its own? Those that refer to rows that go, or get other keys.
 
-Foreign keys say so (``ON DELETE CASCADE``, ``SET NULL``, ``ON UPDATE CASCADE`` …), and nobody tells afterwards what
-they did: the rows are found, and locked, before.
+Nobody tells afterwards what their foreign keys did: the rows are found, and locked, before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, cast
+from dataclasses import dataclass
+from typing import TypeVar, cast
 
-from sqlalchemy import Column, Connection, Table, and_, select
+from sqlalchemy import Connection, and_, select
 from sqlalchemy.sql.schema import ForeignKeyConstraint
 
-from sqlaudit.capture import Capture
+from sqlaudit.capture import Capture, Changeset
+from sqlaudit.config import current_config
+from sqlaudit.context import AuditContext
+from sqlaudit.exceptions import ContextError
+from sqlaudit.references import Chain, Source, Sources, Untracked, followers_of
 from sqlaudit.statements import Key, Portionable, chunks, one_of
-from sqlaudit.tables import TrackedTable, tracked_tables
+from sqlaudit.tables import TrackedTable
 
-Chain = tuple[TrackedTable, ...]
-_DELETING: Final = ("CASCADE", "SET NULL", "SET DEFAULT")
+S = TypeVar("S", bound=Source)
 
 
-def referred_columns(chain: Chain) -> set[Column[Any]]:
-    """Return the columns that rows which the database changes on its own refer to."""
-    return {element.column for _, constraint in dependents_of(chain) for element in constraint.elements}
+@dataclass(frozen=True, slots=True)
+class Occasion:
+    """In which transaction, and by whom, rows are written."""
+
+    connection: Connection
+    changeset: Changeset
+    context: AuditContext
+
+    def capture(self, chain: Sources) -> Capture:
+        return Capture(self.connection, self.changeset, cast("Chain", chain), context=self.context)
+
+    def require_context(self, source: Source) -> None:
+        """See that there are a user and a reason, if they are required, for what follows an untracked row.
+
+        :raises ContextError: there are not
+        """
+        config, name = current_config(), source.live.fullname
+        callback, given = config.get_user_id_callback, self.context
+        for is_missing, what, how in (
+            (config.require_reason and not given.reason, "a reason, and require_reason", "reason"),
+            (
+                config.require_user and given.user_id is None and (callback is None or callback() is None),
+                "a user, and require_user",
+                "user_id",
+            ),
+        ):
+            if is_missing:
+                raise ContextError(
+                    f"Tracked rows are to be changed with those of the table {name!r} that they refer to without "
+                    f"{what} is set; write it within AuditContextManager({how}=…).",
+                    source.live,
+                )
 
 
 class Dependents:
@@ -31,30 +63,38 @@ class Dependents:
     def __init__(self) -> None:
         self._found: list[tuple[Capture, list[Key]]] = []
 
-    def find(self, capture: Capture, keys: Portionable[Key]) -> None:
+    def find(self, occasion: Occasion, sources: Sources, keys: Portionable[Key]) -> None:
         """Find what depends on rows that are about to be deleted, or to get other keys.
 
         The rows are locked first, so that no other transaction adds a dependent one meanwhile.
-        """
-        self._find(capture, keys, set())
 
-    def _find(self, capture: Capture, keys: Portionable[Key], seen: set[tuple[Table, Key]]) -> None:
-        chain, connection = capture.chain, capture.connection
-        if not (dependents := dependents_of(chain)):
+        :param sources: the tables that the rows are in
+        """
+        before = len(self._found)
+        self._find(occasion, sources, keys, set())
+        if len(self._found) > before and isinstance(sources[0], Untracked):
+            occasion.require_context(sources[0])
+
+    def _find(
+        self, occasion: Occasion, sources: Sources, keys: Portionable[Key], seen: set[tuple[Source, Key]]
+    ) -> None:
+        if not (followers := followers_of(sources)):
             return
-        Capture(connection, capture.changeset, chain).baseline(keys)
+        connection, key = occasion.connection, sources[0].key
+        if isinstance(sources[0], TrackedTable):
+            occasion.capture(sources).baseline(keys)
         for chunk in chunks(keys):
-            parents = select(*chain[0].live.primary_key).where(one_of(chain[0].key, chunk)).with_for_update()
-            connection.execute(parents).all()
-            for child, constraint in dependents:
-                found = _children(connection, chain, child, constraint, chunk)
-                children = [key for key in found if (child.live, key) not in seen]
-                seen.update((child.live, key) for key in children)
-                for child_chain, some in by_chain(connection, child, children):
-                    child_capture = Capture(connection, capture.changeset, child_chain, context=capture.context)
-                    child_capture.baseline(some)
-                    self._found.append((child_capture, some))
-                    self._find(child_capture, some, seen)
+            connection.execute(select(*key).where(one_of(key, chunk)).with_for_update()).all()
+            for follower, constraint in followers:
+                found = _followers_in(connection, sources, follower, constraint, chunk)
+                new = [each for each in found if (follower, each) not in seen]
+                seen.update((follower, each) for each in new)
+                for chain, some in by_chain(connection, follower, new):
+                    if isinstance(follower, TrackedTable):
+                        capture = occasion.capture(chain)
+                        capture.baseline(some)
+                        self._found.append((capture, some))
+                    self._find(occasion, chain, some, seen)
 
     def settle(self) -> None:
         """Record what has become of them."""
@@ -62,28 +102,28 @@ class Dependents:
             capture.settle(keys)
 
 
-def record_moved_children(capture: Capture, keys: Sequence[Key]) -> None:
-    """Record the rows whose own keys the database changed with those of their parents.
+def record_moved(occasion: Occasion, sources: Sources, keys: Sequence[Key]) -> None:
+    """Record the rows whose own keys the database changed with those of the rows that they refer to.
 
-    :param keys: the new keys of the parents
+    :param keys: the new keys of these
     """
-    for child, constraint in dependents_of(capture.chain):
-        if not any(element.parent in child.key for element in constraint.elements):
+    for follower, constraint in followers_of(sources):
+        if not any(element.parent in follower.key for element in constraint.elements):
             continue
         for chunk in chunks(keys):
-            children = _children(capture.connection, capture.chain, child, constraint, chunk)
-            for child_chain, some in by_chain(capture.connection, child, children):
-                child_capture = Capture(capture.connection, capture.changeset, child_chain, context=capture.context)
-                child_capture.settle(some, inserted=frozenset(some))
-                record_moved_children(child_capture, some)
+            found = _followers_in(occasion.connection, sources, follower, constraint, chunk)
+            for chain, some in by_chain(occasion.connection, follower, found):
+                if isinstance(follower, TrackedTable):
+                    occasion.capture(chain).settle(some, inserted=frozenset(some))
+                record_moved(occasion, chain, some)
 
 
-def chains_of(table: TrackedTable) -> list[Chain]:
+def chains_of(table: S) -> list[tuple[S, ...]]:
     """Return the chains of tables that the objects of a hierarchy live in; the first that has a row is its own."""
-    return sorted(table.chains, key=len, reverse=True) or [(table,)]
+    return cast("list[tuple[S, ...]]", sorted(table.chains, key=len, reverse=True) or [(table,)])
 
 
-def by_chain(connection: Connection, table: TrackedTable, keys: Sequence[Key]) -> Iterator[tuple[Chain, list[Key]]]:
+def by_chain(connection: Connection, table: S, keys: Sequence[Key]) -> Iterator[tuple[tuple[S, ...], list[Key]]]:
     """Divide the rows of a table by the tables that their objects live in."""
     remaining = list(keys)
     chains = chains_of(table)
@@ -99,40 +139,16 @@ def by_chain(connection: Connection, table: TrackedTable, keys: Sequence[Key]) -
         yield chains[-1], remaining
 
 
-def _children(
+def _followers_in(
     connection: Connection,
-    chain: Chain,
-    child: TrackedTable,
+    sources: Sources,
+    follower: Source,
     constraint: ForeignKeyConstraint,
     keys: Sequence[Key],
 ) -> list[Key]:
-    """Return the keys of the rows that refer to rows of a chain by a foreign key, and lock them."""
-    owner = next(table for table in chain if table.live is constraint.referred_table)
-    parent = owner.live.alias()
-    refers = [element.parent == parent.c[element.column.key] for element in constraint.elements]
-    parents = select(parent).where(and_(*refers), one_of([parent.c[column.key] for column in owner.key], keys))
-    return [tuple(row) for row in connection.execute(select(*child.key).where(parents.exists()).with_for_update())]
-
-
-def dependents_of(chain: Chain) -> list[tuple[TrackedTable, ForeignKeyConstraint]]:
-    """Return the tracked tables whose rows the database changes on its own with those of a chain, and its links."""
-    own = {table.live for table in chain}
-    metadata = chain[0].live.metadata
-    found = chain[-1].cache.get("dependents")
-    if found is None or found[0] != len(metadata.tables):
-        found = chain[-1].cache["dependents"] = (
-            len(metadata.tables),
-            [
-                (child, constraint)
-                for child in tracked_tables(metadata)
-                for constraint in child.live.foreign_key_constraints
-                if constraint.referred_table in own
-                and not (child.live in own and child.live is not constraint.referred_table)
-                and (
-                    child.is_association
-                    or (constraint.ondelete or "").upper() in _DELETING
-                    or (constraint.onupdate or "").upper() in _DELETING
-                )
-            ],
-        )
-    return cast("list[tuple[TrackedTable, ForeignKeyConstraint]]", found[1])
+    """Return the keys of the rows that refer to rows with some keys by a foreign key, and lock them."""
+    owner = next(source for source in sources if source.live is constraint.referred_table)
+    referred = owner.live.alias()
+    refers = [element.parent == referred.c[element.column.key] for element in constraint.elements]
+    rows = select(referred).where(and_(*refers), one_of([referred.c[column.key] for column in owner.key], keys))
+    return [tuple(row) for row in connection.execute(select(*follower.key).where(rows.exists()).with_for_update())]

@@ -26,11 +26,12 @@ from sqlalchemy.orm.attributes import instance_state
 from sqlaudit.capture import OWN, Capture, changeset_of
 from sqlaudit.config import SQLAuditConfig, current_config
 from sqlaudit.context import AuditContext, get_audit_context
-from sqlaudit.dependents import Dependents, record_moved_children, referred_columns
+from sqlaudit.dependents import Dependents, Occasion, record_moved
 from sqlaudit.exceptions import ContextError
 from sqlaudit.instant import is_unchanged_past
 from sqlaudit.models import TrackedModel, link_columns, tracked_model
 from sqlaudit.overriding import makes_its_keys, override_keys
+from sqlaudit.references import Untracked, referred_columns, untracked_source
 from sqlaudit.statements import NO_USER_FIELDS, Key, UserFields
 from sqlaudit.tables import INFO_KEY, TrackedTable, tracked_table
 
@@ -46,6 +47,7 @@ except ImportError:  # before SQLAlchemy 2.1
 
 State = InstanceState[Any]
 _UNIT_KEY: Final = "sqlaudit_unit"
+_FOLLOWED: Final = "sqlaudit_followed"
 _RESTORING: Final = "sqlaudit_restoring"
 
 
@@ -204,7 +206,24 @@ def unit_of(mapper: Mapper[Any]) -> Unit | None:
 
 def _concerns_us(state: State) -> bool:
     """Tell whether an object is of a tracked class, or may be of the past: every flush asks it of every dirty one."""
-    return INFO_KEY in state.manager.info or (state.key is not None and state.key[2] is not None)
+    info = state.manager.info
+    return INFO_KEY in info or bool(info.get(_FOLLOWED)) or (state.key is not None and state.key[2] is not None)
+
+
+def sources_of(mapper: Mapper[Any]) -> tuple[Untracked, ...]:
+    """Return the tables of a class that is not tracked whose rows tracked ones follow by foreign key."""
+    tables = (table for table in mapper.tables if isinstance(table, Table))
+    found = tuple(source for source in map(untracked_source, tables) if source is not None)
+    mapper.class_manager.info[_FOLLOWED] = found
+    return found
+
+
+def followed_fields_changed(state: State) -> bool:
+    """Tell whether fields of an object of such a class are about to change that rows of others refer to."""
+    sources: tuple[Untracked, ...] = state.manager.info.get(_FOLLOWED, ())
+    columns = {column for source in sources for column in referred_columns((source,))}
+    names = {state.mapper.get_property_by_column(column).key for column in columns}
+    return not names.isdisjoint(state.committed_state)
 
 
 @dataclass(slots=True)
@@ -240,6 +259,7 @@ class Flush:
         self._automatic: dict[State, dict[str, Any]] = {}
         self._doomed: dict[tuple[Mapper[Any], Key], State] = {}
         self._dependents = Dependents()
+        self._followed: list[tuple[Occasion, tuple[Untracked, ...], list[State]]] = []
         self.prepared: dict[State, int] | None = None
         """How much of each object had changed when it was prepared, -1 if it was to go; ``None`` if none ever is."""
         self._blind: set[State] = set()
@@ -291,11 +311,15 @@ class Flush:
         parents: dict[tuple[Unit, Any, str | None], list[Key]] = {}
         links: dict[tuple[TrackedTable, tuple[Column[Any], ...], Connection], _Links] = defaultdict(_Links)
         followed: dict[Unit, frozenset[str]] = {}
+        untracked: dict[tuple[Mapper[Any], Any], list[State]] = {}
         for doomed, states in states_by_fate:
             for state in states:
                 if is_unchanged_past(session, state, doomed=doomed):
                     continue
                 unit = unit_of(state.mapper)
+                if state.manager.info.get(_FOLLOWED) and (doomed or followed_fields_changed(state)):
+                    prepared[state] = -1 if doomed else len(state.committed_state)
+                    untracked.setdefault((state.mapper, state.identity_token), []).append(state)
                 if unit is None or state.key is None:
                     continue
                 key, committed, values = state.key[1], state.committed_state, state.dict
@@ -334,7 +358,11 @@ class Flush:
                 live, _ = capture.keys_where(columns, list(some.removed))
                 capture.baseline(list(live))
         for (unit, token, reason), keys in parents.items():
-            self._dependents.find(self._capture(unit, token, reason), keys)
+            self._dependents.find(self._occasion(unit.mapper, token, reason), unit.model.chain, keys)
+        for (mapper, token), followed_states in untracked.items():
+            occasion, sources = self._occasion(mapper, token), sources_of(mapper)
+            self._dependents.find(occasion, sources, [cast(Any, state.key)[1] for state in followed_states])
+            self._followed.append((occasion, sources, followed_states))
 
     def _require_context(self, objects: Iterable[Any] | None = None) -> None:
         config = self.config
@@ -380,7 +408,7 @@ class Flush:
 
         :raises ContextError: a listener has added what lacks a required user or reason
         """
-        if not self._groups and not self._baselines:
+        if not self._groups and not self._baselines and not self._followed:
             return
         for group in self._groups.values():
             self._require_context(state.obj() for state in group.inserted)
@@ -396,6 +424,8 @@ class Flush:
             for reason, links_of_one in self._by_reason(table, columns, some).items():
                 self._record_links(connection, table, columns, links_of_one, reason)
         self._dependents.settle()
+        for occasion, sources, states in self._followed:
+            record_moved(occasion, sources, [_key_now(state) for state in states if _has_moved(state)])
         for unit, capture, keys in self._baselines:
             capture.settle([key for key in keys if (unit, key) not in self._told])  # no change came of them after all
 
@@ -450,7 +480,7 @@ class Flush:
             capture.deleted(list(deleted), old_of_lost)
         capture.updated(list(updated), old_of_updated)
         if moved_to:
-            record_moved_children(capture, moved_to)
+            record_moved(Occasion(group.connection, changeset, context), unit.model.chain, moved_to)
 
     @staticmethod
     def _collect_links(
@@ -530,11 +560,23 @@ class Flush:
             arguments["shard_id"] = token
         return self.session.connection(bind_arguments=arguments, execution_options=OWN)
 
-    def _capture(self, unit: Unit, token: Any, reason: str | None = None) -> Capture:
-        connection = self._connection(unit.mapper, token)
-        changeset = changeset_of(self.session, connection)
+    def _occasion(self, mapper: Mapper[Any], token: Any, reason: str | None = None) -> Occasion:
+        connection = self._connection(mapper, token)
+        return Occasion(connection, changeset_of(self.session, connection), self._context(reason))
+
+    def _capture(self, unit: Unit, token: Any) -> Capture:
+        occasion = self._occasion(unit.mapper, token)
         user_fields = unit.user_fields(self.config)
-        return Capture(connection, changeset, unit.model.chain, user_fields, self._context(reason))
+        return Capture(occasion.connection, occasion.changeset, unit.model.chain, user_fields, occasion.context)
+
+
+def _has_moved(state: State) -> bool:
+    """Tell whether an object that is not tracked got another key, after it has been written."""
+    return state.key is not None and _key_now(state) != tuple(state.key[1])
+
+
+def _key_now(state: State) -> Key:
+    return tuple(state.mapper.primary_key_from_instance(state.obj()))
 
 
 def _is_whole(table: TrackedTable, columns: Iterable[Column[Any]]) -> bool:

@@ -43,12 +43,12 @@ from sqlalchemy.orm import (
     sessionmaker,
 )
 
-from sqlaudit.bulk.reading import notice_writes_within, unwrapped, writes_only_besides, written_table
+from sqlaudit.bulk.reading import notice_writes_within, source_written, unwrapped
 from sqlaudit.bulk.recorder import Recorder
 from sqlaudit.bulk.writes import roll_back
 from sqlaudit.capture import OWN, Changeset, changeset_of, uncaptured
 from sqlaudit.exceptions import QueryError, SQLAuditError
-from sqlaudit.flush import Flush, forget_restoring, prepare_restoring
+from sqlaudit.flush import Flush, followed_fields_changed, forget_restoring, prepare_restoring, sources_of
 from sqlaudit.handwritten import NOTICED, notice_sql
 from sqlaudit.instant import (
     Instant,
@@ -62,10 +62,11 @@ from sqlaudit.instant import (
 )
 from sqlaudit.models import TrackedModel, link_columns, tracked_model
 from sqlaudit.past import Past, beside_past, stays_in_past
+from sqlaudit.references import Source
 from sqlaudit.tables import (
     INFO_KEY,
-    TrackedTable,
     find_association_tables,
+    known_metadata,
     track_secondary,
     tracked_table,
     tracked_tables,
@@ -199,13 +200,13 @@ def _do_orm_execute(state: ORMExecuteState) -> Any:
             _spare_past_objects(state)
     if state.session.info.get(_DISABLED):
         return None
-    if writes_only_besides(statement):
-        notice_writes_within(statement)
-    elif isinstance(statement, TextClause):
+    if isinstance(statement, TextClause):
         if _is_first(state):
             state.update_execution_options(**{NOTICED: True})
             notice_sql(statement.text)
-    elif isinstance(statement, UpdateBase) and written_table(statement) is not None and _is_first(state):
+    elif not isinstance(statement, UpdateBase) or source_written(statement) is None:
+        notice_writes_within(statement)
+    elif _is_first(state):
         return _record_statement(state)
     return None
 
@@ -367,7 +368,7 @@ def _session_on(connection: Connection) -> Session | None:
     return cast("Session | None", session()) if transaction() is connection.get_transaction() is not None else None
 
 
-def _is_seen_to_by_session(connection: Connection, tracked: TrackedTable | None, options: Mapping[str, Any]) -> bool:
+def _is_seen_to_by_session(connection: Connection, source: Source | None, options: Mapping[str, Any]) -> bool:
     """Tell whether a session with hooks sees to what a connection executes.
 
     What listeners execute while a session flushes is not the session's own, whose statements have a cache of their
@@ -376,14 +377,14 @@ def _is_seen_to_by_session(connection: Connection, tracked: TrackedTable | None,
     session = _session_on(connection)
     if session is None:
         return False
-    if tracked is None or INFO_KEY not in session.info or session.info.get(_DISABLED) or session.info.get(_RECORDING):
+    if source is None or INFO_KEY not in session.info or session.info.get(_DISABLED) or session.info.get(_RECORDING):
         return any(session.info.get(key) for key in (INFO_KEY, _DISABLED, _RECORDING))
-    return tracked.is_association or options.get("compiled_cache") not in (None, connection.engine._compiled_cache)
+    return source.is_association or options.get("compiled_cache") not in (None, connection.engine._compiled_cache)
 
 
-def _is_nothing_to_session(connection: Connection, tracked: TrackedTable | None, options: Mapping[str, Any]) -> bool:
+def _is_nothing_to_session(connection: Connection, source: Source | None, options: Mapping[str, Any]) -> bool:
     session = _session_on(connection)
-    return session is None or not records(session) or _is_seen_to_by_session(connection, tracked, options)
+    return session is None or not records(session) or _is_seen_to_by_session(connection, source, options)
 
 
 def _changeset_on(connection: Connection) -> Changeset:
@@ -420,11 +421,11 @@ def _recording_bulk_mappings(name: str, original: Callable[..., None]) -> Callab
 
 def _record_bulk(session: Session, mappers: Iterable[Mapper[Any]], write: Callable[[], None]) -> None:
     """Record what a method writes to tables of mappers, in one database or several."""
-    tracked = [mapper for mapper in mappers if tracked_model(mapper) is not None]
-    if not tracked or session.info.get(_DISABLED):
+    written = [mapper for mapper in mappers if tracked_model(mapper) is not None or sources_of(mapper)]
+    if not written or session.info.get(_DISABLED):
         return write()
     connections = {
-        session.connection(bind_arguments={"mapper": mapper.base_mapper}, execution_options=OWN) for mapper in tracked
+        session.connection(bind_arguments={"mapper": mapper.base_mapper}, execution_options=OWN) for mapper in written
     }
     with _recording(session, *connections - session.info.get(_RECORDING, frozenset())):
         return write()
@@ -558,6 +559,7 @@ def watch(model: TrackedModel) -> None:
     if not event.contains(Mapper, "mapper_configured", _warn_of_other_mapper):
         event.listen(Mapper, "mapper_configured", _warn_of_other_mapper)
         event.listen(Mapper, "mapper_configured", _watch_references)
+        event.listen(Mapper, "after_configured", _watch_followed)
         event.listen(Session, "before_attach", _attaching, raw=True)
     look_again(model.mapper)
 
@@ -569,6 +571,7 @@ def look_again(mapper: Mapper[Any]) -> None:
             _track_links(each, each.class_)
             _warn_of_other_mapper(each, each.class_)
             _watch_references(each, each.class_)
+    _watch_followed()
 
 
 def _inserted(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
@@ -635,6 +638,39 @@ def _warn_of_other_mapper(mapper: Mapper[Any], model_class: type[Any]) -> None:
         for name in ("before_insert", "before_update", "before_delete"):
             if not event.contains(model_class, name, _written_by_other_mapper):
                 event.listen(model_class, name, _written_by_other_mapper, raw=True)
+
+
+def _watch_followed() -> None:
+    """Listen to the classes that are not tracked, but that tracked rows follow by foreign key."""
+    registries = {each for metadata in known_metadata() for each in metadata.info.get(INFO_KEY, ())}
+    for mapper in {each for registry in registries for each in registry.mappers}:
+        if mapper.configured and tracked_model(mapper) is None and sources_of(mapper):
+            for name in ("before_update", "before_delete"):
+                if not event.contains(mapper.class_, name, _FOLLOWED_LISTENERS[name]):
+                    event.listen(mapper.class_, name, _FOLLOWED_LISTENERS[name], raw=True)
+
+
+def _updating_followed(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
+    _write_followed(mapper, connection, state, doomed=False)
+
+
+def _deleting_followed(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
+    _write_followed(mapper, connection, state, doomed=True)
+
+
+def _write_followed(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any], *, doomed: bool) -> None:
+    if (flush := _session_of(state).info.get(INFO_KEY)) is not None:
+        flush.prepare_late(state, doomed=doomed)
+    elif (doomed or followed_fields_changed(state)) and not _is_recorded(connection):
+        uncaptured(
+            f"{mapper.class_.__name__}, which is not tracked, was written by a session without hooks, and the history "
+            "of the rows that follow it by foreign key will not show what becomes of them; call register_hooks(), or "
+            "register_hooks(your_sessionmaker), at start-up.",
+            mapper.class_,
+        )
+
+
+_FOLLOWED_LISTENERS: Final = {"before_update": _updating_followed, "before_delete": _deleting_followed}
 
 
 def _is_live(table: object) -> bool:

@@ -11,6 +11,7 @@ from sqlaudit.bulk.keys import KnownKeys
 from sqlaudit.bulk.reading import SQL, Parameters, are_known, column_named, column_of_parameter, value_given
 from sqlaudit.bulk.writes import Write
 from sqlaudit.capture import uncaptured
+from sqlaudit.references import Source, Untracked, referred_columns
 from sqlaudit.statements import Key, chunks, one_of
 from sqlaudit.tables import TrackedTable, unique_together
 
@@ -31,6 +32,28 @@ def prepare_insert(write: Write, clause: Any, tracked: TrackedTable, parameters:
     return _returning_keys(write, clause, tracked, parameters)
 
 
+def prepare_followed_upsert(write: Write, clause: Any, source: Untracked, parameters: Parameters) -> Any:
+    """Lock the rows of a table without history that an INSERT may come upon, for tracked ones follow them."""
+    changed = _columns_changed(clause, source)
+    if referred_columns((source,)).isdisjoint(changed):
+        return clause
+    write.may_move = not changed.isdisjoint(source.key)
+    rows = _rows_given(clause, source, parameters, source.live.c)
+    unique = list(_keys_of_table(source.live))
+    if (clause._post_values_clause is not None and write.may_move) or _may_be_found_by_default(unique, rows):
+        _notice_unfound(source)
+    _find_present(write, clause, source, unique, rows, changed)
+    return clause
+
+
+def _notice_unfound(source: Source) -> None:
+    uncaptured(
+        f"A statement may come upon rows of {source.live.fullname!r} by a value that the database gives, and history "
+        "may not show what becomes of them; give all values that are unique, or update() or delete() the rows first.",
+        source.live,
+    )
+
+
 def _prepare_upsert(write: Write, clause: Any, tracked: TrackedTable, parameters: Parameters) -> Any:
     """Do the same for an INSERT that may come upon rows, which are locked, and changes, replaces or leaves them."""
     key, changed = tracked.key, _columns_changed(clause, tracked)
@@ -42,6 +65,8 @@ def _prepare_upsert(write: Write, clause: Any, tracked: TrackedTable, parameters
     can_tell = write.connection.dialect.insert_returning and (not clause._returning or write.can_cut)
     if is_told and len(parameters) == 1 and can_tell and _is_found_otherwise(tracked, unique, rows):
         return _returning_keys(write, clause, tracked, parameters)
+    if changed and _may_be_found_by_default(unique, rows):
+        _notice_unfound(tracked)
     stays = [key] if key and not (write.may_move and is_told) else []  # what is replaced gets the given key
     if not write.may_move:
         stays += [columns for columns in unique if set(columns) != set(key) and changed.isdisjoint(columns)]
@@ -55,28 +80,35 @@ def _prepare_upsert(write: Write, clause: Any, tracked: TrackedTable, parameters
 
 
 def _is_found_otherwise(
-    tracked: TrackedTable, unique: Sequence[Sequence[Any]], rows: Sequence[Mapping[str, Any]] | None
+    source: Source, unique: Sequence[Sequence[Any]], rows: Sequence[Mapping[str, Any]] | None
 ) -> bool:
     """Tell whether an upsert may come upon a row by a value that the database gives, or computes for an index."""
-    indexed = (each for index in tracked.live.indexes if index.unique for each in index.expressions)
+    indexed = (each for index in source.live.indexes if index.unique for each in index.expressions)
     if not all(isinstance(each, Column) for each in indexed):
         return True
     given = [_columns_of(rows or (), columns) for columns in unique]
-    is_numbered = bool(tracked.live.primary_key) and all(value is SQL for key in given[0] for value in key)
+    is_numbered = bool(source.live.primary_key) and all(value is SQL for key in given[0] for value in key)
     return not all(map(are_known, given[is_numbered:]))
 
 
+def _may_be_found_by_default(unique: Sequence[Sequence[Any]], rows: Sequence[Mapping[str, Any]] | None) -> bool:
+    """Tell whether an upsert may come upon a row by the default of a column, not counting those that make keys."""
+    columns = {column for columns in unique for column in columns if not column.primary_key}
+    usual = [each for each in columns if each.default is not None or each.server_default is not None]
+    return any(column.key not in row for row in rows or () for column in usual)
+
+
 def _rows_given(
-    clause: Any, tracked: TrackedTable, parameters: Parameters, columns: Iterable[Column[Any]]
+    clause: Any, source: Source, parameters: Parameters, columns: Iterable[Column[Any]]
 ) -> list[dict[str, Any]] | None:
     """Return the values that an INSERT gives to columns, by the keys of these; ``None`` if a query gives them."""
     if clause.select is not None:
         return None
     asked = set(columns)
     given = [each for several in clause._multi_values for each in several] or [clause._values or {}]
-    named = [_by_column(each, lambda name: column_named(clause, tracked, name), asked) for each in given]
+    named = [_by_column(each, lambda name: column_named(clause, source, name), asked) for each in given]
     own = _by_column(
-        {name: name for name in parameters[0]}, lambda name: column_of_parameter(clause, tracked, name), asked
+        {name: name for name in parameters[0]}, lambda name: column_of_parameter(clause, source, name), asked
     )
     return [
         {key: value_given(value, each) for key, value in values.items()}
@@ -212,20 +244,20 @@ def _returning_keys(write: Write, clause: Any, tracked: TrackedTable, parameters
     return clause
 
 
-def _columns_changed(clause: Any, tracked: TrackedTable) -> set[Any]:
+def _columns_changed(clause: Any, source: Source) -> set[Any]:
     """Return the columns that an INSERT changes of rows that it comes upon; all of them if it replaces these."""
     if any("REPLACE" in str(prefix).upper() for prefix, _ in clause._prefixes):
-        return set(tracked.live.c)
+        return set(source.live.c)
     told = clause._post_values_clause
     values = dict(getattr(told, "update_values_to_set", None) or getattr(told, "update", None) or ())
-    columns = {column.key: column for column in tracked.live.c}
+    columns = {column.key: column for column in source.live.c}
     return {columns.get(each if isinstance(each, str) else each.key) for each in values}
 
 
 def _find_present(
     write: Write,
     clause: Any,
-    tracked: TrackedTable,
+    source: Source,
     unique: Sequence[Sequence[Any]],
     rows: Sequence[Mapping[str, Any]] | None,
     changed: set[Any],
@@ -234,7 +266,7 @@ def _find_present(
 
     :param changed: the columns that it changes of them
     """
-    connection, key = write.connection, tracked.key
+    connection, key = write.connection, source.key
     found: dict[Key, None] = {}
     for columns in unique:
         if rows is not None:
@@ -243,8 +275,8 @@ def _find_present(
             continue
         names = [name if isinstance(name, str) else name.key for name in clause._select_names]
         if {column.key for column in columns} <= set(names):
-            source = clause.select.subquery()
-            values = select(*(list(source.c)[names.index(column.key)] for column in columns))
+            given_by = clause.select.subquery()
+            values = select(*(list(given_by.c)[names.index(column.key)] for column in columns))
             chosen = select(*key).where(one_of(columns, values)).order_by(*key).with_for_update()
             found |= dict.fromkeys(tuple(row) for row in connection.execute(chosen))
     write.expect(KnownKeys(connection, ((*key, False) for key in found)), changed=None if write.may_move else changed)

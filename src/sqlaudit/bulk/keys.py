@@ -38,9 +38,9 @@ from sqlalchemy.schema import CreateTable, ExecutableDDLElement
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.compiler import DDLCompiler
 
-from sqlaudit.dependents import Chain, by_chain, chains_of
+from sqlaudit.dependents import by_chain, chains_of
+from sqlaudit.references import Source, Sources
 from sqlaudit.statements import MYSQL, JSONList, Key, goes_into_json, one_of, one_of_json, pages
-from sqlaudit.tables import TrackedTable
 
 MANY: Final = 10_000
 """How many keys Python keeps."""
@@ -70,12 +70,12 @@ class KnownKeys:
         """Those of rows without an open version."""
         return [key for key, is_recorded in self._is_recorded.items() if not is_recorded]
 
-    def by_chain(self, tracked: TrackedTable) -> Iterator[tuple[Chain, KnownKeys]]:
+    def by_chain(self, root: Source) -> Iterator[tuple[Sources, KnownKeys]]:
         """Divide them by the tables that their objects live in."""
-        if len(chains := chains_of(tracked)) == 1:
+        if len(chains := chains_of(root)) == 1:
             yield chains[0], self
             return
-        for chain, keys in by_chain(self.connection, tracked, list(self)):
+        for chain, keys in by_chain(self.connection, root, list(self)):
             yield chain, KnownKeys(self.connection, ((*key, self._is_recorded[key]) for key in keys))
 
     def among(self, key: Sequence[Any]) -> ColumnElement[bool]:
@@ -107,8 +107,8 @@ class StoredKeys:
     def unrecorded(self) -> StoredKeys:
         return self._where(self.table.c.is_recorded == 0)
 
-    def by_chain(self, tracked: TrackedTable) -> Iterator[tuple[Chain, StoredKeys]]:
-        if len(chains := chains_of(tracked)) == 1:
+    def by_chain(self, root: Source) -> Iterator[tuple[Sources, StoredKeys]]:
+        if len(chains := chains_of(root)) == 1:
             yield chains[0], self
             return
         for place, chain in enumerate(chains):
@@ -157,9 +157,9 @@ def _among_arrays(key: Sequence[Any], keys: Sequence[Key]) -> ColumnElement[bool
     return tuple_(*key).in_(select(func.unnest(*lists).table_valued(*names).render_derived()))
 
 
-def place_of(tracked: TrackedTable, key: Sequence[Any]) -> ColumnElement[int]:
+def place_of(root: Source, key: Sequence[Any]) -> ColumnElement[int]:
     """Return which of :func:`~sqlaudit.dependents.chains_of` has the row with a key."""
-    further = chains_of(tracked)[:-1]
+    further = chains_of(root)[:-1]
     if not further:
         return literal_column("0", Integer())
     there = (exists().where(*map(operators.eq, chain[-1].key, key)) for chain in further)

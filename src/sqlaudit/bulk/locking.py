@@ -18,6 +18,7 @@ from sqlalchemy import (
     case,
     false,
     select,
+    true,
     type_coerce,
     update,
 )
@@ -26,23 +27,24 @@ from sqlalchemy.sql.visitors import iterate
 
 from sqlaudit.bulk.keys import MANY, Keys, KnownKeys, StoredKeys, among, may_be_stored, place_of, stored
 from sqlaudit.bulk.reading import Parameters, are_known, keys_given, terms, value_given, values_set
-from sqlaudit.bulk.writes import Write
+from sqlaudit.bulk.writes import WRITE, Write
 from sqlaudit.capture import uncaptured
+from sqlaudit.references import Source
 from sqlaudit.statements import MYSQL, Key, chunks, has_open_version, one_of
 from sqlaudit.tables import TrackedTable
 
 
-def prepare_change(write: Write, clause: Any, tracked: TrackedTable, parameters: Parameters) -> Any:
+def prepare_change(write: Write, clause: Any, source: Source, parameters: Parameters) -> Any:
     """Lock the rows that an UPDATE or DELETE is about to write, and return it confined to them."""
     written = clause.table
-    key = [written.c[column.key] for column in tracked.key] if isinstance(written, Alias) else list(tracked.key)
-    values = {} if isinstance(clause, Delete) else values_set(clause, tracked, parameters)
-    if not values.keys().isdisjoint(tracked.key):
-        new_key = [values.get(column, here) for column, here in zip(tracked.key, key, strict=True)]
+    key = [written.c[column.key] for column in source.key] if isinstance(written, Alias) else list(source.key)
+    values = {} if isinstance(clause, Delete) else values_set(clause, source, parameters)
+    if not values.keys().isdisjoint(source.key):
+        new_key = [values.get(column, here) for column, here in zip(source.key, key, strict=True)]
         moved = _lock_moving(write, clause, key, new_key, parameters)
         return clause if moved is None else _confined(write, clause, key, moved, values, parameters)
     given = keys_given(clause, key, parameters)
-    keys = _lock_found(write, clause, tracked, key, parameters) if given is None else _lock_given(write, key, given)
+    keys = _lock_found(write, clause, source, key, parameters) if given is None else _lock_given(write, key, given)
     write.expect(keys, changed=None if isinstance(clause, Delete) else values.keys())
     if given is not None and len(keys) == len(set(given)):
         return clause  # nobody can add rows that it would write
@@ -51,16 +53,16 @@ def prepare_change(write: Write, clause: Any, tracked: TrackedTable, parameters:
 
 def _lock_given(write: Write, key: Sequence[Any], given: Sequence[Key]) -> KnownKeys:
     """Lock the rows that a statement names."""
-    chosen = select(*key, has_open_version(write.root, key)).order_by(*key).with_for_update()
+    chosen = select(*key, _is_recorded(write.root, key)).order_by(*key).with_for_update()
     locked = (write.connection.execute(chosen.where(one_of(key, chunk))) for chunk in chunks(given))
     return KnownKeys(write.connection, (row for rows in locked for row in rows))
 
 
-def _lock_found(write: Write, clause: Any, tracked: TrackedTable, key: Sequence[Any], parameters: Parameters) -> Keys:
+def _lock_found(write: Write, clause: Any, source: Source, key: Sequence[Any], parameters: Parameters) -> Keys:
     """Lock the rows that a statement's criterion chooses."""
-    connection, is_recorded = write.connection, has_open_version(write.root, key)
+    connection, is_recorded = write.connection, _is_recorded(write.root, key)
     chosen = _rows_of(clause, [*key, is_recorded], key)
-    if len(parameters) == 1 and may_be_stored(connection) and set(tracked.key) == set(tracked.live.primary_key):
+    if len(parameters) == 1 and may_be_stored(connection) and set(source.key) == set(source.live.primary_key):
         with connection.execute(chosen, parameters[0], execution_options={"stream_results": True}) as found:
             rows = found.fetchmany(MANY + 1)
         if len(rows) <= MANY:
@@ -82,7 +84,7 @@ def _lock_moving(
     """
     connection, width = write.connection, len(key)
     moved = [type_coerce(value, column.type) for value, column in zip(new_key, write.root.key, strict=True)]
-    chosen = _rows_of(clause, [*key, has_open_version(write.root, key), *moved], key)
+    chosen = _rows_of(clause, [*key, _is_recorded(write.root, key), *moved], key)
     found = [tuple(row) for each in parameters for row in connection.execute(chosen, each)]
     write.moved_to = {row[:width]: row[width + 1 :] for row in found}
     meanwhile = _follow_moves(write, clause, key, new_key, parameters) if len(parameters) > 1 else ()
@@ -90,6 +92,11 @@ def _lock_moving(
     if meanwhile is None:
         return None
     return KnownKeys(connection, ((*each, True) for each in (*write.moved_to, *meanwhile)))
+
+
+def _is_recorded(source: Source, key: Sequence[Any]) -> ColumnElement[bool]:
+    """Return the condition that a row needs no baseline."""
+    return has_open_version(source, key) if isinstance(source, TrackedTable) else true()
 
 
 def _confined(
@@ -162,8 +169,8 @@ def _follow_moves(
             return new
     name = write.root.live.fullname
     uncaptured(
-        f"A list of parameters moves rows of the tracked table {name!r} by keys that it may move again, and its "
-        "history may not show where they end; execute the statement once for each.",
+        f"A list of parameters moves rows of the table {name!r} by keys that it may move again, and history may not "
+        "show where they end; execute the statement once for each.",
         write.root.live,
     )
     return None
@@ -186,10 +193,12 @@ def _may_differ(criterion: ColumnElement[bool]) -> bool:
     return any(isinstance(each, (FunctionElement, TextClause, GenerativeSelect)) for each in iterate(criterion))
 
 
-def keep_others_out(connection: Connection, tracked: TrackedTable) -> None:
+def keep_others_out(connection: Connection, source: Source) -> None:
     """Keep others from writing between two statements of ours, where rows cannot be locked, but the database is."""
     if connection.dialect.name == "sqlite":  # by its first write, whether that finds a row or not
-        connection.execute(update(tracked.history).where(false()).values({tracked.version: tracked.version}))
+        column = source.version if isinstance(source, TrackedTable) else source.key[0]
+        nothing = update(column.table).where(false()).values({column: column})
+        connection.execute(nothing.execution_options(**{WRITE: None}))
 
 
 def _rows_of(clause: Any, columns: Sequence[Any], key: Sequence[Any]) -> Select[Any]:

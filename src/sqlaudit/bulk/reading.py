@@ -8,15 +8,18 @@ from typing import Any, Final
 from sqlalchemy import (
     CTE,
     Alias,
+    BinaryExpression,
     BindParameter,
     BooleanClauseList,
     ClauseElement,
     Column,
     ColumnElement,
+    Delete,
     Insert,
     Join,
     SelectBase,
     StatementLambdaElement,
+    Table,
     TextualSelect,
     Update,
     UpdateBase,
@@ -27,6 +30,7 @@ from sqlalchemy.sql import operators
 from sqlalchemy.sql.visitors import iterate
 
 from sqlaudit.capture import uncaptured
+from sqlaudit.references import Source, Untracked, referred_columns, untracked_source
 from sqlaudit.statements import Key
 from sqlaudit.tables import TrackedTable, tracked_table
 
@@ -53,18 +57,14 @@ def wrapped_as(given: Any, statement: Any) -> Any:
     return statement
 
 
-def writes_only_besides(statement: Any) -> bool:
-    """Tell whether a statement writes no table of its own: a SELECT, or MySQL's UPDATE of a join."""
-    return isinstance(statement, SelectBase) or isinstance(getattr(statement, "table", None), Join)
-
-
 def notice_writes_within(statement: Any) -> None:
     """Notice what a statement writes besides, or though it reads: by a CTE, or to a second table of one UPDATE."""
     written = {written_table(each) for each in _writes_within(statement)}
     if isinstance(statement, Update):
         mine = written_table(statement)
         tables = {_unaliased(column.table) for column in statement._values or () if isinstance(column, ColumnElement)}
-        written |= {each for each in map(tracked_table, tables) if each is not mine and not _are_of_one_row(each, mine)}
+        others = map(tracked_table, tables - {_unaliased(statement.table)})
+        written |= {each for each in others if each is not mine and not _are_of_one_row(each, mine)}
     for tracked in written:
         if tracked is not None:
             name = tracked.live.fullname
@@ -79,22 +79,31 @@ def _writes_within(statement: Any) -> list[Any]:
     """Return the statements that write in another one."""
     if isinstance(statement, SelectBase):
         return [each.element for each in _ctes_of(statement) if isinstance(each.element, UpdateBase)]
+    if not isinstance(statement, UpdateBase):
+        return []
     within = [*statement._independent_ctes, *getattr(statement, "_where_criteria", ())]
     within += [getattr(statement, "select", None), *(getattr(statement, "_values", None) or {}).values()]
-    found = (each for start in within if isinstance(start, ClauseElement) for each in iterate(start))
+    found = (each for start in within if not _is_simple(start) for each in iterate(start))
     return [each for each in found if isinstance(each, UpdateBase)]
 
 
-def can_be_foreseen(statement: Any, tracked: TrackedTable) -> bool:
+def _is_simple(element: Any) -> bool:
+    """Tell at once of most of what statements are made of that there is no statement in it."""
+    if isinstance(element, BinaryExpression):
+        return isinstance(element.left, Column) and _is_simple(element.right)
+    return not isinstance(element, ClauseElement) or isinstance(element, (BindParameter, Column))
+
+
+def can_be_foreseen(statement: Any, source: Source) -> bool:
     """Tell whether the rows that a statement is about to write can be found without writing any."""
     is_plain_insert = isinstance(statement, Insert) and statement._post_values_clause is None
     if is_plain_insert or not _writes_within(statement):
         return True
     notice_writes_within(statement)
     uncaptured(
-        f"Which rows of the tracked table {tracked.live.fullname!r} a statement writes is said by another that writes "
-        "within it, and history will not show them; execute that first, and name the rows by what it returns.",
-        tracked.live,
+        f"Which rows of the table {source.live.fullname!r} a statement writes is said by another that writes within "
+        "it, and history will not show them; execute that first, and name the rows by what it returns.",
+        source.live,
     )
     return False
 
@@ -116,35 +125,59 @@ def _unaliased(table: Any) -> Any:
 
 def written_table(clause: Any) -> TrackedTable | None:
     """Return the tracked table that a statement writes."""
-    annotations = clause._annotations  # of the ORM's statements for objects of several tables, one after the other
-    table = _unaliased(annotations.get("_emit_update_table", annotations.get("_emit_insert_table", clause.table)))
+    table = _table_of(clause)
     tracked = tracked_table(table)
     if tracked is None or tracked.live.fullname != table.fullname:  # it is the history table
         return None
     return tracked
 
 
-def column_named(clause: Any, tracked: TrackedTable, name: Any) -> Column[Any] | None:
+def source_written(clause: Any) -> Source | None:
+    """Return the table that a statement writes, if it is tracked, or if tracked rows follow those that it may write."""
+    return None if isinstance(clause.table, Join) else written_table(clause) or followed_table(clause)
+
+
+def followed_table(clause: Any) -> Untracked | None:
+    """Return the table without history that a statement writes, if tracked rows follow those that it may write."""
+    table = _table_of(clause)
+    is_plain_insert = isinstance(clause, Insert) and clause._post_values_clause is None and not clause._prefixes
+    return untracked_source(table) if isinstance(table, Table) and not is_plain_insert else None
+
+
+def is_followed(clause: Any, source: Untracked, parameters: Parameters) -> bool:
+    """Tell whether tracked rows follow what a statement does to the rows of a table without history."""
+    if isinstance(clause, Insert):
+        return True
+    changed = source.live.c if isinstance(clause, Delete) else values_set(clause, source, parameters)
+    return not referred_columns((source,)).isdisjoint(changed)
+
+
+def _table_of(clause: Any) -> Any:
+    annotations = clause._annotations  # of the ORM's statements for objects of several tables, one after the other
+    return _unaliased(annotations.get("_emit_update_table", annotations.get("_emit_insert_table", clause.table)))
+
+
+def column_named(clause: Any, source: Source, name: Any) -> Column[Any] | None:
     """Return the column that a statement means by a name in its values: an attribute's, if it is one of the ORM's."""
     if not isinstance(name, str):
-        return tracked.live.c.get(name.key)
+        return source.live.c.get(name.key)
     entity = clause.table._annotations.get("parententity")
     attribute = None if entity is None else entity.mapper.column_attrs.get(name)
-    return tracked.live.c.get(name) if attribute is None else attribute.columns[0]
+    return source.live.c.get(name) if attribute is None else attribute.columns[0]
 
 
-def column_of_parameter(clause: Any, tracked: TrackedTable, name: str) -> Column[Any] | None:
+def column_of_parameter(clause: Any, source: Source, name: str) -> Column[Any] | None:
     """Return the column that a parameter is for; the ORM calls them by the columns when it executes a statement."""
-    column = tracked.live.c.get(name)
-    return column_named(clause, tracked, name) if column is None else column
+    column = source.live.c.get(name)
+    return column_named(clause, source, name) if column is None else column
 
 
-def values_set(clause: Any, tracked: TrackedTable, parameters: Parameters) -> dict[Any, Any]:
+def values_set(clause: Any, source: Source, parameters: Parameters) -> dict[Any, Any]:
     """Return the columns that an UPDATE sets, with their values."""
     pairs = [*(clause._values or {}).items(), *(getattr(clause, "_ordered_values", None) or ())]
-    values: dict[Any, Any] = {column_named(clause, tracked, name): value for name, value in pairs}
+    values: dict[Any, Any] = {column_named(clause, source, name): value for name, value in pairs}
     for name in parameters[0]:
-        if (column := column_of_parameter(clause, tracked, name)) is not None:
+        if (column := column_of_parameter(clause, source, name)) is not None:
             values[column] = bindparam(name, type_=column.type)
     return values
 

@@ -5,38 +5,37 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final
+from typing import Any
 from weakref import ref
 
-from sqlalchemy import Connection, Delete, Engine, ExceptionContext, Insert, TextClause, Update, event
+from sqlalchemy import Connection, Engine, ExceptionContext, Insert, TextClause, UpdateBase, event
 from sqlalchemy.exc import SQLAlchemyError
 
-from sqlaudit.bulk.inserts import prepare_insert
+from sqlaudit.bulk.inserts import prepare_followed_upsert, prepare_insert
 from sqlaudit.bulk.keys import MAY_FAIL
 from sqlaudit.bulk.locking import keep_others_out, prepare_change
 from sqlaudit.bulk.reading import (
     Parameters,
     can_be_foreseen,
+    is_followed,
     notice_writes_within,
+    source_written,
     unwrapped,
     wrapped_as,
-    writes_only_besides,
-    written_table,
 )
-from sqlaudit.bulk.writes import Write, roll_back, transactions_of
+from sqlaudit.bulk.writes import WRITE, Write, roll_back, transactions_of
 from sqlaudit.capture import Capture, Changeset, uncaptured
 from sqlaudit.changes import Operation
 from sqlaudit.config import current_config
 from sqlaudit.context import get_audit_context
-from sqlaudit.dependents import Chain
+from sqlaudit.dependents import Occasion
 from sqlaudit.exceptions import ContextError
 from sqlaudit.flush import unit_of
 from sqlaudit.handwritten import NOTICED, notice_sql
 from sqlaudit.models import root_of
+from sqlaudit.references import Chain, Source, Untracked
 from sqlaudit.statements import NO_USER_FIELDS, Key, UserFields
 from sqlaudit.tables import TrackedTable
-
-_WRITE: Final = "sqlaudit_write"
 
 
 class Recorder:
@@ -53,7 +52,7 @@ class Recorder:
     def __init__(
         self,
         changeset: Callable[[Connection], Changeset],
-        is_paused: Callable[[Connection, TrackedTable | None, Mapping[str, Any]], bool],
+        is_paused: Callable[[Connection, Source | None, Mapping[str, Any]], bool],
         *,
         waits: bool = False,
         can_cut: bool = False,
@@ -79,6 +78,9 @@ class Recorder:
             event.remove(target, "before_cursor_execute", self.before_cursor)
             event.remove(target.engine, "handle_error", self.failed)
 
+    def occasion(self, connection: Connection) -> Occasion:
+        return Occasion(connection, self.changeset(connection), get_audit_context())
+
     def capture(self, connection: Connection, chain: Chain) -> Capture:
         return Capture(connection, self.changeset(connection), chain, user_fields_of(chain))
 
@@ -97,7 +99,7 @@ class Recorder:
     def settle(self) -> None:
         """Write the versions of what has been executed."""
         writes, self.writes = self.writes, []
-        seen: set[tuple[TrackedTable, Key]] = set()
+        seen: set[tuple[Source, Key]] = set()
         for write in writes:
             if len(writes) > 1:
                 write.inserted = [key for key in write.inserted if (write.root, key) not in seen]
@@ -111,20 +113,22 @@ class Recorder:
     ) -> tuple[Any, Any, Any]:
         """Find out what a statement is about to write."""
         statement = unwrapped(clause)
-        if writes_only_besides(statement):
-            notice_writes_within(statement)
-        elif isinstance(statement, TextClause):
+        if isinstance(statement, TextClause):
             if not self.waits and not options.get(NOTICED) and not self.is_paused(connection, None, options):
                 notice_sql(statement.text)
         elif (
-            isinstance(statement, (Insert, Update, Delete))
-            and _WRITE not in statement.get_execution_options()
-            and (tracked := written_table(statement)) is not None
-            and not self.is_paused(connection, tracked, options)
-            and _is_where_history_is(connection, tracked, options)
-            and can_be_foreseen(statement, tracked)
+            not isinstance(statement, UpdateBase)
+            or (source := source_written(statement)) is None
+            or (isinstance(source, Untracked) and not is_followed(statement, source, multiple or [single]))
         ):
-            clause = wrapped_as(clause, self._prepare(connection, statement, tracked, multiple or [single]))
+            notice_writes_within(statement)
+        elif (
+            WRITE not in statement.get_execution_options()
+            and not self.is_paused(connection, source, options)
+            and _is_where_history_is(connection, source, options)
+            and can_be_foreseen(statement, source)
+        ):
+            clause = wrapped_as(clause, self._prepare(connection, statement, source, multiple or [single]))
         return clause, multiple, single
 
     def before_cursor(
@@ -137,13 +141,13 @@ class Recorder:
     def after(self, connection: Connection, clause: Any, multiple: Any, single: Any, options: Any, result: Any) -> None:
         """Note what a statement has written."""
         statement = unwrapped(clause)
-        refers = statement.get_execution_options().get(_WRITE) if hasattr(statement, "table") else None
+        refers = statement.get_execution_options().get(WRITE) if hasattr(statement, "table") else None
         write: Write | None = refers and refers()
         if write is not None and write.recorder is self:
             write.done(result)
             self.surplus = write.surplus
             if not self.waits:
-                connection.info[_WRITE] = [each for each in connection.info[_WRITE] if each is not write]
+                connection.info[WRITE] = [each for each in connection.info[WRITE] if each is not write]
                 try:
                     write.settle()
                 except BaseException:
@@ -163,55 +167,68 @@ class Recorder:
         :param dead: whether only those that nobody holds any more: they could not even be compiled, and nobody told of
             that. Others are waiting for what a column's default executes.
         """
-        writes: list[Write] = connection.info.get(_WRITE, [])
+        writes: list[Write] = connection.info.get(WRITE, [])
         unfinished = [each for each in writes if not dead or each.statement() is None]
-        connection.info[_WRITE] = [each for each in writes if each not in unfinished]  # to undo them may fail, too
+        connection.info[WRITE] = [each for each in writes if each not in unfinished]  # to undo them may fail, too
         for write in reversed(unfinished):
             if write.connection is connection and not write.is_rolled_back():
                 with suppress(SQLAlchemyError):  # the database may have undone all of it, and take nothing more
                     write.settle()
 
-    def _prepare(self, connection: Connection, clause: Any, tracked: TrackedTable, parameters: Parameters) -> Any:
-        _require_context(tracked)
+    def _prepare(self, connection: Connection, clause: Any, source: Source, parameters: Parameters) -> Any:
+        if isinstance(source, TrackedTable):
+            _require_context(source)
         notice_writes_within(clause)
-        root = tracked if tracked.is_association else root_of(tracked).table
+        root = _root_of(source)
         write = Write(
             recorder=self,
+            occasion=partial(self.occasion, connection),
             capture=partial(self.capture, connection),
             can_cut=self.can_cut,
             connection=connection,
             root=root,
             operation=Operation(clause.__visit_name__),
-            is_further=root is not tracked,
+            is_further=root is not source,
         )
         is_insert, is_one = isinstance(clause, Insert), len(parameters) == 1 and not clause._prefixes
         if self.waits:
             self.writes.append(write)
         else:
             self._undo_unfinished(connection, dead=True)
-            connection.info.setdefault(_WRITE, []).append(write)
+            connection.info.setdefault(WRITE, []).append(write)
         if not (is_insert and is_one):
-            keep_others_out(connection, tracked)
+            keep_others_out(connection, source)
         if not is_one:
             write.begin()
         try:
-            clause = (prepare_insert if is_insert else prepare_change)(write, clause, tracked, parameters)
+            clause = _prepared(write, clause, source, parameters)
         finally:
             write.transactions = transactions_of(connection)  # which our first statement may have begun
-        clause = clause.execution_options(**{_WRITE: ref(write)})  # the cache of statements keeps it
+        clause = clause.execution_options(**{WRITE: ref(write)})  # the cache of statements keeps it
         write.statement = ref(clause)
         return clause
 
 
-def _is_where_history_is(connection: Connection, tracked: TrackedTable, options: Mapping[str, Any]) -> bool:
+def _root_of(source: Source) -> Source:
+    return source if isinstance(source, Untracked) or source.is_association else root_of(source).table
+
+
+def _prepared(write: Write, clause: Any, source: Source, parameters: Parameters) -> Any:
+    if not isinstance(clause, Insert):
+        return prepare_change(write, clause, source, parameters)
+    prepare: Any = prepare_insert if isinstance(source, TrackedTable) else prepare_followed_upsert
+    return prepare(write, clause, source, parameters)
+
+
+def _is_where_history_is(connection: Connection, source: Source, options: Mapping[str, Any]) -> bool:
     """Tell whether a statement is executed in the schemas of its connection, where ours are."""
     name = "schema_translate_map"
     if options.get(name) == connection.get_execution_options().get(name):
         return True
     uncaptured(
-        f"A statement that writes the tracked table {tracked.live.fullname!r} has a {name} of its own, and its history "
-        "will not show it; give the map to the engine or the connection: execution_options(schema_translate_map=…).",
-        tracked.live,
+        f"A statement that writes the table {source.live.fullname!r} has a {name} of its own, and history will not "
+        "show it; give the map to the engine or the connection: execution_options(schema_translate_map=…).",
+        source.live,
     )
     return False
 

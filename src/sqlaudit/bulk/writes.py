@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Set
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from sqlalchemy import Connection, CursorResult
 from sqlalchemy.orm import Session
@@ -12,10 +12,13 @@ from sqlalchemy.orm import Session
 from sqlaudit.bulk.keys import Keys, StoredKeys
 from sqlaudit.capture import Capture
 from sqlaudit.changes import Operation
-from sqlaudit.dependents import Chain, Dependents, by_chain, record_moved_children, referred_columns
+from sqlaudit.dependents import Dependents, Occasion, by_chain, record_moved
+from sqlaudit.references import Chain, Source, Untracked, referred_columns
 from sqlaudit.statements import Key
 from sqlaudit.tables import TrackedTable
 
+WRITE: Final = "sqlaudit_write"
+"""The execution option of a statement that is recorded, or is for another that is."""
 _SAVEPOINT: Final = "sqlaudit"
 
 
@@ -24,11 +27,12 @@ class Write:
     """What a statement writes to a tracked table.
 
     :ivar recorder: whose it is
+    :ivar occasion: gives the transaction, and who writes
     :ivar capture: gives what writes the versions of rows in a chain of tables
     :ivar can_cut: whether whoever executes it cuts what it returns more than was asked for
     :ivar surplus: how many columns that is
     :ivar statement: gives the statement, as long as anybody holds it
-    :ivar root: the table, or for the table of a subclass that of its base
+    :ivar root: the table, tracked or followed by tracked rows, or for the table of a subclass that of its base
     :ivar is_further: whether it is the table of a subclass
     :ivar captures: what writes the versions of the rows that were there before, with their keys
     :ivar stored: the keys that are in a table
@@ -44,10 +48,11 @@ class Write:
     """
 
     recorder: object
+    occasion: Callable[[], Occasion]
     capture: Callable[[Chain], Capture]
     can_cut: bool
     connection: Connection
-    root: TrackedTable
+    root: Source
     operation: Operation
     is_further: bool
     captures: list[tuple[Capture, Keys]] = field(default_factory=list)
@@ -78,11 +83,12 @@ class Write:
         :param changed: the columns that it changes of them; ``None`` if others may refer to any of these
         """
         for chain, some in keys.by_chain(self.root):
-            capture = self.capture(chain)
-            capture.baseline(some.unrecorded)
-            self.captures.append((capture, some))
+            if isinstance(self.root, TrackedTable):
+                capture = self.capture(cast("Chain", chain))
+                capture.baseline(some.unrecorded)
+                self.captures.append((capture, some))
             if changed is None or not referred_columns(chain).isdisjoint(changed):
-                self.dependents.find(capture, some)
+                self.dependents.find(self.occasion(), chain, some)
 
     def done(self, result: CursorResult[Any]) -> None:
         """Note what the statement has done."""
@@ -110,18 +116,18 @@ class Write:
 
     def _record(self) -> None:
         for chain, new in by_chain(self.connection, self.root, self.inserted):
-            capture = self.capture(chain)
+            capture = self.capture(cast("Chain", chain))
             if self.may_update or self.is_further:
                 capture.settle(new, inserted=frozenset(new), must_be_found=not self.may_update)
             else:
                 capture.inserted(new)
             if self.may_move:
-                record_moved_children(capture, new)
+                record_moved(self.occasion(), chain, new)
         for capture, keys in self.captures:
             if self.moved_to:
                 moved = [self.moved_to[key] for key in keys]
                 capture.settle(list(dict.fromkeys([*keys, *moved])), inserted=frozenset(moved))
-                record_moved_children(capture, moved)
+                record_moved(self.occasion(), capture.chain, moved)
             elif self.operation is Operation.UPDATE:
                 capture.updated(keys)
             elif self.is_whole and not self.is_further:
@@ -129,6 +135,8 @@ class Write:
             else:
                 capture.settle(keys)
         self.dependents.settle()
+        if isinstance(self.root, Untracked):
+            record_moved(self.occasion(), (self.root,), list(self.moved_to.values()))
 
     def is_rolled_back(self) -> bool:
         """Tell whether the transaction, or savepoint, that the statement was executed in has been rolled back."""

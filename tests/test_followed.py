@@ -1,0 +1,301 @@
+"""Is what the database does to tracked rows recorded, when they follow rows of a table that is not tracked?"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
+
+import sqlaudit
+from counting import counted
+from invariants import check_history, recording, told
+from stock import upsert
+
+Sessions = sessionmaker[Session]
+GOES: dict[str, Any] = {"ondelete": "CASCADE", "onupdate": "CASCADE"}
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Tenant(Base):
+    __tablename__ = "followed_tenants"
+
+    code: Mapped[str] = mapped_column(sa.String(10), primary_key=True)
+    name: Mapped[str] = mapped_column(sa.String(20), default="")
+    kind: Mapped[str] = mapped_column(sa.String(10))
+    orders: Mapped[list["Order"]] = relationship(passive_deletes="all")
+    rooms: Mapped[list["Room"]] = relationship(cascade="all, delete-orphan")
+    __mapper_args__ = {"polymorphic_on": kind, "polymorphic_identity": "tenant"}
+
+
+class Firm(Tenant):
+    __tablename__ = "followed_firms"
+
+    code: Mapped[str] = mapped_column(sa.ForeignKey(Tenant.code, **GOES), primary_key=True)
+    __mapper_args__ = {"polymorphic_identity": "firm"}
+
+
+class Room(Base):
+    """Untracked, deleted by the ORM with its tenant."""
+
+    __tablename__ = "followed_rooms"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    tenant: Mapped[str] = mapped_column(sa.ForeignKey(Tenant.code))
+
+
+@sqlaudit.track_table()
+class Order(Base):
+    __tablename__ = "followed_orders"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    tenant: Mapped[str] = mapped_column(sa.ForeignKey(Tenant.code, **GOES))
+
+
+@sqlaudit.track_table()
+class Member(Base):
+    """Its key has that of its tenant in it."""
+
+    __tablename__ = "followed_members"
+
+    tenant: Mapped[str] = mapped_column(sa.ForeignKey(Tenant.code, **GOES), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+
+
+@sqlaudit.track_table()
+class Chair(Base):
+    __tablename__ = "followed_chairs"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    room: Mapped[int | None] = mapped_column(sa.ForeignKey(Room.id, ondelete="SET NULL"))
+
+
+class Box(Base):
+    """Untracked, between an order and what is in it."""
+
+    __tablename__ = "followed_boxes"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    order: Mapped[int] = mapped_column(sa.ForeignKey(Order.id, ondelete="CASCADE"))
+
+
+@sqlaudit.track_table()
+class Thing(Base):
+    __tablename__ = "followed_things"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    box: Mapped[int] = mapped_column(sa.ForeignKey(Box.id, ondelete="CASCADE"))
+
+
+TRACKED = (Order, Member, Chair, Thing)
+tenants: Any = Tenant.__table__
+
+
+@pytest.fixture
+def maker(engine: sa.Engine) -> Iterator[Sessions]:
+    with recording(engine, Base.metadata) as maker:
+        with maker() as session:
+            session.add_all(
+                [Tenant(code="a", rooms=[Room(id=1)]), Firm(code="b"), Tenant(code="c", rooms=[Room(id=3)])]
+            )
+            session.flush()
+            session.add_all([Order(id=1, tenant="a"), Order(id=2, tenant="b"), Order(id=3, tenant="c")])
+            session.add_all([Member(tenant=tenant, number=1) for tenant in "abc"])
+            session.flush()
+            session.add_all([Box(id=id, order=id) for id in (1, 2, 3)])
+            session.add_all([Chair(id=id, room=id) for id in (1, 3)])
+            session.flush()
+            session.add_all([Thing(id=id, box=id) for id in (1, 2, 3)])
+            session.commit()
+        yield maker
+
+
+def by_the_orm(session: Session) -> None:
+    session.delete(session.get_one(Tenant, "a"))
+    session.delete(session.get_one(Tenant, "b"))
+
+
+def by_a_statement(session: Session) -> None:
+    session.query(Room).where(Room.tenant == "a").delete()
+    session.execute(sa.delete(Firm).where(Firm.code == "b"))
+    session.execute(sa.delete(Tenant).where(Tenant.code < "c"))
+
+
+def by_a_list(session: Session) -> None:
+    connection = session.connection()
+    connection.execute(sa.delete(Room).where(Room.tenant == "a"))
+    statement = tenants.delete().where(tenants.c.code == sa.bindparam("which"))
+    connection.execute(statement, [{"which": "a"}, {"which": "b"}])
+
+
+def delete_late(session: Session) -> None:
+    """Let a listener delete what the flush did not know of."""
+
+    def before_flush(session: Session, *args: Any) -> None:
+        by_the_orm(session)
+
+    sa.event.listen(session, "before_flush", before_flush, once=True)
+    session.add(Room(id=9, tenant="c"))
+
+
+@pytest.mark.parametrize("delete", [by_the_orm, by_a_statement, by_a_list, delete_late])
+def test_what_goes_with_untracked_rows_is_recorded(maker: Sessions, delete: Callable[[Session], None]) -> None:
+    with maker() as session:
+        with sqlaudit.AuditContextManager(reason="they left"):
+            delete(session)
+            session.commit()
+        assert set(session.scalars(sa.select(Order.id))) == {3}
+        for model in TRACKED:
+            check_history(session, model)
+        assert told(session, Order, "id", "audit_reason") == [
+            ("insert", 1, None),
+            ("delete", 1, "they left"),
+            ("insert", 2, None),
+            ("delete", 2, "they left"),
+            ("insert", 3, None),
+        ]
+        assert told(session, Thing, "id")[:2] == [("insert", 1), ("delete", 1)]
+        assert told(session, Chair, "id", "room")[:2] == [("insert", 1, 1), ("update", 1, None)]
+
+
+def move_by_the_orm(session: Session) -> None:
+    session.get_one(Tenant, "a").code = "x"
+
+
+def move_by_a_statement(session: Session) -> None:
+    session.execute(sa.update(Tenant).where(Tenant.code == "a").values(code="x"))
+
+
+def move_by_a_list(session: Session) -> None:
+    statement = tenants.update().where(tenants.c.code == sa.bindparam("old")).values(code=sa.bindparam("new"))
+    session.connection().execute(statement, [{"old": "a", "new": "x"}, {"old": "nobody", "new": "y"}])
+
+
+@pytest.mark.parametrize("move", [move_by_the_orm, move_by_a_statement, move_by_a_list])
+def test_keys_that_follow_those_of_untracked_rows_are_recorded(
+    maker: Sessions, move: Callable[[Session], None]
+) -> None:
+    with maker() as session:
+        session.query(Room).where(Room.tenant == "a").delete()
+        move(session)
+        session.commit()
+        for model in TRACKED:
+            check_history(session, model)
+        assert told(session, Order, "id", "tenant")[:2] == [("insert", 1, "a"), ("update", 1, "x")]
+        assert told(session, Member, "tenant") == [
+            ("insert", "a"),
+            ("delete", "a"),
+            ("insert", "b"),
+            ("insert", "c"),
+            ("insert", "x"),
+        ]
+
+
+def test_rows_that_follow_a_tracked_one_by_way_of_an_untracked_one_are_recorded(maker: Sessions) -> None:
+    with maker() as session:
+        session.delete(session.get_one(Order, 1))
+        session.flush()
+        session.execute(sa.delete(Order).where(Order.id == 2))
+        session.commit()
+        for model in TRACKED:
+            check_history(session, model)
+        assert told(session, Thing, "id") == [
+            ("insert", 1),
+            ("delete", 1),
+            ("insert", 2),
+            ("delete", 2),
+            ("insert", 3),
+        ]
+
+
+def test_what_else_is_done_to_untracked_rows_asks_no_history(engine: sa.Engine, maker: Sessions) -> None:
+    with maker() as session, counted(engine) as statements:
+        session.get_one(Tenant, "a").name = "Anne"
+        session.add(Tenant(code="d"))
+        session.commit()
+        session.execute(upsert(session, tenants, {"name": "Bob"}, "code").values(code="b", name="Bob", kind="tenant"))
+        session.execute(sa.update(Tenant).values(name="Eve"))
+        session.commit()
+        assert not [text for text in statements if "_history" in text]
+
+
+@pytest.mark.requires("replacing_inserts")
+def test_what_is_replaced_takes_tracked_rows_with_it(maker: Sessions) -> None:
+    with maker() as session:
+        statement = tenants.insert().prefix_with("OR REPLACE")
+        session.execute(statement.values(code="b", name="new", kind="tenant"))
+        session.commit()
+        for model in TRACKED:
+            check_history(session, model)
+        assert ("delete", 2) in told(session, Order, "id")
+
+
+def test_a_rollback_leaves_no_trace_of_what_would_have_gone(maker: Sessions) -> None:
+    with maker() as session:
+        before = [told(session, model) for model in TRACKED]
+        by_a_statement(session)
+        session.rollback()
+        nested = session.begin_nested()
+        by_the_orm(session)
+        session.flush()
+        nested.rollback()
+        session.commit()
+        assert [told(session, model) for model in TRACKED] == before
+        for model in TRACKED:
+            check_history(session, model)
+
+
+def test_a_connection_of_a_registered_engine_tells_of_it(engine: sa.Engine, maker: Sessions) -> None:
+    sqlaudit.register_hooks(maker, engine=engine)
+    try:
+        with engine.begin() as connection:
+            connection.execute(sa.delete(Room))
+            connection.execute(tenants.delete().where(tenants.c.code == "c"))
+        with Session(engine) as plain:
+            plain.delete(plain.get_one(Tenant, "b"))
+            plain.commit()
+    finally:
+        sqlaudit.unregister_hooks(maker, engine=engine)
+    with maker() as session:
+        for model in TRACKED:
+            check_history(session, model)
+        assert told(session, Order, "id")[-3:] == [("delete", 2), ("insert", 3), ("delete", 3)]
+
+
+def test_a_session_without_hooks_is_noticed(engine: sa.Engine, maker: Sessions) -> None:
+    with Session(engine) as session:
+        session.delete(session.get_one(Tenant, "b"))
+        with pytest.warns(sqlaudit.SQLAuditWarning, match=r"not tracked.*session without hooks"):
+            session.flush()
+
+
+@pytest.mark.parametrize("sql", ["DELETE FROM followed_tenants WHERE code = 'b'", "TRUNCATE followed_tenants"])
+def test_sql_by_hand_that_takes_tracked_rows_with_it_is_noticed(maker: Sessions, sql: str) -> None:
+    sqlaudit.set_config(sqlaudit.SQLAuditConfig(on_uncaptured="raise"))
+    with maker() as session, pytest.raises(sqlaudit.CaptureError, match="followed_tenants"):
+        session.execute(sa.text(sql))
+
+
+def test_sql_by_hand_that_takes_none_is_not(maker: Sessions) -> None:
+    sqlaudit.set_config(sqlaudit.SQLAuditConfig(on_uncaptured="raise"))
+    with maker() as session:
+        session.execute(sa.text("UPDATE followed_tenants SET name = 'x'"))
+
+
+def test_a_required_reason_is_required_for_what_follows(maker: Sessions) -> None:
+    sqlaudit.set_config(sqlaudit.SQLAuditConfig(require_reason=True))
+    with maker() as session:
+        with pytest.raises(sqlaudit.ContextError, match=r"followed_tenants.*reason"):
+            session.execute(sa.delete(Tenant).where(Tenant.code == "b"))
+        session.rollback()
+        session.delete(session.get_one(Tenant, "b"))
+        with pytest.raises(sqlaudit.ContextError, match=r"followed_tenants.*reason"):
+            session.flush()
+        session.rollback()
+        assert session.scalar(sa.select(sa.func.count()).select_from(Order)) == 3
+        with sqlaudit.AuditContextManager(reason="it left"):
+            session.execute(sa.delete(Tenant).where(Tenant.code == "b"))
+        session.commit()
