@@ -14,7 +14,8 @@ import sqlaudit_alembic
 
 @pytest.fixture
 def plugin() -> Iterator[None]:
-    plugins.Plugin.setup_plugin_from_module(sqlaudit_alembic, "sqlaudit")
+    sqlaudit_alembic.register()
+    sqlaudit_alembic.register()  # an env.py that is run again
     yield
     plugins._all_plugins["sqlaudit"].remove()  # Alembic has no public way to find a plugin
 

@@ -3,9 +3,8 @@
 Name the plugin in ``env.py``, once, and list it beside Alembic's own::
 
     import sqlaudit_alembic
-    from alembic.runtime.plugins import Plugin
 
-    Plugin.setup_plugin_from_module(sqlaudit_alembic, "sqlaudit")
+    sqlaudit_alembic.register()
 
     context.configure(
         ...,
@@ -13,27 +12,47 @@ Name the plugin in ``env.py``, once, and list it beside Alembic's own::
     )
 
 Alembic ignores a plugin that ``autogenerate_plugins`` does not list.
+
+What ``alembic revision --autogenerate`` proposes then:
+
+* for a newly tracked model ``op.create_history_table`` and ``op.backfill_history``;
+* for a column that is added, the same for history, where it may be NULL; and if the database gives it a value,
+  ``op.renew_history``, which writes a baseline of each row: no field change tells of it, and no version is rewritten;
+* for a column that is dropped, nothing for history, which keeps it: :attr:`sqlaudit.history.Version.extra_columns`;
+* for a model that is no longer tracked, nothing: its history stays.
+
+A table with a history that ``target_metadata`` does not know stops it: its model was not imported. If it is gone for
+good, ``context.configure(sqlaudit_dropped_tables=["customers"])`` lets the table be dropped, and history stays.
+
+What is written by hand: ``op.rename_tracked_column``, ``op.rename_tracked_table``, ``op.drop_history_column``,
+``op.drop_history_table``, and ``op.renew_history`` behind an ``op.execute`` that changes rows.
 """
 
-from alembic.autogenerate.api import AutogenContext
-from alembic.operations.ops import UpgradeOps
-from alembic.runtime.plugins import Plugin
-from alembic.util import DispatchPriority, PriorityDispatchResult
-from sqlalchemy.orm import configure_mappers
+import sys
 
-__all__ = ["setup"]
+from alembic.runtime import plugins
+from alembic.runtime.plugins import Plugin
+from alembic.util import DispatchPriority
+
+from sqlaudit_alembic import compare, ops, renames, render, structure, versions
+
+__all__ = ["ops", "register", "renames", "setup", "structure", "versions"]
+
+_NAME = "sqlaudit"
+
+
+def register() -> None:
+    """Register this plugin with Alembic as ``sqlaudit``, if that has not been done in this process."""
+    if _NAME not in plugins._all_plugins:
+        Plugin.setup_plugin_from_module(sys.modules[__name__], _NAME)
 
 
 def setup(plugin: Plugin) -> None:
-    """Register what this package adds to autogenerate."""
-    plugin.add_autogenerate_comparator(_complete_metadata, "autogenerate", priority=DispatchPriority.FIRST)
-
-
-def _complete_metadata(autogen_context: AutogenContext, upgrade_ops: UpgradeOps) -> PriorityDispatchResult:
-    """Configure every mapper before anything is compared.
-
-    The history table of an association table joins the MetaData only then, and nothing in
-    an ``env.py`` configures mappers: such a table would look like one to be dropped.
-    """
-    configure_mappers()
-    return PriorityDispatchResult.CONTINUE
+    """Add to a plugin what autogenerate does for history; :func:`register` sees to it."""
+    render.register()
+    plugin.add_autogenerate_comparator(
+        compare.complete_metadata, "autogenerate", "sqlaudit_models", priority=DispatchPriority.FIRST
+    )
+    plugin.add_autogenerate_comparator(
+        compare.follow_history, "autogenerate", "sqlaudit_history", priority=DispatchPriority.LAST
+    )

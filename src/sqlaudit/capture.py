@@ -85,6 +85,11 @@ class Changeset:
     at: datetime
 
 
+def new_changeset_id() -> UUID:
+    """Return a UUIDv7."""
+    return cast(UUID, uuid7())
+
+
 def changeset_of(session: Session | None, connection: Connection) -> Changeset:
     """Return the changeset of the transaction that a session, if there is one, is in on a connection.
 
@@ -100,7 +105,7 @@ def changeset_of(session: Session | None, connection: Connection) -> Changeset:
     if remembered is not None and outermost is not None and remembered[0]() is outermost:
         changeset: Changeset = remembered[1]
     else:
-        changeset = Changeset(uuid7(), current_config().now())
+        changeset = Changeset(new_changeset_id(), current_config().now())
         if session and outermost is not None:
             session.info[_CHANGESET] = (ref(outermost), changeset)
     if transaction is not None:

@@ -10,10 +10,12 @@ from sqlalchemy import (
     Column,
     Connection,
     FromClause,
+    Select,
     Table,
     and_,
     event,
     inspect,
+    literal_column,
     select,
 )
 from sqlalchemy.ext.horizontal_shard import ShardedSession
@@ -48,6 +50,14 @@ class Version:
     def changes(self) -> list[FieldChange]:
         """What this version changed: at most one statement."""
         return changes_of(self)
+
+    @property
+    def extra_columns(self) -> dict[str, Any]:
+        """The values, as the driver gives them, of columns that the model has no longer. One statement per table.
+
+        :raises SQLAuditError: the version belongs to no session
+        """
+        return extra_columns_of(self)
 
 
 def history_of(model_class: type[Any]) -> type[Any]:
@@ -199,6 +209,25 @@ def where_rows_are(session: Session, mapper: Mapper[Any] | None) -> dict[str, An
     if isinstance(session, ShardedSession):
         return {"mapper": mapper}
     return {"bind": session.get_bind(mapper)}
+
+
+def extra_columns_of(version: Version) -> dict[str, Any]:
+    """Return what history keeps of a version beyond its model, as :attr:`Version.extra_columns` does."""
+    model, session, identity = version.__sqlaudit_model__, object_session(version), inspect(version).identity
+    if session is None or identity is None:
+        raise ReadOnlyError(
+            f"{type(version).__qualname__} belongs to no session; add it to one to read its extra columns.", version
+        )
+    extra: dict[str, Any] = {}
+    for table in model.chain:
+        of_version = zip((*table.history_key, table.version), identity, strict=True)
+        statement: Select[Any] = (
+            select(literal_column("*")).select_from(table.history).where(*(c == v for c, v in of_version))
+        )
+        known = {column.name for column in table.history.c}
+        row = session.execute(statement, bind_arguments=where_rows_are(session, model.mapper)).mappings().one()
+        extra |= {name: value for name, value in row.items() if name not in known}
+    return extra
 
 
 def changes_of(version: Version) -> list[FieldChange]:

@@ -145,12 +145,17 @@ def blame(session: Session | scoped_session[Any], model_class: type[Any], resour
         values = {name: getattr(version, name) for name in _field_names(version.__sqlaudit_model__)}
         while version is not None and len(found) < len(values):
             info, before = version_info(version), next(versions, None)
-            first = before is None or info["operation"] is not Operation.UPDATE
+            first = before is None or info["operation"] is Operation.INSERT or _has_ended(before)
             for name in values.keys() - found.keys():
                 if first or differ(getattr(before, name, None), getattr(version, name)):
                     found[name] = Blame(**info, value=values[name])
             version = before
     return {name: found[name] for name in values}
+
+
+def _has_ended(version: Any) -> bool:
+    """Tell whether a version is the end of a life, behind which a baseline begins another."""
+    return version_info(version)["operation"] is Operation.DELETE
 
 
 def _field_names(model: TrackedModel) -> list[str]:

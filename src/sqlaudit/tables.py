@@ -76,7 +76,8 @@ class OperationText(TypeDecorator[Operation]):
         return {str(operation): operation for operation in Operation}.get
 
 
-def _audit_column_types() -> dict[str, TypeEngine[Any]]:
+def audit_column_types() -> dict[str, TypeEngine[Any]]:
+    """Return the type of our column of each role."""
     # Bob is not bob, whatever a database thinks of their names.
     user_id = String(USER_ID_LENGTH).with_variant(
         mysql.VARCHAR(USER_ID_LENGTH, collation="utf8mb4_bin"), "mysql", "mariadb"
@@ -158,7 +159,7 @@ class TrackedTable:
                     autoincrement=False,
                     nullable=role in ("changed_by", "impersonated_by", "reason", "extra"),
                 )
-                for role, type_ in _audit_column_types().items()
+                for role, type_ in audit_column_types().items()
             ),
             schema=live.schema or BLANK_SCHEMA,
             **{
@@ -351,6 +352,11 @@ def find_association_tables(metadata: MetaData) -> None:
     """Configure the mappers of a MetaData's tracked models, which makes the association tables between them known."""
     for registry in list(metadata.info.get(INFO_KEY, ())):
         registry.configure(cascade=True)
+
+
+def forget(metadata: MetaData) -> None:
+    """Take the tracked tables of a MetaData for none of this process: they describe a database, not models."""
+    _known.discard(metadata)
 
 
 def known_metadata() -> list[MetaData]:

@@ -1,0 +1,48 @@
+"""What is there, at this point of the migrations? Asked before anything is done, for not every database takes it back.
+
+In ``--sql`` mode there is nobody to ask, and the operations are taken at their word.
+"""
+
+from __future__ import annotations
+
+from alembic.operations.base import Operations
+from sqlalchemy import inspect
+from sqlalchemy.engine import Inspector
+
+from sqlaudit import HistoryTableError, SQLAuditError
+from sqlaudit_alembic.ops import Place
+
+
+def inspector_of(operations: Operations) -> Inspector | None:
+    """Return an inspector of the database as it is now, ``None`` in ``--sql`` mode."""
+    context = operations.get_context()
+    return None if context.as_sql else inspect(operations.get_bind())
+
+
+def need_history(inspector: Inspector | None, place: Place) -> None:
+    if inspector is not None and not inspector.has_table(place.history, schema=place.schema):
+        raise HistoryTableError(
+            f"There is no history table {place.history!r} of {place.table!r}; create it first: "
+            "op.create_history_table(…), or alembic revision --autogenerate. If it has another name, give it: "
+            "history_table=….",
+            place.table,
+        )
+
+
+def need_live(inspector: Inspector | None, place: Place) -> None:
+    if inspector is not None and not inspector.has_table(place.table, schema=place.schema):
+        raise SQLAuditError(
+            f"There is no table {place.table!r}; give the name that it has at this point of the migrations.",
+            place.table,
+        )
+
+
+def columns_of(inspector: Inspector, table: str, schema: str | None) -> list[str]:
+    return [column["name"] for column in inspector.get_columns(table, schema=schema)]
+
+
+def key_of(inspector: Inspector, place: Place) -> tuple[str, ...]:
+    """Return the names of the columns of history that identify a row."""
+    ours = {name for _, name in place.names.items()}
+    primary = inspector.get_pk_constraint(place.history, schema=place.schema)["constrained_columns"]
+    return tuple(name for name in primary if name not in ours)

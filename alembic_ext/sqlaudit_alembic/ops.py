@@ -1,0 +1,345 @@
+"""What can a revision do to history? The operations, as values with a reverse.
+
+Each takes the name of the live table. That of the history table, the names of our columns and the schema are given
+only where they differ from what :func:`sqlaudit.track_table` chooses by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from alembic.operations.base import Operations
+from alembic.operations.ops import AddColumnOp, MigrateOperation, ModifyTableOps
+from sqlalchemy import Column, MetaData, Table
+
+from sqlaudit import SQLAuditError
+from sqlaudit.tables import AuditColumns, TrackedTable, forget, shortened
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the history of a table lies.
+
+    :param table: the live table's name
+    :param history_table: that of its history table, if it is not the one that sqlaudit chooses
+    :param audit_columns: role → name of our columns that have other names
+    """
+
+    table: str
+    history_table: str | None = None
+    audit_columns: Mapping[str, str] = field(default_factory=dict)
+    schema: str | None = None
+
+    @property
+    def history(self) -> str:
+        return self.history_table or shortened(f"{self.table}_history")
+
+    @property
+    def names(self) -> AuditColumns:
+        return AuditColumns(**self.audit_columns)
+
+
+def _place(table: str, options: dict[str, Any]) -> Place:
+    audit_columns = options.get("audit_columns") or {}
+    if unknown := set(audit_columns) - {role for role, _ in AuditColumns().items()}:
+        roles = ", ".join(role for role, _ in AuditColumns().items())
+        raise SQLAuditError(f"audit_columns names {', '.join(sorted(unknown))}; it may name {roles}.", audit_columns)
+    return Place(table, options.get("history_table"), dict(audit_columns), options.get("schema"))
+
+
+class HistoryOp(MigrateOperation):
+    """An operation on the history of one table."""
+
+    directive: str
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+    def arguments(self) -> list[Any]:
+        """Return the positional arguments behind the table's name."""
+        return []
+
+    def options(self) -> dict[str, Any]:
+        """Return the keyword arguments that are needed to say the same again."""
+        place = self.place
+        given = {"history_table": place.history_table, "schema": place.schema}
+        if place.audit_columns:
+            given["audit_columns"] = dict(place.audit_columns)  # type: ignore[assignment]
+        return {name: value for name, value in given.items() if value is not None}
+
+    def to_diff_tuple(self) -> tuple[Any, ...]:
+        return (self.directive, self.place.schema, self.place.table, *self.arguments())
+
+
+class _Structure(HistoryOp):
+    """The structure of a history table: the columns of the live table that it stores, and the key."""
+
+    def __init__(
+        self, place: Place, columns: Sequence[Column[Any]], key: Sequence[str], as_of_index: bool = False
+    ) -> None:
+        super().__init__(place)
+        self.columns = tuple(columns)
+        self.key = tuple(key)
+        self.as_of_index = as_of_index
+
+    def arguments(self) -> list[Any]:
+        return list(self.columns)
+
+    def options(self) -> dict[str, Any]:
+        more = {"key": list(self.key)} if self.key else {}
+        return more | ({"as_of_index": True} if self.as_of_index else {}) | super().options()
+
+    def to_tracked(self) -> TrackedTable:
+        """Make the tables that this describes, in a MetaData of their own."""
+        metadata = MetaData()
+        columns: list[Column[Any]] = [Column(column.name, column.type) for column in self.columns]
+        live = Table(self.place.table, metadata, *columns, schema=self.place.schema)
+        if unknown := set(self.key) - set(live.c.keys()):
+            raise SQLAuditError(
+                f"The key of {self.place.table!r} names {', '.join(sorted(unknown))}, and there is no such column; "
+                "name columns that are given.",
+                self,
+            )
+        tracked = TrackedTable(
+            live,
+            [live.c[name] for name in self.key],
+            name=self.place.history,
+            names=self.place.names,
+            as_of_index=self.as_of_index,
+        )
+        forget(metadata)
+        return tracked
+
+
+@Operations.register_operation("create_history_table")
+class CreateHistoryTableOp(_Structure):
+    """Create the history table of a live table."""
+
+    directive = "create_history_table"
+
+    @classmethod
+    def create_history_table(
+        cls,
+        operations: Operations,
+        table: str,
+        *columns: Column[Any],
+        key: Sequence[str],
+        as_of_index: bool = False,
+        **options: Any,
+    ) -> None:
+        """Create a history table, with our columns, its indexes and what refuses a second open version.
+
+        :param columns: the columns of the live table that history stores
+        :param key: the names of those that identify a row
+        :param as_of_index: whether to index the periods
+        """
+        operations.invoke(cls(_place(table, options), columns, key, as_of_index))
+
+    def reverse(self) -> MigrateOperation:
+        return DropHistoryTableOp(self.place, self.columns, self.key, self.as_of_index)
+
+
+@Operations.register_operation("drop_history_table")
+class DropHistoryTableOp(_Structure):
+    """Drop a history table and all that it tells; autogenerate never does on its own account."""
+
+    directive = "drop_history_table"
+
+    @classmethod
+    def drop_history_table(
+        cls,
+        operations: Operations,
+        table: str,
+        *columns: Column[Any],
+        key: Sequence[str] = (),
+        as_of_index: bool = False,
+        **options: Any,
+    ) -> None:
+        """Drop the history table of a live table, which may be gone.
+
+        The columns and the key serve to create it again, if the operation is reversed.
+        """
+        operations.invoke(cls(_place(table, options), columns, key, as_of_index))
+
+    def reverse(self) -> MigrateOperation:
+        if not self.columns or not self.key:
+            raise SQLAuditError(
+                f"What the history table of {self.place.table!r} looked like is unknown; give drop_history_table its "
+                "columns and its key=.",
+                self,
+            )
+        return CreateHistoryTableOp(self.place, self.columns, self.key, self.as_of_index)
+
+
+class _Writing(HistoryOp):
+    """An operation that writes versions, which its reverse need not take back: the structure is what it undoes."""
+
+    def __init__(
+        self,
+        place: Place,
+        *,
+        key: Sequence[str] = (),
+        columns: Sequence[str] = (),
+        at: datetime | None = None,
+    ) -> None:
+        super().__init__(place)
+        self.key = tuple(key)
+        self.columns = tuple(columns)
+        self.at = at
+
+    def options(self) -> dict[str, Any]:
+        given = {"key": list(self.key), "columns": list(self.columns), "at": self.at}
+        return {name: value for name, value in given.items() if value} | super().options()
+
+    def reverse(self) -> MigrateOperation:
+        return ModifyTableOps(self.place.table, [], schema=self.place.schema)
+
+
+@Operations.register_operation("backfill_history")
+class BackfillHistoryOp(_Writing):
+    """Write baselines of the rows that have no history."""
+
+    directive = "backfill_history"
+
+    @classmethod
+    def backfill_history(
+        cls,
+        operations: Operations,
+        table: str,
+        *,
+        key: Sequence[str] = (),
+        columns: Sequence[str] = (),
+        at: datetime | None = None,
+        **options: Any,
+    ) -> None:
+        """Write an open baseline for each row without history: one statement, one changeset, one instant.
+
+        :param key: the names of the key columns, and
+        :param columns: of all columns that history stores; to be given in ``--sql`` mode, if the history table is not
+            created in the same run
+        :param at: an aware datetime; the present if omitted: in ``--sql`` mode, when the SQL is rendered
+        """
+        operations.invoke(cls(_place(table, options), key=key, columns=columns, at=at))
+
+
+@Operations.register_operation("renew_history")
+class RenewHistoryOp(_Writing):
+    """Write baselines of rows as a migration left them, behind the versions that they have."""
+
+    directive = "renew_history"
+
+    @classmethod
+    def renew_history(
+        cls,
+        operations: Operations,
+        table: str,
+        *,
+        key: Sequence[str] = (),
+        columns: Sequence[str] = (),
+        at: datetime | None = None,
+        **options: Any,
+    ) -> None:
+        """Close every open version, and write a baseline of the live row behind it: two statements.
+
+        What a migration did to the rows is thus in history from now on, and is nobody's edit. The parameters are those
+        of :meth:`BackfillHistoryOp.backfill_history`.
+        """
+        operations.invoke(cls(_place(table, options), key=key, columns=columns, at=at))
+
+
+@Operations.register_operation("drop_history_column")
+class DropHistoryColumnOp(HistoryOp):
+    """Drop a column that history alone still has."""
+
+    directive = "drop_history_column"
+
+    def __init__(self, place: Place, column: str, type_: Any = None) -> None:
+        super().__init__(place)
+        self.column = column
+        self.type_ = type_
+
+    @classmethod
+    def drop_history_column(
+        cls, operations: Operations, table: str, column: str, *, type_: Any = None, **options: Any
+    ) -> None:
+        """Drop a column of a history table, and all that it tells.
+
+        :param type_: its type, which the reverse needs
+        """
+        operations.invoke(cls(_place(table, options), column, type_))
+
+    def arguments(self) -> list[Any]:
+        return [self.column]
+
+    def options(self) -> dict[str, Any]:
+        return ({} if self.type_ is None else {"type_": self.type_}) | super().options()
+
+    def reverse(self) -> MigrateOperation:
+        if self.type_ is None:
+            raise SQLAuditError(f"The type of {self.column!r} is unknown; give drop_history_column its type_=.", self)
+        return AddColumnOp(self.place.history, Column(self.column, self.type_), schema=self.place.schema)
+
+
+class _Rename(HistoryOp):
+    def __init__(self, place: Place, old: str, new: str) -> None:
+        super().__init__(place)
+        self.old = old
+        self.new = new
+
+    def arguments(self) -> list[Any]:
+        return [self.old, self.new]
+
+
+@Operations.register_operation("rename_tracked_column")
+class RenameTrackedColumnOp(_Rename):
+    """Rename a column of a live table and of its history."""
+
+    directive = "rename_tracked_column"
+
+    @classmethod
+    def rename_tracked_column(cls, operations: Operations, table: str, old: str, new: str, **options: Any) -> None:
+        """Rename a column of a live table and of its history table; keys, too."""
+        operations.invoke(cls(_place(table, options), old, new))
+
+    def reverse(self) -> MigrateOperation:
+        return RenameTrackedColumnOp(self.place, self.new, self.old)
+
+
+@Operations.register_operation("rename_tracked_table")
+class RenameTrackedTableOp(_Rename):
+    """Rename a live table, its history table, and the indexes of the latter that are ours."""
+
+    directive = "rename_tracked_table"
+
+    def __init__(self, place: Place, old: str, new: str, key: Sequence[str] = ()) -> None:
+        super().__init__(place, old, new)
+        self.key = tuple(key)
+
+    @classmethod
+    def rename_tracked_table(
+        cls, operations: Operations, old: str, new: str, *, key: Sequence[str] = (), **options: Any
+    ) -> None:
+        """Rename a live table and its history table.
+
+        A history table that was given a name (``history_table=``) keeps it.
+
+        :param key: the names of the key columns; to be given in ``--sql`` mode on SQLite, which makes indexes anew
+        """
+        operations.invoke(cls(_place(old, options), old, new, key))
+
+    def arguments(self) -> list[Any]:
+        return [self.new]
+
+    def options(self) -> dict[str, Any]:
+        return ({"key": list(self.key)} if self.key else {}) | super().options()
+
+    @property
+    def renamed(self) -> Place:
+        """Where the history lies afterwards."""
+        return Place(self.new, self.place.history_table, self.place.audit_columns, self.place.schema)
+
+    def reverse(self) -> MigrateOperation:
+        return RenameTrackedTableOp(self.renamed, self.new, self.old, self.key)

@@ -1,0 +1,172 @@
+"""How are tracked columns and tables renamed, with their history and its indexes?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from alembic.operations.base import Operations
+from sqlalchemy import Column, Index, MetaData, Select, String, Table, column, select, table
+from sqlalchemy.engine import Inspector
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.schema import CreateIndex, DropIndex, ExecutableDDLElement
+from sqlalchemy.sql.compiler import DDLCompiler
+
+from sqlaudit import SQLAuditError
+from sqlaudit.tables import shortened
+from sqlaudit_alembic.inspection import columns_of, inspector_of, key_of, need_history, need_live
+from sqlaudit_alembic.ops import CreateHistoryTableOp, Place, RenameTrackedColumnOp, RenameTrackedTableOp
+
+
+class _RenameColumn(ExecutableDDLElement):
+    def __init__(self, table: Table, old: str, new: str) -> None:
+        self.table, self.old, self.new = table, old, new
+
+
+@compiles(_RenameColumn)
+def _render_rename_column(element: _RenameColumn, compiler: DDLCompiler, **kw: Any) -> str:
+    quote = compiler.preparer.quote
+    table = compiler.preparer.format_table(element.table)
+    return f"ALTER TABLE {table} RENAME COLUMN {quote(element.old)} TO {quote(element.new)}"
+
+
+class _RenameIndex(ExecutableDDLElement):
+    def __init__(self, table: Table, old: str, new: str) -> None:
+        self.table, self.old, self.new = table, old, new
+
+
+@compiles(_RenameIndex, "postgresql")
+def _render_rename_index(element: _RenameIndex, compiler: DDLCompiler, **kw: Any) -> str:
+    quote, schema = compiler.preparer.quote, element.table.schema
+    prefix = f"{compiler.preparer.quote_schema(schema)}." if schema else ""
+    return f"ALTER INDEX {prefix}{quote(element.old)} RENAME TO {quote(element.new)}"
+
+
+@compiles(_RenameIndex, "mysql")
+@compiles(_RenameIndex, "mariadb")
+def _render_rename_index_of_table(element: _RenameIndex, compiler: DDLCompiler, **kw: Any) -> str:
+    quote = compiler.preparer.quote
+    table = compiler.preparer.format_table(element.table)
+    return f"ALTER TABLE {table} RENAME INDEX {quote(element.old)} TO {quote(element.new)}"
+
+
+@Operations.implementation_for(RenameTrackedColumnOp)
+def rename_tracked_column(operations: Operations, operation: RenameTrackedColumnOp) -> None:
+    place, inspector = operation.place, inspector_of(operations)
+    need_live(inspector, place)
+    need_history(inspector, place)
+    stored = True
+    ours = {name for _, name in place.names.items()}
+    if operation.new in ours or operation.old in ours:
+        raise SQLAuditError(
+            f"{operation.new if operation.new in ours else operation.old!r} is a name of ours in {place.history!r}; "
+            "choose another, or rename ours first: track_table(audit_columns=…).",
+            operation,
+        )
+    if inspector is not None:
+        for name in (place.table, place.history):
+            there = columns_of(inspector, name, place.schema)
+            if operation.new in there:
+                raise SQLAuditError(
+                    f"{name!r} has a column {operation.new!r} already; choose another name. If history has kept it "
+                    "from a column that was dropped, drop it there first: op.drop_history_column(…).",
+                    operation,
+                )
+            if name == place.history:
+                stored = operation.old in there
+            elif operation.old not in there:
+                raise SQLAuditError(f"{name!r} has no column {operation.old!r}; it has {', '.join(there)}.", operation)
+    for name in (place.table, place.history)[: 2 if stored else 1]:
+        operations.execute(_RenameColumn(_bare(name, place.schema), operation.old, operation.new))
+    if inspector is not None:
+        _rename_copied_indexes(operations, operation)
+
+
+def _rename_copied_indexes(operations: Operations, operation: RenameTrackedColumnOp) -> None:
+    """Rename the indexes of history that are named by their columns."""
+    place, inspector = operation.place, inspector_of(operations)
+    assert inspector is not None
+    for index in inspector.get_indexes(place.history, schema=place.schema):
+        now = [str(name) for name in index["column_names"]]
+        before = [operation.old if name == operation.new else name for name in now]
+        if operation.new in now and index["name"] == shortened(f"ix_{place.history}_{'_'.join(before)}"):
+            new = Index(shortened(f"ix_{place.history}_{'_'.join(now)}"), *(Column[Any](name) for name in now))
+            _rename_index(operations, _bare(place.history, place.schema), str(index["name"]), new)
+
+
+def _bare(name: str, schema: str | None) -> Table:
+    return Table(name, MetaData(), schema=schema)
+
+
+def _rename_index(operations: Operations, table: Table, old: str, new: Index) -> None:
+    if operations.get_context().dialect.name != "sqlite":
+        operations.execute(_RenameIndex(table, old, str(new.name)))
+        return
+    if new.table is None:
+        for column in list(new.expressions):
+            table.append_column(column)  # type: ignore[arg-type]
+    gone = Index(old, _table=table)
+    operations.execute(DropIndex(gone))
+    operations.execute(CreateIndex(new))
+
+
+@Operations.implementation_for(RenameTrackedTableOp)
+def rename_tracked_table(operations: Operations, operation: RenameTrackedTableOp) -> None:
+    place, renamed, inspector = operation.place, operation.renamed, inspector_of(operations)
+    need_live(inspector, place)
+    need_history(inspector, place)
+    moves = [(place.table, renamed.table)]
+    if place.history != renamed.history:
+        moves.append((place.history, renamed.history))
+    for _, new in moves:
+        if inspector is not None and inspector.has_table(new, schema=place.schema):
+            raise SQLAuditError(f"There is a table {new!r} already; choose another name.", operation)
+    indexes = list(_indexes_to_rename(operations, operation, inspector)) if len(moves) > 1 else []
+    for old, new in moves:
+        operations.rename_table(old, new, schema=place.schema)
+    for old_name, index in indexes:
+        _rename_index(operations, _bare(renamed.history, place.schema), old_name, index)
+
+
+def _indexes_to_rename(
+    operations: Operations, operation: RenameTrackedTableOp, inspector: Inspector | None
+) -> Iterator[tuple[str, Index]]:
+    """Yield the old names of our indexes, and the indexes as they are to be."""
+    place, renamed, key = operation.place, operation.renamed, operation.key
+    if inspector is None:
+        if not key and operations.get_context().dialect.name == "sqlite":
+            raise SQLAuditError(
+                "SQLite makes an index anew to rename it, and without a database its columns are unknown; give the "
+                f"names of the key columns: op.rename_tracked_table({operation.old!r}, {operation.new!r}, key=[…]).",
+                operation,
+            )
+        yield from _ours(place, renamed, key or ["id"], as_of_index=False)
+        return
+    names = _names_of_indexes(inspector, place)
+    ours = _ours(place, renamed, key_of(inspector, place), as_of_index=True)
+    yield from ((old, index) for old, index in ours if old in names)
+    for found in inspector.get_indexes(place.history, schema=place.schema):
+        columns = [str(each) for each in found["column_names"]]
+        if found["name"] == shortened(f"ix_{place.history}_{'_'.join(columns)}"):
+            copy = Table(renamed.history, MetaData(), *(Column[Any](each) for each in columns), schema=place.schema)
+            yield found["name"], Index(shortened(f"ix_{renamed.history}_{'_'.join(columns)}"), *copy.c)
+
+
+def _ours(place: Place, renamed: Place, key: Sequence[str], *, as_of_index: bool) -> Iterator[tuple[str, Index]]:
+    """Yield the name of each index that every history table has, and the index of the renamed table."""
+    columns = [Column(name, String()) for name in key]
+    before, after = (
+        CreateHistoryTableOp(each, columns, key, as_of_index).to_tracked().history.indexes for each in (place, renamed)
+    )
+    by_columns = {(index.unique, *index.columns.keys()): str(index.name) for index in before}
+    yield from ((by_columns[index.unique, *index.columns.keys()], index) for index in after)
+
+
+def _names_of_indexes(inspector: Inspector, place: Place) -> set[str]:
+    """Return the names of the indexes of history; SQLAlchemy tells none of SQLite's indexes of expressions."""
+    found = {str(each["name"]) for each in inspector.get_indexes(place.history, schema=place.schema)}
+    if inspector.dialect.name == "sqlite":
+        listed: Select[Any] = select(column("name")).select_from(table("sqlite_master", schema=place.schema))
+        with inspector._operation_context() as connection:
+            found |= set(connection.scalars(listed.where(column("tbl_name") == place.history)))
+    return found

@@ -1,0 +1,40 @@
+"""How does a revision say it? The operations as Python."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from alembic.autogenerate.api import AutogenContext
+from alembic.autogenerate.render import _render_column, _repr_type, renderers
+from sqlalchemy import Column
+
+from sqlaudit_alembic.ops import HistoryOp
+
+_IMPORT = "import sqlaudit_alembic  # noqa: F401"
+
+
+def register() -> None:
+    """Let Alembic render the operations."""
+    if not any(target is HistoryOp for target, _ in renderers._registry):
+        renderers.dispatch_for(HistoryOp)(render)
+
+
+def render(autogen_context: AutogenContext, operation: HistoryOp) -> str:
+    """Return an operation as a call of ``op``, and see to the import that it needs."""
+    autogen_context.imports.add(_IMPORT)
+    prefix = autogen_context.opts["alembic_module_prefix"] or ""
+    arguments = [repr(operation.place.table), *(_text(each, autogen_context) for each in operation.arguments())]
+    arguments += [f"{name}={_option(name, value, autogen_context)}" for name, value in operation.options().items()]
+    separator = ",\n" if any(isinstance(each, Column) for each in operation.arguments()) else ", "
+    return f"{prefix}{operation.directive}({separator.join(arguments)})"
+
+
+def _text(value: Any, autogen_context: AutogenContext) -> str:
+    if isinstance(value, Column):
+        copy: Column[Any] = Column(value.name, value.type, nullable=value.nullable)
+        return str(_render_column(copy, autogen_context))
+    return repr(value)
+
+
+def _option(name: str, value: Any, autogen_context: AutogenContext) -> str:
+    return _repr_type(value, autogen_context) if name == "type_" else repr(value)

@@ -1,0 +1,70 @@
+"""How are history tables, and columns of theirs, created and dropped?"""
+
+from __future__ import annotations
+
+from weakref import WeakKeyDictionary
+
+from alembic.operations.base import Operations
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import MetaData, Table
+from sqlalchemy.schema import CreateIndex, CreateTable, DropTable
+
+from sqlaudit import SQLAuditError
+from sqlaudit.statements import MYSQL
+from sqlaudit.tables import AddOpenGuard
+from sqlaudit_alembic.inspection import columns_of, inspector_of, need_history
+from sqlaudit_alembic.ops import CreateHistoryTableOp, DropHistoryColumnOp, DropHistoryTableOp
+
+created: WeakKeyDictionary[MigrationContext, dict[tuple[str | None, str], CreateHistoryTableOp]] = WeakKeyDictionary()
+"""What has been created in a run, for those who cannot look into a database."""
+
+
+@Operations.implementation_for(CreateHistoryTableOp)
+def create_history_table(operations: Operations, operation: CreateHistoryTableOp) -> None:
+    place, inspector = operation.place, inspector_of(operations)
+    tracked = operation.to_tracked()
+    if inspector is not None and inspector.has_table(place.history, schema=place.schema):
+        raise SQLAuditError(
+            f"There is a table {place.history!r} already; if this revision has been run before, tell Alembic so: "
+            "alembic stamp <revision>.",
+            place.table,
+        )
+    operations.execute(CreateTable(tracked.history))
+    dialect = operations.get_context().dialect.name
+    for index in sorted(tracked.history.indexes, key=lambda index: str(index.name)):
+        if dialect not in MYSQL or not index.unique:
+            operations.execute(CreateIndex(index))
+    if dialect in MYSQL:
+        operations.execute(AddOpenGuard(tracked.history))
+    created.setdefault(operations.get_context(), {})[place.schema, place.table] = operation
+
+
+@Operations.implementation_for(DropHistoryTableOp)
+def drop_history_table(operations: Operations, operation: DropHistoryTableOp) -> None:
+    place = operation.place
+    need_history(inspector_of(operations), place)
+    operations.execute(DropTable(Table(place.history, MetaData(), schema=place.schema)))
+    created.get(operations.get_context(), {}).pop((place.schema, place.table), None)
+
+
+@Operations.implementation_for(DropHistoryColumnOp)
+def drop_history_column(operations: Operations, operation: DropHistoryColumnOp) -> None:
+    place, inspector = operation.place, inspector_of(operations)
+    need_history(inspector, place)
+    if operation.column in {name for _, name in place.names.items()}:
+        raise SQLAuditError(f"{operation.column!r} is a column that every history table needs.", operation)
+    if inspector is not None:
+        if operation.column not in columns_of(inspector, place.history, place.schema):
+            raise SQLAuditError(
+                f"{place.history!r} has no column {operation.column!r}; if this revision has been run before, tell "
+                "Alembic so: alembic stamp <revision>.",
+                operation,
+            )
+        has_live = inspector.has_table(place.table, schema=place.schema)
+        if has_live and operation.column in columns_of(inspector, place.table, place.schema):
+            raise SQLAuditError(
+                f"{place.table!r} has its column {operation.column!r} still; drop that first, or exclude it: "
+                "track_table(exclude=…).",
+                operation,
+            )
+    operations.drop_column(place.history, operation.column, schema=place.schema)

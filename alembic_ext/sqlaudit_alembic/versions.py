@@ -1,0 +1,166 @@
+"""How does a migration write versions? By SQL that is the same online and in ``--sql`` mode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from alembic.operations.base import Operations
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import (
+    Column,
+    MetaData,
+    String,
+    Table,
+    alias,
+    and_,
+    case,
+    exists,
+    func,
+    insert,
+    literal,
+    literal_column,
+    select,
+    update,
+)
+
+from sqlaudit import HistoryTableError, Operation, SQLAuditError
+from sqlaudit.capture import Changeset, new_changeset_id
+from sqlaudit.config import current_config
+from sqlaudit.period import OpenEnd, as_utc, is_open
+from sqlaudit.tables import audit_column_types
+from sqlaudit_alembic.inspection import columns_of, inspector_of, key_of, need_history, need_live
+from sqlaudit_alembic.ops import BackfillHistoryOp, Place, RenewHistoryOp
+from sqlaudit_alembic.structure import created
+
+_changesets: WeakKeyDictionary[MigrationContext, Changeset] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """A live table and its history table, as far as versions need to know them."""
+
+    place: Place
+    live: Table
+    history: Table
+    key: tuple[str, ...]
+    columns: tuple[str, ...]
+
+    def ours(self, role: str, of: Any = None) -> Any:
+        return (self.history if of is None else of).c[getattr(self.place.names, role)]
+
+    def same_row(self, one: Any, other: Any) -> Any:
+        return and_(*(one.c[name] == other.c[name] for name in self.key))
+
+
+def _pair(operations: Operations, operation: BackfillHistoryOp | RenewHistoryOp) -> _Pair:
+    place, inspector = operation.place, inspector_of(operations)
+    need_live(inspector, place)
+    need_history(inspector, place)
+    ours = {name for _, name in place.names.items()}
+    key, columns = operation.key, operation.columns
+    if inspector is not None:
+        there = columns_of(inspector, place.history, place.schema)
+        if lacking := ours - set(there):
+            raise HistoryTableError(
+                f"{place.history!r} has no column {', '.join(sorted(lacking))}; if it has another name, give it: "
+                "audit_columns={role: name}.",
+                operation,
+            )
+        key = key or key_of(inspector, place)
+        live = set(columns_of(inspector, place.table, place.schema))
+        columns = columns or tuple(name for name in there if name in live and name not in ours)
+    elif not (key and columns):
+        found = created.get(operations.get_context(), {}).get((place.schema, place.table))
+        if found is None:
+            raise SQLAuditError(
+                f"Without a database the columns of {place.history!r} are unknown; give the names of all that it "
+                f"stores: op.{operation.directive}({place.table!r}, key=[…], columns=[…]).",
+                operation,
+            )
+        key, columns = found.key, tuple(column.name for column in found.columns)
+    types = audit_column_types()
+    metadata = MetaData()
+    plain = [*dict.fromkeys((*key, *columns))]
+    history = Table(
+        place.history,
+        metadata,
+        *(Column[Any](name) for name in plain),
+        *(Column[Any](name, types[role]) for role, name in place.names.items()),
+        schema=place.schema,
+    )
+    return _Pair(
+        place,
+        Table(place.table, metadata, *(Column[Any](name) for name in plain), schema=place.schema),
+        history,
+        tuple(key),
+        tuple(plain),
+    )
+
+
+def _changeset(operations: Operations, operation: BackfillHistoryOp | RenewHistoryOp) -> Changeset:
+    """Return what all versions of this run share, as those of a transaction do; but for an instant that was given."""
+    shared = _changesets.setdefault(operations.get_context(), Changeset(new_changeset_id(), current_config().now()))
+    return shared if operation.at is None else Changeset(new_changeset_id(), as_utc(operation.at))
+
+
+def _into(pair: _Pair, audit: dict[str, Any], source: Any, *criteria: Any) -> Any:
+    names = [*pair.columns, *(getattr(pair.place.names, role) for role in audit)]
+    values = [*(pair.live.c[name] for name in pair.columns), *audit.values()]
+    return insert(pair.history).from_select(names, select(*values).select_from(source).where(*criteria))
+
+
+def _at(changeset: Changeset) -> Any:
+    return literal(changeset.at, audit_column_types()["valid_from"])
+
+
+def _baseline(changeset: Changeset, version: Any, valid_from: Any) -> dict[str, Any]:
+    return {
+        "version": version,
+        "valid_from": valid_from,
+        "valid_to": OpenEnd(),
+        "operation": literal(str(Operation.BASELINE), String()),
+        "changeset_id": literal(changeset.id, audit_column_types()["changeset_id"]),
+    }
+
+
+@Operations.implementation_for(BackfillHistoryOp)
+def backfill_history(operations: Operations, operation: BackfillHistoryOp) -> None:
+    pair, changeset = _pair(operations, operation), _changeset(operations, operation)
+    known = alias(pair.history)
+    without_history = ~exists(select(literal_column("1")).select_from(known).where(pair.same_row(pair.live, known)))
+    audit = _baseline(changeset, literal_column("1"), _at(changeset))
+    operations.execute(_into(pair, audit, pair.live, without_history))
+
+
+@Operations.implementation_for(RenewHistoryOp)
+def renew_history(operations: Operations, operation: RenewHistoryOp) -> None:
+    """Close the open versions of living rows, then write their baselines; rows without history are left alone.
+
+    A version that began later than the instant gets an empty period, and the baseline begins with it.
+    """
+    pair, changeset = _pair(operations, operation), _changeset(operations, operation)
+    at = _at(changeset)
+    began = pair.ours("valid_from")
+    living = exists(select(literal_column("1")).select_from(pair.live).where(pair.same_row(pair.live, pair.history)))
+    operations.execute(
+        update(pair.history)
+        .values({pair.ours("valid_to"): case((began > at, began), else_=at)})
+        .where(is_open(pair.ours("valid_to")), living)
+    )
+    last, other = alias(pair.history), alias(pair.history)
+    newest = (
+        select(func.max(pair.ours("version", other))).where(pair.same_row(other, pair.live)).scalar_subquery()
+    ).correlate(pair.live)
+    audit = _baseline(changeset, pair.ours("version", last) + literal_column("1"), pair.ours("valid_to", last))
+    source = pair.live.join(last, pair.same_row(pair.live, last))
+    operations.execute(
+        _into(
+            pair,
+            audit,
+            source,
+            pair.ours("version", last) == newest,
+            pair.ours("operation", last) != literal(str(Operation.DELETE), String()),
+        )
+    )

@@ -1,0 +1,887 @@
+"""Migrations of a real project: revisions written by autogenerate, run, and taken back, with rows in the tables."""
+
+import re
+import textwrap
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime import plugins
+from alembic.script import ScriptDirectory
+from sqlalchemy import orm
+
+import sqlaudit_alembic.ops as ops
+from databases import Database
+from invariants import check_history, told
+from sqlaudit import (
+    AuditColumns,
+    AuditContextManager,
+    SQLAuditError,
+    as_of,
+    blame,
+    get_resource_changes,
+    register_hooks,
+    track_table,
+    unregister_hooks,
+    versions_of,
+)
+
+ENV = """
+import sqlaudit_alembic
+from alembic import context
+
+sqlaudit_alembic.register()
+
+attributes = context.config.attributes
+options = dict(
+    target_metadata=attributes["metadata"],
+    autogenerate_plugins=["alembic.autogenerate.*", "sqlaudit"],
+    compare_type=True,
+    compare_server_default=True,
+    **attributes.get("options", {}),
+)
+if context.is_offline_mode():
+    context.configure(url=attributes["url"], literal_binds=True, **options)
+    with context.begin_transaction():
+        context.run_migrations()
+else:
+    with attributes["engine"].connect() as connection:
+        context.configure(connection=connection, **options)
+        with context.begin_transaction():
+            context.run_migrations()
+        connection.commit()
+"""
+MAKO = '''"""${message}"""
+from alembic import op
+import sqlalchemy as sa
+${imports if imports else ""}
+revision = ${repr(up_revision)}
+down_revision = ${repr(down_revision)}
+branch_labels = None
+depends_on = None
+
+def upgrade():
+    ${upgrades if upgrades else "pass"}
+
+def downgrade():
+    ${downgrades if downgrades else "pass"}
+'''
+
+
+class Project:
+    """An application with migrations, whose models change from one release to the next."""
+
+    def __init__(self, directory: Path, database: Database, engine: sa.Engine) -> None:
+        self.engine, self.database = engine, database
+        (directory / "versions").mkdir(parents=True)
+        (directory / "env.py").write_text(ENV, encoding="utf-8")
+        (directory / "script.py.mako").write_text(MAKO, encoding="utf-8")
+        self.config = Config()
+        self.config.set_main_option("script_location", str(directory))
+        self.config.set_main_option("path_separator", "os")
+        self.config.attributes.update(engine=engine, url=database.url, options={})
+        self.output = ""
+
+    def release(self, base: Any) -> None:
+        self.config.attributes["metadata"] = base.metadata
+
+    def autogenerate(self) -> str:
+        script = command.revision(self.config, "change", autogenerate=True)
+        return Path(script.path).read_text(encoding="utf-8")
+
+    def write(self, upgrade: str, downgrade: str = "pass") -> None:
+        script = command.revision(self.config, "by hand")
+        path = Path(script.path)
+        head, _, _ = path.read_text(encoding="utf-8").partition("def upgrade")
+        body = textwrap.indent(textwrap.dedent(upgrade), "    "), textwrap.indent(textwrap.dedent(downgrade), "    ")
+        path.write_text(
+            f"{head}import sqlaudit_alembic\ndef upgrade():\n{body[0]}\n\ndef downgrade():\n{body[1]}\n",
+            encoding="utf-8",
+        )
+
+    @property
+    def head(self) -> str:
+        return str(ScriptDirectory.from_config(self.config).get_current_head())
+
+    def upgrade(self) -> None:
+        command.upgrade(self.config, "head")
+
+    def downgrade(self) -> None:
+        command.downgrade(self.config, "-1")
+
+    def migrate(self) -> str:
+        text = self.autogenerate()
+        self.upgrade()
+        command.check(self.config)
+        return text
+
+
+@pytest.fixture
+def project(tmp_path: Path, database: Database, engine: sa.Engine) -> Iterator[Project]:
+    yield Project(tmp_path / "migrations", database, engine)
+    if "sqlaudit" in plugins._all_plugins:
+        plugins._all_plugins["sqlaudit"].remove()
+
+
+def models(*, track: bool = True, **columns: Callable[[], Any]) -> Any:
+    """A release of an application with one model."""
+
+    class Base(orm.DeclarativeBase):
+        pass
+
+    body = {name: make() for name, make in columns.items()}
+    customer = type(
+        "Customer",
+        (Base,),
+        {
+            "__tablename__": "customers",
+            "id": sa.Column(sa.Integer, primary_key=True),
+            "name": sa.Column(sa.String(50), nullable=False),
+            **body,
+        },
+    )
+    Base.Customer = track_table()(customer) if track else customer
+    return Base
+
+
+@pytest.fixture
+def recorder(engine: sa.Engine) -> Iterator[orm.sessionmaker[orm.Session]]:
+    maker = orm.sessionmaker(engine)
+    register_hooks(maker)
+    yield maker
+    unregister_hooks(maker)
+
+
+def test_a_newly_tracked_model_is_given_its_history_and_baselines(project, recorder, engine):
+    project.release(models(track=False))
+    project.migrate()
+    with engine.begin() as connection:
+        connection.execute(sa.text("INSERT INTO customers (id, name) VALUES (1, 'Ada'), (2, 'Bo')"))
+    base = models()
+    project.release(base)
+    text = project.migrate()
+    assert "op.backfill_history('customers')" in text
+    assert "import sqlaudit_alembic" in text
+    assert "info=" not in text
+    with recorder() as session:
+        assert told(session, base.Customer, "name") == [("baseline", "Ada"), ("baseline", "Bo")]
+        then = datetime.now(UTC)
+        session.get(base.Customer, 1).name = "Ida"
+        session.commit()
+        check_history(session, base.Customer)
+        assert [each.name for each in session.scalars(as_of(base.Customer, then).order_by("id"))] == ["Ada", "Bo"]
+    project.downgrade()
+    assert set(sa.inspect(engine).get_table_names()) == {"alembic_version", "customers"}
+    project.upgrade()
+    command.check(project.config)
+
+
+def test_baselines_are_written_once(project, recorder, engine):
+    base = models()
+    project.release(base)
+    project.migrate()
+    with engine.begin() as connection:
+        connection.execute(sa.text("INSERT INTO customers (id, name) VALUES (1, 'Ada')"))
+    for _ in range(2):
+        project.write("op.backfill_history('customers')")
+        project.upgrade()
+        with recorder() as session:
+            assert told(session, base.Customer, "name") == [("baseline", "Ada")]
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_a_column_with_a_default_is_filled_and_is_nobodys_edit(project, recorder, engine, batch):
+    project.config.attributes["options"] = {"render_as_batch": batch}
+    base = models()
+    project.release(base)
+    project.migrate()
+    with recorder() as session:
+        session.add(base.Customer(id=1, name="Ada"))
+        session.commit()
+        session.get(base.Customer, 1).name = "Ida"
+        session.commit()
+    then = datetime.now(UTC)
+    later = models(status=lambda: sa.Column(sa.String(10), nullable=False, server_default="new"))
+    project.release(later)
+    assert "renew_history" in project.migrate()
+    with recorder() as session:
+        assert told(session, later.Customer, "name", "status") == [
+            ("insert", "Ada", None),
+            ("update", "Ida", None),
+            ("baseline", "Ida", "new"),
+        ]
+        check_history(session, later.Customer)
+        assert not get_resource_changes(later.Customer, session, filter_fields=["status"])
+        assert session.scalars(as_of(later.Customer, then)).one().status is None
+        session.get(later.Customer, 1).status = "old"
+        session.commit()
+        (change,) = get_resource_changes(later.Customer, session, filter_fields=["status"])
+        assert (change.old_value, change.new_value) == ("new", "old")
+    project.downgrade()
+    with recorder() as session:
+        assert session.scalars(as_of(base.Customer, then)).one().name == "Ida"
+
+
+def test_blame_looks_past_what_a_migration_wrote(project, recorder):
+    base = models()
+    project.release(base)
+    project.migrate()
+    with recorder() as session, AuditContextManager(user_id="u"):
+        session.add(base.Customer(id=1, name="Ada"))
+        session.commit()
+        session.get(base.Customer, 1).name = "Ida"
+        session.commit()
+    later = models(status=lambda: sa.Column(sa.String(10), nullable=False, server_default="new"))
+    project.release(later)
+    project.migrate()
+    with recorder() as session:
+        found = blame(session, later.Customer, 1)
+        assert [(name, each.version, each.changed_by) for name, each in found.items()] == [
+            ("id", 1, "u"),
+            ("name", 2, "u"),
+            ("status", 3, None),
+        ]
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_a_dropped_column_stays_in_history(project, recorder, engine, batch):
+    project.config.attributes["options"] = {"render_as_batch": batch}
+    base = models(city=lambda: sa.Column(sa.String(20)))
+    project.release(base)
+    project.migrate()
+    with recorder() as session:
+        session.add(base.Customer(id=1, name="Ada", city="Rome"))
+        session.commit()
+    then = datetime.now(UTC)
+    later = models()
+    project.release(later)
+    project.migrate()
+    with recorder() as session:
+        (version,) = versions_of(session, later.Customer, 1)
+        assert version.extra_columns == {"city": "Rome"}
+        assert session.scalars(as_of(later.Customer, then)).one().name == "Ada"
+        session.get(later.Customer, 1).name = "Ida"
+        session.commit()
+        session.execute(sa.update(later.Customer).values(name="Eda"))
+        session.commit()
+        check_history(session, later.Customer)
+    project.write("op.drop_history_column('customers', 'city')")
+    project.upgrade()
+    assert "city" not in {column["name"] for column in sa.inspect(engine).get_columns("customers_history")}
+
+
+def test_a_column_that_the_live_table_has_is_not_dropped_from_history(project):
+    project.release(models(city=lambda: sa.Column(sa.String(20))))
+    project.migrate()
+    project.write("op.drop_history_column('customers', 'city')")
+    with pytest.raises(SQLAuditError, match="'customers' has its column 'city' still"):
+        project.upgrade()
+
+
+def test_a_column_that_history_dropped_can_be_made_again(project, recorder):
+    project.release(models(city=lambda: sa.Column(sa.String(20))))
+    project.migrate()
+    later = models()
+    project.release(later)
+    project.migrate()
+    with recorder() as session:
+        session.add(later.Customer(id=1, name="Ada"))
+        session.commit()
+    project.write(
+        "op.drop_history_column('customers', 'city', type_=sa.String(20))",
+        "op.add_column('customers_history', sa.Column('city', sa.String(20)))",
+    )
+    project.upgrade()
+    with recorder() as session:
+        (version,) = versions_of(session, later.Customer, 1)
+        assert version.extra_columns == {}
+        check_history(session, later.Customer)
+    project.downgrade()
+    with recorder() as session:
+        (version,) = versions_of(session, later.Customer, 1)
+        assert version.extra_columns == {"city": None}
+        check_history(session, later.Customer)
+
+
+def test_every_operation_has_a_reverse():
+    column = sa.Column("id", sa.Integer)
+    created = ops.CreateHistoryTableOp(ops.Place("t"), [column], ["id"])
+    assert isinstance(created.reverse(), ops.DropHistoryTableOp)
+    assert created.reverse().reverse().to_diff_tuple() == created.to_diff_tuple()
+    renamed = ops.RenameTrackedColumnOp(ops.Place("t"), "a", "b").reverse()
+    assert (renamed.old, renamed.new) == ("b", "a")
+    moved = ops.RenameTrackedTableOp(ops.Place("t"), "t", "u").reverse()
+    assert (moved.place.table, moved.old, moved.new) == ("u", "u", "t")
+    dropped = ops.DropHistoryColumnOp(ops.Place("t"), "a", sa.String(5)).reverse()
+    assert (dropped.table_name, dropped.column.name) == ("t_history", "a")
+    assert not ops.BackfillHistoryOp(ops.Place("t")).reverse().ops
+    with pytest.raises(SQLAuditError, match="give drop_history_column its type_="):
+        ops.DropHistoryColumnOp(ops.Place("t"), "a").reverse()
+    with pytest.raises(SQLAuditError, match="give drop_history_table its columns and its key="):
+        ops.DropHistoryTableOp(ops.Place("t"), [], []).reverse()
+
+
+def test_history_outlives_tracking_until_it_is_dropped_by_hand(project, engine):
+    project.release(models())
+    project.migrate()
+    project.release(models(track=False))
+    command.check(project.config)
+    project.write("op.drop_history_table('customers')")
+    project.upgrade()
+    assert not sa.inspect(engine).has_table("customers_history")
+
+
+def test_models_that_were_not_imported_stop_autogenerate(project, engine):
+    project.release(models())
+    project.migrate()
+
+    class Empty(orm.DeclarativeBase):
+        pass
+
+    project.release(Empty)
+    with pytest.raises(SQLAuditError, match=r"customers.*Import the modules of all models in env\.py"):
+        project.autogenerate()
+    project.config.attributes["options"] = {"sqlaudit_dropped_tables": ["customers"]}
+    project.migrate()
+    assert sa.inspect(engine).has_table("customers_history")
+    assert not sa.inspect(engine).has_table("customers")
+
+
+def test_models_that_were_not_imported_stop_autogenerate_by_whatever_name_their_history_goes(project):
+    class Base(orm.DeclarativeBase):
+        pass
+
+    @track_table(audit_columns=AuditColumns(valid_from="since"), history_table_name="clients_past")
+    class Client(Base):
+        __tablename__ = "clients"
+        id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+
+    class Empty(orm.DeclarativeBase):
+        pass
+
+    project.release(Base)
+    project.migrate()
+    project.release(Empty)
+    with pytest.raises(SQLAuditError, match="clients and the history"):
+        project.autogenerate()
+
+
+def test_columns_and_tables_are_renamed_with_their_history(project, recorder, engine):
+    base = models()
+    project.release(base)
+    project.migrate()
+    with recorder() as session:
+        session.add(base.Customer(id=1, name="Ada"))
+        session.commit()
+    project.write(
+        "op.rename_tracked_column('customers', 'name', 'title')\nop.rename_tracked_table('customers', 'clients')",
+        "op.rename_tracked_table('clients', 'customers')\nop.rename_tracked_column('customers', 'title', 'name')",
+    )
+    project.upgrade()
+
+    class Base(orm.DeclarativeBase):
+        pass
+
+    @track_table()
+    class Client(Base):
+        __tablename__ = "clients"
+        id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+        title: orm.Mapped[str] = orm.mapped_column(sa.String(50))
+
+    project.release(Base)
+    command.check(project.config)
+    with recorder() as session:
+        session.get(Client, 1).title = "Ida"
+        session.commit()
+        assert told(session, Client, "title") == [("insert", "Ada"), ("update", "Ida")]
+    project.downgrade()
+    project.release(base)
+    with recorder() as session:
+        check_history(session, base.Customer)
+
+
+@pytest.mark.parametrize("taken", ["clients", "clients_history"])
+def test_a_table_is_not_renamed_to_a_name_that_is_taken(project, engine, taken):
+    project.release(models())
+    project.migrate()
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"CREATE TABLE {taken} (id INTEGER)")
+    project.write("op.rename_tracked_table('customers', 'clients')")
+    with pytest.raises(SQLAuditError, match=f"There is a table '{taken}' already; choose another name"):
+        project.upgrade()
+    assert {"customers", "customers_history"} <= set(sa.inspect(engine).get_table_names())
+
+
+def test_a_column_of_ours_is_not_renamed(project):
+    project.release(models())
+    project.migrate()
+    project.write("op.rename_tracked_column('customers', 'name', 'valid_from')")
+    with pytest.raises(SQLAuditError, match="'valid_from' is a name of ours"):
+        project.upgrade()
+
+
+def test_what_is_not_there_is_not_renamed(project):
+    project.release(models())
+    project.migrate()
+    project.write("op.rename_tracked_column('customers', 'nickname', 'name2')")
+    with pytest.raises(SQLAuditError, match="'customers' has no column 'nickname'; it has id, name"):
+        project.upgrade()
+
+
+@pytest.mark.filterwarnings("ignore:autogenerate skipping", "ignore:Skipped unsupported reflection")  # on SQLite
+def test_indexes_follow_a_rename(project, recorder, engine):
+    def release(table: str, column: str) -> Any:
+        class Base(orm.DeclarativeBase):
+            metadata = sa.MetaData(
+                naming_convention={"ix": "index_of_%(column_0_label)s", "pk": "key_of_%(table_name)s"}
+            )
+
+        class Group(Base):
+            __tablename__ = "groups"
+            id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+
+        body = {
+            "__tablename__": table,
+            "id": sa.Column(sa.Integer, primary_key=True),
+            column: sa.Column(sa.ForeignKey("groups.id"), index=True),
+        }
+        Base.Model = track_table(as_of_index=True)(type("Model", (Base,), body))
+        return Base
+
+    base = release("customers", "group_id")
+    project.release(base)
+    project.migrate()
+    with recorder() as session:
+        session.add(base.Model(id=1))
+        session.commit()
+    project.write(
+        """
+        op.drop_index('index_of_customers_group_id', 'customers') if op.get_bind().dialect.name == 'sqlite' else None
+        op.rename_tracked_column('customers', 'group_id', 'team_id')
+        op.rename_tracked_table('customers', 'clients')
+        """,
+        """
+        op.rename_tracked_table('clients', 'customers')
+        op.rename_tracked_column('customers', 'team_id', 'group_id')
+        """,
+    )
+    before = {index["name"] for index in sa.inspect(engine).get_indexes("customers_history")}
+    project.upgrade()
+    renamed = {index["name"] for index in sa.inspect(engine).get_indexes("clients_history")}
+    assert renamed == {str(name).replace("customers", "clients").replace("group_id", "team_id") for name in before}
+    later = release("clients", "team_id")
+    with recorder() as session:
+        session.get(later.Model, 1)
+        check_history(session, later.Model)
+    project.downgrade()
+    assert {index["name"] for index in sa.inspect(engine).get_indexes("customers_history")} == before
+
+
+def test_a_rename_to_a_name_that_is_taken_does_nothing(project, engine):
+    project.release(models(city=lambda: sa.Column(sa.String(20))))
+    project.migrate()
+    project.write("op.rename_tracked_column('customers', 'name', 'city')")
+    with pytest.raises(SQLAuditError, match="'customers' has a column 'city' already"):
+        project.upgrade()
+    names = {column["name"] for column in sa.inspect(engine).get_columns("customers_history")}
+    assert {"name", "city"} <= names
+
+
+def test_sql_mode_gives_sql_that_runs(project, recorder, engine, capsys):
+    base = models()
+    project.release(base)
+    project.autogenerate()
+    project.write(
+        "op.execute(\"INSERT INTO customers (id, name) VALUES (1, 'Ada')\")\nop.backfill_history('customers')"
+    )
+    capsys.readouterr()
+    run_as_sql(project, capsys)
+    command.check(project.config)
+    with recorder() as session:
+        assert told(session, base.Customer, "name") == [("baseline", "Ada")]
+        session.get(base.Customer, 1).name = "Ida"
+        session.commit()
+        check_history(session, base.Customer)
+
+
+def test_renames_and_renewals_run_as_sql(project, recorder, engine, capsys):
+    base = models()
+    project.release(base)
+    project.migrate()
+    since = project.head
+    with recorder() as session:
+        session.add(base.Customer(id=1, name="Ada"))
+        session.commit()
+    project.write(
+        """
+        op.rename_tracked_column('customers', 'name', 'title')
+        op.rename_tracked_table('customers', 'clients', key=['id'])
+        op.execute("UPDATE clients SET title = 'Ida'")
+        op.renew_history('clients', key=['id'], columns=['id', 'title'])
+        """
+    )
+    run_as_sql(project, capsys, since)
+
+    class Base(orm.DeclarativeBase):
+        pass
+
+    @track_table()
+    class Client(Base):
+        __tablename__ = "clients"
+        id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+        title: orm.Mapped[str] = orm.mapped_column(sa.String(50))
+
+    project.release(Base)
+    command.check(project.config)
+    with recorder() as session:
+        assert told(session, Client, "title") == [("insert", "Ada"), ("baseline", "Ida")]
+        check_history(session, Client)
+
+
+def test_what_only_a_database_knows_is_asked_for_in_sql_mode(project):
+    project.release(models())
+    project.write("op.backfill_history('customers')")
+    with pytest.raises(SQLAuditError, match=r"op\.backfill_history\('customers', key="):
+        command.upgrade(project.config, "head", sql=True)
+
+
+def run_as_sql(project: Project, capsys: Any, since: str | None = None) -> None:
+    """Let the driver alone run the SQL that Alembic gives for all revisions, or for those since one."""
+    capsys.readouterr()
+    command.upgrade(project.config, f"{since}:head" if since else "head", sql=True)
+    output = re.sub(r"^--.*$", "", capsys.readouterr().out, flags=re.MULTILINE)
+    with project.engine.begin() as connection:
+        if since is None:
+            connection.exec_driver_sql("DROP TABLE IF EXISTS alembic_version")  # which autogenerate has made
+        for statement in output.split(";"):
+            if statement.strip() and statement.strip().upper() not in ("BEGIN", "COMMIT"):
+                connection.exec_driver_sql(statement.strip().replace("%", "%%"))
+
+
+def test_a_history_that_is_not_there_is_told(project):
+    project.release(models(track=False))
+    project.migrate()
+    project.write("op.backfill_history('customers')")
+    with pytest.raises(SQLAuditError, match="There is no history table 'customers_history'"):
+        project.upgrade()
+
+
+def test_a_revision_that_was_run_already_says_so(project, engine):
+    project.release(models())
+    project.migrate()
+    command.stamp(project.config, "base")
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE customers")
+    with pytest.raises(SQLAuditError, match=r"'customers_history' already.*alembic stamp"):
+        project.upgrade()
+
+
+def test_the_type_of_a_column_changes_in_history_too(project, recorder, engine):
+    project.config.attributes["options"] = {"render_as_batch": True}
+    base = models(city=lambda: sa.Column(sa.String(20)))
+    project.release(base)
+    project.migrate()
+    with recorder() as session:
+        session.add(base.Customer(id=1, name="Ada", city="Rome"))
+        session.commit()
+    later = models(city=lambda: sa.Column(sa.String(200)))
+    project.release(later)
+    assert project.migrate().count("type_=sa.String(length=200)") == 2
+    with recorder() as session:
+        session.get(later.Customer, 1).city = "x" * 150
+        session.commit()
+        check_history(session, later.Customer)
+        assert told(session, later.Customer, "city") == [("insert", "Rome"), ("update", "x" * 150)]
+    with engine.connect() as connection, pytest.raises(sa.exc.IntegrityError):
+        connection.exec_driver_sql("UPDATE customers_history SET valid_to = '9999-12-31 00:00:00.000000'")
+    project.write("pass")
+
+
+def test_the_type_of_a_key_changes_in_history_too(project, recorder):
+    project.config.attributes["options"] = {"render_as_batch": True}
+
+    def release(type_: Any) -> Any:
+        class Base(orm.DeclarativeBase):
+            pass
+
+        body = {"__tablename__": "customers", "name": sa.Column(sa.String(50))}
+        body["id"] = sa.Column(type_, primary_key=True)
+        Base.Customer = track_table()(type("Customer", (Base,), body))
+        return Base
+
+    base = release(sa.String(5))
+    project.release(base)
+    project.migrate()
+    with recorder() as session:
+        session.add(base.Customer(id="a", name="Ada"))
+        session.commit()
+    later = release(sa.String(50))
+    project.release(later)
+    project.migrate()
+    with recorder() as session:
+        session.get(later.Customer, "a").name = "Ida"
+        session.add(later.Customer(id="a" * 40, name="Bo"))
+        session.commit()
+        check_history(session, later.Customer)
+        assert told(session, later.Customer, "name") == [("insert", "Ada"), ("update", "Ida"), ("insert", "Bo")]
+
+
+def test_tables_of_another_schema_are_followed(project, recorder, engine, database):
+    schema = database.other_schema
+    project.config.attributes["options"] = {
+        "include_schemas": True,
+        "include_name": lambda name, type_, parents: type_ != "schema" or name in (None, schema),
+    }
+
+    def release(table: str, column: str) -> Any:
+        class Base(orm.DeclarativeBase):
+            pass
+
+        body = {"__tablename__": table, "__table_args__": {"schema": schema}, column: sa.Column(sa.String(20))}
+        body["id"] = sa.Column(sa.Integer, primary_key=True)
+        Base.Model = track_table()(type("Model", (Base,), body))
+        return Base
+
+    base = release("customers", "name")
+    project.release(base)
+    text = project.autogenerate()
+    assert f"schema={schema!r}" in text
+    project.upgrade()
+    with recorder() as session:
+        session.add(base.Model(id=1, name="Ada"))
+        session.commit()
+    project.write(
+        """
+        op.rename_tracked_column('customers', 'name', 'title', schema='$schema')
+        op.rename_tracked_table('customers', 'clients', schema='$schema')
+        op.execute("INSERT INTO $schema.clients (id, title) VALUES (2, 'Bo')")
+        op.backfill_history('clients', schema='$schema')
+        op.execute("UPDATE $schema.clients SET title = 'Ida' WHERE id = 1")
+        op.renew_history('clients', schema='$schema')
+        """.replace("$schema", schema)
+    )
+    project.upgrade()
+    later = release("clients", "title")
+    with recorder() as session:
+        check_history(session, later.Model)
+        assert told(session, later.Model, "title") == [
+            ("insert", "Ada"),
+            ("baseline", "Ida"),
+            ("baseline", "Bo"),
+            ("baseline", "Bo"),
+        ]
+    indexes = {index["name"] for index in sa.inspect(engine).get_indexes("clients_history", schema=schema)}
+    assert "ix_clients_history_changeset" in indexes
+
+
+def test_baselines_may_be_dated(project, recorder, engine):
+    base = models()
+    project.release(base)
+    project.migrate()
+    with engine.begin() as connection:
+        connection.execute(sa.text("INSERT INTO customers (id, name) VALUES (1, 'Ada')"))
+    project.write(
+        "from datetime import datetime, UTC\nop.backfill_history('customers', at=datetime(2020, 1, 1, tzinfo=UTC))"
+    )
+    project.upgrade()
+    with recorder() as session:
+        (version,) = versions_of(session, base.Customer, 1)
+        assert version.valid_from == datetime(2020, 1, 1, tzinfo=UTC)
+        assert session.scalars(as_of(base.Customer, datetime(2021, 1, 1, tzinfo=UTC))).one().name == "Ada"
+
+
+def test_what_is_no_value_leaves_history_alone(project):
+    project.config.attributes["options"] = {"render_as_batch": True}
+    project.release(models(city=lambda: sa.Column(sa.String(20), comment="where", nullable=True)))
+    project.migrate()
+    project.release(models(city=lambda: sa.Column(sa.String(20), comment="place", nullable=False, server_default="x")))
+    text = project.migrate()
+    assert "customers" in text
+    assert "customers_history" not in text
+
+
+@pytest.mark.filterwarnings("ignore:autogenerate skipping")  # of SQLite's index of an expression
+def test_our_columns_may_have_other_names(project, recorder, engine):
+    class Base(orm.DeclarativeBase):
+        pass
+
+    @track_table(audit_columns=AuditColumns(valid_from="since"), history_table_name="clients_past", as_of_index=True)
+    class Client(Base):
+        __tablename__ = "clients"
+        id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+        valid_from: orm.Mapped[int]
+
+    project.release(Base)
+    project.migrate()
+    with engine.begin() as connection:
+        connection.execute(sa.text("INSERT INTO clients (id, valid_from) VALUES (1, 7)"))
+    project.write("op.backfill_history('clients', history_table='clients_past', audit_columns={'valid_from': 'since'})")
+    project.upgrade()
+    with recorder() as session:
+        assert told(session, Client, "valid_from") == [("baseline", 7)]
+        session.get(Client, 1).valid_from = 8
+        session.commit()
+        check_history(session, Client)
+
+
+def test_association_tables_are_followed(project, engine):
+    class Base(orm.DeclarativeBase):
+        pass
+
+    links = sa.Table(
+        "links",
+        Base.metadata,
+        sa.Column("a", sa.ForeignKey("left.id"), primary_key=True),
+        sa.Column("b", sa.ForeignKey("right.id"), primary_key=True),
+    )
+
+    @track_table()
+    class Right(Base):
+        __tablename__ = "right"
+        id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+
+    @track_table()
+    class Left(Base):
+        __tablename__ = "left"
+        id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+        rights: orm.Mapped[list[Right]] = orm.relationship(secondary=links)
+
+    project.release(Base)
+    assert "op.create_history_table('links'" in project.migrate()
+    project.downgrade()
+    assert sa.inspect(engine).get_table_names() == ["alembic_version"]
+
+
+def test_both_tables_of_joined_inheritance_are_renewed_alike(project, recorder):
+    def release(**columns: Any) -> Any:
+        class Base(orm.DeclarativeBase):
+            pass
+
+        @track_table()
+        class Person(Base):
+            __tablename__ = "persons"
+            id = sa.Column(sa.Integer, primary_key=True)
+            kind = sa.Column(sa.String(10))
+            __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "person"}
+
+        body = {name: make() for name, make in columns.items()}
+        arguments = {"__tablename__": "engineers", "__mapper_args__": {"polymorphic_identity": "engineer"}}
+        identity = {"id": sa.Column(sa.ForeignKey("persons.id"), primary_key=True)}
+        Base.Engineer = type("Engineer", (Person,), {**arguments, **identity, **body})
+        Base.Person = Person
+        return Base
+
+    base = release()
+    project.release(base)
+    project.migrate()
+    with recorder() as session:
+        session.add_all([base.Engineer(id=1), base.Person(id=2)])
+        session.commit()
+    later = release(level=lambda: sa.Column(sa.Integer, nullable=False, server_default="3"))
+    project.release(later)
+    project.migrate()
+    with recorder() as session:
+        check_history(session, later.Person)
+        session.get(later.Engineer, 1).level = 4
+        session.commit()
+        check_history(session, later.Person)
+        changes = get_resource_changes(later.Engineer, session, filter_fields=["level"])
+        assert [(each.old_value, each.new_value) for each in changes] == [(3, 4)]
+
+
+@pytest.mark.requires("enum_types")
+def test_values_are_added_to_an_enum_and_partitions_are_left_alone(project, recorder, engine):
+    base = models(size=lambda: sa.Column(sa.Enum("s", "m", name="size")))
+    project.release(base)
+    project.migrate()
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TYPE size ADD VALUE 'l'")
+        connection.exec_driver_sql("ALTER TABLE customers_history RENAME TO leaf")
+        connection.exec_driver_sql("CREATE TABLE customers_history (LIKE leaf INCLUDING ALL) PARTITION BY HASH (id)")
+        connection.exec_driver_sql("DROP TABLE leaf")
+        connection.exec_driver_sql(
+            "CREATE TABLE customers_history_p0 PARTITION OF customers_history FOR VALUES WITH (MODULUS 1, REMAINDER 0)"
+        )
+        names = sa.inspect(connection).get_indexes("customers_history")
+        for index in names:
+            new = "uq_customers_history_open" if index["unique"] else "ix_customers_history_changeset"
+            connection.exec_driver_sql(f"ALTER INDEX {index['name']} RENAME TO {new}")
+    project.release(models(size=lambda: sa.Column(sa.Enum("s", "m", "l", name="size"))))
+    command.check(project.config)
+    with recorder() as session:
+        session.add(base.Customer(id=1, name="Ada", size="m"))
+        session.commit()
+        check_history(session, base.Customer)
+
+
+def test_a_key_is_renamed(project, recorder):
+    base = models()
+    project.release(base)
+    project.migrate()
+    with recorder() as session:
+        session.add(base.Customer(id=1, name="Ada"))
+        session.commit()
+    project.write("op.rename_tracked_column('customers', 'id', 'number')")
+    project.upgrade()
+
+    class Base(orm.DeclarativeBase):
+        pass
+
+    @track_table()
+    class Customer(Base):
+        __tablename__ = "customers"
+        number: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+        name: orm.Mapped[str] = orm.mapped_column(sa.String(50))
+
+    project.release(Base)
+    command.check(project.config)
+    with recorder() as session:
+        session.get(Customer, 1).name = "Ida"
+        session.commit()
+        check_history(session, Customer)
+
+
+def test_an_asynchronous_environment_migrates_too(tmp_path, async_engine, database):
+    engine = database.create_engine()
+    project = Project(tmp_path / "migrations", database, engine)
+    environment = tmp_path / "migrations" / "env.py"
+    start, _, _ = ENV.partition("if context.is_offline_mode()")
+    environment.write_text(
+        start
+        + """
+import asyncio
+
+def run(connection):
+    context.configure(connection=connection, **options)
+    with context.begin_transaction():
+        context.run_migrations()
+
+async def main():
+    async with attributes["async_engine"].connect() as connection:
+        await connection.run_sync(run)
+        await connection.commit()
+
+asyncio.run(main())
+""",
+        encoding="utf-8",
+    )
+    project.config.attributes["async_engine"] = async_engine
+    project.release(models(track=False))
+    project.migrate()
+    with engine.begin() as connection:
+        connection.execute(sa.text("INSERT INTO customers (id, name) VALUES (1, 'Ada')"))
+    base = models()
+    project.release(base)
+    project.migrate()
+    with orm.Session(engine) as session:
+        assert told(session, base.Customer, "name") == [("baseline", "Ada")]
+        check_history(session, base.Customer)
+    project.downgrade()
+    assert not sa.inspect(engine).has_table("customers_history")
+    engine.dispose()
+    plugins._all_plugins["sqlaudit"].remove()
