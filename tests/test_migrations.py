@@ -308,6 +308,31 @@ def test_a_column_that_history_dropped_can_be_made_again(project, recorder):
         check_history(session, later.Customer)
 
 
+def test_a_migration_of_rows_that_the_documentation_shows_is_nobodys_edit(project, recorder):
+    page = (Path(__file__).parent.parent / "docs" / "migrations.md").read_text(encoding="utf-8")
+    setup, _, migration = re.findall(r"^```py\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    assert all(line.strip() in ENV for line in setup.splitlines() if "sqlaudit" in line)
+    base = models()
+    project.release(base)
+    project.migrate()
+    with recorder() as session:
+        session.add(base.Customer(id=1, name="Ada"))
+        session.commit()
+    project.write(migration.removeprefix("def upgrade():\n"))
+    project.upgrade()
+    later = models(country=lambda: sa.Column(sa.String(2)))
+    project.release(later)
+    command.check(project.config)
+    with recorder() as session:
+        check_history(session, later.Customer)
+        assert told(session, later.Customer, "country") == [("insert", None), ("baseline", "CH")]
+        assert not get_resource_changes(later.Customer, session, filter_fields=["country"])
+        session.get(later.Customer, 1).country = "IT"
+        session.commit()
+        (change,) = get_resource_changes(later.Customer, session, filter_fields=["country"])
+        assert (change.old_value, change.new_value) == ("CH", "IT")
+
+
 def test_every_operation_has_a_reverse():
     column = sa.Column("id", sa.Integer)
     created = ops.CreateHistoryTableOp(ops.Place("t"), [column], ["id"])

@@ -1,11 +1,12 @@
 """What SQL that passed us by has done can be recorded afterwards."""
 
+import enum
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Mapped, Session, mapped_column, sessionmaker
 
 import sqlaudit
 from invariants import check_history, recording, told
@@ -39,3 +40,29 @@ def test_what_it_did_can_be_recorded_afterwards(maker: Any, which: Any) -> None:
             ("insert", 4, 40),
             ("insert", 5, 3),
         ]
+
+
+class Colour(enum.Enum):
+    violet = "v"
+    blue = "b"
+    red = "r"
+
+
+@pytest.mark.filterwarnings("ignore:SQL that was written by hand")
+def test_keys_that_a_database_sorts_otherwise_than_it_compares_them_are_all_found(
+    base: Any, sessions: sessionmaker[Session]
+) -> None:
+    @sqlaudit.track_table()
+    class Tile(base):
+        __tablename__ = "tiles"
+
+        colour: Mapped[Colour] = mapped_column(primary_key=True)
+        number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+
+    rows = [{"colour": colour.name, "number": number} for colour in Colour for number in range(700)]
+    with sessions() as session:
+        base.metadata.create_all(session.connection())
+        session.execute(sa.text("INSERT INTO tiles (colour, number) VALUES (:colour, :number)"), rows)
+        sqlaudit.record_changes(session, Tile)
+        session.commit()
+        check_history(session, Tile)

@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 
 from sqlaudit import HistoryTableError, Operation, SQLAuditError
-from sqlaudit.capture import Changeset, new_changeset_id
+from sqlaudit.capture import Changeset, changeset_at
 from sqlaudit.config import current_config
 from sqlaudit.period import OpenEnd, as_utc, is_open
 from sqlaudit.tables import audit_column_types
@@ -101,8 +101,8 @@ def _pair(operations: Operations, operation: BackfillHistoryOp | RenewHistoryOp)
 
 def _changeset(operations: Operations, operation: BackfillHistoryOp | RenewHistoryOp) -> Changeset:
     """Return what all versions of this run share, as those of a transaction do; but for an instant that was given."""
-    shared = _changesets.setdefault(operations.get_context(), Changeset(new_changeset_id(), current_config().now()))
-    return shared if operation.at is None else Changeset(new_changeset_id(), as_utc(operation.at))
+    shared = _changesets.setdefault(operations.get_context(), changeset_at(current_config().now()))
+    return shared if operation.at is None else changeset_at(as_utc(operation.at))
 
 
 def _into(pair: _Pair, audit: dict[str, Any], source: Any, *criteria: Any) -> Any:

@@ -24,6 +24,7 @@ from sqlaudit.exceptions import (
 )
 from sqlaudit.history import Version, history_of
 from sqlaudit.hooks import register_hooks, tracking_disabled, unregister_hooks
+from sqlaudit.maintenance import BackfillReport, backfill
 from sqlaudit.period import OPEN_END
 from sqlaudit.reconcile import record_changes
 from sqlaudit.restore import restore, undo
@@ -36,6 +37,7 @@ __all__ = [
     "AuditColumns",
     "AuditContext",
     "AuditContextManager",
+    "BackfillReport",
     "Blame",
     "CaptureError",
     "Changeset",
@@ -58,6 +60,7 @@ __all__ = [
     "all_versions",
     "as_of",
     "as_of_column",
+    "backfill",
     "between",
     "blame",
     "changes_in",

@@ -85,9 +85,9 @@ class Changeset:
     at: datetime
 
 
-def new_changeset_id() -> UUID:
-    """Return a UUIDv7."""
-    return cast(UUID, uuid7())
+def changeset_at(at: datetime) -> Changeset:
+    """Return a changeset of no transaction in particular, at an instant in UTC."""
+    return Changeset(uuid7(), at)
 
 
 def changeset_of(session: Session | None, connection: Connection) -> Changeset:
@@ -105,7 +105,7 @@ def changeset_of(session: Session | None, connection: Connection) -> Changeset:
     if remembered is not None and outermost is not None and remembered[0]() is outermost:
         changeset: Changeset = remembered[1]
     else:
-        changeset = Changeset(new_changeset_id(), current_config().now())
+        changeset = changeset_at(current_config().now())
         if session and outermost is not None:
             session.info[_CHANGESET] = (ref(outermost), changeset)
     if transaction is not None:
@@ -224,6 +224,13 @@ class Capture:
         for chunk in chunks(keys):
             self._run(chunk, "snapshot", Operation.BASELINE, "absent")
 
+    def adopt(self, keys: Sequence[Key]) -> int:
+        """Write baselines, which stay, of the live rows that have no open version; return how many.
+
+        They begin at the instant, or when the last version of the row has ended, if that is later.
+        """
+        return sum(self._begin(chunk, self._last(chunk)) for chunk in chunks(keys))
+
     def keys_where(self, columns: tuple[Column[Any], ...], values: Sequence[Key]) -> tuple[set[Key], set[Key]]:
         """Return the keys of the live rows, and of the recorded ones, whose ``columns`` have one of the values."""
         found: tuple[set[Key], set[Key]] = (set(), set())
@@ -319,13 +326,16 @@ class Capture:
                 for statement in statements("reopen"):
                     statement.execute(self.connection, parameters | {"sqlaudit_version": row.version - 1})
 
-    def _baseline_of(self, keys: Sequence[Key], before: OldValues, last: Mapping[Key, _Last]) -> None:
-        """Write baselines of rows that have changed already, as far as their old values are known."""
+    def _begin(self, keys: Sequence[Key], last: Mapping[Key, _Last]) -> int:
+        """Write baselines of live rows that have no open version, none before the last version of its row ended."""
         beginning: dict[datetime, list[Key]] = defaultdict(list)
         for key in keys:
             beginning[self._instant(last.get(key))].append(key)
-        for at, some in beginning.items():
-            self._run(some, "snapshot", Operation.BASELINE, "absent", at=at)
+        return sum(self._run(some, "snapshot", Operation.BASELINE, "absent", at=at) for at, some in beginning.items())
+
+    def _baseline_of(self, keys: Sequence[Key], before: OldValues, last: Mapping[Key, _Last]) -> None:
+        """Write baselines of rows that have changed already, as far as their old values are known."""
+        self._begin(keys, last)
         last = self._last(keys)
         for table in self.chain:
             changes: dict[tuple[Column[Any], ...], list[Key]] = {}

@@ -24,6 +24,7 @@ from sqlalchemy import (
     Date,
     DateTime,
     Dialect,
+    Enum,
     Executable,
     Float,
     FromClause,
@@ -52,6 +53,7 @@ from sqlalchemy import (
     tuple_,
     update,
 )
+from sqlalchemy.dialects import mysql
 from sqlalchemy.engine.interfaces import BindTyping
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -92,14 +94,24 @@ def pages(
     connection: Connection, statement: Select[Any], columns: Sequence[ColumnElement[Any]]
 ) -> Iterator[Sequence[Key]]:
     """Yield what a select of keys finds, page by page: the next begins behind the last key."""
-    statement = statement.order_by(*columns).limit(CHUNK)
+    order = [in_order(column, connection.dialect) for column in columns]
+    statement = statement.order_by(*order).limit(CHUNK)
     page = [tuple(row) for row in connection.execute(statement)]
     while page:
         yield page
         ends = [literal(value, column.type) for value, column in zip(page[-1], columns, strict=True)]
         # By its name, for SQLAlchemy compares no booleans.
-        behind = tuple_(*columns) > tuple_(*ends) if len(ends) > 1 else columns[0].bool_op(">")(ends[0])
+        behind = tuple_(*order) > tuple_(*ends) if len(ends) > 1 else order[0].bool_op(">")(ends[0])
         page = [tuple(row) for row in connection.execute(statement.where(behind))]
+
+
+def in_order(column: ColumnElement[Any], dialect: Dialect) -> ColumnElement[Any]:
+    """Return what gives a column one order, whether rows are sorted by it or compared with a value.
+
+    MariaDB and MySQL sort an ENUM or a SET by its number, and compare its text.
+    """
+    has_number = dialect.name in MYSQL and isinstance(implementation_of(column.type, dialect), (Enum, mysql.SET))
+    return func.concat(column, type_=column.type) if has_number else column
 
 
 def one_of(columns: Sequence[ColumnElement[Any]], keys: Sequence[Key] | Select[Any]) -> ColumnElement[bool]:

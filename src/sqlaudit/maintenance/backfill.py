@@ -1,0 +1,393 @@
+"""How do rows that are older than their tracking get a history? Baselines of whole tables, in portions.
+
+A portion is a range of keys: only its ends pass through Python. The rows are locked by the statement that copies
+them, so that nobody changes one between the copy and the commit; rows that others are writing are left for the end,
+where each is waited for in a transaction of its own, so that nobody who writes several rows gets into a deadlock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, Protocol, TypeVar
+from uuid import UUID
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Dialect,
+    Engine,
+    Executable,
+    Select,
+    Table,
+    and_,
+    bindparam,
+    exists,
+    func,
+    literal,
+    literal_column,
+    null,
+    or_,
+    select,
+    tuple_,
+)
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from sqlaudit.absent import explained
+from sqlaudit.arguments import checked_count
+from sqlaudit.bulk.locking import keep_others_out
+from sqlaudit.capture import OWN, Capture, Changeset, changeset_at, changeset_of
+from sqlaudit.changes import Operation
+from sqlaudit.config import current_config
+from sqlaudit.dependents import by_chain
+from sqlaudit.exceptions import QueryError, TrackingError
+from sqlaudit.history import checked_session
+from sqlaudit.maintenance.progress import Callback, told_to
+from sqlaudit.models import tracked_model_of
+from sqlaudit.period import OpenEnd, UTCDateTime, as_utc
+from sqlaudit.statements import CHUNK, MYSQL, Key, Statements, has_open_version, in_order, one_of
+from sqlaudit.tables import TrackedTable, tracked_table
+
+T = TypeVar("T")
+_ATTEMPTS: Final = 10
+"""How often a portion is tried: a row may get its first version between the look for it and the baseline."""
+_COLLISIONS: Final = ("40001", "40P01", 1205, 1213, "SQLITE_BUSY", "SQLITE_BUSY_SNAPSHOT", "SQLITE_LOCKED")
+"""How PostgreSQL, MariaDB and SQLite call a deadlock, a serialization failure, and having waited for too long."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackfillReport:
+    """What a backfill wrote.
+
+    :ivar rows: how many rows have a baseline of it; each in as many tables as its object lives in
+    :ivar changeset_id: the changeset of all these baselines
+    :ivar at: the instant, in UTC, that they begin at; a row whose deletion is recorded later begins after it
+    """
+
+    rows: int
+    changeset_id: UUID
+    at: datetime
+
+
+def backfill(
+    where: Any,
+    model_class: Any,
+    *,
+    at: datetime | None = None,
+    chunk_size: int = 10_000,
+    progress: Callback | bool | None = None,
+) -> BackfillReport:
+    """Write baselines, open from now on, of all rows of a model that have no history.
+
+    The model's whole hierarchy is meant; of a link, give the association table. Rows that have an open version are
+    left alone, so it may be done again, and goes on where it was interrupted. The application may write meanwhile.
+
+    :param where: an engine: each portion is a transaction of its own; or a session or a connection: all is done in
+        its transaction, and the rows stay locked until that ends. From asynchronous code,
+        ``await connection.run_sync(lambda c: backfill(c.engine, Customer))``
+    :param at: the instant from which on the rows are taken to have been as they are: an aware datetime, not in the
+        future; a naive one is taken as local time, with a warning. Now, by the configured clock, if omitted
+    :param chunk_size: the rows of a portion
+    :param progress: ``True`` for a bar on the terminal (it needs the extra ``progress``), or a function that is told
+        the number of rows that are done, and that of all
+    :raises TrackingError: the model is not tracked
+    :raises QueryError: an argument makes no sense
+    :raises HistoryTableError: the database lacks the history table
+    """
+    table = _table_of(model_class)
+    if checked_count("chunk_size", chunk_size) == 0:
+        raise QueryError("chunk_size is 0; give the number of rows of a portion, such as 10_000.", chunk_size)
+    changeset = changeset_at(_instant(at))
+    with told_to(progress, table.live.name) as tell, explained([table]):
+        if isinstance(where, Engine):
+            with _own_connection(where) as connection:
+                return _Backfill(table, changeset, _InTransactions(connection), chunk_size, tell).run()
+        connection, of_session = _connection_of(where, table)
+        changeset = changeset if at is not None or of_session is None else of_session
+        return _Backfill(table, changeset, _Within(connection), chunk_size, tell).run()
+
+
+def _table_of(model_class: Any) -> TrackedTable:
+    if not isinstance(model_class, Table):
+        return tracked_model_of(model_class).root.table
+    table = tracked_table(model_class)
+    if table is None or table.live is not model_class:
+        raise TrackingError(
+            f"{model_class.fullname!r} is no tracked table; give a tracked model, or an association table between such "
+            "models, after sqlalchemy.orm.configure_mappers().",
+            model_class,
+        )
+    return table if table.is_association else table.chains[0][0]
+
+
+def _instant(at: datetime | None) -> datetime:
+    now = current_config().now()
+    if at is not None and as_utc(at) > now:
+        raise QueryError(f"at is {at}, which is in the future; give an instant that has passed, or none.", at)
+    return now if at is None else as_utc(at)
+
+
+# --- transactions -----------------------------------------------------------------------------------------------
+
+
+class _Runner(Protocol):
+    portion: int
+    """How many rows that others were writing may be waited for at once."""
+
+    def __call__(self, work: Callable[..., T], *args: Any) -> T:
+        """Do one portion of the work."""
+
+
+def _own_connection(engine: Engine) -> Connection:
+    """Connect so that each statement sees what others have committed before it, and locks no gaps between rows."""
+    level = {} if engine.dialect.name == "sqlite" else {"isolation_level": "READ COMMITTED"}
+    return engine.connect().execution_options(**level)
+
+
+def _connection_of(where: Any, table: TrackedTable) -> tuple[Connection, Changeset | None]:
+    if isinstance(where, Connection):
+        return where, None
+    if hasattr(where, "run_sync") or hasattr(where, "sync_engine"):
+        raise QueryError(
+            f"{type(where).__name__} is asynchronous; connect, and call await connection.run_sync(lambda c: "
+            "backfill(c.engine, Customer)), or await session.run_sync(backfill, Customer).",
+            where,
+        )
+    session = checked_session(where)
+    session.flush()
+    connection = session.connection(bind_arguments={"mapper": table.mapper}, execution_options=OWN)
+    return connection, changeset_of(session, connection)
+
+
+class _InTransactions:
+    """Each portion is a transaction of its own."""
+
+    portion = 1
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def __call__(self, work: Callable[..., T], *args: Any) -> T:
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                with self.connection.begin():
+                    return work(self.connection, *args)
+            except DBAPIError as error:
+                if not _has_collided(error):
+                    raise
+        with self.connection.begin():
+            return work(self.connection, *args)
+
+
+class _Within:
+    """All of it is part of a transaction of the caller's."""
+
+    portion = CHUNK
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def __call__(self, work: Callable[..., T], *args: Any) -> T:
+        if self.connection.dialect.name == "sqlite":  # nobody else can write
+            return work(self.connection, *args)
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                with self.connection.begin_nested():
+                    return work(self.connection, *args)
+            except IntegrityError:
+                continue
+        return work(self.connection, *args)
+
+
+def _has_collided(error: DBAPIError) -> bool:
+    """Tell whether a portion failed because others were writing its rows: it may be tried again."""
+    if isinstance(error, IntegrityError):  # one has got its first version meanwhile
+        return True
+    code = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "sqlite_errorname", None)
+    code = code or next(iter(getattr(error.orig, "args", ())), None)
+    return code in _COLLISIONS
+
+
+# --- the work ---------------------------------------------------------------------------------------------------
+
+
+class _Backfill:
+    def __init__(
+        self, table: TrackedTable, changeset: Changeset, run: _Runner, chunk_size: int, tell: Callback | None
+    ) -> None:
+        self.table = table
+        self.changeset = changeset
+        self.do = run
+        self.chunk_size = chunk_size
+        self.tell = tell
+        self.chains = table.chains or [(table,)]
+        self.statements: list[_Ranges] = []
+
+    def run(self) -> BackfillReport:
+        total = self.do(self._count) if self.tell else 0
+        last: Key | None = None
+        done = written = 0
+        while (portion := self.do(self._portion, last)) is not None:
+            last, rows = portion
+            written += rows
+            done += self.chunk_size
+            if self.tell:
+                self.tell(min(done, total), total)
+        written += self._remaining()
+        return BackfillReport(written, self.changeset.id, self.changeset.at)
+
+    def _count(self, connection: Connection) -> int:
+        return connection.scalar(select(func.count()).select_from(self.table.live)) or 0
+
+    def _portion(self, connection: Connection, last: Key | None) -> tuple[Key, int] | None:
+        """Write the baselines of the rows that follow a key; return the last one's, and their number."""
+        keep_others_out(connection, self.table)
+        ends = self._ends(connection, last)
+        if ends is None:
+            return None
+        parameters: dict[str, Any] = {"sqlaudit_at": self.changeset.at, "sqlaudit_changeset": self.changeset.id}
+        for name, end in zip(("first", "last"), ends, strict=True):
+            parameters |= {f"sqlaudit_{name}_{place}": value for place, value in enumerate(end)}
+        return ends[1], sum(self._write(connection, statements, parameters) for statements in self._ranges(connection))
+
+    def _ranges(self, connection: Connection) -> list[_Ranges]:
+        if not self.statements:
+            self.statements = [_Ranges(chain, self.chains, connection.dialect) for chain in self.chains]
+        return self.statements
+
+    @staticmethod
+    def _write(connection: Connection, statements: _Ranges, parameters: dict[str, Any]) -> int:
+        first, *further = statements("baseline")
+        written = first.execute(connection, parameters).rowcount
+        for statement in further if written else ():
+            statement.execute(connection, parameters)
+        return written
+
+    def _ends(self, connection: Connection, last: Key | None) -> tuple[Key, Key] | None:
+        """Return the first and the last key of the portion that follows a key."""
+        key, order = self.table.key, self._order(connection)
+        statement = select(*key).order_by(*order).limit(1)
+        first = connection.execute(self._behind(connection, statement, last)).first()
+        if first is None:
+            return None
+        from_here = statement.where(_compared(order, self._literal(first), ">="))
+        end = connection.execute(from_here.offset(self.chunk_size - 1)).first()
+        if end is None:
+            backwards = select(*key).order_by(*(column.desc() for column in order)).limit(1)
+            end = connection.execute(backwards).one()
+        return tuple(first), tuple(end)
+
+    def _behind(self, connection: Connection, statement: Select[Any], last: Key | None) -> Select[Any]:
+        if last is None:
+            return statement
+        return statement.where(_compared(self._order(connection), self._literal(last), ">"))
+
+    def _order(self, connection: Connection) -> list[ColumnElement[Any]]:
+        return [in_order(column, connection.dialect) for column in self.table.key]
+
+    def _literal(self, key: Key) -> list[ColumnElement[Any]]:
+        return [literal(value, column.type) for column, value in zip(self.table.key, key, strict=True)]
+
+    def _remaining(self) -> int:
+        """Write baselines of the rows that others were writing, and of those with a history that has ended."""
+        last, written = None, 0
+        while keys := self.do(self._without_version, last):
+            last = keys[-1]
+            for start in range(0, len(keys), self.do.portion):
+                some = keys[start : start + self.do.portion]
+                written += self.do(self._adopt, some)
+        return written
+
+    def _without_version(self, connection: Connection, last: Key | None) -> list[Key]:
+        key = self.table.key
+        statement = (
+            select(*key).where(~has_open_version(self.table, key)).order_by(*self._order(connection)).limit(CHUNK)
+        )
+        statement = statement if self.table.live.primary_key else statement.distinct()
+        return [tuple(row) for row in connection.execute(self._behind(connection, statement, last))]
+
+    def _adopt(self, connection: Connection, keys: Sequence[Key]) -> int:
+        keep_others_out(connection, self.table)
+        written = 0
+        for chain, some in by_chain(connection, self.table, keys):
+            for table in chain:
+                locked = select(*table.key).where(one_of(table.key, some)).with_for_update()
+                connection.execute(locked).all()
+            written += Capture(connection, self.changeset, chain).adopt(some)
+        return written
+
+
+# --- statements -------------------------------------------------------------------------------------------------
+
+
+def _compared(
+    columns: Sequence[ColumnElement[Any]], values: Sequence[ColumnElement[Any]], operator: str
+) -> ColumnElement[bool]:
+    """Compare a key with values, in the order of its index, by ``>``, ``>=`` or ``<=``.
+
+    Column after column, for MariaDB finds no range by ``(a, b) > (x, y)``; by its first column, all find one.
+    """
+    if len(columns) == 1:
+        return columns[0].bool_op(operator)(values[0])
+    cases, last = [], len(columns) - 1
+    for place, (column, value) in enumerate(zip(columns, values, strict=True)):
+        same = [one == other for one, other in zip(columns[:place], values[:place], strict=True)]
+        cases.append(and_(*same, column.bool_op(operator if place == last else operator[0])(value)))
+    return and_(columns[0].bool_op(f"{operator[0]}=")(values[0]), or_(*cases))
+
+
+class _Ranges(Statements):
+    """The statements that write baselines of the objects of one chain whose keys are in a range.
+
+    :param chains: those of all objects that have rows in the base table
+    """
+
+    def __init__(
+        self, chain: tuple[TrackedTable, ...], chains: Sequence[tuple[TrackedTable, ...]], dialect: Dialect
+    ) -> None:
+        super().__init__(chain, (None, None), True, dialect)
+        self.below = [other[-1] for other in chains if other[:-1] == chain]
+
+    def _rows(self, columns: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
+        ends = [
+            [bindparam(f"sqlaudit_{name}_{place}", type_=column.type) for place, column in enumerate(columns)]
+            for name in ("first", "last")
+        ]
+        if len(columns) > 1 and self.dialect.name not in MYSQL:
+            return and_(tuple_(*columns) >= tuple_(*ends[0]), tuple_(*columns) <= tuple_(*ends[1]))
+        order = [in_order(column, self.dialect) for column in columns]
+        return and_(_compared(order, ends[0], ">="), _compared(order, ends[1], "<="))
+
+    def _baseline(self) -> list[Executable]:
+        """Write baselines of the live rows that have no history, but for those that others have locked."""
+        base = self.base
+        past = base.history.alias()
+        there = [past.c[column.key] for column in base.history_key]
+        rows: Any = base.live
+        for table in self.chain[1:]:
+            rows = rows.join(table.live, self._same(base.key, table.key))
+        live = select(*(live for live, _ in base.columns)).select_from(rows).where(self._rows(base.key))
+        live = self._by_key(live, base.live, base.key)
+        for table in self.below:
+            live = live.where(~exists(literal_column("1")).where(self._same(base.key, table.key)))
+        columns: Sequence[ColumnElement[Any]] = [live for live, _ in base.columns]
+        locked = live.with_for_update(read=self.dialect.name == "postgresql", skip_locked=True)
+        if base.is_association and not base.live.primary_key:  # its rows may be there twice
+            once = locked.subquery()
+            columns = [once.c[column.key] for column, _ in base.columns]
+            locked = select(*columns).group_by(*columns)
+            key: Sequence[ColumnElement[Any]] = [once.c[column.key] for column in base.key]
+        else:
+            key = base.key
+        has_history = exists(literal_column("1")).where(self._same(there, key), self._rows(there))
+        statement = locked.where(~has_history).add_columns(
+            literal_column("1"),
+            bindparam("sqlaudit_at", type_=UTCDateTime()),
+            OpenEnd(),
+            *self._context(Operation.BASELINE, null()),
+        )
+        return [
+            self._into(base, statement),
+            *(self._follow(table, table.live, [live for live, _ in table.columns]) for table in self.chain[1:]),
+        ]

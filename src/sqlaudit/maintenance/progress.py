@@ -1,0 +1,42 @@
+"""How far is it? A bar on the terminal, or a function of the caller's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from sqlaudit.exceptions import SQLAuditError
+
+try:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+except ImportError:
+    Progress = None  # type: ignore[assignment,misc]  # the extra is not installed
+
+Callback = Callable[[int, int], object]
+"""Is told the number of rows that are done, and that of all."""
+
+
+@contextmanager
+def told_to(progress: Callback | bool | None, title: str) -> Iterator[Callback | None]:
+    """Give the function that is to be told how far it is, if there is one.
+
+    :raises SQLAuditError: it cannot be called, or there is no library that draws bars
+    """
+    if progress is None or progress is False:
+        yield None
+    elif callable(progress):
+        yield progress
+    elif progress is not True:
+        raise SQLAuditError(
+            f"progress is {progress!r}; give True for a bar on the terminal, or a function of (done, total).", progress
+        )
+    elif Progress is None:
+        raise SQLAuditError(
+            "progress=True draws its bar with rich, which is not installed; pip install 'sqlaudit[progress]', "
+            "or give a function of (done, total)."
+        )
+    else:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns) as bar:
+            task = bar.add_task(title)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
