@@ -292,11 +292,17 @@ def test_in_a_session_it_is_part_of_its_transaction(accounts: sa.Engine) -> None
         session.rollback()
         assert told(session, Account) == []
         session.add(Account(id=100))
-        report = backfill(session, Account, chunk_size=3)
+        backfill(session, Account, chunk_size=3)
+        session.get_one(Account, 3).writes = 4
+        session.flush()
+        sqlaudit.record_changes(session, Account)
         session.commit()
         (new,) = sqlaudit.versions_of(session, Account, 100)
-        assert new.audit_changeset_id == report.changeset_id
         assert new.audit_operation == "insert"
+        assert [version.audit_operation for version in sqlaudit.versions_of(session, Account, 3)] == [
+            "baseline",
+            "update",
+        ]
     check_accounts(accounts)
 
 

@@ -24,7 +24,7 @@ from sqlaudit.exceptions import (
 )
 from sqlaudit.history import Version, history_of
 from sqlaudit.hooks import register_hooks, tracking_disabled, unregister_hooks
-from sqlaudit.maintenance import BackfillReport, backfill
+from sqlaudit.maintenance import BackfillReport, ImportReport, backfill, import_continuum
 from sqlaudit.period import OPEN_END
 from sqlaudit.reconcile import record_changes
 from sqlaudit.restore import restore, undo
@@ -45,6 +45,7 @@ __all__ = [
     "ContextError",
     "FieldChange",
     "HistoryTableError",
+    "ImportReport",
     "Operation",
     "QueryError",
     "ReadOnlyError",
@@ -72,6 +73,7 @@ __all__ = [
     "get_resource_changes",
     "has_config",
     "history_of",
+    "import_continuum",
     "instant_of_changeset",
     "record_changes",
     "register_hooks",

@@ -22,7 +22,7 @@ from sqlalchemy.orm.exc import UnmappedColumnError
 from sqlalchemy.sql import visitors
 
 from sqlaudit.exceptions import TrackingError
-from sqlaudit.tables import INFO_KEY, AuditColumns, TrackedTable, refuse_clash
+from sqlaudit.tables import INFO_KEY, AuditColumns, TrackedTable, refuse_clash, tracked_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,3 +237,20 @@ def link_columns(relationship: RelationshipProperty[Any]) -> tuple[Column[Any], 
     """Return the columns of an association table that refer to its ends: this side's, then the other's."""
     pairs = (*relationship.synchronize_pairs, *(relationship.secondary_synchronize_pairs or ()))
     return tuple([column for _, column in pairs])  # type: ignore[misc]  # of a Table, all are Columns
+
+
+def base_table_of(source: Any) -> TrackedTable:
+    """Return the table that holds a row for every object of a tracked model's hierarchy, or an association table.
+
+    :raises TrackingError: it is neither a tracked model nor a tracked table
+    """
+    if not isinstance(source, Table):
+        return tracked_model_of(source).root.table
+    table = tracked_table(source)
+    if table is None or table.live is not source:
+        raise TrackingError(
+            f"{source.fullname!r} is no tracked table; give a tracked model, or an association table between such "
+            "models, after sqlalchemy.orm.configure_mappers().",
+            source,
+        )
+    return table if table.is_association else table.chains[0][0]

@@ -13,14 +13,15 @@ from sqlaudit.bulk.recorder import user_fields_of
 from sqlaudit.capture import OWN, Capture, changeset_of
 from sqlaudit.dependents import by_chain
 from sqlaudit.history import checked_session, moved
-from sqlaudit.models import TrackedModel, tracked_model_of
+from sqlaudit.models import base_table_of, tracked_model_of
 from sqlaudit.period import is_open
 from sqlaudit.retrieval import ids_given, ids_listed
 from sqlaudit.statements import Key, chunks, pages
+from sqlaudit.tables import TrackedTable
 
 
-def record_changes(session: Session, model_class: type[Any], which: Any = None) -> None:
-    """Record what SQL that passed sqlaudit by has done to rows of a model.
+def record_changes(session: Session, model_class: Any, which: Any = None) -> None:
+    """Record what SQL that passed sqlaudit by has done to rows of a model, or of an association table.
 
     Live rows are compared with their open versions, in the database, and what is missing is written, as changes of
     this transaction in its context: a row without history is taken for a new one. Rows that agree are left alone.
@@ -30,32 +31,31 @@ def record_changes(session: Session, model_class: type[Any], which: Any = None) 
         them if omitted
     :raises TrackingError: the class is not tracked
     """
-    session, model = checked_session(session), tracked_model_of(model_class)
-    root = model.root.table
+    session, root = checked_session(session), base_table_of(model_class)
     session.flush()
-    connection = session.connection(bind_arguments={"mapper": model.root.mapper}, execution_options=OWN)
+    connection = session.connection(bind_arguments={"mapper": root.mapper}, execution_options=OWN)
     keep_others_out(connection, root)
     changeset = changeset_of(session, connection)
-    for keys in _pages(connection, model, which):
+    for keys in _pages(connection, root, model_class, which):
         for chain, some in by_chain(connection, root, keys):
             capture = Capture(connection, changeset, chain, user_fields_of(chain))
             capture.settle(some, inserted=frozenset(some))
 
 
-def _pages(connection: Connection, model: TrackedModel, which: Any) -> Iterator[Sequence[Key]]:
+def _pages(connection: Connection, root: TrackedTable, model_class: Any, which: Any) -> Iterator[Sequence[Key]]:
     """Yield the keys of the rows that are meant, in portions; a row may come twice."""
-    root = model.root.table
+    chain = (root,) if root.is_association else tracked_model_of(model_class).chain
     if which is not None and not isinstance(which, ColumnElement):
         given = ids_given(root.key, ids_listed(which, composite=len(root.key) > 1))["ids"]
         yield from chunks([key if isinstance(key, tuple) else (key,) for key in given])
         return
     criterion = true() if which is None else which
-    live = select(*root.key).select_from(model.mapper).where(criterion).with_for_update(of=root.live)
+    live = select(*root.key).select_from(model_class).where(criterion).with_for_update(of=root.live)
     yield from pages(connection, live, root.key)
     recorded: FromClause = root.history
-    for table in model.chain[1:]:
+    for table in chain[1:]:
         same = zip((*table.history_key, table.version), (*root.history_key, root.version), strict=True)
         recorded = recorded.join(table.history, and_(*(one == other for one, other in same)))
-    then = moved(criterion, dict(pair for table in model.chain for pair in table.columns))
+    then = moved(criterion, dict(pair for table in chain for pair in table.columns))
     versions = select(*root.history_key).select_from(recorded).where(is_open(root.valid_to), then)
     yield from pages(connection, versions, root.history_key)

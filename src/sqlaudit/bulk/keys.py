@@ -120,7 +120,7 @@ class StoredKeys:
 
     def drop(self) -> None:
         with suppress(DBAPIError):  # it goes with the transaction, or with the connection
-            self.connection.execute(_DropTemporary(self.table))
+            self.connection.execute(DropTemporary(self.table))
 
     def _select(self) -> Select[Any]:
         return select(*self.table.primary_key).where(*self.criteria)
@@ -211,17 +211,19 @@ def _create(connection: Connection, table: Table) -> bool:
     return True
 
 
-class _DropTemporary(ExecutableDDLElement):
+class DropTemporary(ExecutableDDLElement):
+    """Drop a temporary table, and end no transaction."""
+
     def __init__(self, table: Table) -> None:
         self.table = table
 
 
-@compiles(_DropTemporary)
-def _drop_temporary(element: _DropTemporary, compiler: DDLCompiler, **kw: Any) -> str:
+@compiles(DropTemporary)
+def _drop_temporary(element: DropTemporary, compiler: DDLCompiler, **kw: Any) -> str:
     return f"DROP TABLE IF EXISTS {compiler.preparer.format_table(element.table)}"
 
 
-@compiles(_DropTemporary, *MYSQL)
-def _drop_temporary_on_mysql(element: _DropTemporary, compiler: DDLCompiler, **kw: Any) -> str:
+@compiles(DropTemporary, *MYSQL)
+def _drop_temporary_on_mysql(element: DropTemporary, compiler: DDLCompiler, **kw: Any) -> str:
     # Without the word it would commit.
     return f"DROP TEMPORARY TABLE IF EXISTS {compiler.preparer.format_table(element.table)}"

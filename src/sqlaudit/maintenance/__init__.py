@@ -1,5 +1,6 @@
 """How is a history begun, and kept in order? What is done to whole tables, by operators and by migrations."""
 
 from sqlaudit.maintenance.backfill import BackfillReport, backfill
+from sqlaudit.maintenance.continuum import ImportReport, import_continuum
 
-__all__ = ["BackfillReport", "backfill"]
+__all__ = ["BackfillReport", "ImportReport", "backfill", "import_continuum"]

@@ -20,7 +20,6 @@ from sqlalchemy import (
     Engine,
     Executable,
     Select,
-    Table,
     and_,
     bindparam,
     exists,
@@ -37,17 +36,17 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlaudit.absent import explained
 from sqlaudit.arguments import checked_count
 from sqlaudit.bulk.locking import keep_others_out
-from sqlaudit.capture import OWN, Capture, Changeset, changeset_at, changeset_of
+from sqlaudit.capture import OWN, Capture, Changeset, changeset_at
 from sqlaudit.changes import Operation
 from sqlaudit.config import current_config
 from sqlaudit.dependents import by_chain
-from sqlaudit.exceptions import QueryError, TrackingError
+from sqlaudit.exceptions import QueryError
 from sqlaudit.history import checked_session
 from sqlaudit.maintenance.progress import Callback, told_to
-from sqlaudit.models import tracked_model_of
+from sqlaudit.models import base_table_of
 from sqlaudit.period import OpenEnd, UTCDateTime, as_utc
 from sqlaudit.statements import CHUNK, MYSQL, Key, Statements, has_open_version, in_order, one_of
-from sqlaudit.tables import TrackedTable, tracked_table
+from sqlaudit.tables import TrackedTable
 
 T = TypeVar("T")
 _ATTEMPTS: Final = 10
@@ -61,7 +60,7 @@ class BackfillReport:
     """What a backfill wrote.
 
     :ivar rows: how many rows have a baseline of it; each in as many tables as its object lives in
-    :ivar changeset_id: the changeset of all these baselines
+    :ivar changeset_id: the changeset of all these baselines, and of nothing else, also within a session's transaction
     :ivar at: the instant, in UTC, that they begin at; a row whose deletion is recorded later begins after it
     """
 
@@ -95,7 +94,7 @@ def backfill(
     :raises QueryError: an argument makes no sense
     :raises HistoryTableError: the database lacks the history table
     """
-    table = _table_of(model_class)
+    table = base_table_of(model_class)
     if checked_count("chunk_size", chunk_size) == 0:
         raise QueryError("chunk_size is 0; give the number of rows of a portion, such as 10_000.", chunk_size)
     changeset = changeset_at(_instant(at))
@@ -103,22 +102,7 @@ def backfill(
         if isinstance(where, Engine):
             with _own_connection(where) as connection:
                 return _Backfill(table, changeset, _InTransactions(connection), chunk_size, tell).run()
-        connection, of_session = _connection_of(where, table)
-        changeset = changeset if at is not None or of_session is None else of_session
-        return _Backfill(table, changeset, _Within(connection), chunk_size, tell).run()
-
-
-def _table_of(model_class: Any) -> TrackedTable:
-    if not isinstance(model_class, Table):
-        return tracked_model_of(model_class).root.table
-    table = tracked_table(model_class)
-    if table is None or table.live is not model_class:
-        raise TrackingError(
-            f"{model_class.fullname!r} is no tracked table; give a tracked model, or an association table between such "
-            "models, after sqlalchemy.orm.configure_mappers().",
-            model_class,
-        )
-    return table if table.is_association else table.chains[0][0]
+        return _Backfill(table, changeset, _Within(_connection_of(where, table)), chunk_size, tell).run()
 
 
 def _instant(at: datetime | None) -> datetime:
@@ -145,9 +129,9 @@ def _own_connection(engine: Engine) -> Connection:
     return engine.connect().execution_options(**level)
 
 
-def _connection_of(where: Any, table: TrackedTable) -> tuple[Connection, Changeset | None]:
+def _connection_of(where: Any, table: TrackedTable) -> Connection:
     if isinstance(where, Connection):
-        return where, None
+        return where
     if hasattr(where, "run_sync") or hasattr(where, "sync_engine"):
         raise QueryError(
             f"{type(where).__name__} is asynchronous; connect, and call await connection.run_sync(lambda c: "
@@ -156,8 +140,7 @@ def _connection_of(where: Any, table: TrackedTable) -> tuple[Connection, Changes
         )
     session = checked_session(where)
     session.flush()
-    connection = session.connection(bind_arguments={"mapper": table.mapper}, execution_options=OWN)
-    return connection, changeset_of(session, connection)
+    return session.connection(bind_arguments={"mapper": table.mapper}, execution_options=OWN)
 
 
 class _InTransactions:
