@@ -24,7 +24,14 @@ from sqlaudit.exceptions import (
 )
 from sqlaudit.history import Version, history_of
 from sqlaudit.hooks import register_hooks, tracking_disabled, unregister_hooks
-from sqlaudit.maintenance import BackfillReport, ImportReport, backfill, import_continuum
+from sqlaudit.maintenance import (
+    BackfillReport,
+    ChangeLogReport,
+    ImportReport,
+    backfill,
+    import_change_log,
+    import_continuum,
+)
 from sqlaudit.period import OPEN_END
 from sqlaudit.reconcile import record_changes
 from sqlaudit.restore import restore, undo
@@ -40,6 +47,7 @@ __all__ = [
     "BackfillReport",
     "Blame",
     "CaptureError",
+    "ChangeLogReport",
     "Changeset",
     "Conflict",
     "ContextError",
@@ -73,6 +81,7 @@ __all__ = [
     "get_resource_changes",
     "has_config",
     "history_of",
+    "import_change_log",
     "import_continuum",
     "instant_of_changeset",
     "record_changes",

@@ -15,7 +15,8 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from typing import Any, Final, cast
 from uuid import UUID
 from weakref import ref
@@ -88,6 +89,14 @@ class Changeset:
 def changeset_at(at: datetime) -> Changeset:
     """Return a changeset of no transaction in particular, at an instant in UTC."""
     return Changeset(uuid7(), at)
+
+
+def changeset_id_of(name: str, at: datetime) -> UUID:
+    """Return the UUIDv7 of a transaction that others have recorded: the same for a name and an instant, in UTC."""
+    milliseconds = (at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
+    digest = int.from_bytes(sha256(f"{name} {at.isoformat()}".encode()).digest()[:10])
+    random_a, random_b = digest >> 68 & 0xFFF, digest & (1 << 62) - 1
+    return UUID(int=milliseconds << 80 | 7 << 76 | random_a << 64 | 2 << 62 | random_b)
 
 
 def changeset_of(session: Session | None, connection: Connection) -> Changeset:

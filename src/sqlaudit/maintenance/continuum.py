@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from hashlib import sha256
+from datetime import UTC, datetime
 from typing import Any, Final
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from sqlalchemy import (
     BigInteger,
@@ -34,7 +33,6 @@ from sqlalchemy import (
     exists,
     func,
     insert,
-    inspect,
     literal,
     literal_column,
     or_,
@@ -45,12 +43,12 @@ from sqlalchemy.orm import Session
 
 from sqlaudit.absent import explained
 from sqlaudit.bulk.keys import DropTemporary
-from sqlaudit.capture import OWN
+from sqlaudit.capture import changeset_id_of
 from sqlaudit.changes import Operation
 from sqlaudit.context import user_id_text
 from sqlaudit.exceptions import QueryError
-from sqlaudit.history import checked_session
 from sqlaudit.maintenance.backfill import backfill
+from sqlaudit.maintenance.places import columns_of, opened
 from sqlaudit.models import base_table_of
 from sqlaudit.period import OPEN_END, TICK, OpenEnd, as_utc
 from sqlaudit.reconcile import record_changes
@@ -59,6 +57,7 @@ from sqlaudit.tables import TrackedTable, audit_column_types
 
 _INSERTED: Final = 0
 _DELETED: Final = 2
+_REMEDY: Final = "give the names that the other library's tables have: version_table=…, transaction_table=…."
 _TOLD: Final = ("changed_by", "extra", "changeset_id")
 """The roles that a transaction tells."""
 
@@ -103,16 +102,8 @@ def import_continuum(
     :raises QueryError: there are no such tables, or they have versions without a transaction
     :raises HistoryTableError: the database lacks the history table
     """
-    names = version_table or "", transaction_table
-    if isinstance(where, Connection):
-        if not where.in_transaction():
-            where.begin()
-        with Session(where) as session:
-            return _import(session, where, model_class, names)
-    session = checked_session(where)
-    session.flush()
-    connection = session.connection(bind_arguments={"mapper": base_table_of(model_class).mapper}, execution_options=OWN)
-    return _import(session, connection, model_class, names)
+    with opened(where, base_table_of(model_class)) as (session, connection):
+        return _import(session, connection, model_class, (version_table or "", transaction_table))
 
 
 def _import(session: Session, connection: Connection, model_class: Any, names: tuple[str, str]) -> ImportReport:
@@ -150,7 +141,7 @@ def _version_table(connection: Connection, table: TrackedTable, name: str) -> Ta
     :raises QueryError: there is none, or it is none of theirs
     """
     needed = {*(column.name for column in table.key), "transaction_id", "operation_type"}
-    there = _columns_of(connection, name, table.live.schema)
+    there = columns_of(connection, name, table.live.schema, _REMEDY)
     if lacking := needed - there:
         raise QueryError(
             f"{name!r} is to be imported as the history of {table.live.fullname!r} and has no column "
@@ -160,21 +151,6 @@ def _version_table(connection: Connection, table: TrackedTable, name: str) -> Ta
     stored = [Column(live.name, live.type, key=live.key) for live, _ in table.columns if live.name in there]
     numbers = Column("transaction_id", BigInteger()), Column("operation_type", BigInteger())
     return Table(name, MetaData(), *stored, *numbers, schema=table.live.schema)
-
-
-def _columns_of(connection: Connection, name: str, schema: str | None) -> set[str]:
-    """Return the names of the columns of a table.
-
-    :raises QueryError: there is no such table
-    """
-    inspector = inspect(connection)
-    if not inspector.has_table(name, schema=schema):
-        raise QueryError(
-            f"There is no table {name!r} to be imported; give the names that the other library's tables have: "
-            "version_table=…, transaction_table=….",
-            name,
-        )
-    return {column["name"] for column in inspector.get_columns(name, schema=schema)}
 
 
 def _key_in(table: TrackedTable, source: FromClause) -> list[ColumnElement[Any]]:
@@ -204,7 +180,7 @@ def _transactions(connection: Connection, name: str, theirs: Table) -> Iterator[
 
     :raises QueryError: there are no transactions, or some that have versions are missing
     """
-    there = _columns_of(connection, name, theirs.schema)
+    there = columns_of(connection, name, theirs.schema, _REMEDY)
     source = Table(name, MetaData(), *(Column[Any](each) for each in sorted(there)), schema=theirs.schema)
     if lacking := {"id", "issued_at"} - there:
         raise QueryError(f"{name!r} has no column {', '.join(sorted(lacking))}: it tells no transactions.", name)
@@ -245,7 +221,7 @@ def _as_ours(name: str, transaction: Mapping[Any, Any]) -> dict[str, Any]:
     return {
         "number": number,
         "valid_from": at,
-        "changeset_id": _changeset_id(f"{name} {number}", at),
+        "changeset_id": changeset_id_of(f"{name} {number}", at),
         "changed_by": changed_by,
         "extra": extra or None,
     }
@@ -253,14 +229,6 @@ def _as_ours(name: str, transaction: Mapping[Any, Any]) -> dict[str, Any]:
 
 def _as_json(value: Any) -> Any:
     return value if isinstance(value, (str, int, float, bool, list, dict)) else str(value)
-
-
-def _changeset_id(name: str, at: datetime) -> UUID:
-    """Return the UUIDv7 of a transaction: its milliseconds, and for the random bits a digest of its name."""
-    milliseconds = (at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
-    digest = int.from_bytes(sha256(f"{name} {at.isoformat()}".encode()).digest()[:10])
-    random_a, random_b = digest >> 68 & 0xFFF, digest & (1 << 62) - 1
-    return UUID(int=milliseconds << 80 | 7 << 76 | random_a << 64 | 2 << 62 | random_b)
 
 
 # --- their versions ---------------------------------------------------------------------------------------------

@@ -1,0 +1,40 @@
+"""Where does an import write, and what is there? In the transaction of a session, or of a connection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import Connection, inspect
+from sqlalchemy.orm import Session
+
+from sqlaudit.capture import OWN
+from sqlaudit.exceptions import QueryError
+from sqlaudit.history import checked_session
+from sqlaudit.tables import TrackedTable
+
+
+@contextmanager
+def opened(where: Session | Connection, table: TrackedTable) -> Iterator[tuple[Session, Connection]]:
+    """Give the session and the connection that write a table, in the caller's transaction, which stays open."""
+    if isinstance(where, Connection):
+        if not where.in_transaction():
+            where.begin()
+        with Session(where) as session:
+            yield session, where
+        return
+    session = checked_session(where)
+    session.flush()
+    yield session, session.connection(bind_arguments={"mapper": table.mapper}, execution_options=OWN)
+
+
+def columns_of(connection: Connection, name: str, schema: str | None, remedy: str) -> set[str]:
+    """Return the names of the columns of a table.
+
+    :param remedy: what to do if there is none
+    :raises QueryError: there is no such table
+    """
+    inspector = inspect(connection)
+    if not inspector.has_table(name, schema=schema):
+        raise QueryError(f"There is no table {name!r} to be imported; {remedy}", name)
+    return {column["name"] for column in inspector.get_columns(name, schema=schema)}
