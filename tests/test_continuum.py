@@ -1,11 +1,13 @@
 """What SQLAlchemy-Continuum and sqlalchemy-history have recorded becomes history, and tells what they tell."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -171,6 +173,19 @@ def test_a_connection_does_too_and_a_rollback_undoes_it(engine: sa.Engine, repor
         connection.commit()
     with Session(engine) as session:
         check_history(session, Post)
+
+
+def test_the_migration_that_the_documentation_shows_imports(engine: sa.Engine, reported: dict[str, Any]) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "peers.md").read_text(encoding="utf-8")
+    block = re.findall(r"^```py\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)[0]
+    with engine.begin() as connection:
+        names = {"import_continuum": import_continuum, "Post": Post, "Tag": Tag, "post_tags": links}
+        names["op"] = SimpleNamespace(get_bind=lambda: connection)
+        exec(block, names)
+        names["upgrade"]()
+    with Session(engine) as session:
+        for source in SOURCES:
+            check_history(session, source)
 
 
 def test_a_clock_that_went_back_moves_versions(engine: sa.Engine, reported: dict[str, Any]) -> None:

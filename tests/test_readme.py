@@ -15,12 +15,10 @@ import pytest
 import sqlalchemy as sa
 from starlette.testclient import TestClient
 
+from blocks import ROOT, blocks, broken_links, run_blocks
 from databases import Database
-from sqlaudit import unregister_hooks
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+README = ROOT / "README.md"
 QUICKSTART = ROOT / "examples" / "quickstart.py"
 TIME_TRAVEL = ROOT / "examples" / "time_travel.py"
 
@@ -28,40 +26,20 @@ TIME_TRAVEL = ROOT / "examples" / "time_travel.py"
 # --- the README -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def hooks_removed_afterwards() -> Iterator[None]:
-    yield
-    unregister_hooks()
-
-
-@pytest.mark.usefixtures("hooks_removed_afterwards")
-def test_the_readme_runs_from_top_to_bottom_and_prints_what_it_shows(capsys: pytest.CaptureFixture[str]) -> None:
-    namespace: dict[str, Any] = {"__name__": "readme"}
-    shown = 0
-    for language, text in BLOCKS:
-        if language == "python":
-            left_over = capsys.readouterr().out
-            assert not left_over, "this output of the block before is not shown"
-            line = README[: README.index(text)].count("\n")
-            exec(compile("\n" * line + text, "README.md", "exec"), namespace)
-        elif language == "text":
-            assert capsys.readouterr().out == text
-            shown += 1
-    assert shown
-    assert not capsys.readouterr().out
-    namespace["engine"].dispose()
+def test_the_readme_runs_from_top_to_bottom_and_prints_what_it_shows(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_blocks(README, capsys, monkeypatch)
 
 
 def test_the_readme_names_the_two_commands() -> None:
-    commands = "".join(text for language, text in BLOCKS if language == "bash").splitlines()
+    commands = "".join(text for language, text, _ in blocks(README) if language == "bash").splitlines()
     assert commands[0] == "pip install . && python examples/quickstart.py"
     assert commands[1] == 'pip install -e ".[test]" && pytest'
 
 
 def test_every_file_that_the_readme_links_is_there() -> None:
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    assert broken_links(README) == []
 
 
 # --- examples/quickstart.py -------------------------------------------------------------------------------------

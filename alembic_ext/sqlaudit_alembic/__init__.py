@@ -18,7 +18,7 @@ What ``alembic revision --autogenerate`` proposes then:
 * for a newly tracked model ``op.create_history_table`` and ``op.backfill_history``;
 * for a column that is added, the same for history, where it may be NULL; and if the database gives it a value,
   ``op.renew_history``, which writes a baseline of each row: no field change tells of it, and no version is rewritten;
-* for a column that is dropped, nothing for history, which keeps it: :attr:`sqlaudit.history.Version.extra_columns`;
+* for a column that is dropped, nothing for history, which keeps it: ``version.extra_columns`` reads it;
 * for a model that is no longer tracked, nothing: its history stays.
 
 A table with a history that ``target_metadata`` does not know stops it: its model was not imported. If it is gone for
@@ -34,9 +34,15 @@ from alembic.runtime import plugins
 from alembic.runtime.plugins import Plugin
 from alembic.util import DispatchPriority
 
-from sqlaudit_alembic import compare, ops, renames, render, structure, versions
+from sqlaudit_alembic import (
+    compare,
+    renames,  # noqa: F401  # these three give Alembic the operations
+    render,
+    structure,  # noqa: F401
+    versions,  # noqa: F401
+)
 
-__all__ = ["ops", "register", "renames", "setup", "structure", "versions"]
+__all__ = ["register", "setup"]
 
 _NAME = "sqlaudit"
 

@@ -93,10 +93,10 @@ class Conflict:
 class Restored(NamedTuple):
     """What a restore did, or would do, to one row or link.
 
-    :param operation: ``insert``: it was brought back; ``update``: it was changed; ``delete``: it was removed
-    :param model: its class; the association table of a link
-    :param key: a tuple if it is composite
-    :param fields: field → (value before, value after), for those that differ
+    :ivar operation: ``insert``: it was brought back; ``update``: it was changed; ``delete``: it was removed
+    :ivar model: its class; the association table of a link
+    :ivar key: a tuple if it is composite
+    :ivar fields: field → (value before, value after), for those that differ
     """
 
     operation: Operation
