@@ -233,6 +233,29 @@ def test_what_is_replaced_takes_tracked_rows_with_it(maker: Sessions) -> None:
         assert ("delete", 2) in told(session, Order, "id")
 
 
+def test_a_table_without_a_primary_key_is_noticed(base: Any, sessions: Sessions) -> None:
+    codes = sa.Table("codes", base.metadata, sa.Column("code", sa.String(5), unique=True), sa.Column("n", sa.Integer))
+
+    @sqlaudit.track_table()
+    class User(base):  # type: ignore[misc]
+        __tablename__ = "code_users"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        code: Mapped[str] = mapped_column(sa.ForeignKey("codes.code", ondelete="CASCADE"))
+
+    with sessions() as session:
+        base.metadata.create_all(session.connection())
+        session.execute(codes.insert(), [{"code": "a"}, {"code": None}])
+        session.add(User(id=1, code="a"))
+        session.commit()
+        session.execute(codes.update().values(n=1))
+        with pytest.warns(sqlaudit.SQLAuditWarning, match=r"'codes', which has no primary key"):
+            session.execute(codes.delete())
+        sqlaudit.record_changes(session, User)
+        session.commit()
+        assert told(session, User, "id") == [("insert", 1), ("delete", 1)]
+        assert not session.execute(sa.select(codes)).all()
+
+
 def test_a_rollback_leaves_no_trace_of_what_would_have_gone(maker: Sessions) -> None:
     with maker() as session:
         before = [told(session, model) for model in TRACKED]

@@ -213,7 +213,7 @@ def _concerns_us(state: State) -> bool:
 def sources_of(mapper: Mapper[Any]) -> tuple[Untracked, ...]:
     """Return the tables of a class that is not tracked whose rows tracked ones follow by foreign key."""
     tables = (table for table in mapper.tables if isinstance(table, Table))
-    found = tuple(source for source in map(untracked_source, tables) if source is not None)
+    found = tuple(source for source in map(untracked_source, tables) if source and source.live.primary_key)
     mapper.class_manager.info[_FOLLOWED] = found
     return found
 

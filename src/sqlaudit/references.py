@@ -31,7 +31,8 @@ class Untracked:
 
     @property
     def key(self) -> tuple[Column[Any], ...]:
-        return tuple(self.live.primary_key)
+        """The primary key, or where there is none the columns that others refer to, which may be NULL."""
+        return tuple(self.live.primary_key) or tuple(sorted(referred_columns((self,)), key=lambda column: column.name))
 
 
 Source = TrackedTable | Untracked

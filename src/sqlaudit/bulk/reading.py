@@ -97,6 +97,13 @@ def _is_simple(element: Any) -> bool:
 def can_be_foreseen(statement: Any, source: Source) -> bool:
     """Tell whether the rows that a statement is about to write can be found without writing any."""
     is_plain_insert = isinstance(statement, Insert) and statement._post_values_clause is None
+    if isinstance(source, Untracked) and not source.live.primary_key:
+        uncaptured(
+            f"A statement writes {source.live.fullname!r}, which has no primary key, and the history of the rows that "
+            "refer to its rows will not show what becomes of them; call record_changes() then.",
+            source.live,
+        )
+        return False
     if is_plain_insert or not _writes_within(statement):
         return True
     notice_writes_within(statement)
