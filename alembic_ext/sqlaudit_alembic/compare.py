@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from alembic.autogenerate.api import AutogenContext
@@ -15,7 +15,7 @@ from sqlalchemy.orm import configure_mappers
 from sqlaudit import SQLAuditError
 from sqlaudit.statements import MYSQL
 from sqlaudit.tables import INFO_KEY, AuditColumns, TrackedTable, guard_name, shortened, tracked_table
-from sqlaudit_alembic.ops import BackfillHistoryOp, CreateHistoryTableOp, Place, RenewHistoryOp
+from sqlaudit_alembic.ops import BackfillHistoryOp, ColumnsLeaveOp, CreateHistoryTableOp, Place, RenewHistoryOp
 
 DROPPED_OPTION = "sqlaudit_dropped_tables"
 
@@ -37,8 +37,10 @@ def follow_history(autogen_context: AutogenContext, upgrade_ops: ops.UpgradeOps)
     """
     kept = _histories_to_keep(autogen_context, upgrade_ops)
     added = {(each.schema, each.table_name): each for each in upgrade_ops.ops if isinstance(each, ops.CreateTableOp)}
+    dropped = list(_renewals_of_downgrade(autogen_context, upgrade_ops.ops))
     rewritten = [new for old in upgrade_ops.ops for new in _rewritten(autogen_context, old, kept, set(added))]
-    upgrade_ops.ops = [*rewritten, *_renewals(autogen_context, rewritten)]
+    rewritten.sort(key=lambda each: isinstance(each, BackfillHistoryOp))  # when live tables have all their columns
+    upgrade_ops.ops = [*dropped, *rewritten, *_renewals(autogen_context, rewritten)]
     return PriorityDispatchResult.CONTINUE
 
 
@@ -184,19 +186,63 @@ def _kept_column(operation: ops.DropColumnOp, tracked: TrackedTable) -> Iterator
 
 
 def _renewals(
-    autogen_context: AutogenContext, operations: list[ops.MigrateOperation]
+    autogen_context: AutogenContext, operations: Sequence[ops.MigrateOperation]
 ) -> Iterator[ops.MigrateOperation]:
-    """Yield what takes values that the database gave to existing rows into history: of all tables of a hierarchy."""
+    """Yield what takes values that rows have from the migration into history: of all tables of a hierarchy."""
+    new = {(each.place.schema, each.place.table) for each in operations if isinstance(each, CreateHistoryTableOp)}
     renewed: dict[TrackedTable, None] = {}
-    for operation in operations:
-        if not isinstance(operation, ops.ModifyTableOps):
-            continue
-        tracked = _tracked(autogen_context, operation.schema, operation.table_name)
-        if tracked and tracked.live.name == operation.table_name and _fills(operation, tracked):
+    for operation, tracked in _changes_of_live_tables(autogen_context, operations):
+        if (operation.schema, operation.table_name) not in new and _fills(operation, tracked, operations):
             renewed |= dict.fromkeys(_family(tracked))
     for table in renewed:
-        keys = [column.name for column in table.history_key]
-        yield RenewHistoryOp(place_of(table), key=keys, columns=[live.name for live, _ in table.columns])
+        yield _renewal(table, [live.name for live, _ in table.columns])
+
+
+def _renewals_of_downgrade(
+    autogen_context: AutogenContext, operations: Sequence[ops.MigrateOperation]
+) -> Iterator[ops.MigrateOperation]:
+    """Yield what renews history when columns that it keeps are back in the live table, empty."""
+    dropped: dict[TrackedTable, list[str]] = {}
+    for operation, tracked in _changes_of_live_tables(autogen_context, operations):
+        kept = _names(ops.DropColumnOp, operations, operation.schema, tracked.history.name)
+        names = [name for name in _names(ops.DropColumnOp, [operation]) if name in kept]
+        if names:
+            dropped |= {table: dropped.get(table, []) for table in _family(tracked)} | {tracked: names}
+    for table, names in reversed(dropped.items()):
+        added = _names(ops.AddColumnOp, operations, table.live.schema, table.live.name)
+        stored = [live.name for live, _ in table.columns if live.name not in added]
+        yield ColumnsLeaveOp(_renewal(table, [*stored, *names]))
+
+
+def _changes_of_live_tables(
+    autogen_context: AutogenContext, operations: Sequence[ops.MigrateOperation]
+) -> Iterator[tuple[ops.ModifyTableOps, TrackedTable]]:
+    for operation in operations:
+        if isinstance(operation, ops.ModifyTableOps):
+            tracked = _tracked(autogen_context, operation.schema, operation.table_name)
+            if tracked and tracked.live.name == operation.table_name:
+                yield operation, tracked
+
+
+def _names(
+    kind: type[ops.AddColumnOp | ops.DropColumnOp],
+    operations: Sequence[ops.MigrateOperation],
+    schema: str | None = None,
+    table: str | None = None,
+) -> list[str]:
+    """Return the names of the columns that are added to, or dropped from, a table, or any."""
+    return [
+        each.column.name if isinstance(each, ops.AddColumnOp) else each.column_name
+        for operation in operations
+        if isinstance(operation, ops.ModifyTableOps)
+        and (table is None or (operation.schema, operation.table_name) == (schema, table))
+        for each in operation.ops
+        if isinstance(each, kind) and isinstance(each, ops.AddColumnOp | ops.DropColumnOp)
+    ]
+
+
+def _renewal(table: TrackedTable, columns: Sequence[str]) -> RenewHistoryOp:
+    return RenewHistoryOp(place_of(table), key=[column.name for column in table.history_key], columns=columns)
 
 
 def _family(tracked: TrackedTable) -> list[TrackedTable]:
@@ -205,10 +251,14 @@ def _family(tracked: TrackedTable) -> list[TrackedTable]:
     return list(dict.fromkeys(table for root in roots for chain in [(root,), *root.chains] for table in chain))
 
 
-def _fills(operation: ops.ModifyTableOps, tracked: TrackedTable) -> bool:
+def _fills(operation: ops.ModifyTableOps, tracked: TrackedTable, operations: Sequence[ops.MigrateOperation]) -> bool:
+    """Tell whether a column is added that has a value, or that history, which kept it, has one of."""
     stored = {live.name for live, _ in tracked.columns}
+    new = _names(ops.AddColumnOp, operations, operation.schema, tracked.history.name)
     return any(
-        isinstance(each, ops.AddColumnOp) and each.column.name in stored and _has_value(each.column)
+        isinstance(each, ops.AddColumnOp)
+        and each.column.name in stored
+        and (_has_value(each.column) or each.column.name not in new)
         for each in operation.ops
     )
 

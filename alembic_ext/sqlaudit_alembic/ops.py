@@ -250,6 +250,17 @@ class RenewHistoryOp(_Writing):
         operations.invoke(cls(_place(table, options), key=key, columns=columns, at=at))
 
 
+class ColumnsLeaveOp(ModifyTableOps):
+    """Nothing, ahead of the drop of columns that history keeps; the reverse, when they are back, renews it."""
+
+    def __init__(self, renewal: RenewHistoryOp) -> None:
+        super().__init__(renewal.place.table, [], schema=renewal.place.schema)
+        self.renewal = renewal
+
+    def reverse(self) -> MigrateOperation:  # type: ignore[override]  # as each operation's, more than Alembic says
+        return self.renewal
+
+
 @Operations.register_operation("drop_history_column")
 class DropHistoryColumnOp(HistoryOp):
     """Drop a column that history alone still has."""
@@ -314,27 +325,37 @@ class RenameTrackedTableOp(_Rename):
 
     directive = "rename_tracked_table"
 
-    def __init__(self, place: Place, old: str, new: str, key: Sequence[str] = ()) -> None:
+    def __init__(self, place: Place, old: str, new: str, key: Sequence[str] = (), as_of_index: bool = False) -> None:
         super().__init__(place, old, new)
         self.key = tuple(key)
+        self.as_of_index = as_of_index
 
     @classmethod
     def rename_tracked_table(
-        cls, operations: Operations, old: str, new: str, *, key: Sequence[str] = (), **options: Any
+        cls,
+        operations: Operations,
+        old: str,
+        new: str,
+        *,
+        key: Sequence[str] = (),
+        as_of_index: bool = False,
+        **options: Any,
     ) -> None:
         """Rename a live table and its history table.
 
         A history table that was given a name (``history_table=``) keeps it.
 
         :param key: the names of the key columns; to be given in ``--sql`` mode on SQLite, which makes indexes anew
+        :param as_of_index: whether the periods are indexed; to be given in ``--sql`` mode
         """
-        operations.invoke(cls(_place(old, options), old, new, key))
+        operations.invoke(cls(_place(old, options), old, new, key, as_of_index))
 
     def arguments(self) -> list[Any]:
         return [self.new]
 
     def options(self) -> dict[str, Any]:
-        return ({"key": list(self.key)} if self.key else {}) | super().options()
+        key = {"key": list(self.key)} if self.key else {}
+        return key | ({"as_of_index": True} if self.as_of_index else {}) | super().options()
 
     @property
     def renamed(self) -> Place:
@@ -342,4 +363,4 @@ class RenameTrackedTableOp(_Rename):
         return Place(self.new, self.place.history_table, self.place.audit_columns, self.place.schema)
 
     def reverse(self) -> MigrateOperation:
-        return RenameTrackedTableOp(self.renamed, self.new, self.old, self.key)
+        return RenameTrackedTableOp(self.renamed, self.new, self.old, self.key, self.as_of_index)

@@ -140,7 +140,7 @@ def _indexes_to_rename(
                 f"names of the key columns: op.rename_tracked_table({operation.old!r}, {operation.new!r}, key=[…]).",
                 operation,
             )
-        yield from _ours(place, renamed, key or ["id"], as_of_index=False)
+        yield from _ours(place, renamed, key or ["id"], as_of_index=operation.as_of_index)
         return
     names = _names_of_indexes(inspector, place)
     ours = _ours(place, renamed, key_of(inspector, place), as_of_index=True)
