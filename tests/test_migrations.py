@@ -339,6 +339,22 @@ def test_a_column_that_comes_back_is_as_the_live_table_has_it(project, recorder,
         assert not get_resource_changes(base.Customer, session, filter_fields=["city"])[1:]
 
 
+def test_a_downgrade_that_brings_a_column_back_runs_as_sql(project, recorder, capsys):
+    base = models(city=lambda: sa.Column(sa.String(20)))
+    project.release(base)
+    project.migrate()
+    since = project.head
+    with recorder() as session:
+        session.add(base.Customer(id=1, name="Ada", city="Rome"))
+        session.commit()
+    project.release(models(zip=lambda: sa.Column(sa.String(20))))
+    project.migrate()
+    run_as_sql(project, capsys, f"{project.head}:{since}")
+    with recorder() as session:
+        assert told(session, base.Customer, "city") == [("insert", "Rome"), ("baseline", None)]
+        check_history(session, base.Customer)
+
+
 @pytest.mark.parametrize("as_sql", [False, True])
 def test_a_table_that_is_tracked_and_given_a_column_at_once_is_given_baselines_once(
     project, recorder, engine, capsys, as_sql
@@ -690,9 +706,12 @@ def test_what_only_a_database_knows_is_asked_for_in_sql_mode(project):
 
 
 def run_as_sql(project: Project, capsys: Any, since: str | None = None) -> None:
-    """Let the driver alone run the SQL that Alembic gives for all revisions, or for those since one."""
+    """Let the driver alone run the SQL that Alembic gives for all revisions, for those since one, or back (from:to)."""
     capsys.readouterr()
-    command.upgrade(project.config, f"{since}:head" if since else "head", sql=True)
+    if since and ":" in since:
+        command.downgrade(project.config, since, sql=True)
+    else:
+        command.upgrade(project.config, f"{since}:head" if since else "head", sql=True)
     output = re.sub(r"^--.*$", "", capsys.readouterr().out, flags=re.MULTILINE)
     with project.engine.begin() as connection:
         if since is None:
