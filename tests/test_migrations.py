@@ -991,6 +991,12 @@ def test_both_tables_of_joined_inheritance_are_renewed_alike(project, recorder):
         check_history(session, later.Person)
         changes = get_resource_changes(later.Engineer, session, filter_fields=["level"])
         assert [(each.old_value, each.new_value) for each in changes] == [(3, 4)]
+    project.release(base)
+    project.migrate()
+    project.downgrade()
+    with recorder() as session:
+        check_history(session, later.Person)
+        assert [version.level for version in versions_of(session, later.Engineer, 1)] == [None, 3, 4, 3]
 
 
 @pytest.mark.requires("enum_types")
