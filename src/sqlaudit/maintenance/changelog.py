@@ -395,7 +395,9 @@ def read_text(text: str | None, type_: TypeEngine[Any]) -> Any:
     if issubclass(python_type, PythonEnum):
         return next((each for each in python_type if text in (each.name, str(each.value), str(each))), UNREAD)
     with suppress(ValueError, ArithmeticError, KeyError):
-        return _READERS[python_type](text)
+        value = _READERS[python_type](text)
+        is_naive = isinstance(value, datetime) and not getattr(type_, "timezone", False)
+        return value.replace(tzinfo=None) if is_naive else value
     return UNREAD
 
 

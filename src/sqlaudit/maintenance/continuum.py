@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import uuid4
 
@@ -57,7 +57,9 @@ from sqlaudit.tables import TrackedTable, audit_column_types
 
 _INSERTED: Final = 0
 _DELETED: Final = 2
-_REMEDY: Final = "give the names that the other library's tables have: version_table=…, transaction_table=…."
+_REMEDY: Final = "give the names that the other library has: table_name=…, transaction_table=…."
+_TIE: Final = timedelta(seconds=1)
+"""How far a transaction may seem to precede the one before it: some databases keep no fractions of seconds."""
 _TOLD: Final = ("changed_by", "extra", "changeset_id")
 """The roles that a transaction tells."""
 
@@ -84,36 +86,53 @@ def import_continuum(
     where: Session | Connection,
     model_class: Any,
     *,
-    version_table: str | None = None,
+    table_name: str = "%s_version",
+    transaction_column_name: str = "transaction_id",
+    operation_type_column_name: str = "operation_type",
     transaction_table: str = "transaction",
+    transaction_schema: str | None = None,
 ) -> ImportReport:
     """Take over what SQLAlchemy-Continuum or sqlalchemy-history has recorded of a model, in the caller's transaction.
 
     Each of their transactions becomes a changeset with its instant and its user; what else it tells, an address for
     instance, is in ``extra``. It gets the same id whatever is imported first, so that all tables agree. Rows that have
-    a history of ours are left alone, and doing it twice does no more than doing it once. Where two versions of a row
-    have one instant, or a clock went back, the later one is moved to 1 µs behind the earlier.
+    a history of ours are left alone, and doing it twice does no more than doing it once. Transactions of one instant,
+    which MariaDB makes of many, follow each other by 1 µs, and so do two versions of a row if a clock went back.
 
     :param where: a session or a connection; in a migration, ``op.get_bind()``
     :param model_class: a tracked model, whose whole hierarchy is meant, or an association table
-    :param version_table: the name of the base table's version table, if it is not ``<table>_version``
-    :param transaction_table: the name of the table of transactions, whose times are UTC
+    :param table_name: the other library's option of this name, as are the two that follow
+    :param transaction_table: the name of the table of transactions, whose times are UTC, and
+    :param transaction_schema: its schema
     :raises TrackingError: the model is not tracked
     :raises QueryError: there are no such tables, or they have versions without a transaction
     :raises HistoryTableError: the database lacks the history table
     """
+    names = _Names(
+        table_name, transaction_column_name, operation_type_column_name, transaction_table, transaction_schema
+    )
     with opened(where, base_table_of(model_class)) as (session, connection):
-        return _import(session, connection, model_class, (version_table or "", transaction_table))
+        return _import(session, connection, model_class, names)
 
 
-def _import(session: Session, connection: Connection, model_class: Any, names: tuple[str, str]) -> ImportReport:
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """The names that the other library's tables and columns have."""
+
+    versions: str
+    transaction_id: str
+    operation_type: str
+    transactions: str
+    schema: str | None
+
+
+def _import(session: Session, connection: Connection, model_class: Any, names: _Names) -> ImportReport:
     root = base_table_of(model_class)
     further = list(dict.fromkeys(table for chain in root.chains for table in chain[1:]))
     with explained([root, *further]):
-        theirs = _version_table(connection, root, names[0] or f"{root.live.name}_version")
-        others = [_version_table(connection, table, f"{table.live.name}_version") for table in further]
+        theirs, *others = [_version_table(connection, table, names) for table in (root, *further)]
         left_alone = _count(connection, _rows_of(theirs, root).where(_has_history(root, theirs)))
-        with _transactions(connection, names[1], theirs) as transactions:
+        with _transactions(connection, names, theirs) as transactions:
             statement = _versions(root, theirs, transactions).execution_options(preserve_rowcount=True)
             versions = connection.execute(statement).rowcount
             for table, their in zip(further, others, strict=True):
@@ -135,21 +154,25 @@ def _count(connection: Connection, rows: Select[Any]) -> int:
 # --- what they have ---------------------------------------------------------------------------------------------
 
 
-def _version_table(connection: Connection, table: TrackedTable, name: str) -> Table:
+def _version_table(connection: Connection, table: TrackedTable, names: _Names) -> Table:
     """Return a version table, with those of its columns that history has, by their keys, and theirs.
 
     :raises QueryError: there is none, or it is none of theirs
     """
-    needed = {*(column.name for column in table.key), "transaction_id", "operation_type"}
+    name = names.versions.replace("%s", table.live.name)
+    needed = {*(column.name for column in table.key), names.transaction_id, names.operation_type}
     there = columns_of(connection, name, table.live.schema, _REMEDY)
     if lacking := needed - there:
         raise QueryError(
             f"{name!r} is to be imported as the history of {table.live.fullname!r} and has no column "
-            f"{', '.join(sorted(lacking))}; give the name of the version table: version_table=….",
+            f"{', '.join(sorted(lacking))}; {_REMEDY}",
             table.live,
         )
     stored = [Column(live.name, live.type, key=live.key) for live, _ in table.columns if live.name in there]
-    numbers = Column("transaction_id", BigInteger()), Column("operation_type", BigInteger())
+    numbers = (
+        Column(names.transaction_id, BigInteger(), key="transaction_id"),
+        Column(names.operation_type, BigInteger(), key="operation_type"),
+    )
     return Table(name, MetaData(), *stored, *numbers, schema=table.live.schema)
 
 
@@ -175,13 +198,14 @@ def _same(one: Sequence[ColumnElement[Any]], other: Sequence[ColumnElement[Any]]
 
 
 @contextmanager
-def _transactions(connection: Connection, name: str, theirs: Table) -> Iterator[Table]:
+def _transactions(connection: Connection, names: _Names, theirs: Table) -> Iterator[Table]:
     """Give a temporary table of their transactions, as ours tell them.
 
     :raises QueryError: there are no transactions, or some that have versions are missing
     """
-    there = columns_of(connection, name, theirs.schema, _REMEDY)
-    source = Table(name, MetaData(), *(Column[Any](each) for each in sorted(there)), schema=theirs.schema)
+    name = names.transactions
+    there = columns_of(connection, name, names.schema, _REMEDY)
+    source = Table(name, MetaData(), *(Column[Any](each) for each in sorted(there)), schema=names.schema)
     if lacking := {"id", "issued_at"} - there:
         raise QueryError(f"{name!r} has no column {', '.join(sorted(lacking))}: it tells no transactions.", name)
     gone = ~exists(literal_column("1")).select_from(source).where(source.c.id == theirs.c.transaction_id)
@@ -204,8 +228,14 @@ def _transactions(connection: Connection, name: str, theirs: Table) -> Iterator[
     source.c.id.type, source.c.issued_at.type = BigInteger(), DateTime()
     in_order = select(source).order_by(source.c.id).limit(CHUNK)
     page = connection.execute(in_order).mappings().all()
+    last = None
     while page:
-        connection.execute(insert(stored), [_as_ours(name, each) for each in page])
+        ours = [_as_ours(name, each) for each in page]
+        for each in ours:
+            if last is not None and last - _TIE < each["valid_from"] <= last:
+                each["valid_from"] = last + TICK
+            last = each["valid_from"]
+        connection.execute(insert(stored), ours)
         page = connection.execute(in_order.where(source.c.id > page[-1]["id"])).mappings().all()
     yield stored
     connection.execute(DropTemporary(stored))
@@ -217,7 +247,7 @@ def _as_ours(name: str, transaction: Mapping[Any, Any]) -> dict[str, Any]:
     number, at, user = given.pop("id"), given.pop("issued_at"), given.pop("user_id", None)
     at = at.replace(tzinfo=UTC) if at.tzinfo is None else as_utc(at)
     extra = {key: _as_json(value) for key, value in given.items() if value is not None}
-    changed_by = None if user is None else user_id_text(user, "the user_id of a transaction")
+    changed_by = None if user is None else user_id_text(str(user), "the user_id of a transaction")
     return {
         "number": number,
         "valid_from": at,
