@@ -234,6 +234,19 @@ def test_create_all_before_mappers_are_configured_creates_all_history_tables(bas
     base.metadata.create_all(engine)
 
 
+def test_create_all_beside_tables_that_are_there_creates_all_history_tables(base, engine):
+    class Before(orm.DeclarativeBase):
+        pass
+
+    _models = linked(Before)
+    tables = [Before.metadata.tables[name] for name in ("group", "customer", "customer_group")]
+    for table in tables:
+        table.create(engine)
+    _others = linked(base)
+    base.metadata.create_all(engine)
+    assert set(sa.inspect(engine).get_table_names()) == ALL
+
+
 def test_drop_all_before_mappers_are_configured_drops_all_history_tables(base, engine):
     class Other(orm.DeclarativeBase):
         pass

@@ -8,7 +8,7 @@ hooks they warn, or raise in strict mode, so that no write goes unnoticed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -733,17 +733,21 @@ def _before_create(metadata: MetaData, connection: Connection, **kw: Any) -> Non
         table.refresh()
 
 
-def _after_create(metadata: MetaData, connection: Connection, tables: Iterable[Table] = (), **kw: Any) -> None:
-    _late_tables(metadata, tables, lambda table: table.create(connection, checkfirst=True))
+def _after_create(metadata: MetaData, connection: Connection, **kw: Any) -> None:
+    for table in _late_tables(metadata, **kw):
+        table.create(connection, checkfirst=True)
 
 
-def _after_drop(metadata: MetaData, connection: Connection, tables: Iterable[Table] = (), **kw: Any) -> None:
-    _late_tables(metadata, tables, lambda table: table.drop(connection, checkfirst=True))
+def _after_drop(metadata: MetaData, connection: Connection, **kw: Any) -> None:
+    for table in _late_tables(metadata, **kw):
+        table.drop(connection, checkfirst=True)
 
 
-def _late_tables(metadata: MetaData, tables: Iterable[Table], act: Callable[[Table], None]) -> None:
-    """Act on the history tables that came to be after SQLAlchemy had listed the tables of the MetaData."""
-    listed = set(tables)
+def _late_tables(
+    metadata: MetaData, tables: Collection[Table] = (), _ddl_runner: Any = None, **kw: Any
+) -> Iterator[Table]:
+    """Yield the history tables that came to be after SQLAlchemy had listed the tables of the MetaData."""
+    asked = getattr(_ddl_runner, "tables", None)  # those that are there already are asked for, too, but not listed
     for tracked in tracked_tables(metadata):
-        if tracked.is_association and tracked.live in listed and tracked.history not in listed:
-            act(tracked.history)
+        if tracked.is_association and (asked is None or tracked.live in asked) and tracked.history not in tables:
+            yield tracked.history
