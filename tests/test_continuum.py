@@ -143,6 +143,23 @@ def test_the_past_can_be_read(engine: sa.Engine, reported: dict[str, Any]) -> No
         check_history(session, Post)
 
 
+def test_what_a_plugin_of_theirs_wrote_is_in_extra(engine: sa.Engine, reported: dict[str, Any]) -> None:
+    meta = sa.Table(
+        "transaction_meta",
+        sa.MetaData(),
+        sa.Column("transaction_id", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("key", sa.String(50), primary_key=True),
+        sa.Column("value", sa.Text),
+    )
+    with Session(engine) as session:
+        meta.create(session.connection())
+        session.execute(meta.insert().values(transaction_id=2, key="ticket", value="T-7"))
+        imported(session)
+        first, second, _ = versions_of(session, Post, 1)
+        assert second.audit_extra == {"remote_addr": "10.0.0.1", "ticket": "T-7"}
+        assert first.audit_extra == {"remote_addr": "10.0.0.1"}
+
+
 def test_one_transaction_of_theirs_is_one_changeset(engine: sa.Engine, reported: dict[str, Any]) -> None:
     with Session(engine) as session:
         imported(session)

@@ -33,6 +33,7 @@ from sqlalchemy import (
     exists,
     func,
     insert,
+    inspect,
     literal,
     literal_column,
     or_,
@@ -40,6 +41,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.orm import Session
+from sqlalchemy.types import NullType, TypeEngine
 
 from sqlaudit.absent import explained
 from sqlaudit.bulk.keys import DropTemporary
@@ -199,23 +201,8 @@ def _same(one: Sequence[ColumnElement[Any]], other: Sequence[ColumnElement[Any]]
 
 @contextmanager
 def _transactions(connection: Connection, names: _Names, theirs: Table) -> Iterator[Table]:
-    """Give a temporary table of their transactions, as ours tell them.
-
-    :raises QueryError: there are no transactions, or some that have versions are missing
-    """
-    name = names.transactions
-    there = columns_of(connection, name, names.schema, _REMEDY)
-    source = Table(name, MetaData(), *(Column[Any](each) for each in sorted(there)), schema=names.schema)
-    if lacking := {"id", "issued_at"} - there:
-        raise QueryError(f"{name!r} has no column {', '.join(sorted(lacking))}: it tells no transactions.", name)
-    gone = ~exists(literal_column("1")).select_from(source).where(source.c.id == theirs.c.transaction_id)
-    if missing := connection.scalar(select(theirs.c.transaction_id).where(gone).limit(1)):
-        raise QueryError(
-            f"{theirs.name!r} has versions of transaction {missing}, and {name!r} does not tell when that was; insert "
-            "what is missing there, with its id and issued_at, or give another transaction_table=….",
-            name,
-        )
-    types = audit_column_types()
+    """Give a temporary table of their transactions, as ours tell them."""
+    source, types = _table_of_transactions(connection, names, theirs), audit_column_types()
     stored = Table(
         f"sqlaudit_transactions_{uuid4().hex}",
         MetaData(),
@@ -225,23 +212,57 @@ def _transactions(connection: Connection, names: _Names, theirs: Table) -> Itera
         prefixes=["TEMPORARY"],
     )
     stored.create(connection)
-    source.c.id.type, source.c.issued_at.type = BigInteger(), DateTime()
-    in_order = select(source).order_by(source.c.id).limit(CHUNK)
-    page = connection.execute(in_order).mappings().all()
     last = None
-    while page:
-        ours = [_as_ours(name, each) for each in page]
+    for page in _pages_of(connection, source, names):
+        ours = [_as_ours(names.transactions, each) for each in page]
         for each in ours:
             if last is not None and last - _TIE < each["valid_from"] <= last:
                 each["valid_from"] = last + TICK
             last = each["valid_from"]
         connection.execute(insert(stored), ours)
-        page = connection.execute(in_order.where(source.c.id > page[-1]["id"])).mappings().all()
     yield stored
     connection.execute(DropTemporary(stored))
 
 
-def _as_ours(name: str, transaction: Mapping[Any, Any]) -> dict[str, Any]:
+def _table_of_transactions(connection: Connection, names: _Names, theirs: Table) -> Table:
+    """Return their table of transactions.
+
+    :raises QueryError: there is none, or it lacks some that have versions
+    """
+    name = names.transactions
+    there = columns_of(connection, name, names.schema, _REMEDY)
+    if lacking := {"id", "issued_at"} - there:
+        raise QueryError(f"{name!r} has no column {', '.join(sorted(lacking))}: it tells no transactions.", name)
+    types: dict[str, TypeEngine[Any]] = {"id": BigInteger(), "issued_at": DateTime()}
+    columns = (Column(each, types.get(each, NullType())) for each in sorted(there))
+    source = Table(name, MetaData(), *columns, schema=names.schema)
+    gone = ~exists(literal_column("1")).select_from(source).where(source.c.id == theirs.c.transaction_id)
+    if missing := connection.scalar(select(theirs.c.transaction_id).where(gone).limit(1)):
+        raise QueryError(
+            f"{theirs.name!r} has versions of transaction {missing}, and {name!r} does not tell when that was; insert "
+            "what is missing there, with its id and issued_at, or give another transaction_table=….",
+            name,
+        )
+    return source
+
+
+def _pages_of(connection: Connection, source: Table, names: _Names) -> Iterator[list[dict[str, Any]]]:
+    """Yield what their transactions tell, and what a plugin of theirs wrote beside them."""
+    meta = Table("transaction_meta", MetaData(), *map(Column, ("transaction_id", "key", "value")), schema=names.schema)
+    has_meta = inspect(connection).has_table(meta.name, schema=names.schema)
+    in_order = select(source).order_by(source.c.id).limit(CHUNK)
+    page = [dict(row) for row in connection.execute(in_order).mappings()]
+    while page:
+        by_id = {each["id"]: each for each in page}
+        told = select(meta).where(meta.c.transaction_id.in_(list(by_id)))
+        for number, key, value in connection.execute(told) if has_meta else ():
+            by_id[number].setdefault(key, value)
+        yield page
+        behind = in_order.where(source.c.id > page[-1]["id"])
+        page = [dict(row) for row in connection.execute(behind).mappings()]
+
+
+def _as_ours(name: str, transaction: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a transaction of theirs tells."""
     given = dict(transaction)
     number, at, user = given.pop("id"), given.pop("issued_at"), given.pop("user_id", None)
