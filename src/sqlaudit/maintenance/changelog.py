@@ -238,7 +238,7 @@ class _Import:
             .join(_changes, _changes.c.record_id == _logs.c.record_id)
             .join(_fields, _fields.c.field_id == _changes.c.field_id)
             .where(_logs.c.table_id == table_id, _logs.c.resource_id.in_(ids))
-            .order_by(_logs.c.resource_id, _logs.c.timestamp, _logs.c.record_id, _changes.c.change_id)
+            .order_by(_logs.c.resource_id, _logs.c.timestamp, _changes.c.change_id)
         )
         found: dict[str, dict[UUID, _Log]] = defaultdict(dict)
         for row in self.connection.execute(chosen):
