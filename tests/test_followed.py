@@ -1,5 +1,6 @@
 """Is what the database does to tracked rows recorded, when they follow rows of a table that is not tracked?"""
 
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -254,6 +255,75 @@ def test_a_table_without_a_primary_key_is_noticed(base: Any, sessions: Sessions)
         session.commit()
         assert told(session, User, "id") == [("insert", 1), ("delete", 1)]
         assert not session.execute(sa.select(codes)).all()
+
+
+def by_objects(session: Session, model: Any, key: Any) -> None:
+    session.delete(session.get_one(model, key))
+
+
+def by_statements(session: Session, model: Any, key: Any) -> None:
+    values = key if isinstance(key, tuple) else (key,)
+    session.execute(sa.delete(model).where(*map(operator.eq, sa.inspect(model).primary_key, values)))
+
+
+@pytest.mark.parametrize("delete", [by_objects, by_statements])
+def test_a_tree_of_untracked_rows_takes_tracked_ones_with_it(
+    base: Any, sessions: Sessions, delete: Callable[[Session, Any, Any], None]
+) -> None:
+    class Folder(base):  # type: ignore[misc]
+        __tablename__ = "folders"
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+        parent: Mapped[int | None] = mapped_column(sa.ForeignKey("folders.id", ondelete="CASCADE"))
+
+    @sqlaudit.track_table()
+    class File(base):  # type: ignore[misc]
+        __tablename__ = "files"
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+        folder: Mapped[int] = mapped_column(sa.ForeignKey(Folder.id, ondelete="CASCADE"))
+
+    with sessions() as session:
+        base.metadata.create_all(session.connection())
+        for id in range(1, 8):
+            session.add(Folder(id=id, parent=id // 2 or None))
+            session.flush()
+        session.add_all([File(id=id, folder=id) for id in range(1, 8)])
+        session.commit()
+        delete(session, Folder, 2)
+        session.commit()
+        check_history(session, File)
+        assert set(session.scalars(sa.select(File.id))) == {1, 3, 6, 7}
+
+
+@pytest.mark.parametrize("delete", [by_objects, by_statements])
+def test_composite_keys_of_untracked_rows_are_followed(
+    base: Any, sessions: Sessions, delete: Callable[[Session, Any, Any], None]
+) -> None:
+    class Shelf(base):  # type: ignore[misc]
+        __tablename__ = "shelves"
+        room: Mapped[str] = mapped_column(sa.String(5), primary_key=True)
+        number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+
+    @sqlaudit.track_table()
+    class Book(base):  # type: ignore[misc]
+        __tablename__ = "books"
+        __table_args__ = (
+            sa.ForeignKeyConstraint(["room", "shelf"], ["shelves.room", "shelves.number"], ondelete="SET NULL"),
+        )
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+        room: Mapped[str | None] = mapped_column(sa.String(5))
+        shelf: Mapped[int | None]
+
+    with sessions() as session:
+        base.metadata.create_all(session.connection())
+        session.add_all([Shelf(room=room, number=number) for room in "ab" for number in (1, 2)])
+        session.flush()
+        session.add_all([Book(id=1, room="a", shelf=1), Book(id=2, room="a", shelf=2), Book(id=3, room="b", shelf=1)])
+        session.commit()
+        delete(session, Shelf, ("a", 1))
+        session.commit()
+        check_history(session, Book)
+        assert told(session, Book, "id", "room", "shelf")[:2] == [("insert", 1, "a", 1), ("update", 1, None, None)]
+        assert len(told(session, Book)) == 4
 
 
 def test_a_rollback_leaves_no_trace_of_what_would_have_gone(maker: Sessions) -> None:
