@@ -61,10 +61,9 @@ def notice_writes_within(statement: Any) -> None:
     """Notice what a statement writes besides, or though it reads: by a CTE, or to a second table of one UPDATE."""
     written = {written_table(each) for each in _writes_within(statement)}
     if isinstance(statement, Update):
-        mine = written_table(statement)
-        tables = {_unaliased(column.table) for column in statement._values or () if isinstance(column, ColumnElement)}
-        others = map(tracked_table, tables - {_unaliased(statement.table)})
-        written |= {each for each in others if each is not mine and not _are_of_one_row(each, mine)}
+        tables = {column.table for column in statement._values or () if isinstance(column, ColumnElement)}
+        if others := tables - {statement.table}:  # none, mostly
+            written |= _further_written(statement, others)
     for tracked in written:
         if tracked is not None:
             name = tracked.live.fullname
@@ -73,6 +72,13 @@ def notice_writes_within(statement: Any) -> None:
                 "table by a statement of its own, or call record_changes() then.",
                 tracked.live,
             )
+
+
+def _further_written(statement: Update, tables: Iterable[Any]) -> set[TrackedTable | None]:
+    """Return which of the tables whose columns an UPDATE sets are not its own."""
+    mine, own = written_table(statement), _unaliased(statement.table)
+    others = {tracked_table(table) for table in map(_unaliased, tables) if table is not own}
+    return {each for each in others if each is not mine and not _are_of_one_row(each, mine)}
 
 
 def _writes_within(statement: Any) -> list[Any]:
