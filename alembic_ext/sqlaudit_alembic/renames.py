@@ -55,31 +55,39 @@ def rename_tracked_column(operations: Operations, operation: RenameTrackedColumn
     place, inspector = operation.place, inspector_of(operations)
     need_live(inspector, place)
     need_history(inspector, place)
-    stored = True
-    ours = {name for _, name in place.names.items()}
-    if operation.new in ours or operation.old in ours:
-        raise SQLAuditError(
-            f"{operation.new if operation.new in ours else operation.old!r} is a name of ours in {place.history!r}; "
-            "choose another, or rename ours first: track_table(audit_columns=…).",
-            operation,
-        )
+    _refuse_ours(operation)
     if inspector is not None:
-        for name in (place.table, place.history):
-            there = columns_of(inspector, name, place.schema)
-            if operation.new in there:
-                raise SQLAuditError(
-                    f"{name!r} has a column {operation.new!r} already; choose another name. If history has kept it "
-                    "from a column that was dropped, drop it there first: op.drop_history_column(…).",
-                    operation,
-                )
-            if name == place.history:
-                stored = operation.old in there
-            elif operation.old not in there:
-                raise SQLAuditError(f"{name!r} has no column {operation.old!r}; it has {', '.join(there)}.", operation)
-    for name in (place.table, place.history)[: 2 if stored else 1]:
+        _refuse_taken(inspector, operation)
+    is_stored = inspector is None or operation.old in columns_of(inspector, place.history, place.schema)
+    for name in (place.table, place.history)[: 2 if is_stored else 1]:
         operations.execute(_RenameColumn(_bare(name, place.schema), operation.old, operation.new))
     if inspector is not None:
         _rename_copied_indexes(operations, operation)
+
+
+def _refuse_ours(operation: RenameTrackedColumnOp) -> None:
+    names = {name for _, name in operation.place.names.items()}
+    for name in (operation.new, operation.old):
+        if name in names:
+            raise SQLAuditError(
+                f"{name!r} is a name of ours in {operation.place.history!r}; choose another, or rename ours first: "
+                "track_table(audit_columns=…).",
+                operation,
+            )
+
+
+def _refuse_taken(inspector: Inspector, operation: RenameTrackedColumnOp) -> None:
+    place = operation.place
+    for name in (place.table, place.history):
+        there = columns_of(inspector, name, place.schema)
+        if operation.new in there:
+            raise SQLAuditError(
+                f"{name!r} has a column {operation.new!r} already; choose another name. If history has kept it "
+                "from a column that was dropped, drop it there first: op.drop_history_column(…).",
+                operation,
+            )
+        if name == place.table and operation.old not in there:
+            raise SQLAuditError(f"{name!r} has no column {operation.old!r}; it has {', '.join(there)}.", operation)
 
 
 def _rename_copied_indexes(operations: Operations, operation: RenameTrackedColumnOp) -> None:

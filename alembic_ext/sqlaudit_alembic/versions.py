@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -24,6 +25,7 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.engine import Inspector
 
 from sqlaudit import HistoryTableError, Operation, SQLAuditError
 from sqlaudit.capture import Changeset, changeset_at
@@ -58,45 +60,52 @@ def _pair(operations: Operations, operation: BackfillHistoryOp | RenewHistoryOp)
     place, inspector = operation.place, inspector_of(operations)
     need_live(inspector, place)
     need_history(inspector, place)
-    ours = {name for _, name in place.names.items()}
-    key, columns = operation.key, operation.columns
-    if inspector is not None:
-        there = columns_of(inspector, place.history, place.schema)
-        if lacking := ours - set(there):
-            raise HistoryTableError(
-                f"{place.history!r} has no column {', '.join(sorted(lacking))}; if it has another name, give it: "
-                "audit_columns={role: name}.",
-                operation,
-            )
-        key = key or key_of(inspector, place)
-        live = set(columns_of(inspector, place.table, place.schema))
-        columns = columns or tuple(name for name in there if name in live and name not in ours)
-    elif not (key and columns):
-        found = created.get(operations.get_context(), {}).get((place.schema, place.table))
-        if found is None:
-            raise SQLAuditError(
-                f"Without a database the columns of {place.history!r} are unknown; give the names of all that it "
-                f"stores: op.{operation.directive}({place.table!r}, key=[…], columns=[…]).",
-                operation,
-            )
-        key, columns = found.key, tuple(column.name for column in found.columns)
-    types = audit_column_types()
-    metadata = MetaData()
-    plain = [*dict.fromkeys((*key, *columns))]
-    history = Table(
-        place.history,
-        metadata,
-        *(Column[Any](name) for name in plain),
-        *(Column[Any](name, types[role]) for role, name in place.names.items()),
-        schema=place.schema,
-    )
-    return _Pair(
-        place,
-        Table(place.table, metadata, *(Column[Any](name) for name in plain), schema=place.schema),
-        history,
-        tuple(key),
-        tuple(plain),
-    )
+    told = _told(operations, operation) if inspector is None else _found(inspector, operation)
+    key, columns = operation.key or told[0], operation.columns or told[1]
+    plain, types, metadata = tuple(dict.fromkeys((*key, *columns))), audit_column_types(), MetaData()
+    audit = [Column[Any](name, types[role]) for role, name in place.names.items()]
+    live = Table(place.table, metadata, *map(Column[Any], plain), schema=place.schema)
+    history = Table(place.history, metadata, *map(Column[Any], plain), *audit, schema=place.schema)
+    return _Pair(place, live, history, tuple(key), plain)
+
+
+_Names = tuple[Sequence[str], Sequence[str]]
+"""Of the columns of the key, and of all that history stores."""
+
+
+def _found(inspector: Inspector, operation: BackfillHistoryOp | RenewHistoryOp) -> _Names:
+    """Find the names in the database.
+
+    :raises HistoryTableError: history lacks a column of ours
+    """
+    place, ours = operation.place, {name for _, name in operation.place.names.items()}
+    there = columns_of(inspector, place.history, place.schema)
+    if lacking := ours - set(there):
+        raise HistoryTableError(
+            f"{place.history!r} has no column {', '.join(sorted(lacking))}; if it has another name, give it: "
+            "audit_columns={role: name}.",
+            operation,
+        )
+    live = set(columns_of(inspector, place.table, place.schema))
+    return key_of(inspector, place), [name for name in there if name in live and name not in ours]
+
+
+def _told(operations: Operations, operation: BackfillHistoryOp | RenewHistoryOp) -> _Names:
+    """Find the names in what the operation tells, or the one that has created the history in this run.
+
+    :raises SQLAuditError: neither tells them
+    """
+    place = operation.place
+    if operation.key and operation.columns:
+        return operation.key, operation.columns
+    found = created.get(operations.get_context(), {}).get((place.schema, place.table))
+    if found is None:
+        raise SQLAuditError(
+            f"Without a database the columns of {place.history!r} are unknown; give the names of all that it "
+            f"stores: op.{operation.directive}({place.table!r}, key=[…], columns=[…]).",
+            operation,
+        )
+    return found.key, [column.name for column in found.columns]
 
 
 def _changeset(operations: Operations, operation: BackfillHistoryOp | RenewHistoryOp) -> Changeset:
