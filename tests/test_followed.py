@@ -392,3 +392,48 @@ def test_a_required_reason_is_required_for_what_follows(maker: Sessions) -> None
         with sqlaudit.AuditContextManager(reason="it left"):
             session.execute(sa.delete(Tenant).where(Tenant.code == "b"))
         session.commit()
+
+
+@pytest.mark.parametrize("is_tracked", [False, True])
+@pytest.mark.parametrize("how", ["object", "statement", "list"])
+def test_keys_that_follow_what_is_unique_in_a_row_but_not_its_key_are_recorded(
+    base: Any, engine: sa.Engine, how: str, is_tracked: bool
+) -> None:
+    class Country(base):
+        __tablename__ = "countries"
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+        code: Mapped[str] = mapped_column(sa.String(10), unique=True)
+
+    if is_tracked:
+        sqlaudit.track_table()(Country)
+
+    @sqlaudit.track_table()
+    class Town(base):
+        __tablename__ = "towns"
+        country: Mapped[str] = mapped_column(sa.ForeignKey(Country.code, **GOES), primary_key=True)
+        number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+
+    @sqlaudit.track_table()
+    class Street(base):
+        __tablename__ = "streets"
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+        country: Mapped[str] = mapped_column(sa.String(10))
+        town: Mapped[int]
+        __table_args__ = (sa.ForeignKeyConstraint(["country", "town"], ["towns.country", "towns.number"], **GOES),)
+
+    with recording(engine, base.metadata) as maker, maker() as session:
+        for each in (Country(id=1, code="a"), Town(country="a", number=1), Street(id=1, country="a", town=1)):
+            session.add(each)
+            session.flush()
+        session.commit()
+        if how == "object":
+            session.get_one(Country, 1).code = "z"
+        elif how == "statement":
+            session.execute(sa.update(Country).where(Country.id == 1).values(code="z"))
+        else:
+            session.execute(sa.update(Country), [{"id": 1, "code": "z"}])
+        session.commit()
+        assert told(session, Town, "country") == [("insert", "a"), ("delete", "a"), ("insert", "z")]
+        assert told(session, Street, "country") == [("insert", "a"), ("update", "z")]
+        check_history(session, Town)
+        check_history(session, Street)

@@ -62,6 +62,7 @@ class Dependents:
 
     def __init__(self) -> None:
         self._found: list[tuple[Capture, list[Key]]] = []
+        self._referred: list[tuple[Occasion, Sources, Portionable[Key]]] = []
 
     def find(self, occasion: Occasion, sources: Sources, keys: Portionable[Key]) -> None:
         """Find what depends on rows that are about to be deleted, or to get other keys.
@@ -83,6 +84,8 @@ class Dependents:
         connection, key = occasion.connection, sources[0].key
         if isinstance(sources[0], TrackedTable):
             occasion.capture(sources).baseline(keys)
+        if any(_moves_with_other_columns(sources, *each) for each in followers):
+            self._referred.append((occasion, sources, keys))
         for chunk in chunks(keys):
             connection.execute(select(*key).where(one_of(key, chunk)).with_for_update()).all()
             for follower, constraint in followers:
@@ -100,6 +103,9 @@ class Dependents:
         """Record what has become of them."""
         for capture, keys in self._found:
             capture.settle(keys)
+        for occasion, sources, referred in self._referred:
+            for chunk in chunks(referred):
+                record_moved(occasion, sources, chunk)
 
 
 def record_moved(occasion: Occasion, sources: Sources, keys: Sequence[Key]) -> None:
@@ -116,6 +122,12 @@ def record_moved(occasion: Occasion, sources: Sources, keys: Sequence[Key]) -> N
                 if isinstance(follower, TrackedTable):
                     occasion.capture(chain).settle(some, inserted=frozenset(some))
                 record_moved(occasion, chain, some)
+
+
+def _moves_with_other_columns(sources: Sources, follower: Source, constraint: ForeignKeyConstraint) -> bool:
+    """Tell whether the key of a follower repeats what is unique in a row, but is not the row's own key."""
+    keys = {column for source in sources for column in source.key}
+    return any(each.parent in follower.key and each.column not in keys for each in constraint.elements)
 
 
 def chains_of(table: S) -> list[tuple[S, ...]]:
