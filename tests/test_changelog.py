@@ -205,3 +205,22 @@ def test_without_a_log_it_says_so(engine: sa.Engine) -> None:
     Base.metadata.create_all(engine)
     with Session(engine) as session, pytest.raises(sqlaudit.QueryError, match="no table 'SQLAuditTables'"):
         import_change_log(session, Customer)
+
+
+def test_a_log_without_changes_tells_nothing(session: Session) -> None:
+    log(session, 4, 1)
+    log(session, 7, 1)
+    report = import_change_log(session, Customer)
+    assert (report.rows, report.baselines) == (3, 1)
+    assert [operation for operation, id in told(session, Customer, "id") if id == 4] == ["baseline"]
+    assert not versions_of(session, Customer, 7)
+    check_history(session, Customer)
+
+
+@pytest.mark.parametrize("changes", [{"forgotten": ("x", "y")}, {"money": ("many", "3")}])
+def test_a_change_of_what_history_cannot_tell_is_no_insert(session: Session, changes: Any) -> None:
+    log(session, 4, 1, **changes)
+    import_change_log(session, Customer)
+    told_of_it = [operation for operation, id in told(session, Customer, "id") if id == 4]
+    assert told_of_it[:2] == ["baseline", "update"]
+    check_history(session, Customer)

@@ -208,6 +208,7 @@ class _Import:
         self.left_alone += len(recorded)
         new = {key: id for key, id in ids.items() if key not in recorded}
         logs = self._logs_of(list(new.values()), table_id)
+        new = {key: id for key, id in new.items() if id in logs}  # a log without changes tells nothing
         living = [key for key in new if key in self._live_keys(list(new))]
         for chain, some in by_chain(self.connection, self.root, living):
             model = next(each for each in self.model.root.family() if each.chain == chain)
@@ -263,7 +264,7 @@ class _Import:
         reading = _Reading(_fields_of(model))
         state = reading.before(logs, live)
         at, unread = logs[0].at, reading.take()
-        is_insert = all(value is None for name, value in state.items() if reading.is_logged(name, logs))
+        is_insert = reading.begins_with_insert(logs)
         number = 1
         if not is_insert:
             audit = _audit(number, at, at, Operation.BASELINE, changeset_id=_changeset_id(logs[0]))
@@ -379,9 +380,12 @@ class _Reading:
             texts = log.before | texts
         return dict(live) | self.read(texts)
 
-    @staticmethod
-    def is_logged(name: str, logs: Sequence[_Log]) -> bool:
-        return any(name in log.before for log in logs)
+    def begins_with_insert(self, logs: Sequence[_Log]) -> bool:
+        """Tell whether nothing was there before the first of the logs: texts that cannot be read are something."""
+        texts: dict[str, str | None] = {}
+        for log in logs:
+            texts = {name: text for name, text in log.before.items() if name in self.fields} | texts
+        return all(text is None for text in (*logs[0].before.values(), *texts.values()))
 
 
 def read_text(text: str | None, type_: TypeEngine[Any]) -> Any:
