@@ -1163,3 +1163,74 @@ asyncio.run(main())
     assert not sa.inspect(engine).has_table("customers_history")
     engine.dispose()
     plugins._all_plugins["sqlaudit"].remove()
+
+
+def test_a_column_that_is_no_longer_excluded_is_nobodys_edit(project, recorder):
+    def release(exclude):
+        class Base(orm.DeclarativeBase):
+            pass
+
+        @track_table(exclude=exclude)
+        class Customer(Base):
+            __tablename__ = "customers"
+            id = sa.Column(sa.Integer, primary_key=True)
+            name = sa.Column(sa.String(50))
+            draft = sa.Column(sa.String(50))
+
+        Base.Customer = Customer
+        project.release(Base)
+        return Base
+
+    base = release(["draft"])
+    project.migrate()
+    with recorder() as session:
+        session.add(base.Customer(id=1, name="Ada", draft="old"))
+        session.commit()
+    base = release([])
+    assert project.migrate().count("op.renew_history(") == 1
+    with recorder() as session:
+        check_history(session, base.Customer)
+        session.get(base.Customer, 1).name = "Ida"
+        session.commit()
+        changes = get_resource_changes(base.Customer, session=session, filter_fields=["draft"])
+        assert not changes
+        check_history(session, base.Customer)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "op.backfill_history('customers', histroy_table='x')",
+        "op.rename_tracked_column('customers', 'name', 'title', shema='x')",
+        "op.backfill_history('customers', key='id')",
+        "op.backfill_history('customers', key=['name'])",
+        "op.renew_history('customers', columns=['nobody'])",
+        "op.backfill_history('customers', at=datetime(2999, 1, 1, tzinfo=UTC))",
+        "op.renew_history('customers', at=datetime(2999, 1, 1, tzinfo=UTC))",
+        "op.create_history_table('others', sa.Column('id', sa.Integer), key=[])",
+    ],
+)
+def test_what_makes_no_sense_is_refused(project, recorder, line):
+    base = models()
+    project.release(base)
+    project.migrate()
+    with recorder() as session:
+        session.add(base.Customer(id=1, name="Ada"))
+        session.commit()
+    project.write(f"from datetime import UTC, datetime\n{line}")
+    with pytest.raises(SQLAuditError):
+        project.upgrade()
+    with recorder() as session:
+        assert told(session, base.Customer, "name") == [("insert", "Ada")]
+        check_history(session, base.Customer)
+
+
+def test_a_column_of_the_key_is_not_dropped_though_its_live_table_is_gone(project, engine):
+    project.release(models())
+    project.migrate()
+    project.write("op.drop_table('customers')")
+    project.upgrade()
+    project.write("op.drop_history_column('customers', 'id')")
+    with pytest.raises(SQLAuditError, match="is of the key of 'customers_history'"):
+        project.upgrade()
+    assert sa.inspect(engine).get_pk_constraint("customers_history")["constrained_columns"] == ["id", "audit_version"]

@@ -194,8 +194,12 @@ def _renewals(
     for operation, tracked in _changes_of_live_tables(autogen_context, operations):
         if (operation.schema, operation.table_name) not in new and _fills(operation, tracked, operations):
             renewed |= dict.fromkeys(_family(tracked))
-    for table in renewed:
-        yield _renewal(table, [live.name for live, _ in table.columns])
+    for table in autogen_context.sorted_tables:
+        stored = tracked_table(table)
+        if stored is not None and stored.live is table and _is_stored_anew(stored, operations):
+            renewed |= dict.fromkeys(_family(stored))
+    for tracked in renewed:
+        yield _renewal(tracked, [live.name for live, _ in tracked.columns])
 
 
 def _renewals_of_downgrade(
@@ -261,6 +265,12 @@ def _fills(operation: ops.ModifyTableOps, tracked: TrackedTable, operations: Seq
         and (_has_value(each.column) or each.column.name not in new)
         for each in operation.ops
     )
+
+
+def _is_stored_anew(tracked: TrackedTable, operations: Sequence[ops.MigrateOperation]) -> bool:
+    """Tell whether history is given a column that the live table has already: it is no longer excluded."""
+    added = _names(ops.AddColumnOp, operations, tracked.history.schema, str(tracked.history.name))
+    return not set(added) <= set(_names(ops.AddColumnOp, operations, tracked.live.schema, str(tracked.live.name)))
 
 
 def _has_value(column: Any) -> bool:

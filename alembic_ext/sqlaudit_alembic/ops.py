@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from alembic.operations.base import Operations
 from alembic.operations.ops import AddColumnOp, MigrateOperation, ModifyTableOps
@@ -42,7 +42,14 @@ class Place:
         return AuditColumns(**self.audit_columns)
 
 
+_OPTIONS: Final = frozenset({"history_table", "audit_columns", "schema"})
+
+
 def _place(table: str, options: dict[str, Any]) -> Place:
+    if unknown := set(options) - _OPTIONS:
+        raise SQLAuditError(
+            f"There is no option {', '.join(sorted(unknown))}; there are {', '.join(sorted(_OPTIONS))}.", options
+        )
     audit_columns = options.get("audit_columns") or {}
     if unknown := set(audit_columns) - {role for role, _ in AuditColumns().items()}:
         roles = ", ".join(role for role, _ in AuditColumns().items())
@@ -94,6 +101,8 @@ class _Structure(HistoryOp):
 
     def to_tracked(self) -> TrackedTable:
         """Make the tables that this describes, in a MetaData of their own."""
+        if not self.key:
+            raise SQLAuditError(f"The history of {self.place.table!r} needs a key; name its columns: key=[…].", self)
         metadata = MetaData()
         columns: list[Column[Any]] = [Column(column.name, column.type) for column in self.columns]
         live = Table(self.place.table, metadata, *columns, schema=self.place.schema)

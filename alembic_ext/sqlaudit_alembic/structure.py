@@ -12,7 +12,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable, DropTable
 from sqlaudit import SQLAuditError
 from sqlaudit.statements import MYSQL
 from sqlaudit.tables import AddOpenGuard
-from sqlaudit_alembic.inspection import columns_of, inspector_of, need_history
+from sqlaudit_alembic.inspection import columns_of, inspector_of, key_of, need_history
 from sqlaudit_alembic.ops import CreateHistoryTableOp, DropHistoryColumnOp, DropHistoryTableOp
 
 created: WeakKeyDictionary[MigrationContext, dict[tuple[str | None, str], CreateHistoryTableOp]] = WeakKeyDictionary()
@@ -58,6 +58,12 @@ def drop_history_column(operations: Operations, operation: DropHistoryColumnOp) 
             raise SQLAuditError(
                 f"{place.history!r} has no column {operation.column!r}; if this revision has been run before, tell "
                 "Alembic so: alembic stamp <revision>.",
+                operation,
+            )
+        if operation.column in key_of(inspector, place):
+            raise SQLAuditError(
+                f"{operation.column!r} is of the key of {place.history!r}, which is no history without it; to drop all "
+                "of it, say op.drop_history_table(…).",
                 operation,
             )
         has_live = inspector.has_table(place.table, schema=place.schema)

@@ -61,12 +61,26 @@ def _pair(operations: Operations, operation: BackfillHistoryOp | RenewHistoryOp)
     need_live(inspector, place)
     need_history(inspector, place)
     told = _told(operations, operation) if inspector is None else _found(inspector, operation)
+    if inspector is not None:
+        _refuse_unknown(operation, told)
     key, columns = operation.key or told[0], operation.columns or told[1]
     plain, types, metadata = tuple(dict.fromkeys((*key, *columns))), audit_column_types(), MetaData()
     audit = [Column[Any](name, types[role]) for role, name in place.names.items()]
     live = Table(place.table, metadata, *map(Column[Any], plain), schema=place.schema)
     history = Table(place.history, metadata, *map(Column[Any], plain), *audit, schema=place.schema)
     return _Pair(place, live, history, tuple(key), plain)
+
+
+def _refuse_unknown(operation: BackfillHistoryOp | RenewHistoryOp, there: _Names) -> None:
+    place = operation.place
+    if unknown := {*operation.key, *operation.columns} - {*there[0], *there[1]}:
+        raise SQLAuditError(
+            f"{place.table!r} and {place.history!r} do not both have {', '.join(sorted(unknown))}; they have "
+            f"{', '.join(there[1])}.",
+            operation,
+        )
+    if operation.key and set(operation.key) != set(there[0]):
+        raise SQLAuditError(f"The key of {place.history!r} is {', '.join(there[0])}; name these, or none.", operation)
 
 
 _Names = tuple[Sequence[str], Sequence[str]]
@@ -110,7 +124,12 @@ def _told(operations: Operations, operation: BackfillHistoryOp | RenewHistoryOp)
 
 def _changeset(operations: Operations, operation: BackfillHistoryOp | RenewHistoryOp) -> Changeset:
     """Return what all versions of this run share, as those of a transaction do; but for an instant that was given."""
-    shared = _changesets.setdefault(operations.get_context(), changeset_at(current_config().now()))
+    now = current_config().now()
+    if operation.at is not None and as_utc(operation.at) > now:
+        raise SQLAuditError(
+            f"at is {operation.at}, in the future; give an instant that has passed, or none.", operation
+        )
+    shared = _changesets.setdefault(operations.get_context(), changeset_at(now))
     return shared if operation.at is None else changeset_at(as_utc(operation.at))
 
 
