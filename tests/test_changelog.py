@@ -198,6 +198,12 @@ def test_what_cannot_be_imported_is_named(session: Session, base: Any) -> None:
     session.execute(sa.update(Log).values(resource_id="one"))
     with pytest.raises(sqlaudit.QueryError, match="'one', which is no key"):
         import_change_log(session, Customer)
+    session.execute(sa.update(Log).values(resource_id="1"))
+    log(session, 1, 9, name=("x", "y"))
+    session.flush()
+    session.execute(sa.update(Log).where(Log.timestamp > NOON.replace(tzinfo=None)).values(resource_id="01"))
+    with pytest.raises(sqlaudit.QueryError, match="in two ways"):
+        import_change_log(session, Customer)
     assert told(session, Customer) == []
 
 

@@ -228,7 +228,7 @@ def test_what_is_not_there_is_named(engine: sa.Engine, reported: dict[str, Any])
         ]:
             with pytest.raises(sqlaudit.QueryError, match=words):
                 import_continuum(session, Post, **given)
-        session.execute(sa.delete(transactions).where(transactions.c.id == 2))
+        session.execute(sa.update(transactions).where(transactions.c.id == 2).values(issued_at=None))
         with pytest.raises(sqlaudit.QueryError, match="versions of transaction 2"):
             import_continuum(session, Post)
         assert told(session, Post) == []

@@ -165,7 +165,14 @@ class _Import:
         of_table = of_table.order_by(_logs.c.resource_id).distinct().limit(CHUNK)
         ids = self.connection.scalars(of_table).all()
         while ids:
-            self._import({self._key(each): each for each in ids}, table_id)
+            by_key = {self._key(each): each for each in ids}
+            if twice := set(ids) - set(by_key.values()):
+                raise QueryError(
+                    f"The change log names rows of {self.root.live.fullname!r} in two ways, one of them "
+                    f"{', '.join(sorted(twice))}; name each row in one way there.",
+                    self.model,
+                )
+            self._import(by_key, table_id)
             ids = self.connection.scalars(of_table.where(_logs.c.resource_id > ids[-1])).all()
 
     def count_versions(self) -> int:

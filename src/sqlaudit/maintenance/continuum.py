@@ -236,7 +236,8 @@ def _table_of_transactions(connection: Connection, names: _Names, theirs: Table)
     types: dict[str, TypeEngine[Any]] = {"id": BigInteger(), "issued_at": DateTime()}
     columns = (Column(each, types.get(each, NullType())) for each in sorted(there))
     source = Table(name, MetaData(), *columns, schema=names.schema)
-    gone = ~exists(literal_column("1")).select_from(source).where(source.c.id == theirs.c.transaction_id)
+    is_told = and_(source.c.id == theirs.c.transaction_id, source.c.issued_at.is_not(None))
+    gone = ~exists(literal_column("1")).select_from(source).where(is_told)
     if missing := connection.scalar(select(theirs.c.transaction_id).where(gone).limit(1)):
         raise QueryError(
             f"{theirs.name!r} has versions of transaction {missing}, and {name!r} does not tell when that was; insert "
@@ -250,7 +251,7 @@ def _pages_of(connection: Connection, source: Table, names: _Names) -> Iterator[
     """Yield what their transactions tell, and what a plugin of theirs wrote beside them."""
     meta = Table("transaction_meta", MetaData(), *map(Column, ("transaction_id", "key", "value")), schema=names.schema)
     has_meta = inspect(connection).has_table(meta.name, schema=names.schema)
-    in_order = select(source).order_by(source.c.id).limit(CHUNK)
+    in_order = select(source).where(source.c.issued_at.is_not(None)).order_by(source.c.id).limit(CHUNK)
     page = [dict(row) for row in connection.execute(in_order).mappings()]
     while page:
         by_id = {each["id"]: each for each in page}
