@@ -1,11 +1,14 @@
 """Is what the database does to tracked rows recorded, when they follow rows of a table that is not tracked?"""
 
+import gc
 import operator
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+import sqlalchemy.orm
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
 
 import sqlaudit
@@ -324,6 +327,103 @@ def test_composite_keys_of_untracked_rows_are_followed(
         check_history(session, Book)
         assert told(session, Book, "id", "room", "shelf")[:2] == [("insert", 1, "a", 1), ("update", 1, None, None)]
         assert len(told(session, Book)) == 4
+
+
+@pytest.mark.parametrize("is_tracked", [False, True])
+@pytest.mark.parametrize("delete", [by_objects, by_statements])
+def test_foreign_keys_to_tables_of_other_bases_are_followed(
+    sessions: Sessions, delete: Callable[[Session, Any, Any], None], is_tracked: bool
+) -> None:
+    """One of them has no tracked model at all."""
+    bases: list[Any] = [sqlalchemy.orm.declarative_base() for _ in range(3)]
+
+    class City(bases[0]):  # type: ignore[misc]
+        __tablename__ = "cities"
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+
+    class Street(bases[1]):  # type: ignore[misc]
+        __tablename__ = "streets"
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+        city: Mapped[int] = mapped_column(sa.ForeignKey(City.id, ondelete="CASCADE"))
+
+    @sqlaudit.track_table()
+    class House(bases[2]):  # type: ignore[misc]
+        __tablename__ = "houses"
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+        street: Mapped[int | None] = mapped_column(sa.ForeignKey(Street.id, ondelete="SET NULL"))
+
+    if is_tracked:
+        sqlaudit.track_table()(City)
+    with sessions() as session:
+        for each in bases:
+            each.metadata.create_all(session.connection())
+        for made in (City(id=1), Street(id=2, city=1), House(id=3, street=2)):
+            session.add(made)
+            session.flush()
+        session.commit()
+        delete(session, City, 1)
+        session.commit()
+        assert told(session, House, "id", "street") == [("insert", 3, 2), ("update", 3, None)]
+        with pytest.warns(sqlaudit.SQLAuditWarning, match="'streets'"):
+            session.execute(sa.text("DELETE FROM streets"))
+    for each in bases:
+        each.registry.dispose()
+
+
+def test_a_foreign_key_that_a_subclass_adds_later_is_followed(base: Any, sessions: Sessions) -> None:
+    class Shelf(base):  # type: ignore[misc]
+        __tablename__ = "shelves"
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+
+    @sqlaudit.track_table()
+    class Item(base):  # type: ignore[misc]
+        __tablename__ = "items"
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+        kind: Mapped[str] = mapped_column(sa.String(10))
+        __mapper_args__ = {"polymorphic_on": kind, "polymorphic_identity": "item"}
+
+    with sessions() as session:
+        session.add(Item(id=0))  # a flush has asked who follows whom
+        with pytest.raises(sa.exc.DBAPIError):  # there are no tables yet
+            session.flush()
+        session.rollback()
+
+        class Book(Item):
+            shelf: Mapped[int | None] = mapped_column(sa.ForeignKey(Shelf.id, ondelete="SET NULL"))
+            __mapper_args__ = {"polymorphic_identity": "book"}
+
+        base.metadata.create_all(session.connection())
+        for made in (Shelf(id=1), Book(id=1, shelf=1)):
+            session.add(made)
+            session.flush()
+        session.commit()
+        session.execute(sa.delete(Shelf))
+        session.commit()
+        assert told(session, Book, "shelf") == [("insert", 1), ("update", None)]
+
+
+def test_a_base_may_go_whose_tables_refer_to_those_of_another(engine: sa.Engine, sessions: Sessions) -> None:
+    """Tests and plug-ins make such: what they refer to remains, and would keep what it knew of them."""
+    lasting, passing = (sqlalchemy.orm.declarative_base() for _ in range(2))
+    things = sa.Table("things", lasting.metadata, sa.Column("id", sa.Integer, primary_key=True))
+
+    @sqlaudit.track_table()
+    class Part(passing):  # type: ignore[misc]
+        __tablename__ = "parts"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        thing: Mapped[int] = mapped_column(sa.ForeignKey(things.c.id, ondelete="CASCADE"))
+
+    with sessions() as session:
+        lasting.metadata.create_all(session.connection())
+        passing.metadata.create_all(session.connection())
+        session.execute(things.delete())
+        session.commit()
+    passing.registry.dispose()
+    engine.clear_compiled_cache()
+    remains = weakref.ref(passing.metadata)
+    del passing, Part, session
+    gc.collect()
+    assert remains() is None
 
 
 def test_a_rollback_leaves_no_trace_of_what_would_have_gone(maker: Sessions) -> None:

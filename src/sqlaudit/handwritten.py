@@ -9,8 +9,8 @@ from typing import Final
 from sqlalchemy import Table
 
 from sqlaudit.capture import uncaptured
-from sqlaudit.references import untracked_source
-from sqlaudit.tables import known_metadata, tracked_table
+from sqlaudit.references import untracked_sources
+from sqlaudit.tables import known_metadata, tracked_table, tracked_tables
 
 NOTICED: Final = "sqlaudit_noticed"
 """The execution option of SQL that has been noticed."""
@@ -53,7 +53,7 @@ def table_written_by(sql: str) -> Table | None:
     """
     for verb, name in _names_written(sql):
         for table in _tables_named(name):
-            if tracked_table(table) is not None or (verb in _TAKES_ROWS and untracked_source(table) is not None):
+            if tracked_table(table) is not None or verb in _TAKES_ROWS:
                 return table
     return None
 
@@ -68,15 +68,13 @@ def _names_written(sql: str) -> Iterator[tuple[str, str]]:
 
 
 def _tables_named(name: str) -> Iterator[Table]:
-    """Yield the tables that a name may mean."""
+    """Yield the tables that a name may mean, of those that are tracked or followed."""
     *schema, own = (part.strip('"`[]').lower() for part in re.findall(_NAME, name))
-    for metadata in known_metadata():
-        for table in metadata.tables.values():
-            tracked = tracked_table(table)
-            is_history = tracked is not None and tracked.live is not table
-            is_elsewhere = schema and table.schema and table.schema.lower() != schema[-1]
-            if table.name.lower() == own and not is_elsewhere and not is_history:
-                yield table
+    tracked = (each.live for metadata in known_metadata() for each in tracked_tables(metadata))
+    for table in (*tracked, *(each.live for each in untracked_sources())):
+        is_elsewhere = schema and table.schema and table.schema.lower() != schema[-1]
+        if table.name.lower() == own and not is_elsewhere:
+            yield table
 
 
 def notice_sql(sql: str) -> None:

@@ -42,6 +42,7 @@ from sqlalchemy.orm import (
     scoped_session,
     sessionmaker,
 )
+from sqlalchemy.orm.mapper import _all_registries
 
 from sqlaudit.bulk.reading import notice_writes_within, source_written, unwrapped
 from sqlaudit.bulk.recorder import Recorder
@@ -66,7 +67,6 @@ from sqlaudit.references import Source
 from sqlaudit.tables import (
     INFO_KEY,
     find_association_tables,
-    known_metadata,
     track_secondary,
     tracked_table,
     tracked_tables,
@@ -642,8 +642,7 @@ def _warn_of_other_mapper(mapper: Mapper[Any], model_class: type[Any]) -> None:
 
 def _watch_followed() -> None:
     """Listen to the classes that are not tracked, but that tracked rows follow by foreign key."""
-    registries = {each for metadata in known_metadata() for each in metadata.info.get(INFO_KEY, ())}
-    for mapper in {each for registry in registries for each in registry.mappers}:
+    for mapper in [each for registry in _all_registries() for each in registry.mappers]:
         if mapper.configured and tracked_model(mapper) is None and sources_of(mapper):
             for name in ("before_update", "before_delete"):
                 if not event.contains(mapper.class_, name, _FOLLOWED_LISTENERS[name]):

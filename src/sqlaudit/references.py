@@ -6,19 +6,20 @@ tracked rows follow its own, at once or by way of others.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+from weakref import WeakKeyDictionary, WeakSet
 
-from sqlalchemy import Column, MetaData, Table
+from sqlalchemy import Column, Table
 from sqlalchemy.exc import NoReferencedTableError
 from sqlalchemy.sql.schema import ForeignKeyConstraint
 
-from sqlaudit.tables import INFO_KEY, TrackedTable, tracked_table
+from sqlaudit.tables import TrackedTable, tracked_table, unread
 
 _FOLLOWING: Final = frozenset({"CASCADE", "SET NULL", "SET DEFAULT"})
-_REFERENCES: Final = "sqlaudit_references"
+_LINKS: Final = "sqlaudit_links"
+_referred: WeakSet[Table] = WeakSet()
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +27,8 @@ class Untracked:
     """A table without history whose rows tracked ones follow; it answers what a tracked one does."""
 
     live: Table
-    is_association: bool = field(default=False, init=False)
-    chains: tuple[Chain, ...] = field(default=(), init=False)
+    is_association: ClassVar[bool] = False
+    chains: ClassVar[tuple[Chain, ...]] = ()
 
     @property
     def key(self) -> tuple[Column[Any], ...]:
@@ -40,79 +41,75 @@ Chain = tuple[TrackedTable, ...]
 Sources = tuple[Source, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _References:
-    """Those of a MetaData.
-
-    :ivar count: how many tables it had
-    :ivar followers: the tables that follow a table, and by which foreign key
-    :ivar untracked: the tables without history that are followed
-    """
-
-    count: int
-    followers: dict[Table, list[tuple[Source, ForeignKeyConstraint]]]
-    untracked: dict[Table, Untracked]
-
-
 def followers_of(sources: Sources) -> list[tuple[Source, ForeignKeyConstraint]]:
     """Return the tables whose rows the database changes on its own with those of some tables, and their links."""
     own = dict.fromkeys(source.live for source in sources)
-    followers = _references_in(sources[0].live.metadata).followers
     return [
-        (follower, constraint)
+        (tracked_table(link.table) or Untracked(link.table), link)
         for live in own
-        for follower, constraint in followers.get(live, ())
-        if follower.live not in own or follower.live is live  # a table of a subclass goes with that of its base
+        for link in _links_to(live)
+        if link.table not in own or link.table is live  # a table of a subclass goes with that of its base
     ]
 
 
 def referred_columns(sources: Sources) -> set[Column[Any]]:
     """Return the columns that rows which the database changes on its own refer to."""
-    return {element.column for _, constraint in followers_of(sources) for element in constraint.elements}
+    return {element.column for _, link in followers_of(sources) for element in link.elements}
 
 
 def untracked_source(table: Table) -> Untracked | None:
     """Return a table without history whose rows tracked ones follow."""
-    return _references_in(table.metadata).untracked.get(table)
+    links = _links_to(table)
+    return Untracked(links[0].referred_table) if links and tracked_table(table) is None else None
 
 
-def _references_in(metadata: MetaData) -> _References:
-    found: _References | None = metadata.info.get(_REFERENCES)
-    if found is None or found.count != len(metadata.tables):
-        found = metadata.info[_REFERENCES] = _read(metadata)
-    return found
+def untracked_sources() -> Iterator[Untracked]:
+    """Yield all tables without history whose rows tracked ones follow."""
+    _read_new()
+    yield from filter(None, map(untracked_source, list(_referred)))
 
 
-def _read(metadata: MetaData) -> _References:
-    edges: dict[Table, list[tuple[Table, ForeignKeyConstraint]]] = defaultdict(list)
-    for table in metadata.tables.values():
-        for constraint, referred in _followed_by(table):
-            edges[referred].append((table, constraint))
-    seen = {table for table in metadata.tables.values() if tracked_table(table) is not None}
-    grown = True
-    while grown:
-        more = {table for table, follow in edges.items() if not seen.isdisjoint(each for each, _ in follow)}
-        grown = not more <= seen
-        seen |= more
-    untracked = {table: Untracked(table) for table in seen if tracked_table(table) is None}
-    followers = {
-        table: [(untracked.get(each) or each.info[INFO_KEY], constraint) for each, constraint in follow if each in seen]
-        for table, follow in edges.items()
-        if table in seen
-    }
-    return _References(len(metadata.tables), followers, untracked)
+def _links_to(table: Table) -> list[ForeignKeyConstraint]:
+    """Return the foreign keys by which rows follow those of a table, in the order in which they are locked."""
+    _read_new()
+    links: WeakKeyDictionary[ForeignKeyConstraint, None] | None = table.info.get(_LINKS)
+    alive = [link() for link in links.keyrefs()] if links else []
+    # A copy for another MetaData has the table's info as well, but is not what the links refer to.
+    return [link for link in alive if link is not None and link.referred_table == table]
 
 
-def _followed_by(table: Table) -> Iterator[tuple[ForeignKeyConstraint, Table]]:
-    """Yield the foreign keys by which the rows of a table follow others, and the tables of these."""
+def _read_new() -> None:
+    """Let tables know by which foreign keys others follow them, those of other MetaData too, once these are tracked."""
+    for new in tuple(unread):
+        tracked = new()
+        if tracked is None or tracked_table(tracked.live) is not tracked or _read(tracked.live):
+            unread.discard(new)
+
+
+def _read(live: Table) -> bool:
+    """Read whom the rows of a table follow, at once or by way of tables without history; tell if all are known yet."""
+    todo, seen, is_complete = [live], {live}, True
+    while todo:
+        for link in _own_links(todo.pop()):
+            try:
+                referred = link.referred_table
+            except NoReferencedTableError:
+                is_complete = False
+                continue
+            referred.info.setdefault(_LINKS, WeakKeyDictionary())[link] = None
+            _referred.add(referred)
+            if referred not in seen and tracked_table(referred) is None:
+                seen.add(referred)
+                todo.append(referred)
+    return is_complete
+
+
+def _own_links(table: Table) -> list[ForeignKeyConstraint]:
+    """Return the foreign keys by which the rows of a table follow others."""
     tracked = tracked_table(table)
     is_link = tracked is not None and tracked.is_association
-    for constraint in table.foreign_key_constraints:
-        if is_link or not _FOLLOWING.isdisjoint(_rules_of(constraint)):
-            try:
-                yield constraint, constraint.referred_table
-            except NoReferencedTableError:  # it is not of this MetaData
-                continue
+    followed = [link for link in table.foreign_key_constraints if is_link or not _FOLLOWING.isdisjoint(_rules_of(link))]
+    return sorted(followed, key=lambda link: tuple(link.column_keys))
 
 
 def _rules_of(constraint: ForeignKeyConstraint) -> Iterable[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import takewhile
 from typing import Any, Final, cast
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 from sqlalchemy import (
     JSON,
@@ -45,6 +45,8 @@ INFO_KEY: Final = "sqlaudit"
 _MAX_IDENTIFIER: Final = 63  # PostgreSQL's, in bytes; the others allow at least as many
 _TABLE_OPTIONS: Final = ("engine", "charset", "default_charset", "collate", "default_collate")
 _known: WeakSet[MetaData] = WeakSet()
+unread: Final[set[ref[TrackedTable]]] = set()
+"""The tables whose foreign keys have not been read since they were tracked, or got more columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,7 @@ class TrackedTable:
         live.info[INFO_KEY] = self.history.info[INFO_KEY] = self
         self.history.add_is_dependent_on(live)  # whose CREATE makes the types that both use
         _known.add(live.metadata)
+        unread.add(ref(self))
 
     def _make_table(self, name: str | None) -> Table:
         live, metadata = self.live, self.live.metadata
@@ -227,6 +230,7 @@ class TrackedTable:
         for column in self._stored_columns():
             if column.key not in self.history.c:
                 self.history.append_column(self._copy_of(column))
+                unread.add(ref(self))
                 self.statements.clear()
                 self.__dict__.pop("columns", None)
             elif isinstance(self.history.c[column.key].type, NullType):
