@@ -28,9 +28,8 @@ from sqlalchemy import (
 from sqlalchemy.engine import Inspector
 
 from sqlaudit import HistoryTableError, Operation, SQLAuditError
-from sqlaudit.capture import Changeset, changeset_at
-from sqlaudit.config import current_config
-from sqlaudit.period import OpenEnd, as_utc, is_open
+from sqlaudit.capture import Changeset, changeset_at, instant_given
+from sqlaudit.period import OpenEnd, is_open
 from sqlaudit.tables import audit_column_types
 from sqlaudit_alembic.inspection import columns_of, inspector_of, key_of, need_history, need_live
 from sqlaudit_alembic.ops import BackfillHistoryOp, Place, RenewHistoryOp
@@ -124,13 +123,8 @@ def _told(operations: Operations, operation: BackfillHistoryOp | RenewHistoryOp)
 
 def _changeset(operations: Operations, operation: BackfillHistoryOp | RenewHistoryOp) -> Changeset:
     """Return what all versions of this run share, as those of a transaction do; but for an instant that was given."""
-    now = current_config().now()
-    if operation.at is not None and as_utc(operation.at) > now:
-        raise SQLAuditError(
-            f"at is {operation.at}, in the future; give an instant that has passed, or none.", operation
-        )
-    shared = _changesets.setdefault(operations.get_context(), changeset_at(now))
-    return shared if operation.at is None else changeset_at(as_utc(operation.at))
+    changeset = changeset_at(instant_given(operation.at))
+    return changeset if operation.at is not None else _changesets.setdefault(operations.get_context(), changeset)
 
 
 def _into(pair: _Pair, audit: dict[str, Any], source: Any, *criteria: Any) -> Any:

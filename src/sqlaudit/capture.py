@@ -17,20 +17,20 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 from uuid import UUID
 from weakref import ref
 
 from sqlalchemy import Column, Connection, CursorResult, insert, null, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.orm import Mapper, Session, SessionTransaction
 
 from sqlaudit.absent import explained
 from sqlaudit.changes import Operation
-from sqlaudit.config import current_config
+from sqlaudit.config import SQLAuditConfig, current_config
 from sqlaudit.context import AuditContext, get_audit_context, user_id_text
-from sqlaudit.exceptions import CaptureError, SQLAuditWarning
-from sqlaudit.period import OPEN_END, TICK, OpenEnd, is_open
+from sqlaudit.exceptions import CaptureError, ContextError, QueryError, SQLAuditWarning
+from sqlaudit.period import OPEN_END, TICK, OpenEnd, as_utc, is_open
 from sqlaudit.statements import (
     GUARDED_BY_KEY,
     NO_USER_FIELDS,
@@ -86,6 +86,27 @@ class Changeset:
     at: datetime
 
 
+def own_connection(session: Session, mapper: Mapper[Any] | None, **arguments: Any) -> Connection:
+    """Return the connection of a session on which we write a mapper's rows.
+
+    :param arguments: further ``bind_arguments``
+    """
+    return session.connection(bind_arguments={"mapper": mapper, **arguments}, execution_options=OWN)
+
+
+def instant_given(at: datetime | None) -> datetime:
+    """Return an instant that the user has given as one that has passed, in UTC; now, by the clock, if none.
+
+    :raises QueryError: it is in the future
+    """
+    now = current_config().now()
+    if at is None:
+        return now
+    if (instant := as_utc(at)) > now:
+        raise QueryError(f"at is {at}, which is in the future; give an instant that has passed, or none.", at)
+    return instant
+
+
 def changeset_at(at: datetime) -> Changeset:
     """Return a changeset of no transaction in particular, at an instant in UTC."""
     return Changeset(uuid7(), at)
@@ -120,6 +141,30 @@ def changeset_of(session: Session | None, connection: Connection) -> Changeset:
     if transaction is not None:
         info[INFO_KEY] = (ref(transaction), changeset)
     return changeset
+
+
+# --- what the configuration requires ----------------------------------------------------------------------------
+
+
+def lacks_reason(config: SQLAuditConfig, context: AuditContext) -> bool:
+    """Tell whether a reason is required and not given."""
+    return config.require_reason and not context.reason
+
+
+def lacks_user(config: SQLAuditConfig, context: AuditContext) -> bool:
+    """Tell whether a user is required and given neither by the context nor by the callback: a row may name one yet."""
+    if not config.require_user or context.user_id is not None:
+        return False
+    return config.get_user_id_callback is None or config.get_user_id_callback() is None
+
+
+def lacking(what: Literal["reason", "user"], write: str, subject: object) -> ContextError:
+    """Return the error of a write without what is required."""
+    option = "user_id" if what == "user" else what
+    return ContextError(
+        f"{write} without a {what}, and require_{what} is set; write it within AuditContextManager({option}=…).",
+        subject,
+    )
 
 
 # --- from rows to versions --------------------------------------------------------------------------------------

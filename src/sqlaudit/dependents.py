@@ -12,10 +12,9 @@ from typing import TypeVar, cast
 from sqlalchemy import Connection, and_, select
 from sqlalchemy.sql.schema import ForeignKeyConstraint
 
-from sqlaudit.capture import Capture, Changeset
+from sqlaudit.capture import Capture, Changeset, lacking, lacks_reason, lacks_user
 from sqlaudit.config import current_config
 from sqlaudit.context import AuditContext
-from sqlaudit.exceptions import ContextError
 from sqlaudit.references import Chain, Source, Sources, Untracked, followers_of
 from sqlaudit.statements import Key, Portionable, chunks, one_of
 from sqlaudit.tables import TrackedTable
@@ -40,21 +39,11 @@ class Occasion:
         :raises ContextError: there are not
         """
         config, name = current_config(), source.live.fullname
-        callback, given = config.get_user_id_callback, self.context
-        for is_missing, what, how in (
-            (config.require_reason and not given.reason, "a reason, and require_reason", "reason"),
-            (
-                config.require_user and given.user_id is None and (callback is None or callback() is None),
-                "a user, and require_user",
-                "user_id",
-            ),
-        ):
-            if is_missing:
-                raise ContextError(
-                    f"Tracked rows are to be changed with those of the table {name!r} that they refer to without "
-                    f"{what} is set; write it within AuditContextManager({how}=…).",
-                    source.live,
-                )
+        write = f"Tracked rows are to be changed with those of the table {name!r} that they refer to"
+        if lacks_reason(config, self.context):
+            raise lacking("reason", write, source.live)
+        if lacks_user(config, self.context):
+            raise lacking("user", write, source.live)
 
 
 class Dependents:

@@ -23,11 +23,10 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.orm.attributes import instance_state
 
-from sqlaudit.capture import OWN, Capture, changeset_of
+from sqlaudit.capture import Capture, changeset_of, lacking, lacks_reason, lacks_user, own_connection
 from sqlaudit.config import SQLAuditConfig, current_config
 from sqlaudit.context import AuditContext, get_audit_context
 from sqlaudit.dependents import Dependents, Occasion, record_moved
-from sqlaudit.exceptions import ContextError
 from sqlaudit.instant import is_unchanged_past
 from sqlaudit.models import TrackedModel, link_columns, tracked_model
 from sqlaudit.overriding import makes_its_keys, override_keys
@@ -104,7 +103,7 @@ def prepare_restoring(session: Session, context: UOWTransaction) -> None:
     new = {state.mapper for state in found.reasons if state.key is None}
     for mapper in new:
         if tables := {table for table in mapper.tables if isinstance(table, Table) and makes_its_keys(table)}:
-            connection = session.connection(bind_arguments={"mapper": mapper}, execution_options=OWN)
+            connection = own_connection(session, mapper)
             found.overridden.append(override_keys(connection, tables))
     save: Callable[[UOWTransaction, Mapper[Any]], Any] = _SaveUpdateAll
     delete: Callable[[UOWTransaction, Mapper[Any]], Any] = _DeleteAll
@@ -369,10 +368,7 @@ class Flush:
         if not config.require_reason and not config.require_user:
             return
         context = get_audit_context()
-        needs_reason = config.require_reason and not context.reason
-        needs_user = config.require_user and context.user_id is None
-        if needs_user and config.get_user_id_callback is not None:
-            needs_user = config.get_user_id_callback() is None
+        needs_reason, needs_user = lacks_reason(config, context), lacks_user(config, context)
         if not needs_reason and not needs_user:
             return
         session = self.session
@@ -384,22 +380,14 @@ class Flush:
             unit = unit_of(state.mapper)
             if unit is None:
                 continue
-            name = state.mapper.class_.__name__
+            write = f"{state.mapper.class_.__name__} is to be written"
             if needs_reason and self.restoring.reason_of(state) is None:
-                raise ContextError(
-                    f"{name} is to be written without a reason, and require_reason is set; "
-                    "write it within AuditContextManager(reason=…).",
-                    obj,
-                )
+                raise lacking("reason", write, obj)
             if not needs_user:
                 continue
             fields = [column for column in unit.user_fields(config) if column is not None]
             if all(getattr(obj, state.mapper.get_property_by_column(field).key) is None for field in fields):
-                raise ContextError(
-                    f"{name} is to be written without a user, and require_user is set; "
-                    "write it within AuditContextManager(user_id=…).",
-                    obj,
-                )
+                raise lacking("user", write, obj)
 
     # -- after the flush
 
@@ -555,10 +543,8 @@ class Flush:
     # -- where to
 
     def _connection(self, mapper: Mapper[Any], token: Any) -> Connection:
-        arguments: dict[str, Any] = {"mapper": mapper.base_mapper}
-        if token is not None:
-            arguments["shard_id"] = token
-        return self.session.connection(bind_arguments=arguments, execution_options=OWN)
+        shard = {} if token is None else {"shard_id": token}
+        return own_connection(self.session, mapper.base_mapper, **shard)
 
     def _occasion(self, mapper: Mapper[Any], token: Any, reason: str | None = None) -> Occasion:
         connection = self._connection(mapper, token)

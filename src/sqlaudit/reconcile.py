@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from sqlaudit.bulk.locking import keep_others_out
 from sqlaudit.bulk.recorder import user_fields_of
-from sqlaudit.capture import OWN, Capture, changeset_of
+from sqlaudit.capture import Capture, changeset_of, own_connection
 from sqlaudit.dependents import by_chain
 from sqlaudit.history import checked_session, moved
 from sqlaudit.models import base_table_of, tracked_model_of
@@ -33,7 +33,7 @@ def record_changes(session: Session, model_class: Any, which: Any = None) -> Non
     """
     session, root = checked_session(session), base_table_of(model_class)
     session.flush()
-    connection = session.connection(bind_arguments={"mapper": root.mapper}, execution_options=OWN)
+    connection = own_connection(session, root.mapper)
     keep_others_out(connection, root)
     changeset = changeset_of(session, connection)
     for keys in _pages(connection, root, model_class, which):

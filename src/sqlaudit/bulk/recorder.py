@@ -24,12 +24,11 @@ from sqlaudit.bulk.reading import (
     wrapped_as,
 )
 from sqlaudit.bulk.writes import WRITE, Write, roll_back, transactions_of
-from sqlaudit.capture import Capture, Changeset, uncaptured
+from sqlaudit.capture import Capture, Changeset, lacking, lacks_reason, lacks_user, uncaptured
 from sqlaudit.changes import Operation
 from sqlaudit.config import current_config
 from sqlaudit.context import get_audit_context
 from sqlaudit.dependents import Occasion
-from sqlaudit.exceptions import ContextError
 from sqlaudit.flush import unit_of
 from sqlaudit.handwritten import NOTICED, notice_sql
 from sqlaudit.models import root_of
@@ -239,22 +238,11 @@ def _require_context(tracked: TrackedTable) -> None:
     :raises ContextError: there are not
     """
     config, context = current_config(), get_audit_context()
-    name = tracked.live.fullname
-    if config.require_reason and not context.reason:
-        raise ContextError(
-            f"The table {name!r} is to be written without a reason, and require_reason is set; write it within "
-            "AuditContextManager(reason=…).",
-            tracked.live,
-        )
-    if not config.require_user or context.user_id is not None or tracked.is_association:
-        return
-    callback = config.get_user_id_callback
-    if (callback is None or callback() is None) and user_fields_of((tracked,)) is NO_USER_FIELDS:
-        raise ContextError(
-            f"The table {name!r} is to be written without a user, and require_user is set; write it within "
-            "AuditContextManager(user_id=…).",
-            tracked.live,
-        )
+    write = f"The table {tracked.live.fullname!r} is to be written"
+    if lacks_reason(config, context):
+        raise lacking("reason", write, tracked.live)
+    if not tracked.is_association and lacks_user(config, context) and user_fields_of((tracked,)) is NO_USER_FIELDS:
+        raise lacking("user", write, tracked.live)
 
 
 def user_fields_of(chain: Chain) -> UserFields:

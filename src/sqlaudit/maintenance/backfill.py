@@ -36,15 +36,14 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlaudit.absent import explained
 from sqlaudit.arguments import checked_count
 from sqlaudit.bulk.locking import keep_others_out
-from sqlaudit.capture import OWN, Capture, Changeset, changeset_at
+from sqlaudit.capture import Capture, Changeset, changeset_at, instant_given, own_connection
 from sqlaudit.changes import Operation
-from sqlaudit.config import current_config
 from sqlaudit.dependents import by_chain
 from sqlaudit.exceptions import QueryError
 from sqlaudit.history import checked_session
 from sqlaudit.maintenance.progress import Callback, told_to
 from sqlaudit.models import base_table_of
-from sqlaudit.period import OpenEnd, UTCDateTime, as_utc
+from sqlaudit.period import OpenEnd, UTCDateTime
 from sqlaudit.statements import CHUNK, MYSQL, Key, Statements, has_open_version, in_order, one_of
 from sqlaudit.tables import TrackedTable
 
@@ -97,19 +96,12 @@ def backfill(
     table = base_table_of(model_class)
     if checked_count("chunk_size", chunk_size) == 0:
         raise QueryError("chunk_size is 0; give the number of rows of a portion, such as 10_000.", chunk_size)
-    changeset = changeset_at(_instant(at))
+    changeset = changeset_at(instant_given(at))
     with told_to(progress, table.live.name) as tell, explained([table]):
         if isinstance(where, Engine):
             with _own_connection(where) as connection:
                 return _Backfill(table, changeset, _InTransactions(connection), chunk_size, tell).run()
         return _Backfill(table, changeset, _Within(_connection_of(where, table)), chunk_size, tell).run()
-
-
-def _instant(at: datetime | None) -> datetime:
-    now = current_config().now()
-    if at is not None and as_utc(at) > now:
-        raise QueryError(f"at is {at}, which is in the future; give an instant that has passed, or none.", at)
-    return now if at is None else as_utc(at)
 
 
 # --- transactions -----------------------------------------------------------------------------------------------
@@ -140,7 +132,7 @@ def _connection_of(where: Any, table: TrackedTable) -> Connection:
         )
     session = checked_session(where)
     session.flush()
-    return session.connection(bind_arguments={"mapper": table.mapper}, execution_options=OWN)
+    return own_connection(session, table.mapper)
 
 
 class _InTransactions:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from sqlalchemy import Connection, inspect
 from sqlalchemy.orm import Session
 
-from sqlaudit.capture import OWN
+from sqlaudit.capture import own_connection
 from sqlaudit.exceptions import QueryError
 from sqlaudit.history import checked_session
 from sqlaudit.tables import TrackedTable
@@ -25,7 +25,7 @@ def opened(where: Session | Connection, table: TrackedTable) -> Iterator[tuple[S
         return
     session = checked_session(where)
     session.flush()
-    yield session, session.connection(bind_arguments={"mapper": table.mapper}, execution_options=OWN)
+    yield session, own_connection(session, table.mapper)
 
 
 def columns_of(connection: Connection, name: str, schema: str | None, remedy: str) -> set[str]:
