@@ -230,3 +230,35 @@ def test_a_change_of_what_history_cannot_tell_is_no_insert(session: Session, cha
     told_of_it = [operation for operation, id in told(session, Customer, "id") if id == 4]
     assert told_of_it[:2] == ["baseline", "update"]
     check_history(session, Customer)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("name", "n" * 21),
+        ("money", "NaN"),
+        ("money", "-Infinity"),
+        ("money", "123456789.5"),
+        ("tags", "[NaN]"),
+        ("vip", "perhaps"),
+        ("born", "0000-00-00"),
+    ],
+)
+def test_a_value_that_the_database_would_refuse_is_kept_as_a_text(session: Session, name: str, text: str) -> None:
+    """Databases differ in what they take: it is in its field, or among what could not be read."""
+    log(session, 4, 1, **{name: (None, text)})
+    report = import_change_log(session, Customer)
+    session.commit()
+    check_history(session, Customer)
+    told_of_it = versions_of(session, Customer, 4)[0]
+    stored = getattr(told_of_it, name)
+    is_stored = str(stored) == text or stored == Decimal("123456789.5")
+    assert is_stored or told_of_it.audit_extra == {"unread": {name: text}}
+    assert report.unread == (1 if is_stored else 2)
+
+
+def test_a_user_that_history_has_no_room_for_is_named_before_anything_is_written(session: Session) -> None:
+    log(session, 4, 1, by="u" * 256, name=(None, "x"))
+    with pytest.raises(sqlaudit.ContextError, match="changed_by of a log of '4' has 256 characters"):
+        import_change_log(session, Customer)
+    assert told(session, Customer) == []

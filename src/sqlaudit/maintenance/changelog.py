@@ -8,14 +8,10 @@ tombstone of now, and a column that was not tracked the value that it has now.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, time, tzinfo
-from decimal import Decimal
-from enum import Enum as PythonEnum
+from datetime import UTC, datetime, tzinfo
 from operator import eq
 from typing import Any, Final
 from uuid import UUID
@@ -25,6 +21,7 @@ from sqlalchemy import (
     Column,
     Connection,
     DateTime,
+    Dialect,
     FromClause,
     Insert,
     Integer,
@@ -34,7 +31,6 @@ from sqlalchemy import (
     Uuid,
     and_,
     bindparam,
-    func,
     insert,
     select,
 )
@@ -44,13 +40,13 @@ from sqlalchemy.types import TypeEngine
 from sqlaudit.absent import explained
 from sqlaudit.capture import changeset_id_of
 from sqlaudit.changes import Operation
+from sqlaudit.context import user_id_text
 from sqlaudit.dependents import by_chain
 from sqlaudit.exceptions import QueryError
-from sqlaudit.maintenance.backfill import backfill
-from sqlaudit.maintenance.places import columns_of, opened
+from sqlaudit.maintenance.places import bring_up_to_date, columns_of, opened
+from sqlaudit.maintenance.texts import UNREAD, read_text
 from sqlaudit.models import TrackedModel, tracked_model_of
 from sqlaudit.period import OPEN_END, TICK
-from sqlaudit.reconcile import record_changes
 from sqlaudit.statements import CHUNK, Key, one_of
 from sqlaudit.tables import TrackedTable
 
@@ -137,16 +133,14 @@ def import_change_log(
     :param time_zone: that of the log's times
     :raises TrackingError: the model is not tracked
     :raises QueryError: there is no such log, or it does not name the rows by their key
+    :raises ContextError: it names a user by more letters than history has room for
     :raises HistoryTableError: the database lacks the history table
     """
     model = tracked_model_of(model_class)
     with opened(where, model.root.table) as (session, connection), explained(model.chain):
         importing = _Import(connection, model, time_zone)
         importing.run()
-        baselines = backfill(session, model_class).rows
-        before = importing.count_versions()
-        record_changes(session, model_class)
-        recorded = importing.count_versions() - before
+        baselines, recorded = bring_up_to_date(session, connection, model_class)
     told = importing
     return ChangeLogReport(told.rows, told.versions, told.left_alone, baselines, recorded, told.unread)
 
@@ -175,9 +169,6 @@ class _Import:
             self._import(by_key, table_id)
             ids = self.connection.scalars(of_table.where(_logs.c.resource_id > ids[-1])).all()
 
-    def count_versions(self) -> int:
-        return self.connection.scalar(select(func.count()).select_from(self.root.history)) or 0
-
     def _table_id(self) -> int:
         """Find the model in the log.
 
@@ -201,10 +192,12 @@ class _Import:
 
     def _key(self, resource_id: str) -> Key:
         (column,) = self.root.key
-        value = read_text(resource_id, column.type)
+        value = read_text(resource_id, column.type, self.connection.dialect)
         if value is UNREAD:
             raise QueryError(
-                f"The change log names a row {resource_id!r}, which is no key of {self.root.live.fullname!r}."
+                f"The change log names a row {resource_id!r}, which is no key of {self.root.live.fullname!r}; delete "
+                "its logs, or name the row in them by its key.",
+                self.model,
             )
         return (value,)
 
@@ -216,8 +209,8 @@ class _Import:
         new = {key: id for key, id in ids.items() if key not in recorded}
         logs = self._logs_of(list(new.values()), table_id)
         new = {key: id for key, id in new.items() if id in logs}  # a log without changes tells nothing
-        living = [key for key in new if key in self._live_keys(list(new))]
-        for chain, some in by_chain(self.connection, self.root, living):
+        living = self._live_keys(list(new))
+        for chain, some in by_chain(self.connection, self.root, [key for key in new if key in living]):
             model = next(each for each in self.model.root.family() if each.chain == chain)
             states = self._live(model, some)
             self._write(model, [(key, states[key], logs[new[key]]) for key in some])
@@ -251,24 +244,27 @@ class _Import:
         found: dict[str, dict[UUID, _Log]] = defaultdict(dict)
         for row in self.connection.execute(chosen):
             at = row.timestamp.replace(tzinfo=row.timestamp.tzinfo or self.time_zone).astimezone(UTC)
-            log = _Log(row.record_id, at, row.changed_by, row.impersonated_by, row.reason)
+            of_whom = f"of a log of {row.resource_id!r}"
+            changed_by = user_id_text(row.changed_by, f"changed_by {of_whom}")
+            impersonated_by = user_id_text(row.impersonated_by, f"impersonated_by {of_whom}")
+            log = _Log(row.record_id, at, changed_by, impersonated_by, row.reason)
             log = found[row.resource_id].setdefault(row.record_id, log)
             log.before.setdefault(row.field_name, row.old_value)
             log.after[row.field_name] = row.new_value
         return {id: list(logs.values()) for id, logs in found.items()}
 
     def _write(self, model: TrackedModel, rows: Sequence[tuple[Key, Mapping[str, Any], list[_Log]]]) -> None:
-        versions = [version for key, live, logs in rows for version in self._versions(model, key, live, logs)]
+        reading = _Reading(_fields_of(model), self.connection.dialect)
+        versions = [each for key, live, logs in rows for each in self._versions(reading, key, live, logs)]
         self.rows += len(rows)
         self.versions += len(versions)
         for table in model.chain if versions else ():
             self.connection.execute(_insert_into(table), [_row_of(table, model, each) for each in versions])
 
     def _versions(
-        self, model: TrackedModel, key: Key, live: Mapping[str, Any], logs: Sequence[_Log]
+        self, reading: _Reading, key: Key, live: Mapping[str, Any], logs: Sequence[_Log]
     ) -> Iterator[_Version]:
         """Yield the versions of a row."""
-        reading = _Reading(_fields_of(model))
         state = reading.before(logs, live)
         at, unread = logs[0].at, reading.take()
         is_insert = reading.begins_with_insert(logs)
@@ -358,15 +354,13 @@ def _nothing_of(model: TrackedModel) -> dict[str, Any]:
 
 # --- from texts to values ---------------------------------------------------------------------------------------
 
-UNREAD: Final = object()
-"""Stands for the value of a text that is none of its column's type."""
-
 
 class _Reading:
     """Reads texts as values of fields, and remembers those that are none."""
 
-    def __init__(self, fields: Mapping[str, Column[Any]]) -> None:
+    def __init__(self, fields: Mapping[str, Column[Any]], dialect: Dialect) -> None:
         self.fields = fields
+        self.dialect = dialect
         self._unread: dict[str, str] = {}
 
     def take(self) -> dict[str, str]:
@@ -376,53 +370,27 @@ class _Reading:
 
     def read(self, texts: Mapping[str, str | None]) -> dict[str, Any]:
         """Return the values of the fields that history stores; ``None`` for what cannot be read."""
-        values = {name: read_text(text, self.fields[name].type) for name, text in texts.items() if name in self.fields}
+        values = {
+            name: read_text(text, self.fields[name].type, self.dialect)
+            for name, text in texts.items()
+            if name in self.fields
+        }
         self._unread |= {name: str(texts[name]) for name, value in values.items() if value is UNREAD}
         return {name: None if value is UNREAD else value for name, value in values.items()}
 
     def before(self, logs: Sequence[_Log], live: Mapping[str, Any]) -> dict[str, Any]:
         """Return the values before the first of the logs."""
-        texts: dict[str, str | None] = {}
-        for log in logs:
-            texts = log.before | texts
-        return dict(live) | self.read(texts)
+        return dict(live) | self.read(_before(logs))
 
     def begins_with_insert(self, logs: Sequence[_Log]) -> bool:
         """Tell whether nothing was there before the first of the logs: texts that cannot be read are something."""
-        texts: dict[str, str | None] = {}
-        for log in logs:
-            texts = {name: text for name, text in log.before.items() if name in self.fields} | texts
-        return all(text is None for text in (*logs[0].before.values(), *texts.values()))
+        known = [text for name, text in _before(logs).items() if name in self.fields]
+        return all(text is None for text in (*logs[0].before.values(), *known))
 
 
-def read_text(text: str | None, type_: TypeEngine[Any]) -> Any:
-    """Return the value of a type that the log has written as a text; ``UNREAD`` if it is none."""
-    if text is None:
-        return None
-    try:
-        python_type: type[Any] = dict if isinstance(type_, JSON) else type_.python_type
-    except NotImplementedError:
-        return UNREAD
-    if issubclass(python_type, PythonEnum):
-        return next((each for each in python_type if text in (each.name, str(each.value), str(each))), UNREAD)
-    with suppress(ValueError, ArithmeticError, KeyError):
-        value = _READERS[python_type](text)
-        is_naive = isinstance(value, datetime) and not getattr(type_, "timezone", False)
-        return value.replace(tzinfo=None) if is_naive else value
-    return UNREAD
-
-
-_TRUTH: Final = {"1": True, "0": False, "true": True, "false": False}
-_READERS: Final[Mapping[type, Callable[[str], Any]]] = {
-    str: str,
-    int: int,
-    float: float,
-    bool: lambda text: _TRUTH[text.lower()],
-    Decimal: Decimal,
-    UUID: UUID,
-    datetime: datetime.fromisoformat,
-    date: date.fromisoformat,
-    time: time.fromisoformat,
-    dict: json.loads,
-    list: json.loads,
-}
+def _before(logs: Sequence[_Log]) -> dict[str, str | None]:
+    """Return the texts of the fields before the first of the logs."""
+    texts: dict[str, str | None] = {}
+    for log in logs:
+        texts = log.before | texts
+    return texts

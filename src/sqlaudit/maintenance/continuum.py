@@ -49,11 +49,9 @@ from sqlaudit.capture import changeset_id_of
 from sqlaudit.changes import Operation
 from sqlaudit.context import user_id_text
 from sqlaudit.exceptions import QueryError
-from sqlaudit.maintenance.backfill import backfill
-from sqlaudit.maintenance.places import columns_of, opened
+from sqlaudit.maintenance.places import bring_up_to_date, columns_of, opened
 from sqlaudit.models import base_table_of
 from sqlaudit.period import OPEN_END, TICK, OpenEnd, as_utc
-from sqlaudit.reconcile import record_changes
 from sqlaudit.statements import CHUNK, Key
 from sqlaudit.tables import TrackedTable, audit_column_types
 
@@ -141,11 +139,7 @@ def _import(session: Session, connection: Connection, model_class: Any, names: _
                 connection.execute(_versions_further_down(root, table, their, transactions))
         rows = _count(connection, _rows_of(theirs, root)) - left_alone
         _keep_in_order(connection, [root, *further], theirs)
-        baselines = backfill(session, model_class).rows
-        all_versions = select(root.version)
-        before = _count(connection, all_versions)
-        record_changes(session, model_class)
-        recorded = _count(connection, all_versions) - before
+        baselines, recorded = bring_up_to_date(session, connection, model_class)
     return ImportReport(rows, versions, left_alone, baselines, recorded)
 
 

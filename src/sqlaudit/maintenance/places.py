@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from sqlalchemy import Connection, inspect
+from sqlalchemy import Connection, func, inspect, select
 from sqlalchemy.orm import Session
 
 from sqlaudit.capture import own_connection
 from sqlaudit.exceptions import QueryError
 from sqlaudit.history import checked_session
+from sqlaudit.maintenance.backfill import backfill
+from sqlaudit.models import base_table_of
+from sqlaudit.reconcile import record_changes
 from sqlaudit.tables import TrackedTable
 
 
@@ -26,6 +30,18 @@ def opened(where: Session | Connection, table: TrackedTable) -> Iterator[tuple[S
     session = checked_session(where)
     session.flush()
     yield session, own_connection(session, table.mapper)
+
+
+def bring_up_to_date(session: Session, connection: Connection, model_class: Any) -> tuple[int, int]:
+    """See that history agrees with the live rows after an import.
+
+    :return: how many rows got a baseline, and how many versions were written of changes that the import told nothing of
+    """
+    versions = select(func.count()).select_from(base_table_of(model_class).history)
+    baselines = backfill(session, model_class).rows
+    before = connection.scalar(versions) or 0
+    record_changes(session, model_class)
+    return baselines, (connection.scalar(versions) or 0) - before
 
 
 def columns_of(connection: Connection, name: str, schema: str | None, remedy: str) -> set[str]:
