@@ -206,23 +206,23 @@ def unit_of(mapper: Mapper[Any]) -> Unit | None:
 def _concerns_us(state: State) -> bool:
     """Tell whether an object is of a tracked class, or may be of the past: every flush asks it of every dirty one."""
     info = state.manager.info
-    return INFO_KEY in info or bool(info.get(_FOLLOWED)) or (state.key is not None and state.key[2] is not None)
+    return INFO_KEY in info or info.get(_FOLLOWED) is not None or (state.key is not None and state.key[2] is not None)
 
 
 def sources_of(mapper: Mapper[Any]) -> tuple[Untracked, ...]:
     """Return the tables of a class that is not tracked whose rows tracked ones follow by foreign key."""
     tables = (table for table in mapper.tables if isinstance(table, Table))
     found = tuple(source for source in map(untracked_source, tables) if source and source.live.primary_key)
-    mapper.class_manager.info[_FOLLOWED] = found
+    columns = referred_columns(found).intersection(mapper._columntoproperty)
+    names = frozenset(mapper._columntoproperty[column].key for column in columns)
+    mapper.class_manager.info[_FOLLOWED] = names if found else None
     return found
 
 
 def followed_fields_changed(state: State) -> bool:
     """Tell whether fields of an object of such a class are about to change that rows of others refer to."""
-    sources: tuple[Untracked, ...] = state.manager.info.get(_FOLLOWED, ())
-    columns = {column for source in sources for column in referred_columns((source,))}
-    names = {state.mapper.get_property_by_column(column).key for column in columns}
-    return not names.isdisjoint(state.committed_state)
+    names: frozenset[str] | None = state.manager.info.get(_FOLLOWED)
+    return names is not None and not names.isdisjoint(state.committed_state)
 
 
 @dataclass(slots=True)
@@ -316,7 +316,7 @@ class Flush:
                 if is_unchanged_past(session, state, doomed=doomed):
                     continue
                 unit = unit_of(state.mapper)
-                if state.manager.info.get(_FOLLOWED) and (doomed or followed_fields_changed(state)):
+                if state.manager.info.get(_FOLLOWED) is not None and (doomed or followed_fields_changed(state)):
                     prepared[state] = -1 if doomed else len(state.committed_state)
                     untracked.setdefault((state.mapper, state.identity_token), []).append(state)
                 if unit is None or state.key is None:
