@@ -10,7 +10,10 @@ from sqlalchemy import inspect
 from sqlalchemy.engine import Inspector
 
 from sqlaudit import HistoryTableError, SQLAuditError
+from sqlaudit.statements import MYSQL
 from sqlaudit_alembic.ops import Place
+
+_TRANSLATION = "schema_translate_map"
 
 
 def inspector_of(operations: Operations) -> Inspector | None:
@@ -35,6 +38,26 @@ def need_live(inspector: Inspector | None, place: Place) -> None:
             f"There is no table {place.table!r}; give the name that it has at this point of the migrations.",
             place.table,
         )
+
+
+def need_schema(operations: Operations, place: Place) -> None:
+    inspector = inspector_of(operations)
+    if inspector is None or place.schema is None or operations.get_bind().get_execution_options().get(_TRANSLATION):
+        return
+    if place.schema not in inspector.get_schema_names():
+        raise SQLAuditError(
+            f"There is no schema {place.schema!r} for {place.history!r}; create it first: op.execute(CreateSchema(…)).",
+            place.table,
+        )
+
+
+def need_name(operations: Operations, name: str) -> None:
+    """See that a table or a column can have a name."""
+    dialect = operations.get_context().dialect
+    longest = 64 if dialect.name in MYSQL else dialect.max_identifier_length
+    length = len(name.encode() if dialect.name == "postgresql" else name)
+    if not 0 < length <= longest:
+        raise SQLAuditError(f"{name!r} cannot be a name, for these have 1 to {longest} letters; choose another.", name)
 
 
 def columns_of(inspector: Inspector, table: str, schema: str | None) -> list[str]:

@@ -103,6 +103,12 @@ class _Structure(HistoryOp):
         """Make the tables that this describes, in a MetaData of their own."""
         if not self.key:
             raise SQLAuditError(f"The history of {self.place.table!r} needs a key; name its columns: key=[…].", self)
+        names = [column.name for column in self.columns]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise SQLAuditError(
+                f"The history of {self.place.table!r} is given {', '.join(sorted(twice))} twice; give a column once.",
+                self,
+            )
         metadata = MetaData()
         columns: list[Column[Any]] = [Column(column.name, column.type) for column in self.columns]
         live = Table(self.place.table, metadata, *columns, schema=self.place.schema)
@@ -227,8 +233,8 @@ class BackfillHistoryOp(_Writing):
         """Write an open baseline for each row without history: one statement, one changeset, one instant.
 
         :param key: the names of the key columns, and
-        :param columns: of all columns that history stores; to be given in ``--sql`` mode, if the history table is not
-            created in the same run
+        :param columns: of all columns that history stores, any other one of the live table being excluded; to be given
+            in ``--sql`` mode, if the history table is not created in the same run
         :param at: an aware datetime; the present if omitted: in ``--sql`` mode, when the SQL is rendered
         """
         operations.invoke(cls(_place(table, options), key=key, columns=columns, at=at))

@@ -14,7 +14,7 @@ from sqlalchemy.sql.compiler import DDLCompiler
 
 from sqlaudit import SQLAuditError
 from sqlaudit.tables import shortened
-from sqlaudit_alembic.inspection import columns_of, inspector_of, key_of, need_history, need_live
+from sqlaudit_alembic.inspection import columns_of, inspector_of, key_of, need_history, need_live, need_name
 from sqlaudit_alembic.ops import CreateHistoryTableOp, Place, RenameTrackedColumnOp, RenameTrackedTableOp
 
 
@@ -55,6 +55,7 @@ def rename_tracked_column(operations: Operations, operation: RenameTrackedColumn
     place, inspector = operation.place, inspector_of(operations)
     need_live(inspector, place)
     need_history(inspector, place)
+    need_name(operations, operation.new)
     _refuse_ours(operation)
     if inspector is not None:
         _refuse_taken(inspector, operation)
@@ -123,6 +124,7 @@ def rename_tracked_table(operations: Operations, operation: RenameTrackedTableOp
     place, renamed, inspector = operation.place, operation.renamed, inspector_of(operations)
     need_live(inspector, place)
     need_history(inspector, place)
+    need_name(operations, renamed.table)
     moves = [(place.table, renamed.table)]
     if place.history != renamed.history:
         moves.append((place.history, renamed.history))

@@ -12,7 +12,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable, DropTable
 from sqlaudit import SQLAuditError
 from sqlaudit.statements import MYSQL
 from sqlaudit.tables import AddOpenGuard
-from sqlaudit_alembic.inspection import columns_of, inspector_of, key_of, need_history
+from sqlaudit_alembic.inspection import columns_of, inspector_of, key_of, need_history, need_name, need_schema
 from sqlaudit_alembic.ops import CreateHistoryTableOp, DropHistoryColumnOp, DropHistoryTableOp
 
 created: WeakKeyDictionary[MigrationContext, dict[tuple[str | None, str], CreateHistoryTableOp]] = WeakKeyDictionary()
@@ -23,6 +23,8 @@ created: WeakKeyDictionary[MigrationContext, dict[tuple[str | None, str], Create
 def create_history_table(operations: Operations, operation: CreateHistoryTableOp) -> None:
     place, inspector = operation.place, inspector_of(operations)
     tracked = operation.to_tracked()
+    need_name(operations, place.history)
+    need_schema(operations, place)
     if inspector is not None and inspector.has_table(place.history, schema=place.schema):
         raise SQLAuditError(
             f"There is a table {place.history!r} already; if this revision has been run before, tell Alembic so: "

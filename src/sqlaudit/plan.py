@@ -234,7 +234,7 @@ class Plan:
         if lacking:
             raise QueryError(
                 f"{name_of(then.model, then.key)} cannot be brought back without {', '.join(lacking)}, of which its "
-                f"history has no value and which cannot be NULL; give values={{'{lacking[0]}': …}}.",
+                f"history has no value and which cannot be NULL; give {_as_values(then.model, lacking[0])}.",
                 then.model.mapper.class_,
             )
         for name in fields.mandatory:
@@ -253,7 +253,7 @@ class Plan:
                 if name not in given:
                     raise QueryError(
                         f"{name_of(then.model, then.key)} has no value of {name} in its version {then.version}, and "
-                        f"it cannot be NULL; give values={{'{name}': …}}.",
+                        f"it cannot be NULL; give {_as_values(then.model, name)}.",
                         then.model.mapper.class_,
                     )
                 value = given[name]
@@ -433,6 +433,11 @@ class Plan:
 
 def _shown(value: Any) -> Any:
     return None if value is JSON.NULL else value
+
+
+def _as_values(model: TrackedModel, name: str) -> str:
+    """Return how a value is given to a restore or an undo."""
+    return f"values={{{model.mapper.class_.__name__}: {{{name!r}: …}}}}"
 
 
 # --- the schema -------------------------------------------------------------------------------------------------

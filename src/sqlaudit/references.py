@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import Column, Table
 from sqlalchemy.exc import NoReferencedTableError
@@ -18,8 +18,8 @@ from sqlalchemy.sql.schema import ForeignKeyConstraint
 from sqlaudit.tables import TrackedTable, tracked_table, unread
 
 _FOLLOWING: Final = frozenset({"CASCADE", "SET NULL", "SET DEFAULT"})
-_LINKS: Final = "sqlaudit_links"
-_referred: WeakSet[Table] = WeakSet()
+# Not in the info of tables without history, which Alembic would render.
+_links: Final[WeakKeyDictionary[Table, WeakKeyDictionary[ForeignKeyConstraint, None]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +66,14 @@ def untracked_source(table: Table) -> Untracked | None:
 def untracked_sources() -> Iterator[Untracked]:
     """Yield all tables without history whose rows tracked ones follow."""
     _read_new()
-    yield from filter(None, map(untracked_source, list(_referred)))
+    yield from filter(None, map(untracked_source, list(_links)))
 
 
 def _links_to(table: Table) -> list[ForeignKeyConstraint]:
     """Return the foreign keys by which rows follow those of a table, in the order in which they are locked."""
     _read_new()
-    links: WeakKeyDictionary[ForeignKeyConstraint, None] | None = table.info.get(_LINKS)
-    alive = [link() for link in links.keyrefs()] if links else []
-    # A copy for another MetaData has the table's info as well, but is not what the links refer to.
-    return [link for link in alive if link is not None and link.referred_table == table]
+    links = _links.get(table)
+    return [link for each in links.keyrefs() if (link := each()) is not None] if links else []
 
 
 def _read_new() -> None:
@@ -96,8 +94,7 @@ def _read(live: Table) -> bool:
             except NoReferencedTableError:
                 is_complete = False
                 continue
-            referred.info.setdefault(_LINKS, WeakKeyDictionary())[link] = None
-            _referred.add(referred)
+            _links.setdefault(referred, WeakKeyDictionary())[link] = None
             if referred not in seen and tracked_table(referred) is None:
                 seen.add(referred)
                 todo.append(referred)
