@@ -246,6 +246,34 @@ class _Links:
     removed: set[Key] = field(default_factory=set)
 
 
+_LinksByTable = dict[tuple[TrackedTable, tuple[Column[Any], ...], Connection], _Links]
+
+
+@dataclass(slots=True)
+class _ToAsk:
+    """What the database must be asked before a flush.
+
+    :ivar blind: the keys of rows whose old values their objects don't know
+    :ivar parents: the keys of rows that others may follow
+    :ivar untracked: the objects of classes without history whose rows tracked ones may follow
+    :ivar links: the links that may change
+    :ivar followed: the fields by which others follow the rows of a unit, as far as that has been asked
+    """
+
+    blind: dict[tuple[Unit, Any], list[Key]] = field(default_factory=lambda: defaultdict(list))
+    parents: dict[tuple[Unit, Any, str | None], list[Key]] = field(default_factory=lambda: defaultdict(list))
+    untracked: dict[tuple[Mapper[Any], Any], list[State]] = field(default_factory=lambda: defaultdict(list))
+    links: _LinksByTable = field(default_factory=lambda: defaultdict(_Links))
+    followed: dict[Unit, frozenset[str]] = field(default_factory=dict)
+
+
+def _is_blind(unit: Unit, committed: Mapping[str, Any], values: Mapping[str, Any], *, goes: bool) -> bool:
+    """Tell whether an object does not know its row as it was."""
+    return not values.keys() >= (unit.stored if goes else unit.needed) or any(
+        value is LoaderCallableStatus.NO_VALUE and name in unit.stored for name, value in committed.items()
+    )
+
+
 class Flush:
     """What one flush does to tracked rows."""
 
@@ -305,63 +333,58 @@ class Flush:
             self._prepare([(doomed, [state])])
 
     def _prepare(self, states_by_fate: Iterable[tuple[bool, Iterable[State]]]) -> None:
-        session, prepared = self.session, cast("dict[State, int]", self.prepared)
-        blind: dict[tuple[Unit, Any], list[Key]] = {}
-        parents: dict[tuple[Unit, Any, str | None], list[Key]] = {}
-        links: dict[tuple[TrackedTable, tuple[Column[Any], ...], Connection], _Links] = defaultdict(_Links)
-        followed: dict[Unit, frozenset[str]] = {}
-        untracked: dict[tuple[Mapper[Any], Any], list[State]] = {}
+        todo = _ToAsk()
         for doomed, states in states_by_fate:
             for state in states:
-                if is_unchanged_past(session, state, doomed=doomed):
-                    continue
-                unit = unit_of(state.mapper)
-                if state.manager.info.get(_FOLLOWED) is not None and (doomed or followed_fields_changed(state)):
-                    prepared[state] = -1 if doomed else len(state.committed_state)
-                    untracked.setdefault((state.mapper, state.identity_token), []).append(state)
-                if unit is None or state.key is None:
-                    continue
-                key, committed, values = state.key[1], state.committed_state, state.dict
-                dies = doomed or (unit.has_orphans and state.mapper._is_orphan(state))
-                goes = dies or not unit.keys.isdisjoint(committed)
-                prepared[state] = -1 if dies else len(committed)
-                if goes:
-                    self._doomed[unit.mapper.base_mapper, key] = state
-                elif unit.automatic:
-                    self._automatic[state] = {name: values[name] for name in unit.automatic if name in values}
-                if unit not in followed:
-                    followed[unit] = unit.followed()
-                may_follow = bool(self._doomed) and not unit.referring.isdisjoint(committed)  # to a row that goes
-                if goes or may_follow or not followed[unit].isdisjoint(committed):
-                    reason = self.restoring.reason_of(state)
-                    parents.setdefault((unit, state.identity_token, reason), []).append(key)
-                if state not in self._blind and (
-                    not values.keys() >= (unit.stored if goes else unit.needed)
-                    or any(
-                        value is LoaderCallableStatus.NO_VALUE and name in unit.stored
-                        for name, value in committed.items()
-                    )
-                ):
-                    self._blind.add(state)
-                    blind.setdefault((unit, state.identity_token), []).append(key)
-                if unit.links and not goes and any(relationship.key in committed for relationship in unit.links):
-                    connection = self._connection(unit.mapper, state.identity_token)
-                    self._collect_links(unit, state, connection, links)
-        for (unit, token), keys in blind.items():
+                if not is_unchanged_past(self.session, state, doomed=doomed):
+                    self._look_at(state, doomed, todo)
+        self._ask(todo)
+
+    def _look_at(self, state: State, doomed: bool, todo: _ToAsk) -> None:
+        """See what is to be asked because of an object."""
+        prepared = cast("dict[State, int]", self.prepared)
+        unit = unit_of(state.mapper)
+        if unit is None or state.key is None:
+            if state.manager.info.get(_FOLLOWED) is not None and (doomed or followed_fields_changed(state)):
+                prepared[state] = -1 if doomed else len(state.committed_state)
+                todo.untracked[state.mapper, state.identity_token].append(state)
+            return
+        key, committed, values = state.key[1], state.committed_state, state.dict
+        dies = doomed or (unit.has_orphans and state.mapper._is_orphan(state))
+        goes = dies or not unit.keys.isdisjoint(committed)
+        prepared[state] = -1 if dies else len(committed)
+        if goes:
+            self._doomed[unit.mapper.base_mapper, key] = state
+        elif unit.automatic:
+            self._automatic[state] = {name: values[name] for name in unit.automatic if name in values}
+        if unit not in todo.followed:
+            todo.followed[unit] = unit.followed()
+        may_follow = bool(self._doomed) and not unit.referring.isdisjoint(committed)  # to a row that goes
+        if goes or may_follow or not todo.followed[unit].isdisjoint(committed):
+            todo.parents[unit, state.identity_token, self.restoring.reason_of(state)].append(key)
+        if state not in self._blind and _is_blind(unit, committed, values, goes=goes):
+            self._blind.add(state)
+            todo.blind[unit, state.identity_token].append(key)
+        if unit.links and not goes and any(relationship.key in committed for relationship in unit.links):
+            self._collect_links(unit, state, self._connection(unit.mapper, state.identity_token), todo.links)
+
+    def _ask(self, todo: _ToAsk) -> None:
+        """Ask the database what nobody can tell after the flush."""
+        for (unit, token), keys in todo.blind.items():
             capture = self._capture(unit, token)
             capture.baseline(keys)
             self._baselines.append((unit, capture, keys))
-        for (table, columns, connection), some in links.items():
+        for (table, columns, connection), some in todo.links.items():
             if some.removed and not _is_whole(table, columns):
-                capture = Capture(connection, changeset_of(session, connection), (table,))
+                capture = Capture(connection, changeset_of(self.session, connection), (table,))
                 live, _ = capture.keys_where(columns, list(some.removed))
                 capture.baseline(list(live))
-        for (unit, token, reason), keys in parents.items():
+        for (unit, token, reason), keys in todo.parents.items():
             self._dependents.find(self._occasion(unit.mapper, token, reason), unit.model.chain, keys)
-        for (mapper, token), followed_states in untracked.items():
+        for (mapper, token), states in todo.untracked.items():
             occasion, sources = self._occasion(mapper, token), sources_of(mapper)
-            self._dependents.find(occasion, sources, [cast(Any, state.key)[1] for state in followed_states])
-            self._followed.append((occasion, sources, followed_states))
+            self._dependents.find(occasion, sources, [cast(Any, state.key)[1] for state in states])
+            self._followed.append((occasion, sources, states))
 
     def _require_context(self, objects: Iterable[Any] | None = None) -> None:
         config = self.config
@@ -400,7 +423,7 @@ class Flush:
             return
         for group in self._groups.values():
             self._require_context(state.obj() for state in group.inserted)
-        links: dict[tuple[TrackedTable, tuple[Column[Any], ...], Connection], _Links] = defaultdict(_Links)
+        links: _LinksByTable = defaultdict(_Links)
         for group in self._groups.values():
             self._record_group(group)
             if group.unit.links:
@@ -475,7 +498,7 @@ class Flush:
         unit: Unit,
         state: State,
         connection: Connection,
-        links: dict[tuple[TrackedTable, tuple[Column[Any], ...], Connection], _Links],
+        links: _LinksByTable,
         deleted: bool = False,
     ) -> None:
         committed = state.committed_state
