@@ -508,7 +508,8 @@ RESULTS: dict[str, Callable[[Session], Any]] = {
 def told_by(result: Any) -> dict[str, Any]:
     """Return what a result tells of itself."""
     told: dict[str, Any] = {}
-    for name in ("is_insert", "returns_rows", "rowcount", "inserted_primary_key", "inserted_primary_key_rows", "keys"):
+    of_insert = ("is_insert", "lastrowid", "inserted_primary_key", "inserted_primary_key_rows")
+    for name in (*of_insert, "returns_rows", "rowcount", "keys"):
         try:
             value = getattr(result, name)
             told[name] = repr(value() if callable(value) else value)

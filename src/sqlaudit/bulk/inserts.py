@@ -12,7 +12,7 @@ from sqlaudit.bulk.reading import SQL, Parameters, are_known, column_named, colu
 from sqlaudit.bulk.writes import Write
 from sqlaudit.capture import uncaptured
 from sqlaudit.references import Source, Untracked, referred_columns
-from sqlaudit.statements import Key, chunks, one_of
+from sqlaudit.statements import MYSQL, Key, chunks, one_of
 from sqlaudit.tables import TrackedTable, unique_together
 
 
@@ -29,7 +29,11 @@ def prepare_insert(write: Write, clause: Any, tracked: TrackedTable, parameters:
         return clause
     if write.connection.dialect.name == "sqlite" and _is_numbered(write, clause, tracked, rows, parameters):
         return clause
-    return _returning_keys(write, clause, tracked, parameters)
+    returning = _returning_keys(write, clause, tracked, parameters)
+    is_asked = returning is not clause and not clause._returning
+    if is_asked and write.connection.dialect.name in MYSQL and _numbers(clause, tracked, rows):
+        write.keys_of = _telling_number(write.keys_of)
+    return returning
 
 
 def prepare_followed_upsert(write: Write, clause: Any, source: Untracked, parameters: Parameters) -> Any:
@@ -193,6 +197,26 @@ def _keys_where(connection: Connection, key: Sequence[Any], columns: Sequence[An
 def _keys_returned(result: CursorResult[Any]) -> list[Key]:
     _return_nothing(result)
     return [tuple(row) for row in result.returned_defaults_rows or ()]
+
+
+def _numbers(clause: Any, tracked: TrackedTable, rows: Sequence[Mapping[str, Any]] | None) -> bool:
+    """Tell whether the database numbers all rows of an INSERT: that gives no key."""
+    key = tracked.live.autoincrement_column
+    if key is None or tracked.key != (key,):
+        return False
+    return key.key not in (clause._select_names or ()) if rows is None else all(key.key not in row for row in rows)
+
+
+def _telling_number(keys_of: Callable[[CursorResult[Any]], list[Key]]) -> Callable[[CursorResult[Any]], list[Key]]:
+    """Let the results of MariaDB have the ``lastrowid`` that they have without RETURNING: the first of the numbers."""
+
+    def telling(result: CursorResult[Any]) -> list[Key]:
+        keys = keys_of(result)
+        number = min(keys, default=(0,))[0]
+        result.context.get_lastrowid = lambda: number  # type: ignore[method-assign]  # of this statement
+        return keys
+
+    return telling
 
 
 def _return_nothing(result: CursorResult[Any]) -> None:
