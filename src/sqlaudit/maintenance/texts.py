@@ -12,8 +12,10 @@ from math import isfinite, isnan
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import JSON, BigInteger, Dialect, SmallInteger, TypeDecorator
+from sqlalchemy import JSON, BigInteger, Dialect, SmallInteger
 from sqlalchemy.types import TypeEngine
+
+from sqlaudit.statements import implementation_of
 
 UNREAD: Final = object()
 """Stands for the value of a text that is none of its column's."""
@@ -40,9 +42,7 @@ def read_text(text: str | None, type_: TypeEngine[Any], dialect: Dialect) -> Any
 
 def _can_be_stored(value: Any, type_: TypeEngine[Any], dialect: Dialect) -> bool:
     """Tell whether a database takes a value for a column of a type: SQLite minds neither lengths nor precision."""
-    stored = type_.dialect_impl(dialect)
-    while isinstance(stored, TypeDecorator):
-        stored = stored.impl_instance
+    stored = implementation_of(type_, dialect)
     is_strict = dialect.name != "sqlite"
     match value:
         case str():
