@@ -156,6 +156,16 @@ def models(*, track: bool = True, **columns: Callable[[], Any]) -> Any:
     return Base
 
 
+def begin(project, recorder, base, **values):
+    """Release models, and record a customer of theirs."""
+    project.release(base)
+    project.migrate()
+    with recorder() as session:
+        session.add(base.Customer(id=1, name="Ada", **values))
+        session.commit()
+    return base
+
+
 @pytest.fixture
 def recorder(engine: sa.Engine) -> Iterator[orm.sessionmaker[orm.Session]]:
     maker = orm.sessionmaker(engine)
@@ -204,12 +214,8 @@ def test_baselines_are_written_once(project, recorder, engine):
 @pytest.mark.parametrize("batch", [False, True])
 def test_a_column_with_a_default_is_filled_and_is_nobodys_edit(project, recorder, engine, batch):
     project.config.attributes["options"] = {"render_as_batch": batch}
-    base = models()
-    project.release(base)
-    project.migrate()
+    base = begin(project, recorder, models())
     with recorder() as session:
-        session.add(base.Customer(id=1, name="Ada"))
-        session.commit()
         session.get(base.Customer, 1).name = "Ida"
         session.commit()
     then = datetime.now(UTC)
@@ -256,12 +262,8 @@ def test_blame_looks_past_what_a_migration_wrote(project, recorder):
 
 
 def test_what_was_before_a_migration_is_not_lost_when_it_is_undone_or_restored(project, recorder):
-    base = models()
-    project.release(base)
-    project.migrate()
+    base = begin(project, recorder, models())
     with recorder() as session:
-        session.add(base.Customer(id=1, name="Ada"))
-        session.commit()
         session.get(base.Customer, 1).name = "Ida"
         session.commit()
     later = models(status=lambda: sa.Column(sa.String(10), nullable=False, server_default="new"))
@@ -292,12 +294,7 @@ def test_what_was_before_a_migration_is_not_lost_when_it_is_undone_or_restored(p
 @pytest.mark.parametrize("batch", [False, True])
 def test_a_dropped_column_stays_in_history(project, recorder, engine, batch):
     project.config.attributes["options"] = {"render_as_batch": batch}
-    base = models(city=lambda: sa.Column(sa.String(20)))
-    project.release(base)
-    project.migrate()
-    with recorder() as session:
-        session.add(base.Customer(id=1, name="Ada", city="Rome"))
-        session.commit()
+    begin(project, recorder, models(city=lambda: sa.Column(sa.String(20))), city="Rome")
     then = datetime.now(UTC)
     later = models()
     project.release(later)
@@ -319,12 +316,7 @@ def test_a_dropped_column_stays_in_history(project, recorder, engine, batch):
 @pytest.mark.parametrize("batch", [False, True])
 def test_a_column_that_comes_back_is_as_the_live_table_has_it(project, recorder, batch):
     project.config.attributes["options"] = {"render_as_batch": batch}
-    base = models(city=lambda: sa.Column(sa.String(20)))
-    project.release(base)
-    project.migrate()
-    with recorder() as session:
-        session.add(base.Customer(id=1, name="Ada", city="Rome"))
-        session.commit()
+    base = begin(project, recorder, models(city=lambda: sa.Column(sa.String(20))), city="Rome")
     project.release(models())
     assert project.autogenerate().count("op.renew_history(") == 1
     project.upgrade()
@@ -341,13 +333,8 @@ def test_a_column_that_comes_back_is_as_the_live_table_has_it(project, recorder,
 
 
 def test_a_downgrade_that_brings_a_column_back_runs_as_sql(project, recorder, capsys):
-    base = models(city=lambda: sa.Column(sa.String(20)))
-    project.release(base)
-    project.migrate()
+    base = begin(project, recorder, models(city=lambda: sa.Column(sa.String(20))), city="Rome")
     since = project.head
-    with recorder() as session:
-        session.add(base.Customer(id=1, name="Ada", city="Rome"))
-        session.commit()
     project.release(models(zip=lambda: sa.Column(sa.String(20))))
     project.migrate()
     run_as_sql(project, capsys, f"{project.head}:{since}")
@@ -411,12 +398,7 @@ def test_a_migration_of_rows_that_the_documentation_shows_is_nobodys_edit(projec
     page = (Path(__file__).parent.parent / "docs" / "migrations.md").read_text(encoding="utf-8")
     setup, _, migration = re.findall(r"^```py\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     assert all(line.strip() in ENV for line in setup.splitlines() if "sqlaudit" in line)
-    base = models()
-    project.release(base)
-    project.migrate()
-    with recorder() as session:
-        session.add(base.Customer(id=1, name="Ada"))
-        session.commit()
+    begin(project, recorder, models())
     project.write(migration.removeprefix("def upgrade():\n"))
     project.upgrade()
     later = models(country=lambda: sa.Column(sa.String(2)))
@@ -496,12 +478,7 @@ def test_models_that_were_not_imported_stop_autogenerate_by_whatever_name_their_
 
 
 def test_columns_and_tables_are_renamed_with_their_history(project, recorder, engine):
-    base = models()
-    project.release(base)
-    project.migrate()
-    with recorder() as session:
-        session.add(base.Customer(id=1, name="Ada"))
-        session.commit()
+    base = begin(project, recorder, models())
     project.write(
         "op.rename_tracked_column('customers', 'name', 'title')\nop.rename_tracked_table('customers', 'clients')",
         "op.rename_tracked_table('clients', 'customers')\nop.rename_tracked_column('customers', 'title', 'name')",
@@ -666,13 +643,8 @@ def test_sql_mode_gives_sql_that_runs(project, recorder, engine, capsys):
 
 
 def test_renames_and_renewals_run_as_sql(project, recorder, engine, capsys):
-    base = models()
-    project.release(base)
-    project.migrate()
+    begin(project, recorder, models())
     since = project.head
-    with recorder() as session:
-        session.add(base.Customer(id=1, name="Ada"))
-        session.commit()
     project.write(
         """
         op.rename_tracked_column('customers', 'name', 'title')
@@ -754,12 +726,7 @@ def test_a_revision_that_was_run_already_says_so(project, engine):
 
 def test_the_type_of_a_column_changes_in_history_too(project, recorder, engine):
     project.config.attributes["options"] = {"render_as_batch": True}
-    base = models(city=lambda: sa.Column(sa.String(20)))
-    project.release(base)
-    project.migrate()
-    with recorder() as session:
-        session.add(base.Customer(id=1, name="Ada", city="Rome"))
-        session.commit()
+    begin(project, recorder, models(city=lambda: sa.Column(sa.String(20))), city="Rome")
     later = models(city=lambda: sa.Column(sa.String(200)))
     project.release(later)
     assert project.migrate().count("type_=sa.String(length=200)") == 2
@@ -1098,12 +1065,7 @@ def test_values_are_added_to_an_enum_and_partitions_are_left_alone(project, reco
 
 
 def test_a_key_is_renamed(project, recorder):
-    base = models()
-    project.release(base)
-    project.migrate()
-    with recorder() as session:
-        session.add(base.Customer(id=1, name="Ada"))
-        session.commit()
+    begin(project, recorder, models())
     project.write("op.rename_tracked_column('customers', 'id', 'number')")
     project.upgrade()
 
@@ -1218,12 +1180,7 @@ def test_a_column_that_is_no_longer_excluded_is_nobodys_edit(project, recorder):
     ],
 )
 def test_what_makes_no_sense_is_refused(project, recorder, line):
-    base = models()
-    project.release(base)
-    project.migrate()
-    with recorder() as session:
-        session.add(base.Customer(id=1, name="Ada"))
-        session.commit()
+    base = begin(project, recorder, models())
     project.write(f"from datetime import UTC, datetime\n{line}")
     with pytest.raises(SQLAuditError):
         project.upgrade()
