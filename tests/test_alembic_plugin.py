@@ -4,11 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 import sqlalchemy as sa
-from alembic.autogenerate import compare_metadata
+from alembic.autogenerate import compare_metadata, produce_migrations, render_python_code
 from alembic.migration import MigrationContext
 from alembic.runtime import plugins
 from sqlalchemy import orm
 
+import sqlaudit
 import sqlaudit_alembic
 
 
@@ -56,3 +57,17 @@ def test_autogenerate_sees_tables_that_appear_when_mappers_are_configured(metada
 @pytest.mark.usefixtures("plugin")
 def test_a_plugin_that_is_not_listed_is_ignored(metadata):
     assert tables_to_add(metadata, "alembic.autogenerate.*") == ["link"]
+
+
+def test_a_revision_that_was_written_without_the_plugin_says_what_is_missing(base):
+    @sqlaudit.track_table()
+    class Customer(base):
+        __tablename__ = "customers"
+        id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+
+    with sa.create_engine("sqlite://").connect() as connection:
+        revision = produce_migrations(MigrationContext.configure(connection), base.metadata)
+        text = render_python_code(revision.upgrade_ops)
+    with pytest.raises(SyntaxError) as error:
+        compile(f"def upgrade():\n    {text}", "revision.py", "exec")
+    assert "let env.py call sqlaudit_alembic.register()" in str(error.value.text)
