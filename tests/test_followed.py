@@ -370,6 +370,42 @@ def test_foreign_keys_to_tables_of_other_bases_are_followed(
         each.registry.dispose()
 
 
+@pytest.mark.parametrize("delete", [by_objects, by_statements])
+def test_a_base_of_another_database_is_not_asked(
+    engine: sa.Engine, delete: Callable[[Session, Any, Any], None]
+) -> None:
+    """Where databases don't look at foreign keys, a table may refer to one that is elsewhere."""
+    here, there = (sqlalchemy.orm.declarative_base() for _ in range(2))
+
+    class Person(here):  # type: ignore[misc]
+        __tablename__ = "persons"
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+
+    @sqlaudit.track_table()
+    class Visit(there):  # type: ignore[misc]
+        __tablename__ = "visits"
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+        person: Mapped[int] = mapped_column(sa.ForeignKey(Person.id, ondelete="CASCADE"))
+
+    other = sa.create_engine("sqlite://")
+    here.metadata.create_all(engine)
+    there.metadata.create_all(other)
+    maker = sessionmaker(binds={here: engine, there: other})
+    sqlaudit.register_hooks(maker)
+    with maker() as session:
+        session.add_all([Person(id=1), Visit(id=1, person=1)])
+        session.commit()
+        delete(session, Person, 1)
+        session.commit()
+        assert told(session, Visit, "person") == [("insert", 1)]
+    with Session(other) as session:
+        check_history(session, Visit)
+    sqlaudit.unregister_hooks(maker)
+    other.dispose()
+    for each in (here, there):
+        each.registry.dispose()
+
+
 def test_a_foreign_key_that_a_subclass_adds_later_is_followed(base: Any, sessions: Sessions) -> None:
     class Shelf(base):  # type: ignore[misc]
         __tablename__ = "shelves"

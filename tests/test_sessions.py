@@ -135,6 +135,12 @@ def test_histories_are_read_from_the_binds_of_their_models(engine: sa.Engine, ot
             assert len(versions_of(session, model, 1)) == 1
             assert "name" in blame(session, model, 1)
             assert any(change.field_name == "name" for change in get_resource_changes(model, session))
+            (version,) = session.scalars(sa.select(history_of(model)))
+            assert session.get(history_of(model), (1, 1)) is version
+            session.refresh(version)
+            session.expire(version)
+            assert version.name == "a"
+            assert session.scalar(sa.select(sa.func.count()).select_from(history_of(model))) == 1
 
 
 def test_each_shard_keeps_the_history_of_its_rows(engine: sa.Engine, other_engine: sa.Engine) -> None:

@@ -51,6 +51,7 @@ from sqlaudit.capture import OWN, Changeset, changeset_of, uncaptured
 from sqlaudit.exceptions import QueryError, SQLAuditError
 from sqlaudit.flush import Flush, followed_fields_changed, forget_restoring, prepare_restoring, sources_of
 from sqlaudit.handwritten import NOTICED, notice_sql
+from sqlaudit.history import Version, where_rows_are
 from sqlaudit.instant import (
     Instant,
     hide_excluded,
@@ -187,6 +188,10 @@ def _after_soft_rollback(session: Session, transaction: SessionTransaction) -> N
 
 
 def _do_orm_execute(state: ORMExecuteState) -> Any:
+    mapper = state.bind_arguments.get("mapper")
+    if mapper is not None and issubclass(mapper.class_, Version) and "bind" not in state.bind_arguments:
+        # A session with binds knows none for histories.
+        state.bind_arguments.update(where_rows_are(state.session, mapper.class_.__sqlaudit_model__.mapper))
     instant = instant_of(state)
     if instant is not None:
         return read_past(state, instant)
