@@ -136,6 +136,7 @@ class PostgreSQL(Server):
             "identity_always",
             "on_conflict",
             "partial_indexes",
+            "serial_columns",
             "two_phase",
             "update_returning",
             "writing_ctes",

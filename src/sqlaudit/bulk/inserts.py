@@ -3,9 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Column, Connection, CursorResult, Integer, Table, func, select
+from sqlalchemy import (
+    Column,
+    Connection,
+    CursorResult,
+    Integer,
+    Select,
+    Table,
+    Text,
+    and_,
+    cast,
+    column,
+    exists,
+    func,
+    not_,
+    or_,
+    select,
+    table,
+)
+from sqlalchemy.dialects.postgresql import REGCLASS
 
 from sqlaudit.bulk.keys import KnownKeys
 from sqlaudit.bulk.reading import SQL, Parameters, are_known, column_named, column_of_parameter, value_given
@@ -14,6 +32,12 @@ from sqlaudit.capture import uncaptured
 from sqlaudit.references import Source, Untracked, referred_columns
 from sqlaudit.statements import MYSQL, Key, chunks, one_of
 from sqlaudit.tables import TrackedTable, unique_together
+
+_ATTRIBUTES: Final = table(
+    "pg_attribute", *map(column, ("attrelid", "attname", "attnum", "attidentity")), schema="pg_catalog"
+)
+_DEFAULTS: Final = table("pg_attrdef", *map(column, ("adrelid", "adnum", "adbin")), schema="pg_catalog")
+_TRIGGERS: Final = table("pg_trigger", *map(column, ("tgrelid", "tgisinternal")), schema="pg_catalog")
 
 
 def prepare_insert(write: Write, clause: Any, tracked: TrackedTable, parameters: Parameters) -> Any:
@@ -27,11 +51,14 @@ def prepare_insert(write: Write, clause: Any, tracked: TrackedTable, parameters:
     if _tells_keys(clause, tracked, rows):
         write.keys_of = lambda result: _keys_told(result, tracked)
         return clause
-    if write.connection.dialect.name == "sqlite" and _is_numbered(write, clause, tracked, rows, parameters):
-        return clause
+    number, dialect = _number_to_give(clause, tracked, rows), write.connection.dialect.name
+    if number is not None and len(parameters) > 1:
+        if dialect == "sqlite" and _is_numbered(write, number):
+            return clause
+        if dialect == "postgresql" and _is_drawn(write, number, parameters):
+            return clause
     returning = _returning_keys(write, clause, tracked, parameters)
-    is_asked = returning is not clause and not clause._returning
-    if is_asked and write.connection.dialect.name in MYSQL and _numbers(clause, tracked, rows):
+    if number is not None and returning is not clause and dialect in MYSQL:
         write.keys_of = _telling_number(write.keys_of)
     return returning
 
@@ -149,28 +176,68 @@ def _tells_keys(clause: Any, tracked: TrackedTable, rows: Sequence[Mapping[str, 
     )
 
 
-def _is_numbered(
-    write: Write, clause: Any, tracked: TrackedTable, rows: Sequence[Mapping[str, Any]] | None, parameters: Parameters
-) -> bool:
+def _number_to_give(clause: Any, tracked: TrackedTable, rows: Sequence[Mapping[str, Any]] | None) -> Column[Any] | None:
+    """Return the key of one column by which the database numbers all rows of an INSERT that returns nothing."""
+    key = tracked.live.autoincrement_column
+    if key is None or tracked.key != (key,) or not isinstance(key.type, Integer) or clause._returning:
+        return None
+    is_given = key.key in (clause._select_names or ()) if rows is None else any(rows)
+    return None if is_given or key.default is not None else key
+
+
+def _is_numbered(write: Write, key: Column[Any]) -> bool:
     """Tell whether SQLite numbers the rows that many executions insert: each is new whose number is above the last.
 
     RETURNING would tell as much, but take twice as long as the INSERT.
     """
-    key, connection = tracked.live.autoincrement_column, write.connection
-    if (
-        len(parameters) == 1
-        or key is None
-        or tracked.key != (key,)
-        or not isinstance(key.type, Integer)
-        or key.default is not None
-        or clause._returning
-        or any(rows or [{}])
-        or connection._is_autocommit_isolation()  # others may insert meanwhile
-    ):
+    connection = write.connection
+    if connection._is_autocommit_isolation():  # others may insert meanwhile
         return False
     last = connection.execute(select(func.coalesce(func.max(key), -1 << 63))).scalar_one()
     write.keys_of = lambda result: [tuple(row) for row in connection.execute(select(key).where(key > last))]
     return bool(last < (1 << 63) - 1)  # after which the numbers are chosen at random
+
+
+def _is_drawn(write: Write, key: Column[Any], parameters: Parameters) -> bool:
+    """Draw the keys of what many executions insert from PostgreSQL's sequence, if there is one, and give them.
+
+    RETURNING would take several times as long as the INSERT, whose rows it puts into few long statements.
+    """
+    connection = write.connection
+    sequence = connection.scalar(_sequence_of(key, connection))
+    if sequence is None:
+        return False
+    numbers = func.generate_series(1, len(parameters)).table_valued("number")
+    drawn = connection.scalars(select(func.nextval(cast(sequence, REGCLASS))).select_from(numbers)).all()
+    write.parameters = [{**each, key.key: number} for each, number in zip(parameters, drawn, strict=True)]
+    write.keys_of = lambda result: [(number,) for number in drawn]
+    return True
+
+
+def _sequence_of(key: Column[Any], connection: Connection) -> Select[Any]:
+    """Return the select of the sequence that numbers rows, if whoever inserts them may do that himself."""
+    schemas = connection.get_execution_options().get("schema_translate_map") or {}
+    schema = schemas.get(key.table.schema, key.table.schema)
+    name = func.quote_ident(key.table.name)
+    name = name if schema is None else func.concat(func.quote_ident(schema), ".", name)
+    live = cast(name, REGCLASS)
+    sequence = cast(func.pg_get_serial_sequence(name, key.name), REGCLASS)
+    default = func.pg_get_expr(_DEFAULTS.c.adbin, _DEFAULTS.c.adrelid)
+    of_column = (_DEFAULTS.c.adrelid == _ATTRIBUTES.c.attrelid, _DEFAULTS.c.adnum == _ATTRIBUTES.c.attnum)
+    has_trigger = exists().where(_TRIGGERS.c.tgrelid == live, not_(_TRIGGERS.c.tgisinternal))
+    return (
+        select(cast(sequence, Text))
+        .select_from(_ATTRIBUTES.outerjoin(_DEFAULTS, and_(*of_column)))
+        .where(_ATTRIBUTES.c.attrelid == live, _ATTRIBUTES.c.attname == key.name)
+        .where(
+            or_(
+                _ATTRIBUTES.c.attidentity == "d",  # of two kinds, the one that may be given
+                default == func.format("nextval(%L::regclass)", cast(sequence, Text)),
+            )
+        )
+        .where(func.has_sequence_privilege(sequence, "USAGE"), func.has_column_privilege(live, key.name, "INSERT"))
+        .where(~has_trigger)  # which may number them otherwise
+    )
 
 
 def _keys_of_values(
@@ -197,14 +264,6 @@ def _keys_where(connection: Connection, key: Sequence[Any], columns: Sequence[An
 def _keys_returned(result: CursorResult[Any]) -> list[Key]:
     _return_nothing(result)
     return [tuple(row) for row in result.returned_defaults_rows or ()]
-
-
-def _numbers(clause: Any, tracked: TrackedTable, rows: Sequence[Mapping[str, Any]] | None) -> bool:
-    """Tell whether the database numbers all rows of an INSERT: that gives no key."""
-    key = tracked.live.autoincrement_column
-    if key is None or tracked.key != (key,):
-        return False
-    return key.key not in (clause._select_names or ()) if rows is None else all(key.key not in row for row in rows)
 
 
 def _telling_number(keys_of: Callable[[CursorResult[Any]], list[Key]]) -> Callable[[CursorResult[Any]], list[Key]]:

@@ -127,7 +127,9 @@ class Recorder:
             and _is_where_history_is(connection, source, options)
             and can_be_foreseen(statement, source)
         ):
-            clause = wrapped_as(clause, self._prepare(connection, statement, source, multiple or [single]))
+            prepared, parameters = self._prepare(connection, statement, source, multiple or [single])
+            clause = wrapped_as(clause, prepared)
+            multiple = parameters if multiple else multiple
         return clause, multiple, single
 
     def before_cursor(
@@ -174,7 +176,10 @@ class Recorder:
                 with suppress(SQLAlchemyError):  # the database may have undone all of it, and take nothing more
                     write.settle()
 
-    def _prepare(self, connection: Connection, clause: Any, source: Source, parameters: Parameters) -> Any:
+    def _prepare(
+        self, connection: Connection, clause: Any, source: Source, parameters: Parameters
+    ) -> tuple[Any, Parameters]:
+        """Return a statement and its parameters as they are to be executed, so that it can be recorded."""
         if isinstance(source, TrackedTable):
             _require_context(source)
         notice_writes_within(clause)
@@ -188,6 +193,7 @@ class Recorder:
             root=root,
             operation=Operation(clause.__visit_name__),
             is_further=root is not source,
+            parameters=parameters,
         )
         is_insert, is_one = isinstance(clause, Insert), len(parameters) == 1 and not clause._prefixes
         if self.waits:
@@ -205,7 +211,7 @@ class Recorder:
             write.transactions = transactions_of(connection)  # which our first statement may have begun
         clause = clause.execution_options(**{WRITE: ref(write)})  # the cache of statements keeps it
         write.statement = ref(clause)
-        return clause
+        return clause, write.parameters
 
 
 def _root_of(source: Source) -> Source:

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, CursorResult
 from sqlalchemy.orm import Session
 
 from sqlaudit.bulk.keys import Keys, StoredKeys
+from sqlaudit.bulk.reading import Parameters
 from sqlaudit.capture import Capture
 from sqlaudit.changes import Operation
 from sqlaudit.dependents import Dependents, Occasion, by_chain, record_moved
@@ -34,6 +35,7 @@ class Write:
     :ivar statement: gives the statement, as long as anybody holds it
     :ivar root: the table, tracked or followed by tracked rows, or for the table of a subclass that of its base
     :ivar is_further: whether it is the table of a subclass
+    :ivar parameters: what it is executed with, once for each
     :ivar captures: what writes the versions of the rows that were there before, with their keys
     :ivar stored: the keys that are in a table
     :ivar moved_to: the keys that an UPDATE gives to rows, by those that they had
@@ -55,6 +57,7 @@ class Write:
     root: Source
     operation: Operation
     is_further: bool
+    parameters: Parameters
     captures: list[tuple[Capture, Keys]] = field(default_factory=list)
     stored: StoredKeys | None = None
     dependents: Dependents = field(default_factory=Dependents)

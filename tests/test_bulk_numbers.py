@@ -1,0 +1,153 @@
+"""Many rows that are inserted without their keys, which the database numbers: who numbers them, and is that known?"""
+
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Mapped, Session, mapped_column, sessionmaker
+
+import sqlaudit
+from counting import counted
+from databases import Database
+from invariants import check_history, recording, told
+
+ROWS = [{"name": name} for name in ("a", "b", "c")]
+
+
+def model_of(base: Any, *key: Any, schema: str | None = None) -> Any:
+    @sqlaudit.track_table()
+    class Ticket(base):  # type: ignore[misc]
+        __tablename__ = "Odd Tickets%"
+        number: Mapped[int] = mapped_column("Odd 'Key\"", *key, primary_key=True)
+        name: Mapped[str] = mapped_column(sa.String(10))
+        __table_args__ = {"schema": schema}
+
+    return Ticket
+
+
+@pytest.fixture
+def maker(base: Any, engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
+    """Sessions that record, once the test has its model."""
+    with recording(engine, base.metadata) as maker:
+        yield maker
+
+
+def by_objects(session: Session, model: Any) -> None:
+    session.execute(sa.insert(model), ROWS)
+
+
+def by_mappings(session: Session, model: Any) -> None:
+    session.bulk_insert_mappings(model, ROWS)
+
+
+def by_the_connection(session: Session, model: Any) -> None:
+    session.connection().execute(model.__table__.insert(), ROWS)
+
+
+INSERTS = [by_objects, by_mappings, by_the_connection]
+
+
+def check(maker: sessionmaker[Session], model: Any, insert: Callable[[Session, Any], None] = by_the_connection) -> None:
+    """See that what is inserted before, and behind, other rows is in history, and no other."""
+    with maker() as session:
+        model.metadata.create_all(session.connection())
+        session.add(model(name="first"))
+        session.commit()
+        insert(session, model)
+        session.rollback()
+        insert(session, model)
+        session.add(model(name="last"))
+        session.commit()
+        assert sorted(told(session, model, "name")) == [("insert", name) for name in ("a", "b", "c", "first", "last")]
+        assert not any("number" in row for row in ROWS)
+        check_history(session, model)
+
+
+@pytest.mark.parametrize("insert", INSERTS)
+@pytest.mark.parametrize("key", [(), (sa.Identity(),), (sa.Identity(start=7, increment=3),)])
+def test_rows_are_recorded_by_the_numbers_that_they_get(
+    base: Any, maker: Any, insert: Callable[[Session, Any], None], key: Any
+) -> None:
+    check(maker, model_of(base, *key), insert)
+
+
+@pytest.mark.parametrize("insert", INSERTS)
+def test_schemas_make_no_difference(
+    base: Any, engine: sa.Engine, database: Database, insert: Callable[[Session, Any], None]
+) -> None:
+    model = model_of(base, schema="here")
+    with recording(
+        engine.execution_options(schema_translate_map={"here": database.other_schema}), base.metadata
+    ) as maker:
+        check(maker, model, insert)
+
+
+@pytest.mark.requires("serial_columns")
+@pytest.mark.parametrize(
+    ("statements", "numbers"),
+    [
+        ([], [2, 3, 4]),
+        (["CREATE SEQUENCE others START 50", "ALTER TABLE t ALTER k SET DEFAULT nextval('others')"], [50, 51, 52]),
+        (["ALTER TABLE t ALTER k SET DEFAULT 10 * nextval(pg_get_serial_sequence('t', 'k'))"], [20, 30, 40]),
+        (
+            [
+                "CREATE FUNCTION otherwise() RETURNS trigger LANGUAGE plpgsql AS "
+                "$$ BEGIN NEW.k := NEW.k + 100; RETURN NEW; END $$",
+                "CREATE TRIGGER otherwise BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION otherwise()",
+            ],
+            [102, 103, 104],
+        ),
+    ],
+)
+def test_rows_that_are_numbered_otherwise_than_their_sequence_says_are_recorded(
+    base: Any, engine: sa.Engine, statements: list[str], numbers: list[int]
+) -> None:
+    @sqlaudit.track_table()
+    class Ticket(base):  # type: ignore[misc]
+        __tablename__ = "t"
+        k: Mapped[int] = mapped_column(primary_key=True)
+        name: Mapped[str] = mapped_column(sa.String(10))
+
+    with recording(engine, base.metadata) as maker, maker() as session:
+        session.add(Ticket(name="first"))
+        session.commit()
+        with engine.begin() as connection:
+            for statement in statements:
+                connection.exec_driver_sql(statement)
+        session.execute(sa.insert(Ticket), ROWS)
+        session.commit()
+        check_history(session, Ticket)
+        assert session.scalars(sa.select(Ticket.k).order_by(Ticket.k)).all() == [1, *numbers]
+
+
+@pytest.mark.requires("serial_columns")
+def test_who_may_not_give_a_number_need_not(base: Any, engine: sa.Engine) -> None:
+    model = model_of(base)
+    table = model.__table__
+    role = f"clerk_{uuid.uuid4().hex}"
+    with recording(engine, base.metadata) as maker, maker() as session:
+        connection = session.connection()
+        quoted = connection.dialect.identifier_preparer.format_table
+        for statement in (
+            f"CREATE ROLE {role}",
+            f"GRANT USAGE ON SCHEMA public TO {role}",
+            f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role}",
+            f"GRANT INSERT (name), SELECT ON {quoted(table)} TO {role}",
+            f"GRANT ALL ON {quoted(sqlaudit.history_of(model).__table__)} TO {role}",
+            f"SET LOCAL ROLE {role}",
+        ):
+            connection.exec_driver_sql(statement)
+        connection.execute(table.insert(), ROWS)
+        check_history(session, model)
+        assert len(told(session, model)) == 3
+
+
+@pytest.mark.requires("serial_columns")
+def test_numbers_are_drawn_ahead_and_the_rows_sent_as_without_us(base: Any, engine: sa.Engine) -> None:
+    model = model_of(base)
+    with recording(engine, base.metadata) as maker, maker() as session, counted(engine) as statements:
+        session.execute(sa.insert(model), ROWS)
+        (insert,) = (each for each in statements if each.startswith('INSERT INTO "Odd Tickets%%" '))
+        assert "RETURNING" not in insert
