@@ -45,9 +45,11 @@ def prepare_insert(write: Write, clause: Any, tracked: TrackedTable, parameters:
     if clause._post_values_clause is not None or clause._prefixes:
         return _prepare_upsert(write, clause, tracked, parameters)
     rows = _rows_given(clause, tracked, parameters, tracked.key)
-    if rows is not None and tracked.key and are_known(given := _columns_of(rows, tracked.key)):
-        write.keys_of = lambda result: given
-        return clause
+    if rows is not None and tracked.key and are_known(_columns_of(rows[:1], tracked.key)):
+        given = _columns_of(rows, tracked.key)
+        if are_known(given):
+            write.keys_of = lambda result: given
+            return clause
     if _tells_keys(clause, tracked, rows):
         write.keys_of = lambda result: _keys_told(result, tracked)
         return clause
@@ -141,6 +143,8 @@ def _rows_given(
     own = _by_column(
         {name: name for name in parameters[0]}, lambda name: column_of_parameter(clause, source, name), asked
     )
+    if not own and not any(named):  # as of most keys that the database gives
+        return [{}] * (len(parameters) * len(named))
     return [
         {key: value_given(value, each) for key, value in values.items()}
         | {key: value_given(each[name], each) for key, name in own.items() if name in each}
@@ -194,7 +198,7 @@ def _is_numbered(write: Write, key: Column[Any]) -> bool:
     if connection._is_autocommit_isolation():  # others may insert meanwhile
         return False
     last = connection.execute(select(func.coalesce(func.max(key), -1 << 63))).scalar_one()
-    write.keys_of = lambda result: [tuple(row) for row in connection.execute(select(key).where(key > last))]
+    write.keys_of = lambda result: list(zip(connection.scalars(select(key).where(key > last)), strict=True))
     return bool(last < (1 << 63) - 1)  # after which the numbers are chosen at random
 
 
@@ -210,7 +214,7 @@ def _is_drawn(write: Write, key: Column[Any], parameters: Parameters) -> bool:
     numbers = func.generate_series(1, len(parameters)).table_valued("number")
     drawn = connection.scalars(select(func.nextval(cast(sequence, REGCLASS))).select_from(numbers)).all()
     write.parameters = [{**each, key.key: number} for each, number in zip(parameters, drawn, strict=True)]
-    write.keys_of = lambda result: [(number,) for number in drawn]
+    write.keys_of = lambda result: list(zip(drawn, strict=True))
     return True
 
 
