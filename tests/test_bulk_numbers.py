@@ -46,7 +46,11 @@ def by_the_connection(session: Session, model: Any) -> None:
     session.connection().execute(model.__table__.insert(), ROWS)
 
 
-INSERTS = [by_objects, by_mappings, by_the_connection]
+def by_a_connection_that_knows_the_model(session: Session, model: Any) -> None:
+    session.connection().execute(sa.insert(model), ROWS)
+
+
+INSERTS = [by_objects, by_mappings, by_the_connection, by_a_connection_that_knows_the_model]
 
 
 def check(maker: sessionmaker[Session], model: Any, insert: Callable[[Session, Any], None] = by_the_connection) -> None:
