@@ -18,9 +18,11 @@ from sqlaudit import (
     SQLAuditWarning,
     TrackingError,
     history_of,
+    register_hooks,
     set_config,
     track_table,
     tracking_disabled,
+    unregister_hooks,
     versions_of,
 )
 
@@ -139,3 +141,70 @@ def test_a_reason_may_be_long_and_of_any_script(base, engine, sessions):
     with sessions() as session:
         (version,) = versions_of(session, page, 1)
         assert version.audit_reason == reason
+
+
+def by_a_session(maker, statement):
+    with maker() as session:
+        session.execute(statement)
+        session.commit()
+
+
+def by_its_connection(maker, statement):
+    with maker() as session:
+        session.connection().execute(statement)
+        session.commit()
+
+
+def by_a_registered_engine(maker, statement):
+    engine = maker.kw["bind"]
+    register_hooks(engine=engine)
+    try:
+        with engine.begin() as connection:
+            connection.execute(statement)
+    finally:
+        unregister_hooks(engine=engine)
+
+
+@pytest.mark.parametrize("run", [by_a_session, by_its_connection, by_a_registered_engine])
+def test_another_table_of_a_tracked_ones_name_is_noticed(base, engine, database, sessions, run):
+    page = page_of(base)
+    base.metadata.create_all(engine)
+    light = sa.table("page", sa.column("id"), sa.column("title"))
+    with sessions() as session:
+        session.add(page(id=1, title="a"))
+        session.commit()
+    for statement in (
+        light.update().values(title="b"),
+        light.insert().values(id=2, title="c"),
+        sa.delete(sa.Table("page", sa.MetaData(), autoload_with=engine)),
+    ):
+        with pytest.warns(SQLAuditWarning, match="'page' by another Table of this name") as warned:
+            run(sessions, statement)
+        assert len(warned) == 1
+    set_config(SQLAuditConfig(on_uncaptured="raise"))
+    with pytest.raises(CaptureError, match="by another Table"):
+        run(sessions, light.insert().values(id=5, title="c"))
+    with sessions() as session:
+        assert not session.scalars(sa.select(page.id)).all()
+        namesake = sa.Table("page", sa.MetaData(), sa.Column("id", sa.Integer), schema=database.other_schema)
+        namesake.create(session.connection())
+        session.commit()
+    run(sessions, namesake.insert().values(id=1))
+
+
+def test_a_table_of_that_name_in_another_database_is_another_one(base, engine):
+    page_of(base)
+    base.metadata.create_all(engine)
+    other = sa.create_engine("sqlite://")
+    namesake = sa.Table("page", sa.MetaData(), sa.Column("id", sa.Integer))
+    namesake.create(other)
+    maker = orm.sessionmaker(other)
+    register_hooks(maker)
+    try:
+        with maker() as session:
+            for id in (1, 2):
+                session.execute(namesake.insert().values(id=id))
+            session.commit()
+    finally:
+        unregister_hooks(maker)
+        other.dispose()

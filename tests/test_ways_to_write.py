@@ -176,6 +176,14 @@ def by_shards(maker: Any, engine: sa.Engine) -> None:
             sqlaudit.unregister_hooks(session)
 
 
+def by_namesakes(maker: Any, engine: sa.Engine) -> None:
+    reflected = sa.Table("bulk_items", sa.MetaData(), autoload_with=engine)
+    with maker() as session:
+        session.execute(reflected.update().values(price=3))
+        session.connection().execute(sa.table("bulk_items", sa.column("stock")).update().values(stock=3))
+        session.commit()
+
+
 def by_hand(maker: Any, engine: sa.Engine) -> None:
     with maker() as session:
         session.execute(sa.text("UPDATE bulk_items SET price = 3"))
@@ -218,6 +226,7 @@ WAYS: dict[str, Callable[[Any, sa.Engine], None]] = {
         by_moves_again_and_again
     ),
     "statements of a `ShardedSession`": by_shards,
+    "the same, of another `Table` of the tracked one's name: a reflected one, `table()`": by_namesakes,
     "`text()`, `exec_driver_sql`, by a session, its connection, or a connection of a registered engine": by_hand,
     "other clients, cursors of the driver, triggers that write other tables": by_a_cursor,
     "anything inside `tracking_disabled(session)`": while_paused,

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
-from sqlalchemy import Connection, Table, and_, inspect, select
+from sqlalchemy import Connection, and_, select
 from sqlalchemy.sql.schema import ForeignKeyConstraint
 
 from sqlaudit.capture import Capture, Changeset, lacking, lacks_reason, lacks_user
@@ -17,7 +17,7 @@ from sqlaudit.config import current_config
 from sqlaudit.context import AuditContext
 from sqlaudit.references import Chain, Source, Sources, Untracked, followers_of
 from sqlaudit.statements import Key, Portionable, chunks, one_of
-from sqlaudit.tables import TrackedTable
+from sqlaudit.tables import TrackedTable, is_there
 
 S = TypeVar("S", bound=Source)
 
@@ -149,15 +149,9 @@ def _followers_in(
 ) -> list[Key]:
     """Return the keys of the rows that refer to rows with some keys by a foreign key, and lock them."""
     owner = next(source for source in sources if source.live is constraint.referred_table)
-    if follower.live.metadata is not owner.live.metadata and not _is_here(connection, follower.live):
+    if follower.live.metadata is not owner.live.metadata and not is_there(connection, follower.live):
         return []
     referred = owner.live.alias()
     refers = [element.parent == referred.c[element.column.key] for element in constraint.elements]
     rows = select(referred).where(and_(*refers), one_of([referred.c[column.key] for column in owner.key], keys))
     return [tuple(row) for row in connection.execute(select(*follower.key).where(rows.exists()).with_for_update())]
-
-
-def _is_here(connection: Connection, table: Table) -> bool:
-    """Tell whether a table is in the database of a connection: that of another MetaData may be in another one."""
-    translated = connection.get_execution_options().get("schema_translate_map") or {}
-    return inspect(connection).has_table(table.name, schema=translated.get(table.schema, table.schema))

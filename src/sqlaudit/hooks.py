@@ -44,6 +44,7 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.orm.mapper import _all_registries
 
+from sqlaudit.bulk.namesakes import notice_namesake
 from sqlaudit.bulk.reading import notice_writes_within, source_written, unwrapped
 from sqlaudit.bulk.recorder import Recorder
 from sqlaudit.bulk.writes import roll_back
@@ -211,9 +212,17 @@ def _do_orm_execute(state: ORMExecuteState) -> Any:
             notice_sql(statement.text)
     elif not isinstance(statement, UpdateBase) or source_written(statement) is None:
         notice_writes_within(statement)
+        if isinstance(statement, UpdateBase):
+            notice_namesake(statement, lambda: _connection_noticed(state))
     elif _is_first(state):
         return _record_statement(state)
     return None
+
+
+def _connection_noticed(state: ORMExecuteState) -> Connection:
+    """Return the connection of a statement that is being noticed, and need not be noticed again."""
+    state.update_execution_options(**{NOTICED: True})
+    return state.session.connection(bind_arguments=dict(state.bind_arguments), execution_options=OWN)
 
 
 def _record_statement(state: ORMExecuteState) -> Any:

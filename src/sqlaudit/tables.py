@@ -17,16 +17,19 @@ from weakref import WeakKeyDictionary, WeakSet, ref
 from sqlalchemy import (
     JSON,
     Column,
+    Connection,
     Dialect,
     Index,
     Integer,
     MetaData,
     String,
     Table,
+    TableClause,
     Text,
     UniqueConstraint,
     Uuid,
     event,
+    inspect,
 )
 from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.ext.compiler import compiles
@@ -45,6 +48,8 @@ INFO_KEY: Final = "sqlaudit"
 _MAX_IDENTIFIER: Final = 63  # PostgreSQL's, in bytes; the others allow at least as many
 _TABLE_OPTIONS: Final = ("engine", "charset", "default_charset", "collate", "default_collate")
 _known: WeakSet[MetaData] = WeakSet()
+tracked_names: Final[set[str]] = set()
+"""The names of all tables that have ever been tracked."""
 unread: Final[set[ref[TrackedTable]]] = set()
 """The tables whose foreign keys have not been read since they were tracked, or got more columns."""
 
@@ -137,6 +142,7 @@ class TrackedTable:
         self.history.add_is_dependent_on(live)  # whose CREATE makes the types that both use
         _known.add(live.metadata)
         unread.add(ref(self))
+        tracked_names.add(live.name)
 
     def __repr__(self) -> str:
         # Alembic without our plugin writes it into a revision, which won't run.
@@ -373,3 +379,15 @@ def forget(metadata: MetaData) -> None:
 def known_metadata() -> list[MetaData]:
     """Return every MetaData of this process that has tracked tables."""
     return list(_known)
+
+
+def schema_of(connection: Connection, table: Table | TableClause) -> str | None:
+    """Return the schema that a table has on a connection, which may translate it."""
+    translated = connection.get_execution_options().get("schema_translate_map") or {}
+    schema: str | None = translated.get(table.schema, table.schema)
+    return schema
+
+
+def is_there(connection: Connection, table: Table) -> bool:
+    """Tell whether a table is in the database of a connection. One statement."""
+    return inspect(connection).has_table(table.name, schema=schema_of(connection, table))

@@ -31,7 +31,7 @@ from sqlaudit.bulk.writes import Write
 from sqlaudit.capture import uncaptured
 from sqlaudit.references import Source, Untracked, referred_columns
 from sqlaudit.statements import MYSQL, Key, chunks, one_of
-from sqlaudit.tables import TrackedTable, unique_together
+from sqlaudit.tables import TrackedTable, schema_of, unique_together
 
 _ATTRIBUTES: Final = table(
     "pg_attribute", *map(column, ("attrelid", "attname", "attnum", "attidentity")), schema="pg_catalog"
@@ -220,8 +220,7 @@ def _is_drawn(write: Write, key: Column[Any], parameters: Parameters) -> bool:
 
 def _sequence_of(key: Column[Any], connection: Connection) -> Select[Any]:
     """Return the select of the sequence that numbers rows, if whoever inserts them may do that himself."""
-    schemas = connection.get_execution_options().get("schema_translate_map") or {}
-    schema = schemas.get(key.table.schema, key.table.schema)
+    schema = schema_of(connection, key.table)
     name = func.quote_ident(key.table.name)
     name = name if schema is None else func.concat(func.quote_ident(schema), ".", name)
     live = cast(name, REGCLASS)

@@ -138,7 +138,7 @@ def _unaliased(table: Any) -> Any:
 
 def written_table(clause: Any) -> TrackedTable | None:
     """Return the tracked table that a statement writes."""
-    table = _table_of(clause)
+    table = table_written(clause)
     tracked = tracked_table(table)
     if tracked is None or tracked.live.fullname != table.fullname:  # it is the history table
         return None
@@ -152,7 +152,7 @@ def source_written(clause: Any) -> Source | None:
 
 def followed_table(clause: Any) -> Untracked | None:
     """Return the table without history that a statement writes, if tracked rows follow those that it may write."""
-    table = _table_of(clause)
+    table = table_written(clause)
     is_plain_insert = isinstance(clause, Insert) and clause._post_values_clause is None and not clause._prefixes
     return untracked_source(table) if isinstance(table, Table) and not is_plain_insert else None
 
@@ -165,7 +165,8 @@ def is_followed(clause: Any, source: Untracked, parameters: Parameters) -> bool:
     return not referred_columns((source,)).isdisjoint(changed)
 
 
-def _table_of(clause: Any) -> Any:
+def table_written(clause: Any) -> Any:
+    """Return the table that a statement says that it writes."""
     annotations = clause._annotations  # of the ORM's statements for objects of several tables, one after the other
     return _unaliased(annotations.get("_emit_update_table", annotations.get("_emit_insert_table", clause.table)))
 

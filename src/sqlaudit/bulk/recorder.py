@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlaudit.bulk.inserts import prepare_followed_upsert, prepare_insert
 from sqlaudit.bulk.keys import MAY_FAIL
 from sqlaudit.bulk.locking import keep_others_out, prepare_change
+from sqlaudit.bulk.namesakes import notice_namesake
 from sqlaudit.bulk.reading import (
     Parameters,
     can_be_foreseen,
@@ -113,7 +114,7 @@ class Recorder:
         """Find out what a statement is about to write."""
         statement = unwrapped(clause)
         if isinstance(statement, TextClause):
-            if not self.waits and not options.get(NOTICED) and not self.is_paused(connection, None, options):
+            if self._is_new(connection, options):
                 notice_sql(statement.text)
         elif (
             not isinstance(statement, UpdateBase)
@@ -121,6 +122,8 @@ class Recorder:
             or (isinstance(source, Untracked) and not is_followed(statement, source, multiple or [single]))
         ):
             notice_writes_within(statement)
+            if isinstance(statement, UpdateBase) and self._is_new(connection, options):
+                notice_namesake(statement, lambda: connection)
         elif (
             WRITE not in statement.get_execution_options()
             and not self.is_paused(connection, source, options)
@@ -131,6 +134,10 @@ class Recorder:
             clause = wrapped_as(clause, prepared)
             multiple = parameters if multiple else multiple
         return clause, multiple, single
+
+    def _is_new(self, connection: Connection, options: Mapping[str, Any]) -> bool:
+        """Tell whether what cannot be recorded is to be noticed here: a session has noticed its own."""
+        return not self.waits and not options.get(NOTICED) and not self.is_paused(connection, None, options)
 
     def before_cursor(
         self, connection: Connection, cursor: Any, sql: str, parameters: Any, context: Any, many: bool
