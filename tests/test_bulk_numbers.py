@@ -1,11 +1,13 @@
 """Many rows that are inserted without their keys, which the database numbers: who numbers them, and is that known?"""
 
+import asyncio
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 from sqlalchemy.orm import Mapped, Session, mapped_column, sessionmaker
 
 import sqlaudit
@@ -155,3 +157,21 @@ def test_numbers_are_drawn_ahead_and_the_rows_sent_as_without_us(base: Any, engi
         session.execute(sa.insert(model), ROWS)
         (insert,) = (each for each in statements if each.startswith('INSERT INTO "Odd Tickets%%" '))
         assert "RETURNING" not in insert
+
+
+def test_asynchronous_drivers_make_no_difference(base: Any, async_engine: AsyncEngine) -> None:
+    model = model_of(base)
+    maker = async_sessionmaker(async_engine)
+    sqlaudit.register_hooks(maker)
+
+    async def insert() -> None:
+        async with async_engine.begin() as connection:
+            await connection.run_sync(base.metadata.create_all)
+        async with maker() as session:
+            await session.execute(sa.insert(model), ROWS)
+            await session.commit()
+            await session.run_sync(lambda session: check_history(session, model))
+            assert len(await session.run_sync(lambda session: told(session, model))) == 3
+
+    asyncio.run(insert())
+    sqlaudit.unregister_hooks(maker)
