@@ -1,10 +1,13 @@
 """Statements of connections: those of engines that record, and those that sessions give away."""
 
 import asyncio
+import gc
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
+from weakref import ref
 
 import pytest
 import sqlalchemy as sa
@@ -45,6 +48,27 @@ CONNECTED = {
     "delete links": lambda c: c.execute(item_tags.delete()),
     "a lambda": lambda c: c.execute(sa.lambda_stmt(lambda: items.update().values(price=2))),
 }
+
+
+def test_history_keeps_no_engine_that_nobody_holds(database: Any) -> None:
+    engine = database.create_engine()
+    with recording(engine, Base.metadata) as maker:
+        sqlaudit.register_hooks(maker, engine=engine)
+        with engine.begin() as connection:  # not by the unit of work, whose statements SQLAlchemy keeps for a mapper
+            for name in ("insert many", "insert from select", "update", "delete"):
+                CONNECTED[name](connection)
+        with maker() as session:
+            assert len(session.scalars(sqlaudit.as_of(Item, datetime.now(UTC))).all()) == 4
+            assert list(sqlaudit.stream_resource_changes(Item, session))
+            assert list(sqlaudit.changesets(session))
+        sqlaudit.unregister_hooks(maker, engine=engine)
+    engine.dispose()
+    kept = ref(engine.dialect)
+    for method in (each for cls in type(engine.dialect).__mro__ for each in vars(cls).values()):
+        getattr(method, "cache_clear", int)()  # SQLAlchemy's own, which PostgreSQL's dialect has for all engines
+    del engine, maker, session, connection
+    gc.collect()
+    assert kept() is None
 
 
 @pytest.mark.parametrize("name", CONNECTED)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final, Protocol, TypeVar
 from typing import cast as cast_type
-from weakref import ref
+from weakref import WeakKeyDictionary, ref
 
 from sqlalchemy import (
     ARRAY,
@@ -264,12 +264,12 @@ class Prepared:
         compiled = cast_type(SQLCompiler, statement.compile(dialect=dialect))  # type: ignore[attr-defined]
         self._positions = compiled.positiontup
         self._constants: dict[str, Any] = {}
-        self._processors: list[tuple[str, Any]] = []
+        self._types: dict[str, TypeEngine[Any]] = {}
         for name, bind in compiled.binds.items():
-            processor = bind.type.dialect_impl(dialect).bind_processor(dialect)
             if name.startswith("sqlaudit_"):
-                self._processors.append((name, processor))
+                self._types[name] = bind.type
             else:
+                processor = _processor(bind.type, dialect)
                 self._constants[name] = bind.value if processor is None else processor(bind.value)
         fixed = dialect.bind_typing is not BindTyping.SETINPUTSIZES
         self._sql = compiled.string if fixed and not any(bind.expanding for bind in compiled.binds.values()) else None
@@ -278,10 +278,29 @@ class Prepared:
         if self._sql is None or "schema_translate_map" in connection.get_execution_options():
             return connection.execute(self.statement, parameters)
         bound = self._constants.copy()
-        for name, processor in self._processors:
+        for name, processor in self._processors(connection.dialect):
             bound[name] = parameters[name] if processor is None else processor(parameters[name])
         values = bound if self._positions is None else tuple([bound[name] for name in self._positions])
         return connection.exec_driver_sql(self._sql, values)
+
+    def _processors(self, dialect: Dialect) -> list[tuple[str, Any]]:
+        """Return what makes of the parameters what the driver takes.
+
+        The dialect keeps it, and does not live any longer for it: it refers to the dialect.
+        """
+        try:
+            return cast_type("list[tuple[str, Any]]", vars(dialect)[_PROCESSORS][self])
+        except KeyError:
+            kept = vars(dialect).setdefault(_PROCESSORS, WeakKeyDictionary())
+            processors = kept[self] = [(name, _processor(type_, dialect)) for name, type_ in self._types.items()]
+            return processors
+
+
+_PROCESSORS: Final = "sqlaudit_processors"
+
+
+def _processor(type_: TypeEngine[Any], dialect: Dialect) -> Any:
+    return type_.dialect_impl(dialect).bind_processor(dialect)
 
 
 class Statements:
