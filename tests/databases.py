@@ -53,6 +53,7 @@ class SQLite(Database):
     name = "sqlite"
     capabilities = frozenset(
         {
+            "cheap_temporary_tables",
             "cyclic_cascades",
             "on_conflict",
             "partial_indexes",
@@ -131,6 +132,7 @@ class PostgreSQL(Server):
         {
             "arrays",
             "concurrent_writes",
+            "cheap_temporary_tables",
             "cyclic_cascades",
             "enum_types",
             "identity_always",

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 import sqlaudit
+from counting import counted
 from invariants import check_history, recording, told
 
 MANY = 10_050
@@ -38,8 +39,17 @@ class Cow(Animal):
     __mapper_args__ = {"polymorphic_identity": "cow"}
 
 
+@sqlaudit.track_table()
+class Tick(Base):
+    __tablename__ = "many_ticks"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    place: Mapped[int]
+
+
 animals: Any = Animal.__table__
 cows: Any = Cow.__table__
+ticks: Any = Tick.__table__
 
 
 @pytest.fixture
@@ -91,6 +101,22 @@ def test_a_delete_records_each_row_in_the_tables_that_it_was_in(maker: sessionma
     assert result.rowcount == MANY
     assert lives == {("insert", "delete"): MANY - OLD, ("baseline", "delete"): OLD}
     assert milk == {("insert", "delete"): MANY // 100}
+
+
+@pytest.mark.requires("cheap_temporary_tables")
+@pytest.mark.parametrize("change", [ticks.update().values(place=2), ticks.delete()], ids=["update", "delete"])
+def test_the_number_of_statements_does_not_depend_on_that_of_the_rows(engine: sa.Engine, change: Any) -> None:
+    few_and_many = []
+    with recording(engine, Base.metadata) as maker, maker() as session:
+        session.execute(ticks.insert(), [{"id": n, "place": 1} for n in range(6_000)])
+        session.commit()
+        for is_chosen in (ticks.c.id < 1_500, ticks.c.id >= 1_500):
+            with counted(engine) as statements:
+                session.execute(change.where(is_chosen))
+            few_and_many.append(len(statements))
+            session.commit()
+        check_history(session, Tick)
+    assert few_and_many[0] == few_and_many[1]
 
 
 @pytest.mark.requires("update_returning")

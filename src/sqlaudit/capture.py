@@ -35,11 +35,14 @@ from sqlaudit.statements import (
     GUARDED_BY_KEY,
     NO_USER_FIELDS,
     Key,
+    Portion,
     Portionable,
     Prepared,
+    SelectedKeys,
     Statements,
     UserFields,
     chunks,
+    portions,
 )
 from sqlaudit.tables import INFO_KEY, TrackedTable
 
@@ -246,27 +249,27 @@ class Capture:
                 self.settle(chunk, inserted=frozenset(chunk), must_be_found=must_be_found)
 
     def updated(self, keys: Portionable[Key], before: OldValues = _unknown) -> None:
-        """Write versions of rows that may have changed: two statements per table and 1,000 rows.
+        """Write versions of rows that may have changed: two statements per table and portion.
 
         :param before: what is known of the old values, by live column; for rows without history
         """
-        for chunk in chunks(keys):
-            closed = self._run(chunk, "close", "changed", True)
-            complete = closed == len(chunk)
+        for portion in portions(keys):
+            closed = self._run(portion, "close", "changed", True)
+            complete = closed == len(portion)
             if closed:
-                self._run(chunk, "snapshot", Operation.UPDATE, None if complete else "closed")
+                self._run(portion, "snapshot", Operation.UPDATE, None if complete else "closed")
             if not complete:
-                self.settle(chunk, before=before)
+                self.settle(self._unsettled(portion), before=before)
 
     def deleted(self, keys: Portionable[Key], before: OldValues = _unknown) -> None:
-        """Write the tombstones of rows that are gone: two statements per table and 1,000 rows."""
-        for chunk in chunks(keys):
-            if self._run(chunk, "tombstone", "any", True):
-                complete = self._run(chunk, "close", "any", True) == len(chunk)
+        """Write the tombstones of rows that are gone: two statements per table and portion."""
+        for portion in portions(keys):
+            if self._run(portion, "tombstone", "any", True):
+                complete = self._run(portion, "close", "any", True) == len(portion)
             else:
                 complete = False
             if not complete:
-                self.settle(chunk, before=before)
+                self.settle(self._unsettled(portion), before=before)
 
     def baseline(self, keys: Portionable[Key]) -> None:
         """Write baselines of the live rows that have no open version, from the instant on.
@@ -275,8 +278,8 @@ class Capture:
         A change that follows in the same transaction ends them at the same instant; if none does,
         :meth:`settle` takes them back.
         """
-        for chunk in chunks(keys):
-            self._run(chunk, "snapshot", Operation.BASELINE, "absent")
+        for portion in portions(keys):
+            self._run(portion, "snapshot", Operation.BASELINE, "absent")
 
     def adopt(self, keys: Sequence[Key]) -> int:
         """Write baselines, which stay, of the live rows that have no open version; return how many.
@@ -467,24 +470,35 @@ class Capture:
 
     # -- running statements
 
-    def _statements(self, keys: Sequence[Any]) -> Statements:
+    def _statements(self, keys: Portion | Sequence[_Last]) -> Statements:
+        dialect = self.connection.dialect
+        if isinstance(keys, SelectedKeys):
+            return Statements(self.chain, self.user_fields, keys, dialect)
         many = len(keys) > 1
         if many not in self._chosen:
-            dialect = self.connection.dialect
             statements = self.chain[-1].statements.setdefault(dialect, {})
             signature = (self.chain, self.user_fields, many)
             if signature not in statements:
-                statements[signature] = Statements(self.chain, self.user_fields, many, dialect)
+                statements[signature] = Statements(*signature, dialect)
             self._chosen[many] = statements[signature]
         return self._chosen[many]
 
     @staticmethod
-    def _selecting(keys: Sequence[Key]) -> dict[str, Any]:
+    def _selecting(keys: Portion) -> dict[str, Any]:
+        if isinstance(keys, SelectedKeys):
+            return {}
         if len(keys) == 1:
             return {f"sqlaudit_key_{index}": value for index, value in enumerate(keys[0])}
         return {"sqlaudit_keys": [key[0] for key in keys] if len(keys[0]) == 1 else list(keys)}
 
-    def _run(self, keys: Sequence[Key], step: str, *args: Any, at: datetime | None = None) -> int:
+    def _unsettled(self, keys: Portion) -> Portion:
+        """Return those whose history may not agree with the live rows yet."""
+        if not isinstance(keys, SelectedKeys):
+            return keys
+        criterion = self._statements(keys).unsettled(keys.columns)
+        return SelectedKeys(self.connection, keys.chosen.where(criterion).params(self.parameters))
+
+    def _run(self, keys: Portion, step: str, *args: Any, at: datetime | None = None) -> int:
         """Execute the statements of a step; return the number of rows that the base table's wrote."""
         parameters = self.parameters | self._selecting(keys)
         if at is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import islice
 from typing import Any, Final, Protocol, TypeVar
 from typing import cast as cast_type
@@ -88,6 +89,51 @@ def chunks(keys: Portionable[T]) -> Iterator[Sequence[T]]:
     remaining = iter(keys)
     while chunk := list(islice(remaining, CHUNK)):
         yield chunk
+
+
+class SelectedKeys:
+    """Keys of rows, wherever a select finds them.
+
+    :param chosen: selects them, and nothing else
+    """
+
+    def __init__(self, connection: Connection, chosen: Select[Any]) -> None:
+        self.connection = connection
+        self.chosen = chosen
+
+    @cached_property
+    def _count(self) -> int:
+        return self.connection.scalar(select(func.count()).select_from(self.chosen.subquery())) or 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Key]:
+        for page in pages(self.connection, self.chosen, self.columns):
+            yield from page
+
+    @property
+    def columns(self) -> list[ColumnElement[Any]]:
+        return list(self.chosen.selected_columns)
+
+    def among(self, key: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
+        """Return the condition that a row has one of the keys."""
+        return one_of(key, self.chosen)
+
+
+Portion = Sequence[Key] | SelectedKeys
+"""Keys that one statement takes."""
+
+
+def portions(keys: Portionable[Key]) -> Iterator[Portion]:
+    """Yield keys as statements take them: all at once, if they can select them themselves.
+
+    MariaDB and MySQL would walk through the whole history to select its rows by others, and lock it.
+    """
+    if not isinstance(keys, SelectedKeys) or keys.connection.dialect.name in MYSQL:
+        yield from chunks(keys)
+    elif keys:
+        yield keys
 
 
 def pages(
@@ -306,18 +352,21 @@ def _processor(type_: TypeEngine[Any], dialect: Dialect) -> Any:
 class Statements:
     """The statements that write the versions of objects that live in a chain of tables.
 
-    Each selects its rows by ``sqlaudit_key_0``, … (one row) or ``sqlaudit_keys`` (many): ``many`` chooses.
+    Each selects its rows by ``sqlaudit_key_0``, … (one row) or ``sqlaudit_keys`` (many), or as ``rows`` says.
     In a chain, the base table's versions decide and the others follow them.
 
     :param chain: the tables, from the base of the hierarchy to the objects' own
     :param user_fields: the live columns that name the user of a row, before and after the callback
+    :param rows: whether they are for many rows, or for which
     :param dialect: the one that they are for
     """
 
-    def __init__(self, chain: Sequence[TrackedTable], user_fields: UserFields, many: bool, dialect: Dialect) -> None:
+    def __init__(
+        self, chain: Sequence[TrackedTable], user_fields: UserFields, rows: bool | SelectedKeys, dialect: Dialect
+    ) -> None:
         self.chain = chain
         self.base = chain[0]
-        self.many = many
+        self.rows = rows
         self.user_fields = user_fields
         self._dialect = ref(dialect)
         self._built: dict[Any, list[Prepared]] = {}
@@ -338,7 +387,9 @@ class Statements:
     # -- parts
 
     def _rows(self, columns: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
-        if not self.many:
+        if isinstance(self.rows, SelectedKeys):
+            return self.rows.among(columns)
+        if not self.rows:
             return and_(
                 *(
                     column == bindparam(f"sqlaudit_key_{index}", type_=column.type)
@@ -451,7 +502,7 @@ class Statements:
         MariaDB would rather walk through a table of which they are a good part (an eighth, measured), and at its
         default isolation lock it all: rows that others have written, behind which there are rows that we have.
         """
-        if not self.many or self.dialect.name not in MYSQL:
+        if self.rows is not True or self.dialect.name not in MYSQL:
             return statement
         leads = set(list(source.primary_key)[: len(key)]) == set(key)
         return statement.with_hint(text="FORCE INDEX (PRIMARY)", selectable=source) if leads else statement
@@ -459,6 +510,25 @@ class Statements:
     def _gone(self, history: Any) -> ColumnElement[bool]:
         here = [history.c[column.key] for column in self.base.history_key]
         return ~exists(select(literal_column("1")).select_from(self.base.live).where(self._same(self.base.key, here)))
+
+    def unsettled(self, key: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
+        """Return the condition that the history of the row with a key does not agree with the live row.
+
+        A baseline of this changeset's agrees with it, and yet nothing followed.
+        """
+        base = self.base
+        past = base.history.alias()
+        operation, changeset = (past.c[base.role(role).key] for role in ("operation", "changeset_id"))
+        ours = bindparam("sqlaudit_changeset", type_=changeset.type)
+        agrees = exists(literal_column("1")).where(
+            self._same([past.c[column.key] for column in base.history_key], key),
+            is_open(past.c[base.valid_to.key]),
+            or_(operation != literal_column(f"'{Operation.BASELINE.value}'"), changeset != ours),
+            ~self._gone(past),
+            ~self._changed(past),
+        )
+        is_live = exists(literal_column("1")).where(self._same(base.key, key))
+        return or_(and_(is_live, ~agrees), and_(~is_live, has_open_version(base, key)))
 
     # -- steps
 

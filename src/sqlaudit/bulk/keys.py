@@ -40,10 +40,9 @@ from sqlalchemy.sql.compiler import DDLCompiler
 
 from sqlaudit.dependents import by_chain, chains_of
 from sqlaudit.references import Source, Sources
-from sqlaudit.statements import MYSQL, JSONList, Key, goes_into_json, one_of, one_of_json, pages
+from sqlaudit.statements import CHUNK, MYSQL, JSONList, Key, SelectedKeys, goes_into_json, one_of, one_of_json
 
-MANY: Final = 10_000
-"""How many keys Python keeps."""
+_MANY: Final = 10_000
 MAY_FAIL: Final = "sqlaudit_may_fail"
 """The execution option of a statement whose failure is no failure of the one that it is for."""
 _SAVEPOINT: Final = "sqlaudit_keys"
@@ -83,7 +82,7 @@ class KnownKeys:
         return among(self.connection.dialect, key, list(self))
 
 
-class StoredKeys:
+class StoredKeys(SelectedKeys):
     """Keys of rows, in a table that only the connection sees, until it drops it; else like :class:`KnownKeys`.
 
     :param table: the columns of the key; whether the row has an open version; which of
@@ -92,16 +91,9 @@ class StoredKeys:
     """
 
     def __init__(self, connection: Connection, table: Table, *criteria: ColumnElement[bool]) -> None:
-        self.connection = connection
+        super().__init__(connection, select(*table.primary_key).where(*criteria))
         self.table = table
         self.criteria = criteria
-
-    def __len__(self) -> int:
-        return self.connection.scalar(select(func.count()).select_from(self.table).where(*self.criteria)) or 0
-
-    def __iter__(self) -> Iterator[Key]:
-        for page in pages(self.connection, self._select(), list(self.table.primary_key)):
-            yield from page
 
     @property
     def unrecorded(self) -> StoredKeys:
@@ -115,15 +107,9 @@ class StoredKeys:
             if some := self._where(self.table.c.place == place):
                 yield chain, some
 
-    def among(self, key: Sequence[Any]) -> ColumnElement[bool]:
-        return one_of(key, self._select())
-
     def drop(self) -> None:
         with suppress(DBAPIError):  # it goes with the transaction, or with the connection
             self.connection.execute(DropTemporary(self.table))
-
-    def _select(self) -> Select[Any]:
-        return select(*self.table.primary_key).where(*self.criteria)
 
     def _where(self, criterion: ColumnElement[bool]) -> StoredKeys:
         return StoredKeys(self.connection, self.table, *self.criteria, criterion)
@@ -186,6 +172,11 @@ def stored(connection: Connection, chosen: Select[Any], key: Sequence[ColumnElem
         return None
     connection.execute(insert(table).from_select(list(table.c), chosen))
     return StoredKeys(connection, table)
+
+
+def most_known(dialect: Dialect) -> int:
+    """Return how many keys Python keeps: what one statement takes, or more where more are told in portions anyway."""
+    return _MANY if dialect.name in MYSQL else CHUNK
 
 
 def may_be_stored(connection: Connection) -> bool:
