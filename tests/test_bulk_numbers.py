@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -77,6 +78,24 @@ def test_rows_are_recorded_by_the_numbers_that_they_get(
     base: Any, maker: Any, insert: Callable[[Session, Any], None], key: Any
 ) -> None:
     check(maker, model_of(base, *key), insert)
+
+
+@pytest.mark.parametrize("key", [(), (sa.Identity(start=7, increment=3),)])
+def test_many_rows_are_recorded_by_the_numbers_that_they_get(base: Any, engine: sa.Engine, key: Any) -> None:
+    model, rows = model_of(base, *key), [{"name": str(n)} for n in range(2_500)]
+    with recording(engine, base.metadata) as maker, maker() as session:
+        session.execute(sa.insert(model), rows)
+        session.execute(sa.delete(model))  # what has been and gone leaves no trace, and SQLite its numbers
+        session.commit()
+        session.execute(sa.insert(model), rows)
+        session.commit()
+        session.execute(sa.delete(model))
+        session.commit()
+        for _ in range(2):
+            session.execute(sa.insert(model), rows)
+        session.commit()
+        check_history(session, model)
+        assert Counter(told(session, model)) == {("insert",): 7_500, ("delete",): 2_500}
 
 
 @pytest.mark.parametrize("insert", INSERTS)

@@ -234,19 +234,20 @@ class Capture:
             self.parameters["sqlaudit_callback_user"] = callback
 
     def inserted(self, keys: Portionable[Key], *, must_be_found: bool = True) -> None:
-        """Write the first versions of new rows: one statement per table and 1,000 rows.
+        """Write the first versions of new rows: one statement per table and portion.
 
         :param must_be_found: see :meth:`settle`
         """
-        for chunk in chunks(keys):
+        for portion in portions(keys):
             try:
-                complete = self._run(chunk, "snapshot", Operation.INSERT, "new") == len(chunk)
+                complete = self._run(portion, "snapshot", Operation.INSERT, "new") == len(portion)
             except IntegrityError:
                 if self.connection.dialect.name not in GUARDED_BY_KEY:
                     raise
                 complete = False  # a key has a history: the database undid that statement, and nothing else
             if not complete:
-                self.settle(chunk, inserted=frozenset(chunk), must_be_found=must_be_found)
+                rest = self._unsettled(portion)
+                self.settle(rest, inserted=frozenset(rest), must_be_found=must_be_found)
 
     def updated(self, keys: Portionable[Key], before: OldValues = _unknown) -> None:
         """Write versions of rows that may have changed: two statements per table and portion.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import TypeVar, cast, overload
 
 from sqlalchemy import Connection, and_, select
 from sqlalchemy.sql.schema import ForeignKeyConstraint
@@ -50,7 +50,7 @@ class Dependents:
     """The rows that go, or change, with others."""
 
     def __init__(self) -> None:
-        self._found: list[tuple[Capture, list[Key]]] = []
+        self._found: list[tuple[Capture, Sequence[Key]]] = []
         self._referred: list[tuple[Occasion, Sources, Portionable[Key]]] = []
 
     def find(self, occasion: Occasion, sources: Sources, keys: Portionable[Key]) -> None:
@@ -97,7 +97,7 @@ class Dependents:
                 record_moved(occasion, sources, chunk)
 
 
-def record_moved(occasion: Occasion, sources: Sources, keys: Sequence[Key]) -> None:
+def record_moved(occasion: Occasion, sources: Sources, keys: Portionable[Key]) -> None:
     """Record the rows whose own keys the database changed with those of the rows that they refer to.
 
     :param keys: the new keys of these
@@ -124,10 +124,27 @@ def chains_of(table: S) -> list[tuple[S, ...]]:
     return cast("list[tuple[S, ...]]", sorted(table.chains, key=len, reverse=True) or [(table,)])
 
 
-def by_chain(connection: Connection, table: S, keys: Sequence[Key]) -> Iterator[tuple[tuple[S, ...], list[Key]]]:
+@overload
+def by_chain(
+    connection: Connection, table: S, keys: Sequence[Key]
+) -> Iterator[tuple[tuple[S, ...], Sequence[Key]]]: ...
+
+
+@overload
+def by_chain(
+    connection: Connection, table: S, keys: Portionable[Key]
+) -> Iterator[tuple[tuple[S, ...], Portionable[Key]]]: ...
+
+
+def by_chain(
+    connection: Connection, table: S, keys: Portionable[Key]
+) -> Iterator[tuple[tuple[S, ...], Portionable[Key]]]:
     """Divide the rows of a table by the tables that their objects live in."""
+    if len(chains := chains_of(table)) == 1:
+        if keys:
+            yield chains[0], keys
+        return
     remaining = list(keys)
-    chains = chains_of(table)
     for chain in chains[:-1]:
         found: set[Key] = set()
         for chunk in chunks(remaining):

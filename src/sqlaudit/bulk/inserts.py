@@ -27,10 +27,10 @@ from sqlalchemy.dialects.postgresql import REGCLASS
 
 from sqlaudit.bulk.keys import KnownKeys
 from sqlaudit.bulk.reading import SQL, Parameters, are_known, column_named, column_of_parameter, value_given
-from sqlaudit.bulk.writes import Write
+from sqlaudit.bulk.writes import KeysOf, Write
 from sqlaudit.capture import uncaptured
 from sqlaudit.references import Source, Untracked, referred_columns
-from sqlaudit.statements import MYSQL, Key, chunks, one_of
+from sqlaudit.statements import CHUNK, MYSQL, Key, Portionable, SelectedKeys, chunks, one_of
 from sqlaudit.tables import TrackedTable, schema_of, unique_together
 
 _ATTRIBUTES: Final = table(
@@ -55,7 +55,7 @@ def prepare_insert(write: Write, clause: Any, tracked: TrackedTable, parameters:
         return clause
     number, dialect = _number_to_give(clause, tracked, rows), write.connection.dialect.name
     if number is not None and len(parameters) > 1:
-        if dialect == "sqlite" and _is_numbered(write, number):
+        if dialect == "sqlite" and _is_numbered(write, number, parameters):
             return clause
         if dialect == "postgresql" and _is_drawn(write, number, parameters):
             return clause
@@ -189,7 +189,7 @@ def _number_to_give(clause: Any, tracked: TrackedTable, rows: Sequence[Mapping[s
     return None if is_given or key.default is not None else key
 
 
-def _is_numbered(write: Write, key: Column[Any]) -> bool:
+def _is_numbered(write: Write, key: Column[Any], parameters: Parameters) -> bool:
     """Tell whether SQLite numbers the rows that many executions insert: each is new whose number is above the last.
 
     RETURNING would tell as much, but take twice as long as the INSERT.
@@ -198,7 +198,13 @@ def _is_numbered(write: Write, key: Column[Any]) -> bool:
     if connection._is_autocommit_isolation():  # others may insert meanwhile
         return False
     last = connection.execute(select(func.coalesce(func.max(key), -1 << 63))).scalar_one()
-    write.keys_of = lambda result: list(zip(connection.scalars(select(key).where(key > last)), strict=True))
+
+    def keys_of(result: CursorResult[Any]) -> Portionable[Key]:
+        if len(parameters) <= CHUNK:
+            return list(zip(connection.scalars(select(key).where(key > last)), strict=True))
+        return _between(connection, key, last + 1, connection.scalar(select(func.max(key))))
+
+    write.keys_of = keys_of
     return bool(last < (1 << 63) - 1)  # after which the numbers are chosen at random
 
 
@@ -214,8 +220,21 @@ def _is_drawn(write: Write, key: Column[Any], parameters: Parameters) -> bool:
     numbers = func.generate_series(1, len(parameters)).table_valued("number")
     drawn = connection.scalars(select(func.nextval(cast(sequence, REGCLASS))).select_from(numbers)).all()
     write.parameters = [{**each, key.key: number} for each, number in zip(parameters, drawn, strict=True)]
-    write.keys_of = lambda result: list(zip(drawn, strict=True))
+
+    def keys_of(result: CursorResult[Any]) -> Portionable[Key]:
+        first, last = drawn[0], drawn[-1]
+        if len(drawn) > CHUNK and drawn == list(range(first, first + len(drawn))):
+            return _between(connection, key, first, last)
+        return list(zip(drawn, strict=True))
+
+    write.keys_of = keys_of
     return True
+
+
+def _between(connection: Connection, key: Column[Any], first: int, last: int | None) -> SelectedKeys:
+    """Return the keys of rows that have no others between them."""
+    number = key.table.alias().c[key.key]
+    return SelectedKeys(connection, select(number).where(number.between(first, last)))
 
 
 def _sequence_of(key: Column[Any], connection: Connection) -> Select[Any]:
@@ -269,10 +288,10 @@ def _keys_returned(result: CursorResult[Any]) -> list[Key]:
     return [tuple(row) for row in result.returned_defaults_rows or ()]
 
 
-def _telling_number(keys_of: Callable[[CursorResult[Any]], list[Key]]) -> Callable[[CursorResult[Any]], list[Key]]:
+def _telling_number(keys_of: KeysOf) -> KeysOf:
     """Let the results of MariaDB have the ``lastrowid`` that they have without RETURNING: the first of the numbers."""
 
-    def telling(result: CursorResult[Any]) -> list[Key]:
+    def telling(result: CursorResult[Any]) -> Portionable[Key]:
         keys = keys_of(result)
         number = min(keys, default=(0,))[0]
         result.context.get_lastrowid = lambda: number  # type: ignore[method-assign]  # of this statement

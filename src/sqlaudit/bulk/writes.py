@@ -15,12 +15,13 @@ from sqlaudit.capture import Capture
 from sqlaudit.changes import Operation
 from sqlaudit.dependents import Dependents, Occasion, by_chain, record_moved
 from sqlaudit.references import Chain, Source, Untracked, referred_columns
-from sqlaudit.statements import Key
+from sqlaudit.statements import Key, Portionable
 from sqlaudit.tables import TrackedTable
 
 WRITE: Final = "sqlaudit_write"
 """The execution option of a statement that is recorded, or is for another that is."""
 _SAVEPOINT: Final = "sqlaudit"
+KeysOf = Callable[[CursorResult[Any]], Portionable[Key]]
 
 
 @dataclass(eq=False, slots=True, kw_only=True, weakref_slot=True)
@@ -62,8 +63,8 @@ class Write:
     stored: StoredKeys | None = None
     dependents: Dependents = field(default_factory=Dependents)
     moved_to: dict[Key, Key] = field(default_factory=dict)
-    keys_of: Callable[[CursorResult[Any]], list[Key]] = lambda result: []
-    inserted: list[Key] = field(default_factory=list)
+    keys_of: KeysOf = lambda result: []
+    inserted: Portionable[Key] = ()
     statement: Callable[[], Any] = lambda: None
     surplus: int = 0
     may_update: bool = False

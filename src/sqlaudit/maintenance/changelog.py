@@ -222,7 +222,7 @@ class _Import:
         found = select(*self.root.key).where(one_of(self.root.key, keys))
         return {tuple(row) for row in self.connection.execute(found)} if keys else set()
 
-    def _live(self, model: TrackedModel, keys: list[Key]) -> dict[Key, dict[str, Any]]:
+    def _live(self, model: TrackedModel, keys: Sequence[Key]) -> dict[Key, dict[str, Any]]:
         """Return the values of living rows, by their fields."""
         named = _fields_of(model)
         source: FromClause = self.root.live
