@@ -47,7 +47,15 @@ class Tick(Base):
     place: Mapped[int]
 
 
+class Bite(Base):
+    __tablename__ = "many_bites"
+
+    tick: Mapped[int] = mapped_column(primary_key=True)
+    nth: Mapped[int] = mapped_column(primary_key=True)
+
+
 animals: Any = Animal.__table__
+bites: Any = Bite.__table__
 cows: Any = Cow.__table__
 ticks: Any = Tick.__table__
 
@@ -108,15 +116,40 @@ def test_a_delete_records_each_row_in_the_tables_that_it_was_in(maker: sessionma
 def test_the_number_of_statements_does_not_depend_on_that_of_the_rows(engine: sa.Engine, change: Any) -> None:
     few_and_many = []
     with recording(engine, Base.metadata) as maker, maker() as session:
-        session.execute(ticks.insert(), [{"id": n, "place": 1} for n in range(6_000)])
+        session.execute(ticks.insert(), [{"id": n, "place": 1} for n in range(1, 3 * MANY)])
         session.commit()
-        for is_chosen in (ticks.c.id < 1_500, ticks.c.id >= 1_500):
+        for is_chosen in (ticks.c.id < MANY, ticks.c.id >= MANY):
             with counted(engine) as statements:
                 session.execute(change.where(is_chosen))
             few_and_many.append(len(statements))
             session.commit()
         check_history(session, Tick)
     assert few_and_many[0] == few_and_many[1]
+
+
+def test_a_row_that_a_statement_finds_several_times_is_recorded_once(engine: sa.Engine) -> None:
+    with recording(engine, Base.metadata) as maker, maker() as session:
+        session.execute(ticks.insert(), [{"id": n, "place": 1} for n in range(1, MANY)])
+        session.execute(bites.insert(), [{"tick": n, "nth": nth} for n in range(1, MANY) for nth in range(2)])
+        session.commit()
+        session.execute(ticks.update().where(ticks.c.id == bites.c.tick).values(place=2))
+        session.commit()
+        check_history(session, Tick)
+        assert operations(session, Tick) == {("insert", "update"): MANY - 1}
+
+
+@pytest.mark.requires("cheap_temporary_tables", "update_returning")
+def test_no_table_of_keys_is_left(maker: sessionmaker[Session]) -> None:
+    with maker() as session:
+        for _ in range(2):
+            session.execute(animals.update().values(weight=animals.c.weight + 1).returning(animals.c.id))
+            with session.execute(sa.select(animals), execution_options={"yield_per": 10}) as reading:
+                next(reading)
+                session.execute(animals.update().values(weight=animals.c.weight + 1))
+        session.execute(animals.update().values(weight=9))
+        assert sa.inspect(session.connection()).get_temp_table_names() == []
+        session.commit()
+        check_history(session, Animal, all_recorded=False)
 
 
 @pytest.mark.requires("update_returning")

@@ -246,8 +246,8 @@ class Capture:
                     raise
                 complete = False  # a key has a history: the database undid that statement, and nothing else
             if not complete:
-                rest = self._unsettled(portion)
-                self.settle(rest, inserted=frozenset(rest), must_be_found=must_be_found)
+                for chunk in chunks(self._unsettled(portion)):
+                    self.settle(chunk, inserted=frozenset(chunk), must_be_found=must_be_found)
 
     def updated(self, keys: Portionable[Key], before: OldValues = _unknown) -> None:
         """Write versions of rows that may have changed: two statements per table and portion.
@@ -474,7 +474,7 @@ class Capture:
     def _statements(self, keys: Portion | Sequence[_Last]) -> Statements:
         dialect = self.connection.dialect
         if isinstance(keys, SelectedKeys):
-            return Statements(self.chain, self.user_fields, keys, dialect)
+            return Statements(self.chain, self.user_fields, True, dialect, keys)
         many = len(keys) > 1
         if many not in self._chosen:
             statements = self.chain[-1].statements.setdefault(dialect, {})

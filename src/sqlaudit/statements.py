@@ -69,7 +69,7 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 Key = tuple[Any, ...]
 CHUNK: Final = 1000
-"""Keys per statement."""
+"""Keys that one statement is given."""
 
 
 class Portionable(Protocol[T_co]):
@@ -352,21 +352,27 @@ def _processor(type_: TypeEngine[Any], dialect: Dialect) -> Any:
 class Statements:
     """The statements that write the versions of objects that live in a chain of tables.
 
-    Each selects its rows by ``sqlaudit_key_0``, … (one row) or ``sqlaudit_keys`` (many), or as ``rows`` says.
+    Each selects its rows by ``sqlaudit_key_0``, … (one row) or ``sqlaudit_keys`` (many): ``many`` chooses.
     In a chain, the base table's versions decide and the others follow them.
 
     :param chain: the tables, from the base of the hierarchy to the objects' own
     :param user_fields: the live columns that name the user of a row, before and after the callback
-    :param rows: whether they are for many rows, or for which
     :param dialect: the one that they are for
+    :param selected: the rows, if they are for no others
     """
 
     def __init__(
-        self, chain: Sequence[TrackedTable], user_fields: UserFields, rows: bool | SelectedKeys, dialect: Dialect
+        self,
+        chain: Sequence[TrackedTable],
+        user_fields: UserFields,
+        many: bool,
+        dialect: Dialect,
+        selected: SelectedKeys | None = None,
     ) -> None:
         self.chain = chain
         self.base = chain[0]
-        self.rows = rows
+        self.many = many
+        self.selected = selected
         self.user_fields = user_fields
         self._dialect = ref(dialect)
         self._built: dict[Any, list[Prepared]] = {}
@@ -387,9 +393,9 @@ class Statements:
     # -- parts
 
     def _rows(self, columns: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
-        if isinstance(self.rows, SelectedKeys):
-            return self.rows.among(columns)
-        if not self.rows:
+        if self.selected is not None:
+            return self.selected.among(columns)
+        if not self.many:
             return and_(
                 *(
                     column == bindparam(f"sqlaudit_key_{index}", type_=column.type)
@@ -502,7 +508,7 @@ class Statements:
         MariaDB would rather walk through a table of which they are a good part (an eighth, measured), and at its
         default isolation lock it all: rows that others have written, behind which there are rows that we have.
         """
-        if self.rows is not True or self.dialect.name not in MYSQL:
+        if not self.many or self.dialect.name not in MYSQL:
             return statement
         leads = set(list(source.primary_key)[: len(key)]) == set(key)
         return statement.with_hint(text="FORCE INDEX (PRIMARY)", selectable=source) if leads else statement

@@ -232,7 +232,7 @@ def _is_drawn(write: Write, key: Column[Any], parameters: Parameters) -> bool:
 
 
 def _between(connection: Connection, key: Column[Any], first: int, last: int | None) -> SelectedKeys:
-    """Return the keys of rows that have no others between them."""
+    """Return the keys of the rows from one number to another, all of which are meant; of none, if that is ``None``."""
     number = key.table.alias().c[key.key]
     return SelectedKeys(connection, select(number).where(number.between(first, last)))
 

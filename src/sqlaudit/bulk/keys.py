@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from typing import Any, Final, cast
 from uuid import uuid4
 
@@ -40,12 +39,14 @@ from sqlalchemy.sql.compiler import DDLCompiler
 
 from sqlaudit.dependents import by_chain, chains_of
 from sqlaudit.references import Source, Sources
-from sqlaudit.statements import CHUNK, MYSQL, JSONList, Key, SelectedKeys, goes_into_json, one_of, one_of_json
+from sqlaudit.statements import MYSQL, JSONList, Key, SelectedKeys, goes_into_json, one_of, one_of_json
 
-_MANY: Final = 10_000
+MANY: Final = 10_000
+"""How many keys Python keeps."""
 MAY_FAIL: Final = "sqlaudit_may_fail"
 """The execution option of a statement whose failure is no failure of the one that it is for."""
 _SAVEPOINT: Final = "sqlaudit_keys"
+_LEFT: Final = "sqlaudit_left"
 
 
 class KnownKeys:
@@ -108,8 +109,7 @@ class StoredKeys(SelectedKeys):
                 yield chain, some
 
     def drop(self) -> None:
-        with suppress(DBAPIError):  # it goes with the transaction, or with the connection
-            self.connection.execute(DropTemporary(self.table))
+        _drop(self.connection, self.table)
 
     def _where(self, criterion: ColumnElement[bool]) -> StoredKeys:
         return StoredKeys(self.connection, self.table, *self.criteria, criterion)
@@ -152,11 +152,16 @@ def place_of(root: Source, key: Sequence[Any]) -> ColumnElement[int]:
     return case(*((each, place) for place, each in enumerate(there)), else_=len(further))
 
 
-def stored(connection: Connection, chosen: Select[Any], key: Sequence[ColumnElement[Any]]) -> StoredKeys | None:
+def stored(
+    connection: Connection, chosen: Select[Any], key: Sequence[ColumnElement[Any]], *, may_repeat: bool
+) -> StoredKeys | None:
     """Store the keys of rows, or return ``None`` where the database gives no place to them.
 
     :param chosen: selects what the table of :class:`StoredKeys` has
+    :param may_repeat: whether it may select a row several times
     """
+    for left in connection.info.pop(_LEFT, ()):
+        _drop(connection, left)
     table = Table(
         f"sqlaudit_keys_{uuid4().hex}",
         MetaData(),
@@ -170,19 +175,30 @@ def stored(connection: Connection, chosen: Select[Any], key: Sequence[ColumnElem
         copy.type = original.type  # set afterwards, it is shared without its DDL
     if not _create(connection, table):
         return None
+    if may_repeat:  # PostgreSQL locks no rows of a DISTINCT, but those that it is of
+        names = [f"sqlaudit_{place}" for place, _ in enumerate(table.c)]
+        named = chosen.with_only_columns(*map(ColumnElement.label, chosen.selected_columns, names))
+        chosen = select(named.subquery()).distinct()
     connection.execute(insert(table).from_select(list(table.c), chosen))
     return StoredKeys(connection, table)
 
 
-def most_known(dialect: Dialect) -> int:
-    """Return how many keys Python keeps: what one statement takes, or more where more are told in portions anyway."""
-    return _MANY if dialect.name in MYSQL else CHUNK
+def _drop(connection: Connection, table: Table) -> None:
+    """Drop a table, now or with the next, for SQLite drops none as long as any result is being read."""
+    try:
+        connection.execute(DropTemporary(table), execution_options={MAY_FAIL: True})
+    except DBAPIError:  # elsewhere it goes with the transaction, or with the connection
+        connection.info.setdefault(_LEFT, []).append(table)
 
 
-def may_be_stored(connection: Connection) -> bool:
-    """Tell whether a transaction may have a temporary table, which would keep it from being prepared."""
+def may_be_stored(connection: Connection, *, returns: bool) -> bool:
+    """Tell whether a transaction may have a temporary table, which would keep it from being prepared.
+
+    :param returns: whether it is for a statement with RETURNING, before whose end SQLite could not drop it
+    """
     return (
-        not connection._is_autocommit_isolation()
+        not (returns and connection.dialect.name == "sqlite")
+        and not connection._is_autocommit_isolation()
         and not isinstance(connection.get_transaction(), TwoPhaseTransaction)
         and None not in (connection.get_execution_options().get("schema_translate_map") or {})
     )

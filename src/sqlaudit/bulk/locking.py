@@ -25,7 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.visitors import iterate
 
-from sqlaudit.bulk.keys import Keys, KnownKeys, StoredKeys, among, may_be_stored, most_known, place_of, stored
+from sqlaudit.bulk.keys import MANY, Keys, KnownKeys, StoredKeys, among, may_be_stored, place_of, stored
 from sqlaudit.bulk.reading import Parameters, are_known, keys_given, terms, value_given, values_set
 from sqlaudit.bulk.writes import WRITE, Write
 from sqlaudit.capture import uncaptured
@@ -62,15 +62,16 @@ def _lock_found(write: Write, clause: Any, source: Source, key: Sequence[Any], p
     """Lock the rows that a statement's criterion chooses."""
     connection, is_recorded = write.connection, _is_recorded(write.root, key)
     chosen = _rows_of(clause, [*key, is_recorded], key)
-    if len(parameters) == 1 and may_be_stored(connection) and set(source.key) == set(source.live.primary_key):
-        most = most_known(connection.dialect)
+    has_key = set(source.key) == set(source.live.primary_key)
+    if len(parameters) == 1 and has_key and may_be_stored(connection, returns=bool(clause._returning)):
         with connection.execute(chosen, parameters[0], execution_options={"stream_results": True}) as found:
-            rows = found.fetchmany(most + 1)
-        if len(rows) <= most:
+            rows = found.fetchmany(MANY + 1)
+        if len(rows) <= MANY:
             return KnownKeys(connection, rows)
         if connection.dialect.name not in MYSQL or (_is_repeatable(clause) and _locks_gaps(connection)):
             told = [*key, case((is_recorded, 1), else_=0), place_of(write.root, key)]
-            write.stored = stored(connection, _rows_of(clause, told, key).params(parameters[0]), key)
+            every = _rows_of(clause, told, key).params(parameters[0])
+            write.stored = stored(connection, every, key, may_repeat=not _asks_alone(clause))
         if write.stored is not None:
             return write.stored
     return KnownKeys(connection, (row for each in parameters for row in connection.execute(chosen, each)))
