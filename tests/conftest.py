@@ -6,6 +6,7 @@ needs ``max_prepared_transactions`` above 0 on PostgreSQL.
 With ``SQLAUDIT_REQUIRE_ALL_DATABASES=1`` a database that is missing fails its tests.
 """
 
+import gc
 import os
 import shutil
 import tempfile
@@ -48,6 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
     worker = getattr(config, "workerinput", None)
     scratch = worker["scratch"] if worker else tempfile.mkdtemp(prefix="sqlaudit-")
     config.stash[SCRATCH] = Path(scratch)
+    gc.set_threshold(50_000, 20, 50)  # each test compiles its statements anew, and nearly all of them stay
 
 
 @pytest.hookimpl(optionalhook=True)

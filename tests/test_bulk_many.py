@@ -12,7 +12,7 @@ import sqlaudit
 from counting import counted
 from invariants import check_history, recording, told
 
-MANY = 10_050
+MANY = 1_050
 OLD = 30
 """How many of the rows are older than their tracking."""
 
@@ -58,6 +58,12 @@ animals: Any = Animal.__table__
 bites: Any = Bite.__table__
 cows: Any = Cow.__table__
 ticks: Any = Tick.__table__
+
+
+@pytest.fixture(autouse=True)
+def python_keeps_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Python keep no more keys than one statement is given: ten times as many make these tests last."""
+    monkeypatch.setattr("sqlaudit.bulk.locking.MANY", 1_000)
 
 
 @pytest.fixture
