@@ -131,8 +131,8 @@ class PostgreSQL(Server):
     capabilities = frozenset(
         {
             "arrays",
-            "concurrent_writes",
             "cheap_temporary_tables",
+            "concurrent_writes",
             "cyclic_cascades",
             "enum_types",
             "identity_always",

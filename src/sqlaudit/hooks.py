@@ -48,7 +48,7 @@ from sqlaudit.bulk.namesakes import notice_namesake
 from sqlaudit.bulk.reading import notice_writes_within, source_written, unwrapped
 from sqlaudit.bulk.recorder import Recorder
 from sqlaudit.bulk.writes import roll_back
-from sqlaudit.capture import OWN, Changeset, changeset_of, uncaptured
+from sqlaudit.capture import OWN, Changeset, changeset_of, own_connection, uncaptured
 from sqlaudit.exceptions import QueryError, SQLAuditError
 from sqlaudit.flush import Flush, followed_fields_changed, forget_restoring, prepare_restoring, sources_of
 from sqlaudit.handwritten import NOTICED, notice_sql
@@ -222,6 +222,11 @@ def _do_orm_execute(state: ORMExecuteState) -> Any:
 def _connection_noticed(state: ORMExecuteState) -> Connection:
     """Return the connection of a statement that is being noticed, and need not be noticed again."""
     state.update_execution_options(**{NOTICED: True})
+    return _connection_of(state)
+
+
+def _connection_of(state: ORMExecuteState) -> Connection:
+    """Return the connection that a statement is going to be executed on."""
     return state.session.connection(bind_arguments=dict(state.bind_arguments), execution_options=OWN)
 
 
@@ -234,7 +239,7 @@ def _record_statement(state: ORMExecuteState) -> Any:
             state.statement,
         )
         return None
-    connection = session.connection(bind_arguments=dict(state.bind_arguments), execution_options=OWN)
+    connection = _connection_of(state)
     if connection in session.info.get(_RECORDING, ()):
         return None  # a listener of an overlapping target came first
     with _recording(session, connection) as recorder:
@@ -438,9 +443,7 @@ def _record_bulk(session: Session, mappers: Iterable[Mapper[Any]], write: Callab
     written = [mapper for mapper in mappers if tracked_model(mapper) is not None or sources_of(mapper)]
     if not written or session.info.get(_DISABLED):
         return write()
-    connections = {
-        session.connection(bind_arguments={"mapper": mapper.base_mapper}, execution_options=OWN) for mapper in written
-    }
+    connections = {own_connection(session, mapper.base_mapper) for mapper in written}
     with _recording(session, *connections - session.info.get(_RECORDING, frozenset())):
         return write()
 

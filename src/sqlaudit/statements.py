@@ -530,7 +530,6 @@ class Statements:
             self._same([past.c[column.key] for column in base.history_key], key),
             is_open(past.c[base.valid_to.key]),
             or_(operation != literal_column(f"'{Operation.BASELINE.value}'"), changeset != ours),
-            ~self._gone(past),
             ~self._changed(past),
         )
         is_live = exists(literal_column("1")).where(self._same(base.key, key))
