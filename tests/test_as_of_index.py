@@ -13,11 +13,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from clock import Clock, at
 from sqlaudit import (
     AuditContextManager,
-    SQLAuditConfig,
     TrackingError,
     as_of,
     history_of,
-    set_config,
     time_travel,
     track_table,
 )
@@ -52,11 +50,8 @@ class Order(Base):
     )
 
 
-@pytest.fixture
-def sold(engine: sa.Engine, sessions: Sessions) -> Sessions:
+def happen(sessions: Sessions) -> None:
     """Customers and their orders, changed each second, some gone and come again; some versions have an empty period."""
-    Base.metadata.create_all(engine)
-    set_config(SQLAuditConfig(clock=Clock()))
     for second in range(12):
         with sessions() as session:
             for id in range(1, 5):
@@ -78,6 +73,11 @@ def sold(engine: sa.Engine, sessions: Sessions) -> Sessions:
                 elif order is not None:
                     order.amount += 1
             session.commit()
+
+
+@pytest.fixture
+def sold(happened: None, clock: Clock, sessions: Sessions) -> Sessions:
+    """Sessions that record, when that has happened."""
     return sessions
 
 
@@ -140,7 +140,6 @@ def indexes(engine: sa.Engine, table: str) -> dict[str, tuple[Any, bool]]:
 
 
 def test_the_indexes_of_foreign_keys_are_copied_and_not_unique(engine):
-    Base.metadata.create_all(engine)
     made = {name: index for name, index in indexes(engine, "orders_history").items() if name.startswith("ix_")}
     made.pop("ix_orders_history_period")
     assert made == {
@@ -164,7 +163,6 @@ def test_a_history_has_no_such_indexes_unasked(engine, base):
 
 
 def test_autogenerate_sees_no_difference(engine):
-    Base.metadata.create_all(engine)
     with engine.connect() as connection:
         found = compare_metadata(MigrationContext.configure(connection), Base.metadata)
     assert not [step for step in found if "ix_" in str(step[1])]

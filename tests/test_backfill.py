@@ -19,12 +19,16 @@ from sqlalchemy.orm import Mapped, Session, mapped_column, sessionmaker
 
 import sqlaudit
 from databases import OTHER_SCHEMA, Database
-from invariants import check_history, recording, told
-from overlap import Account
-from overlap import Base as OverlapBase
+from invariants import check_history, told
+from overlap import (
+    Account,
+    Base,  # noqa: F401  # whose tables the tests find
+)
+from recording import recording
 from sqlaudit import backfill
 from sqlaudit.tables import tracked_table
-from stock import Base, Item, Part, Person, Tag, fill, item_tags
+from stock import Base as StockBase
+from stock import Item, Part, Person, Tag, fill, item_tags
 
 EARLIER = datetime(2020, 1, 2, 3, 4, 5, 6, tzinfo=UTC)
 
@@ -94,7 +98,6 @@ def unrecorded(engine: sa.Engine, *objects: Any) -> None:
 
 @pytest.fixture
 def accounts(engine: sa.Engine) -> sa.Engine:
-    OverlapBase.metadata.create_all(engine)
     with engine.begin() as connection:
         connection.execute(sa.insert(Account.__table__), [{"id": id, "writes": 0} for id in range(1, 26)])
     return engine
@@ -135,7 +138,7 @@ def test_every_row_without_history_gets_one_open_baseline(accounts: sa.Engine, c
 
 def test_the_next_change_goes_on_from_a_baseline(accounts: sa.Engine) -> None:
     backfill(accounts, Account, at=EARLIER)
-    with recording(accounts, OverlapBase.metadata) as maker, maker.begin() as session:
+    with recording(accounts) as sessions, sessions.begin() as session:
         session.get_one(Account, 3).written_by = "ana"
     with Session(accounts) as session:
         check_history(session, Account)
@@ -146,7 +149,7 @@ def test_the_next_change_goes_on_from_a_baseline(accounts: sa.Engine) -> None:
 
 
 def test_rows_with_a_history_are_left_alone_and_the_rest_is_gone_on_with(accounts: sa.Engine) -> None:
-    with recording(accounts, OverlapBase.metadata) as maker, maker.begin() as session:
+    with recording(accounts) as sessions, sessions.begin() as session:
         session.get_one(Account, 3).writes = 5
         session.delete(session.get_one(Account, 4))
     assert backfill(accounts, Account, chunk_size=4).rows == 23
@@ -157,7 +160,7 @@ def test_rows_with_a_history_are_left_alone_and_the_rest_is_gone_on_with(account
 
 @pytest.mark.parametrize("give", ["engine", "session"])
 def test_a_row_that_came_back_unseen_begins_after_its_deletion(accounts: sa.Engine, give: str) -> None:
-    with recording(accounts, OverlapBase.metadata) as maker, maker.begin() as session:
+    with recording(accounts) as sessions, sessions.begin() as session:
         session.delete(session.get_one(Account, 4))
         session.delete(session.get_one(Account, 9))
     unrecorded(accounts, Account(id=4, writes=77))
@@ -173,7 +176,6 @@ def test_a_row_that_came_back_unseen_begins_after_its_deletion(accounts: sa.Engi
 
 
 def test_an_empty_table_is_no_error(engine: sa.Engine) -> None:
-    OverlapBase.metadata.create_all(engine)
     assert backfill(engine, Account).rows == 0
 
 
@@ -193,7 +195,7 @@ def test_all_tables_of_a_hierarchy_get_versions_of_one_number(
     assert backfill(engine, model, chunk_size=chunk_size).rows == 7
     with Session(engine) as session:
         check_history(session, Shape)
-    with recording(engine, Wide.metadata) as maker, maker.begin() as session:
+    with recording(engine, Wide.metadata) as sessions, sessions.begin() as session:
         session.get_one(Disc, 3).colour = "blue"
         session.delete(session.get_one(Circle, 2))
     assert backfill(engine, model).rows == 0
@@ -226,7 +228,7 @@ def test_composite_keys_of_odd_types_in_another_schema(database: Database, engin
 
 @pytest.mark.parametrize("chunk_size", [1, 3, 100])
 def test_association_tables_single_tables_and_uuids(engine: sa.Engine, chunk_size: int) -> None:
-    Base.metadata.create_all(engine)
+    StockBase.metadata.create_all(engine)
     sqlaudit.set_config(sqlaudit.SQLAuditConfig(on_uncaptured="ignore"))
     with Session(engine) as session:
         fill(session)
@@ -286,7 +288,7 @@ def test_a_registered_engine_takes_a_backfill_for_none_of_the_applications_write
 
 
 def test_in_a_session_it_is_part_of_its_transaction(accounts: sa.Engine) -> None:
-    with recording(accounts, OverlapBase.metadata) as maker, maker() as session:
+    with recording(accounts) as sessions, sessions() as session:
         session.add(Account(id=100))
         assert backfill(session, Account, chunk_size=3).rows == 25
         session.rollback()
@@ -339,7 +341,6 @@ def test_progress_may_be_a_bar_on_the_terminal(accounts: sa.Engine, capsys: pyte
 def test_it_runs_in_asynchronous_applications(async_engine: AsyncEngine) -> None:
     async def run() -> None:
         async with async_engine.begin() as connection:
-            await connection.run_sync(OverlapBase.metadata.create_all)
             await connection.execute(sa.insert(Account.__table__), [{"id": id} for id in range(5)])
         async with AsyncSession(async_engine) as session:
             assert (await session.run_sync(backfill, Account)).rows == 5
@@ -358,10 +359,12 @@ def test_it_runs_in_asynchronous_applications(async_engine: AsyncEngine) -> None
 
 
 @pytest.fixture(params=["READ COMMITTED", "REPEATABLE READ"])
-def maker(request: pytest.FixtureRequest, database: Database, accounts: sa.Engine) -> Iterator[sessionmaker[Session]]:
+def sessions(
+    request: pytest.FixtureRequest, database: Database, accounts: sa.Engine
+) -> Iterator[sessionmaker[Session]]:
     engine = database.create_engine(pool_size=20, isolation_level=request.param)
-    with recording(engine, OverlapBase.metadata, expire_on_commit=False) as maker:
-        yield maker
+    with recording(engine, expire_on_commit=False) as sessions:
+        yield sessions
     engine.dispose()
 
 
@@ -401,9 +404,9 @@ WORKS = [change, change_twice, delete, delete_and_insert, insert, update_by_stat
 @pytest.mark.parametrize("end", ["commit", "rollback"])
 @pytest.mark.parametrize("work", WORKS)
 def test_it_waits_for_a_row_that_another_transaction_writes(
-    maker: sessionmaker[Session], accounts: sa.Engine, work: Callable[[Session], None], end: str
+    sessions: sessionmaker[Session], accounts: sa.Engine, work: Callable[[Session], None], end: str
 ) -> None:
-    with ThreadPoolExecutor(1) as pool, maker() as session:
+    with ThreadPoolExecutor(1) as pool, sessions() as session:
         work(session)
         session.flush()
         passed = threading.Event()
@@ -420,13 +423,13 @@ def test_it_waits_for_a_row_that_another_transaction_writes(
 
 
 @pytest.mark.requires("concurrent_writes")
-@pytest.mark.parametrize("maker", ["READ COMMITTED"], indirect=True)
+@pytest.mark.parametrize("sessions", ["READ COMMITTED"], indirect=True)
 @pytest.mark.parametrize("work", WORKS)
 def test_another_transaction_waits_for_the_rows_of_a_portion_and_goes_on_from_their_baselines(
-    maker: sessionmaker[Session], accounts: sa.Engine, work: Callable[[Session], None]
+    sessions: sessionmaker[Session], accounts: sa.Engine, work: Callable[[Session], None]
 ) -> None:
     def write() -> None:
-        with maker.begin() as session:
+        with sessions.begin() as session:
             work(session)
 
     with ThreadPoolExecutor(1) as pool, Session(accounts.execution_options()) as session:
@@ -446,7 +449,9 @@ def test_another_transaction_waits_for_the_rows_of_a_portion_and_goes_on_from_th
 
 
 @pytest.mark.requires("concurrent_writes")
-def test_random_writers_meanwhile_get_one_line_of_versions(maker: sessionmaker[Session], accounts: sa.Engine) -> None:
+def test_random_writers_meanwhile_get_one_line_of_versions(
+    sessions: sessionmaker[Session], accounts: sa.Engine
+) -> None:
     stop = threading.Event()
 
     def run(thread: int) -> int:
@@ -464,7 +469,7 @@ def test_random_writers_meanwhile_get_one_line_of_versions(maker: sessionmaker[S
                 session.flush()
 
         while not stop.is_set():
-            with maker() as session:
+            with sessions() as session:
                 try:
                     once(session)
                     session.commit()

@@ -12,19 +12,19 @@ from hypothesis import strategies as st
 from sqlalchemy import orm
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, joinedload, mapped_column, relationship
 
-from clock import Clock, at
+from clock import at
 from counting import counted
 from invariants import check_history
 from sqlaudit import (
     AuditContextManager,
     Operation,
-    SQLAuditConfig,
     as_of,
     history_of,
-    set_config,
     time_travel,
     track_table,
 )
+
+pytestmark = pytest.mark.usefixtures("clock")
 
 Sessions = orm.sessionmaker[Session]
 TICK = timedelta(microseconds=1)
@@ -84,14 +84,6 @@ MAKERS: list[tuple[type[Any], Callable[[int], Any]]] = [
     (Person, lambda value: Guard(id=2, name=value, post=value)),
 ]
 KEYS: dict[type[Any], list[Any]] = {Part: [(1, 2), (2, 1), (1, 1)], Person: [1, 2, 3]}
-
-
-@pytest.fixture(autouse=True)
-def tables(request: pytest.FixtureRequest) -> None:
-    """Create the tables; one second passes with every transaction that writes."""
-    if "engine" in request.fixturenames:
-        Base.metadata.create_all(request.getfixturevalue("engine"))
-    set_config(SQLAuditConfig(clock=Clock()))
 
 
 # --- random lives -----------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Bulk statements: each does and returns what it would without us, and its rows are versioned, exactly."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -9,7 +9,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, aliased, sessionmaker, with_loader_criteria
 
 import sqlaudit
-from invariants import check_history, recording, told
+from databases import Database
+from invariants import check_history, told
 from stock import (
     SOURCES,
     Base,
@@ -31,22 +32,9 @@ from stock import (
 
 
 @pytest.fixture
-def maker(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
-    with recording(engine, Base.metadata) as maker:
-        yield maker
-
-
-@pytest.fixture
 def plain(engine: sa.Engine) -> sessionmaker[Session]:
     """Sessions that record nothing."""
     return sessionmaker(engine)
-
-
-@pytest.fixture
-def recorded_engine(engine: sa.Engine, maker: Any) -> Iterator[sa.Engine]:
-    sqlaudit.register_hooks(maker, engine=engine)
-    yield engine
-    sqlaudit.unregister_hooks(maker, engine=engine)
 
 
 def rows(session: Session) -> dict[str, list[Any]]:
@@ -326,11 +314,11 @@ UPDATE_RETURNING: dict[str, Callable[[Session], Any]] = {
 }
 
 
-def check_same(name: str, statement: Callable[[Session], Any], maker: Any, plain: Any) -> None:
+def check_same(name: str, statement: Callable[[Session], Any], sessions: Any, plain: Any, database: Database) -> None:
     """Fail unless a statement does and returns the same in a session that records, and is recorded."""
     seen = []
-    for make in (plain, maker):
-        with maker() as session:
+    for make in (plain, sessions):
+        with sessions() as session:
             fill(session)
         with make() as session:
             result = statement(session)
@@ -339,34 +327,35 @@ def check_same(name: str, statement: Callable[[Session], Any], maker: Any, plain
             session.commit()
             seen.append((result, rows(session)))
         if make is plain:
-            Base.metadata.drop_all(plain.kw["bind"])
-            Base.metadata.create_all(plain.kw["bind"])
+            database.empty(Base.metadata)
     assert seen[1] == seen[0], name
-    with maker() as session:
+    with sessions() as session:
         for source in SOURCES:
             check_history(session, source)
 
 
 @pytest.mark.parametrize("name", STATEMENTS)
-def test_a_statement_does_the_same_and_is_recorded(maker: Any, plain: Any, name: str) -> None:
-    check_same(name, STATEMENTS[name], maker, plain)
+def test_a_statement_does_the_same_and_is_recorded(sessions: Any, plain: Any, database: Database, name: str) -> None:
+    check_same(name, STATEMENTS[name], sessions, plain, database)
 
 
 @pytest.mark.requires("on_conflict")
 @pytest.mark.parametrize("name", ON_CONFLICT)
-def test_a_statement_that_not_all_databases_have_is_recorded(maker: Any, plain: Any, name: str) -> None:
-    check_same(name, ON_CONFLICT[name], maker, plain)
+def test_a_statement_that_not_all_databases_have_is_recorded(
+    sessions: Any, plain: Any, database: Database, name: str
+) -> None:
+    check_same(name, ON_CONFLICT[name], sessions, plain, database)
 
 
 @pytest.mark.parametrize("name", RETURNING)
-def test_what_a_statement_returns_is_the_same(maker: Any, plain: Any, name: str) -> None:
-    check_same(name, RETURNING[name], maker, plain)
+def test_what_a_statement_returns_is_the_same(sessions: Any, plain: Any, database: Database, name: str) -> None:
+    check_same(name, RETURNING[name], sessions, plain, database)
 
 
 @pytest.mark.requires("update_returning")
 @pytest.mark.parametrize("name", UPDATE_RETURNING)
-def test_what_an_update_returns_is_the_same(maker: Any, plain: Any, name: str) -> None:
-    check_same(name, UPDATE_RETURNING[name], maker, plain)
+def test_what_an_update_returns_is_the_same(sessions: Any, plain: Any, database: Database, name: str) -> None:
+    check_same(name, UPDATE_RETURNING[name], sessions, plain, database)
 
 
 @pytest.mark.parametrize(
@@ -376,9 +365,11 @@ def test_what_an_update_returns_is_the_same(maker: Any, plain: Any, name: str) -
         (items.c.id == sa.bindparam("old"), [{"old": 1}, {"old": 11}]),
     ],
 )
-def test_moves_that_nobody_can_follow_are_noticed_and_left_alone(maker: Any, criterion: Any, parameters: Any) -> None:
+def test_moves_that_nobody_can_follow_are_noticed_and_left_alone(
+    sessions: Any, criterion: Any, parameters: Any
+) -> None:
     statement = items.update().where(criterion).values(id=items.c.id + 10)
-    with maker() as session:
+    with sessions() as session:
         fill(session)
         sqlaudit.set_config(sqlaudit.SQLAuditConfig(on_uncaptured="raise"))
         with pytest.raises(sqlaudit.CaptureError, match="execute the statement once for each"):
@@ -389,8 +380,8 @@ def test_moves_that_nobody_can_follow_are_noticed_and_left_alone(maker: Any, cri
         assert session.scalars(sa.select(Item.id).order_by(Item.id)).all() == [2, 3, 4, 21]
 
 
-def test_what_was_inserted_before_the_rest_failed_is_recorded(maker: Any) -> None:
-    with maker() as session:
+def test_what_was_inserted_before_the_rest_failed_is_recorded(sessions: Any) -> None:
+    with sessions() as session:
         fill(session)
         savepoint = session.begin_nested()
         with pytest.raises(sa.exc.IntegrityError):  # which are two statements, as the keys of the first differ
@@ -401,8 +392,8 @@ def test_what_was_inserted_before_the_rest_failed_is_recorded(maker: Any) -> Non
         check_history(session, Item)
 
 
-def test_only_rows_that_changed_get_versions(maker: Any) -> None:
-    with maker() as session:
+def test_only_rows_that_changed_get_versions(sessions: Any) -> None:
+    with sessions() as session:
         fill(session)
         session.execute(sa.update(Item).where(Item.id < 3).values(price=10, note="x"))
         session.execute(sa.update(Item).values(note="y"))
@@ -416,8 +407,8 @@ def test_only_rows_that_changed_get_versions(maker: Any) -> None:
         ]
 
 
-def test_rows_whose_numbers_are_given_anew_go_on_with_their_history(maker: Any) -> None:
-    with maker() as session:
+def test_rows_whose_numbers_are_given_anew_go_on_with_their_history(sessions: Any) -> None:
+    with sessions() as session:
         fill(session)
         session.execute(sa.delete(Item).where(Item.id > 3))
         session.commit()
@@ -428,8 +419,8 @@ def test_rows_whose_numbers_are_given_anew_go_on_with_their_history(maker: Any) 
         check_history(session, Item)
 
 
-def test_numbers_below_all_given_ones_are_recorded(maker: Any) -> None:
-    with maker() as session:
+def test_numbers_below_all_given_ones_are_recorded(sessions: Any) -> None:
+    with sessions() as session:
         session.execute(sa.insert(Item), [{"id": -7, "name": "a"}, {"id": -5, "name": "b"}])
         session.execute(sa.insert(Item), [{"name": "c"}, {"name": "d"}])
         session.commit()
@@ -437,11 +428,11 @@ def test_numbers_below_all_given_ones_are_recorded(maker: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["before_flush", "after_flush"])
-def test_a_statement_that_a_listener_of_the_flush_executes_is_recorded(maker: Any, name: str) -> None:
+def test_a_statement_that_a_listener_of_the_flush_executes_is_recorded(sessions: Any, name: str) -> None:
     def restock(session: Session, *args: Any) -> None:
         session.execute(sa.update(Item).where(Item.id == 2).values(stock=5))
 
-    with maker() as session:
+    with sessions() as session:
         fill(session)
         sa.event.listen(session, name, restock)
         session.get_one(Item, 1).price = 3
@@ -456,8 +447,8 @@ def test_a_statement_that_a_listener_of_the_flush_executes_is_recorded(maker: An
 
 
 @pytest.mark.parametrize("name", ["update", "delete"])
-def test_rows_that_are_chosen_at_random_are_chosen_once(maker: Any, name: str) -> None:
-    with maker() as session:
+def test_rows_that_are_chosen_at_random_are_chosen_once(sessions: Any, name: str) -> None:
+    with sessions() as session:
         fill(session)
         session.execute(items.insert(), [{"title": f"more {number}"} for number in range(200)])
         is_mysql = session.connection().dialect.name in ("mysql", "mariadb")
@@ -472,9 +463,9 @@ def test_rows_that_are_chosen_at_random_are_chosen_once(maker: Any, name: str) -
             check_history(session, source)
 
 
-def test_a_statement_with_schemas_of_its_own_is_refused(maker: Any) -> None:
+def test_a_statement_with_schemas_of_its_own_is_refused(sessions: Any) -> None:
     sqlaudit.set_config(sqlaudit.SQLAuditConfig(on_uncaptured="raise"))
-    with maker() as session:
+    with sessions() as session:
         fill(session)
         with pytest.raises(sqlaudit.CaptureError, match="schema_translate_map of its own"):
             session.execute(sa.update(Item).values(price=1), execution_options={"schema_translate_map": {"a": "b"}})
@@ -519,16 +510,15 @@ def told_by(result: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", RESULTS)
-def test_a_result_tells_no_less(maker: Any, plain: Any, name: str) -> None:
+def test_a_result_tells_no_less(sessions: Any, plain: Any, database: Database, name: str) -> None:
     """Where it told nothing, by -1 or None, it may tell what we had to ask."""
     seen = []
-    for make in (plain, maker):
-        with maker() as session:
+    for make in (plain, sessions):
+        with sessions() as session:
             fill(session)
         with make() as session:
             seen.append(told_by(RESULTS[name](session)))
-        Base.metadata.drop_all(plain.kw["bind"])
-        Base.metadata.create_all(plain.kw["bind"])
+        database.empty(Base.metadata)
     one, other = seen
     assert one == {
         key: one[key] if one[key] == "-1" or "None" in str(one[key]) else value for key, value in other.items()
@@ -564,8 +554,8 @@ FAILING_OF_SESSIONS: dict[str, Callable[[Session], Any]] = {
 
 
 @pytest.mark.parametrize("name", FAILING | FAILING_OF_SESSIONS)
-def test_what_a_statement_did_before_it_failed_is_undone_or_recorded(maker: Any, name: str) -> None:
-    with maker() as session:
+def test_what_a_statement_did_before_it_failed_is_undone_or_recorded(sessions: Any, name: str) -> None:
+    with sessions() as session:
         fill(session)
         session.execute(sa.delete(item_tags))
         with pytest.raises(sa.exc.SQLAlchemyError):
@@ -579,9 +569,9 @@ def test_what_a_statement_did_before_it_failed_is_undone_or_recorded(maker: Any,
 
 @pytest.mark.parametrize("name", FAILING)
 def test_what_a_statement_of_a_connection_did_before_it_failed_is_undone(
-    recorded_engine: sa.Engine, maker: Any, name: str
+    recorded_engine: sa.Engine, sessions: Any, name: str
 ) -> None:
-    with maker() as session:
+    with sessions() as session:
         fill(session)
     with recorded_engine.connect() as connection:
         with pytest.raises(sa.exc.SQLAlchemyError):
@@ -590,18 +580,18 @@ def test_what_a_statement_of_a_connection_did_before_it_failed_is_undone(
             connection.rollback()
         connection.execute(items.update().where(items.c.id == 4).values(price=1))
         connection.commit()
-    with maker() as session:
+    with sessions() as session:
         for source in SOURCES:
             check_history(session, source)
         assert told(session, Item, "id", "price")[-1] == ("update", 4, 1)
 
 
 @pytest.mark.parametrize("name", ["what cannot be compiled", "what the database does not know", "without a parameter"])
-def test_a_statement_that_failed_leaves_no_baseline(maker: Any, plain: Any, name: str) -> None:
+def test_a_statement_that_failed_leaves_no_baseline(sessions: Any, plain: Any, database: Database, name: str) -> None:
     with plain() as session:
         session.execute(items.insert().values(id=1, title="old"))
         session.commit()
-    with maker() as session:
+    with sessions() as session:
         with pytest.raises(sa.exc.SQLAlchemyError):
             FAILING[name](session)
         if name != "what the database does not know" or session.connection().dialect.name != "postgresql":
@@ -616,10 +606,10 @@ def test_a_statement_that_failed_leaves_no_baseline(maker: Any, plain: Any, name
 @pytest.mark.requires("writing_ctes")
 @pytest.mark.parametrize("how", ["session", "connection"])
 def test_a_statement_in_the_cte_of_another_is_noticed_and_executed_once(
-    recorded_engine: sa.Engine, maker: Any, how: str
+    recorded_engine: sa.Engine, sessions: Any, how: str
 ) -> None:
     cte = items.update().values(price=items.c.price + 1).returning(items.c.id).cte()
-    with maker() as session:
+    with sessions() as session:
         fill(session)
         run = session.execute if how == "session" else session.connection().execute
         for statement in (
@@ -641,9 +631,9 @@ def test_a_statement_in_the_cte_of_another_is_noticed_and_executed_once(
 
 
 @pytest.mark.requires("updates_of_two_tables")
-def test_an_update_of_two_tables_is_noticed(maker: Any) -> None:
+def test_an_update_of_two_tables_is_noticed(sessions: Any) -> None:
     crates: Any = Crate.__table__
-    with maker() as session:
+    with sessions() as session:
         fill(session)
         with pytest.warns(sqlaudit.SQLAuditWarning, match="bulk_places' besides"):
             session.execute(

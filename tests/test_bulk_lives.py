@@ -682,6 +682,5 @@ class Life(RuleBasedStateMachine):
 
 
 def test_history_tells_what_bulk_statements_did(database: Database, engine: sa.Engine) -> None:
-    Base.metadata.create_all(engine)
     lives = profile(database, few=15, many=40, stateful_step_count=30, report_multiple_bugs=False)
     run_state_machine_as_test(lambda: Life(engine), settings=lives)

@@ -10,7 +10,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 
 import sqlaudit
 from counting import counted
-from invariants import check_history, recording, told
+from invariants import check_history, told
+from recording import recording
 
 MANY = 1_050
 OLD = 30
@@ -67,17 +68,17 @@ def python_keeps_few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def maker(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
+def sessions(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
     """Sessions on many animals; each hundredth is a cow."""
-    with recording(engine, Base.metadata) as maker, engine.begin() as connection:
+    with recording(engine) as sessions, engine.begin() as connection:
         values = [{"id": n, "kind": "animal" if n % 100 else "cow", "weight": n % 7} for n in range(1, MANY + 1)]
         connection.execute(animals.insert(), values)
         connection.execute(cows.insert(), [{"id": n, "milk": 1} for n in range(100, MANY + 1, 100)])
         connection.commit()
-        with maker() as session:
+        with sessions() as session:
             sqlaudit.record_changes(session, Animal, Animal.id > OLD)
             session.commit()
-        yield maker
+        yield sessions
 
 
 def operations(session: Session, model: Any = Animal) -> Counter[tuple[str, ...]]:
@@ -88,8 +89,8 @@ def operations(session: Session, model: Any = Animal) -> Counter[tuple[str, ...]
     return Counter(lives.values())
 
 
-def test_an_update_records_all_rows_that_it_changes_and_no_others(maker: sessionmaker[Session]) -> None:
-    with maker() as session:
+def test_an_update_records_all_rows_that_it_changes_and_no_others(sessions: sessionmaker[Session]) -> None:
+    with sessions() as session:
         result: Any = session.execute(sa.update(Animal).values(weight=sa.case((Animal.weight == 0, 0), else_=9)))
         session.commit()
         check_history(session, Animal, all_recorded=False)
@@ -104,8 +105,8 @@ def test_an_update_records_all_rows_that_it_changes_and_no_others(maker: session
     }
 
 
-def test_a_delete_records_each_row_in_the_tables_that_it_was_in(maker: sessionmaker[Session]) -> None:
-    with maker() as session:
+def test_a_delete_records_each_row_in_the_tables_that_it_was_in(sessions: sessionmaker[Session]) -> None:
+    with sessions() as session:
         result: Any = session.execute(
             sa.delete(Animal).where(Animal.weight >= 0), execution_options={"synchronize_session": False}
         )
@@ -121,7 +122,7 @@ def test_a_delete_records_each_row_in_the_tables_that_it_was_in(maker: sessionma
 @pytest.mark.parametrize("change", [ticks.update().values(place=2), ticks.delete()], ids=["update", "delete"])
 def test_the_number_of_statements_does_not_depend_on_that_of_the_rows(engine: sa.Engine, change: Any) -> None:
     few_and_many = []
-    with recording(engine, Base.metadata) as maker, maker() as session:
+    with recording(engine) as sessions, sessions() as session:
         session.execute(ticks.insert(), [{"id": n, "place": 1} for n in range(1, 3 * MANY)])
         session.commit()
         for is_chosen in (ticks.c.id < MANY, ticks.c.id >= MANY):
@@ -134,7 +135,7 @@ def test_the_number_of_statements_does_not_depend_on_that_of_the_rows(engine: sa
 
 
 def test_a_row_that_a_statement_finds_several_times_is_recorded_once(engine: sa.Engine) -> None:
-    with recording(engine, Base.metadata) as maker, maker() as session:
+    with recording(engine) as sessions, sessions() as session:
         session.execute(ticks.insert(), [{"id": n, "place": 1} for n in range(1, MANY)])
         session.execute(bites.insert(), [{"tick": n, "nth": nth} for n in range(1, MANY) for nth in range(2)])
         session.commit()
@@ -145,8 +146,8 @@ def test_a_row_that_a_statement_finds_several_times_is_recorded_once(engine: sa.
 
 
 @pytest.mark.requires("cheap_temporary_tables", "update_returning")
-def test_no_table_of_keys_is_left(maker: sessionmaker[Session]) -> None:
-    with maker() as session:
+def test_no_table_of_keys_is_left(sessions: sessionmaker[Session]) -> None:
+    with sessions() as session:
         for _ in range(2):
             session.execute(animals.update().values(weight=animals.c.weight + 1).returning(animals.c.id))
             with session.execute(sa.select(animals), execution_options={"yield_per": 10}) as reading:
@@ -159,24 +160,24 @@ def test_no_table_of_keys_is_left(maker: sessionmaker[Session]) -> None:
 
 
 @pytest.mark.requires("update_returning")
-def test_what_a_statement_returns_is_returned(maker: sessionmaker[Session]) -> None:
-    with maker() as session:
+def test_what_a_statement_returns_is_returned(sessions: sessionmaker[Session]) -> None:
+    with sessions() as session:
         returned = session.scalars(sa.update(animals).values(weight=animals.c.weight + 1).returning(animals.c.id)).all()
         session.rollback()
     assert sorted(returned) == list(range(1, MANY + 1))
 
 
-def test_a_statement_that_asks_other_tables_records_what_it_changes(maker: sessionmaker[Session]) -> None:
+def test_a_statement_that_asks_other_tables_records_what_it_changes(sessions: sessionmaker[Session]) -> None:
     herd = sa.select(sa.func.count()).select_from(cows).scalar_subquery()
-    with maker() as session:
+    with sessions() as session:
         session.execute(animals.update().where(herd > 0).values(weight=9))
         session.commit()
         check_history(session, Animal)
         assert session.scalar(sa.select(sa.func.count()).where(animals.c.weight == 9)) == MANY
 
 
-def test_a_statement_that_fails_leaves_nothing_and_the_next_one_works(maker: sessionmaker[Session]) -> None:
-    with maker() as session:
+def test_a_statement_that_fails_leaves_nothing_and_the_next_one_works(sessions: sessionmaker[Session]) -> None:
+    with sessions() as session:
         savepoint = session.begin_nested()
         with pytest.raises(sa.exc.DBAPIError):  # MariaDB and MySQL have their own idea of what is amiss
             session.execute(animals.update().values(weight=sa.case((animals.c.id == MANY, None), else_=9)))
@@ -188,7 +189,7 @@ def test_a_statement_that_fails_leaves_nothing_and_the_next_one_works(maker: ses
 
 
 def test_a_database_that_gives_no_temporary_table_takes_the_keys_from_python(
-    maker: sessionmaker[Session], engine: sa.Engine
+    sessions: sessionmaker[Session], engine: sa.Engine
 ) -> None:
     refused = []
 
@@ -199,7 +200,7 @@ def test_a_database_that_gives_no_temporary_table_takes_the_keys_from_python(
         return statement, parameters
 
     sa.event.listen(engine, "before_cursor_execute", refuse, retval=True)
-    with maker() as session:
+    with sessions() as session:
         session.execute(animals.update().values(weight=animals.c.weight + 1))
         session.commit()
         check_history(session, Animal)
@@ -209,7 +210,7 @@ def test_a_database_that_gives_no_temporary_table_takes_the_keys_from_python(
 
 @pytest.mark.requires("two_phase")
 def test_a_transaction_that_will_be_prepared_has_no_temporary_table(
-    maker: sessionmaker[Session], engine: sa.Engine
+    sessions: sessionmaker[Session], engine: sa.Engine
 ) -> None:
     two_phase = sessionmaker(engine, twophase=True)
     sqlaudit.register_hooks(two_phase)
@@ -223,20 +224,20 @@ def test_a_transaction_that_will_be_prepared_has_no_temporary_table(
 
 @pytest.mark.requires("concurrent_writes")  # on SQLite, it is the suite that begins transactions
 def test_each_execution_of_a_connection_that_commits_by_itself_is_recorded(
-    maker: sessionmaker[Session], engine: sa.Engine
+    sessions: sessionmaker[Session], engine: sa.Engine
 ) -> None:
     recorded = engine.execution_options(isolation_level="AUTOCOMMIT")
-    sqlaudit.register_hooks(maker, engine=recorded)
+    sqlaudit.register_hooks(sessions, engine=recorded)
     with recorded.connect() as connection:
         connection.execute(animals.update().values(weight=animals.c.weight + 1))
-    sqlaudit.unregister_hooks(maker, engine=recorded)
-    with maker() as session:
+    sqlaudit.unregister_hooks(sessions, engine=recorded)
+    with sessions() as session:
         check_history(session, Animal)
 
 
 @pytest.mark.requires("limited_updates")
-def test_a_statement_with_a_limit_records_the_rows_that_it_changes(maker: sessionmaker[Session]) -> None:
-    with maker() as session:
+def test_a_statement_with_a_limit_records_the_rows_that_it_changes(sessions: sessionmaker[Session]) -> None:
+    with sessions() as session:
         result: Any = session.execute(
             animals.update().with_dialect_options(mysql_limit=MANY - 20, mariadb_limit=MANY - 20).values(weight=9)
         )

@@ -11,7 +11,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 import sqlaudit
-from invariants import check_history, recording, told
+from invariants import check_history, told
+from recording import recording
 
 
 class Base(DeclarativeBase):
@@ -114,8 +115,8 @@ named, tops, middles, bottoms = (each.__table__ for each in (Named, Top, Middle,
 
 
 @pytest.fixture
-def maker(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
-    with recording(engine, Base.metadata) as maker, maker() as session:
+def sessions(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
+    with recording(engine) as sessions, sessions() as session:
         session.add_all([Named(code="a", value=1), Named(code="b", value=2), Decorated(id="pq"), Decorated(id="rs")])
         session.add_all([Stamped(color=Color.RED, at=MAY), Stamped(color=Color.BLUE, at=MAY), Counted(), Counted()])
         session.add_all([Top(), Middle(), Bottom()])
@@ -123,7 +124,7 @@ def maker(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
             session.add(Node(parent_id=session.scalar(sa.select(sa.func.max(Node.id)))))
             session.flush()
         session.commit()
-        yield maker
+        yield sessions
 
 
 WRITES: dict[str, list[Callable[[Session], Any]]] = {
@@ -191,10 +192,10 @@ WRITES: dict[str, list[Callable[[Session], Any]]] = {
 
 @pytest.mark.parametrize("how", ["in one transaction", "in several", "without any"])
 @pytest.mark.parametrize("name", WRITES)
-def test_statements_are_recorded(maker: sessionmaker[Session], name: str, how: str) -> None:
+def test_statements_are_recorded(sessions: sessionmaker[Session], name: str, how: str) -> None:
     if how == "without any":
-        maker.configure(bind=maker.kw["bind"].execution_options(isolation_level="AUTOCOMMIT"))
-    with maker() as session:
+        sessions.configure(bind=sessions.kw["bind"].execution_options(isolation_level="AUTOCOMMIT"))
+    with sessions() as session:
         for write in WRITES[name]:
             write(session)
             if how != "in one transaction":
@@ -207,8 +208,8 @@ def test_statements_are_recorded(maker: sessionmaker[Session], name: str, how: s
             check_history(session, model)
 
 
-def test_a_row_that_leaves_its_subclass_has_a_tombstone_there(maker: sessionmaker[Session]) -> None:
-    with maker() as session:
+def test_a_row_that_leaves_its_subclass_has_a_tombstone_there(sessions: sessionmaker[Session]) -> None:
+    with sessions() as session:
         session.execute(sa.delete(Bottom))
         session.commit()
         assert [operation for (operation,) in told(session, Bottom)] == ["insert", "delete"]
@@ -227,8 +228,8 @@ MOVE_BY_NAME = named.update().where(named.c.kode == sa.bindparam("old")).values(
     ],
     ids=["object", "statement", "parameters"],
 )
-def test_a_key_that_is_spelt_otherwise_is_of_the_same_row(maker: sessionmaker[Session], respell: Any) -> None:
-    with maker() as session:
+def test_a_key_that_is_spelt_otherwise_is_of_the_same_row(sessions: sessionmaker[Session], respell: Any) -> None:
+    with sessions() as session:
         respell(session)
         session.commit()
         session.execute(sa.update(Named).where(Named.code == "a").values(value=2))
@@ -238,8 +239,8 @@ def test_a_key_that_is_spelt_otherwise_is_of_the_same_row(maker: sessionmaker[Se
 
 
 @pytest.mark.requires("case_insensitive")
-def test_rows_are_recorded_by_keys_that_are_spelt_otherwise(maker: sessionmaker[Session]) -> None:
-    with maker() as session:
+def test_rows_are_recorded_by_keys_that_are_spelt_otherwise(sessions: sessionmaker[Session]) -> None:
+    with sessions() as session:
         with sqlaudit.tracking_disabled(session):
             session.execute(named.update().values(v=7))
         sqlaudit.record_changes(session, Named, ["A"])
@@ -247,8 +248,8 @@ def test_rows_are_recorded_by_keys_that_are_spelt_otherwise(maker: sessionmaker[
         assert told(session, Named, "code", "value") == [("insert", "a", 1), ("update", "a", 7), ("insert", "b", 2)]
 
 
-def test_moves_by_keys_that_a_database_may_take_for_one_are_not_guessed(maker: sessionmaker[Session]) -> None:
-    with maker() as session:
+def test_moves_by_keys_that_a_database_may_take_for_one_are_not_guessed(sessions: sessionmaker[Session]) -> None:
+    with sessions() as session:
         moves = [{"old": "a", "new": "X"}, {"old": "x", "new": "z"}, {"old": "b", "new": "x"}]
         with pytest.warns(sqlaudit.SQLAuditWarning) as warned:
             session.execute(MOVE_BY_NAME, moves)

@@ -14,7 +14,8 @@ from sqlalchemy.orm import Mapped, Session, mapped_column, sessionmaker
 import sqlaudit
 from counting import counted
 from databases import Database
-from invariants import check_history, recording, told
+from invariants import check_history, told
+from recording import recording
 
 ROWS = [{"name": name} for name in ("a", "b", "c")]
 
@@ -31,10 +32,10 @@ def model_of(base: Any, *key: Any, schema: str | None = None) -> Any:
 
 
 @pytest.fixture
-def maker(base: Any, engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
+def sessions(base: Any, engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
     """Sessions that record, once the test has its model."""
-    with recording(engine, base.metadata) as maker:
-        yield maker
+    with recording(engine, base.metadata) as sessions:
+        yield sessions
 
 
 def by_objects(session: Session, model: Any) -> None:
@@ -56,9 +57,11 @@ def by_a_connection_that_knows_the_model(session: Session, model: Any) -> None:
 INSERTS = [by_objects, by_mappings, by_the_connection, by_a_connection_that_knows_the_model]
 
 
-def check(maker: sessionmaker[Session], model: Any, insert: Callable[[Session, Any], None] = by_the_connection) -> None:
+def check(
+    sessions: sessionmaker[Session], model: Any, insert: Callable[[Session, Any], None] = by_the_connection
+) -> None:
     """See that what is inserted before, and behind, other rows is in history, and no other."""
-    with maker() as session:
+    with sessions() as session:
         model.metadata.create_all(session.connection())
         session.add(model(name="first"))
         session.commit()
@@ -75,15 +78,15 @@ def check(maker: sessionmaker[Session], model: Any, insert: Callable[[Session, A
 @pytest.mark.parametrize("insert", INSERTS)
 @pytest.mark.parametrize("key", [(), (sa.Identity(),), (sa.Identity(start=7, increment=3),)])
 def test_rows_are_recorded_by_the_numbers_that_they_get(
-    base: Any, maker: Any, insert: Callable[[Session, Any], None], key: Any
+    base: Any, sessions: Any, insert: Callable[[Session, Any], None], key: Any
 ) -> None:
-    check(maker, model_of(base, *key), insert)
+    check(sessions, model_of(base, *key), insert)
 
 
 @pytest.mark.parametrize("key", [(), (sa.Identity(start=7, increment=3),)])
 def test_many_rows_are_recorded_by_the_numbers_that_they_get(base: Any, engine: sa.Engine, key: Any) -> None:
     model, rows = model_of(base, *key), [{"name": str(n)} for n in range(2_500)]
-    with recording(engine, base.metadata) as maker, maker() as session:
+    with recording(engine, base.metadata) as sessions, sessions() as session:
         session.execute(sa.insert(model), rows)
         session.execute(sa.delete(model))  # what has been and gone leaves no trace, and SQLite its numbers
         session.commit()
@@ -105,8 +108,8 @@ def test_schemas_make_no_difference(
     model = model_of(base, schema="here")
     with recording(
         engine.execution_options(schema_translate_map={"here": database.other_schema}), base.metadata
-    ) as maker:
-        check(maker, model, insert)
+    ) as sessions:
+        check(sessions, model, insert)
 
 
 @pytest.mark.requires("serial_columns")
@@ -135,7 +138,7 @@ def test_rows_that_are_numbered_otherwise_than_their_sequence_says_are_recorded(
         k: Mapped[int] = mapped_column(primary_key=True)
         name: Mapped[str] = mapped_column(sa.String(10))
 
-    with recording(engine, base.metadata) as maker, maker() as session:
+    with recording(engine, base.metadata) as sessions, sessions() as session:
         session.add(Ticket(name="first"))
         session.commit()
         with engine.begin() as connection:
@@ -152,7 +155,7 @@ def test_who_may_not_give_a_number_need_not(base: Any, engine: sa.Engine) -> Non
     model = model_of(base)
     table = model.__table__
     role = f"clerk_{uuid.uuid4().hex}"
-    with recording(engine, base.metadata) as maker, maker() as session:
+    with recording(engine, base.metadata) as sessions, sessions() as session:
         connection = session.connection()
         quoted = connection.dialect.identifier_preparer.format_table
         for statement in (
@@ -172,7 +175,7 @@ def test_who_may_not_give_a_number_need_not(base: Any, engine: sa.Engine) -> Non
 @pytest.mark.requires("serial_columns")
 def test_numbers_are_drawn_ahead_and_the_rows_sent_as_without_us(base: Any, engine: sa.Engine) -> None:
     model = model_of(base)
-    with recording(engine, base.metadata) as maker, maker() as session, counted(engine) as statements:
+    with recording(engine, base.metadata) as sessions, sessions() as session, counted(engine) as statements:
         session.execute(sa.insert(model), ROWS)
         (insert,) = (each for each in statements if each.startswith('INSERT INTO "Odd Tickets%%" '))
         assert "RETURNING" not in insert
@@ -180,17 +183,17 @@ def test_numbers_are_drawn_ahead_and_the_rows_sent_as_without_us(base: Any, engi
 
 def test_asynchronous_drivers_make_no_difference(base: Any, async_engine: AsyncEngine) -> None:
     model = model_of(base)
-    maker = async_sessionmaker(async_engine)
-    sqlaudit.register_hooks(maker)
+    sessions = async_sessionmaker(async_engine)
+    sqlaudit.register_hooks(sessions)
 
     async def insert() -> None:
         async with async_engine.begin() as connection:
             await connection.run_sync(base.metadata.create_all)
-        async with maker() as session:
+        async with sessions() as session:
             await session.execute(sa.insert(model), ROWS)
             await session.commit()
             await session.run_sync(lambda session: check_history(session, model))
             assert len(await session.run_sync(lambda session: told(session, model))) == 3
 
     asyncio.run(insert())
-    sqlaudit.unregister_hooks(maker)
+    sqlaudit.unregister_hooks(sessions)

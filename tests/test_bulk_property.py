@@ -17,7 +17,7 @@ from sqlalchemy.orm.exc import FlushError, ObjectDeletedError, StaleDataError
 import sqlaudit
 from databases import Database
 from effort import profile
-from invariants import check_history, recording
+from invariants import check_history
 from stock import (
     SOURCES,
     Base,
@@ -177,23 +177,16 @@ def check(session: Session) -> None:
     session.rollback()
 
 
-@pytest.fixture
-def maker(engine: sa.Engine) -> Any:
-    with recording(engine, Base.metadata) as maker:
-        yield maker
-
-
 @pytest.mark.filterwarnings("ignore:DELETE statement on table:sqlalchemy.exc.SAWarning")
-def test_history_agrees_with_the_rows_whatever_wrote_them(database: Database, maker: sessionmaker[Session]) -> None:
+def test_history_agrees_with_the_rows_whatever_wrote_them(database: Database, sessions: sessionmaker[Session]) -> None:
     sqlaudit.set_config(sqlaudit.SQLAuditConfig(on_uncaptured="ignore"))
 
     @profile(database, few=25, many=60)
     @given(STEPS)
     def lives(steps: list[tuple[str, int, int]]) -> None:
-        Base.metadata.drop_all(maker.kw["bind"])
-        Base.metadata.create_all(maker.kw["bind"])
+        database.empty(Base.metadata)
         sqlaudit.clear_audit_context()
-        with maker() as session:
+        with sessions() as session:
             live_through(session, steps)
 
     lives()

@@ -1,7 +1,7 @@
 """What versions does a transaction leave? Flushes, savepoints, contexts and clocks."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from invariants import check_history, recording, told
+from invariants import check_history, told
 from sqlaudit import (
     AuditContextManager,
     HistoryTableError,
@@ -67,12 +67,6 @@ class Need(Base):
 
 MODELS = pytest.mark.parametrize("model", [Item, Dog])
 Sessions = sessionmaker[Session]
-
-
-@pytest.fixture
-def sessions(engine: sa.Engine) -> Iterator[Sessions]:
-    with recording(engine, Base.metadata) as maker:
-        yield maker
 
 
 def check(sessions: Sessions, expected: list[tuple[Any, ...]], model: Any = Item, *fields: str) -> None:

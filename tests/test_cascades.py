@@ -1,13 +1,12 @@
 """Is what the ORM, or the database on its own, does to children recorded?"""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
 
-from invariants import check_history, recording, told
+from invariants import check_history, told
 from sqlaudit import AuditContextManager, history_of, track_table
 
 Sessions = sessionmaker[Session]
@@ -152,12 +151,6 @@ class Part(Base):
 
 
 TRACKED = (Parent, Child, Toy, Scratch, Loose, Cascaded, Grandchild, Nulled, Coded, Node, Key, Following, Part)
-
-
-@pytest.fixture
-def sessions(engine: sa.Engine) -> Iterator[Sessions]:
-    with recording(engine, Base.metadata) as maker:
-        yield maker
 
 
 def check(sessions: Sessions, all_recorded: bool = True) -> None:

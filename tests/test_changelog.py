@@ -97,9 +97,8 @@ def log(
 
 
 @pytest.fixture
-def session(engine: sa.Engine) -> Iterator[Session]:
+def session(tables: None, engine: sa.Engine) -> Iterator[Session]:
     LogBase.metadata.create_all(engine)
-    Base.metadata.create_all(engine)
     sqlaudit.set_config(sqlaudit.SQLAuditConfig(on_uncaptured="ignore"))
     with Session(engine) as session:
         session.add(LogTable(table_id=1, table_name="logged_customers", resource_id_field="id"))
@@ -208,7 +207,6 @@ def test_what_cannot_be_imported_is_named(session: Session, base: Any) -> None:
 
 
 def test_without_a_log_it_says_so(engine: sa.Engine) -> None:
-    Base.metadata.create_all(engine)
     with Session(engine) as session, pytest.raises(sqlaudit.QueryError, match="no table 'SQLAuditTables'"):
         import_change_log(session, Customer)
 

@@ -1,27 +1,27 @@
 """What changesets tell: every transaction that wrote tracked rows, in all the tables that a session can read."""
 
-from collections.abc import Iterator
 from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
 import sqlaudit
-from clock import Clock, at
+from clock import at
 from counting import counted
-from invariants import recording
+from recording import recording
 from sqlaudit import (
     AuditContextManager,
     Changeset,
     QueryError,
-    SQLAuditConfig,
     changes_in,
     changesets,
     history_of,
     tracking_disabled,
 )
 from sqlaudit.changesets import instant_of_changeset
+
+pytestmark = pytest.mark.usefixtures("clock")
 
 
 class Base(DeclarativeBase):
@@ -64,36 +64,28 @@ class Parcel(Elsewhere):
     id: Mapped[int] = mapped_column(primary_key=True)
 
 
-@pytest.fixture
-def maker(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
-    sqlaudit.set_config(SQLAuditConfig(clock=Clock()))
-    with recording(engine, Base.metadata) as maker:
-        yield maker
-
-
 def changeset_of(session: Session, model: type, number: int = 1) -> UUID:
     """Return the changeset of a version of the only row."""
     history = history_of(model)
     return session.scalars(sa.select(history.audit_changeset_id).where(history.audit_version == number)).one()
 
 
-@pytest.fixture
-def story(maker):
+def happen(sessions):
     """Second 0: Ada adds a customer and a tag; 1: Bob links them; 2: Ada renames the customer."""
-    with AuditContextManager(user_id="ada", reason="new", extra={"ip": "::1", "n": 1}), maker.begin() as session:
+    with AuditContextManager(user_id="ada", reason="new", extra={"ip": "::1", "n": 1}), sessions.begin() as session:
         session.add_all([Customer(id=1, name="Ada"), Tag(id=1)])
-    with AuditContextManager(user_id="bob", impersonated_by="eve"), maker.begin() as session:
+    with AuditContextManager(user_id="bob", impersonated_by="eve"), sessions.begin() as session:
         customer = session.get_one(Customer, 1)
         customer.tags.append(session.get_one(Tag, 1))
-    with AuditContextManager(user_id="ada"), maker.begin() as session:
+    with AuditContextManager(user_id="ada"), sessions.begin() as session:
         session.get_one(Customer, 1).name = "Ada L."
 
 
 # --- all changesets ---------------------------------------------------------------------------------------------
 
 
-def test_changesets_tell_who_wrote_what_when_and_why(maker, story):
-    with maker() as session:
+def test_changesets_tell_who_wrote_what_when_and_why(sessions, happened):
+    with sessions() as session:
         first, second, third = changesets(session)
     assert first == Changeset(
         changeset_id=first.changeset_id,
@@ -125,8 +117,8 @@ def test_changesets_tell_who_wrote_what_when_and_why(maker, story):
         ({"user_id": "ada", "limit": 1, "newest_first": True}, [2]),
     ],
 )
-def test_changesets_can_be_chosen(maker, story, filters, seconds):
-    with maker() as session:
+def test_changesets_can_be_chosen(sessions, happened, filters, seconds):
+    with sessions() as session:
         assert [each.timestamp for each in changesets(session, **filters)] == [at(second) for second in seconds]
 
 
@@ -142,13 +134,13 @@ def test_changesets_can_be_chosen(maker, story, filters, seconds):
         {"user_id": True},
     ],
 )
-def test_filters_that_make_no_sense_are_refused(maker, filters):
-    with maker() as session, pytest.raises(QueryError):
+def test_filters_that_make_no_sense_are_refused(sessions, filters):
+    with sessions() as session, pytest.raises(QueryError):
         changesets(session, **filters)
 
 
-def test_a_transaction_that_changed_its_context_is_told_once_for_each(maker):
-    with maker.begin() as session:
+def test_a_transaction_that_changed_its_context_is_told_once_for_each(sessions):
+    with sessions.begin() as session:
         with AuditContextManager(user_id="ada", reason="one"):
             session.add(customer := Customer(id=1, name="Ada"))
             session.flush()
@@ -156,7 +148,7 @@ def test_a_transaction_that_changed_its_context_is_told_once_for_each(maker):
             customer.name = "Bob"
             session.add(Tag(id=1))
             session.flush()
-    with maker() as session:
+    with sessions() as session:
         first, second = changesets(session)
         assert first.changeset_id == second.changeset_id
         assert [(each.changed_by, each.reason) for each in (first, second)] == [("ada", "one"), ("bob", "two")]
@@ -165,32 +157,32 @@ def test_a_transaction_that_changed_its_context_is_told_once_for_each(maker):
         assert [each.changed_by for each in changesets(session, user_id="bob")] == ["bob"]
 
 
-def test_the_baseline_of_a_first_change_is_no_context_of_its_own(maker):
-    with maker() as session, tracking_disabled(session):
+def test_the_baseline_of_a_first_change_is_no_context_of_its_own(sessions):
+    with sessions() as session, tracking_disabled(session):
         session.add(Customer(id=1, name="Ada"))
         session.commit()
-    with AuditContextManager(user_id="bob"), maker.begin() as session:
+    with AuditContextManager(user_id="bob"), sessions.begin() as session:
         session.get_one(Customer, 1).name = "Bob"
-    with maker() as session:
+    with sessions() as session:
         (only,) = changesets(session)
         assert only.changed_by == "bob"
 
 
-def test_baselines_alone_are_a_changeset(maker, story):
-    with maker.begin() as session:
+def test_baselines_alone_are_a_changeset(sessions, happened):
+    with sessions.begin() as session:
         history = history_of(Customer).__table__
         session.connection().execute(sa.update(history).values(audit_operation="baseline", audit_changed_by=None))
-    with maker() as session:
+    with sessions() as session:
         assert at(2) in [each.timestamp for each in changesets(session)]
 
 
-def test_changesets_take_the_same_statements_however_many_there_are(maker, engine):
+def test_changesets_take_the_same_statements_however_many_there_are(sessions, engine):
     counts = []
     for number in range(1, 31):
-        with maker.begin() as session:
+        with sessions.begin() as session:
             session.add(Customer(id=number))
         if number in (1, 30):
-            with maker() as session, counted(engine) as statements:
+            with sessions() as session, counted(engine) as statements:
                 assert len(changesets(session)) == number
                 assert len(changesets(session, limit=5)) == min(number, 5)
             counts.append(len([statement for statement in statements if "UNION ALL" in statement]))
@@ -200,8 +192,8 @@ def test_changesets_take_the_same_statements_however_many_there_are(maker, engin
 # --- what a changeset changed -----------------------------------------------------------------------------------
 
 
-def test_the_changes_in_a_changeset_are_those_of_all_tables(maker, story):
-    with maker() as session:
+def test_the_changes_in_a_changeset_are_those_of_all_tables(sessions, happened):
+    with sessions() as session:
         first, second, third = (each.changeset_id for each in changesets(session))
         told = [
             [(each.resource_type, each.resource_id, each.field_name, each.old_value, each.new_value) for each in found]
@@ -219,16 +211,16 @@ def test_the_changes_in_a_changeset_are_those_of_all_tables(maker, story):
     assert told[2] == [("Customer", 1, "name", "Ada", "Ada L.")]
 
 
-def test_the_changes_in_a_changeset_say_who_made_them(maker, story):
-    with maker() as session:
+def test_the_changes_in_a_changeset_say_who_made_them(sessions, happened):
+    with sessions() as session:
         second = changesets(session)[1]
         for change in changes_in(session, second.changeset_id):
             assert (change.changed_by, change.impersonated_by) == ("bob", "eve")
             assert (change.timestamp, change.changeset_id, change.version) == (at(1), second.changeset_id, 1)
 
 
-def test_an_unknown_changeset_changed_nothing_that_could_be_told(maker):
-    with maker() as session:
+def test_an_unknown_changeset_changed_nothing_that_could_be_told(sessions):
+    with sessions() as session:
         with pytest.raises(QueryError, match="00000000-0000-0000-0000-000000000001"):
             changes_in(session, UUID(int=1))
         with pytest.raises(QueryError, match="no changeset id"):
@@ -238,31 +230,31 @@ def test_an_unknown_changeset_changed_nothing_that_could_be_told(maker):
 # --- the instant of a changeset ---------------------------------------------------------------------------------
 
 
-def test_a_changeset_stands_for_its_instant(maker):
-    with maker.begin() as session:
+def test_a_changeset_stands_for_its_instant(sessions):
+    with sessions.begin() as session:
         session.add(Customer(id=1, name="Ada"))
-    with maker.begin() as session:
+    with sessions.begin() as session:
         session.add(Tag(id=1))
-    with maker() as session:
+    with sessions() as session:
         first, second = changeset_of(session, Customer), changeset_of(session, Tag)
         assert instant_of_changeset(session, first) == at(0)
         assert instant_of_changeset(session, str(second)) == at(1)
 
 
-def test_links_alone_make_a_changeset(maker):
-    with maker.begin() as session:
+def test_links_alone_make_a_changeset(sessions):
+    with sessions.begin() as session:
         session.add_all([Customer(id=1), Tag(id=1)])
-    with maker.begin() as session:
+    with sessions.begin() as session:
         customer = session.get_one(Customer, 1)
         customer.tags.append(session.get_one(Tag, 1))
-    with maker() as session:
+    with sessions() as session:
         history = Base.metadata.tables["changesets_links_history"]
         linked = session.scalars(sa.select(history.c.audit_changeset_id)).one()
         assert instant_of_changeset(session, linked) == at(1)
 
 
-def test_what_is_not_flushed_yet_counts(maker):
-    with maker() as session:
+def test_what_is_not_flushed_yet_counts(sessions):
+    with sessions() as session:
         session.add(Customer(id=1))
         session.flush()
         changeset = changeset_of(session, Customer)
@@ -273,23 +265,23 @@ def test_what_is_not_flushed_yet_counts(maker):
 
 
 @pytest.mark.parametrize("given", ["no uuid", 42, None, b"x"])
-def test_what_is_no_uuid_is_no_changeset(maker, given):
-    with maker() as session, pytest.raises(QueryError, match="no changeset id"):
+def test_what_is_no_uuid_is_no_changeset(sessions, given):
+    with sessions() as session, pytest.raises(QueryError, match="no changeset id"):
         instant_of_changeset(session, given)
 
 
-def test_a_changeset_that_no_table_has_is_unknown(maker):
-    with maker() as session, pytest.raises(QueryError, match="00000000-0000-0000-0000-000000000001"):
+def test_a_changeset_that_no_table_has_is_unknown(sessions):
+    with sessions() as session, pytest.raises(QueryError, match="00000000-0000-0000-0000-000000000001"):
         instant_of_changeset(session, UUID(int=1))
 
 
-def test_tables_on_other_binds_are_looked_at_and_those_without_a_bind_are_not(database, engine, maker):
+def test_tables_on_other_binds_are_looked_at_and_those_without_a_bind_are_not(database, engine, sessions):
     other = sa.create_engine("sqlite://", poolclass=sa.StaticPool)
     with recording(other, Elsewhere.metadata) as elsewhere, elsewhere.begin() as session:
         session.add(Parcel(id=1))
         session.flush()
         changeset = changeset_of(session, Parcel)
-    with maker() as session, pytest.raises(QueryError):
+    with sessions() as session, pytest.raises(QueryError):
         instant_of_changeset(session, changeset)
     with Session(binds={Customer: engine, Tag: engine}) as session, pytest.raises(QueryError):
         instant_of_changeset(session, changeset)
@@ -310,8 +302,8 @@ class OldTag(Older):
     colour: Mapped[str | None] = mapped_column(sa.String(50))
 
 
-def test_of_two_tables_of_one_name_the_one_in_the_database_is_read(maker, story):
-    with maker() as session:
+def test_of_two_tables_of_one_name_the_one_in_the_database_is_read(sessions, happened):
+    with sessions() as session:
         first = changesets(session)[0]
         assert [each.resource_type for each in changes_in(session, first.changeset_id)].count("Tag") == 1
         assert "OldTag" not in {each.resource_type for each in changes_in(session, first.changeset_id)}

@@ -15,7 +15,17 @@ from sqlalchemy.orm import Session, sessionmaker
 
 import sqlaudit
 from databases import Database
-from overlap import PATIENCE, Account, Base, PlainAccount, histories, is_conflict, is_deadlock, until_it_passes, write
+from overlap import (
+    PATIENCE,
+    Account,
+    Base,  # noqa: F401  # whose tables the tests find
+    PlainAccount,
+    histories,
+    is_conflict,
+    is_deadlock,
+    until_it_passes,
+    write,
+)
 
 pytestmark = pytest.mark.requires("concurrent_writes")
 
@@ -24,24 +34,23 @@ accounts: Any = Account.__table__
 
 
 @pytest.fixture(params=["READ COMMITTED", "REPEATABLE READ"])
-def maker(request: pytest.FixtureRequest, database: Database) -> Iterator[sessionmaker[Session]]:
+def sessions(request: pytest.FixtureRequest, database: Database) -> Iterator[sessionmaker[Session]]:
     level = {} if request.param == "default" else {"isolation_level": request.param}
     engine = database.create_engine(pool_size=THREADS, **level)
-    Base.metadata.create_all(engine)
-    maker = sessionmaker(engine, expire_on_commit=False)
-    sqlaudit.register_hooks(maker)
-    yield maker
-    sqlaudit.unregister_hooks(maker)
+    sessions = sessionmaker(engine, expire_on_commit=False)
+    sqlaudit.register_hooks(sessions)
+    yield sessions
+    sqlaudit.unregister_hooks(sessions)
     engine.dispose()
 
 
 # --- many -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("maker", ["default"], indirect=True)
-def test_many_transactions_on_the_same_rows_leave_one_line_of_versions_each(maker: sessionmaker[Session]) -> None:
+@pytest.mark.parametrize("sessions", ["default"], indirect=True)
+def test_many_transactions_on_the_same_rows_leave_one_line_of_versions_each(sessions: sessionmaker[Session]) -> None:
     own = range(100, 100 + THREADS)
-    with maker.begin() as session:
+    with sessions.begin() as session:
         session.add_all(Account(id=id) for id in (*range(1, SHARED + 1), *own))
     commits = threading.Condition()
     written: Counter[int] = Counter()
@@ -62,7 +71,7 @@ def test_many_transactions_on_the_same_rows_leave_one_line_of_versions_each(make
                     write(session, id, reason)  # noqa: B023
 
             with sqlaudit.AuditContextManager(user_id=user, reason=reason):
-                until_it_passes(maker, work)
+                until_it_passes(sessions, work)
             with commits:
                 written.update([own[thread], *shared])
                 commits.notify_all()
@@ -70,7 +79,7 @@ def test_many_transactions_on_the_same_rows_leave_one_line_of_versions_each(make
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(run, range(THREADS)))
 
-    with maker() as session:
+    with sessions() as session:
         found = histories(session)
     assert {id: len(versions) - 1 for id, versions in found.items()} == written
     began = {version.audit_changeset_id: version.valid_from for id in own for version in found[id]}
@@ -114,14 +123,14 @@ def as_user(user: str, work: Callable[[], Any]) -> Any:
         return work()
 
 
-def overtake(maker: sessionmaker[Session], model: type[Any], *, reading: bool) -> bool:
+def overtake(sessions: sessionmaker[Session], model: type[Any], *, reading: bool) -> bool:
     """Let a transaction that begins first write account 9 last; tell whether the database lets it.
 
     :param reading: whether it has read account 9 before
     """
-    with maker.begin() as session:
+    with sessions.begin() as session:
         session.add_all(model(id=id) for id in (1, 5, 9))
-    with maker() as first, maker() as second:
+    with sessions() as first, sessions() as second:
         mine, shared = (first.get_one(model, id) for id in (1, 9))
         others = second.get_one(model, 9)
         first.commit()
@@ -147,12 +156,12 @@ def overtake(maker: sessionmaker[Session], model: type[Any], *, reading: bool) -
 
 @pytest.mark.parametrize("reading", [False, True])
 def test_a_transaction_that_began_first_and_wrote_last_comes_last(
-    maker: sessionmaker[Session], clock: list[datetime], reading: bool
+    sessions: sessionmaker[Session], clock: list[datetime], reading: bool
 ) -> None:
-    passed = overtake(maker, PlainAccount, reading=reading)
-    assert overtake(maker, Account, reading=reading) == passed
+    passed = overtake(sessions, PlainAccount, reading=reading)
+    assert overtake(sessions, Account, reading=reading) == passed
 
-    with maker() as session:
+    with sessions() as session:
         found = histories(session)
     _, first, second = clock
     told = {
@@ -171,44 +180,44 @@ def test_a_transaction_that_began_first_and_wrote_last_comes_last(
         assert told == {1: [], 5: [], 9: [(second, "second", "second")]}
 
 
-@pytest.mark.parametrize("maker", ["READ COMMITTED"], indirect=True)
+@pytest.mark.parametrize("sessions", ["READ COMMITTED"], indirect=True)
 def test_inserts_of_different_keys_do_not_wait_for_each_other(
-    maker: sessionmaker[Session], other_thread: ThreadPoolExecutor
+    sessions: sessionmaker[Session], other_thread: ThreadPoolExecutor
 ) -> None:
-    with maker.begin() as session:
+    with sessions.begin() as session:
         session.add_all([Account(id=1), Account(id=9)])
 
     def insert() -> None:
-        with maker.begin() as second:
+        with sessions.begin() as second:
             second.add(Account(id=6))
 
-    with maker() as first:
+    with sessions() as first:
         first.add(Account(id=5))
         first.flush()
         other_thread.submit(insert).result(PATIENCE)
         first.commit()
 
-    with maker() as session:
+    with sessions() as session:
         assert {id: len(versions) for id, versions in histories(session).items()} == {1: 1, 5: 1, 6: 1, 9: 1}
 
 
-@pytest.mark.parametrize("maker", ["READ COMMITTED"], indirect=True)
+@pytest.mark.parametrize("sessions", ["READ COMMITTED"], indirect=True)
 def test_updates_of_different_rows_do_not_wait_for_each_other(
-    maker: sessionmaker[Session], other_thread: ThreadPoolExecutor
+    sessions: sessionmaker[Session], other_thread: ThreadPoolExecutor
 ) -> None:
-    with maker.begin() as session:
+    with sessions.begin() as session:
         session.add_all([Account(id=id) for id in (1, 2)])
 
     def update() -> None:
-        with maker.begin() as second:
+        with sessions.begin() as second:
             write(second, 2, "second")
 
-    with maker() as first:
+    with sessions() as first:
         write(first, 1, "first")
         other_thread.submit(update).result(PATIENCE)
         first.commit()
 
-    with maker() as session:
+    with sessions() as session:
         assert {id: len(versions) for id, versions in histories(session).items()} == {1: 2, 2: 2}
 
 
@@ -231,36 +240,36 @@ def by_executions(session: Session, ids: Collection[int]) -> None:
 WRITERS: list[Callable[[Session, Collection[int]], None]] = [by_objects, by_one_statement, by_executions]
 
 
-@pytest.mark.parametrize("maker", ["READ COMMITTED", "REPEATABLE READ"], indirect=True)
+@pytest.mark.parametrize("sessions", ["READ COMMITTED", "REPEATABLE READ"], indirect=True)
 def test_flushes_of_many_different_rows_do_not_wait_for_each_other(
-    maker: sessionmaker[Session], other_thread: ThreadPoolExecutor
+    sessions: sessionmaker[Session], other_thread: ThreadPoolExecutor
 ) -> None:
     """Even if the rows are a good part of the table, which a database may then read as a whole."""
-    with maker.begin() as session:
+    with sessions.begin() as session:
         session.add_all([Account(id=id) for id in range(32)])
 
     def update() -> None:
-        with maker.begin() as second:
+        with sessions.begin() as second:
             by_objects(second, range(0, 32, 4))
 
-    with maker() as first:
+    with sessions() as first:
         by_objects(first, range(2, 32, 4))
         other_thread.submit(update).result(PATIENCE)
         first.commit()
 
-    with maker() as session:
+    with sessions() as session:
         assert all(len(versions) == 1 + (id % 2 == 0) for id, versions in histories(session).items())
 
 
 @pytest.mark.parametrize(
-    ("maker", "distance"),
+    ("sessions", "distance"),
     [("READ COMMITTED", 1), ("REPEATABLE READ", 2)],  # on MariaDB, neighbours may deadlock: see test_schedules
-    indirect=["maker"],
+    indirect=["sessions"],
 )
-def test_writers_of_overlapping_rows_do_not_deadlock(maker: sessionmaker[Session], distance: int) -> None:
+def test_writers_of_overlapping_rows_do_not_deadlock(sessions: sessionmaker[Session], distance: int) -> None:
     """Each touches its rows in the order of their keys; UPDATE alone would not, on PostgreSQL."""
     ids = range(0, 12 * distance, distance)
-    with maker.begin() as session:
+    with sessions.begin() as session:
         session.add_all(Account(id=id) for id in range(12 * distance))
     written: Counter[int] = Counter()
     deadlocks: Counter[str] = Counter()
@@ -271,7 +280,7 @@ def test_writers_of_overlapping_rows_do_not_deadlock(maker: sessionmaker[Session
         for _ in range(15):
             some, writer, passed = choice.sample(ids, choice.randint(2, 6)), choice.choice(WRITERS), False
             while not passed:
-                with maker() as session:
+                with sessions() as session:
                     try:
                         writer(session, some)
                         session.commit()
@@ -286,16 +295,16 @@ def test_writers_of_overlapping_rows_do_not_deadlock(maker: sessionmaker[Session
 
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(run, range(THREADS)))
-    with maker() as session:
+    with sessions() as session:
         found = histories(session)
     assert {id: len(versions) - 1 for id, versions in found.items() if len(versions) > 1} == written
     assert not +deadlocks
 
 
 def test_an_insert_that_waits_for_a_delete_of_the_same_key_follows_its_tombstone(
-    maker: sessionmaker[Session], other_thread: ThreadPoolExecutor
+    sessions: sessionmaker[Session], other_thread: ThreadPoolExecutor
 ) -> None:
-    with maker.begin() as session:
+    with sessions.begin() as session:
         session.add(Account(id=1))
     inserting = threading.Event()
 
@@ -304,15 +313,15 @@ def test_an_insert_that_waits_for_a_delete_of_the_same_key_follows_its_tombstone
         inserting.set()
         session.flush()
 
-    with maker() as first:
+    with sessions() as first:
         first.delete(first.get_one(Account, 1))
         as_user("first", first.flush)
-        inserted: Future[None] = other_thread.submit(as_user, "second", lambda: until_it_passes(maker, work))
+        inserted: Future[None] = other_thread.submit(as_user, "second", lambda: until_it_passes(sessions, work))
         assert inserting.wait(PATIENCE)
         first.commit()
     inserted.result(PATIENCE)
 
-    with maker() as session:
+    with sessions() as session:
         told = session.execute(
             sa.select(Account.History.audit_operation, Account.History.audit_changed_by).order_by("audit_version")
         ).all()
@@ -338,12 +347,12 @@ MEANWHILE: dict[str, Callable[[Session], Any]] = {
 @pytest.mark.parametrize("meanwhile", MEANWHILE)
 @pytest.mark.parametrize("name", STATEMENTS)
 def test_a_statement_writes_no_row_that_its_history_does_not_show(
-    maker: sessionmaker[Session], clock: list[datetime], name: str, meanwhile: str
+    sessions: sessionmaker[Session], clock: list[datetime], name: str, meanwhile: str
 ) -> None:
     """Another transaction commits when the rows of a statement have been found, and before it runs."""
-    with maker.begin() as session:
+    with sessions.begin() as session:
         session.add_all([Account(id=1), Account(id=2, writes=1), Account(id=9, writes=9)])
-    engine, others = maker.kw["bind"], iter([MEANWHILE[meanwhile]])
+    engine, others = sessions.kw["bind"], iter([MEANWHILE[meanwhile]])
     timeout = "SET lock_timeout = '1s'" if engine.name == "postgresql" else "SET innodb_lock_wait_timeout = 1"
 
     def let_the_other_commit(
@@ -351,22 +360,22 @@ def test_a_statement_writes_no_row_that_its_history_does_not_show(
     ) -> None:
         if statement.startswith(("UPDATE accounts ", "DELETE FROM accounts ")):
             for work in others:  # MariaDB's REPEATABLE READ keeps it out, as it would without us
-                with suppress(sa.exc.OperationalError), maker.begin() as second:
+                with suppress(sa.exc.OperationalError), sessions.begin() as second:
                     second.execute(sa.text(timeout))
                     work(second)
 
     sa.event.listen(engine, "before_cursor_execute", let_the_other_commit)
-    until_it_passes(maker, lambda session: session.execute(STATEMENTS[name]))
+    until_it_passes(sessions, lambda session: session.execute(STATEMENTS[name]))
     sa.event.remove(engine, "before_cursor_execute", let_the_other_commit)
     assert next(others, None) is None
-    with maker() as session:
+    with sessions() as session:
         histories(session)
 
 
 def test_a_statement_waits_for_a_row_and_finds_it_as_it_is_then(
-    maker: sessionmaker[Session], other_thread: ThreadPoolExecutor
+    sessions: sessionmaker[Session], other_thread: ThreadPoolExecutor
 ) -> None:
-    with maker.begin() as session:
+    with sessions.begin() as session:
         session.add_all([Account(id=id) for id in (1, 2)])
     began = threading.Event()
 
@@ -374,21 +383,21 @@ def test_a_statement_waits_for_a_row_and_finds_it_as_it_is_then(
         began.set()
         session.execute(sa.update(Account).where(Account.written_by.is_(None)).values(writes=7))
 
-    with maker() as first:
+    with sessions() as first:
         write(first, 1, "first")
-        written: Future[None] = other_thread.submit(until_it_passes, maker, work)
+        written: Future[None] = other_thread.submit(until_it_passes, sessions, work)
         assert began.wait(PATIENCE)
         first.commit()
     written.result(PATIENCE)
-    with maker() as session:
+    with sessions() as session:
         found = histories(session)
     assert [version.writes for version in found[1]] == [0, 1]
     assert [version.writes for version in found[2]] == [0, 7]
 
 
-@pytest.mark.parametrize("maker", ["READ COMMITTED"], indirect=True)
-def test_many_statements_on_overlapping_rows_leave_one_line_of_versions_each(maker: sessionmaker[Session]) -> None:
-    with maker.begin() as session:
+@pytest.mark.parametrize("sessions", ["READ COMMITTED"], indirect=True)
+def test_many_statements_on_overlapping_rows_leave_one_line_of_versions_each(sessions: sessionmaker[Session]) -> None:
+    with sessions.begin() as session:
         session.add_all(Account(id=id) for id in range(1, 21))
 
     def run(thread: int) -> None:
@@ -398,7 +407,7 @@ def test_many_statements_on_overlapping_rows_leave_one_line_of_versions_each(mak
             mark = f"{thread}/{number}"
             statement = sa.update(Account).where(Account.id.in_(ids), Account.writes < 10**6)
             until_it_passes(
-                maker,
+                sessions,
                 lambda session: session.execute(
                     statement.values(writes=Account.writes + 1, written_by=mark)  # noqa: B023  # is called at once
                 ),
@@ -406,6 +415,6 @@ def test_many_statements_on_overlapping_rows_leave_one_line_of_versions_each(mak
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(run, range(8)))
-    with maker() as session:
+    with sessions() as session:
         found = histories(session)
         assert sum(len(versions) - 1 for versions in found.values()) == 8 * 10 * 8

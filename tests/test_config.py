@@ -40,16 +40,6 @@ class Untracked(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
 
 
-@pytest.fixture
-def session(engine):
-    Base.metadata.create_all(engine)
-    maker = sessionmaker(engine)
-    sqlaudit.register_hooks(maker)
-    with maker() as session:
-        yield session
-    sqlaudit.unregister_hooks(maker)
-
-
 def stored(session: Session) -> tuple[list[str | None], int]:
     """The texts of the live rows, and how many versions there are."""
     history = sqlaudit.history_of(Page)

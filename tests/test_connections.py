@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -12,25 +11,22 @@ from weakref import ref
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 
 import sqlaudit
-from invariants import check_history, recording, told
-from stock import SOURCES, Base, Item, Part, Tag, Worker, fill, item_tags, items
-
-
-@pytest.fixture
-def maker(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
-    with recording(engine, Base.metadata) as maker:
-        yield maker
-
-
-@pytest.fixture
-def recorded_engine(engine: sa.Engine, maker: Any) -> Iterator[sa.Engine]:
-    sqlaudit.register_hooks(maker, engine=engine)
-    yield engine
-    sqlaudit.unregister_hooks(maker, engine=engine)
-
+from invariants import check_history, told
+from recording import recording
+from stock import (
+    SOURCES,
+    Base,  # noqa: F401  # whose tables the tests find
+    Item,
+    Part,
+    Tag,
+    Worker,
+    fill,
+    item_tags,
+    items,
+)
 
 CONNECTED = {
     "insert": lambda c: c.execute(items.insert().values(title="new")),
@@ -51,41 +47,41 @@ CONNECTED = {
 
 
 def test_history_keeps_no_engine_that_nobody_holds(database: Any) -> None:
-    engine = database.create_engine()
-    with recording(engine, Base.metadata) as maker:
-        sqlaudit.register_hooks(maker, engine=engine)
+    engine = database.create_engine(query_cache_size=500)  # whose dialect no other engine has
+    with recording(engine) as sessions:
+        sqlaudit.register_hooks(sessions, engine=engine)
         with engine.begin() as connection:  # not by the unit of work, whose statements SQLAlchemy keeps for a mapper
             for name in ("insert many", "insert from select", "update", "delete"):
                 CONNECTED[name](connection)
-        with maker() as session:
+        with sessions() as session:
             assert len(session.scalars(sqlaudit.as_of(Item, datetime.now(UTC))).all()) == 4
             assert list(sqlaudit.stream_resource_changes(Item, session))
             assert list(sqlaudit.changesets(session))
-        sqlaudit.unregister_hooks(maker, engine=engine)
+        sqlaudit.unregister_hooks(sessions, engine=engine)
     engine.dispose()
     kept = ref(engine.dialect)
     for method in (each for cls in type(engine.dialect).__mro__ for each in vars(cls).values()):
         getattr(method, "cache_clear", int)()  # SQLAlchemy's own, which PostgreSQL's dialect has for all engines
-    del engine, maker, session, connection
+    del engine, sessions, session, connection
     gc.collect()
     assert kept() is None
 
 
 @pytest.mark.parametrize("name", CONNECTED)
-def test_a_statement_of_a_connection_is_recorded(recorded_engine: sa.Engine, maker: Any, name: str) -> None:
-    with maker() as session:
+def test_a_statement_of_a_connection_is_recorded(recorded_engine: sa.Engine, sessions: Any, name: str) -> None:
+    with sessions() as session:
         fill(session)
     with sqlaudit.AuditContextManager(user_id="ana"), recorded_engine.begin() as connection:
         CONNECTED[name](connection)
-    with maker() as session:
+    with sessions() as session:
         for source in SOURCES:
             check_history(session, source)
         (last,) = sqlaudit.changesets(session, newest_first=True, limit=1)
         assert last.changed_by == "ana"
 
 
-def test_a_connection_in_a_session_shares_its_changeset(recorded_engine: sa.Engine, maker: Any) -> None:
-    with maker() as session:
+def test_a_connection_in_a_session_shares_its_changeset(recorded_engine: sa.Engine, sessions: Any) -> None:
+    with sessions() as session:
         fill(session)
         session.get_one(Item, 1).price = 11
         session.flush()
@@ -97,8 +93,8 @@ def test_a_connection_in_a_session_shares_its_changeset(recorded_engine: sa.Engi
         assert [(each.resource_id, each.new_value) for each in changes] == [(1, 11), (2, 12), (3, 13)]
 
 
-def test_a_connection_that_a_session_gives_away_is_recorded(maker: Any) -> None:
-    with maker() as session, sqlaudit.AuditContextManager(user_id="ana"):
+def test_a_connection_that_a_session_gives_away_is_recorded(sessions: Any) -> None:
+    with sessions() as session, sqlaudit.AuditContextManager(user_id="ana"):
         fill(session)
         session.get_one(Item, 1).price = 11
         session.connection().execute(items.update().where(items.c.id == 2).values(price=12))
@@ -110,9 +106,9 @@ def test_a_connection_that_a_session_gives_away_is_recorded(maker: Any) -> None:
         assert [each.resource_id for each in sqlaudit.changes_in(session, last.changeset_id)] == [1, 2, 3]
 
 
-def test_a_connection_is_recorded_while_a_session_has_it(engine: sa.Engine, maker: Any) -> None:
+def test_a_connection_is_recorded_while_a_session_has_it(engine: sa.Engine, sessions: Any) -> None:
     with engine.connect() as connection:
-        with maker(bind=connection) as session:
+        with sessions(bind=connection) as session:
             fill(session)
             session.connection().execute(items.update().values(price=1))
             session.commit()
@@ -120,7 +116,7 @@ def test_a_connection_is_recorded_while_a_session_has_it(engine: sa.Engine, make
         connection.execute(items.update().values(price=2))
         connection.execute(sa.text("UPDATE bulk_items SET price = 3"))
         connection.commit()
-        with maker(bind=connection) as session:
+        with sessions(bind=connection) as session:
             assert told(session, Item, "id", "price") == before
             sqlaudit.record_changes(session, Item)
             check_history(session, Item)
@@ -140,14 +136,14 @@ def test_a_session_without_hooks_is_recorded_by_its_engine(recorded_engine: sa.E
             check_history(session, source)
 
 
-def test_a_rollback_leaves_nothing(recorded_engine: sa.Engine, maker: Any) -> None:
-    with maker() as session:
+def test_a_rollback_leaves_nothing(recorded_engine: sa.Engine, sessions: Any) -> None:
+    with sessions() as session:
         fill(session)
         before = told(session, Item, "id", "price")
     with recorded_engine.connect() as connection:
         connection.execute(items.update().values(price=0))
         connection.rollback()
-    with maker() as session:
+    with sessions() as session:
         savepoint = session.begin_nested()
         session.execute(sa.update(Item).values(price=0))
         savepoint.rollback()
@@ -156,8 +152,8 @@ def test_a_rollback_leaves_nothing(recorded_engine: sa.Engine, maker: Any) -> No
 
 
 @pytest.mark.parametrize("how", ["session", "connection", "connection of a session"])
-def test_what_cannot_be_recorded_is_undone(recorded_engine: sa.Engine, maker: Any, how: str) -> None:
-    with maker() as session:
+def test_what_cannot_be_recorded_is_undone(recorded_engine: sa.Engine, sessions: Any, how: str) -> None:
+    with sessions() as session:
         fill(session)
         before = told(session, Item, "id", "price")
 
@@ -166,20 +162,20 @@ def test_what_cannot_be_recorded_is_undone(recorded_engine: sa.Engine, maker: An
             raise ZeroDivisionError
 
     sa.event.listen(recorded_engine, "before_cursor_execute", break_down)
-    with recorded_engine.connect() as connection, maker() as session:
+    with recorded_engine.connect() as connection, sessions() as session:
         target = {"session": session, "connection": connection}.get(how) or session.connection()
         with pytest.raises(ZeroDivisionError):
             target.execute(items.update().values(price=0))
         with suppress(sa.exc.InvalidRequestError):  # the session finds its transaction gone
             (connection if target is connection else session).commit()
     sa.event.remove(recorded_engine, "before_cursor_execute", break_down)
-    with maker() as session:
+    with sessions() as session:
         assert told(session, Item, "id", "price") == before
         check_history(session, Item)
 
 
-def test_paused_tracking_pauses_statements_too(recorded_engine: sa.Engine, maker: Any) -> None:
-    with maker() as session:
+def test_paused_tracking_pauses_statements_too(recorded_engine: sa.Engine, sessions: Any) -> None:
+    with sessions() as session:
         fill(session)
         before = told(session, Item, "id", "price")
         with sqlaudit.tracking_disabled(session):
@@ -197,12 +193,12 @@ def test_what_executes_no_statements_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["before_insert", "after_insert", "after_update"])
 def test_what_a_listener_of_the_mapper_executes_is_recorded_by_the_engine(
-    recorded_engine: sa.Engine, maker: Any, name: str
+    recorded_engine: sa.Engine, sessions: Any, name: str
 ) -> None:
     def count(mapper: Any, connection: sa.Connection, target: Any) -> None:
         connection.execute(items.update().where(items.c.id == 1).values(stock=items.c.stock + 1))
 
-    with maker() as session:
+    with sessions() as session:
         fill(session)
         sa.event.listen(Part, name, count)
         try:
@@ -223,8 +219,6 @@ def test_async_sessions_and_engines_are_recorded_too(async_engine: AsyncEngine) 
     sqlaudit.register_hooks(makers, engine=async_engine)
 
     async def work() -> list[Any]:
-        async with async_engine.begin() as connection:
-            await connection.run_sync(Base.metadata.create_all)
         async with makers() as session:
             await session.run_sync(fill)
             returned = await session.scalars(sa.insert(Item).returning(Item.name), [{"name": "a"}, {"name": "b"}])

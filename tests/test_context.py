@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 import sqlaudit
 from sqlaudit import (
@@ -205,16 +205,6 @@ class Note(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     text: Mapped[str | None] = mapped_column(sa.String(50))
-
-
-@pytest.fixture
-def session(engine):
-    Base.metadata.create_all(engine)
-    maker = sessionmaker(engine)
-    sqlaudit.register_hooks(maker)
-    with maker() as session:
-        yield session
-    sqlaudit.unregister_hooks(maker)
 
 
 def users(session: Session, model: type, key: int = 1) -> list[str | None]:

@@ -1,6 +1,6 @@
 """Is a version what the database holds? Exactness, changes that are none, and rows older than their tracking."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import datetime
 from typing import Any
@@ -11,7 +11,7 @@ from sqlalchemy.ext.mutable import MutableDict
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, deferred, mapped_column, sessionmaker
 from sqlalchemy.orm.attributes import flag_modified
 
-from invariants import check_history, recording, told
+from invariants import check_history, told
 from sqlaudit import AuditContextManager, get_resource_changes, history_of, track_table, tracking_disabled, versions_of
 
 Sessions = sessionmaker[Session]
@@ -47,12 +47,6 @@ class Plain(Base):
     notes: Mapped[str | None] = deferred(mapped_column(sa.String(50)))
     settings: Mapped[dict[str, Any] | None] = mapped_column(MutableDict.as_mutable(sa.JSON))
     secret: Mapped[str | None] = mapped_column(sa.String(50))
-
-
-@pytest.fixture
-def sessions(engine: sa.Engine) -> Iterator[Sessions]:
-    with recording(engine, Base.metadata) as maker:
-        yield maker
 
 
 # --- exact ------------------------------------------------------------------------------------------------------

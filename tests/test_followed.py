@@ -13,7 +13,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, rela
 
 import sqlaudit
 from counting import counted
-from invariants import check_history, recording, told
+from invariants import check_history, told
+from recording import recording
 from stock import upsert
 
 Sessions = sessionmaker[Session]
@@ -99,9 +100,9 @@ tenants: Any = Tenant.__table__
 
 
 @pytest.fixture
-def maker(engine: sa.Engine) -> Iterator[Sessions]:
-    with recording(engine, Base.metadata) as maker:
-        with maker() as session:
+def sessions(tables: None, engine: sa.Engine) -> Iterator[Sessions]:
+    with recording(engine) as sessions:
+        with sessions() as session:
             session.add_all(
                 [Tenant(code="a", rooms=[Room(id=1)]), Firm(code="b"), Tenant(code="c", rooms=[Room(id=3)])]
             )
@@ -114,7 +115,7 @@ def maker(engine: sa.Engine) -> Iterator[Sessions]:
             session.flush()
             session.add_all([Thing(id=id, box=id) for id in (1, 2, 3)])
             session.commit()
-        yield maker
+        yield sessions
 
 
 def by_the_orm(session: Session) -> None:
@@ -146,8 +147,8 @@ def delete_late(session: Session) -> None:
 
 
 @pytest.mark.parametrize("delete", [by_the_orm, by_a_statement, by_a_list, delete_late])
-def test_what_goes_with_untracked_rows_is_recorded(maker: Sessions, delete: Callable[[Session], None]) -> None:
-    with maker() as session:
+def test_what_goes_with_untracked_rows_is_recorded(sessions: Sessions, delete: Callable[[Session], None]) -> None:
+    with sessions() as session:
         with sqlaudit.AuditContextManager(reason="they left"):
             delete(session)
             session.commit()
@@ -180,9 +181,9 @@ def move_by_a_list(session: Session) -> None:
 
 @pytest.mark.parametrize("move", [move_by_the_orm, move_by_a_statement, move_by_a_list])
 def test_keys_that_follow_those_of_untracked_rows_are_recorded(
-    maker: Sessions, move: Callable[[Session], None]
+    sessions: Sessions, move: Callable[[Session], None]
 ) -> None:
-    with maker() as session:
+    with sessions() as session:
         session.query(Room).where(Room.tenant == "a").delete()
         move(session)
         session.commit()
@@ -198,8 +199,8 @@ def test_keys_that_follow_those_of_untracked_rows_are_recorded(
         ]
 
 
-def test_rows_that_follow_a_tracked_one_by_way_of_an_untracked_one_are_recorded(maker: Sessions) -> None:
-    with maker() as session:
+def test_rows_that_follow_a_tracked_one_by_way_of_an_untracked_one_are_recorded(sessions: Sessions) -> None:
+    with sessions() as session:
         session.delete(session.get_one(Order, 1))
         session.flush()
         session.execute(sa.delete(Order).where(Order.id == 2))
@@ -215,8 +216,8 @@ def test_rows_that_follow_a_tracked_one_by_way_of_an_untracked_one_are_recorded(
         ]
 
 
-def test_what_else_is_done_to_untracked_rows_asks_no_history(engine: sa.Engine, maker: Sessions) -> None:
-    with maker() as session, counted(engine) as statements:
+def test_what_else_is_done_to_untracked_rows_asks_no_history(engine: sa.Engine, sessions: Sessions) -> None:
+    with sessions() as session, counted(engine) as statements:
         session.get_one(Tenant, "a").name = "Anne"
         session.add(Tenant(code="d"))
         session.commit()
@@ -227,8 +228,8 @@ def test_what_else_is_done_to_untracked_rows_asks_no_history(engine: sa.Engine, 
 
 
 @pytest.mark.requires("replacing_inserts")
-def test_what_is_replaced_takes_tracked_rows_with_it(maker: Sessions) -> None:
-    with maker() as session:
+def test_what_is_replaced_takes_tracked_rows_with_it(sessions: Sessions) -> None:
+    with sessions() as session:
         statement = tenants.insert().prefix_with("OR REPLACE")
         session.execute(statement.values(code="b", name="new", kind="tenant"))
         session.commit()
@@ -390,9 +391,9 @@ def test_a_base_of_another_database_is_not_asked(
     other = sa.create_engine("sqlite://")
     here.metadata.create_all(engine)
     there.metadata.create_all(other)
-    maker = sessionmaker(binds={here: engine, there: other})
-    sqlaudit.register_hooks(maker)
-    with maker() as session:
+    sessions = sessionmaker(binds={here: engine, there: other})
+    sqlaudit.register_hooks(sessions)
+    with sessions() as session:
         session.add_all([Person(id=1), Visit(id=1, person=1)])
         session.commit()
         delete(session, Person, 1)
@@ -400,7 +401,7 @@ def test_a_base_of_another_database_is_not_asked(
         assert told(session, Visit, "person") == [("insert", 1)]
     with Session(other) as session:
         check_history(session, Visit)
-    sqlaudit.unregister_hooks(maker)
+    sqlaudit.unregister_hooks(sessions)
     other.dispose()
     for each in (here, there):
         each.registry.dispose()
@@ -462,8 +463,8 @@ def test_a_base_may_go_whose_tables_refer_to_those_of_another(engine: sa.Engine,
     assert remains() is None
 
 
-def test_a_rollback_leaves_no_trace_of_what_would_have_gone(maker: Sessions) -> None:
-    with maker() as session:
+def test_a_rollback_leaves_no_trace_of_what_would_have_gone(sessions: Sessions) -> None:
+    with sessions() as session:
         before = [told(session, model) for model in TRACKED]
         by_a_statement(session)
         session.rollback()
@@ -477,8 +478,8 @@ def test_a_rollback_leaves_no_trace_of_what_would_have_gone(maker: Sessions) -> 
             check_history(session, model)
 
 
-def test_a_connection_of_a_registered_engine_tells_of_it(engine: sa.Engine, maker: Sessions) -> None:
-    sqlaudit.register_hooks(maker, engine=engine)
+def test_a_connection_of_a_registered_engine_tells_of_it(engine: sa.Engine, sessions: Sessions) -> None:
+    sqlaudit.register_hooks(sessions, engine=engine)
     try:
         with engine.begin() as connection:
             connection.execute(sa.delete(Room))
@@ -487,14 +488,14 @@ def test_a_connection_of_a_registered_engine_tells_of_it(engine: sa.Engine, make
             plain.delete(plain.get_one(Tenant, "b"))
             plain.commit()
     finally:
-        sqlaudit.unregister_hooks(maker, engine=engine)
-    with maker() as session:
+        sqlaudit.unregister_hooks(sessions, engine=engine)
+    with sessions() as session:
         for model in TRACKED:
             check_history(session, model)
         assert told(session, Order, "id")[-3:] == [("delete", 2), ("insert", 3), ("delete", 3)]
 
 
-def test_a_session_without_hooks_is_noticed(engine: sa.Engine, maker: Sessions) -> None:
+def test_a_session_without_hooks_is_noticed(engine: sa.Engine, sessions: Sessions) -> None:
     with Session(engine) as session:
         session.delete(session.get_one(Tenant, "b"))
         with pytest.warns(sqlaudit.SQLAuditWarning, match=r"not tracked.*session without hooks"):
@@ -502,21 +503,21 @@ def test_a_session_without_hooks_is_noticed(engine: sa.Engine, maker: Sessions) 
 
 
 @pytest.mark.parametrize("sql", ["DELETE FROM followed_tenants WHERE code = 'b'", "TRUNCATE followed_tenants"])
-def test_sql_by_hand_that_takes_tracked_rows_with_it_is_noticed(maker: Sessions, sql: str) -> None:
+def test_sql_by_hand_that_takes_tracked_rows_with_it_is_noticed(sessions: Sessions, sql: str) -> None:
     sqlaudit.set_config(sqlaudit.SQLAuditConfig(on_uncaptured="raise"))
-    with maker() as session, pytest.raises(sqlaudit.CaptureError, match="followed_tenants"):
+    with sessions() as session, pytest.raises(sqlaudit.CaptureError, match="followed_tenants"):
         session.execute(sa.text(sql))
 
 
-def test_sql_by_hand_that_takes_none_is_not(maker: Sessions) -> None:
+def test_sql_by_hand_that_takes_none_is_not(sessions: Sessions) -> None:
     sqlaudit.set_config(sqlaudit.SQLAuditConfig(on_uncaptured="raise"))
-    with maker() as session:
+    with sessions() as session:
         session.execute(sa.text("UPDATE followed_tenants SET name = 'x'"))
 
 
-def test_a_required_reason_is_required_for_what_follows(maker: Sessions) -> None:
+def test_a_required_reason_is_required_for_what_follows(sessions: Sessions) -> None:
     sqlaudit.set_config(sqlaudit.SQLAuditConfig(require_reason=True))
-    with maker() as session:
+    with sessions() as session:
         with pytest.raises(sqlaudit.ContextError, match=r"followed_tenants.*reason"):
             session.execute(sa.delete(Tenant).where(Tenant.code == "b"))
         session.rollback()
@@ -557,7 +558,7 @@ def test_keys_that_follow_what_is_unique_in_a_row_but_not_its_key_are_recorded(
         town: Mapped[int]
         __table_args__ = (sa.ForeignKeyConstraint(["country", "town"], ["towns.country", "towns.number"], **GOES),)
 
-    with recording(engine, base.metadata) as maker, maker() as session:
+    with recording(engine, base.metadata) as sessions, sessions() as session:
         for each in (Country(id=1, code="a"), Town(country="a", number=1), Street(id=1, country="a", town=1)):
             session.add(each)
             session.flush()

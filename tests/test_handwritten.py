@@ -1,35 +1,22 @@
 """SQL that was written by hand is noticed by its words."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.orm import Session, sessionmaker
 
 import sqlaudit
-from invariants import recording
 from sqlaudit import handwritten
-from stock import Base, fill
-
-
-@pytest.fixture
-def maker(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
-    with recording(engine, Base.metadata) as maker:
-        yield maker
-
-
-@pytest.fixture
-def recorded_engine(engine: sa.Engine, maker: Any) -> Iterator[sa.Engine]:
-    sqlaudit.register_hooks(maker, engine=engine)
-    yield engine
-    sqlaudit.unregister_hooks(maker, engine=engine)
+from stock import (
+    Base,  # noqa: F401  # whose tables the tests find
+    fill,
+)
 
 
 @pytest.mark.parametrize("how", ["session", "connection", "driver"])
-def test_sql_that_was_written_by_hand_is_noticed(recorded_engine: sa.Engine, maker: Any, how: str) -> None:
+def test_sql_that_was_written_by_hand_is_noticed(recorded_engine: sa.Engine, sessions: Any, how: str) -> None:
     sql = "UPDATE bulk_items SET price = 1"
-    with maker() as session:
+    with sessions() as session:
         fill(session)
         run = {
             "session": lambda: session.execute(sa.text(sql)),
@@ -84,9 +71,9 @@ def test_sql_that_was_written_by_hand_is_noticed(recorded_engine: sa.Engine, mak
         "/*!40000 DELETE FROM bulk_items */",
     ],
 )
-def test_words_that_write_are_known(maker: Any, sql: str) -> None:
+def test_words_that_write_are_known(sessions: Any, sql: str) -> None:
     sqlaudit.set_config(sqlaudit.SQLAuditConfig(on_uncaptured="raise"))
-    with maker() as session, pytest.raises(sqlaudit.CaptureError, match="bulk_item"):
+    with sessions() as session, pytest.raises(sqlaudit.CaptureError, match="bulk_item"):
         session.execute(sa.text(sql))
 
 
@@ -102,9 +89,9 @@ def test_words_that_write_are_known(maker: Any, sql: str) -> None:
         "DELETE FROM bulk_items_history WHERE id < 0",
     ],
 )
-def test_other_words_are_not(maker: Any, sql: str) -> None:
+def test_other_words_are_not(sessions: Any, sql: str) -> None:
     sqlaudit.set_config(sqlaudit.SQLAuditConfig(on_uncaptured="raise"))
-    with maker() as session:
+    with sessions() as session:
         session.execute(sa.text(sql))
 
 

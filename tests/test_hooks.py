@@ -1,7 +1,7 @@
 """Which sessions record, from when until when, and what of writes that cannot be recorded?"""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
 
-from invariants import check_history, recording, told
+from invariants import check_history, told
 from sqlaudit import (
     CaptureError,
     SQLAuditConfig,
@@ -48,17 +48,6 @@ class OurSession(Session):
     def bulk_save_objects(self, *args: Any, **kw: Any) -> None:
         self.info["bulk"] = True
         super().bulk_save_objects(*args, **kw)
-
-
-@pytest.fixture(autouse=True)
-def _tables(engine: sa.Engine) -> None:
-    Base.metadata.create_all(engine)
-
-
-@pytest.fixture
-def sessions(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
-    with recording(engine, Base.metadata) as maker:
-        yield maker
 
 
 # --- targets ----------------------------------------------------------------------------------------------------
@@ -246,7 +235,6 @@ def _state(session: Session) -> list[Any]:
 
 
 def test_a_statement_under_overlapping_targets_is_recorded_once(engine: sa.Engine) -> None:
-    Base.metadata.create_all(engine)
     maker = sessionmaker(engine, class_=OurSession)
     for target in (Session, maker):
         register_hooks(target)

@@ -16,7 +16,8 @@ from sqlalchemy.orm import (
     sessionmaker,
 )
 
-from invariants import check_history, recording, told
+from invariants import check_history, told
+from recording import recording
 from sqlaudit import AuditContextManager, track_table
 
 Sessions = sessionmaker[Session]
@@ -114,7 +115,7 @@ PAIR = ("post_id", "tag_id")
 
 @pytest.fixture
 def sessions(engine: sa.Engine) -> Iterator[Sessions]:
-    with recording(engine, Base.metadata) as maker:
+    with recording(engine) as maker:
 
         @sa.event.listens_for(maker, "loaded_as_persistent")
         def keep(session: Session, obj: object) -> None:  # a session alone holds its objects weakly

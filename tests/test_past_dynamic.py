@@ -6,7 +6,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, DynamicMapped, Mapped, mapped_column, relationship
 
-from invariants import recording
+from recording import recording
 from sqlaudit import ReadOnlyError, SQLAuditConfig, as_of, set_config, track_table
 
 THEN = datetime(2024, 1, 1, tzinfo=UTC)
@@ -33,7 +33,7 @@ class Entry(Base):
 
 def test_the_dynamic_collection_of_a_past_object_queries_the_past_and_writes_nothing(engine):
     instants = iter([THEN, THEN + timedelta(days=1)])
-    with recording(engine, Base.metadata) as maker, maker() as session:
+    with recording(engine) as maker, maker() as session:
         set_config(SQLAuditConfig(clock=lambda: next(instants)))
         session.add(Account(id=1, entries=[Entry(id=1, amount=5)]))
         session.commit()

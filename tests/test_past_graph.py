@@ -14,13 +14,13 @@ from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
 import sqlaudit
-from clock import Clock, at
+from clock import at
 from databases import SQLALCHEMY_2_1
 from shop import (
     QUESTIONS,
     SECONDS,
     Address,
-    Base,
+    Base,  # noqa: F401  # whose tables the tests find
     Call,
     Customer,
     Line,
@@ -29,29 +29,23 @@ from shop import (
     Tag,
     Visit,
     content,
-    live_through,
+    happen,  # noqa: F401  # what has happened when the tests begin
     tagging,
     tree,
     trees,
 )
-from sqlaudit import QueryError, ReadOnlyError, SQLAuditConfig, as_of
+from sqlaudit import QueryError, ReadOnlyError, as_of
 
 
 @pytest.fixture
-def shop(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
-    """Sessions with hooks, on a database in which nothing has happened yet."""
-    Base.metadata.create_all(engine)
-    maker = sessionmaker(engine)
-    sqlaudit.register_hooks(maker)
-    sqlaudit.set_config(SQLAuditConfig(clock=Clock()))
-    yield maker
-    sqlaudit.unregister_hooks(maker)
+def shop(happened: Any, clock: Any, sessions: sessionmaker[Session]) -> sessionmaker[Session]:
+    """Sessions that record, on a database in which all has happened."""
+    return sessions
 
 
 @pytest.fixture
 def session(shop: sessionmaker[Session]) -> Iterator[Session]:
     """A session after all has happened."""
-    live_through(shop)
     with shop() as session:
         yield session
 
@@ -64,9 +58,8 @@ def then(session: Session, second: float, id: int = 1, model: type[Any] = Custom
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
-def test_the_answer_is_the_one_of_then(shop, question):
-    ask = QUESTIONS[question]
-    answers = live_through(shop, lambda session: ask(session, sa.select))
+def test_the_answer_is_the_one_of_then(shop, happened, question):
+    ask, answers = QUESTIONS[question], [answers[question] for answers in happened]
     assert any(answer != answers[-1] for answer in answers), "the story never changes the answer"
     with shop() as session:
         for second in SECONDS:
@@ -98,12 +91,11 @@ def test_a_deleted_row_has_its_children_until_it_is_deleted(session):
     assert then(session, 4).boss is None
 
 
-def test_the_end_of_a_second_is_no_other_instant_than_its_beginning(shop):
-    answers = live_through(shop, lambda session: trees(session.scalars(sa.select(Customer))))
+def test_the_end_of_a_second_is_no_other_instant_than_its_beginning(shop, happened):
     with shop() as session:
         for second in SECONDS:
             last = at(second + 1) - timedelta(microseconds=1)
-            assert trees(session.scalars(as_of(Customer, last))) == answers[second]
+            assert trees(session.scalars(as_of(Customer, last))) == happened[second]["everything"]
 
 
 IN_BATCHES: dict[str, Any] = {"yield_per": 50} if SQLALCHEMY_2_1 else {"stream_results": True}
@@ -122,9 +114,9 @@ def test_batches_load_eagerly(shop, trees_of_then):
 
 
 @pytest.fixture
-def trees_of_then(shop: sessionmaker[Session]) -> list[dict[int, Any]]:
+def trees_of_then(happened: Any) -> list[dict[int, Any]]:
     """What hung on each customer after each second."""
-    return live_through(shop, lambda session: {each.id: tree(each) for each in session.scalars(sa.select(Customer))})
+    return [{found[0][0]: found for found in answers["everything"]} for answers in happened]
 
 
 def rename_everything(session: Session) -> None:
@@ -165,12 +157,12 @@ def walk(session: Session, maker: sessionmaker[Session]) -> None:
 
 
 @pytest.mark.parametrize(
-    "happen", [change_here, change_elsewhere, change_and_roll_back, change_without_a_flush, expire, walk]
+    "change", [change_here, change_elsewhere, change_and_roll_back, change_without_a_flush, expire, walk]
 )
-def test_what_is_loaded_later_is_of_then_too(shop, trees_of_then, happen):
+def test_what_is_loaded_later_is_of_then_too(shop, trees_of_then, change):
     with shop() as session:
         found = {second: session.scalars(as_of(Customer, at(second))).all() for second in SECONDS}
-        happen(session, shop)
+        change(session, shop)
         for second, customers in found.items():
             assert {each.id: tree(each) for each in customers} == trees_of_then[second]
 

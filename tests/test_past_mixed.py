@@ -2,7 +2,6 @@
 
 import pickle
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,14 +11,12 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, rela
 
 import sqlaudit
 from clock import Clock, at
-from invariants import recording
+from recording import recording
 from sqlaudit import (
     QueryError,
     ReadOnlyError,
-    SQLAuditConfig,
     SQLAuditWarning,
     as_of,
-    set_config,
     time_travel,
     track_table,
 )
@@ -72,29 +69,25 @@ class Note(Base):
     customer: Mapped[Customer | None] = relationship()
 
 
-@pytest.fixture
-def maker(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
-    """Sessions with hooks, on a database in which all was "then" in the second 0, and is "now" since the second 1."""
-    with recording(engine, Base.metadata) as maker:
-        set_config(SQLAuditConfig(clock=Clock()))
-        with maker() as session:
-            tag = Tag(id=1, label="then")
-            ada, bob = (Customer(id=number, name="then", secret="s", tags=[tag]) for number in (1, 2))
-            session.add_all(Order(id=number, amount=0, customer=ada) for number in (1, 2))
-            session.add(bob)
-            session.commit()
-            for row in (tag, ada, bob):
-                setattr(row, "label" if row is tag else "name", "now")
-            for order in session.scalars(sa.select(Order)):
-                order.amount = 1
-            session.commit()
-        yield maker
+def happen(sessions: sessionmaker[Session]) -> None:
+    """Let all be "then" in the second 0, and "now" since the second 1."""
+    with sessions() as session:
+        tag = Tag(id=1, label="then")
+        ada, bob = (Customer(id=number, name="then", secret="s", tags=[tag]) for number in (1, 2))
+        session.add_all(Order(id=number, amount=0, customer=ada) for number in (1, 2))
+        session.add(bob)
+        session.commit()
+        for row in (tag, ada, bob):
+            setattr(row, "label" if row is tag else "name", "now")
+        for order in session.scalars(sa.select(Order)):
+            order.amount = 1
+        session.commit()
 
 
 @pytest.fixture
-def session(maker: sessionmaker[Session]) -> Iterator[Session]:
-    with maker() as session:
-        yield session
+def sessions(happened: None, clock: Clock, sessions: sessionmaker[Session]) -> sessionmaker[Session]:
+    """Sessions that record, when that has happened."""
+    return sessions
 
 
 def then(session: Session, model: Any, id: int = 1) -> Any:
@@ -134,7 +127,7 @@ def test_a_session_without_hooks_takes_no_object_of_the_past(engine, session, gi
 
 def test_a_session_with_hooks_of_any_kind_takes_an_object_of_the_past(engine, session):
     order = expunged(session, Order)
-    with recording(engine, Base.metadata) as maker, maker() as other:
+    with recording(engine) as sessions, sessions() as other:
         other.get_one(Customer, 1)
         other.add(order)
         assert order.customer.name == "then"
@@ -420,31 +413,31 @@ def test_a_session_of_the_past_reads_a_statement_of_another_changeset_as_of_that
 # --- objects of the past that nothing happens to ----------------------------------------------------------------
 
 
-def merge_a_graph(session: Session, order: Order, maker: sessionmaker[Session]) -> Session:
+def merge_a_graph(session: Session, order: Order, sessions: sessionmaker[Session]) -> Session:
     session.expunge_all()
     session.rollback()
-    other = maker()
+    other = sessions()
     merged = other.merge(order)
     assert (merged.amount, merged.customer.name, merged.customer.tags[0].label) == (0, "then", "then")
     return other
 
 
-def merge_into_what_is_there(session: Session, order: Order, maker: sessionmaker[Session]) -> Session:
+def merge_into_what_is_there(session: Session, order: Order, sessions: sessionmaker[Session]) -> Session:
     session.expunge_all()
     session.rollback()
-    other = maker()
+    other = sessions()
     there = [then(other, Order), *then(other, Customer).orders, *then(other, Customer).tags]
     assert other.merge(order) is there[0]
     other.merge(order)
     return other
 
 
-def assign_what_it_has(session: Session, order: Order, maker: sessionmaker[Session]) -> Session:
+def assign_what_it_has(session: Session, order: Order, sessions: sessionmaker[Session]) -> Session:
     order.amount, order.customer, order.customer.tags = 0, order.customer, list(order.customer.tags)
     return session
 
 
-def change_it_and_back(session: Session, order: Order, maker: sessionmaker[Session]) -> Session:
+def change_it_and_back(session: Session, order: Order, sessions: sessionmaker[Session]) -> Session:
     order.amount = 9
     order.amount = 0
     return session
@@ -452,10 +445,10 @@ def change_it_and_back(session: Session, order: Order, maker: sessionmaker[Sessi
 
 @pytest.mark.parametrize("tracking", [True, False])
 @pytest.mark.parametrize("happen", [merge_a_graph, merge_into_what_is_there, assign_what_it_has, change_it_and_back])
-def test_an_object_of_the_past_that_is_as_it_was_can_be_flushed(maker, session, happen, tracking):
+def test_an_object_of_the_past_that_is_as_it_was_can_be_flushed(sessions, session, happen, tracking):
     order = then(session, Order)
     assert (order.customer.name, len(order.customer.orders), len(order.customer.tags)) == ("then", 2, 1)
-    with happen(session, order, maker) as other:
+    with happen(session, order, sessions) as other:
         assert other.dirty
         if tracking:
             other.flush()
@@ -477,9 +470,9 @@ def test_a_session_of_the_past_ends_though_an_object_was_given_what_it_has(sessi
         past.get_one(Order, 1).amount = 1
 
 
-def test_a_merged_object_of_the_past_that_was_changed_is_refused(maker, session):
+def test_a_merged_object_of_the_past_that_was_changed_is_refused(sessions, session):
     order = then(session, Order)
-    with maker() as other:
+    with sessions() as other:
         other.merge(order).amount = 5
         with pytest.raises(ReadOnlyError, match="is read-only"):
             other.flush()

@@ -23,7 +23,7 @@ from sqlalchemy.orm import (
     with_loader_criteria,
 )
 
-from invariants import recording
+from recording import recording
 from sqlaudit import QueryError, ReadOnlyError, SQLAuditConfig, set_config, time_travel, track_table
 
 THEN = datetime(2024, 1, 1, tzinfo=UTC)
@@ -57,7 +57,7 @@ class Driver(Person):
 def session(engine: sa.Engine) -> Iterator[Session]:
     """A session that holds the present: Eve, who was Ada, is the boss of Bob, whose licence was renewed."""
     instants = iter([THEN, LATER])
-    with recording(engine, Base.metadata) as maker, maker() as session:
+    with recording(engine) as maker, maker() as session:
         set_config(SQLAuditConfig(clock=lambda: next(instants)))
         ada = Person(id=1, name="Ada")
         bob = Driver(id=2, name="Bob", licence="old", boss=ada)

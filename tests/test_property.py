@@ -545,7 +545,6 @@ def read_past(session: Session, when: datetime) -> Iterator[Any]:
 
 
 def test_history_agrees_with_what_was_true_when(database: Database, engine: sa.Engine) -> None:
-    Base.metadata.create_all(engine)
     lives = profile(database, few=15, many=40, stateful_step_count=40, report_multiple_bugs=False)
     run_state_machine_as_test(lambda: Life(engine), settings=lives)
 
@@ -554,7 +553,6 @@ def test_history_agrees_with_what_was_true_when(database: Database, engine: sa.E
 
 
 def test_links_follow_a_key_that_the_database_changes(engine: sa.Engine) -> None:
-    Base.metadata.create_all(engine)
     life = Life(engine)
     life.begin(parents=1, children=1, tags=1)
     life.session.expire_all()
@@ -563,7 +561,6 @@ def test_links_follow_a_key_that_the_database_changes(engine: sa.Engine) -> None
 
 
 def test_a_link_that_was_never_written_leaves_no_trace(engine: sa.Engine) -> None:
-    Base.metadata.create_all(engine)
     life = Life(engine)
     life.begin(parents=1, children=0, tags=0)
     life.add_tag(id=1, label=None)
@@ -574,7 +571,6 @@ def test_a_link_that_was_never_written_leaves_no_trace(engine: sa.Engine) -> Non
 
 
 def test_a_link_that_goes_while_its_key_moves_leaves_one_tombstone(engine: sa.Engine) -> None:
-    Base.metadata.create_all(engine)
     life = Life(engine)
     life.begin(parents=1, children=0, tags=1)
     life.link_or_unlink(parent=0, tag=0)

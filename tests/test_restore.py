@@ -25,7 +25,8 @@ from sqlalchemy.orm import (
 import sqlaudit
 from clock import Clock, at
 from counting import counted
-from invariants import check_history, recording, told
+from invariants import check_history, told
+from recording import recording
 from sqlaudit import (
     AuditContextManager,
     ContextError,
@@ -43,6 +44,8 @@ from sqlaudit import (
     undo,
     versions_of,
 )
+
+pytestmark = pytest.mark.usefixtures("clock")
 
 
 class Base(DeclarativeBase):
@@ -128,13 +131,6 @@ class Untracked(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
 
 
-@pytest.fixture
-def maker(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
-    sqlaudit.set_config(SQLAuditConfig(clock=Clock()))
-    with recording(engine, Base.metadata) as maker:
-        yield maker
-
-
 def summary(report: Any) -> list[tuple[str, str, Any, list[str]]]:
     """Give (operation, name of the model, key, names of the fields), sorted."""
     return sorted(
@@ -147,19 +143,19 @@ def summary(report: Any) -> list[tuple[str, str, Any, list[str]]]:
 
 
 @pytest.fixture
-def ada(maker):
+def ada(sessions):
     """Second 0: Ada; 1: she is renamed; 2: she is deleted."""
-    with maker.begin() as session:
+    with sessions.begin() as session:
         session.add(
             Customer(id=1, name="Ada", email="a", data={"n": [1]}, points=sa.null(), notes="x", password="secret")
         )
-    with maker.begin() as session:
+    with sessions.begin() as session:
         customer = session.get_one(Customer, 1)
         customer.name, customer.data, customer.points, customer.notes = "Bob", None, 7, None
 
 
-def delete(maker, model, key):
-    with maker.begin() as session:
+def delete(sessions, model, key):
+    with sessions.begin() as session:
         session.delete(session.get_one(model, key))
 
 
@@ -171,13 +167,13 @@ OLD = ("Ada", "a", {"n": [1]}, None, "x")
 NEW = ("Bob", "a", None, 7, None)
 
 
-def test_a_changed_row_gets_its_old_values(maker, ada):
-    with maker.begin() as session:
+def test_a_changed_row_gets_its_old_values(sessions, ada):
+    with sessions.begin() as session:
         report = restore(session, Customer, 1, at=at(0))
         assert summary(report) == [("update", "Customer", 1, ["data", "name", "notes", "points"])]
         assert report.items[0].fields["name"] == ("Bob", "Ada")
         assert [type(obj) for obj in session.dirty] == [Customer]
-    with maker() as session:
+    with sessions() as session:
         customer = session.get_one(Customer, 1)
         assert values(customer) == OLD
         assert customer.password == "secret"
@@ -185,21 +181,21 @@ def test_a_changed_row_gets_its_old_values(maker, ada):
         check_history(session, Customer)
 
 
-def test_a_deleted_row_is_brought_back(maker, ada):
-    delete(maker, Customer, 1)
-    with maker.begin() as session:
+def test_a_deleted_row_is_brought_back(sessions, ada):
+    delete(sessions, Customer, 1)
+    with sessions.begin() as session:
         report = restore(session, Customer, 1, at=at(0))
         assert summary(report) == [("insert", "Customer", 1, ["data", "email", "id", "name", "notes"])]
         assert [type(obj) for obj in session.new] == [Customer]
-    with maker() as session:
+    with sessions() as session:
         assert values(session.get_one(Customer, 1)) == OLD
         assert [row[0] for row in told(session, Customer)] == ["insert", "update", "delete", "insert"]
         check_history(session, Customer)
 
 
 @pytest.mark.parametrize("which", ["datetime", "number", "changeset", "text", "version"])
-def test_the_state_can_be_named_in_many_ways(maker, ada, which):
-    with maker.begin() as session:
+def test_the_state_can_be_named_in_many_ways(sessions, ada, which):
+    with sessions.begin() as session:
         version = versions_of(session, Customer, 1)[0]
         names = {"datetime": at(0.5), "number": 1, "changeset": version.audit_changeset_id}
         names["text"] = str(version.audit_changeset_id)
@@ -207,22 +203,22 @@ def test_the_state_can_be_named_in_many_ways(maker, ada, which):
             restore(session, version)
         else:
             restore(session, Customer, "1", at=names[which])
-    with maker() as session:
+    with sessions() as session:
         assert values(session.get_one(Customer, 1)) == OLD
 
 
-def test_a_row_in_that_state_is_left_alone(maker, ada):
-    with maker.begin() as session:
+def test_a_row_in_that_state_is_left_alone(sessions, ada):
+    with sessions.begin() as session:
         report = restore(session, Customer, 1, at=at(1))
         assert not report
         assert list(report) == []
         assert not session.dirty
-    with maker() as session:
+    with sessions() as session:
         assert len(told(session, Customer)) == 2
 
 
-def test_a_dry_run_reports_the_same_and_changes_nothing(maker, ada):
-    with maker.begin() as session:
+def test_a_dry_run_reports_the_same_and_changes_nothing(sessions, ada):
+    with sessions.begin() as session:
         customer = session.get_one(Customer, 1)
         first = restore(session, Customer, 1, at=at(0), dry_run=True)
         assert not session.dirty
@@ -231,55 +227,55 @@ def test_a_dry_run_reports_the_same_and_changes_nothing(maker, ada):
         assert restore(session, Customer, 1, at=at(0)) == first
 
 
-def test_what_the_session_holds_is_flushed_first(maker, ada):
-    with maker.begin() as session:
+def test_what_the_session_holds_is_flushed_first(sessions, ada):
+    with sessions.begin() as session:
         customer = session.get_one(Customer, 1)
         customer.name = "Eve"
         restore(session, Customer, 1, at=at(0))
         assert customer.name == "Ada"
 
 
-def test_a_stale_object_is_seen_as_the_database_has_it(maker, ada):
-    with maker(expire_on_commit=False) as session:
+def test_a_stale_object_is_seen_as_the_database_has_it(sessions, ada):
+    with sessions(expire_on_commit=False) as session:
         customer = session.get_one(Customer, 1)
         session.commit()
-        with maker.begin() as other:
+        with sessions.begin() as other:
             other.get_one(Customer, 1).name = "Eve"
         restore(session, Customer, 1, at=at(1))
         session.commit()
         assert customer.name == "Bob"
-    with maker() as session:
+    with sessions() as session:
         assert session.get_one(Customer, 1).name == "Bob"
 
 
-def test_a_json_null_is_not_sql_null(maker):
-    with maker.begin() as session:
+def test_a_json_null_is_not_sql_null(sessions):
+    with sessions.begin() as session:
         session.add_all([Customer(id=1, data=sa.JSON.NULL), Customer(id=2, data=sa.null())])
     nulls = sa.select(Customer.data.is_(None)).order_by(Customer.id)
-    with maker() as session:
+    with sessions() as session:
         before = session.scalars(nulls).all()
     for key in (1, 2):
-        with maker.begin() as session:
+        with sessions.begin() as session:
             session.get_one(Customer, key).data = {"n": 1}
-    with maker.begin() as session:
+    with sessions.begin() as session:
         restore(session, Customer, 1, at=1)
         restore(session, Customer, 2, at=1)
-    with maker() as session:
+    with sessions() as session:
         assert session.scalars(nulls).all() == before
     for key in (1, 2):
-        delete(maker, Customer, key)
-    with maker.begin() as session:
+        delete(sessions, Customer, key)
+    with sessions.begin() as session:
         restore(session, Customer, 1, at=1)
         restore(session, Customer, 2, at=1)
-    with maker() as session:
+    with sessions() as session:
         assert session.scalars(nulls).all() == before
 
 
 # --- why, and by whom -------------------------------------------------------------------------------------------
 
 
-def test_a_restore_tells_its_source(maker, ada):
-    with maker() as session, AuditContextManager(user_id="eve"):
+def test_a_restore_tells_its_source(sessions, ada):
+    with sessions() as session, AuditContextManager(user_id="eve"):
         restore(session, Customer, 1, at=at(0))
         session.commit()
         version = versions_of(session, Customer, 1)[-1]
@@ -287,15 +283,15 @@ def test_a_restore_tells_its_source(maker, ada):
         assert version.audit_changed_by == "eve"
 
 
-def test_a_reason_of_the_context_precedes(maker, ada):
-    with maker() as session, AuditContextManager(reason="asked for"):
+def test_a_reason_of_the_context_precedes(sessions, ada):
+    with sessions() as session, AuditContextManager(reason="asked for"):
         restore(session, Customer, 1, at=at(0))
         session.commit()
         assert versions_of(session, Customer, 1)[-1].audit_reason == "asked for"
 
 
-def test_the_reason_is_that_of_the_restored_rows_alone(maker, ada):
-    with maker() as session:
+def test_the_reason_is_that_of_the_restored_rows_alone(sessions, ada):
+    with sessions() as session:
         session.add(other := Customer(id=2))
         session.commit()
         restore(session, Customer, 1, at=at(0), include=["tags"])
@@ -311,8 +307,8 @@ def test_the_reason_is_that_of_the_restored_rows_alone(maker, ada):
 
 
 @pytest.mark.parametrize("nested", [True, False], ids=["savepoint", "transaction"])
-def test_a_rollback_forgets_the_reason(maker, ada, nested):
-    with maker() as session:
+def test_a_rollback_forgets_the_reason(sessions, ada, nested):
+    with sessions() as session:
         customer = session.get_one(Customer, 1)
         if nested:
             with session.begin_nested() as savepoint:
@@ -327,8 +323,8 @@ def test_a_rollback_forgets_the_reason(maker, ada, nested):
 
 
 @pytest.mark.parametrize("undone", ["refresh", "expire"])
-def test_what_was_taken_back_has_no_reason(maker, ada, undone):
-    with maker() as session:
+def test_what_was_taken_back_has_no_reason(sessions, ada, undone):
+    with sessions() as session:
         customer = session.get_one(Customer, 1)
         restore(session, Customer, 1, at=at(0))
         getattr(session, undone)(customer)
@@ -337,9 +333,9 @@ def test_what_was_taken_back_has_no_reason(maker, ada, undone):
         assert versions_of(session, Customer, 1)[-1].audit_reason is None
 
 
-def test_a_restore_needs_no_further_reason(maker, ada):
+def test_a_restore_needs_no_further_reason(sessions, ada):
     sqlaudit.set_config(SQLAuditConfig(clock=Clock(), require_reason=True))
-    with maker() as session:
+    with sessions() as session:
         restore(session, Customer, 1, at=1)
         session.commit()
         restore(session, Customer, 1, at=2)
@@ -352,15 +348,15 @@ def test_a_restore_needs_no_further_reason(maker, ada):
 
 
 @pytest.fixture
-def graph(maker):
+def graph(sessions):
     """Second 0: Ada in a region with two orders, lines and tags; 1: everything changes."""
-    with maker.begin() as session:
+    with sessions.begin() as session:
         north = Region(id=1, name="north")
         red, blue = Tag(id=1, text="red"), Tag(id=2, text="blue")
         ada = Customer(id=1, name="Ada", region=north, tags=[red, blue])
         first = Order(id=1, text="first", customer=ada, lines=[Line(number=1, text="1"), Line(number=2, text="2")])
         session.add_all([ada, Customer(id=2, name="Bob"), first, Order(id=2, text="second", customer=ada)])
-    with maker.begin() as session:
+    with sessions.begin() as session:
         ada, bob = session.get_one(Customer, 1), session.get_one(Customer, 2)
         first, second = session.get_one(Order, 1), session.get_one(Order, 2)
         first.text = "changed"
@@ -393,8 +389,8 @@ def check_all(session: Session) -> None:
         check_history(session, source)
 
 
-def test_related_rows_are_as_they_were(maker, graph):
-    with maker.begin() as session:
+def test_related_rows_are_as_they_were(sessions, graph):
+    with sessions.begin() as session:
         report = restore(session, Customer, 1, at=at(0), include=["orders.lines", "tags", "region"])
         assert summary(report) == [
             ("delete", "Line", (1, 3), ["number", "order_id"]),
@@ -418,7 +414,7 @@ def test_related_rows_are_as_they_were(maker, graph):
         assert ada.region.name == "north"
         assert sorted(line.number for line in session.get_one(Order, 1).lines) == [1, 2]
         assert session.get_one(Tag, 3).text == "green"
-    with maker() as session:
+    with sessions() as session:
         check_all(session)
         reasons = {
             reason
@@ -432,8 +428,8 @@ def test_related_rows_are_as_they_were(maker, graph):
         assert reasons == {f"restored from version 1 of {at(0).isoformat()}, with orders, region, tags"}
 
 
-def test_related_rows_in_the_session_are_seen_as_restored(maker, graph):
-    with maker.begin() as session:
+def test_related_rows_in_the_session_are_seen_as_restored(sessions, graph):
+    with sessions.begin() as session:
         ada = session.get_one(Customer, 1)
         assert [[line.number for line in order.lines] for order in ada.orders]
         assert [tag.customers for tag in ada.tags]
@@ -444,16 +440,16 @@ def test_related_rows_in_the_session_are_seen_as_restored(maker, graph):
         assert sorted(line.number for line in session.get_one(Order, 1).lines) == [1, 2]
 
 
-def test_collections_in_the_session_lose_what_is_undone(maker, graph):
-    with maker.begin() as session:
+def test_collections_in_the_session_lose_what_is_undone(sessions, graph):
+    with sessions.begin() as session:
         session.add_all([Customer(id=8), Tag(id=8)])
-    with maker.begin() as session:
+    with sessions.begin() as session:
         customer, tag = session.get_one(Customer, 8), session.get_one(Tag, 8)
         customer.tags.append(Tag(id=9))
         tag.customers.append(Customer(id=9))
         session.flush()
         changeset = versions_of(session, Tag, 9)[0].audit_changeset_id
-    with maker.begin() as session:
+    with sessions.begin() as session:
         customer, tag = session.get_one(Customer, 8), session.get_one(Tag, 8)
         assert customer.tags
         assert tag.customers
@@ -463,75 +459,75 @@ def test_collections_in_the_session_lose_what_is_undone(maker, graph):
         assert not tag.customers
 
 
-def test_without_include_related_rows_are_left_alone(maker, graph):
-    with maker.begin() as session:
+def test_without_include_related_rows_are_left_alone(sessions, graph):
+    with sessions.begin() as session:
         restore(session, Order, 1, at=at(0))
         assert [type(obj) for obj in session.dirty] == [Order]
-    with maker() as session:
+    with sessions() as session:
         assert sorted(line.number for line in session.get_one(Order, 1).lines) == [2, 3]
 
 
-def test_a_deleted_tree_is_brought_back(maker, graph):
-    with maker.begin() as session:
+def test_a_deleted_tree_is_brought_back(sessions, graph):
+    with sessions.begin() as session:
         before = state_of(session)
         bob = session.get_one(Customer, 2)
         ada = session.get_one(Customer, 1)
         ada.tags.clear()
         session.delete(ada)
         session.delete(bob)
-    with maker.begin() as session:
+    with sessions.begin() as session:
         restore(session, Customer, 1, at=at(1), include=("orders.lines", "tags"))
         restore(session, Customer, 2, at=at(1), include="orders")
-    with maker() as session:
+    with sessions() as session:
         after = state_of(session)
         assert after == before
         check_all(session)
 
 
-def test_paths_may_go_in_circles(maker, graph):
-    with maker.begin() as session:
+def test_paths_may_go_in_circles(sessions, graph):
+    with sessions.begin() as session:
         restore(session, Order, 1, at=at(0), include=["customer.orders.customer.region"])
-    with maker() as session:
+    with sessions() as session:
         assert session.get_one(Customer, 1).region.name == "north"
         assert session.get_one(Order, 2).customer_id == 1
 
 
-def test_a_row_that_was_there_all_along_is_not_deleted(maker):
-    with maker.begin() as session:
+def test_a_row_that_was_there_all_along_is_not_deleted(sessions):
+    with sessions.begin() as session:
         session.add(Customer(id=1))
-    with maker() as session, sqlaudit.tracking_disabled(session):
+    with sessions() as session, sqlaudit.tracking_disabled(session):
         session.add(Order(id=1, customer_id=1))
         session.commit()
-    with maker.begin() as session:
+    with sessions.begin() as session:
         assert not restore(session, Customer, 1, at=at(0), include=["orders"])
 
 
-def test_a_row_that_must_go_takes_along_what_the_model_says(maker, graph):
-    with maker.begin() as session:
+def test_a_row_that_must_go_takes_along_what_the_model_says(sessions, graph):
+    with sessions.begin() as session:
         report = restore(session, Customer, 1, at=at(0), include=["orders", "region"], dry_run=True)
         assert ("delete", "Line", (3, 1), ["number", "order_id"]) in summary(report)
         assert restore(session, Customer, 1, at=at(0), include=["orders", "region"]) == report
-    with maker() as session:
+    with sessions() as session:
         assert session.get(Order, 3) is None
         check_all(session)
 
 
-def test_a_foreign_key_alone_orders_what_is_brought_back(maker):
-    with maker.begin() as session:
+def test_a_foreign_key_alone_orders_what_is_brought_back(sessions):
+    with sessions.begin() as session:
         session.add(Customer(id=1))
         session.flush()
         session.add(Note(id=1, customer_id=1))
-    with maker.begin() as session:
+    with sessions.begin() as session:
         session.delete(session.get_one(Note, 1))
         session.flush()
         session.delete(session.get_one(Customer, 1))
-    with maker.begin() as session:
+    with sessions.begin() as session:
         with pytest.raises(QueryError, match="customers"):
             restore(session, Note, 1, at=at(0))
         changeset = versions_of(session, Note, 1)[-1].audit_changeset_id
         sqlaudit.undo(session, changeset)
         assert len(session.new) == 2
-    with maker() as session:
+    with sessions() as session:
         assert session.get_one(Note, 1).customer_id == 1
         check_all(session)
 
@@ -666,8 +662,8 @@ class Member(Kinds):
 @pytest.fixture
 def kinds(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
     sqlaudit.set_config(SQLAuditConfig(clock=Clock()))
-    with recording(engine, Kinds.metadata) as maker:
-        yield maker
+    with recording(engine, Kinds.metadata) as sessions:
+        yield sessions
 
 
 def test_columns_that_others_give_values_do_not_stand_in_the_way(kinds):
@@ -816,17 +812,17 @@ def test_of_references_in_a_circle_those_that_can_be_null_give_way(engine, base,
 
         other_id: Mapped[int] = mapped_column(sa.ForeignKey(f"{optional}.id"))
 
-    with recording(engine, base.metadata) as maker:
-        with maker.begin() as session:
+    with recording(engine, base.metadata) as sessions:
+        with sessions.begin() as session:
             session.add(one := Optional(id=1))
             session.flush()
             session.add(Mandatory(id=1, other_id=1))
             session.flush()
             one.other_id = 1
         for count in (0, 1, 0):
-            with maker.begin() as session:
+            with sessions.begin() as session:
                 undo(session, changesets(session, newest_first=True, limit=1)[0].changeset_id)
-            with maker() as session:
+            with sessions() as session:
                 for model in (Optional, Mandatory):
                     assert session.scalars(sa.select(model.other_id)).all() == [1] * count
                     check_history(session, model)
@@ -846,16 +842,16 @@ class Ticket(Always):
 
 @pytest.mark.requires("identity_always")
 def test_a_key_that_the_database_always_makes_is_brought_back(engine):
-    with recording(engine, Always.metadata) as maker:
-        with maker.begin() as session:
+    with recording(engine, Always.metadata) as sessions:
+        with sessions.begin() as session:
             session.add_all([Ticket(text="a"), Ticket(text="b")])
         for key in (1, 2):
-            delete(maker, Ticket, key)
-        with maker.begin() as session:
+            delete(sessions, Ticket, key)
+        with sessions.begin() as session:
             changesets = {versions_of(session, Ticket, key)[-1].audit_changeset_id for key in (1, 2)}
             for changeset in changesets:
                 sqlaudit.undo(session, changeset)
-        with maker() as session:
+        with sessions() as session:
             assert session.get_one(Ticket, 1).text == "a"
             assert session.get_one(Ticket, 2).text == "b"
             check_history(session, Ticket)
@@ -885,14 +881,14 @@ class Rule(Checked):
 
 @pytest.mark.parametrize("deleted", [False, True])
 def test_what_a_model_refuses_changes_nothing(engine, monkeypatch, deleted):
-    with recording(engine, Checked.metadata) as maker:
-        with maker.begin() as session:
+    with recording(engine, Checked.metadata) as sessions:
+        with sessions.begin() as session:
             session.add(Rule(id=1, text="old"))
-        with maker.begin() as session:
+        with sessions.begin() as session:
             rule = session.get_one(Rule, 1)
             session.delete(rule) if deleted else setattr(rule, "text", "new")
         monkeypatch.setattr(Rule, "forbidden", True)
-        with maker() as session:
+        with sessions() as session:
             with pytest.raises(ValueError, match="old"):
                 restore(session, Rule, 1, at=1)
             assert not session.new
@@ -921,10 +917,10 @@ class Account(Secrets):
 @pytest.fixture
 def secrets(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
     sqlaudit.set_config(SQLAuditConfig(clock=Clock()))
-    with recording(engine, Secrets.metadata) as maker:
-        with maker.begin() as session:
+    with recording(engine, Secrets.metadata) as sessions:
+        with sessions.begin() as session:
             session.add(Account(id=1, name="a", hash="h", level=1))
-        yield maker
+        yield sessions
 
 
 @pytest.mark.parametrize("values", [{"hash": "new"}, {Account: {"hash": "new"}}], ids=["plain", "by class"])
@@ -970,12 +966,12 @@ def test_an_excluded_reference_is_followed_by_the_database_alone(engine):
         owner_id: Mapped[int] = mapped_column(sa.ForeignKey("owners.id"))
         owner: Mapped[Owner] = relationship(back_populates="pets")
 
-    with recording(engine, Base.metadata) as maker:
-        with maker.begin() as session:
+    with recording(engine, Base.metadata) as sessions:
+        with sessions.begin() as session:
             session.add_all([Owner(id=1), Owner(id=2, pets=[Pet(id=2)])])
-        with maker.begin() as session:
+        with sessions.begin() as session:
             session.add(Pet(id=1, owner_id=1))
-        with maker.begin() as session:
+        with sessions.begin() as session:
             for model, path in ((Owner, "pets"), (Pet, "owner")):
                 with pytest.raises(QueryError, match=f"no relationship '{path}' to include"):
                     restore(session, model, 2, at=1, include=[path])
@@ -988,7 +984,7 @@ def test_an_excluded_reference_is_followed_by_the_database_alone(engine):
             undo(session, versions_of(session, Pet, 1)[0].audit_changeset_id)
             session.flush()
             undo(session, changeset)
-        with maker() as session:
+        with sessions() as session:
             assert not session.scalars(sa.select(Owner)).all()
     Base.registry.dispose()
 
@@ -1014,12 +1010,15 @@ def test_a_column_that_old_versions_lack_is_named(secrets):
         assert session.get_one(Account, 1).level == 4
 
 
-def test_a_unique_value_that_another_row_has_now_is_named(maker, ada):
-    with maker.begin() as session:
+def test_a_unique_value_that_another_row_has_now_is_named(sessions, ada):
+    with sessions.begin() as session:
         session.get_one(Customer, 1).email = "b"
         session.flush()
         session.add(Customer(id=2, email="a"))
-    with maker.begin() as session, pytest.raises(QueryError, match=r"Customer 1 cannot get back its email.*Customer 2"):
+    with (
+        sessions.begin() as session,
+        pytest.raises(QueryError, match=r"Customer 1 cannot get back its email.*Customer 2"),
+    ):
         restore(session, Customer, 1, at=at(0))
 
 
@@ -1031,13 +1030,13 @@ def test_a_given_value_that_is_not_unique_is_named(engine, base):
         id: Mapped[int] = mapped_column(primary_key=True)
         token: Mapped[str] = mapped_column(sa.String(50), unique=True)
 
-    with recording(engine, base.metadata) as maker:
-        with maker.begin() as session:
+    with recording(engine, base.metadata) as sessions:
+        with sessions.begin() as session:
             session.add_all([Key(id=number, token=f"t{number}") for number in (1, 2, 3)])
-        with maker.begin() as session:
+        with sessions.begin() as session:
             for number in (1, 2):
                 session.delete(session.get_one(Key, number))
-        with maker.begin() as session:
+        with sessions.begin() as session:
             changeset = changesets(session, newest_first=True, limit=1)[0].changeset_id
             with pytest.raises(QueryError, match=r"Key 1 cannot get back its token.*Key 3"):
                 restore(session, Key, 1, at=1, values={"token": "t3"})
@@ -1055,19 +1054,19 @@ def test_values_that_the_database_takes_for_equal_are_not_unique(engine, base):
         id: Mapped[int] = mapped_column(primary_key=True)
         name: Mapped[str] = mapped_column(sa.String(50), unique=True)
 
-    with recording(engine, base.metadata) as maker:
-        with maker.begin() as session:
+    with recording(engine, base.metadata) as sessions:
+        with sessions.begin() as session:
             session.add(Account(id=1, name="a"))
-        with maker.begin() as session:
+        with sessions.begin() as session:
             session.delete(session.get_one(Account, 1))
-        with maker.begin() as session:
+        with sessions.begin() as session:
             session.add(Account(id=2, name="A"))
-        with maker.begin() as session, pytest.raises(QueryError, match=r"Account 1 cannot .* name, which Account 2"):
+        with sessions.begin() as session, pytest.raises(QueryError, match=r"Account 1 cannot .* name, which Account 2"):
             restore(session, Account, 1, at=1)
 
 
-def test_a_row_that_refers_to_one_that_is_gone_is_named(maker, graph):
-    with maker.begin() as session:
+def test_a_row_that_refers_to_one_that_is_gone_is_named(sessions, graph):
+    with sessions.begin() as session:
         with pytest.raises(QueryError, match=r"Customer 1 would refer to a row of 'regions'"):
             restore(session, Customer, 1, at=at(0))
         assert not session.dirty
@@ -1097,28 +1096,28 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_makes_no_sense_is_refused(maker, ada, case):
+def test_what_makes_no_sense_is_refused(sessions, ada, case):
     (version, *rest), error, hint = REFUSED[case]
     key, when = [*rest, None, None][:2]
-    with maker() as session, pytest.raises(error, match=hint):
+    with sessions() as session, pytest.raises(error, match=hint):
         restore(session, version, key, at=when)
 
 
 @pytest.mark.parametrize("path", ["order", "orders.line", "orders.lines.text", "name", "title", "", "orders."])
-def test_a_path_that_does_not_exist_is_refused(maker, ada, path):
-    with maker() as session, pytest.raises(QueryError, match=r"lines|orders, region, tags|none"):
+def test_a_path_that_does_not_exist_is_refused(sessions, ada, path):
+    with sessions() as session, pytest.raises(QueryError, match=r"lines|orders, region, tags|none"):
         restore(session, Customer, 1, at=at(0), include=[path])
 
 
 @pytest.mark.parametrize("values", [{"nam": 1}, {Untracked: {"id": 1}}, {Customer: 3}, {3: 4}], ids=repr)
-def test_values_for_what_does_not_exist_are_refused(maker, ada, values):
-    with maker() as session, pytest.raises(SQLAuditError):
+def test_values_for_what_does_not_exist_are_refused(sessions, ada, values):
+    with sessions() as session, pytest.raises(SQLAuditError):
         restore(session, Customer, 1, at=at(0), values=values)
 
 
-def test_a_tombstone_is_no_state(maker, ada):
-    delete(maker, Customer, 1)
-    with maker() as session:
+def test_a_tombstone_is_no_state(sessions, ada):
+    delete(sessions, Customer, 1)
+    with sessions() as session:
         version = versions_of(session, Customer, 1)[-1]
         with pytest.raises(QueryError, match=r"version\.previous"):
             restore(session, version)
@@ -1127,18 +1126,18 @@ def test_a_tombstone_is_no_state(maker, ada):
         assert restore(session, version.previous)
 
 
-def test_a_version_has_its_instant(maker, ada):
-    with maker() as session, pytest.raises(QueryError, match="alone"):
+def test_a_version_has_its_instant(sessions, ada):
+    with sessions() as session, pytest.raises(QueryError, match="alone"):
         restore(session, versions_of(session, Customer, 1)[0], at=at(0))
 
 
-def test_a_session_without_hooks_is_refused(maker, ada, engine):
+def test_a_session_without_hooks_is_refused(sessions, ada, engine):
     with Session(engine) as session, pytest.raises(SQLAuditError, match="register_hooks"):
         restore(session, Customer, 1, at=at(0))
 
 
-def test_a_session_that_is_flushing_is_refused(maker, ada):
-    with maker() as session:
+def test_a_session_that_is_flushing_is_refused(sessions, ada):
+    with sessions() as session:
 
         @sa.event.listens_for(session, "before_flush")
         def restore_too(session: Session, context: Any, instances: Any) -> None:
@@ -1150,7 +1149,7 @@ def test_a_session_that_is_flushing_is_refused(maker, ada):
             session.flush()
 
 
-def test_a_sharded_session_is_refused(maker, ada, engine):
+def test_a_sharded_session_is_refused(sessions, ada, engine):
     session = ShardedSession(
         shards={"one": engine},
         shard_chooser=lambda *args, **kw: "one",
@@ -1161,13 +1160,13 @@ def test_a_sharded_session_is_refused(maker, ada, engine):
         restore(session, Customer, 1, at=at(0))
 
 
-def test_an_async_session_is_refused(maker, ada):
+def test_an_async_session_is_refused(sessions, ada):
     with pytest.raises(QueryError, match="run_sync"):
         restore(AsyncSession(), Customer, 1, at=at(0))
 
 
-def test_objects_of_the_past_are_no_versions(maker, ada):
-    with maker() as session:
+def test_objects_of_the_past_are_no_versions(sessions, ada):
+    with sessions() as session:
         past = session.scalars(as_of(Customer, at(0))).one()
         with pytest.raises(ReadOnlyError, match="at="):
             restore(session, past)
@@ -1177,8 +1176,6 @@ def test_objects_of_the_past_are_no_versions(maker, ada):
 
 def test_an_async_session_restores_through_run_sync(async_engine):
     async def main() -> None:
-        async with async_engine.begin() as connection:
-            await connection.run_sync(Base.metadata.create_all)
         async with AsyncSession(async_engine) as session:
             session.add(Customer(id=1, name="Ada", orders=[Order(id=1)]))
             await session.commit()
@@ -1200,16 +1197,16 @@ def test_an_async_session_restores_through_run_sync(async_engine):
 # --- in sets ----------------------------------------------------------------------------------------------------
 
 
-def test_a_graph_takes_the_same_statements_whatever_its_size(maker, engine):
+def test_a_graph_takes_the_same_statements_whatever_its_size(sessions, engine):
     counts = []
     for key, size in ((1, 5), (2, 60)):
-        with maker.begin() as session:
+        with sessions.begin() as session:
             session.add(customer := Customer(id=key, name="Ada", region=Region(id=key)))
             for number in range(size):
                 lines = [Line(number=n) for n in range(3)]
                 customer.orders.append(Order(id=key * 1000 + number, text=str(number), lines=lines))
                 customer.tags.append(Tag(id=key * 1000 + number))
-        with maker.begin() as session:
+        with sessions.begin() as session:
             customer = session.get_one(Customer, key)
             customer.tags.clear()
             for number, order in enumerate(list(customer.orders)):
@@ -1223,11 +1220,11 @@ def test_a_graph_takes_the_same_statements_whatever_its_size(maker, engine):
             late = [Order(id=key * 1000 + 500 + number, lines=[Line(number=1)]) for number in range(size)]
             customer.orders.extend(late)
             customer.tags.extend(Tag(id=key * 1000 + 500 + number) for number in range(size))
-        with maker.begin() as session, counted(engine) as statements:
+        with sessions.begin() as session, counted(engine) as statements:
             report = restore(session, Customer, key, at=1, include=["orders.lines", "tags", "region"])
             assert len(report) > 3 * size
             session.flush()
         counts.append(len(statements))
     assert counts[0] == counts[1] < 150
-    with maker() as session:
+    with sessions() as session:
         check_all(session)

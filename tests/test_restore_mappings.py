@@ -26,8 +26,11 @@ from sqlalchemy.orm import (
 
 import sqlaudit
 from clock import Clock, at
-from invariants import check_history, recording
+from invariants import check_history
+from recording import recording
 from sqlaudit import QueryError, SQLAuditConfig, changesets, restore, undo
+
+pytestmark = pytest.mark.usefixtures("clock")
 
 
 class Base(DeclarativeBase):
@@ -94,19 +97,12 @@ class Item(Base):
     lender_id: Mapped[int | None] = mapped_column(sa.ForeignKey(Person.id, ondelete="SET NULL"))
 
 
-@pytest.fixture
-def maker(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
-    sqlaudit.set_config(SQLAuditConfig(clock=Clock()))
-    with recording(engine, Base.metadata) as maker:
-        yield maker
-
-
 SOURCES = (Person, Passport, Item, friends, badges, queried)
 
 
-def state_of(maker: Any) -> dict[str, list[Any]]:
+def state_of(sessions: Any) -> dict[str, list[Any]]:
     """Return all that the database holds."""
-    with maker() as session:
+    with sessions() as session:
         for source in SOURCES:
             check_history(session, source)
         return {
@@ -115,15 +111,15 @@ def state_of(maker: Any) -> dict[str, list[Any]]:
         }
 
 
-def last_changeset(maker: Any) -> UUID:
-    with maker() as session:
+def last_changeset(sessions: Any) -> UUID:
+    with sessions() as session:
         return changesets(session, newest_first=True, limit=1)[0].changeset_id
 
 
 @pytest.fixture
-def people(maker):
+def people(sessions):
     """Second 0: Ada, who has all kinds of relationships."""
-    with maker.begin() as session:
+    with sessions.begin() as session:
         one, two, three, four = (Item(id=number, label=f"i{number}") for number in range(1, 5))
         ada = Person(id=1, name="Ada", boss=Person(id=2, name="Bob"))
         session.add_all([ada, one, two, three, four, Person(id=3, name="Carl", boss=ada)])
@@ -134,14 +130,14 @@ def people(maker):
         ada.badges = {one, three}
         ada.lent.add(four)
         ada.queried.append(four)
-    return state_of(maker)
+    return state_of(sessions)
 
 
 ALL = ["staff", "boss", "friends", "passport", "items", "badges", "lent", "queried"]
 
 
-def change_all(maker: Any) -> None:
-    with maker.begin() as session:
+def change_all(sessions: Any) -> None:
+    with sessions.begin() as session:
         ada, carl = session.get_one(Person, 1), session.get_one(Person, 3)
         ada.name, ada.boss, carl.boss = "Eve", None, None
         ada.friends = [carl, Person(id=9)]
@@ -157,52 +153,52 @@ def change_all(maker: Any) -> None:
         ada.items["new"] = Item(id=9, label="new")
 
 
-def test_relationships_of_all_kinds_are_restored(maker, people):
-    change_all(maker)
-    with maker.begin() as session:
+def test_relationships_of_all_kinds_are_restored(sessions, people):
+    change_all(sessions)
+    with sessions.begin() as session:
         ada = session.get_one(Person, 1)
         assert (ada.passport, len(ada.items), len(ada.badges), len(ada.friends)) == (ada.passport, 2, 2, 2)
         restore(session, Person, 1, at=at(0), include=ALL)
         assert sorted(ada.items) == ["i1", "i2"]
         assert {item.id for item in ada.badges} == {1, 3}
         assert ada.passport.number == "P1"
-    with maker.begin() as session:
+    with sessions.begin() as session:
         session.delete(session.get_one(Person, 9))
-    assert state_of(maker) == people
+    assert state_of(sessions) == people
 
 
-def test_relationships_of_all_kinds_are_undone(maker, people):
-    change_all(maker)
-    after = state_of(maker)
+def test_relationships_of_all_kinds_are_undone(sessions, people):
+    change_all(sessions)
+    after = state_of(sessions)
     for expected in (people, after, people):
-        with maker.begin() as session:
-            undo(session, last_changeset(maker))
-        assert state_of(maker) == expected
+        with sessions.begin() as session:
+            undo(session, last_changeset(sessions))
+        assert state_of(sessions) == expected
 
 
-def test_a_deleted_object_comes_back_with_all_its_relationships(maker, people):
-    with maker.begin() as session:
+def test_a_deleted_object_comes_back_with_all_its_relationships(sessions, people):
+    with sessions.begin() as session:
         ada = session.get_one(Person, 1)
         ada.friends.clear()
         ada.queried.remove(session.get_one(Item, 4))
         session.flush()
         session.delete(ada)
-    gone = state_of(maker)
+    gone = state_of(sessions)
     assert gone != people
-    with maker.begin() as session:
+    with sessions.begin() as session:
         restore(session, Person, 1, at=at(0), include=ALL)
-    assert state_of(maker) == people
+    assert state_of(sessions) == people
     for expected in (gone, people):
-        with maker.begin() as session:
-            undo(session, last_changeset(maker))
-        assert state_of(maker) == expected
+        with sessions.begin() as session:
+            undo(session, last_changeset(sessions))
+        assert state_of(sessions) == expected
 
 
-def test_an_orphan_that_was_brought_back_is_one_again(maker, people):
-    with maker.begin() as session:
+def test_an_orphan_that_was_brought_back_is_one_again(sessions, people):
+    with sessions.begin() as session:
         ada = session.get_one(Person, 1)
         del ada.items["i2"]
-    with maker.begin() as session:
+    with sessions.begin() as session:
         restore(session, Item, 2, at=at(0))
         session.flush()
         ada = session.get_one(Person, 1)
@@ -212,20 +208,20 @@ def test_an_orphan_that_was_brought_back_is_one_again(maker, people):
         assert session.get(Item, 2) is None
 
 
-def test_an_object_that_the_session_has_just_deleted_comes_back(maker, people):
-    with maker.begin() as session:
+def test_an_object_that_the_session_has_just_deleted_comes_back(sessions, people):
+    with sessions.begin() as session:
         passport = session.get_one(Passport, 1)
         session.delete(passport)
         restore(session, Passport, 1, at=at(0))
         session.flush()
         assert session.get_one(Passport, 1).number == "P1"
-    assert state_of(maker) == people
+    assert state_of(sessions) == people
 
 
 @pytest.mark.parametrize("flushed", [True, False])
-def test_without_autoflush_all_the_same(maker, people, flushed):
-    change_all(maker)
-    with maker(autoflush=False) as session:
+def test_without_autoflush_all_the_same(sessions, people, flushed):
+    change_all(sessions)
+    with sessions(autoflush=False) as session:
         ada = session.get_one(Person, 1)
         ada.name = "Fay"
         restore(session, Person, 1, at=at(0), include=ALL)
@@ -234,12 +230,12 @@ def test_without_autoflush_all_the_same(maker, people, flushed):
         session.commit()
         session.delete(session.get_one(Person, 9))
         session.commit()
-    assert state_of(maker) == people
+    assert state_of(sessions) == people
 
 
 @pytest.mark.parametrize("path", ["big", "name", "items.owner"])
-def test_what_cannot_be_written_cannot_be_included(maker, people, path):
-    with maker() as session, pytest.raises(QueryError, match=r"badges|none"):
+def test_what_cannot_be_written_cannot_be_included(sessions, people, path):
+    with sessions() as session, pytest.raises(QueryError, match=r"badges|none"):
         restore(session, Person, 1, at=at(0), include=[path])
 
 
@@ -294,13 +290,13 @@ def models(schema: str | None) -> tuple[Any, Any, Any]:
 def test_composite_keys_schemas_and_binds_are_no_matter(database, engine, where):
     parent, child, linking = models(database.other_schema if where == "schema" else None)
     sqlaudit.set_config(SQLAuditConfig(clock=Clock()))
-    with recording(engine, parent.metadata) as maker, engine.connect() as connection:
+    with recording(engine, parent.metadata) as sessions, engine.connect() as connection:
         if where == "binds":
-            maker.configure(bind=None, binds={parent: engine, child: engine})
+            sessions.configure(bind=None, binds={parent: engine, child: engine})
         elif where == "connection":
             connection.commit()
-            maker.configure(bind=connection)
-        with maker.begin() as session:
+            sessions.configure(bind=connection)
+        with sessions.begin() as session:
             children = [child(id=number) for number in range(1, 4)]
             session.add(parent(id=1, kind="a", children=children[:2], linked=children[1:]))
         tables = [parent.__table__, child.__table__, linking]
@@ -313,11 +309,11 @@ def test_composite_keys_schemas_and_binds_are_no_matter(database, engine, where)
                 return [session.execute(sa.select(*some).order_by(*some)).all() for some in columns]
 
         before = rows()
-        with maker.begin() as session:
+        with sessions.begin() as session:
             first = changesets(session)[0].changeset_id
             undo(session, first)
         assert rows() == [[], [], []]
-        with maker.begin() as session:
+        with sessions.begin() as session:
             restore(session, parent, (1, "a"), at=first, include=["children", "linked"])
         assert rows() == before
 
@@ -353,8 +349,8 @@ class Thing(Data):
 @pytest.fixture
 def things(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
     sqlaudit.set_config(SQLAuditConfig(clock=Clock()))
-    with recording(engine, Data.metadata) as maker:
-        yield maker
+    with recording(engine, Data.metadata) as sessions:
+        yield sessions
 
 
 CODE = UUID(int=7)
@@ -419,33 +415,33 @@ def test_rows_that_a_listener_hides_are_restored(engine, base, loaded):
         files: Mapped[list[File]] = relationship(secondary=marked)
 
     def state() -> Any:
-        with maker() as session:
+        with sessions() as session:
             for source in (Folder, File, marked):
                 check_history(session, source)
             tables = (Folder.__table__, File.__table__, marked)
             return [sorted(tuple(row) for row in session.execute(sa.select(table))) for table in tables]
 
-    with recording(engine, base.metadata) as maker:
+    with recording(engine, base.metadata) as sessions:
 
-        @sa.event.listens_for(maker, "do_orm_execute")
+        @sa.event.listens_for(sessions, "do_orm_execute")
         def hide(execution: Any) -> None:
             if execution.is_select and not (execution.is_column_load or execution.execution_options.get("skip")):
                 criterion = with_loader_criteria(Marked, lambda cls: cls.is_deleted.is_(False), include_aliases=True)
                 execution.statement = execution.statement.options(criterion)
 
-        with maker.begin() as session:
+        with sessions.begin() as session:
             session.add(Folder(id=1, name="a", files=[File(id=1), File(id=2)]))
         before = state()
-        with maker.begin() as session:
+        with sessions.begin() as session:
             folder = session.get_one(Folder, 1)
             folder.name = "b"
             del folder.files[0]
-        with maker() as session:
+        with sessions() as session:
             unlinking = changesets(session, newest_first=True, limit=1)[0].changeset_id
-        with maker.begin() as session:
+        with sessions.begin() as session:
             for each in (session.get_one(Folder, 1), session.get_one(File, 1), session.get_one(File, 2)):
                 each.is_deleted = True
-        with maker.begin() as session:
+        with sessions.begin() as session:
             every = {"skip": True} if loaded else {}
             held = [session.scalars(sa.select(each), execution_options=every).all() for each in (Folder, File)]
             assert bool(held[0]) is loaded
@@ -454,13 +450,13 @@ def test_rows_that_a_listener_hides_are_restored(engine, base, loaded):
             assert sorted(tuple(row) for row in session.execute(sa.select(marked))) == [(1, 1), (1, 2)]
             restore(session, Folder, 1, at=1, include=["files"])
         assert state() == before
-        with maker.begin() as session:
+        with sessions.begin() as session:
             session.get_one(Folder, 1).is_deleted = True
-        with maker.begin() as session:
+        with sessions.begin() as session:
             session.add(Folder(id=3, is_deleted=True))
-        with maker.begin() as session:
+        with sessions.begin() as session:
             undo(session, changesets(session, newest_first=True, limit=1)[0].changeset_id)
-        with maker() as session:
+        with sessions() as session:
             everyone = session.scalars(sa.select(Folder.id), execution_options={"skip": True})
             assert everyone.all() == [1]
 
@@ -488,13 +484,13 @@ def test_a_link_that_lacks_a_value_is_refused(engine, base):
         id: Mapped[int] = mapped_column(primary_key=True)
         films: Mapped[list[Film]] = relationship(secondary=rated)
 
-    with recording(engine, base.metadata) as maker:
-        with maker.begin() as session:
+    with recording(engine, base.metadata) as sessions:
+        with sessions.begin() as session:
             session.add_all([Film(id=1), List(id=1)])
             session.flush()
             session.connection().execute(rated.insert().values(film_id=1, list_id=1, stars=5))
-        with maker.begin() as session:
+        with sessions.begin() as session:
             list_ = session.get_one(List, 1)
             list_.films.clear()
-        with maker.begin() as session, pytest.raises(QueryError, match=r"link of 'rated' .* without stars"):
+        with sessions.begin() as session, pytest.raises(QueryError, match=r"link of 'rated' .* without stars"):
             undo(session, changesets(session, newest_first=True, limit=1)[0].changeset_id)

@@ -4,7 +4,6 @@ import asyncio
 import json
 import math
 import tracemalloc
-from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import timedelta
 from decimal import Decimal
@@ -15,10 +14,10 @@ from uuid import UUID
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session
 
 import sqlaudit
-from clock import START, Clock, at
+from clock import START, at
 from sqlaudit import (
     AuditContextManager,
     Operation,
@@ -34,6 +33,8 @@ from sqlaudit import (
     versions_of,
 )
 from sqlaudit.history import changes_of, neighbour
+
+pytestmark = pytest.mark.usefixtures("clock")
 
 TICK = timedelta(microseconds=1)
 ADA, BOB = UUID(int=1), UUID(int=2)
@@ -124,37 +125,26 @@ class Untracked(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
 
 
-@pytest.fixture
-def maker(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
-    Base.metadata.create_all(engine)
-    maker = sessionmaker(engine)
-    sqlaudit.register_hooks(maker)
-    sqlaudit.set_config(SQLAuditConfig(clock=Clock()))
-    yield maker
-    sqlaudit.unregister_hooks(maker)
-
-
-@pytest.fixture
-def session(maker):
-    with maker() as session:
-        yield session
-
-
-@pytest.fixture
-def story(session):
+def happen(sessions):
     """Seconds 0 to 5: Ada inserts 1, Bob inserts 2, Ada changes 1 twice (name, then city), Bob 2, Ada deletes 1."""
-    steps = [
-        (ADA, lambda: session.add(Customer(id=1, name="Al", city="Rome"))),
-        (BOB, lambda: session.add(Customer(id=2, name="Bo"))),
-        (ADA, lambda: setattr(session.get(Customer, 1), "name", "Alan")),
-        (ADA, lambda: setattr(session.get(Customer, 1), "city", None)),
-        (BOB, lambda: [setattr(session.get(Customer, 2), name, "x") for name in ("name", "city")]),
-        (ADA, lambda: session.delete(session.get(Customer, 1))),
-    ]
-    for user, step in steps:
-        with AuditContextManager(user_id=user, reason="test"):
-            step()
-            session.commit()
+    with sessions() as session:
+        steps = [
+            (ADA, lambda: session.add(Customer(id=1, name="Al", city="Rome"))),
+            (BOB, lambda: session.add(Customer(id=2, name="Bo"))),
+            (ADA, lambda: setattr(session.get(Customer, 1), "name", "Alan")),
+            (ADA, lambda: setattr(session.get(Customer, 1), "city", None)),
+            (BOB, lambda: [setattr(session.get(Customer, 2), name, "x") for name in ("name", "city")]),
+            (ADA, lambda: session.delete(session.get(Customer, 1))),
+        ]
+        for user, step in steps:
+            with AuditContextManager(user_id=user, reason="test"):
+                step()
+                session.commit()
+
+
+@pytest.fixture
+def story(happened, session):
+    """A session after all that."""
     return session
 
 
@@ -448,7 +438,7 @@ def test_a_limit_is_filled_though_the_database_tells_equal_values_apart(session,
     assert get_resource_changes(Customer, session, limit=3, offset=2) == everything[2:5]
 
 
-def test_a_baseline_reports_nothing_and_the_change_after_it_does(maker, session, engine):
+def test_a_baseline_reports_nothing_and_the_change_after_it_does(sessions, session, engine):
     with sqlaudit.tracking_disabled(session):
         session.add(Customer(id=1, name="old", city="Rome"))
         session.commit()
@@ -513,9 +503,9 @@ def test_unflushed_changes_are_flushed_first(story):
 # --- sessions ---------------------------------------------------------------------------------------------------
 
 
-def given_by_generator(maker):
+def given_by_generator(sessions):
     def get_db():
-        with maker() as session:
+        with sessions() as session:
             yield session
 
     return get_db
@@ -524,16 +514,16 @@ def given_by_generator(maker):
 @pytest.mark.parametrize(
     "factory",
     [
-        lambda maker: maker,
+        lambda sessions: sessions,
         given_by_generator,
-        lambda maker: lambda: maker(),
-        lambda maker: contextmanager(given_by_generator(maker)),
+        lambda sessions: lambda: sessions(),
+        lambda sessions: contextmanager(given_by_generator(sessions)),
     ],
     ids=["sessionmaker", "generator", "callable", "contextmanager"],
 )
-def test_without_a_session_the_configured_factory_gives_one(story, maker, engine, factory):
+def test_without_a_session_the_configured_factory_gives_one(story, sessions, engine, factory):
     story.close()
-    sqlaudit.set_config(SQLAuditConfig(session_factory=factory(maker)))
+    sqlaudit.set_config(SQLAuditConfig(session_factory=factory(sessions)))
     assert told(get_resource_changes(Customer)) == STORY
     assert told(get_resource_changes(Customer, None, [2], limit=1)) == STORY[3:4]
     assert engine.pool.checkedout() == 0
@@ -544,8 +534,8 @@ def test_without_a_session_and_a_factory_it_raises():
         get_resource_changes(Customer)
 
 
-def test_a_scoped_session_is_a_session(story, maker):
-    scoped = scoped_session(maker)
+def test_a_scoped_session_is_a_session(story, sessions):
+    scoped = scoped_session(sessions)
     assert told(get_resource_changes(Customer, scoped)) == STORY
     assert len(versions_of(scoped, Customer, 1)) == 4
     scoped.remove()
@@ -615,6 +605,7 @@ def test_naive_dates_warn_and_are_local_times(story):
     assert told(found) == [STORY[5]]
 
 
+@pytest.mark.no_tables
 def test_a_missing_history_table_raises_with_the_remedy(engine):
     Customer.__table__.create(engine)
     with Session(engine) as session:

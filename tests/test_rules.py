@@ -1,6 +1,5 @@
 """The rules of meaning, each in its plainest form; the other modules test their corners."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -8,7 +7,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from invariants import check_history, recording, told
+from invariants import check_history, told
 from sqlaudit import (
     OPEN_END,
     AuditContextManager,
@@ -43,12 +42,6 @@ class Account(Base):
     secret: Mapped[str | None] = mapped_column(sa.String(50))
     editor: Mapped[str | None] = mapped_column(sa.String(50))
     owner: Mapped[str | None] = mapped_column(sa.String(50))
-
-
-@pytest.fixture
-def sessions(engine: sa.Engine) -> Iterator[Sessions]:
-    with recording(engine, Base.metadata) as maker:
-        yield maker
 
 
 def write(sessions: Sessions, **values: Any) -> None:

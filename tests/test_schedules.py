@@ -19,7 +19,16 @@ from sqlalchemy.orm import Session, sessionmaker
 import sqlaudit
 from databases import Server
 from invariants import check_history
-from overlap import PATIENCE, Account, Base, PlainAccount, histories, is_conflict, until_it_passes, write
+from overlap import (
+    PATIENCE,
+    Account,
+    Base,  # noqa: F401  # whose tables the tests find
+    PlainAccount,
+    histories,
+    is_conflict,
+    until_it_passes,
+    write,
+)
 
 pytestmark = pytest.mark.requires("concurrent_writes")
 
@@ -39,13 +48,12 @@ def clock() -> None:
 
 
 @pytest.fixture(params=LEVELS)
-def maker(request: pytest.FixtureRequest, database: Server, clock: None) -> Iterator[sessionmaker[Session]]:
+def sessions(request: pytest.FixtureRequest, database: Server, clock: None) -> Iterator[sessionmaker[Session]]:
     engine = database.create_engine(pool_size=20, isolation_level=request.param)
-    Base.metadata.create_all(engine)
-    maker = sessionmaker(engine, expire_on_commit=False)
-    sqlaudit.register_hooks(maker)
-    yield maker
-    sqlaudit.unregister_hooks(maker)
+    sessions = sessionmaker(engine, expire_on_commit=False)
+    sqlaudit.register_hooks(sessions)
+    yield sessions
+    sqlaudit.unregister_hooks(sessions)
     engine.dispose()
 
 
@@ -146,7 +154,7 @@ Choose = Callable[[list[int]], int]
 
 
 def play(
-    maker: sessionmaker[Session],
+    sessions: sessionmaker[Session],
     database: Server,
     model: type[Any],
     first: int,
@@ -157,7 +165,7 @@ def play(
     """Run transactions on the accounts A, which is ``first``, and B, and tell which of them passed."""
     all_: list[Transaction] = []
     for place, shape in enumerate(shapes):
-        session = maker()
+        session = sessions()
         id = database.session_id(session.connection())
         all_.append(Transaction(session, id, SHAPES[shape], model, first, distance, str(place)))
     while any(each.left for each in all_):
@@ -195,10 +203,10 @@ class Schedule:
         return chosen
 
 
-def fill(maker: sessionmaker[Session]) -> Iterator[int]:
+def fill(sessions: sessionmaker[Session]) -> Iterator[int]:
     """Make accounts, and give those that the schedules begin with, one after the other."""
     ids = range(0, 10 * ENOUGH, 10)
-    with maker.begin() as session:
+    with sessions.begin() as session:
         for model in (Account, PlainAccount):
             session.execute(sa.insert(model), [{"id": id + more} for id in ids for more in range(3)])
     return iter(ids)
@@ -207,19 +215,19 @@ def fill(maker: sessionmaker[Session]) -> Iterator[int]:
 class Ledger:
     """Plays schedules twice, without us and with us, and keeps how they went."""
 
-    def __init__(self, maker: sessionmaker[Session], database: Server, distance: int = 2) -> None:
-        self.maker = maker
+    def __init__(self, sessions: sessionmaker[Session], database: Server, distance: int = 2) -> None:
+        self.sessions = sessions
         self.database = database
         self.distance = distance
-        self.ids = fill(maker)
+        self.ids = fill(sessions)
         self.writes: Counter[int] = Counter()
         self.worse: list[Any] = []
 
     def play(self, shapes: Sequence[str], choose: Schedule) -> None:
-        plain = play(self.maker, self.database, PlainAccount, next(self.ids), self.distance, shapes, choose)
+        plain = play(self.sessions, self.database, PlainAccount, next(self.ids), self.distance, shapes, choose)
         for _ in range(3):  # the database chooses who of a deadlock may go on
             first = next(self.ids)
-            ours = play(self.maker, self.database, Account, first, self.distance, shapes, Schedule(choose.taken))
+            ours = play(self.sessions, self.database, Account, first, self.distance, shapes, Schedule(choose.taken))
             for shape, passed in zip(shapes, ours, strict=True):
                 self.writes.update({first: passed and "A" in shape, first + self.distance: passed and "B" in shape})
             if sum(ours) >= sum(plain):
@@ -228,7 +236,7 @@ class Ledger:
 
     def check(self) -> None:
         """Fail unless what passed, and nothing else, is in history."""
-        with self.maker() as session:
+        with self.sessions() as session:
             check_history(session, Account)
             found = histories(session)
         for id, writes in self.writes.items():
@@ -238,10 +246,10 @@ class Ledger:
 
 @pytest.mark.parametrize("shapes", PAIRS, ids=" / ".join)
 def test_two_transactions_pass_whenever_they_did_without_us(
-    maker: sessionmaker[Session], database: Server, shapes: Sequence[str]
+    sessions: sessionmaker[Session], database: Server, shapes: Sequence[str]
 ) -> None:
     """Every order of their steps that makes a difference."""
-    ledger = Ledger(maker, database)
+    ledger = Ledger(sessions, database)
     todo = [Schedule()]
     while todo:
         schedule = todo.pop()
@@ -259,17 +267,19 @@ def sample(ledger: Ledger) -> None:
     ledger.check()
 
 
-@pytest.mark.parametrize("maker", ["READ COMMITTED", "REPEATABLE READ"], indirect=True)
-def test_three_transactions_pass_whenever_they_did_without_us(maker: sessionmaker[Session], database: Server) -> None:
-    ledger = Ledger(maker, database)
+@pytest.mark.parametrize("sessions", ["READ COMMITTED", "REPEATABLE READ"], indirect=True)
+def test_three_transactions_pass_whenever_they_did_without_us(
+    sessions: sessionmaker[Session], database: Server
+) -> None:
+    ledger = Ledger(sessions, database)
     sample(ledger)
     assert not ledger.worse
 
 
 @pytest.mark.requires("partial_indexes")
-@pytest.mark.parametrize("maker", ["READ COMMITTED", "REPEATABLE READ"], indirect=True)
+@pytest.mark.parametrize("sessions", ["READ COMMITTED", "REPEATABLE READ"], indirect=True)
 def test_three_transactions_on_neighbours_pass_whenever_they_did_without_us(
-    maker: sessionmaker[Session], database: Server
+    sessions: sessionmaker[Session], database: Server
 ) -> None:
     """Where the open version is guarded by a generated column, neighbours may deadlock.
 
@@ -277,17 +287,17 @@ def test_three_transactions_on_neighbours_pass_whenever_they_did_without_us(
     the gap before it, into which (A, 1) goes when A's version is closed: who writes A waits for who has written B,
     and deadlocks with it if that one writes A next.
     """
-    ledger = Ledger(maker, database, distance=1)
+    ledger = Ledger(sessions, database, distance=1)
     sample(ledger)
     assert not ledger.worse
 
 
-@pytest.mark.parametrize("maker", ["SERIALIZABLE"], indirect=True)
+@pytest.mark.parametrize("sessions", ["SERIALIZABLE"], indirect=True)
 def test_three_serializable_transactions_are_in_history_if_they_pass(
-    maker: sessionmaker[Session], database: Server
+    sessions: sessionmaker[Session], database: Server
 ) -> None:
     """More may fail with us: PostgreSQL takes two that read and wrote one page of an index for a conflict."""
-    sample(Ledger(maker, database))
+    sample(Ledger(sessions, database))
 
 
 # --- phantoms ---------------------------------------------------------------------------------------------------
@@ -325,15 +335,15 @@ LEVEL = random.Random(5)
 
 
 @pytest.mark.parametrize(
-    ("maker", "statement", "meanwhile"),
+    ("sessions", "statement", "meanwhile"),
     [(LEVEL.choice(LEVELS[:2]), *pair) for pair in product(STATEMENTS, MEANWHILE)],
-    indirect=["maker"],
+    indirect=["sessions"],
 )
 def test_a_row_that_another_transaction_commits_under_a_statement_is_written_only_if_recorded(
-    maker: sessionmaker[Session], database: Server, statement: str, meanwhile: str
+    sessions: sessionmaker[Session], database: Server, statement: str, meanwhile: str
 ) -> None:
     """The other transaction runs when the rows are locked, and commits before they are written, unless it waits."""
-    with maker.begin() as session:
+    with sessions.begin() as session:
         session.add_all([Account(id=id, writes=writes) for id, writes in ((1, 1), (3, 1), (5, 0), (7, 2))])
     others: list[Future[Any]] = []
 
@@ -343,7 +353,7 @@ def test_a_row_that_another_transaction_commits_under_a_statement_is_written_onl
     def before(connection: Any, cursor: Any, sql: str, *args: Any) -> None:
         if not others and sql.startswith(("UPDATE accounts ", "DELETE FROM accounts ")):
             others.append(Future())  # the other transaction's statements pass here, too
-            others.append(pool.submit(until_it_passes, maker, work))
+            others.append(pool.submit(until_it_passes, sessions, work))
             until = monotonic() + PATIENCE
             while wait(others[1:], PAUSE).not_done and not database.waiting() and monotonic() < until:
                 pass
@@ -351,11 +361,11 @@ def test_a_row_that_another_transaction_commits_under_a_statement_is_written_onl
     def first(session: Session) -> None:
         STATEMENTS[statement](session)
 
-    engine = maker.kw["bind"]
+    engine = sessions.kw["bind"]
     with ThreadPoolExecutor(1) as pool:
         sa.event.listen(engine, "before_cursor_execute", before)
-        until_it_passes(maker, first)
+        until_it_passes(sessions, first)
         sa.event.remove(engine, "before_cursor_execute", before)
         others[1].result(PATIENCE)
-    with maker() as session:
+    with sessions() as session:
         check_history(session, Account)

@@ -17,7 +17,8 @@ from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, scoped_session, sessionmaker
 
 from databases import SQLite
-from invariants import check_history, recording, told
+from invariants import check_history, told
+from recording import recording
 from sqlaudit import (
     AuditContextManager,
     SQLAuditWarning,
@@ -80,17 +81,10 @@ class Piece(Alone):
 
 
 @pytest.fixture
-def sessions(engine: sa.Engine) -> Iterator[Sessions]:
-    with recording(engine, Base.metadata) as maker:
-        yield maker
-
-
-@pytest.fixture
 def other_engine(tmp_path: Any) -> Iterator[sa.Engine]:
     """A second database."""
     database = SQLite(tmp_path / "second")
     engine = database.create_engine()
-    Base.metadata.create_all(engine)
     Alone.metadata.create_all(engine)
     yield engine
     engine.dispose()
@@ -107,7 +101,7 @@ def check(session: Session) -> None:
 @pytest.mark.parametrize("by_base", [False, True])
 def test_each_bind_keeps_the_history_of_its_models(engine: sa.Engine, other_engine: sa.Engine, by_base: bool) -> None:
     binds: Any = {Base: engine, Alone: other_engine} if by_base else {Author: engine, Elsewhere: other_engine}
-    with recording(engine, Base.metadata) as maker, maker(bind=None, binds=binds) as session:
+    with recording(engine) as maker, maker(bind=None, binds=binds) as session:
         session.add_all([Author(id=1, name="a"), Elsewhere(id=1, name="a")])
         session.commit()
         session.get_one(Author, 1).name = session.get_one(Elsewhere, 1).name = "b"
@@ -128,7 +122,7 @@ def test_each_bind_keeps_the_history_of_its_models(engine: sa.Engine, other_engi
 
 def test_histories_are_read_from_the_binds_of_their_models(engine: sa.Engine, other_engine: sa.Engine) -> None:
     binds: Any = {Base: engine, Alone: other_engine}
-    with recording(engine, Base.metadata) as maker, maker(bind=None, binds=binds) as session:
+    with recording(engine) as maker, maker(bind=None, binds=binds) as session:
         session.add_all([Author(id=1, name="a"), Elsewhere(id=1, name="a")])
         session.commit()
         for model in (Author, Elsewhere):
@@ -277,7 +271,6 @@ def test_two_phase_commits_are_recorded(sessions: Sessions) -> None:
 
 
 def test_a_scoped_session_is_recorded(engine: sa.Engine) -> None:
-    Base.metadata.create_all(engine)
     scoped = scoped_session(sessionmaker(engine))
     register_hooks(scoped)
     scoped.add(Author(id=1, name="a"))
@@ -323,8 +316,6 @@ async def _work(session: AsyncSession) -> None:
 @pytest.mark.parametrize("kind", ["sessionmaker", "scoped"])
 def test_an_async_session_is_recorded(async_engine: AsyncEngine, kind: str) -> None:
     async def run() -> None:
-        async with async_engine.begin() as connection:
-            await connection.run_sync(Base.metadata.create_all)
         maker = async_sessionmaker(async_engine, expire_on_commit=False)
         target: Any = maker if kind == "sessionmaker" else async_scoped_session(maker, asyncio.current_task)
         register_hooks(target)
@@ -339,8 +330,6 @@ def test_an_async_session_is_recorded(async_engine: AsyncEngine, kind: str) -> N
 
 def test_concurrent_tasks_keep_their_contexts(async_engine: AsyncEngine, database: Any) -> None:
     async def run() -> None:
-        async with async_engine.begin() as connection:
-            await connection.run_sync(Base.metadata.create_all)
         maker = async_sessionmaker(async_engine)
         register_hooks(maker)
 
@@ -590,8 +579,6 @@ def test_one_session_pauses_without_the_others(sessions: Sessions) -> None:
 
 def test_tracking_can_be_disabled_in_an_async_session(async_engine: AsyncEngine) -> None:
     async def run() -> None:
-        async with async_engine.begin() as connection:
-            await connection.run_sync(Base.metadata.create_all)
         maker = async_sessionmaker(async_engine)
         register_hooks(maker)
         try:

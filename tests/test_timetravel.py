@@ -3,7 +3,6 @@
 import asyncio
 import time
 import warnings
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -39,14 +38,9 @@ class Note(Base):
     customer_id: Mapped[int]
 
 
-@pytest.fixture
-def sessions(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
-    """Sessions with hooks, on a database in which Ada was Ada, Bea, Cid, and deleted, in the seconds 0 to 3."""
-    Base.metadata.create_all(engine)
-    maker = sessionmaker(engine)
-    sqlaudit.register_hooks(maker)
-    sqlaudit.set_config(SQLAuditConfig(clock=Clock()))
-    with maker() as session:
+def happen(sessions: sessionmaker[Session]) -> None:
+    """Let Ada be Ada, Bea, Cid, and deleted, in the seconds 0 to 3."""
+    with sessions() as session:
         ada = Customer(id=1, name="Ada", city="Rome", secret="s")
         session.add(ada)
         session.commit()
@@ -56,8 +50,12 @@ def sessions(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
         session.commit()
         session.delete(ada)
         session.commit()
-    yield maker
-    sqlaudit.unregister_hooks(maker)
+
+
+@pytest.fixture
+def sessions(happened: None, clock: Clock, sessions: sessionmaker[Session]) -> sessionmaker[Session]:
+    """Sessions that record, when that has happened."""
+    return sessions
 
 
 @pytest.fixture
@@ -397,6 +395,7 @@ def test_a_read_of_the_past_streams(sessions):
         assert session.scalar(sa.select(sa.func.count()).select_from(history_of(Customer))) == 54
 
 
+@pytest.mark.no_tables
 def test_a_missing_history_table_raises_with_the_remedy(engine):
     Customer.__table__.create(engine)
     maker = sessionmaker(engine)

@@ -19,7 +19,6 @@ from clock import START
 from databases import Database
 from effort import profile
 from shop import (
-    QUESTIONS,
     Address,
     Base,
     Call,
@@ -28,6 +27,7 @@ from shop import (
     Order,
     Tag,
     Visit,
+    answers,
     trees,
 )
 from sqlaudit import SQLAuditConfig, as_of, time_travel
@@ -233,14 +233,11 @@ def begin(session: Session) -> None:
 
 
 def ask_all(session: Session, of: Callable[[type[Any]], Any]) -> dict[str, Any]:
-    """Return the answers to all questions, none of which finds what another has loaded."""
-    answers = {}
-    for name, ask in QUESTIONS.items():
-        answers[name] = ask(session, of)
-        session.expunge_all()
-    answers["get"] = trees(each for id in (1, 2, 3, 4) if (each := get(session, of, id)) is not None)
+    """Return the answers to all questions, and what is got by key."""
+    found = answers(session, of)
+    found["get"] = trees(each for id in (1, 2, 3, 4) if (each := get(session, of, id)) is not None)
     session.expunge_all()
-    return answers
+    return found
 
 
 def get(session: Session, of: Callable[[type[Any]], Any], id: int) -> Customer | None:
@@ -291,7 +288,6 @@ def compare(found: dict[str, Any], expected: dict[str, Any], when: datetime) -> 
 
 
 def test_every_question_has_the_answer_of_then(database: Database, engine: sa.Engine) -> None:
-    Base.metadata.create_all(engine)
     maker = sessionmaker(engine)
     sqlaudit.register_hooks(maker)
 

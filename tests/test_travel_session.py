@@ -31,7 +31,7 @@ from shop import (
     Tag,
     Visit,
     content,
-    live_through,
+    happen,  # noqa: F401  # what has happened when the tests begin
     tagging,
     tree,
     trees,
@@ -54,29 +54,20 @@ TICK = timedelta(microseconds=1)
 
 
 @pytest.fixture
-def shop(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
-    """Sessions with hooks, on a database in which nothing has happened yet."""
-    Base.metadata.create_all(engine)
-    maker = sessionmaker(engine)
-    sqlaudit.register_hooks(maker)
-    sqlaudit.set_config(SQLAuditConfig(clock=Clock()))
-    yield maker
-    sqlaudit.unregister_hooks(maker)
+def shop(happened: Any, clock: Any, sessions: sessionmaker[Session]) -> sessionmaker[Session]:
+    """Sessions that record, on a database in which all has happened."""
+    return sessions
 
 
 @pytest.fixture
-def trees_of_then(shop: sessionmaker[Session]) -> list[Any]:
-    """What hung on all customers after each second, once all has happened."""
-    return live_through(shop, lambda session: trees(session.scalars(sa.select(Customer))))
+def trees_of_then(happened: Any) -> list[Any]:
+    """What hung on all customers after each second."""
+    return [answers["everything"] for answers in happened]
 
 
 @pytest.fixture
-def session(shop: sessionmaker[Session], request: pytest.FixtureRequest) -> Iterator[Session]:
+def session(shop: sessionmaker[Session]) -> Iterator[Session]:
     """A session after all has happened."""
-    if "trees_of_then" in request.fixturenames:
-        request.getfixturevalue("trees_of_then")
-    else:
-        live_through(shop)
     with shop() as session:
         yield session
 
@@ -89,9 +80,8 @@ def names(session: Session) -> list[str]:
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
-def test_the_answer_is_the_one_of_then(shop, question):
-    ask = QUESTIONS[question]
-    answers = live_through(shop, lambda session: ask(session, sa.select))
+def test_the_answer_is_the_one_of_then(shop, happened, question):
+    ask, answers = QUESTIONS[question], [answers[question] for answers in happened]
     with shop() as session:
         for second in SECONDS:
             with time_travel(session, at(second)) as past:

