@@ -59,7 +59,7 @@ class Changed(enum.IntEnum):
 
 
 _READS = re.compile(r"\s*(SELECT|SAVEPOINT|RELEASE|ROLLBACK|BEGIN|COMMIT|SET|SHOW|EXPLAIN|PRAGMA|LOCK|WITH)\b", re.I)
-_WRITES = re.compile(r"\b(INSERT|UPDATE|DELETE|REPLACE|MERGE)\b(?! OF)|\bnextval\b", re.I)
+_WRITES = re.compile(r"\b(INSERT|UPDATE|DELETE|REPLACE|MERGE|TRUNCATE)\b(?! OF)|\bnextval\b", re.I)
 
 
 def _changed_by(statement: str) -> Changed:
@@ -239,6 +239,9 @@ class SQLite(Database):
 class Server(Database):
     """A database of our own on a server that others may use."""
 
+    local: ClassVar[str | None] = None
+    """The URL of a server that this machine may have."""
+
     def __init__(self, server: str | sa.URL, name: str | None = None) -> None:
         self.name_on_server = name or f"sqlaudit_test_{uuid.uuid4().hex[:12]}"
         self.url = sa.make_url(server).set(database=self.name_on_server)
@@ -385,6 +388,7 @@ class MariaDB(Server):
         }
     )
     async_drivers = ("aiomysql",)
+    local = "mariadb+pymysql://root@127.0.0.1:3306"
 
     def __init__(self, server: str | sa.URL, name: str | None = None) -> None:
         super().__init__(server, name)

@@ -4,6 +4,7 @@ A test finds in its database the tables of its module's ``Base``, which are empt
 or is marked ``no_tables``. Tables of a module are created once (`databases.Database`).
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -94,21 +95,30 @@ def _on_a_server(kind: type[Server], directory: Path, start: Callable[[Path], st
     """Give a database on the server that the environment names, on the run's own, or on one of this machine."""
     variable = f"SQLAUDIT_{kind.name.upper()}_URL"
     given = os.environ.get(variable)
-    database: Server | None = None
     try:
-        database = kind(given or start(directory))
-        if given:
-            servers.note_database(directory, kind.name, given, database.name_on_server)
-        database.create()
+        database = _created(kind, directory, start, given)
     except (servers.ServerError, sa.exc.SQLAlchemyError, ImportError) as error:
-        reason = f"no {kind.name}: {_in_one_line(error)}" + (
-            f" ({variable} is {given})" if given else f", and {variable} is not set"
-        )
+        reason = f"{kind.name}: {_in_one_line(error)} ({variable} is {given or 'not set'})"
         if given or os.environ.get("SQLAUDIT_REQUIRE_ALL_DATABASES"):
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)
     yield database
     database.drop()
+
+
+def _created(kind: type[Server], directory: Path, start: Callable[[Path], str], given: str | None) -> Server:
+    if given is None:
+        try:
+            return kind(start(directory)).create()
+        except servers.ServerError:
+            if kind.local is None:
+                raise
+            with contextlib.suppress(sa.exc.OperationalError):  # there is none
+                return _created(kind, directory, start, kind.local)
+            raise
+    database = kind(given)
+    servers.note_database(directory, kind.name, given, database.name_on_server)
+    return database.create()
 
 
 def _in_one_line(error: Exception) -> str:

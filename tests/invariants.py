@@ -1,7 +1,6 @@
 """What holds of every history, whatever happened: the checks that tests run after each scenario."""
 
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import sqlalchemy as sa
@@ -46,37 +45,44 @@ def check_history(session: Session, source: Any, *, all_recorded: bool = True) -
         base = root.table
         tables = [each.table for each in root.family()]
     assert base is not None, f"{source} is not tracked"
-    _check_life(session, base)
-    _check_changesets(session, base)
-    for table in dict.fromkeys([base, *tables]):
-        _check_against_live(session, table, all_recorded)
+    above = _versions(session, base)
+    lives = [
+        (f"{base.live.name} {key}", list(versions))
+        for key, versions in itertools.groupby(above, lambda one: one["key"])
+    ]
+    _check_life(lives)
+    _check_changesets(lives)
+    _check_against_live(session, base, above, all_recorded)
+    for table in dict.fromkeys(tables):
         if table is not base:
-            _check_follows(session, table, base)
+            versions = _versions(session, table)
+            _check_against_live(session, table, versions, all_recorded)
+            _check_follows(table, versions, above)
 
 
-def _versions(session: Session, table: TrackedTable) -> list[dict[str, Any]]:
-    roles = [table.role(role).label(f"audit.{role}") for role, _ in table.names.items()]
-    values = [old.label(f"value.{live.key}") for live, old in table.columns]
-    keys = [column.label(f"key.{place}") for place, column in enumerate(table.history_key)]
-    statement = sa.select(*roles, *values, *keys).order_by(*table.history_key, table.version)
+Version = dict[str, Any]
+Lives = list[tuple[str, list[Version]]]
+"""The name of each row, and its versions in order."""
+
+
+def _versions(session: Session, table: TrackedTable) -> list[Version]:
+    roles, names = [role for role, _ in table.names.items()], [live.key for live, _ in table.columns]
+    first, last = len(roles), len(roles) + len(names)
+    columns = [*map(table.role, roles), *(old for _, old in table.columns), *table.history_key]
+    statement = sa.select(*(column.label(f"c{place}") for place, column in enumerate(columns)))
     return [
         {
-            **{role: row[f"audit.{role}"] for role, _ in table.names.items()},
-            "values": {live.key: row[f"value.{live.key}"] for live, _ in table.columns},
-            "key": tuple(row[f"key.{place}"] for place in range(len(keys))),
+            **dict(zip(roles, row, strict=False)),
+            "values": dict(zip(names, row[first:last], strict=True)),
+            "key": tuple(row[last:]),
         }
-        for row in session.execute(statement).mappings()
+        for row in session.execute(statement.order_by(*table.history_key, table.version))
     ]
 
 
-def _lives(session: Session, table: TrackedTable) -> Iterator[tuple[Any, list[dict[str, Any]]]]:
-    for key, versions in itertools.groupby(_versions(session, table), key=lambda version: version["key"]):
-        yield f"{table.live.name} {key}", list(versions)
-
-
-def _check_life(session: Session, table: TrackedTable) -> None:
+def _check_life(lives: Lives) -> None:
     """Numbers without gaps, periods that meet, nothing open but the last."""
-    for row, versions in _lives(session, table):
+    for row, versions in lives:
         assert [each["version"] for each in versions] == list(range(1, len(versions) + 1)), f"{row}: gaps in numbers"
         for each in versions:
             assert each["valid_from"] <= each["valid_to"], f"{row}: a period ends before it begins: {each}"
@@ -95,13 +101,13 @@ def _check_life(session: Session, table: TrackedTable) -> None:
         assert (last["operation"] is Operation.DELETE) == (last["valid_to"] != OPEN_END), f"{row}: {last}"
 
 
-def _check_changesets(session: Session, table: TrackedTable) -> None:
+def _check_changesets(lives: Lives) -> None:
     """One version per row, transaction and context; one instant per changeset, unless it had to give way."""
     began: dict[Any, Any] = {}
-    for _, versions in _lives(session, table):
+    for _, versions in lives:
         for each in versions:
             began[each["changeset_id"]] = min(began.get(each["changeset_id"], OPEN_END), each["valid_from"])
-    for row, versions in _lives(session, table):
+    for row, versions in lives:
         for one, following in itertools.pairwise(versions):
             same_context = all(one[role] == following[role] for role in CONTEXT)
             if one["changeset_id"] == following["changeset_id"] and one["operation"] is not Operation.BASELINE:
@@ -113,14 +119,14 @@ def _check_changesets(session: Session, table: TrackedTable) -> None:
         assert versions[0]["valid_from"] == began[versions[0]["changeset_id"]], f"{row}: {versions[0]}"
 
 
-def _check_against_live(session: Session, table: TrackedTable, all_recorded: bool) -> None:
+def _check_against_live(session: Session, table: TrackedTable, versions: list[Version], all_recorded: bool) -> None:
     """The open versions are the live rows."""
     keys = [column.key for column in table.key]
     live = {
         tuple(row[key] for key in keys): {column.key: row[column.key] for column, _ in table.columns}
         for row in session.execute(sa.select(*(c.label(c.key) for c in table.live.c))).mappings()
     }
-    open_versions = {each["key"]: each for each in _versions(session, table) if each["valid_to"] == OPEN_END}
+    open_versions = {each["key"]: each for each in versions if each["valid_to"] == OPEN_END}
     assert open_versions.keys() <= live.keys(), f"{table.live.name}: open versions of rows that are gone"
     if all_recorded:
         assert live.keys() <= open_versions.keys(), f"{table.live.name}: live rows without an open version"
@@ -128,11 +134,11 @@ def _check_against_live(session: Session, table: TrackedTable, all_recorded: boo
         assert version["values"] == live[key], f"{table.live.name} {key}: the open version is not the live row"
 
 
-def _check_follows(session: Session, table: TrackedTable, base: TrackedTable) -> None:
+def _check_follows(table: TrackedTable, versions: list[Version], above: list[Version]) -> None:
     """A table further down its hierarchy has the same versions as the base table."""
-    above = {(each["key"], each["version"]): each for each in _versions(session, base)}
-    for version in _versions(session, table):
-        twin = above.get((version["key"], version["version"]))
+    twins = {(each["key"], each["version"]): each for each in above}
+    for version in versions:
+        twin = twins.get((version["key"], version["version"]))
         assert twin is not None, f"{table.live.name}: a version without its base: {version}"
         expected = twin
         if version["operation"] is Operation.DELETE and twin["operation"] is not Operation.DELETE:

@@ -21,6 +21,8 @@ from typing import Any
 MEMORY = Path("/dev/shm")
 ROOM = 2 * 1024**3
 """Bytes that the servers of a run may need: less is free in the /dev/shm of a container that was given no more."""
+PLACES = [*os.get_exec_path(), "/usr/sbin", "/usr/local/sbin"]
+"""Where programs are looked for: on PATH, and where Debian keeps servers, which is not on everybody's."""
 PATIENCE = 60
 """Seconds within which a server must start or stop."""
 
@@ -116,8 +118,8 @@ def start_postgresql(directory: Path) -> str:
             (self.pgdata / "postgresql.auto.conf").write_text(_POSTGRESQL_SETTINGS)
 
     data = directory / "postgresql"
-    data.mkdir(exist_ok=True)
     try:
+        data.mkdir(exist_ok=True)
         uri = Server(data, cleanup_mode=None).get_uri()
     except (OSError, subprocess.SubprocessError) as error:
         raise ServerError(
@@ -144,6 +146,10 @@ _MARIADB_SETTINGS = [
     "--innodb-log-file-size=32M",
     "--innodb-fast-shutdown=2",
 ]
+
+
+_RUNNING: list[subprocess.Popen[bytes]] = []
+"""The servers that this process has started, and does not wait for."""
 
 
 def start_mariadb(directory: Path) -> str:
@@ -195,6 +201,7 @@ def _start_mariadb(home: Path, socket: Path) -> None:
             stderr=output,
             start_new_session=True,  # an interrupt of the run is for the run
         )
+    _RUNNING.append(process)
     (home / "server.pid").write_text(str(process.pid))
 
     def is_up() -> bool:
@@ -206,9 +213,7 @@ def _start_mariadb(home: Path, socket: Path) -> None:
 
 
 def _binary(name: str) -> str:
-    """Find a program on PATH, or where Debian keeps servers, which is not on everybody's."""
-    places = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
-    if (found := shutil.which(name, path=places)) is None:
+    if (found := shutil.which(name, path=os.pathsep.join(PLACES))) is None:
         raise ServerError(f"{name} is not on PATH")
     return found
 

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import sqlalchemy as sa
 
 from databases import Database
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 GUIDE = (ROOT / "docs" / "adoption.md").read_text(encoding="utf-8")

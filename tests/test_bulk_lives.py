@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
@@ -21,6 +22,8 @@ from databases import Database
 from effort import profile
 from invariants import check_history
 from reference import Context, Place, Reference, Rows, Version
+
+pytestmark = pytest.mark.slow
 
 
 class Base(DeclarativeBase):
@@ -209,8 +212,12 @@ class Life(RuleBasedStateMachine):
 
     def __init__(self, engine: sa.Engine) -> None:
         super().__init__()
+        tables = Base.metadata.sorted_tables[::-1]
         with engine.begin() as connection:
-            for table in reversed(Base.metadata.sorted_tables):
+            if engine.dialect.name == "postgresql":
+                # Whether keys can be moved depends there on where the rows lie, and so on what was deleted before.
+                connection.execute(sa.DDL(f"TRUNCATE {', '.join(table.name for table in tables)}"))
+            for table in tables:
                 connection.execute(table.delete())
         self.engine = engine
         self.dialect = engine.dialect.name
@@ -682,5 +689,5 @@ class Life(RuleBasedStateMachine):
 
 
 def test_history_tells_what_bulk_statements_did(database: Database, engine: sa.Engine) -> None:
-    lives = profile(database, few=15, many=40, stateful_step_count=30, report_multiple_bugs=False)
+    lives = profile(database, few=5, many=10, stateful_step_count=30, report_multiple_bugs=False)
     run_state_machine_as_test(lambda: Life(engine), settings=lives)

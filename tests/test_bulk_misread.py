@@ -194,6 +194,7 @@ def test_an_update_of_a_join_is_recorded_or_noticed(base: Any, sessions: Maker, 
         assert noticed or told(session, thing, "n") == [("insert", 0), ("update", 5)]
 
 
+@pytest.mark.slow
 def test_a_list_of_parameters_may_find_many_rows_by_a_function(base: Any, sessions: Maker, thing: Any) -> None:
     begin(sessions, base)
     things: Any = thing.__table__

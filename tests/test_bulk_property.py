@@ -35,6 +35,8 @@ from stock import (
     upsert,
 )
 
+pytestmark = pytest.mark.slow
+
 REFUSED = (sa.exc.IntegrityError, sa.exc.DataError, StaleDataError, ObjectDeletedError, FlushError)
 QUIETLY = {"synchronize_session": False}
 people: Any = Person.__table__
@@ -181,7 +183,7 @@ def check(session: Session) -> None:
 def test_history_agrees_with_the_rows_whatever_wrote_them(database: Database, sessions: sessionmaker[Session]) -> None:
     sqlaudit.set_config(sqlaudit.SQLAuditConfig(on_uncaptured="ignore"))
 
-    @profile(database, few=25, many=60)
+    @profile(database, few=10, many=20)
     @given(STEPS)
     def lives(steps: list[tuple[str, int, int]]) -> None:
         database.empty(Base.metadata)

@@ -47,6 +47,7 @@ def sessions(request: pytest.FixtureRequest, database: Database) -> Iterator[ses
 # --- many -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sessions", ["default"], indirect=True)
 def test_many_transactions_on_the_same_rows_leave_one_line_of_versions_each(sessions: sessionmaker[Session]) -> None:
     own = range(100, 100 + THREADS)

