@@ -73,8 +73,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log) -> ByModuleAndDataba
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """Start no workers for a test or two."""
-    return 0 if config.args and all("::" in argument for argument in config.args) else None
+    """Start one more than there are cores, for many tests wait for a database; and none for a test or two."""
+    if config.args and all("::" in argument for argument in config.args):
+        return 0
+    return (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) + 1
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -45,6 +45,8 @@ def database(target: tuple[str, str | None], request: pytest.FixtureRequest) -> 
     needed = {"base", "tables", "happened"} & {*request.fixturenames}
     is_bare = needed == {"base"} or request.node.get_closest_marker("no_tables") is not None
     base = None if is_bare else getattr(request.module, "Base", None)
+    if request.node.get_closest_marker("new_tables"):
+        database.hold(None)
     database.hold(base and base.metadata, request.module.happen if "happened" in needed else None)
     return database
 

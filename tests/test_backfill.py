@@ -30,6 +30,8 @@ from sqlaudit.tables import tracked_table
 from stock import Base as StockBase
 from stock import Item, Part, Person, Tag, fill, item_tags
 
+pytestmark = pytest.mark.new_tables
+
 EARLIER = datetime(2020, 1, 2, 3, 4, 5, 6, tzinfo=UTC)
 
 

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 import sqlaudit
 from databases import Database
+from effort import EFFORT
 from overlap import (
     PATIENCE,
     Account,
@@ -27,9 +28,9 @@ from overlap import (
     write,
 )
 
-pytestmark = pytest.mark.requires("concurrent_writes")
+pytestmark = [pytest.mark.requires("concurrent_writes"), pytest.mark.new_tables]
 
-THREADS, TRANSACTIONS, SHARED = 16, 50, 5
+THREADS, TRANSACTIONS, SHARED = 16, 10 * EFFORT, 5
 accounts: Any = Account.__table__
 
 
@@ -354,7 +355,7 @@ def test_a_statement_writes_no_row_that_its_history_does_not_show(
     with sessions.begin() as session:
         session.add_all([Account(id=1), Account(id=2, writes=1), Account(id=9, writes=9)])
     engine, others = sessions.kw["bind"], iter([MEANWHILE[meanwhile]])
-    timeout = "SET lock_timeout = '1s'" if engine.name == "postgresql" else "SET innodb_lock_wait_timeout = 1"
+    timeout = "SET lock_timeout = '100ms'" if engine.name == "postgresql" else "SET innodb_lock_wait_timeout = 0"
 
     def let_the_other_commit(
         connection: sa.Connection, cursor: Any, statement: str, parameters: Any, context: Any, many: bool

@@ -30,7 +30,7 @@ from overlap import (
     write,
 )
 
-pytestmark = pytest.mark.requires("concurrent_writes")
+pytestmark = [pytest.mark.requires("concurrent_writes"), pytest.mark.new_tables]
 
 PAUSE = 0.003
 """Seconds after which the database is asked whether a step that has not returned waits for another transaction."""
