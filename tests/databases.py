@@ -93,7 +93,8 @@ class Database:
 
     def hold(self, metadata: sa.MetaData | None, story: Story | None = None) -> None:
         """Let the database hold the tables of `metadata` and nothing else; with a story, what it leaves in them."""
-        if metadata is None or metadata is not self._metadata or self._changed is Changed.TABLES:
+        changed, self._changed = self._changed, Changed.TABLES  # unless all goes well
+        if metadata is None or metadata is not self._metadata or changed is Changed.TABLES:
             self.clear()
             self._first_engine.clear_compiled_cache()  # it would keep the models of other tests alive
             self._story = self._kept = None
@@ -101,7 +102,7 @@ class Database:
                 metadata.create_all(self._first_engine)
                 self._first_engine.dispose()
             self._metadata = metadata
-        elif self._changed is Changed.ROWS or self._story is not story:
+        elif changed is Changed.ROWS or self._story is not story:
             self.end_sessions()
             self.empty(metadata)
             self._story = None
@@ -112,13 +113,15 @@ class Database:
                 self.told = _tell(story, self.create_engine())
                 self._keep(metadata)
             self._story = self._kept = story
-        self._changed = Changed.NOTHING if metadata is not None else Changed.TABLES
+        if metadata is not None:
+            self._changed = Changed.NOTHING
 
     @functools.cached_property
     def _first_engine(self) -> sa.Engine:
         """The engine whose dialect and compiled statements those of the tests share."""
         engine = self._prepared(sa.create_engine(self.url), is_pool_new=True)
-        engine.connect().close()
+        engine.connect().close()  # the dialect asks the server what it is
+        engine.dispose()
         return engine
 
     def create_engine(self, **options: Any) -> sa.Engine:
