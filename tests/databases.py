@@ -116,6 +116,13 @@ class Database:
         if metadata is not None:
             self._changed = Changed.NOTHING
 
+    def reset(self) -> None:
+        """Let the tables hold what they held when the test began; its engines may go on."""
+        assert self._metadata is not None
+        self.empty(self._metadata)
+        if self._story is not None:
+            self._put_back(self._metadata)
+
     @functools.cached_property
     def _first_engine(self) -> sa.Engine:
         """The engine whose dialect and compiled statements those of the tests share."""
@@ -172,6 +179,10 @@ class Database:
         """Insert the rows of which there is a copy."""
         raise NotImplementedError
 
+    def _names(self, metadata: sa.MetaData) -> list[str]:
+        quoted = self._first_engine.dialect.identifier_preparer.format_table
+        return [quoted(table) for table in metadata.tables.values()]
+
     def drop(self) -> None:
         raise NotImplementedError
 
@@ -223,20 +234,26 @@ class SQLite(Database):
     drop = clear
 
     def empty(self, metadata: sa.MetaData) -> None:
+        deletes = [str(table.delete().compile(self._first_engine)) for table in metadata.tables.values()]
+        if any(table.dialect_options["sqlite"]["autoincrement"] for table in metadata.tables.values()):
+            deletes.append("DELETE FROM sqlite_sequence")
+        self._run(*deletes)
+
+    def _run(self, *statements: str, attached: Path | None = None) -> None:
         with contextlib.closing(sqlite3.connect(self.files[0], isolation_level=None)) as connection:  # no foreign keys
             connection.execute("PRAGMA synchronous=OFF")
-            connection.execute("BEGIN")
-            for table in metadata.tables.values():
-                connection.execute(str(table.delete().compile(self._first_engine)))
-            if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'sqlite_sequence'").fetchone():
-                connection.execute("DELETE FROM sqlite_sequence")
-            connection.execute("COMMIT")
+            if attached:
+                connection.execute("ATTACH DATABASE ? AS kept", (str(attached),))
+            connection.executescript("; ".join(["BEGIN", *statements, "COMMIT"]))
 
     def _keep(self, metadata: sa.MetaData) -> None:
         shutil.copyfile(self.files[0], self.files[0].with_suffix(".kept"))
 
     def _put_back(self, metadata: sa.MetaData) -> None:
-        shutil.copyfile(self.files[0].with_suffix(".kept"), self.files[0])
+        copies = [f"INSERT INTO main.{name} SELECT * FROM kept.{name}" for name in self._names(metadata)]
+        if any(table.dialect_options["sqlite"]["autoincrement"] for table in metadata.tables.values()):
+            copies.append("INSERT INTO main.sqlite_sequence SELECT * FROM kept.sqlite_sequence")
+        self._run(*copies, attached=self.files[0].with_suffix(".kept"))
 
 
 class Server(Database):
@@ -333,9 +350,6 @@ class PostgreSQL(Server):
 
     def _put_back(self, metadata: sa.MetaData) -> None:
         self._run(*(f"INSERT INTO {name} TABLE {_KEPT}.{name}" for name in self._names(metadata)), _SET_SEQUENCES)
-
-    def _names(self, metadata: sa.MetaData) -> list[str]:
-        return [self.inside.dialect.identifier_preparer.format_table(table) for table in metadata.tables.values()]
 
     def _run(self, *statements: str) -> None:
         with self.inside.connect() as connection:

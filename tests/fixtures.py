@@ -47,6 +47,7 @@ def database(target: tuple[str, str | None], request: pytest.FixtureRequest) -> 
     base = None if is_bare else getattr(request.module, "Base", None)
     if request.node.get_closest_marker("new_tables"):
         database.hold(None)
+    assert base or not needed - {"base"}, "the module has no Base whose tables the test could find"
     database.hold(base and base.metadata, request.module.happen if "happened" in needed else None)
     return database
 

@@ -5,7 +5,7 @@ from uuid import UUID, uuid4
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, postgresql, sqlite
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
 
 import sqlaudit
 
@@ -108,6 +108,11 @@ def fill(session: Session) -> None:
     session.add_all([Part(id=UUID(int=id), item_id=id) for id in (1, 2)])
     session.execute(item_tags.insert().values(item_id=1, tag_id=1))
     session.commit()
+
+
+def happen(sessions: sessionmaker[Session]) -> None:
+    with sessions() as session:
+        fill(session)
 
 
 def insert_of(session: Session) -> Any:

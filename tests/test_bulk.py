@@ -1,6 +1,7 @@
 """Bulk statements: each does and returns what it would without us, and its rows are versioned, exactly."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -11,9 +12,10 @@ from sqlalchemy.orm import Session, aliased, sessionmaker, with_loader_criteria
 import sqlaudit
 from databases import Database
 from invariants import check_history, told
+from recording import recording
 from stock import (
     SOURCES,
-    Base,
+    Base,  # noqa: F401  # whose tables the tests find
     Crate,
     Guest,
     Item,
@@ -23,12 +25,18 @@ from stock import (
     Tag,
     Worker,
     do_nothing,
-    fill,
+    happen,  # noqa: F401  # what has happened when the tests begin
     item_tags,
     items,
     places,
     upsert,
 )
+
+
+@pytest.fixture
+def sessions(happened: None, sessions: sessionmaker[Session]) -> sessionmaker[Session]:
+    """Sessions that record, on a stock that is filled."""
+    return sessions
 
 
 @pytest.fixture
@@ -318,8 +326,6 @@ def check_same(name: str, statement: Callable[[Session], Any], sessions: Any, pl
     """Fail unless a statement does and returns the same in a session that records, and is recorded."""
     seen = []
     for make in (plain, sessions):
-        with sessions() as session:
-            fill(session)
         with make() as session:
             result = statement(session)
             if isinstance(result, sa.Result):
@@ -327,7 +333,7 @@ def check_same(name: str, statement: Callable[[Session], Any], sessions: Any, pl
             session.commit()
             seen.append((result, rows(session)))
         if make is plain:
-            database.empty(Base.metadata)
+            database.reset()
     assert seen[1] == seen[0], name
     with sessions() as session:
         for source in SOURCES:
@@ -370,7 +376,6 @@ def test_moves_that_nobody_can_follow_are_noticed_and_left_alone(
 ) -> None:
     statement = items.update().where(criterion).values(id=items.c.id + 10)
     with sessions() as session:
-        fill(session)
         sqlaudit.set_config(sqlaudit.SQLAuditConfig(on_uncaptured="raise"))
         with pytest.raises(sqlaudit.CaptureError, match="execute the statement once for each"):
             session.execute(statement, parameters)
@@ -382,7 +387,6 @@ def test_moves_that_nobody_can_follow_are_noticed_and_left_alone(
 
 def test_what_was_inserted_before_the_rest_failed_is_recorded(sessions: Any) -> None:
     with sessions() as session:
-        fill(session)
         savepoint = session.begin_nested()
         with pytest.raises(sa.exc.IntegrityError):  # which are two statements, as the keys of the first differ
             session.execute(sa.insert(Item), [{"name": "a"}, {"name": "b", "price": 2}, {"name": "b", "price": 2}])
@@ -394,7 +398,6 @@ def test_what_was_inserted_before_the_rest_failed_is_recorded(sessions: Any) -> 
 
 def test_only_rows_that_changed_get_versions(sessions: Any) -> None:
     with sessions() as session:
-        fill(session)
         session.execute(sa.update(Item).where(Item.id < 3).values(price=10, note="x"))
         session.execute(sa.update(Item).values(note="y"))
         session.commit()
@@ -409,7 +412,6 @@ def test_only_rows_that_changed_get_versions(sessions: Any) -> None:
 
 def test_rows_whose_numbers_are_given_anew_go_on_with_their_history(sessions: Any) -> None:
     with sessions() as session:
-        fill(session)
         session.execute(sa.delete(Item).where(Item.id > 3))
         session.commit()
         session.execute(items.insert(), [{"title": "a"}, {"title": "b"}])
@@ -433,7 +435,6 @@ def test_a_statement_that_a_listener_of_the_flush_executes_is_recorded(sessions:
         session.execute(sa.update(Item).where(Item.id == 2).values(stock=5))
 
     with sessions() as session:
-        fill(session)
         sa.event.listen(session, name, restock)
         session.get_one(Item, 1).price = 3
         session.commit()
@@ -449,7 +450,6 @@ def test_a_statement_that_a_listener_of_the_flush_executes_is_recorded(sessions:
 @pytest.mark.parametrize("name", ["update", "delete"])
 def test_rows_that_are_chosen_at_random_are_chosen_once(sessions: Any, name: str) -> None:
     with sessions() as session:
-        fill(session)
         session.execute(items.insert(), [{"title": f"more {number}"} for number in range(200)])
         is_mysql = session.connection().dialect.name in ("mysql", "mariadb")
         lucky = sa.select(Item.id).order_by(sa.func.rand() if is_mysql else sa.func.random()).limit(50).subquery()
@@ -465,10 +465,8 @@ def test_rows_that_are_chosen_at_random_are_chosen_once(sessions: Any, name: str
 
 def test_a_statement_with_schemas_of_its_own_is_refused(sessions: Any) -> None:
     sqlaudit.set_config(sqlaudit.SQLAuditConfig(on_uncaptured="raise"))
-    with sessions() as session:
-        fill(session)
-        with pytest.raises(sqlaudit.CaptureError, match="schema_translate_map of its own"):
-            session.execute(sa.update(Item).values(price=1), execution_options={"schema_translate_map": {"a": "b"}})
+    with sessions() as session, pytest.raises(sqlaudit.CaptureError, match="schema_translate_map of its own"):
+        session.execute(sa.update(Item).values(price=1), execution_options={"schema_translate_map": {"a": "b"}})
 
 
 RESULTS: dict[str, Callable[[Session], Any]] = {
@@ -514,11 +512,9 @@ def test_a_result_tells_no_less(sessions: Any, plain: Any, database: Database, n
     """Where it told nothing, by -1 or None, it may tell what we had to ask."""
     seen = []
     for make in (plain, sessions):
-        with sessions() as session:
-            fill(session)
         with make() as session:
             seen.append(told_by(RESULTS[name](session)))
-        database.empty(Base.metadata)
+        database.reset()
     one, other = seen
     assert one == {
         key: one[key] if one[key] == "-1" or "None" in str(one[key]) else value for key, value in other.items()
@@ -556,7 +552,6 @@ FAILING_OF_SESSIONS: dict[str, Callable[[Session], Any]] = {
 @pytest.mark.parametrize("name", FAILING | FAILING_OF_SESSIONS)
 def test_what_a_statement_did_before_it_failed_is_undone_or_recorded(sessions: Any, name: str) -> None:
     with sessions() as session:
-        fill(session)
         session.execute(sa.delete(item_tags))
         with pytest.raises(sa.exc.SQLAlchemyError):
             (FAILING | FAILING_OF_SESSIONS)[name](session)
@@ -571,8 +566,6 @@ def test_what_a_statement_did_before_it_failed_is_undone_or_recorded(sessions: A
 def test_what_a_statement_of_a_connection_did_before_it_failed_is_undone(
     recorded_engine: sa.Engine, sessions: Any, name: str
 ) -> None:
-    with sessions() as session:
-        fill(session)
     with recorded_engine.connect() as connection:
         with pytest.raises(sa.exc.SQLAlchemyError):
             FAILING[name](connection)
@@ -589,7 +582,7 @@ def test_what_a_statement_of_a_connection_did_before_it_failed_is_undone(
 @pytest.mark.parametrize("name", ["what cannot be compiled", "what the database does not know", "without a parameter"])
 def test_a_statement_that_failed_leaves_no_baseline(sessions: Any, plain: Any, database: Database, name: str) -> None:
     with plain() as session:
-        session.execute(items.insert().values(id=1, title="old"))
+        session.execute(sqlaudit.history_of(Item).__table__.delete())  # the rows are older than their tracking
         session.commit()
     with sessions() as session:
         with pytest.raises(sa.exc.SQLAlchemyError):
@@ -603,6 +596,52 @@ def test_a_statement_that_failed_leaves_no_baseline(sessions: Any, plain: Any, d
 # --- what a statement does besides ------------------------------------------------------------------------------
 
 
+@pytest.mark.requires("replacing_inserts")
+def test_nobody_writes_between_the_look_for_rows_and_the_statement(database: Database, sessions: Any) -> None:
+    """On SQLite, whose driver begins a transaction with the first write only."""
+    engine = sa.create_engine(database.url)
+    other = database.create_engine(connect_args={"timeout": 0})
+
+    @sa.event.listens_for(engine, "before_cursor_execute")
+    def write_meanwhile(connection: Any, cursor: Any, sql: str, *args: Any) -> None:
+        if sql.startswith("UPDATE bulk_items "):
+            with recording(other) as others, suppress(sa.exc.OperationalError), others.begin() as session:
+                session.add(Item(name="new", price=10))
+
+    with recording(engine) as recorded, recorded.begin() as session:
+        session.execute(sa.update(Item).where(Item.price == 10).values(price=2))
+    with sessions() as session:
+        check_history(session, Item)
+    engine.dispose()
+    other.dispose()
+
+
+KEEPING = {
+    "sqlite": ["CREATE TRIGGER keep BEFORE DELETE ON bulk_tags WHEN OLD.id = 2 BEGIN SELECT RAISE(IGNORE); END"],
+    "postgresql": [
+        "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS "
+        "'BEGIN IF OLD.id = 2 THEN RETURN NULL; END IF; RETURN OLD; END'",
+        "CREATE TRIGGER keep BEFORE DELETE ON bulk_tags FOR EACH ROW EXECUTE FUNCTION keep()",
+    ],
+}
+
+
+@pytest.mark.requires("on_conflict")  # where a trigger can keep a row from being deleted
+def test_a_row_that_a_trigger_keeps_from_being_deleted_has_no_tombstone(
+    engine: sa.Engine, sessions: Any, database: Database
+) -> None:
+    with engine.begin() as connection:
+        for statement in KEEPING[database.name]:
+            connection.exec_driver_sql(statement)
+    with sessions.begin() as session:
+        session.add_all([Tag(id=2), Tag(id=3)])
+    with sessions.begin() as session:
+        session.execute(sa.delete(Tag).where(Tag.id > 1))
+    with sessions() as session:
+        check_history(session, Tag)
+        assert told(session, Tag, "id") == [("insert", 1), ("insert", 2), ("insert", 3), ("delete", 3)]
+
+
 @pytest.mark.requires("writing_ctes")
 @pytest.mark.parametrize("how", ["session", "connection"])
 def test_a_statement_in_the_cte_of_another_is_noticed_and_executed_once(
@@ -610,7 +649,6 @@ def test_a_statement_in_the_cte_of_another_is_noticed_and_executed_once(
 ) -> None:
     cte = items.update().values(price=items.c.price + 1).returning(items.c.id).cte()
     with sessions() as session:
-        fill(session)
         run = session.execute if how == "session" else session.connection().execute
         for statement in (
             sa.select(cte),
@@ -634,7 +672,6 @@ def test_a_statement_in_the_cte_of_another_is_noticed_and_executed_once(
 def test_an_update_of_two_tables_is_noticed(sessions: Any) -> None:
     crates: Any = Crate.__table__
     with sessions() as session:
-        fill(session)
         with pytest.warns(sqlaudit.SQLAuditWarning, match="bulk_places' besides"):
             session.execute(
                 items.update().where(places.c.row == items.c.id).values({items.c.price: 7, places.c.taken: True})

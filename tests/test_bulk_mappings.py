@@ -1,7 +1,7 @@
 """Bulk statements on tables that are mapped oddly, or hang together, also where nothing waits for a commit."""
 
 import enum
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import date
 from typing import Any
 from uuid import UUID, uuid4
@@ -12,7 +12,6 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 
 import sqlaudit
 from invariants import check_history, told
-from recording import recording
 
 
 class Base(DeclarativeBase):
@@ -114,9 +113,8 @@ MAY, JUNE = date(2024, 5, 1), date(2024, 6, 1)
 named, tops, middles, bottoms = (each.__table__ for each in (Named, Top, Middle, Bottom))
 
 
-@pytest.fixture
-def sessions(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
-    with recording(engine) as sessions, sessions() as session:
+def happen(sessions: sessionmaker[Session]) -> None:
+    with sessions() as session:
         session.add_all([Named(code="a", value=1), Named(code="b", value=2), Decorated(id="pq"), Decorated(id="rs")])
         session.add_all([Stamped(color=Color.RED, at=MAY), Stamped(color=Color.BLUE, at=MAY), Counted(), Counted()])
         session.add_all([Top(), Middle(), Bottom()])
@@ -124,7 +122,12 @@ def sessions(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
             session.add(Node(parent_id=session.scalar(sa.select(sa.func.max(Node.id)))))
             session.flush()
         session.commit()
-        yield sessions
+
+
+@pytest.fixture
+def sessions(happened: None, sessions: sessionmaker[Session]) -> sessionmaker[Session]:
+    """Sessions that record, when that has happened."""
+    return sessions
 
 
 WRITES: dict[str, list[Callable[[Session], Any]]] = {

@@ -11,7 +11,7 @@ from weakref import ref
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, sessionmaker
 
 import sqlaudit
 from invariants import check_history, told
@@ -24,9 +24,17 @@ from stock import (
     Tag,
     Worker,
     fill,
+    happen,  # noqa: F401  # what has happened when the tests begin
     item_tags,
     items,
 )
+
+
+@pytest.fixture
+def sessions(happened: None, sessions: sessionmaker[Session]) -> sessionmaker[Session]:
+    """Sessions that record, on a stock that is filled."""
+    return sessions
+
 
 CONNECTED = {
     "insert": lambda c: c.execute(items.insert().values(title="new")),
@@ -69,8 +77,6 @@ def test_history_keeps_no_engine_that_nobody_holds(database: Any) -> None:
 
 @pytest.mark.parametrize("name", CONNECTED)
 def test_a_statement_of_a_connection_is_recorded(recorded_engine: sa.Engine, sessions: Any, name: str) -> None:
-    with sessions() as session:
-        fill(session)
     with sqlaudit.AuditContextManager(user_id="ana"), recorded_engine.begin() as connection:
         CONNECTED[name](connection)
     with sessions() as session:
@@ -82,7 +88,6 @@ def test_a_statement_of_a_connection_is_recorded(recorded_engine: sa.Engine, ses
 
 def test_a_connection_in_a_session_shares_its_changeset(recorded_engine: sa.Engine, sessions: Any) -> None:
     with sessions() as session:
-        fill(session)
         session.get_one(Item, 1).price = 11
         session.flush()
         session.connection().execute(items.update().where(items.c.id == 2).values(price=12))
@@ -95,7 +100,6 @@ def test_a_connection_in_a_session_shares_its_changeset(recorded_engine: sa.Engi
 
 def test_a_connection_that_a_session_gives_away_is_recorded(sessions: Any) -> None:
     with sessions() as session, sqlaudit.AuditContextManager(user_id="ana"):
-        fill(session)
         session.get_one(Item, 1).price = 11
         session.connection().execute(items.update().where(items.c.id == 2).values(price=12))
         session.get_one(Item, 3).price = 13
@@ -109,7 +113,6 @@ def test_a_connection_that_a_session_gives_away_is_recorded(sessions: Any) -> No
 def test_a_connection_is_recorded_while_a_session_has_it(engine: sa.Engine, sessions: Any) -> None:
     with engine.connect() as connection:
         with sessions(bind=connection) as session:
-            fill(session)
             session.connection().execute(items.update().values(price=1))
             session.commit()
             before = told(session, Item, "id", "price")
@@ -125,7 +128,6 @@ def test_a_connection_is_recorded_while_a_session_has_it(engine: sa.Engine, sess
 
 def test_a_session_without_hooks_is_recorded_by_its_engine(recorded_engine: sa.Engine) -> None:
     with Session(recorded_engine) as session:
-        fill(session)
         session.get_one(Item, 1).price = 11
         session.delete(session.get_one(Item, 2))
         third = session.get_one(Item, 3)
@@ -138,7 +140,6 @@ def test_a_session_without_hooks_is_recorded_by_its_engine(recorded_engine: sa.E
 
 def test_a_rollback_leaves_nothing(recorded_engine: sa.Engine, sessions: Any) -> None:
     with sessions() as session:
-        fill(session)
         before = told(session, Item, "id", "price")
     with recorded_engine.connect() as connection:
         connection.execute(items.update().values(price=0))
@@ -154,7 +155,6 @@ def test_a_rollback_leaves_nothing(recorded_engine: sa.Engine, sessions: Any) ->
 @pytest.mark.parametrize("how", ["session", "connection", "connection of a session"])
 def test_what_cannot_be_recorded_is_undone(recorded_engine: sa.Engine, sessions: Any, how: str) -> None:
     with sessions() as session:
-        fill(session)
         before = told(session, Item, "id", "price")
 
     def break_down(connection: Any, cursor: Any, sql: str, *args: Any) -> None:
@@ -176,7 +176,6 @@ def test_what_cannot_be_recorded_is_undone(recorded_engine: sa.Engine, sessions:
 
 def test_paused_tracking_pauses_statements_too(recorded_engine: sa.Engine, sessions: Any) -> None:
     with sessions() as session:
-        fill(session)
         before = told(session, Item, "id", "price")
         with sqlaudit.tracking_disabled(session):
             session.execute(sa.update(Item).values(price=0))
@@ -199,7 +198,6 @@ def test_what_a_listener_of_the_mapper_executes_is_recorded_by_the_engine(
         connection.execute(items.update().where(items.c.id == 1).values(stock=items.c.stock + 1))
 
     with sessions() as session:
-        fill(session)
         sa.event.listen(Part, name, count)
         try:
             session.add(Part(id=UUID(int=8), item_id=3))

@@ -3,7 +3,7 @@
 import gc
 import operator
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -99,23 +99,24 @@ TRACKED = (Order, Member, Chair, Thing)
 tenants: Any = Tenant.__table__
 
 
+def happen(sessions: Sessions) -> None:
+    with sessions() as session:
+        session.add_all([Tenant(code="a", rooms=[Room(id=1)]), Firm(code="b"), Tenant(code="c", rooms=[Room(id=3)])])
+        session.flush()
+        session.add_all([Order(id=1, tenant="a"), Order(id=2, tenant="b"), Order(id=3, tenant="c")])
+        session.add_all([Member(tenant=tenant, number=1) for tenant in "abc"])
+        session.flush()
+        session.add_all([Box(id=id, order=id) for id in (1, 2, 3)])
+        session.add_all([Chair(id=id, room=id) for id in (1, 3)])
+        session.flush()
+        session.add_all([Thing(id=id, box=id) for id in (1, 2, 3)])
+        session.commit()
+
+
 @pytest.fixture
-def sessions(tables: None, engine: sa.Engine) -> Iterator[Sessions]:
-    with recording(engine) as sessions:
-        with sessions() as session:
-            session.add_all(
-                [Tenant(code="a", rooms=[Room(id=1)]), Firm(code="b"), Tenant(code="c", rooms=[Room(id=3)])]
-            )
-            session.flush()
-            session.add_all([Order(id=1, tenant="a"), Order(id=2, tenant="b"), Order(id=3, tenant="c")])
-            session.add_all([Member(tenant=tenant, number=1) for tenant in "abc"])
-            session.flush()
-            session.add_all([Box(id=id, order=id) for id in (1, 2, 3)])
-            session.add_all([Chair(id=id, room=id) for id in (1, 3)])
-            session.flush()
-            session.add_all([Thing(id=id, box=id) for id in (1, 2, 3)])
-            session.commit()
-        yield sessions
+def sessions(happened: None, sessions: Sessions) -> Sessions:
+    """Sessions that record, when that has happened."""
+    return sessions
 
 
 def by_the_orm(session: Session) -> None:

@@ -11,6 +11,7 @@ from sqlalchemy.orm import (
     Mapped,
     Session,
     WriteOnlyMapped,
+    foreign,
     mapped_column,
     relationship,
     sessionmaker,
@@ -106,6 +107,36 @@ class Membership(Base):
     role: Mapped[str | None] = mapped_column(sa.String(50))
     post: Mapped[Post] = relationship(back_populates="memberships", overlaps="members")
     tag: Mapped[Tag] = relationship(overlaps="members")
+
+
+shelf_signs = sa.Table(
+    "shelf_signs",
+    Base.metadata,
+    sa.Column("shelf_id", sa.Integer, primary_key=True),
+    sa.Column("sign_id", sa.Integer, primary_key=True),
+)
+
+
+@track_table()
+class Sign(Base):
+    __tablename__ = "signs"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+@track_table()
+class Shelf(Base):
+    """Its links are held by no foreign key that the database, or sqlaudit, could follow."""
+
+    __tablename__ = "shelves"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    signs: Mapped[list[Sign]] = relationship(
+        secondary=shelf_signs,
+        primaryjoin=lambda: Shelf.id == foreign(shelf_signs.c.shelf_id),
+        secondaryjoin=lambda: Sign.id == foreign(shelf_signs.c.sign_id),
+        passive_updates=False,
+    )
 
 
 LINKS = {"plain": plain, "no_key": no_key, "surrogate": surrogate, "extra": extra, "cascading": cascading}
@@ -400,3 +431,20 @@ def test_a_change_of_the_parents_key_moves_its_links(sessions: Sessions) -> None
         session.flush()
         session.get_one(Post, 9).no_key.append(session.get_one(Tag, 1))
     check(sessions, no_key, [("insert", 1, 1), ("delete", 1, 1), ("insert", 9, 1)])
+
+
+def test_links_without_foreign_keys_follow_the_key_of_their_owner(sessions: Sessions) -> None:
+    with sessions.begin() as session:
+        session.add(Shelf(id=1, signs=[Sign(id=1), Sign(id=2)]))
+    with sessions.begin() as session:
+        session.get_one(Shelf, 1).id = 5
+    with sessions() as session:
+        check_history(session, shelf_signs)
+        assert told(session, shelf_signs, "shelf_id", "sign_id") == [
+            ("insert", 1, 1),
+            ("delete", 1, 1),
+            ("insert", 1, 2),
+            ("delete", 1, 2),
+            ("insert", 5, 1),
+            ("insert", 5, 2),
+        ]

@@ -5,7 +5,7 @@ import gc
 import re
 import textwrap
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,17 @@ from sqlaudit import (
     AuditColumns,
     AuditContextManager,
     QueryError,
+    SQLAuditConfig,
     SQLAuditError,
     UndoConflictError,
     as_of,
     blame,
     changesets,
+    clear_config,
     get_resource_changes,
     register_hooks,
     restore,
+    set_config,
     track_table,
     undo,
     unregister_hooks,
@@ -639,6 +642,17 @@ def test_sql_mode_gives_sql_that_runs(project, recorder, engine, capsys):
         assert told(session, base.Customer, "name") == [("baseline", "Ada")]
         session.get(base.Customer, 1).name = "Ida"
         session.commit()
+        check_history(session, base.Customer)
+
+
+def test_a_version_that_begins_later_than_its_renewal_ends_when_it_begins(project, recorder):
+    set_config(SQLAuditConfig(clock=lambda: datetime.now(UTC) + timedelta(hours=1)))
+    base = begin(project, recorder, models())
+    clear_config()
+    project.write("op.renew_history('customers')")
+    project.upgrade()
+    with recorder() as session:
+        assert told(session, base.Customer, "name") == [("insert", "Ada"), ("baseline", "Ada")]
         check_history(session, base.Customer)
 
 

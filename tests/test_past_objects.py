@@ -24,7 +24,7 @@ from sqlalchemy.orm import (
 )
 
 from recording import recording
-from sqlaudit import QueryError, ReadOnlyError, SQLAuditConfig, set_config, time_travel, track_table
+from sqlaudit import QueryError, ReadOnlyError, SQLAuditConfig, clear_config, set_config, time_travel, track_table
 
 THEN = datetime(2024, 1, 1, tzinfo=UTC)
 LATER = THEN + timedelta(days=1)
@@ -169,3 +169,11 @@ def test_a_function_and_a_legacy_union_read_the_past(session):
         assert past.scalar(sa.func.lower("X")) == "x"
         adas, bobs = (past.query(Person).filter_by(name=name) for name in ("Ada", "Bob"))
         assert {each.name for each in adas.union(bobs)} == {"Ada", "Bob"}
+
+
+def test_a_bulk_statement_leaves_objects_of_the_past_alone(session):
+    past, live = session.scalars(Person.as_of(THEN).where(Person.id == 1)).one(), session.get_one(Person, 1)
+    clear_config()  # the clock has no more instants
+    session.execute(sa.update(Person).where(Person.id == 1).values(name="Ida"))
+    assert (past.name, live.name) == ("Ada", "Ida")
+    session.rollback()

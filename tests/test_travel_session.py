@@ -1090,3 +1090,11 @@ def test_ranges_and_versions_of_untracked_models_raise():
     for ask in (lambda: between(Memo, at(0), at(1)), lambda: sqlaudit.all_versions(Memo)):
         with pytest.raises(TrackingError, match="Memo"):
             ask()
+
+
+def test_a_past_session_has_the_info_of_its_source_and_nothing_of_the_hooks(shop):
+    with shop(info={"tenant": 1}) as session:
+        session.add(Tag(id=9, label="new"))
+        session.flush()
+        with time_travel(session, at(0)) as past:
+            assert past.info == {"tenant": 1}

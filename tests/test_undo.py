@@ -205,6 +205,18 @@ def test_a_rolled_back_undo_leaves_nothing(sessions, happened):
     assert state_of(sessions) == before
 
 
+def test_a_rollback_forgets_the_reason_of_a_deletion(sessions):
+    with sessions.begin() as session:
+        session.add(Tag(id=1))
+    with sessions() as session:
+        tag = session.get_one(Tag, 1)
+        undo(session, last_changeset(sessions))
+        session.rollback()
+        session.delete(tag)
+        session.commit()
+        assert [version.audit_reason for version in versions_of(session, Tag, 1)] == [None, None]
+
+
 def test_a_transaction_can_undo_itself(sessions, happened):
     before = state_of(sessions)
     with sessions.begin() as session:

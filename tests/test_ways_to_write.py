@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -14,7 +14,6 @@ from sqlalchemy.orm import Session, sessionmaker
 
 import sqlaudit
 from invariants import check_history
-from recording import recording
 from stock import (
     SOURCES,
     Base,  # noqa: F401  # whose tables the tests find
@@ -24,7 +23,7 @@ from stock import (
     Tag,
     Worker,
     do_nothing,
-    fill,
+    happen,  # noqa: F401  # what has happened when the tests begin
     item_tags,
     items,
     upsert,
@@ -36,10 +35,9 @@ LINES = dict(re.findall(r"^\| (.+?) \| (\w+)", TABLE, re.MULTILINE)[1:])
 
 
 @pytest.fixture
-def sessions(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
-    with recording(engine) as sessions, sessions() as session:
-        fill(session)
-        yield sessions
+def sessions(happened: None, sessions: sessionmaker[Session]) -> sessionmaker[Session]:
+    """Sessions that record, on a stock that is filled."""
+    return sessions
 
 
 def by_objects(sessions: Any, engine: sa.Engine) -> None:
