@@ -62,7 +62,7 @@ class ByModuleAndDatabase(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         module, _, test = nodeid.partition("::")
-        parameters = test.partition("[")[2].rstrip("]").split("-")
+        parameters = {each.partition("+")[0] for each in test.partition("[")[2].rstrip("]").split("-")}
         return f"{module} {next((name for name in DATABASES if name in parameters), '')}"
 
 

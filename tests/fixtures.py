@@ -6,6 +6,7 @@ or is marked ``no_tables``. Tables of a module are created once (`databases.Data
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -78,8 +79,8 @@ def async_engine(database: Database, target: tuple[str, str | None]) -> AsyncEng
 
 
 @pytest.fixture(scope="session")
-def sqlite_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    database = SQLite(tmp_path_factory.mktemp("sqlite"))
+def sqlite_database(run_directory: Path) -> Iterator[Database]:
+    database = SQLite(Path(tempfile.mkdtemp(prefix="sqlite-", dir=run_directory)))
     yield database
     database.drop()
 
@@ -157,12 +158,6 @@ def sessions(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
     """Sessions that record."""
     with recording(engine) as maker:
         yield maker
-
-
-@pytest.fixture
-def plain(engine: sa.Engine) -> sessionmaker[Session]:
-    """Sessions that record nothing."""
-    return sessionmaker(engine)
 
 
 @pytest.fixture

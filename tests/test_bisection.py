@@ -7,13 +7,14 @@ from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import orm
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, joinedload, mapped_column, relationship
 
 from clock import at
 from counting import counted
+from effort import profile
 from invariants import check_history
 from sqlaudit import (
     AuditContextManager,
@@ -138,8 +139,9 @@ def instants(session: Session, model: type[Any]) -> list[datetime]:
     return sorted(when + tick for when in ends if when.year < 9999 for tick in (-TICK, 0 * TICK, TICK))
 
 
-def test_a_row_by_its_key_is_the_same_as_among_all_rows(engine, sessions):
-    @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), report_multiple_bugs=False)
+@pytest.mark.slow
+def test_a_row_by_its_key_is_the_same_as_among_all_rows(database, engine, sessions):
+    @profile(database, few=3, many=6, report_multiple_bugs=False)
     @given(st.lists(st.lists(STEP, min_size=1, max_size=3), min_size=1, max_size=8))
     def agree(transactions: list[list[tuple[int, str, int]]]) -> None:
         with engine.begin() as connection:
