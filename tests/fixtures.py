@@ -99,10 +99,12 @@ def _on_a_server(kind: type[Server], directory: Path, start: Callable[[Path], st
     """Give a database on the server that the environment names, on the run's own, or on one of this machine."""
     variable = f"SQLAUDIT_{kind.name.upper()}_URL"
     given = os.environ.get(variable)
+    database, reason = None, ""
     try:
         database = _created(kind, directory, start, given)
     except (servers.ServerError, sa.exc.SQLAlchemyError, ImportError) as error:
-        reason = f"{kind.name}: {_in_one_line(error)} ({variable} is {given or 'not set'})"
+        reason = f"{kind.name}: {_in_one_line(error)} ({variable} is {'set' if given else 'not set'})"
+    if database is None:
         if given or os.environ.get("SQLAUDIT_REQUIRE_ALL_DATABASES"):
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)
