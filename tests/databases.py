@@ -234,10 +234,7 @@ class SQLite(Database):
     drop = clear
 
     def empty(self, metadata: sa.MetaData) -> None:
-        deletes = [str(table.delete().compile(self._first_engine)) for table in metadata.tables.values()]
-        if any(table.dialect_options["sqlite"]["autoincrement"] for table in metadata.tables.values()):
-            deletes.append("DELETE FROM sqlite_sequence")
-        self._run(*deletes)
+        self._run(*(f"DELETE FROM {name}" for name in self._names(metadata)))
 
     def _run(self, *statements: str, attached: Path | None = None) -> None:
         with contextlib.closing(sqlite3.connect(self.files[0], isolation_level=None)) as connection:  # no foreign keys
@@ -251,8 +248,6 @@ class SQLite(Database):
 
     def _put_back(self, metadata: sa.MetaData) -> None:
         copies = [f"INSERT INTO main.{name} SELECT * FROM kept.{name}" for name in self._names(metadata)]
-        if any(table.dialect_options["sqlite"]["autoincrement"] for table in metadata.tables.values()):
-            copies.append("INSERT INTO main.sqlite_sequence SELECT * FROM kept.sqlite_sequence")
         self._run(*copies, attached=self.files[0].with_suffix(".kept"))
 
 
@@ -341,8 +336,7 @@ class PostgreSQL(Server):
                 connection.execute(sa.schema.CreateSchema(schema))
 
     def empty(self, metadata: sa.MetaData) -> None:
-        deletes = [str(table.delete().compile(self.inside)) for table in metadata.tables.values()]
-        self._run(*deletes, _RESTART_SEQUENCES)
+        self._run(*(f"DELETE FROM {name}" for name in self._names(metadata)), _RESTART_SEQUENCES)
 
     def _keep(self, metadata: sa.MetaData) -> None:
         copies = [f"CREATE TABLE {_KEPT}.{name} AS TABLE {name}" for name in self._names(metadata)]
@@ -383,11 +377,11 @@ SELECT setval(format('%I.%I', schemaname, sequencename)::regclass, start_value, 
 FROM pg_sequences WHERE last_value IS NOT NULL
 """
 _KEPT = "sqlaudit_kept"
-_KEEP_SEQUENCES = """
-CREATE TABLE sqlaudit_kept.sequences AS SELECT * FROM pg_sequences WHERE last_value IS NOT NULL
+_KEEP_SEQUENCES = f"""
+CREATE TABLE {_KEPT}.sequences AS SELECT * FROM pg_sequences WHERE last_value IS NOT NULL
 """
-_SET_SEQUENCES = """
-SELECT setval(format('%I.%I', schemaname, sequencename)::regclass, last_value) FROM sqlaudit_kept.sequences
+_SET_SEQUENCES = f"""
+SELECT setval(format('%I.%I', schemaname, sequencename)::regclass, last_value) FROM {_KEPT}.sequences
 """
 
 

@@ -35,18 +35,19 @@ class ServerError(Exception):
 
 
 def create_directory(memory: Path = MEMORY) -> Path:
-    """Create the directory of a run, and start the process that cleans up when this one has ended."""
+    """Create the directory of a run, in memory if there is room."""
     is_roomy = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free >= ROOM
     return Path(tempfile.mkdtemp(prefix="sqlaudit-", dir=memory if is_roomy else None))
 
 
 def start_cleaner(directory: Path) -> subprocess.Popen[bytes]:
-    """Start the process that cleans up; `stop_cleaner` waits until it has."""
+    """Start the process that cleans up when this one has ended, however it does."""
     program = [sys.executable, str(Path(__file__)), str(directory)]
     return subprocess.Popen(program, stdin=subprocess.PIPE, start_new_session=True)
 
 
 def stop_cleaner(cleaner: subprocess.Popen[bytes]) -> None:
+    """Let it clean up, and wait until it has."""
     assert cleaner.stdin is not None
     cleaner.stdin.close()
     cleaner.wait()

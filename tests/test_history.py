@@ -3,7 +3,6 @@
 import enum
 import pickle
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -53,15 +52,6 @@ class Customer(Base):
     country: Mapped[Any] = mapped_column(sa.ForeignKey("country.code"))
     colour: Mapped[Colour | None] = mapped_column(sa.Enum(Colour, name="colour", create_constraint=True))
     active: Mapped[bool | None] = mapped_column(sa.Boolean(create_constraint=True, name="ck_active"))
-
-
-@pytest.fixture
-def base() -> Iterator[type[Any]]:
-    class Local(orm.DeclarativeBase):
-        pass
-
-    yield Local
-    Local.registry.dispose()
 
 
 @pytest.fixture
