@@ -315,7 +315,7 @@ class PostgreSQL(Server):
         return connection.connection.dbapi_connection.info.backend_pid
 
     def waiting(self) -> set[int]:
-        statement = sa.text("SELECT pid, pg_blocking_pids(pid) FROM pg_stat_activity WHERE datname = :name")
+        statement = sa.text(_BLOCKERS)
         with self.administration() as connection:
             rows = connection.execute(statement, {"name": self.name_on_server}).all()
         blockers = {session: set(others) for session, others in rows if others}
@@ -357,6 +357,10 @@ class PostgreSQL(Server):
         self.server.dispose()
 
 
+_BLOCKERS = """
+SELECT pid, CASE WHEN wait_event_type = 'Lock' THEN pg_blocking_pids(pid) END FROM pg_stat_activity
+WHERE datname = :name
+"""
 _END_SESSIONS = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
