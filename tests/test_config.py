@@ -142,10 +142,12 @@ def test_a_required_user_may_come_from_the_row_or_the_callback(session):
     set_config(SQLAuditConfig(require_user=True, get_user_id_callback=lambda: 5))
     session.add(Page(id=2))
     session.commit()
-    set_config(SQLAuditConfig(require_user=True, get_user_id_callback=lambda: None))
-    session.add(Page(id=3))
-    with pytest.raises(ContextError):
-        session.commit()
+    for nobody in (None, ""):
+        set_config(SQLAuditConfig(require_user=True, get_user_id_callback=lambda nobody=nobody: nobody))
+        session.add(Page(id=3, editor=nobody))
+        with pytest.raises(ContextError):
+            session.commit()
+        session.rollback()
 
 
 def test_an_expired_row_may_name_the_required_user(session):

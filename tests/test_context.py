@@ -2,6 +2,8 @@
 
 import asyncio
 import contextvars
+import inspect
+import itertools
 import threading
 from uuid import UUID
 
@@ -95,6 +97,211 @@ def test_a_generator_that_ends_in_another_context_leaves_the_surrounding_one():
     assert contextvars.copy_context().run(next, generator) == "request"
     assert contextvars.copy_context().run(next, generator, "done") == "done"
     assert contents()[0] is None
+
+
+# --- blocks of tasks, threads and generators --------------------------------------------------------------------
+
+IMPORTING = AuditContextManager(reason="import")
+"""One of a module, as programs have it."""
+
+
+def test_a_manager_that_tasks_share_never_swaps_their_users():
+    async def request(user, rounds):
+        set_audit_context(user)
+        for _ in range(rounds):
+            with IMPORTING:
+                await asyncio.sleep(0)
+                assert contents()[:2] == (user, "import")
+            assert contents()[:2] == (user, None)
+            await asyncio.sleep(0)
+
+    async def main():
+        await asyncio.gather(*(request(f"user {n}", n) for n in range(1, 9)))
+
+    asyncio.run(main())
+
+
+def test_a_manager_that_threads_share_never_swaps_their_users():
+    barrier = threading.Barrier(4)
+    failed = []
+
+    def work(user):
+        set_audit_context(user)
+        for _ in range(50):
+            with IMPORTING, AuditContextManager(extra=user):
+                barrier.wait()
+                if contents() != (user, "import", None, user):
+                    failed.append(contents())
+            if contents()[:2] != (user, None):
+                failed.append(contents())
+
+    threads = [threading.Thread(target=work, args=(f"t{n}",)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_blocks_that_end_in_any_order_leave_nothing_behind(order):
+    def block(n, shared):
+        with shared, AuditContextManager(user_id=f"u{n}", extra={f"of {n}": n}):
+            yield
+
+    set_audit_context("outer", extra={"outer": 0})
+    blocks = [block(n, IMPORTING) for n in range(3)]
+    for each in blocks:
+        next(each)
+    left = set(range(3))
+    for n in order:
+        blocks[n].close()
+        left.discard(n)
+        user = f"u{max(left)}" if left else "outer"
+        assert contents() == (user, "import" if left else None, None, {"outer": 0} | {f"of {n}": n for n in left})
+
+
+def test_async_blocks_that_end_in_another_order_leave_nothing_behind():
+    async def block(user):
+        async with AuditContextManager(user_id=user) as context:
+            assert context is get_audit_context()
+            yield
+
+    async def main():
+        one, two = block("one"), block("two")
+        await anext(one)
+        await anext(two)
+        await one.aclose()
+        assert contents()[0] == "two"
+        await two.aclose()
+        assert contents() == (None,) * 4
+
+    asyncio.run(main())
+
+
+def test_a_context_that_was_set_within_a_block_stays_until_that_block_ends():
+    outer, inner = AuditContextManager(user_id="outer"), AuditContextManager(reason="inner")
+    outer.__enter__()
+    inner.__enter__()
+    set_audit_context("set")
+    outer.__exit__(None, None, None)
+    assert contents()[:2] == ("set", None)
+    inner.__exit__(None, None, None)
+    assert contents() == (None,) * 4
+
+
+NIGHTLY = AuditContextManager(user_id="cron", reason="nightly")
+
+
+def test_a_decorated_coroutine_function_has_the_context_while_it_runs():
+    @NIGHTLY
+    async def job(users):
+        await asyncio.sleep(0)
+        users.append(contents()[0])
+        if len(users) == 2:
+            raise LookupError
+
+    async def main():
+        set_audit_context("caller")
+        users = []
+        task = asyncio.ensure_future(job(users))
+        assert contents()[0] == "caller"
+        await task
+        with pytest.raises(LookupError):
+            await job(users)
+        assert users == ["cron", "cron"]
+        assert contents()[0] == "caller"
+
+    assert inspect.iscoroutinefunction(job)
+    asyncio.run(main())
+
+
+def test_a_decorated_generator_has_the_context_whenever_it_runs_and_its_caller_never():
+    ended = []
+
+    @NIGHTLY
+    def rows():
+        try:
+            got = yield contents()[0]
+            try:
+                yield contents()[0], got
+            except LookupError:
+                yield contents()[0], "caught"
+            return contents()[0]
+        finally:
+            ended.append(contents()[0])
+
+    set_audit_context("caller")
+    generator = rows()
+    assert next(generator) == "cron"
+    assert contents()[0] == "caller"
+    assert generator.send(5) == ("cron", 5)
+    assert generator.throw(LookupError) == ("cron", "caught")
+    with pytest.raises(StopIteration) as end:
+        next(generator)
+    assert end.value.value == "cron"
+    other = rows()
+    next(other)
+    other.close()
+    assert ended == ["cron", "cron"]
+    assert contents()[0] == "caller"
+
+
+def test_a_decorated_asynchronous_generator_has_the_context_whenever_it_runs_and_its_caller_never():
+    ended = []
+
+    @NIGHTLY
+    async def rows():
+        try:
+            got = yield contents()[0]
+            await asyncio.sleep(0)
+            try:
+                yield contents()[0], got
+            except LookupError:
+                yield contents()[0], "caught"
+        finally:
+            await asyncio.sleep(0)
+            ended.append(contents()[0])
+
+    async def main():
+        set_audit_context("caller")
+        generator = rows()
+        assert await anext(generator) == "cron"
+        assert contents()[0] == "caller"
+        assert await generator.asend(5) == ("cron", 5)
+        assert await generator.athrow(LookupError) == ("cron", "caught")
+        assert [each async for each in generator] == []
+        other = rows()
+        await anext(other)
+        await other.aclose()
+        assert ended == ["cron", "cron"]
+        assert contents()[0] == "caller"
+
+    asyncio.run(main())
+
+
+# --- values -----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_read_of_a_context_does_not_change_it():
+    given = {"list": [1], "dict": {"a": 1}}
+    set_audit_context(extra=given)
+    given["list"].append(2)
+    get_audit_context().extra["dict"]["b"] = 2
+    with AuditContextManager(extra={"inner": [1]}) as inner:
+        inner.extra["inner"].append(2)
+        assert get_audit_context().extra == {"list": [1], "dict": {"a": 1}, "inner": [1]}
+    assert get_audit_context() == AuditContext(extra={"list": [1], "dict": {"a": 1}})
+    assert get_audit_context() != AuditContext(extra={"list": [2], "dict": {"a": 1}})
+    assert repr(AuditContext(extra=[1])).endswith("extra=[1])")
+
+
+@pytest.mark.parametrize("name", ["user_id", "impersonated_by"])
+def test_an_empty_id_is_none(name):
+    with AuditContextManager(user_id="u", impersonated_by="i"), AuditContextManager(**{name: ""}):
+        assert contents() == ("u", None, "i", None)
+    set_audit_context(**{name: ""})
+    assert get_audit_context() == AuditContext()
 
 
 def test_threads_do_not_see_each_others_context():
@@ -207,6 +414,14 @@ class Note(Base):
     text: Mapped[str | None] = mapped_column(sa.String(50))
 
 
+@sqlaudit.track_table(user_id_field="writer")
+class Letter(Base):
+    __tablename__ = "letters"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    writer: Mapped[str | None] = mapped_column(sa.String(50))
+
+
 def users(session: Session, model: type, key: int = 1) -> list[str | None]:
     return [version.audit_changed_by for version in sqlaudit.versions_of(session, model, key)]
 
@@ -220,6 +435,7 @@ def users(session: Session, model: type, key: int = 1) -> list[str | None]:
         (None, None, USER, 5, str(USER)),
         (None, None, None, 5, "5"),
         (None, None, None, None, None),
+        ("", None, "", 5, "5"),
     ],
 )
 def test_the_user_is_that_of_the_context_the_row_the_callback_or_the_users_column(
@@ -245,6 +461,18 @@ def test_a_model_without_the_users_column_takes_the_callback_or_nobody(session):
     session.add(Note(id=2))
     session.commit()
     assert (users(session, Note), users(session, Note, 2)) == ([None], ["9"])
+
+
+def test_an_empty_user_id_of_a_row_is_none(session):
+    set_config(SQLAuditConfig(get_user_id_callback=lambda: 9))
+    letter = Letter(id=1, writer="")
+    session.add(letter)
+    session.commit()
+    letter.writer = "ana"
+    session.commit()
+    session.execute(sa.update(Letter).values(writer=""))
+    session.commit()
+    assert users(session, Letter) == ["9", "ana", "9"]
 
 
 def test_a_callback_that_gives_no_user_id_fails_the_flush(session):

@@ -148,6 +148,21 @@ def test_a_target_records_until_it_is_unregistered(engine: sa.Engine, target_of:
         assert told(session, Item, "id") == [("insert", 1), ("insert", 2)]
 
 
+@pytest.mark.parametrize("connected", [False, True], ids=["engine", "connection"])
+def test_unregistering_an_engine_leaves_sessions_alone(engine: sa.Engine, connected: bool) -> None:
+    with engine.connect() as connection:
+        tenant = connection if connected else engine
+        register_hooks()
+        register_hooks(engine=tenant)
+        unregister_hooks(engine=tenant)
+        assert registered_targets() == (Session,)
+    with Session(engine) as session:
+        _write(session, 1)
+        check_history(session, Item)
+    unregister_hooks(Session, engine=engine)
+    assert registered_targets() == ()
+
+
 @TARGETS
 def test_unregistering_leaves_no_trace(engine: sa.Engine, target_of: Any) -> None:
     classes = (Session, OurSession, AsyncSession)

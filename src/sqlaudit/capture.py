@@ -158,7 +158,7 @@ def lacks_user(config: SQLAuditConfig, context: AuditContext) -> bool:
     """Tell whether a user is required and given neither by the context nor by the callback: a row may name one yet."""
     if not config.require_user or context.user_id is not None:
         return False
-    return config.get_user_id_callback is None or config.get_user_id_callback() is None
+    return config.get_user_id_callback is None or config.get_user_id_callback() in (None, "")
 
 
 def lacking(what: Literal["reason", "user"], write: str, subject: object) -> ContextError:

@@ -6,14 +6,15 @@ a rollback never does.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import re
-from collections.abc import Mapping
-from contextlib import ContextDecorator
-from contextvars import ContextVar, Token
-from dataclasses import dataclass, fields
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, fields, replace
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, TypeVar, cast
 from uuid import UUID
 
 from sqlaudit.exceptions import ContextError
@@ -25,11 +26,25 @@ type_of_user_id = str | int | UUID
 _NUL_IN_JSON: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
-@dataclass(frozen=True, slots=True)
+class _Extra:
+    """The attribute ``extra``: kept as JSON, so that nobody who has read it can change the context."""
+
+    def __get__(self, context: AuditContext | None, owner: type[AuditContext]) -> Any:
+        if context is None:
+            return None  # the default of the field
+        text = context.__dict__["extra"]
+        return text if text is None else json.loads(text)
+
+    def __set__(self, context: AuditContext, extra: Any) -> None:
+        context.__dict__["extra"] = None if extra is None else _json(extra)
+
+
+@dataclass(frozen=True)
 class AuditContext:
     """Who changes something, why, on whose behalf, and anything else worth keeping.
 
-    :param user_id: the user who acts; an int or a UUID is kept as its text, of at most 255 characters
+    :param user_id: the user who acts; an int or a UUID is kept as its text, of at most 255 characters, and an empty
+        text is no user
     :param reason: why
     :param impersonated_by: the user who really acts, if ``user_id`` is impersonated; as ``user_id``
     :param extra: any value that JSON can express: a request id, an address …
@@ -39,7 +54,7 @@ class AuditContext:
     user_id: str | None = None
     reason: str | None = None
     impersonated_by: str | None = None
-    extra: Any = None
+    extra: Any = _Extra()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "user_id", user_id_text(self.user_id, "user_id"))
@@ -48,19 +63,6 @@ class AuditContext:
             if not isinstance(self.reason, str):
                 raise ContextError(f"reason is {self.reason!r}; give it as text.", self.reason)
             _check_text(self.reason, "reason")
-        if self.extra is not None:
-            try:
-                text = json.dumps(self.extra, allow_nan=False, ensure_ascii=False)
-                text.encode()
-                if _NUL_IN_JSON.search(text):
-                    raise ValueError("it has a NUL character")
-                # Through JSON and back: what is kept is what is read later, and no caller can change it any more.
-                object.__setattr__(self, "extra", json.loads(text))
-            except (TypeError, ValueError) as error:
-                raise ContextError(
-                    f"extra cannot be written as JSON ({error}); give text, numbers, lists and dicts of them.",
-                    self.extra,
-                ) from error
 
     def overlaid_with(self, inner: AuditContext) -> AuditContext:
         """Return this context with everything that ``inner`` gives; two mappings as ``extra`` are merged."""
@@ -73,12 +75,25 @@ class AuditContext:
         return AuditContext(**values)
 
 
+def _json(extra: Any) -> str:
+    try:
+        text = json.dumps(extra, allow_nan=False, ensure_ascii=False)
+        text.encode()
+        if _NUL_IN_JSON.search(text):
+            raise ValueError("it has a NUL character")
+    except (TypeError, ValueError) as error:
+        raise ContextError(
+            f"extra cannot be written as JSON ({error}); give text, numbers, lists and dicts of them.", extra
+        ) from error
+    return text
+
+
 def user_id_text(user_id: type_of_user_id | None, name: str = "user_id") -> str | None:
-    """Return a user id as the text that is stored; ``None`` stays ``None``.
+    """Return a user id as the text that is stored; ``None`` and an empty text are ``None``.
 
     :raises ContextError: it is neither text, int nor UUID, or longer than its column
     """
-    if user_id is None:
+    if user_id is None or user_id == "":
         return None
     if isinstance(user_id, bool) or not isinstance(user_id, type_of_user_id):
         raise ContextError(f"{name} is {user_id!r}; give a str, an int or a UUID.", user_id)
@@ -105,12 +120,44 @@ def _check_text(text: str, name: str) -> None:
 
 
 _EMPTY: Final = AuditContext()
-_current: ContextVar[AuditContext] = ContextVar("sqlaudit_context", default=_EMPTY)
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """What one block, or one call of :func:`set_audit_context`, makes of the context around it.
+
+    The blocks that are entered are a list, innermost first. Blocks of generators may end in any order, so a block that
+    ends takes its own frame out of the list, wherever that is, and the frames within it are made anew.
+
+    :ivar manager: the manager whose block it is, or None outside all blocks
+    :ivar given: what the block overlays, or None if the context was set within it
+    :ivar context: the context as it is within the block
+    """
+
+    outer: _Frame | None
+    manager: AuditContextManager | None
+    given: AuditContext | None
+    context: AuditContext
+
+    def without(self, manager: AuditContextManager) -> _Frame:
+        """Return the frames without the innermost one of a manager; the same ones if it has none."""
+        if self.outer is None:
+            return self
+        if self.manager is manager:
+            return self.outer
+        outer = self.outer.without(manager)
+        if outer is self.outer:
+            return self
+        context = self.context if self.given is None else outer.context.overlaid_with(self.given)
+        return replace(self, outer=outer, context=context)
+
+
+_current: ContextVar[_Frame] = ContextVar("sqlaudit_context", default=_Frame(None, None, None, _EMPTY))  # noqa: B039
 
 
 def get_audit_context() -> AuditContext:
     """Return the current context; an empty one if none was set."""
-    return _current.get()
+    return _current.get().context
 
 
 def set_audit_context(
@@ -119,16 +166,20 @@ def set_audit_context(
     impersonated_by: type_of_user_id | None = None,
     extra: Any = None,
 ) -> None:
-    """Replace the whole context of this thread or task.
+    """Replace the whole context of this thread or task, until the block that surrounds the call ends.
 
     :raises ContextError: see :class:`AuditContext`
     """
-    _current.set(_context(user_id, reason, impersonated_by, extra))
+    _set(_context(user_id, reason, impersonated_by, extra))
 
 
 def clear_audit_context() -> None:
-    """Forget the context of this thread or task."""
-    _current.set(_EMPTY)
+    """Forget the context of this thread or task, until the block that surrounds the call ends."""
+    _set(_EMPTY)
+
+
+def _set(context: AuditContext) -> None:
+    _current.set(replace(_current.get(), given=None, context=context))
 
 
 def _context(
@@ -137,10 +188,17 @@ def _context(
     return AuditContext(user_id_text(user_id), reason, user_id_text(impersonated_by, "impersonated_by"), extra)
 
 
-class AuditContextManager(ContextDecorator):
-    """Overlay the context inside a ``with`` block (or a decorated function) with what is given.
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
-    What is not given keeps its value from the surrounding context, which returns when the block ends.
+
+class AuditContextManager:
+    """Overlay the context with what is given: in a ``with`` or ``async with`` block, or in a decorated function.
+
+    What is not given keeps its value from the surrounding context, which returns when the block ends. One manager can
+    be used by many threads and tasks at once, and again within its own block.
+
+    As a decorator it takes functions, coroutine functions, and generator functions of both kinds: the context is set
+    while the function runs, for a generator each time that it is resumed, and never where the caller goes on.
 
     :raises ContextError: see :class:`AuditContext`
     """
@@ -153,16 +211,11 @@ class AuditContextManager(ContextDecorator):
         extra: Any = None,
     ) -> None:
         self._context = _context(user_id, reason, impersonated_by, extra)
-        self._entered: list[tuple[Token[AuditContext], AuditContext]] = []
-
-    def _recreate_cm(self) -> Self:
-        # A decorated function may run in many threads and tasks at once: each call has a manager of its own.
-        return type(self)(**{field.name: getattr(self._context, field.name) for field in fields(AuditContext)})
 
     def __enter__(self) -> AuditContext:
         outer = _current.get()
-        inner = outer.overlaid_with(self._context)
-        self._entered.append((_current.set(inner), outer))
+        inner = outer.context.overlaid_with(self._context)
+        _current.set(_Frame(outer, self, self._context, inner))
         return inner
 
     def __exit__(
@@ -171,8 +224,78 @@ class AuditContextManager(ContextDecorator):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        token, outer = self._entered.pop()
-        try:
-            _current.reset(token)
-        except ValueError:  # frameworks may leave the block in another copy of the contextvars than they entered it
-            _current.set(outer)
+        # Where frameworks leave the block in another copy of the contextvars than they entered it, nothing changes.
+        _current.set(_current.get().without(self))
+
+    async def __aenter__(self) -> AuditContext:
+        return self.__enter__()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.__exit__(exc_type, exc, traceback)
+
+    def __call__(self, function: _Function) -> _Function:
+        """Return the function with this context around each call of it."""
+        wrapper: Any
+        if inspect.isasyncgenfunction(function):
+
+            async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+                generator = function(*args, **kwargs)
+                step, value = generator.asend, None
+                try:
+                    while True:
+                        with self:
+                            try:
+                                item = await step(value)
+                            except StopAsyncIteration:
+                                return
+                        try:
+                            step, value = generator.asend, (yield item)
+                        except GeneratorExit:
+                            raise
+                        except BaseException as error:
+                            step, value = generator.athrow, error
+                finally:
+                    with self:
+                        await generator.aclose()
+
+        elif inspect.isgeneratorfunction(function):
+
+            def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+                generator = function(*args, **kwargs)
+                step, value = generator.send, None
+                try:
+                    while True:
+                        with self:
+                            try:
+                                item = step(value)
+                            except StopIteration as end:
+                                return end.value
+                        try:
+                            step, value = generator.send, (yield item)
+                        except GeneratorExit:
+                            raise
+                        except BaseException as error:
+                            step, value = generator.throw, error
+                finally:
+                    with self:
+                        generator.close()
+
+        elif inspect.iscoroutinefunction(function):
+
+            async def wrapper(*args: Any, **kwargs: Any) -> Any:
+                with self:
+                    return await function(*args, **kwargs)
+
+        else:
+
+            def wrapper(*args: Any, **kwargs: Any) -> Any:
+                with self:
+                    return function(*args, **kwargs)
+
+        functools.update_wrapper(wrapper, function)
+        return cast(_Function, wrapper)

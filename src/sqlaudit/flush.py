@@ -409,7 +409,7 @@ class Flush:
             if not needs_user:
                 continue
             fields = [column for column in unit.user_fields(config) if column is not None]
-            if all(getattr(obj, state.mapper.get_property_by_column(field).key) is None for field in fields):
+            if all(getattr(obj, state.mapper.get_property_by_column(field).key) in (None, "") for field in fields):
                 raise lacking("user", write, obj)
 
     # -- after the flush

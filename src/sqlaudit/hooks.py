@@ -110,14 +110,20 @@ def register_hooks(target: Any = Session, *, engine: Any = None) -> None:
         _registered.append(target)
 
 
-def unregister_hooks(target: Any = Session, *, engine: Any = None) -> None:
+_NOT_GIVEN: Final[Any] = object()
+
+
+def unregister_hooks(target: Any = _NOT_GIVEN, *, engine: Any = None) -> None:
     """Stop recording what the target's sessions write; nothing happens if they were not registered.
 
-    :param engine: the engine, or connection, to stop recording, too
+    :param target: as :func:`register_hooks` takes it; by default all sessions, unless an engine is given
+    :param engine: the engine, or connection, to stop recording; sessions are then left alone, unless a target is given
     """
     if engine is not None:
         _forget_engine(engine)
-    target = _session_class(target, make=False)
+        if target is _NOT_GIVEN:
+            return
+    target = _session_class(Session if target is _NOT_GIVEN else target, make=False)
     if event.contains(target, "before_flush", _before_flush):
         for name, listener in _SESSION_LISTENERS.items():
             event.remove(target, name, listener)

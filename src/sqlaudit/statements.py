@@ -433,7 +433,7 @@ class Statements:
         for field, following in ((first, [callback]), (last, [])):
             if field is not None:
                 column = field if columns is None else columns.get(field)
-                parts += [] if column is None else [user_text(column)]
+                parts += [] if column is None else [func.nullif(user_text(column), literal_column("''"))]
             parts += following
         return func.coalesce(*parts)
 
