@@ -23,7 +23,7 @@ from weakref import ref
 
 from sqlalchemy import Column, Connection, CursorResult, insert, null, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Mapper, Session, SessionTransaction
+from sqlalchemy.orm import Mapper, Session
 
 from sqlaudit.absent import explained
 from sqlaudit.changes import Operation
@@ -82,7 +82,7 @@ class Changeset:
     """What all versions of one database transaction share.
 
     :ivar id: a UUIDv7
-    :ivar at: the instant of the first capture, in UTC, by the configured clock
+    :ivar at: the instant before the first statement that writes a tracked row, in UTC, by the configured clock
     """
 
     id: UUID
@@ -123,27 +123,38 @@ def changeset_id_of(name: str, at: datetime) -> UUID:
     return UUID(int=milliseconds << 80 | 7 << 76 | random_a << 64 | 2 << 62 | random_b)
 
 
-def changeset_of(session: Session | None, connection: Connection) -> Changeset:
+def changeset_of(session: Session | None, connection: Connection, began: datetime | None = None) -> Changeset:
     """Return the changeset of the transaction that a session, if there is one, is in on a connection.
 
     It is found again by the database transaction, which may outlive the session, and by the session's
     transaction, which may span several databases.
+
+    :param began: the instant of a new changeset, taken before what it records was written; ``None``: now
     """
-    info, transaction = connection.info, connection.get_transaction()
-    remembered = info.get(INFO_KEY)
-    if remembered is not None and remembered[0]() is transaction:
-        return cast(Changeset, remembered[1])
-    outermost: SessionTransaction | None = session.get_transaction() if session else None
-    remembered = session.info.get(_CHANGESET) if session else None
-    if remembered is not None and outermost is not None and remembered[0]() is outermost:
-        changeset: Changeset = remembered[1]
-    else:
-        changeset = changeset_at(current_config().now())
-        if session and outermost is not None:
+    changeset = _changeset_known(session, connection)
+    if changeset is None:
+        flush = session.info.get(INFO_KEY) if session else None
+        changeset = changeset_at((flush and flush.began) or began or current_config().now())
+        if session and (outermost := session.get_transaction()) is not None:
             session.info[_CHANGESET] = (ref(outermost), changeset)
-    if transaction is not None:
-        info[INFO_KEY] = (ref(transaction), changeset)
+    if (transaction := connection.get_transaction()) is not None:
+        connection.info[INFO_KEY] = (ref(transaction), changeset)
     return changeset
+
+
+def instant_before(session: Session | None, connection: Connection | None = None) -> datetime:
+    """Return the instant of a transaction's changeset, and now, by the clock, if it has none yet."""
+    changeset = _changeset_known(session, connection)
+    return current_config().now() if changeset is None else changeset.at
+
+
+def _changeset_known(session: Session | None, connection: Connection | None) -> Changeset | None:
+    for within, key in ((connection, INFO_KEY), (session, _CHANGESET)):
+        transaction = None if within is None else within.get_transaction()
+        remembered = None if within is None else within.info.get(key)
+        if remembered is not None and transaction is not None and remembered[0]() is transaction:
+            return cast(Changeset, remembered[1])
+    return None
 
 
 # --- what the configuration requires ----------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any, Final, cast
 from weakref import WeakKeyDictionary
 
@@ -23,7 +24,16 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.orm.attributes import instance_state
 
-from sqlaudit.capture import Capture, changeset_of, lacking, lacks_reason, lacks_user, own_connection
+from sqlaudit.capture import (
+    Capture,
+    Changeset,
+    changeset_of,
+    instant_before,
+    lacking,
+    lacks_reason,
+    lacks_user,
+    own_connection,
+)
 from sqlaudit.config import SQLAuditConfig, current_config
 from sqlaudit.context import AuditContext, get_audit_context
 from sqlaudit.dependents import Dependents, Occasion, record_moved
@@ -282,6 +292,9 @@ class Flush:
         self.context = context
         self.config = current_config()
         self.restoring: Restoring = session.info.get(_RESTORING, _NOT_RESTORING)
+        self.began: datetime | None = None
+        """The instant before the flush, if it was known then that it would write tracked rows."""
+        self.is_announced = False
         self._groups: dict[tuple[Mapper[Any], Connection, str | None], Group] = {}
         self._automatic: dict[State, dict[str, Any]] = {}
         self._doomed: dict[tuple[Mapper[Any], Key], State] = {}
@@ -309,12 +322,19 @@ class Flush:
 
     # -- before the flush
 
+    def begin(self) -> None:
+        """Take the instant, before any statement of the flush makes a timestamp, if it is to write tracked rows."""
+        session = self.session
+        if self.began is None and any(map(_concerns_us, (*session._new, *session._deleted, *session._dirty_states))):
+            self.began = instant_before(session)
+
     def prepare(self) -> None:
         """See to what cannot be known after the flush.
 
         :raises ContextError: the configuration requires a user or a reason, and there is none
         """
         self._require_context()
+        self.begin()
         self.prepared = {}
         doomed = self.session._deleted  # the public properties would make a set of all dirty objects
         deleted = [state for state in doomed if _concerns_us(state)]
@@ -376,7 +396,7 @@ class Flush:
             self._baselines.append((unit, capture, keys))
         for (table, columns, connection), some in todo.links.items():
             if some.removed and not _is_whole(table, columns):
-                capture = Capture(connection, changeset_of(self.session, connection), (table,))
+                capture = Capture(connection, self._changeset(connection), (table,))
                 live, _ = capture.keys_where(columns, list(some.removed))
                 capture.baseline(list(live))
         for (unit, token, reason), keys in todo.parents.items():
@@ -478,7 +498,7 @@ class Flush:
             return
         if self._baselines:
             self._told.update((unit, key) for key in (*rewritten, *updated, *moved, *deleted))
-        changeset = changeset_of(self.session, group.connection)
+        changeset = self._changeset(group.connection)
         context = self._context(group.reason)
         capture = Capture(group.connection, changeset, unit.model.chain, unit.user_fields(self.config), context)
         must_be_found = not (self._doomed and unit.referring)  # else it may have gone with its parent
@@ -546,7 +566,7 @@ class Flush:
         links: _Links,
         reason: str | None = None,
     ) -> None:
-        changeset = changeset_of(self.session, connection)
+        changeset = self._changeset(connection)
         capture = Capture(connection, changeset, (table,), context=self._context(reason))
         touched = list(links.added | links.removed)
         live, recorded = capture.keys_where(columns, touched)
@@ -569,9 +589,12 @@ class Flush:
         shard = {} if token is None else {"shard_id": token}
         return own_connection(self.session, mapper.base_mapper, **shard)
 
+    def _changeset(self, connection: Connection) -> Changeset:
+        return changeset_of(self.session, connection, self.began)
+
     def _occasion(self, mapper: Mapper[Any], token: Any, reason: str | None = None) -> Occasion:
         connection = self._connection(mapper, token)
-        return Occasion(connection, changeset_of(self.session, connection), self._context(reason))
+        return Occasion(connection, self._changeset(connection), self._context(reason))
 
     def _capture(self, unit: Unit, token: Any) -> Capture:
         occasion = self._occasion(unit.mapper, token)

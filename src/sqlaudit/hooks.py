@@ -48,7 +48,7 @@ from sqlaudit.bulk.namesakes import notice_namesake
 from sqlaudit.bulk.reading import notice_writes_within, source_written, unwrapped
 from sqlaudit.bulk.recorder import Recorder
 from sqlaudit.bulk.writes import roll_back
-from sqlaudit.capture import OWN, Changeset, changeset_of, own_connection, uncaptured
+from sqlaudit.capture import OWN, own_connection, uncaptured
 from sqlaudit.exceptions import QueryError, SQLAuditError
 from sqlaudit.flush import Flush, followed_fields_changed, forget_restoring, prepare_restoring, sources_of
 from sqlaudit.handwritten import NOTICED, notice_sql
@@ -104,6 +104,7 @@ def register_hooks(target: Any = Session, *, engine: Any = None) -> None:
         _record_engine(engine)
     target = _session_class(target, make=True)
     if not event.contains(target, "before_flush", _before_flush):
+        event.listen(target, "before_flush", _begin_flush, insert=True)
         for name, listener in _SESSION_LISTENERS.items():
             event.listen(target, name, listener)
         _wrap_methods(target)
@@ -125,6 +126,7 @@ def unregister_hooks(target: Any = _NOT_GIVEN, *, engine: Any = None) -> None:
             return
     target = _session_class(Session if target is _NOT_GIVEN else target, make=False)
     if event.contains(target, "before_flush", _before_flush):
+        event.remove(target, "before_flush", _begin_flush)
         for name, listener in _SESSION_LISTENERS.items():
             event.remove(target, name, listener)
         _unwrap_methods(target)
@@ -167,14 +169,22 @@ def _session_class(target: Any, *, make: bool) -> Any:
     )
 
 
+def _begin_flush(session: Session, context: UOWTransaction, instances: object) -> None:
+    """Take the instant of a flush, before other listeners, which may set timestamps."""
+    flush: Flush | None = session.info.get(INFO_KEY)
+    if flush is None or flush.context is not context:  # else a listener of an overlapping target came first
+        flush = session.info[INFO_KEY] = Flush(session, context)
+        if not session.info.get(_DISABLED):
+            flush.begin()
+
+
 def _before_flush(session: Session, context: UOWTransaction, instances: object) -> None:
-    info = session.info
-    flush: Flush | None = info.get(INFO_KEY)
-    if flush is not None and flush.context is context:
+    flush: Flush = session.info[INFO_KEY]
+    if flush.is_announced:
         return  # a listener of an overlapping target came first
-    flush = info[INFO_KEY] = Flush(session, context)
+    flush.is_announced = True
     prepare_restoring(session, context)
-    if not info.get(_DISABLED):
+    if not session.info.get(_DISABLED):
         flush.prepare()
     else:
         refuse_changes(session)
@@ -263,7 +273,7 @@ def _recording(session: Session, *connections: Connection) -> Iterator[Recorder]
     """
     flush = session.info.get(INFO_KEY)  # one that a listener executes the statement in
     recorder = Recorder(
-        lambda connection: changeset_of(session, connection),
+        lambda _: session,
         lambda *_: session.info.get(INFO_KEY) is not flush,
         waits=True,
         can_cut=True,
@@ -363,7 +373,7 @@ def _engine_or_connection(given: Any) -> Engine | Connection:
 def _record_engine(engine: Any) -> None:
     engine = _engine_or_connection(engine)
     if engine not in _engines:
-        _engines[engine] = Recorder(_changeset_on, _is_seen_to_by_session)
+        _engines[engine] = Recorder(_session_on, _is_seen_to_by_session)
         _engines[engine].listen(engine)
 
 
@@ -412,11 +422,7 @@ def _is_nothing_to_session(connection: Connection, source: Source | None, option
     return session is None or not records(session) or _is_seen_to_by_session(connection, source, options)
 
 
-def _changeset_on(connection: Connection) -> Changeset:
-    return changeset_of(_session_on(connection), connection)
-
-
-_of_sessions: Final = Recorder(_changeset_on, _is_nothing_to_session)
+_of_sessions: Final = Recorder(_session_on, _is_nothing_to_session)
 """Records what is executed on the connections that sessions give away."""
 
 

@@ -178,6 +178,12 @@ def as_of_column(model_class: type[Any], when: Any) -> tuple[Any, ColumnElement[
     gives each invoice with the customer as it was when the invoice was issued, in one statement. With an outer join
     it gives ``None`` for a row that was not there then.
 
+    A timestamp that Python makes while it is written, such as ``default=lambda: datetime.now(UTC)``, is not earlier
+    than the versions of the same flush, and the join finds them. Others are earlier: one that your code sets before
+    the flush; ``now()`` of PostgreSQL, which is the begin of the transaction; and one without fractions of a second
+    or of the day (``CURRENT_TIMESTAMP`` of SQLite, ``DATETIME`` of MariaDB and MySQL, a date), which is the begin of
+    its second or day. Give columns ``DATETIME(fsp=6)`` on MariaDB and MySQL.
+
     :param when: a column of dates or datetimes, in UTC
     :return: an alias of the model's history class, and the condition
     :raises TrackingError: the model is not tracked

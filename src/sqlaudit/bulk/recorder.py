@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from datetime import datetime
 from functools import partial
 from typing import Any
 from weakref import ref
 
 from sqlalchemy import Connection, Engine, ExceptionContext, Insert, TextClause, UpdateBase, event
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from sqlaudit.bulk.inserts import prepare_followed_upsert, prepare_insert
 from sqlaudit.bulk.keys import MAY_FAIL
@@ -25,7 +27,16 @@ from sqlaudit.bulk.reading import (
     wrapped_as,
 )
 from sqlaudit.bulk.writes import WRITE, Write, roll_back, transactions_of
-from sqlaudit.capture import Capture, Changeset, lacking, lacks_reason, lacks_user, uncaptured
+from sqlaudit.capture import (
+    Capture,
+    Changeset,
+    changeset_of,
+    instant_before,
+    lacking,
+    lacks_reason,
+    lacks_user,
+    uncaptured,
+)
 from sqlaudit.changes import Operation
 from sqlaudit.config import current_config
 from sqlaudit.context import get_audit_context
@@ -41,7 +52,7 @@ from sqlaudit.tables import TrackedTable
 class Recorder:
     """Records what the statements of a connection, or of an engine's connections, write to tracked tables.
 
-    :param changeset: tells the changeset of a connection's transaction
+    :param session_on: gives the session, if there is one, that is in a transaction on a connection
     :param is_paused: tells whether what a connection executes is nothing to it, by the table that it writes, which is
         not known of SQL that was written by hand, and by its execution options
     :param waits: whether it writes the versions when :meth:`settle` is called, and not after each statement
@@ -51,13 +62,13 @@ class Recorder:
 
     def __init__(
         self,
-        changeset: Callable[[Connection], Changeset],
+        session_on: Callable[[Connection], Session | None],
         is_paused: Callable[[Connection, Source | None, Mapping[str, Any]], bool],
         *,
         waits: bool = False,
         can_cut: bool = False,
     ) -> None:
-        self.changeset = changeset
+        self.session_on = session_on
         self.is_paused = is_paused
         self.waits = waits
         self.can_cut = can_cut
@@ -78,11 +89,19 @@ class Recorder:
             event.remove(target, "before_cursor_execute", self.before_cursor)
             event.remove(target.engine, "handle_error", self.failed)
 
-    def occasion(self, connection: Connection) -> Occasion:
-        return Occasion(connection, self.changeset(connection), get_audit_context())
+    def changeset(self, connection: Connection, began: datetime) -> Changeset:
+        return changeset_of(self.session_on(connection), connection, began)
 
-    def capture(self, connection: Connection, chain: Chain) -> Capture:
-        return Capture(connection, self.changeset(connection), chain, user_fields_of(chain))
+    def occasion(self, connection: Connection, began: datetime) -> Occasion:
+        return Occasion(connection, self.changeset(connection, began), get_audit_context())
+
+    def capture(self, connection: Connection, began: datetime, chain: Chain) -> Capture:
+        return Capture(connection, self.changeset(connection, began), chain, user_fields_of(chain))
+
+    def _began(self, connection: Connection) -> datetime:
+        """Return the instant before the first of the statements whose versions have not been written yet."""
+        unrecorded = self.writes if self.waits else connection.info.get(WRITE)
+        return unrecorded[0].began if unrecorded else instant_before(self.session_on(connection), connection)
 
     def settle_failed(self) -> None:
         """Write the versions of what was executed before a statement failed, and undo what that did in part."""
@@ -190,11 +209,14 @@ class Recorder:
         if isinstance(source, TrackedTable):
             _require_context(source)
         notice_writes_within(clause)
-        root = _root_of(source)
+        if not self.waits:
+            self._undo_unfinished(connection, dead=True)
+        root, began = _root_of(source), self._began(connection)
         write = Write(
             recorder=self,
-            occasion=partial(self.occasion, connection),
-            capture=partial(self.capture, connection),
+            began=began,
+            occasion=partial(self.occasion, connection, began),
+            capture=partial(self.capture, connection, began),
             can_cut=self.can_cut,
             connection=connection,
             root=root,
@@ -206,7 +228,6 @@ class Recorder:
         if self.waits:
             self.writes.append(write)
         else:
-            self._undo_unfinished(connection, dead=True)
             connection.info.setdefault(WRITE, []).append(write)
         if not (is_insert and is_one):
             keep_others_out(connection, source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Set
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Final, cast
 
 from sqlalchemy import Connection, CursorResult
@@ -29,6 +30,7 @@ class Write:
     """What a statement writes to a tracked table.
 
     :ivar recorder: whose it is
+    :ivar began: the instant before it, for a changeset that begins with it
     :ivar occasion: gives the transaction, and who writes
     :ivar capture: gives what writes the versions of rows in a chain of tables
     :ivar can_cut: whether whoever executes it cuts what it returns more than was asked for
@@ -51,6 +53,7 @@ class Write:
     """
 
     recorder: object
+    began: datetime
     occasion: Callable[[], Occasion]
     capture: Callable[[Chain], Capture]
     can_cut: bool
