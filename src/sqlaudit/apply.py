@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Column, null, select
+from sqlalchemy import JSON, Column, null, select
 from sqlalchemy.orm import (
     Mapper,
     RelationshipProperty,
@@ -18,15 +18,17 @@ from sqlalchemy.orm import (
     class_mapper,
     make_transient_to_detached,
     selectinload,
+    undefer,
 )
 from sqlalchemy.orm.attributes import flag_modified, instance_dict, instance_state, set_attribute, set_committed_value
 
 from sqlaudit.changes import Operation
 from sqlaudit.flush import Restoring, forget_restoring, restoring
+from sqlaudit.history import where_rows_are
 from sqlaudit.models import TrackedModel
 from sqlaudit.ordering import Stages, parents_of
 from sqlaudit.plan import Change, LinkChange, Plan, constraints_of, covering
-from sqlaudit.rows import attribute_of, locked
+from sqlaudit.rows import attribute_of, locked, stores_null
 from sqlaudit.statements import Key, chunks, one_of
 
 _QUERIES: Final = ("dynamic", "write_only")
@@ -125,7 +127,12 @@ class _Application:
                 doomed[change.model].append(change.key)
         for model, changes in by_model.items():
             # Under the lock again, or a snapshot of MariaDB's would show them as they were before it.
-            for obj in self._rows_of(model, list(changes), lock=True, populate_existing=True):
+            deferred = [
+                undefer(getattr(model.mapper.class_, name))
+                for name in self._written_together(changes.values())[model]
+                if model.mapper.attrs[name].deferred
+            ]
+            for obj in self._rows_of(model, list(changes), *deferred, lock=True, populate_existing=True):
                 found = instance_state(obj).key
                 assert found is not None
                 self.objects[changes[tuple(found[1])]] = obj
@@ -204,13 +211,32 @@ class _Application:
         for name, value in change.new.items():
             if name in postponed:
                 continue
-            if value is not None:
-                set_attribute(obj, name, value)
-            elif name in defaults:
-                set_attribute(obj, name, null())
+            if value is not None or name in defaults:
+                self._set(change, obj, name, value)
         return obj
 
-    def _written_together(self, stage: Sequence[Change]) -> dict[TrackedModel, set[str]]:
+    def _set(self, change: Change, obj: Any, name: str, value: Any) -> None:
+        """Set an attribute as the model's own code would, and let a ``None`` be in the database what it was.
+
+        Validators and mutable types are given ``None``: an SQL expression takes its place when they have let it pass.
+        """
+        is_none = value is None or value is JSON.NULL
+        set_attribute(obj, name, None if is_none else value)
+        values = instance_dict(obj)
+        if is_none and values.get(name, obj) is None and not self._is_stored_by_none(change, name, value):
+            values[name] = null() if value is None else change.copied(name)
+
+    def _is_stored_by_none(self, change: Change, name: str, value: Any) -> bool:
+        """Tell whether the unit of work makes the wanted of ``None``: NULL, or the null of JSON."""
+        type_ = change.mapper.attrs[name].columns[0].type
+        if change.operation is Operation.INSERT and not type_.should_evaluate_none:
+            return False  # it would take the default
+        dialect = where_rows_are(self.session, change.mapper)["bind"].dialect
+        if value is None:
+            return stores_null(type_, dialect)
+        return isinstance(type_, JSON) and not stores_null(type_, dialect)
+
+    def _written_together(self, stage: Iterable[Change]) -> dict[TrackedModel, set[str]]:
         """Return the attributes that the updates of each model set: the same for all, so that one statement does."""
         written: dict[TrackedModel, set[str]] = defaultdict(set)
         for change in stage:
@@ -221,14 +247,16 @@ class _Application:
         return written
 
     def _update(self, change: Change, obj: Any, names: set[str]) -> None:
+        values = instance_dict(obj)
         for name in sorted(names):
-            value = change.new.get(name)
-            if value is None and _evaluates_none(change.mapper, name):
-                if name not in change.fields:
-                    continue
-                value = null()
-            set_attribute(obj, name, value)
-            if name not in change.fields:
+            if name in change.fields:
+                self._set(change, obj, name, change.new[name])
+            elif name in values and (
+                values[name] is not None or self._is_stored_by_none(change, name, change.old[name])
+            ):
+                flag_modified(obj, name)
+            elif name in self.plan.fields_of(change.model).automatic:
+                values[name] = change.mapper.attrs[name].columns[0]  # as it is
                 flag_modified(obj, name)
         for composite in change.mapper.composites:
             instance_dict(obj).pop(composite.key, None)
@@ -236,7 +264,7 @@ class _Application:
     def _set_null(self, change: Change, names: set[str]) -> None:
         obj = self.objects[change]
         for name in names:
-            set_attribute(obj, name, None)
+            self._set(change, obj, name, None)
         self._touch(obj, names)
 
     def _give_parents(self, inserted: Sequence[Change]) -> None:
@@ -367,10 +395,6 @@ def _loaded(obj: Any, relationship: RelationshipProperty[Any]) -> list[Any]:
     return [
         item for _, item in state.manager[relationship.key].impl.get_all_pending(state, state.dict) if item is not None
     ]
-
-
-def _evaluates_none(mapper: Mapper[Any], name: str) -> bool:
-    return bool(mapper.attrs[name].columns[0].type.should_evaluate_none)
 
 
 def _with_default(mapper: Mapper[Any]) -> set[str]:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 from uuid import UUID
+
+from sqlalchemy import Column, PickleType
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
 
 class Operation(StrEnum):
@@ -127,30 +133,79 @@ class Blame(VersionInfo):
 
 _PLAIN: Final = frozenset({str, int, float, bool, bytes, Decimal, date, datetime, time, timedelta, UUID})
 
+Equality = Callable[[Any, Any], Any]
+"""Tells whether two values of a type that compares them in its own way are equal."""
 
-def differ(old: Any, new: Any) -> bool:
-    """Tell whether two values are different; NaN is equal to itself, ``True`` is not ``1``, inside of JSON either."""
+
+def equality_of(type_: TypeEngine[Any]) -> Equality | None:
+    """Return how a type compares its values, if it has a way of its own: ``compare_values``, or a ``comparator``."""
+    while isinstance(type_, TypeDecorator) and type(type_).compare_values is TypeDecorator.compare_values:
+        type_ = type_.impl_instance
+    if isinstance(type_, PickleType) and type(type_).compare_values is PickleType.compare_values:
+        return type_.comparator
+    is_plain = type(type_).compare_values.__module__.startswith("sqlalchemy.")
+    return None if is_plain else type_.compare_values
+
+
+def equalities_of(columns: Iterable[tuple[str, Column[Any]]]) -> dict[str, Equality]:
+    """Return how values are compared, by the names of the columns whose types have a way of their own."""
+    return {name: equal for name, column in columns if (equal := equality_of(column.type)) is not None}
+
+
+def differ(old: Any, new: Any, equal: Equality | None = None) -> bool:
+    """Tell whether two values are different; NaN is equal to itself, ``True`` is not ``1``, inside of JSON either.
+
+    :param equal: how the type compares its values, see :func:`equality_of`
+    """
     if old is new:
         return False
-    kind = type(old)
-    if kind is not type(new):
-        if kind is bool or type(new) is bool:
-            return True
-    elif kind is dict:
+    if equal is not None and old is not None and new is not None:
+        with suppress(Exception):
+            return not equal(old, new)
+    if isinstance(old, bool) is not isinstance(new, bool):
+        return True
+    for kind in (dict, list, tuple):
+        if isinstance(old, kind) and isinstance(new, kind):
+            return _items_differ(kind, old, new)
+    return _unlike(old, new)
+
+
+def _items_differ(kind: type[Any], old: Any, new: Any) -> bool:
+    if len(old) != len(new):
+        return True
+    if kind is dict:
         return old.keys() != new.keys() or any(differ(value, new[key]) for key, value in old.items())
-    elif kind is list:
-        return len(old) != len(new) or any(map(differ, old, new))
-    return bool(old != new) and not (bool(old != old) and bool(new != new))
+    return any(map(differ, old, new))
+
+
+def _unlike(old: Any, new: Any) -> bool:
+    """Tell whether two values are different that need not give a truth value when they are compared, as arrays."""
+    try:
+        unlike, is_nan = old != new, (old != old, new != new)
+    except Exception:
+        unlike, is_nan = None, (None, None)
+    if isinstance(unlike, bool):
+        return unlike and is_nan != (True, True)
+    try:  # a type makes equal bytes of what it has made of equal values
+        return type(old) is not type(new) or pickle.dumps(old) != pickle.dumps(new)
+    except Exception:
+        return repr(old) != repr(new)
 
 
 def diff(
-    names: Sequence[str], operation: Operation, old: Iterable[Any] | None, new: Iterable[Any]
+    names: Sequence[str],
+    operation: Operation,
+    old: Iterable[Any] | None,
+    new: Iterable[Any],
+    equalities: Mapping[str, Equality] = MappingProxyType({}),
 ) -> Iterator[tuple[str, Any, Any]]:
     """Yield (name, old value, new value) for every field that an operation changed.
 
     ``new`` is the version's snapshot, ``old`` that of the version before it. An insert goes from ``None`` to
     the values, a delete from them to ``None``; a baseline changes nothing, nor does an update whose
     predecessor is no longer there (``old`` is ``None``).
+
+    :param equalities: how values are compared of fields whose types have a way of their own
     """
     if operation is Operation.INSERT:
         yield from ((name, None, value) for name, value in zip(names, new, strict=True) if value is not None)
@@ -159,7 +214,7 @@ def diff(
     elif operation is Operation.UPDATE and old is not None:
         for name, before, after in zip(names, old, new, strict=True):
             # Most fields are as they were, and a call for each would cost more than all the rest.
-            if before is after or (before == after and type(before) is type(after) and type(before) in _PLAIN):
+            if before is after or (type(before) is type(after) and type(before) in _PLAIN and before == after):
                 continue
-            if differ(before, after):
+            if differ(before, after, equalities.get(name)):
                 yield name, before, after

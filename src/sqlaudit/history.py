@@ -23,7 +23,7 @@ from sqlalchemy.orm import Mapper, Session, object_session, scoped_session
 from sqlalchemy.orm.exc import UnmappedColumnError
 from sqlalchemy.sql import visitors
 
-from sqlaudit.changes import FieldChange, Operation, VersionInfo, diff
+from sqlaudit.changes import FieldChange, Operation, VersionInfo, diff, equalities_of
 from sqlaudit.exceptions import QueryError, ReadOnlyError
 from sqlaudit.models import TrackedModel, tracked_model_of
 
@@ -255,5 +255,6 @@ def changes_of(version: Version) -> list[FieldChange]:
             operation,
             None if before is None else [getattr(before, name, None) for name in names],
             [getattr(version, name) for name in names],
+            equalities_of((name, model.columns[name]) for name in names),
         )
     ]

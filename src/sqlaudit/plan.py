@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
 
-from sqlalchemy import JSON, Column, ForeignKeyConstraint, Table, select
+from sqlalchemy import JSON, Column, ForeignKeyConstraint, Table, select, type_coerce
 from sqlalchemy.orm import Mapper, RelationshipProperty, Session
+from sqlalchemy.types import NullType
 
-from sqlaudit.changes import Operation, differ
+from sqlaudit.changes import Equality, Operation, differ, equalities_of
 from sqlaudit.exceptions import QueryError
 from sqlaudit.flush import link_identity
 from sqlaudit.history import where_rows_are
@@ -37,6 +38,7 @@ class Change:
     :ivar old: the values of the live row; empty if there is none
     :ivar new: the values that it shall have; empty if it shall go
     :ivar fields: the attributes that change: (old value, new value)
+    :ivar then: the version that the new values are of, if they are of one
     """
 
     operation: Operation
@@ -45,6 +47,7 @@ class Change:
     old: Mapping[str, Any]
     new: dict[str, Any]
     fields: dict[str, tuple[Any, Any]]
+    then: Row | None = None
 
     @property
     def mapper(self) -> Mapper[Any]:
@@ -61,6 +64,16 @@ class Change:
     def has(self, columns: Iterable[Any]) -> Key | None:
         """Return the values of columns after the change; ``None`` if one is NULL."""
         return values_of(self.mapper, self.new, columns)
+
+    def copied(self, name: str) -> Any:
+        """Return the SQL expression that copies a value from the version, as it cannot come by way of Python."""
+        if self.then is None or self.then.version is None or self.then.values.get(name) is not JSON.NULL:
+            return JSON.NULL
+        column = self.model.columns[name]
+        (table,) = (table for table in self.model.chain if table.history is column.table)
+        key = zip(table.history_key, self.then.key, strict=True)
+        version = select(type_coerce(column, NullType())).where(table.version == self.then.version)
+        return version.where(*(part == value for part, value in key)).scalar_subquery()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +112,7 @@ class Fields:
         self.columns: dict[str, Sequence[Column[Any]]] = {
             name: mapper.attrs[name].columns for name in model.columns if name in mapper.attrs
         }
+        self.equalities = equalities_of((name, column) for name, (column, *_) in self.columns.items())
         self.key = frozenset(mapper.get_property_by_column(column).key for column in mapper.primary_key)
         made = {name for name, (column, *_) in self.columns.items() if column.computed is not None}
         counters = {name for name, (column, *_) in self.columns.items() if column is mapper.version_id_col}
@@ -241,7 +255,7 @@ class Plan:
             if new.get(name) is None:
                 new.pop(name, None)  # it has a default
         told = {name: (None, _shown(value)) for name, value in new.items() if value is not None}
-        return Change(Operation.INSERT, then.model, then.key, {}, new, told)
+        return Change(Operation.INSERT, then.model, then.key, {}, new, told, then)
 
     def _update(self, now: Row, then: Row) -> Change | None:
         fields, given = self.fields_of(then.model), self._given(then.model)
@@ -261,9 +275,9 @@ class Plan:
         changed = {
             name: (_shown(now.values.get(name)), _shown(value))
             for name, value in new.items()
-            if differ(now.values.get(name), value)
+            if _unlike(now.values.get(name), value, fields.equalities.get(name))
         }
-        return Change(Operation.UPDATE, then.model, then.key, now.values, new, changed) if changed else None
+        return Change(Operation.UPDATE, then.model, then.key, now.values, new, changed, then) if changed else None
 
     def _given(self, model: TrackedModel) -> dict[str, Any]:
         given: dict[str, Any] = {}
@@ -431,6 +445,12 @@ class Plan:
         )
 
 
+def _unlike(old: Any, new: Any, equal: Equality | None) -> bool:
+    if old is JSON.NULL or new is JSON.NULL:
+        return old is not new
+    return differ(old, new, equal)
+
+
 def _shown(value: Any) -> Any:
     return None if value is JSON.NULL else value
 
@@ -516,4 +536,4 @@ def fate_of(constraint: ForeignKeyConstraint) -> Callable[[Row], Row | None] | N
 
 def _without(row: Row, columns: Sequence[Column[Any]]) -> Row:
     names = [attribute_of(row.mapper, column) for column in columns]
-    return Row(row.model, row.key, {**row.values, **{name: None for name in names if name}})
+    return replace(row, values={**row.values, **{name: None for name in names if name}})

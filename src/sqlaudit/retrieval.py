@@ -40,7 +40,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from sqlaudit.absent import explained
 from sqlaudit.arguments import changeset_uuid, checked_count, checked_range, checked_user
-from sqlaudit.changes import Blame, FieldChange, Operation, diff, differ
+from sqlaudit.changes import Blame, Equality, FieldChange, Operation, diff, differ, equalities_of
 from sqlaudit.changesets import is_of_changeset, tables_of_changeset
 from sqlaudit.config import configured_session
 from sqlaudit.exceptions import QueryError
@@ -142,12 +142,14 @@ def blame(session: Session | scoped_session[Any], model_class: type[Any], resour
         if version is None or version_info(version)["operation"] is Operation.DELETE:
             return {}
         found: dict[str, Blame] = {}
-        values = {name: getattr(version, name) for name in _field_names(version.__sqlaudit_model__)}
+        model: TrackedModel = version.__sqlaudit_model__
+        values = {name: getattr(version, name) for name in _field_names(model)}
+        equalities = equalities_of((name, model.columns[name]) for name in values)
         while version is not None and len(found) < len(values):
             info, before = version_info(version), next(versions, None)
             first = before is None or info["operation"] is Operation.INSERT or _has_ended(before)
             for name in values.keys() - found.keys():
-                if first or differ(getattr(before, name, None), getattr(version, name)):
+                if first or differ(getattr(before, name, None), getattr(version, name), equalities.get(name)):
                     found[name] = Blame(**info, value=values[name])
             version = before
     return {name: found[name] for name in values}
@@ -189,6 +191,7 @@ def changes_in(session: Session | scoped_session[Any], changeset_id: UUID | str)
 def _link_changes(session: Session, table: TrackedTable, changeset_id: UUID) -> Iterator[FieldChange]:
     now, before = table.history.alias("now_0"), table.history.alias("before_0")
     names = sorted(old.key for _, old in table.columns)
+    equalities = equalities_of((name, table.history.c[name]) for name in names)
     key = [now.c[column.key] for column in table.history_key]
     roles = [now.c[getattr(table.names, name)] for name in _ROLES]
     number_before = before.c[table.version.key]
@@ -207,7 +210,7 @@ def _link_changes(session: Session, table: TrackedTable, changeset_id: UUID) -> 
         ).all()
     for row in rows:
         before_it = None if row[-1] is None else row[old:-1]
-        yield from _changes_in_row(table.live.fullname, names, row[ids:new], row, before_it, row[new:old])
+        yield from _changes_in_row(table.live.fullname, names, equalities, row[ids:new], row, before_it, row[new:old])
 
 
 # --- versions ---------------------------------------------------------------------------------------------------
@@ -340,7 +343,7 @@ class _Reading:
             yield from islice(changes, self.offset, self.end)
 
     def _all_changes(self, session: Session, options: Mapping[str, Any]) -> Generator[FieldChange]:
-        label, names = self.model.label, [name for name, _ in self.fields]
+        label, names, equalities = self.model.label, [name for name, _ in self.fields], equalities_of(self.fields)
         ids = len(_ROLES)  # the place of the resource id, after our columns
         new = ids + len(self.ids)
         old = new + len(names)
@@ -350,7 +353,7 @@ class _Reading:
                     before = None if row_before is None else row_before[new:old]
                 else:
                     before = None if row[-1] is None else row[old:-1]
-                found = _changes_in_row(label, names, row[ids:new], row, before, row[new:old])
+                found = _changes_in_row(label, names, equalities, row[ids:new], row, before, row[new:old])
                 yield from reversed(list(found)) if self.newest_first else found
 
     def _with_the_one_before(self, rows: Iterable[Row[Any]]) -> Iterator[tuple[Row[Any], Row[Any] | None]]:
@@ -389,6 +392,7 @@ def _field_change(*values: Any) -> FieldChange:
 def _changes_in_row(
     label: str,
     names: Sequence[str],
+    equalities: Mapping[str, Equality],
     key: Sequence[Any],
     row: Sequence[Any],
     before: Sequence[Any] | None,
@@ -397,7 +401,7 @@ def _changes_in_row(
     """Yield the field changes of a row that begins with our columns, in the order of ``_ROLES``."""
     version, timestamp, operation, changeset_id, changed_by, impersonated_by, reason, extra = row[: len(_ROLES)]
     resource_id = key[0] if len(key) == 1 else tuple(key)
-    for field_name, old_value, new_value in diff(names, operation, before, now):
+    for field_name, old_value, new_value in diff(names, operation, before, now, equalities):
         yield _field_change(
             version,
             timestamp,

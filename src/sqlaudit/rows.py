@@ -12,9 +12,9 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import JSON, Column, ColumnElement, Select, and_, exists, select
+from sqlalchemy import JSON, Column, ColumnElement, Dialect, Select, and_, exists, select
 from sqlalchemy.orm import Mapper, Session
-from sqlalchemy.types import TypeDecorator, TypeEngine
+from sqlalchemy.types import TypeEngine
 
 from sqlaudit.absent import explained
 from sqlaudit.changes import Operation
@@ -34,7 +34,8 @@ Link = tuple[Any, ...]
 class Row:
     """The stored values of one object.
 
-    :param values: attribute → value; SQL's NULL is ``None``, that of JSON is ``JSON.NULL``
+    :param values: attribute → value; NULL is ``None``; ``JSON.NULL`` is what is ``None`` in Python alone: the null of
+        JSON, or what a type of the user's reads as ``None``
     :param version: the number of the version that they were read from; ``None`` for the live row
     """
 
@@ -58,7 +59,7 @@ def values_of(mapper: Mapper[Any], values: Mapping[str, Any], columns: Iterable[
     """Return the values of columns, given those of attributes; ``None`` if one is NULL, or not known."""
     names = [attribute_of(mapper, column) for column in columns]
     found = tuple([values.get(name) if name else None for name in names])
-    return None if any(value is None for value in found) else found
+    return None if any(value is None or value is JSON.NULL for value in found) else found
 
 
 def attribute_of(mapper: Mapper[Any], column: Any) -> str | None:
@@ -84,7 +85,10 @@ class Hierarchy:
         self.pairs = [pair for table in self.tables for pair in table.columns]
         self.old: dict[Column[Any], Column[Any]] = dict(self.pairs)
         self._places = {old: place for place, (_, old) in enumerate(self.pairs)}
-        self._hiding = [place for place, (live, _) in enumerate(self.pairs) if _hides_null(live.type)]
+        keys = {live for table in self.tables for live in table.key}
+        self._hiding = [
+            place for place, (live, _) in enumerate(self.pairs) if live not in keys and _hides_null(live.type)
+        ]
         self._names = {
             model: [(name, self._places[old]) for name, old in model.columns.items() if name in model.mapper.attrs]
             for model in family
@@ -153,7 +157,19 @@ class Hierarchy:
 
 def _hides_null(type_: TypeEngine[Any]) -> bool:
     """Tell whether values of a type may look like NULL in Python without being it, as JSON's null does."""
-    return bool(type_.should_evaluate_none) and not isinstance(type_, TypeDecorator)
+    is_users_own = not type(type_).__module__.startswith("sqlalchemy.")
+    return isinstance(type_, JSON) or type_.should_evaluate_none or is_users_own or bool(type_._variant_mapping)
+
+
+def stores_null(type_: TypeEngine[Any], dialect: Dialect) -> bool:
+    """Tell whether a type is sure to make NULL of ``None``: JSON makes its own null, and a user's type may anything."""
+    if type_._has_bind_expression:
+        return False
+    try:
+        processor = type_.dialect_impl(dialect).bind_processor(dialect)
+        return processor is None or processor(None) is None
+    except Exception:
+        return False
 
 
 def locked(statement: Select[Any], model: TrackedModel) -> Select[Any]:
