@@ -7,7 +7,7 @@ they are asked for. What the unit of work would load object by object is loaded 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import JSON, Column, null, select
@@ -28,7 +28,7 @@ from sqlaudit.history import where_rows_are
 from sqlaudit.models import TrackedModel
 from sqlaudit.ordering import Stages, parents_of
 from sqlaudit.plan import Change, LinkChange, Plan, constraints_of, covering
-from sqlaudit.rows import attribute_of, locked, stores_null
+from sqlaudit.rows import attribute_of, found_by, locked, stores_null
 from sqlaudit.statements import Key, chunks, one_of
 
 _QUERIES: Final = ("dynamic", "write_only")
@@ -338,9 +338,13 @@ class _Application:
         names = [attribute_of(mapper, column) or "" for column in columns]
         missing = [value for value in values if value not in found or instance_state(found[value]).key is not None]
         statement = select(mapper.class_).options(*options)
-        for chunk in chunks(missing):
-            for obj in self.session.scalars(statement.where(one_of(columns, chunk))).unique():
-                found[tuple([getattr(obj, name) for name in names])] = obj
+
+        def read(some: Collection[Key]) -> Iterator[tuple[Key, Any]]:
+            for chunk in chunks(list(some)):
+                for obj in self.session.scalars(statement.where(one_of(columns, chunk))).unique():
+                    yield tuple([getattr(obj, name) for name in names]), obj
+
+        found |= found_by(missing, read)
         for value in values - found.keys() if set(columns) == set(mapper.primary_key) else ():
             by_column = dict(zip(columns, value, strict=True))
             found[value] = self._hidden(mapper, tuple([by_column[column] for column in mapper.primary_key]))

@@ -192,6 +192,19 @@ def _unlike(old: Any, new: Any) -> bool:
         return repr(old) != repr(new)
 
 
+def hashable(value: Any) -> Any:
+    """Return what stands for a value in sets, though it may be a list, a dict or an array; NaN is equal to itself."""
+    if isinstance(value, dict):
+        return dict, frozenset((name, hashable(item)) for name, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return type(value), tuple(map(hashable, value))
+    try:
+        hash(value)
+        return value if value == value else type(value)
+    except Exception:
+        return type(value), pickle.dumps(value)
+
+
 def diff(
     names: Sequence[str],
     operation: Operation,

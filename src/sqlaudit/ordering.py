@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Column, ForeignKeyConstraint, Table
 
-from sqlaudit.changes import Operation
+from sqlaudit.changes import Operation, hashable
 from sqlaudit.exceptions import QueryError
 from sqlaudit.models import TrackedModel, root_of
 from sqlaudit.plan import Change, constraints_of, covering, foreign_keys, unique_columns
@@ -115,17 +115,17 @@ class Ordering:
         self._waiting[then] += 1
 
     def _order_unique_values(self) -> None:
-        givers: dict[tuple[tuple[Column[Any], ...], Key], Change] = {}
+        givers: dict[tuple[tuple[Column[Any], ...], Any], Change] = {}
         for change in self.changes:
             if change.operation is not Operation.INSERT:
                 for columns in unique_columns(change.model):
-                    value = change.had(columns)
-                    if value is not None and value != change.has(columns):
+                    value = hashable(change.had(columns))
+                    if value is not None and value != hashable(change.has(columns)):
                         givers[columns, value] = change
         if givers:
             for change in self.changes:
                 for columns in unique_columns(change.model) if change.operation is not Operation.DELETE else ():
-                    giver = givers.get((columns, change.has(columns) or ()))
+                    giver = givers.get((columns, hashable(change.has(columns))))
                     if giver is not None and giver is not change:
                         self._let(giver, change)
                         self._passing_on[giver].setdefault(change, set()).update(columns)

@@ -15,12 +15,12 @@ from sqlalchemy import JSON, Column, ForeignKeyConstraint, Table, select, type_c
 from sqlalchemy.orm import Mapper, RelationshipProperty, Session
 from sqlalchemy.types import NullType
 
-from sqlaudit.changes import Equality, Operation, differ, equalities_of
+from sqlaudit.changes import Equality, Operation, differ, equalities_of, hashable
 from sqlaudit.exceptions import QueryError
 from sqlaudit.flush import link_identity
 from sqlaudit.history import where_rows_are
 from sqlaudit.models import TrackedModel, root_of
-from sqlaudit.rows import Link, Row, attribute_of, display_key, links_now, rows_now, values_of
+from sqlaudit.rows import Link, Row, attribute_of, display_key, found_by, rows_now, rows_where, values_of
 from sqlaudit.statements import Key, chunks, one_of
 from sqlaudit.tables import TrackedTable, tracked_table, unique_together
 
@@ -255,14 +255,15 @@ class Plan:
             if new.get(name) is None:
                 new.pop(name, None)  # it has a default
         told = {name: (None, _shown(value)) for name, value in new.items() if value is not None}
-        return Change(Operation.INSERT, then.model, then.key, {}, new, told, then)
+        key = then.get(then.model.root.table.key) or then.key
+        return Change(Operation.INSERT, then.model, key, {}, new, told, then)
 
     def _update(self, now: Row, then: Row) -> Change | None:
         fields, given = self.fields_of(then.model), self._given(then.model)
         new = dict(now.values)
         for name, value in then.values.items():
-            if name in fields.unwritten or name in fields.key:
-                continue
+            if name in fields.unwritten:
+                continue  # a key may have been spelt in another way
             if value is None and name in fields.mandatory:
                 if name not in given:
                     raise QueryError(
@@ -401,12 +402,11 @@ class Plan:
         unknown = [value for value in values if value not in there and value not in gone]
         tracked = tracked_table(table) or tracked_table(constraint.table)
         assert tracked is not None  # one end is
-        for chunk in chunks(unknown):
-            rows = self.session.execute(
-                select(*columns).where(one_of(columns, chunk)),
-                bind_arguments=where_rows_are(self.session, tracked.mapper),
-            )
-            there.update(tuple(row) for row in rows)
+        found = found_by(
+            unknown,
+            lambda some: ((row, row) for row in rows_where(self.session, tracked, select(*columns), columns, some)),
+        )
+        there.update(value for value, row in found.items() if row not in gone)
         return [value for value in values if value not in there]
 
     def check_unique(self) -> None:
@@ -418,19 +418,28 @@ class Plan:
         for (root, columns), takers in self._takers().items():
             table = tracked_table(columns[0].table)
             assert table is not None
-            for value, key in links_now(self.session, table, columns, columns, list(takers)).items():
+            width, wanted = len(columns), [value for taker in takers.values() if (value := taker.has(columns))]
+            for row in rows_where(self.session, table, select(*columns, *table.key), columns, wanted):
+                value, key = row[:width], row[width:]
                 holder = changes.get((root, key))
-                if holder is None or holder.had(columns) == holder.has(columns):
-                    like = (taker for other, taker in takers.items() if str(other).casefold() == str(value).casefold())
-                    taker = takers.get(value) or next(like, next(iter(takers.values())))  # as the collation sees it
+                if holder is None or hashable(holder.had(columns)) == hashable(holder.has(columns)):
+                    like = (
+                        taker
+                        for taker in takers.values()
+                        if str(taker.has(columns)).casefold() == str(value).casefold()
+                    )
+                    taker = takers.get(hashable(value)) or next(
+                        like, next(iter(takers.values()))
+                    )  # as the collation sees it
                     raise self._taken(taker, columns, name_of(root, key))
 
-    def _takers(self) -> dict[tuple[TrackedModel, tuple[Column[Any], ...]], dict[Key, Change]]:
-        takers: dict[tuple[TrackedModel, tuple[Column[Any], ...]], dict[Key, Change]] = defaultdict(dict)
+    def _takers(self) -> dict[tuple[TrackedModel, tuple[Column[Any], ...]], dict[Any, Change]]:
+        """Return the changes by the unique values that they bring, in their :func:`hashable` form."""
+        takers: dict[tuple[TrackedModel, tuple[Column[Any], ...]], dict[Any, Change]] = defaultdict(dict)
         for change in self.saved():
             for columns in unique_columns(change.model):
-                value = change.has(columns)
-                if value is not None and value != change.had(columns):
+                value = hashable(change.has(columns))
+                if value is not None and value != hashable(change.had(columns)):
                     other = takers[change.model.root, columns].setdefault(value, change)
                     if other is not change:
                         raise self._taken(change, columns, other.name)

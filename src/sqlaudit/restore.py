@@ -36,11 +36,14 @@ from sqlaudit.period import as_utc
 from sqlaudit.plan import Change, GivenValues, LinkChange, Plan, fate_of, name_of
 from sqlaudit.retrieval import ids_given
 from sqlaudit.rows import (
+    Columns,
     Row,
     Written,
     display_key,
+    keys_now,
     links_at,
     links_now,
+    links_told,
     rows_at,
     rows_now,
     rows_of_versions,
@@ -520,13 +523,11 @@ class _Undoing:
     def _want_links(self, table: TrackedTable, written: Collection[Written]) -> None:
         relationship = _relationship_through(table)
         columns = link_columns(relationship)
-        history = dict(table.columns)
         wanted = [(*each.key, each.before) for each in written if each.before is not None]
         gone = [each.key for each in written if each.before is None]
         number = (*table.history_key, table.version)
-        before = self._links(table, [*(history[column] for column in columns), *table.history_key], number, wanted)
-        old = [*(history[column] for column in columns), *table.history_key]
-        made = self._links(table, old, table.history_key, gone)
+        before = self._links(table, columns, number, wanted)
+        made = self._links(table, columns, table.history_key, gone)
         now = links_now(self.session, table, columns, columns, _distinct(link for link, _ in [*before, *made]))
         for link, key in before:
             if link not in now:
@@ -536,11 +537,11 @@ class _Undoing:
                 self.plan.link(LinkChange(Operation.DELETE, table, relationship, columns, link, key))
 
     def _links(
-        self, table: TrackedTable, selected: Sequence[Any], columns: Sequence[Any], values: Collection[Key]
+        self, table: TrackedTable, columns: Columns, by: Sequence[Any], values: Collection[Key]
     ) -> list[tuple[Key, Key]]:
         """Return the links, and their keys, that versions tell."""
-        width = len(selected) - len(table.key)
-        found = rows_where(self.session, table, select(*selected), columns, values)
+        width = len(columns)
+        found = rows_where(self.session, table, select(*links_told(table, columns)), by, values)
         return list(dict.fromkeys((row[:width], row[width:]) for row in found))
 
     def _later(self, table: TrackedTable, written: Collection[Written]) -> list[Conflict]:
@@ -551,7 +552,10 @@ class _Undoing:
         key, number, changeset = table.history_key, table.version.key, table.role("changeset_id")
         last = (
             select(*(ours.c[column.key] for column in key), func.max(ours.c[number]).label("sqlaudit_last"))
-            .where(ours.c[changeset.key] == self.changeset_id)
+            .where(
+                ours.c[changeset.key] == self.changeset_id,
+                ours.c[table.role("operation").key] != Operation.BASELINE,
+            )
             .group_by(*(ours.c[column.key] for column in key))
             .subquery()
         )
@@ -564,11 +568,10 @@ class _Undoing:
         )
         if self.plan.lock:  # a locking read sees beyond the snapshot that the transaction may have
             statement = statement.with_for_update(read=True, of=table.history)
-        keys = {each.key for each in written}
         with explained([table]):
             rows = self.session.execute(statement, bind_arguments=where_rows_are(self.session, table.mapper)).all()
         width = len(key)
-        found = [_conflict(table, tuple(row[:width]), *row[width:]) for row in rows if tuple(row[:width]) in keys]
+        found = [_conflict(table, tuple(row[:width]), *row[width:]) for row in rows]
         return list({(each.key, each.changeset_id): each for each in found}.values())
 
 
@@ -639,9 +642,8 @@ def _last_changes(plan: Plan, rows: Collection[Row]) -> list[Conflict]:
 
 def _latest(session: Session, table: TrackedTable, keys: Collection[Key]) -> Iterator[Conflict]:
     key = table.history_key
-    statement = select(*key, table.role("changed_by"), table.valid_from, table.role("changeset_id")).order_by(
-        *key, table.version
-    )
+    told = table.role("changed_by"), table.valid_from, table.role("changeset_id")
+    statement = select(*keys_now(table), *told).order_by(*key, table.version)
     found = {row[: len(key)]: row[len(key) :] for row in rows_where(session, table, statement, key, keys)}
     for each in keys:
         yield _conflict(table, each, *found.get(each, ()))

@@ -6,13 +6,13 @@ even where the session still has something older.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import JSON, Column, ColumnElement, Dialect, Select, and_, exists, select
+from sqlalchemy import JSON, Column, ColumnElement, Dialect, FromClause, Select, and_, exists, func, select
 from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.types import TypeEngine
 
@@ -21,9 +21,10 @@ from sqlaudit.changes import Operation
 from sqlaudit.history import moved, where_rows_are
 from sqlaudit.models import TrackedModel, tracked_model
 from sqlaudit.period import was_valid
-from sqlaudit.statements import Key, chunks, one_of
+from sqlaudit.statements import Key, chunks, may_be_respelt, one_of
 from sqlaudit.tables import TrackedTable
 
+T = TypeVar("T")
 Columns = Sequence[Column[Any]]
 """Columns of live tables."""
 Link = tuple[Any, ...]
@@ -34,6 +35,7 @@ Link = tuple[Any, ...]
 class Row:
     """The stored values of one object.
 
+    :param key: as the row spells it now, or spelt it last, see :func:`keys_now`
     :param values: attribute → value; NULL is ``None``; ``JSON.NULL`` is what is ``None`` in Python alone: the null of
         JSON, or what a type of the user's reads as ``None``
     :param version: the number of the version that they were read from; ``None`` for the live row
@@ -71,6 +73,43 @@ def attribute_of(mapper: Mapper[Any], column: Any) -> str | None:
 def display_key(key: Key) -> Any:
     """Return a key as users know it: a tuple only if it is composite."""
     return key[0] if len(key) == 1 else key
+
+
+def keys_now(table: TrackedTable, history: FromClause | None = None) -> list[ColumnElement[Any]]:
+    """Return the columns that give the key of a version's row as the row spells it now, or spelt it last.
+
+    A row keeps its identity, and its versions their numbers, when its key becomes 'aB' that was 'Ab' before and both
+    are one to the collation. In Python they are two: the versions of a row need one key to be known by.
+
+    :param history: the versions; those of the history table by default
+    """
+    versions = table.history if history is None else history
+    here: list[ColumnElement[Any]] = [versions.c[column.key] for column in table.history_key]
+    if not any(may_be_respelt(column.type) for column in table.key):
+        return here
+    live, newest = table.live.alias(), table.history.alias()
+    of_live = [live.c[column.key] == part for column, part in zip(table.key, here, strict=True)]
+    of_newest = [newest.c[column.key] == part for column, part in zip(table.history_key, here, strict=True)]
+    order = newest.c[table.version.key].desc()
+    return [
+        func.coalesce(
+            select(live.c[column.key]).where(*of_live).limit(1).scalar_subquery(),
+            select(newest.c[old.key]).where(*of_newest).order_by(order).limit(1).scalar_subquery(),
+        )
+        for column, old in zip(table.key, table.history_key, strict=True)
+    ]
+
+
+def found_by(values: Collection[Key], read: Callable[[Collection[Key]], Iterable[tuple[Key, T]]]) -> dict[Key, T]:
+    """Return what a read finds by each of the values, which the database may spell in another way.
+
+    :param read: yields what it found, with the values that this has
+    """
+    found = dict(read(values))
+    if not found.keys() <= set(values):
+        for value in [value for value in values if value not in found]:
+            found.update((value, thing) for _, thing in read([value]))
+    return {value: found[value] for value in values if value in found}
 
 
 class Hierarchy:
@@ -119,7 +158,9 @@ class Hierarchy:
         if discriminator is not None:
             discriminator = moved(discriminator, dict(base.columns))
         statement = self._select([old for _, old in self.pairs], discriminator)
-        return statement.add_columns(base.version, base.valid_from, base.role("operation")).select_from(source)
+        keys = [column.label(f"key{place}") for place, column in enumerate(keys_now(base))]
+        statement = statement.add_columns(base.version, base.valid_from, base.role("operation"), *keys)
+        return statement.select_from(source)
 
     def _select(self, columns: Sequence[ColumnElement[Any]], discriminator: Any) -> Select[Any]:
         nulls = [columns[place].is_(None) for place in self._hiding]
@@ -146,8 +187,9 @@ class Hierarchy:
         if model.mapper.polymorphic_on is not None:
             model = self._model(row[end], values)
             end += 1
-        key = tuple([values[self._places[column]] for column in self.root.table.history_key])
-        return Row(model, key, {name: values[place] for name, place in self._names[model]}, *row[end:])
+        of_version, key = row[end : end + 3], tuple(row[end + 3 :])
+        key = key or tuple([values[self._places[column]] for column in self.root.table.history_key])
+        return Row(model, key, {name: values[place] for name, place in self._names[model]}, *of_version)
 
     def _model(self, identity: Any, values: Sequence[Any]) -> TrackedModel:
         mapper = self.root.mapper.polymorphic_map.get(identity)
@@ -224,7 +266,7 @@ def that_came_later(session: Session, table: TrackedTable, keys: Collection[Key]
     Those that were there all along, before anything was recorded of them, are not among them.
     """
     earlier = table.history.alias()
-    statement = select(*table.history_key).where(
+    statement = select(*keys_now(table)).where(
         table.role("operation") == Operation.INSERT,
         table.valid_from > instant,
         ~exists().where(
@@ -264,11 +306,16 @@ def links_at(
 ) -> dict[Link, Key]:
     """Return the links of an instant whose ``by`` columns had one of the values, with their keys."""
     old = dict(table.columns)
-    statement = select(*(old[column] for column in columns), *table.history_key).where(
-        was_valid(table.valid_from, table.valid_to, instant)
-    )
+    statement = select(*links_told(table, columns)).where(was_valid(table.valid_from, table.valid_to, instant))
     found = rows_where(session, table, statement, [old[column] for column in by], values)
     return {row[: len(columns)]: row[len(columns) :] for row in found}
+
+
+def links_told(table: TrackedTable, columns: Columns) -> list[ColumnElement[Any]]:
+    """Return the columns that give the link that a version tells, and its key."""
+    keys, old = keys_now(table), dict(table.columns)
+    now = dict(zip(table.history_key, keys, strict=True))
+    return [*(now.get(old[column], old[column]) for column in columns), *keys]
 
 
 # --- what a changeset wrote -------------------------------------------------------------------------------------
@@ -287,11 +334,10 @@ class Written:
 
 def written_by(session: Session, table: TrackedTable, changeset_id: UUID) -> list[Written]:
     """Return what a changeset did to the rows of a table, without those of which it only wrote baselines."""
-    key = table.history_key
     statement = (
-        select(*key, table.version, table.role("operation"))
+        select(*keys_now(table), table.version, table.role("operation"))
         .where(table.role("changeset_id") == changeset_id)
-        .order_by(*key, table.version)
+        .order_by(*table.history_key, table.version)
     )
     versions: dict[Key, list[tuple[int, Operation]]] = {}
     with explained([table]):

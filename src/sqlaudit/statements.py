@@ -195,6 +195,11 @@ _IN_JSON: Final = (Integer, String, Uuid)
 _COMPARED_BY_VALUE: Final = (Integer, Numeric, Float, Boolean, DateTime, Date, Time, Uuid, LargeBinary)
 
 
+def may_be_respelt(type_: TypeEngine[Any]) -> bool:
+    """Tell whether a database may take two values of a type for one key: 'Ab' and 'aB', by a collation or a type."""
+    return isinstance(type_, TypeDecorator) or not isinstance(type_, (*_COMPARED_BY_VALUE, Enum))
+
+
 def implementation_of(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
     """Return the type that a dialect really uses for a type."""
     implementation = type_.dialect_impl(dialect)
