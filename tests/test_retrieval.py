@@ -418,21 +418,20 @@ def test_a_limit_is_filled_though_the_database_tells_equal_values_apart(session,
     session.commit()
     table = history_of(Customer).__table__
     first = dict(session.execute(sa.select(table)).mappings().one())
-    session.execute(
-        sa.insert(table),
-        [
-            first
-            | {
-                "audit_version": number,
-                "valid_from": at(number),
-                "valid_to": at(number + 1),
-                "audit_operation": Operation.UPDATE,
-                "data": {"m": number // 5, "n": number // 5} if number % 2 else {"n": number // 5, "m": number // 5},
-            }
-            for number in range(2, 30)
-        ],
-    )
+    versions = [
+        first
+        | {
+            "audit_version": number,
+            "valid_from": at(number),
+            "valid_to": at(number + 1),
+            "audit_operation": Operation.UPDATE,
+            "data": {"m": number // 5, "n": number // 5} if number % 2 else {"n": number // 5, "m": number // 5},
+        }
+        for number in range(2, 30)
+    ]
     session.commit()
+    with engine.begin() as connection:
+        connection.execute(sa.insert(table), versions)
     everything = get_resource_changes(Customer, session)
     assert get_resource_changes(Customer, session, limit=6) == everything[:6]
     assert get_resource_changes(Customer, session, limit=3, offset=2) == everything[2:5]
@@ -623,25 +622,23 @@ def test_a_missing_history_table_raises_with_the_remedy(engine):
 
 
 @pytest.fixture
-def many(session):
+def many(session, engine):
     """20,000 versions of 10,000 rows."""
-    session.execute(
-        sa.insert(history_of(Customer).__table__),
-        [
-            {
-                "id": id_,
-                "audit_version": version,
-                "full_name": f"{version}",
-                "valid_from": at(version),
-                "valid_to": at(version + 1),
-                "audit_operation": Operation.INSERT if version == 1 else Operation.UPDATE,
-                "audit_changeset_id": ADA,
-            }
-            for id_ in range(10_000)
-            for version in (1, 2)
-        ],
-    )
-    session.commit()
+    versions = [
+        {
+            "id": id_,
+            "audit_version": version,
+            "full_name": f"{version}",
+            "valid_from": at(version),
+            "valid_to": at(version + 1),
+            "audit_operation": Operation.INSERT if version == 1 else Operation.UPDATE,
+            "audit_changeset_id": ADA,
+        }
+        for id_ in range(10_000)
+        for version in (1, 2)
+    ]
+    with engine.begin() as connection:
+        connection.execute(sa.insert(history_of(Customer).__table__), versions)
     return session
 
 
@@ -735,24 +732,22 @@ def test_blame_of_a_deleted_row_is_empty_and_of_one_inserted_again_begins_anew(s
     assert {each.version for each in blame(story, Customer, 1).values()} == {5}
 
 
-def test_blame_of_a_long_history_finds_the_oldest_value(many):
-    table = history_of(Customer).__table__
-    many.execute(
-        sa.insert(table),
-        [
-            {
-                "id": 1,
-                "audit_version": version,
-                "city": f"{version}",
-                "full_name": "2",
-                "valid_from": at(version),
-                "valid_to": at(version + 1),
-                "audit_operation": Operation.UPDATE,
-                "audit_changeset_id": BOB,
-            }
-            for version in range(3, 1600)
-        ],
-    )
+def test_blame_of_a_long_history_finds_the_oldest_value(many, engine):
+    versions = [
+        {
+            "id": 1,
+            "audit_version": version,
+            "city": f"{version}",
+            "full_name": "2",
+            "valid_from": at(version),
+            "valid_to": at(version + 1),
+            "audit_operation": Operation.UPDATE,
+            "audit_changeset_id": BOB,
+        }
+        for version in range(3, 1600)
+    ]
+    with engine.begin() as connection:
+        connection.execute(sa.insert(history_of(Customer).__table__), versions)
     found = blame(many, Customer, 1)
     assert (found["city"].version, found["name"].version, found["vip"].version) == (1599, 2, 1)
 

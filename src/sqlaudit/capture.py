@@ -34,6 +34,7 @@ from sqlaudit.period import OPEN_END, TICK, OpenEnd, as_utc, is_open
 from sqlaudit.statements import (
     GUARDED_BY_KEY,
     NO_USER_FIELDS,
+    OURS,
     Key,
     Portion,
     Portionable,
@@ -437,6 +438,7 @@ class Capture:
                         table.role("changeset_id") == self.changeset.id,
                     )
                     .values({table.history.c[live.key]: _stored(before(key)[live]) for live in columns})
+                    .execution_options(**OURS)
                 )
 
     def _resurrect(
@@ -456,7 +458,7 @@ class Capture:
                 table.role("operation"): Operation.BASELINE,
                 table.role("changeset_id"): self.changeset.id,
             }
-            self.connection.execute(insert(table.history).values(values))
+            self.connection.execute(insert(table.history).values(values).execution_options(**OURS))
 
     def _last(self, keys: Sequence[Key]) -> dict[Key, _Last]:
         (statement,) = self._statements(keys)("last")

@@ -44,8 +44,9 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.orm.mapper import _all_registries
 
+from sqlaudit.bulk.appending import is_history, is_migrating, refuse_rewriting, rewriting
 from sqlaudit.bulk.namesakes import notice_namesake
-from sqlaudit.bulk.reading import notice_writes_within, source_written, unwrapped
+from sqlaudit.bulk.reading import notice_writes_within, source_written, table_written, unwrapped
 from sqlaudit.bulk.recorder import Recorder
 from sqlaudit.bulk.writes import roll_back
 from sqlaudit.capture import OWN, own_connection, uncaptured
@@ -216,6 +217,8 @@ def _do_orm_execute(state: ORMExecuteState) -> Any:
         # selectin_polymorphic tells nobody for whom it loads: it finds live objects, which do no harm to the past ones.
         state.statement = beside_past(state.statement)
     statement = unwrapped(state.statement)
+    if isinstance(statement, UpdateBase):
+        refuse_rewriting(table_written(statement), statement, lambda: _connection_of(state))
     if isinstance(statement, (Update, Delete)) and not isinstance(state.statement, FromStatement):
         state.statement = statement  # a lambda would not tell how it is to be followed
         if state.is_orm_statement and not state.is_executemany:
@@ -451,7 +454,13 @@ def _recording_bulk_mappings(name: str, original: Callable[..., None]) -> Callab
 
 
 def _record_bulk(session: Session, mappers: Iterable[Mapper[Any]], write: Callable[[], None]) -> None:
-    """Record what a method writes to tables of mappers, in one database or several."""
+    """Record what a method writes to tables of mappers, in one database or several.
+
+    :raises ReadOnlyError: one is of a history class
+    """
+    for mapper in mappers:
+        if is_history(mapper.local_table) and not is_migrating(own_connection(session, mapper.base_mapper)):
+            raise rewriting(cast(Table, mapper.local_table))
     written = [mapper for mapper in mappers if tracked_model(mapper) is not None or sources_of(mapper)]
     if not written or session.info.get(_DISABLED):
         return write()

@@ -70,6 +70,10 @@ T_co = TypeVar("T_co", covariant=True)
 Key = tuple[Any, ...]
 CHUNK: Final = 1000
 """Keys that one statement is given."""
+WRITE: Final = "sqlaudit_write"
+"""The execution option of a statement that is recorded, or is for another that is."""
+OURS: Final[Mapping[str, Any]] = {WRITE: None}
+"""The execution options of statements of sqlaudit's own, which nobody records, and which may write history."""
 
 
 class Portionable(Protocol[T_co]):
@@ -311,7 +315,7 @@ class Prepared:
     """
 
     def __init__(self, statement: Executable, dialect: Dialect) -> None:
-        self.statement = statement.execution_options(preserve_rowcount=True)
+        self.statement = statement.execution_options(preserve_rowcount=True, **OURS)
         compiled = cast_type(SQLCompiler, statement.compile(dialect=dialect))  # type: ignore[attr-defined]
         self._positions = compiled.positiontup
         self._constants: dict[str, Any] = {}

@@ -49,7 +49,7 @@ _MAX_IDENTIFIER: Final = 63  # PostgreSQL's, in bytes; the others allow at least
 _TABLE_OPTIONS: Final = ("engine", "charset", "default_charset", "collate", "default_collate")
 _known: WeakSet[MetaData] = WeakSet()
 tracked_names: Final[set[str]] = set()
-"""The names of all tables that have ever been tracked."""
+"""The names of all tables that have ever been tracked, and of their histories."""
 unread: Final[set[ref[TrackedTable]]] = set()
 """The tables whose foreign keys have not been read since they were tracked, or got more columns."""
 
@@ -142,7 +142,7 @@ class TrackedTable:
         self.history.add_is_dependent_on(live)  # whose CREATE makes the types that both use
         _known.add(live.metadata)
         unread.add(ref(self))
-        tracked_names.add(live.name)
+        tracked_names.update((live.name, self.history.name))
 
     def __repr__(self) -> str:
         # Alembic without our plugin writes it into a revision, which won't run.

@@ -27,10 +27,10 @@ from sqlalchemy.sql.visitors import iterate
 
 from sqlaudit.bulk.keys import MANY, Keys, KnownKeys, StoredKeys, among, may_be_stored, place_of, stored
 from sqlaudit.bulk.reading import Parameters, are_known, keys_given, terms, value_given, values_set
-from sqlaudit.bulk.writes import WRITE, Write
+from sqlaudit.bulk.writes import Write
 from sqlaudit.capture import uncaptured
 from sqlaudit.references import Source
-from sqlaudit.statements import MYSQL, Key, chunks, has_open_version, one_of
+from sqlaudit.statements import MYSQL, OURS, Key, chunks, has_open_version, one_of
 from sqlaudit.tables import TrackedTable
 
 
@@ -200,7 +200,7 @@ def keep_others_out(connection: Connection, source: Source) -> None:
     if connection.dialect.name == "sqlite":  # by its first write, whether that finds a row or not
         column = source.version if isinstance(source, TrackedTable) else source.key[0]
         nothing = update(column.table).where(false()).values({column: column})
-        connection.execute(nothing.execution_options(**{WRITE: None}))
+        connection.execute(nothing.execution_options(**OURS))
 
 
 def _rows_of(clause: Any, columns: Sequence[Any], key: Sequence[Any]) -> Select[Any]:

@@ -29,6 +29,7 @@ from sqlalchemy.orm import FromStatement
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.visitors import iterate
 
+from sqlaudit.bulk.appending import is_history, rewriting
 from sqlaudit.capture import uncaptured
 from sqlaudit.references import Source, Untracked, referred_columns, untracked_source
 from sqlaudit.statements import Key
@@ -58,8 +59,15 @@ def wrapped_as(given: Any, statement: Any) -> Any:
 
 
 def notice_writes_within(statement: Any) -> None:
-    """Notice what a statement writes besides, or though it reads: by a CTE, or to a second table of one UPDATE."""
-    written = {written_table(each) for each in _writes_within(statement)}
+    """Notice what a statement writes besides, or though it reads: by a CTE, or to a second table of one UPDATE.
+
+    :raises ReadOnlyError: it writes a history table
+    """
+    within = _writes_within(statement)
+    for table in map(table_written, within):
+        if is_history(table):
+            raise rewriting(table)
+    written = {written_table(each) for each in within}
     if isinstance(statement, Update):
         tables = {column.table for column in statement._values or () if isinstance(column, ColumnElement)}
         if others := tables - {statement.table}:  # none, mostly
@@ -77,7 +85,11 @@ def notice_writes_within(statement: Any) -> None:
 def _further_written(statement: Update, tables: Iterable[Any]) -> set[TrackedTable | None]:
     """Return which of the tables whose columns an UPDATE sets are not its own."""
     mine, own = written_table(statement), _unaliased(statement.table)
-    others = {tracked_table(table) for table in map(_unaliased, tables) if table is not own}
+    further = [table for table in map(_unaliased, tables) if table is not own]
+    for table in further:
+        if is_history(table):
+            raise rewriting(table)
+    others = set(map(tracked_table, further))
     return {each for each in others if each is not mine and not _are_of_one_row(each, mine)}
 
 

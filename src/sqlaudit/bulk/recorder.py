@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine, ExceptionContext, Insert, TextClause,
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from sqlaudit.bulk.appending import refuse_rewriting
 from sqlaudit.bulk.inserts import prepare_followed_upsert, prepare_insert
 from sqlaudit.bulk.keys import MAY_FAIL
 from sqlaudit.bulk.locking import keep_others_out, prepare_change
@@ -23,10 +24,11 @@ from sqlaudit.bulk.reading import (
     is_followed,
     notice_writes_within,
     source_written,
+    table_written,
     unwrapped,
     wrapped_as,
 )
-from sqlaudit.bulk.writes import WRITE, Write, roll_back, transactions_of
+from sqlaudit.bulk.writes import Write, roll_back, transactions_of
 from sqlaudit.capture import (
     Capture,
     Changeset,
@@ -45,7 +47,7 @@ from sqlaudit.flush import unit_of
 from sqlaudit.handwritten import NOTICED, notice_sql
 from sqlaudit.models import root_of
 from sqlaudit.references import Chain, Source, Untracked
-from sqlaudit.statements import NO_USER_FIELDS, Key, UserFields
+from sqlaudit.statements import NO_USER_FIELDS, WRITE, Key, UserFields
 from sqlaudit.tables import TrackedTable
 
 
@@ -130,8 +132,13 @@ class Recorder:
     def before(
         self, connection: Connection, clause: Any, multiple: Any, single: Any, options: Mapping[str, Any]
     ) -> tuple[Any, Any, Any]:
-        """Find out what a statement is about to write."""
+        """Find out what a statement is about to write.
+
+        :raises ReadOnlyError: it writes a history table
+        """
         statement = unwrapped(clause)
+        if isinstance(statement, UpdateBase):
+            refuse_rewriting(table_written(statement), statement, lambda: connection)
         if isinstance(statement, TextClause):
             if self._is_new(connection, options):
                 notice_sql(statement.text)

@@ -19,8 +19,6 @@ from sqlaudit.references import Chain, Source, Untracked, referred_columns
 from sqlaudit.statements import Key, Portionable
 from sqlaudit.tables import TrackedTable
 
-WRITE: Final = "sqlaudit_write"
-"""The execution option of a statement that is recorded, or is for another that is."""
 _SAVEPOINT: Final = "sqlaudit"
 KeysOf = Callable[[CursorResult[Any]], Portionable[Key]]
 

@@ -47,7 +47,7 @@ from sqlaudit.maintenance.places import bring_up_to_date, columns_of, opened
 from sqlaudit.maintenance.texts import UNREAD, read_text
 from sqlaudit.models import TrackedModel, tracked_model_of
 from sqlaudit.period import OPEN_END, TICK
-from sqlaudit.statements import CHUNK, Key, one_of
+from sqlaudit.statements import CHUNK, OURS, Key, one_of
 from sqlaudit.tables import TrackedTable
 
 _metadata: Final = MetaData()
@@ -322,7 +322,8 @@ def _changeset_id(log: _Log) -> UUID:
 def _insert_into(table: TrackedTable) -> Insert:
     ours = [table.role(role) for role, _ in table.names.items()]
     values: dict[Any, Any] = {old: bindparam(old.key, type_=_null_as_null(old.type)) for _, old in table.columns}
-    return insert(table.history).values(values | {column: bindparam(column.key) for column in ours})
+    statement = insert(table.history).values(values | {column: bindparam(column.key) for column in ours})
+    return statement.execution_options(**OURS)
 
 
 def _row_of(table: TrackedTable, model: TrackedModel, version: _Version) -> dict[str, Any]:

@@ -52,7 +52,7 @@ from sqlaudit.exceptions import QueryError
 from sqlaudit.maintenance.places import bring_up_to_date, columns_of, opened
 from sqlaudit.models import base_table_of
 from sqlaudit.period import OPEN_END, TICK, OpenEnd, as_utc
-from sqlaudit.statements import CHUNK, Key
+from sqlaudit.statements import CHUNK, OURS, Key
 from sqlaudit.tables import TrackedTable, audit_column_types
 
 _INSERTED: Final = 0
@@ -358,9 +358,8 @@ def _versions_further_down(root: TrackedTable, table: TrackedTable, theirs: Tabl
 def _into(table: TrackedTable, theirs: Table, source: Subquery, audit: Mapping[str, Any]) -> Insert:
     stored = [(old, source.c[live.key]) for live, old in table.columns if live.key in theirs.c]
     columns = [*(old for old, _ in stored), *map(table.role, audit)]
-    return insert(table.history).from_select(
-        columns, select(*(value for _, value in stored), *audit.values()), include_defaults=False
-    )
+    values = select(*(value for _, value in stored), *audit.values())
+    return insert(table.history).from_select(columns, values, include_defaults=False).execution_options(**OURS)
 
 
 # --- the order of time ------------------------------------------------------------------------------------------
@@ -393,9 +392,8 @@ def _move(connection: Connection, tables: Sequence[TrackedTable], key: Key) -> N
         end = begin if operation is Operation.DELETE else OPEN_END if is_last else instants[place + 1]
         for table in tables:
             of_version = and_(_same(table.history_key, _values(key)), table.version == number)
-            connection.execute(
-                update(table.history).where(of_version).values({table.valid_from: begin, table.valid_to: end})
-            )
+            moved = update(table.history).where(of_version).values({table.valid_from: begin, table.valid_to: end})
+            connection.execute(moved.execution_options(**OURS))
 
 
 def _values(key: Key) -> list[ColumnElement[Any]]:
