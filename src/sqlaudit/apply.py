@@ -10,8 +10,9 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import JSON, Column, null, select
+from sqlalchemy import JSON, Column, Dialect, literal, null, select
 from sqlalchemy.orm import (
+    LoaderCallableStatus,
     Mapper,
     RelationshipProperty,
     Session,
@@ -56,6 +57,7 @@ class _Application:
         self.reason = reason
         self.links = list(plan.links.values())
         self.objects: dict[Change, Any] = {}
+        self._nulls: dict[Mapper[Any], _Nulls] = {}
 
     def run(self) -> None:
         stages = self.stages
@@ -207,11 +209,9 @@ class _Application:
         obj = mapper.class_manager.new_instance()
         if (identify := mapper._set_polymorphic_identity) is not None:
             identify(instance_state(obj))
-        defaults = _with_default(mapper)
+        nulls = self._nulls_of(mapper)
         for name, value in change.new.items():
-            if name in postponed:
-                continue
-            if value is not None or name in defaults:
+            if name not in postponed and (value is not None or name not in nulls.left_out):
                 self._set(change, obj, name, value)
         return obj
 
@@ -225,16 +225,20 @@ class _Application:
         values = instance_dict(obj)
         if is_none and values.get(name, obj) is None and not self._is_stored_by_none(change, name, value):
             values[name] = null() if value is None else change.copied(name)
+        elif change.operation is not Operation.INSERT and not _seems_changed(obj, name):
+            values[name] = literal(values[name], change.mapper.attrs[name].columns[0].type)  # is not compared
 
     def _is_stored_by_none(self, change: Change, name: str, value: Any) -> bool:
         """Tell whether the unit of work makes the wanted of ``None``: NULL, or the null of JSON."""
-        type_ = change.mapper.attrs[name].columns[0].type
-        if change.operation is Operation.INSERT and not type_.should_evaluate_none:
-            return False  # it would take the default
-        dialect = where_rows_are(self.session, change.mapper)["bind"].dialect
+        nulls = self._nulls_of(change.mapper)
         if value is None:
-            return stores_null(type_, dialect)
-        return isinstance(type_, JSON) and not stores_null(type_, dialect)
+            return change.operation is not Operation.INSERT and name in nulls.updated
+        return name in nulls.of_json
+
+    def _nulls_of(self, mapper: Mapper[Any]) -> _Nulls:
+        if mapper not in self._nulls:
+            self._nulls[mapper] = _Nulls(mapper, where_rows_are(self.session, mapper)["bind"].dialect)
+        return self._nulls[mapper]
 
     def _written_together(self, stage: Iterable[Change]) -> dict[TrackedModel, set[str]]:
         """Return the attributes that the updates of each model set: the same for all, so that one statement does."""
@@ -247,19 +251,24 @@ class _Application:
         return written
 
     def _update(self, change: Change, obj: Any, names: set[str]) -> None:
-        values = instance_dict(obj)
         for name in sorted(names):
             if name in change.fields:
                 self._set(change, obj, name, change.new[name])
-            elif name in values and (
-                values[name] is not None or self._is_stored_by_none(change, name, change.old[name])
-            ):
-                flag_modified(obj, name)
-            elif name in self.plan.fields_of(change.model).automatic:
-                values[name] = change.mapper.attrs[name].columns[0]  # as it is
-                flag_modified(obj, name)
+            else:
+                self._keep(change, obj, name)
         for composite in change.mapper.composites:
             instance_dict(obj).pop(composite.key, None)
+
+    def _keep(self, change: Change, obj: Any, name: str) -> None:
+        """Let an attribute be written as it is, if nothing stands in the way, or if it would change of itself."""
+        values = instance_dict(obj)
+        value = values.get(name)
+        is_given = value is not None or (name in values and self._is_stored_by_none(change, name, change.old[name]))
+        if is_given and _is_unlike(obj, name, value, LoaderCallableStatus.NO_VALUE):
+            flag_modified(obj, name)
+        elif name in self.plan.fields_of(change.model).automatic:
+            values[name] = change.mapper.attrs[name].columns[0]
+            flag_modified(obj, name)
 
     def _set_null(self, change: Change, names: set[str]) -> None:
         obj = self.objects[change]
@@ -399,6 +408,37 @@ def _loaded(obj: Any, relationship: RelationshipProperty[Any]) -> list[Any]:
     return [
         item for _, item in state.manager[relationship.key].impl.get_all_pending(state, state.dict) if item is not None
     ]
+
+
+def _seems_changed(obj: Any, name: str) -> bool:
+    """Tell whether the unit of work will see that an attribute was set: in JSON, it takes 1 and true for equal."""
+    state = instance_state(obj)
+    before = state.committed_state.get(name, LoaderCallableStatus.NO_VALUE)
+    return _is_unlike(obj, name, state.dict[name], before)
+
+
+def _is_unlike(obj: Any, name: str, value: Any, other: Any) -> bool:
+    """Tell whether the unit of work takes two values for different; not so if it fails to compare them."""
+    try:
+        return instance_state(obj).manager[name].impl.is_equal(value, other) is not True
+    except Exception:
+        return False
+
+
+class _Nulls:
+    """Of which attributes of a mapper does ``None`` become NULL, or the null of JSON?
+
+    :ivar left_out: those that a new row holds NULL in if they are given no value
+    :ivar updated: those that an UPDATE sets to NULL if they are ``None``
+    :ivar of_json: those that hold the null of JSON if they are ``None``
+    """
+
+    def __init__(self, mapper: Mapper[Any], dialect: Dialect) -> None:
+        types = {prop.key: prop.columns[0].type for prop in mapper.column_attrs}
+        evaluated = {name for name, type_ in types.items() if type_.should_evaluate_none}
+        self.updated = {name for name, type_ in types.items() if stores_null(type_, dialect)}
+        self.left_out = (self.updated | evaluated) - _with_default(mapper)
+        self.of_json = {name for name in evaluated - self.updated if isinstance(types[name], JSON)}
 
 
 def _with_default(mapper: Mapper[Any]) -> set[str]:
