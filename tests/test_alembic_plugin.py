@@ -1,6 +1,9 @@
 """The Alembic plugin, driven through Alembic's own autogenerate."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -59,15 +62,110 @@ def test_a_plugin_that_is_not_listed_is_ignored(metadata):
     assert tables_to_add(metadata, "alembic.autogenerate.*") == ["link"]
 
 
-def test_a_revision_that_was_written_without_the_plugin_says_what_is_missing(base):
+ALEMBIC = ["alembic.autogenerate.*"]
+
+
+def tracked_base(base: Any) -> Any:
+    """Two models with links between them, whose mappers are not configured."""
+    links = sa.Table(
+        "links",
+        base.metadata,
+        sa.Column("left_id", sa.ForeignKey("left.id"), primary_key=True),
+        sa.Column("right_id", sa.ForeignKey("right.id"), primary_key=True),
+    )
+
     @sqlaudit.track_table()
-    class Customer(base):
-        __tablename__ = "customers"
+    class Left(base):
+        __tablename__ = "left"
+        id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+        rights: orm.Mapped[list["Right"]] = orm.relationship(secondary=links)
+
+    @sqlaudit.track_table()
+    class Right(base):
+        __tablename__ = "right"
         id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
 
+    return base
+
+
+@pytest.mark.usefixtures("plugin")
+@pytest.mark.parametrize("options", [{}, {"autogenerate_plugins": ALEMBIC}, {"compare_type": False}])
+@pytest.mark.parametrize("compare", [compare_metadata, produce_migrations])
+def test_a_comparison_of_tracked_tables_without_the_plugin_stops_and_names_the_line_to_add(base, options, compare):
+    tracked_base(base)
     with sa.create_engine("sqlite://").connect() as connection:
-        revision = produce_migrations(MigrationContext.configure(connection), base.metadata)
-        text = render_python_code(revision.upgrade_ops)
-    with pytest.raises(SyntaxError) as error:
-        compile(f"def upgrade():\n    {text}", "revision.py", "exec")
-    assert "let env.py call sqlaudit_alembic.register()" in str(error.value.text)
+        context = MigrationContext.configure(connection, opts=options)
+        with pytest.raises(sqlaudit.SQLAuditError, match=r"sqlaudit_alembic\.register\(\).*autogenerate_plugins=\["):
+            compare(context, base.metadata)
+
+
+@pytest.mark.usefixtures("plugin")
+def test_a_comparison_without_the_plugin_drops_no_history_of_models_that_were_not_imported(base):
+    tracked_base(base)
+    with sa.create_engine("sqlite://").connect() as connection:
+        base.metadata.create_all(connection)
+        context = MigrationContext.configure(connection)
+        with pytest.raises(sqlaudit.SQLAuditError, match=r"left_history.*autogenerate_plugins=\["):
+            compare_metadata(context, sa.MetaData())
+
+
+@pytest.mark.usefixtures("plugin")
+def test_a_comparison_with_the_plugin_finds_the_history_of_links_though_no_mapper_is_configured(base):
+    tracked_base(base)
+    with sa.create_engine("sqlite://").connect() as connection:
+        base.metadata.create_all(connection)
+    other = tracked_base(type("Base", (orm.DeclarativeBase,), {}))
+    with sa.create_engine("sqlite://").connect() as connection:
+        base.metadata.create_all(connection)
+        options = {"autogenerate_plugins": [*ALEMBIC, "sqlaudit"]}
+        assert compare_metadata(MigrationContext.configure(connection, opts=options), other.metadata) == []
+    other.registry.dispose()
+
+
+@pytest.mark.usefixtures("plugin")
+def test_a_log_of_autogenerate_tells_of_no_history_that_is_removed(base, caplog):
+    tracked_base(base)
+    options = {"autogenerate_plugins": [*ALEMBIC, "sqlaudit"]}
+    with sa.create_engine("sqlite://").connect() as connection:
+        base.metadata.create_all(connection)
+        for column in ("old", "older"):
+            connection.exec_driver_sql(f"ALTER TABLE left_history ADD COLUMN {column} VARCHAR(5) NOT NULL DEFAULT ''")
+        connection.exec_driver_sql("CREATE TABLE gone_history AS SELECT * FROM left_history")
+        caplog.set_level("INFO")
+        found = produce_migrations(MigrationContext.configure(connection, opts=options), base.metadata)
+    assert not [record.getMessage() for record in caplog.records if "removed" in record.getMessage()]
+    text = render_python_code(found.upgrade_ops)
+    assert (text.count("nullable=True"), "drop" in text) == (2, False)
+
+
+LATE = """
+import sqlalchemy as sa
+from sqlalchemy import orm
+{before}
+import sqlaudit
+
+class Base(orm.DeclarativeBase):
+    pass
+
+@sqlaudit.track_table()
+class Customer(Base):
+    __tablename__ = "customers"
+    id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+
+import sys
+assert ("alembic" in sys.modules) == bool({before!r})
+with sa.create_engine("sqlite://").connect() as connection:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+    try:
+        compare_metadata(MigrationContext.configure(connection), Base.metadata)
+    except sqlaudit.SQLAuditError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("before", ["", "import alembic.command", "import alembic"])
+def test_a_program_that_never_imports_the_plugin_is_stopped_whenever_it_imports_alembic(before):
+    program = LATE.format(before=before)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert 'autogenerate_plugins=["alembic.autogenerate.*", "sqlaudit"]' in done.stdout

@@ -12,7 +12,7 @@ LAYERS = [
     {"period"},
     {"arguments", "config", "context", "changes"},
     {"tables"},
-    {"bisection", "models"},
+    {"autogenerate", "bisection", "models"},
     {"past"},
     {"history", "instant"},
     {"absent", "overriding", "references", "statements"},

@@ -11,7 +11,7 @@ Name the plugin in ``env.py``, once, and list it beside Alembic's own::
         autogenerate_plugins=["alembic.autogenerate.*", "sqlaudit"],
     )
 
-Alembic ignores a plugin that ``autogenerate_plugins`` does not list.
+Alembic ignores a plugin that ``autogenerate_plugins`` does not list: a comparison of tracked tables stops without it.
 
 What ``alembic revision --autogenerate`` proposes then:
 
@@ -32,6 +32,7 @@ What is written by hand: ``op.rename_tracked_column``, ``op.rename_tracked_table
 
 import sys
 
+from alembic.autogenerate import comparators
 from alembic.runtime import plugins
 from alembic.runtime.plugins import Plugin
 from alembic.util import DispatchPriority
@@ -47,12 +48,16 @@ from sqlaudit_alembic import (
 __all__ = ["register", "setup"]
 
 _NAME = "sqlaudit"
+_guards: list[object] = []
 
 
 def register() -> None:
     """Register this plugin with Alembic as ``sqlaudit``, if that has not been done in this process."""
     if _NAME not in plugins._all_plugins:
         Plugin.setup_plugin_from_module(sys.modules[__name__], _NAME)
+    if compare.refuse_to_drop not in _guards:  # for comparisons that don't list the plugin
+        _guards.append(compare.refuse_to_drop)
+        comparators.dispatch_for("autogenerate", priority=DispatchPriority.LAST)(compare.refuse_to_drop)
 
 
 def setup(plugin: Plugin) -> None:
@@ -61,6 +66,7 @@ def setup(plugin: Plugin) -> None:
     plugin.add_autogenerate_comparator(
         compare.complete_metadata, "autogenerate", "sqlaudit_models", priority=DispatchPriority.FIRST
     )
+    plugin.add_autogenerate_comparator(compare.compare_types, "column", "types", priority=DispatchPriority.FIRST)
     plugin.add_autogenerate_comparator(
         compare.follow_history, "autogenerate", "sqlaudit_history", priority=DispatchPriority.LAST
     )

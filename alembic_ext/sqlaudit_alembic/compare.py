@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary, proxy
 
 from alembic.autogenerate.api import AutogenContext
 from alembic.operations import ops
 from alembic.util import PriorityDispatchResult
-from sqlalchemy import Table
+from sqlalchemy import Column, Table
 from sqlalchemy.orm import configure_mappers
+from sqlalchemy.types import NullType, TypeEngine
 
 from sqlaudit import SQLAuditError
+from sqlaudit.autogenerate import SET_UP, followed
 from sqlaudit.statements import MYSQL
 from sqlaudit.tables import INFO_KEY, AuditColumns, TrackedTable, guard_name, shortened, tracked_table
-from sqlaudit_alembic.ops import BackfillHistoryOp, ColumnsLeaveOp, CreateHistoryTableOp, Place, RenewHistoryOp
+from sqlaudit_alembic.ops import (
+    BackfillHistoryOp,
+    ColumnsLeaveOp,
+    CreateHistoryTableOp,
+    Place,
+    RenewHistoryOp,
+    WidenHistoryOp,
+)
+from sqlaudit_alembic.widening import wide_enough
 
 DROPPED_OPTION = "sqlaudit_dropped_tables"
+_log = logging.getLogger(__name__)
 
 
 def complete_metadata(autogen_context: AutogenContext, upgrade_ops: ops.UpgradeOps) -> PriorityDispatchResult:
-    """Configure every mapper before anything is compared.
+    """Configure every mapper before anything is compared, and keep what history has from being compared.
 
     The history table of an association table joins the MetaData only then, and nothing in an ``env.py`` configures
     mappers: such a table would look like one to be dropped.
     """
     configure_mappers()
+    followed.add(autogen_context)
+    _kept[autogen_context] = kept = _Kept(autogen_context)
+    autogen_context._object_filters.append(kept.is_compared)
     return PriorityDispatchResult.CONTINUE
 
 
@@ -35,12 +50,25 @@ def follow_history(autogen_context: AutogenContext, upgrade_ops: ops.UpgradeOps)
 
     :raises SQLAuditError: a table that has a history would be dropped, because the MetaData does not know it
     """
-    kept = _histories_to_keep(autogen_context, upgrade_ops)
+    kept = _kept[autogen_context]
+    kept.refuse_orphans(upgrade_ops)
     added = {(each.schema, each.table_name): each for each in upgrade_ops.ops if isinstance(each, ops.CreateTableOp)}
     dropped = list(_renewals_of_downgrade(autogen_context, upgrade_ops.ops))
-    rewritten = [new for old in upgrade_ops.ops for new in _rewritten(autogen_context, old, kept, set(added))]
+    rewritten = [new for old in upgrade_ops.ops for new in _rewritten(autogen_context, old, set(added))]
     rewritten.sort(key=lambda each: isinstance(each, BackfillHistoryOp))  # when live tables have all their columns
-    upgrade_ops.ops = [*dropped, *rewritten, *_renewals(autogen_context, rewritten)]
+    upgrade_ops.ops = [*kept.relaxed(), *dropped, *rewritten, *_renewals(autogen_context, rewritten)]
+    return PriorityDispatchResult.CONTINUE
+
+
+def refuse_to_drop(autogen_context: AutogenContext, upgrade_ops: ops.UpgradeOps) -> PriorityDispatchResult:
+    """Stop a comparison without the plugin that would drop history, though the MetaData has no tracked table.
+
+    :raises SQLAuditError: it would
+    """
+    tables = [each.to_table() for each in upgrade_ops.ops if isinstance(each, ops.DropTableOp)]
+    names = [table.name for table in tables if _looks_like_history(table)]
+    if names and autogen_context not in followed:
+        raise SQLAuditError(f"Alembic would propose to drop the history {', '.join(names)}. {SET_UP}", names)
     return PriorityDispatchResult.CONTINUE
 
 
@@ -52,44 +80,81 @@ def _tracked(autogen_context: AutogenContext, schema: str | None, name: str) -> 
     return None
 
 
-# --- tables that the MetaData does not know ----------------------------------------------------------------------
+# --- what only the database knows --------------------------------------------------------------------------------
 
 
-def _looks_like_history(table: Table, indexes: Collection[str]) -> bool:
+class _Kept:
+    """What a comparison leaves alone: history tables, and columns of theirs, that the MetaData does not know."""
+
+    def __init__(self, autogen_context: AutogenContext) -> None:
+        self.autogen_context = proxy(autogen_context)  # which refers to this
+        self.tables: list[Table] = []
+        self.columns: dict[TrackedTable, list[Column[Any]]] = {}
+
+    def is_compared(self, item: Any, name: str | None, kind: str, reflected: bool, compare_to: Any) -> bool:
+        """Tell Alembic whether it is to compare an item; it neither drops nor logs what it does not compare."""
+        if kind == "table":
+            is_kept = reflected and _looks_like_history(item)
+            self.tables += [item] if is_kept else []
+            return not is_kept
+        tracked = _tracked(self.autogen_context, item.table.schema, item.table.name)
+        if tracked is None or tracked.history.name != item.table.name:
+            return True
+        if kind == "column" and reflected:
+            self.columns.setdefault(tracked, []).append(item)
+            return False
+        dialect = self.autogen_context.dialect.name
+        return dialect not in MYSQL or name != shortened(f"uq_{tracked.history.name}_open")
+
+    def names(self, tracked: TrackedTable) -> set[str]:
+        """Return the names of the columns that only history has still."""
+        return {column.name for column in self.columns.get(tracked, ())}
+
+    def relaxed(self) -> Iterator[ops.MigrateOperation]:
+        """Yield what lets the columns that only history has be NULL."""
+        for tracked, columns in self.columns.items():
+            changes = [
+                ops.AlterColumnOp(
+                    str(tracked.history.name),
+                    column.name,
+                    schema=tracked.history.schema,
+                    existing_type=column.type,
+                    existing_nullable=False,
+                    modify_nullable=True,
+                )
+                for column in columns
+                if column.name != guard_name(tracked) and not column.nullable
+            ]
+            if changes:
+                yield WidenHistoryOp(str(tracked.history.name), changes, schema=tracked.history.schema)
+
+    def refuse_orphans(self, upgrade_ops: ops.UpgradeOps) -> None:
+        """Raise if a table that has a history would be dropped."""
+        meant = set(self.autogen_context.opts.get(DROPPED_OPTION, ()))
+        drops = [each.to_table() for each in upgrade_ops.ops if isinstance(each, ops.DropTableOp)]
+        orphans = sorted(
+            table.name
+            for table in drops
+            if table.name not in meant and any(_is_history_of(history, table) for history in self.tables)
+        )
+        if orphans:
+            names = ", ".join(orphans)
+            raise SQLAuditError(
+                f"The database has {names} and the history of it, and target_metadata has not: it would be "
+                "dropped. Import the modules of all models in env.py. If the models are gone for good, say so: "
+                f"context.configure(…, {DROPPED_OPTION}={orphans!r}); their history will be kept.",
+                orphans,
+            )
+
+
+_kept: WeakKeyDictionary[AutogenContext, _Kept] = WeakKeyDictionary()
+
+
+def _looks_like_history(table: Table) -> bool:
     """Tell whether a table is a history table, or a partition of one: by our columns, or our indexes."""
     ours = {name for _, name in AuditColumns().items()}
+    indexes = {index.name for index in table.indexes}
     return ours <= set(table.c.keys()) or shortened(f"ix_{table.name}_changeset") in indexes
-
-
-def _indexes_dropped(upgrade_ops: ops.UpgradeOps) -> dict[tuple[str | None, str], set[str]]:
-    """Return the names of the indexes that would be dropped, by table: those of a table that would be are, too."""
-    found: dict[tuple[str | None, str], set[str]] = defaultdict(set)
-    for each in upgrade_ops.ops:
-        if isinstance(each, ops.ModifyTableOps):
-            names = (str(drop.index_name) for drop in each.ops if isinstance(drop, ops.DropIndexOp))
-            found[each.schema, each.table_name].update(names)
-    return found
-
-
-def _histories_to_keep(autogen_context: AutogenContext, upgrade_ops: ops.UpgradeOps) -> set[tuple[str | None, str]]:
-    drops = [each.to_table() for each in upgrade_ops.ops if isinstance(each, ops.DropTableOp)]
-    indexes = _indexes_dropped(upgrade_ops)
-    kept = [table for table in drops if _looks_like_history(table, indexes[table.schema, str(table.name)])]
-    meant = set(autogen_context.opts.get(DROPPED_OPTION, ()))
-    orphans = sorted(
-        table.name
-        for table in drops
-        if table not in kept and table.name not in meant and any(_is_history_of(history, table) for history in kept)
-    )
-    if orphans:
-        names = ", ".join(orphans)
-        raise SQLAuditError(
-            f"The database has {names} and the history of it, and target_metadata has not: it would be "
-            "dropped. Import the modules of all models in env.py. If the models are gone for good, say so: "
-            f"context.configure(…, {DROPPED_OPTION}={orphans!r}); their history will be kept.",
-            orphans,
-        )
-    return {(table.schema, str(table.name)) for table in kept}
 
 
 def _is_history_of(history: Table, live: Table) -> bool:
@@ -107,12 +172,9 @@ def _is_history_of(history: Table, live: Table) -> bool:
 def _rewritten(
     autogen_context: AutogenContext,
     operation: ops.MigrateOperation,
-    kept: set[tuple[str | None, str]],
     added: set[tuple[str | None, str]],
 ) -> Iterator[ops.MigrateOperation]:
     place = (getattr(operation, "schema", None), getattr(operation, "table_name", ""))
-    if place in kept:
-        return
     tracked = _tracked(autogen_context, *place)
     if isinstance(operation, ops.CreateTableOp):
         operation.info = {name: value for name, value in (operation.info or {}).items() if name != INFO_KEY}
@@ -125,11 +187,14 @@ def _rewritten(
         if (place[0], tracked.live.name) not in added:
             yield BackfillHistoryOp(created.place)
     else:
-        operation.ops = [
-            new for old in operation.ops for new in _for_history(autogen_context, old, tracked, place in added)
-        ]
-        if operation.ops:
-            yield operation
+        changes = [new for old in operation.ops for new in _for_history(autogen_context, old, tracked, place in added)]
+        wider = [each for each in changes if isinstance(each, ops.AlterColumnOp)]
+        for kind, some in (
+            (WidenHistoryOp, wider),
+            (ops.ModifyTableOps, [each for each in changes if each not in wider]),
+        ):
+            if some:
+                yield kind(operation.table_name, some, schema=operation.schema)
 
 
 def place_of(tracked: TrackedTable) -> Place:
@@ -155,34 +220,54 @@ def create_op(tracked: TrackedTable) -> CreateHistoryTableOp:
 def _for_history(
     autogen_context: AutogenContext, operation: ops.MigrateOperation, tracked: TrackedTable, is_new: bool
 ) -> Iterator[ops.MigrateOperation]:
-    """Yield what remains of a change of a history table: nothing is dropped, and what is kept may be NULL."""
+    """Yield what remains of a change of a history table."""
     name = tracked.history.name
-    guard = shortened(f"uq_{name}_open")
-    ours = {guard, shortened(f"ix_{name}_changeset"), shortened(f"ix_{name}_period")}
-    dialect = autogen_context.dialect.name if autogen_context.dialect else ""
+    ours = {shortened(f"uq_{name}_open"), shortened(f"ix_{name}_changeset"), shortened(f"ix_{name}_period")}
     index = getattr(operation, "index_name", None) or getattr(operation, "constraint_name", None)
-    if (is_new and index in ours) or (dialect in MYSQL and index == guard):
+    if is_new and index in ours:
         return
-    if isinstance(operation, ops.DropColumnOp):
-        yield from _kept_column(operation, tracked)
-    else:
-        if isinstance(operation, ops.AlterColumnOp):
-            operation.kw.pop("autoincrement", None)  # of the live table
-        yield operation
+    if isinstance(operation, ops.AlterColumnOp):
+        operation.kw.pop("autoincrement", None)  # of the live table
+        wanted = operation.modify_type
+        if wanted is not None:  # as compare_types says, or a function of the user's that has been asked first
+            operation.modify_type = _type_for_history(autogen_context, tracked, operation.column_name, operation)
+        if not operation.has_changes():
+            return
+    yield operation
 
 
-def _kept_column(operation: ops.DropColumnOp, tracked: TrackedTable) -> Iterator[ops.MigrateOperation]:
-    column = operation.to_column()
-    if column.name == guard_name(tracked) or column.nullable:
-        return
-    yield ops.AlterColumnOp(
-        operation.table_name,
-        operation.column_name,
-        schema=operation.schema,
-        existing_type=column.type,
-        existing_nullable=False,
-        modify_nullable=True,
-    )
+def _type_for_history(
+    autogen_context: AutogenContext, tracked: TrackedTable, column: str, operation: ops.AlterColumnOp
+) -> TypeEngine[Any] | None:
+    is_key = column in {each.name for each in tracked.history_key}
+    existing, wanted = operation.existing_type, operation.modify_type
+    if existing is None or wanted is None or isinstance(existing, NullType):
+        return wanted
+    return wide_enough(existing, wanted, autogen_context.dialect, is_key=is_key)
+
+
+def compare_types(
+    autogen_context: AutogenContext,
+    operation: ops.AlterColumnOp,
+    schema: str | None,
+    table: str,
+    name: str,
+    existing: Column[Any],
+    wanted: Column[Any],
+) -> PriorityDispatchResult:
+    """Compare the type of a column of history in Alembic's place: it is widened, and never narrowed."""
+    tracked = _tracked(autogen_context, schema, table)
+    context = autogen_context.migration_context
+    if tracked is None or tracked.history.name != table or isinstance(existing.type, NullType):
+        return PriorityDispatchResult.CONTINUE
+    operation.existing_type = existing.type
+    if not context.impl.compare_type(existing, wanted):
+        return PriorityDispatchResult.STOP
+    operation.modify_type = wanted.type
+    operation.modify_type = _type_for_history(autogen_context, tracked, name, operation)
+    if operation.modify_type is not None:
+        _log.info("Detected that %r.%r has to hold %r, and what it holds", table, name, wanted.type)
+    return PriorityDispatchResult.STOP
 
 
 def _renewals(
@@ -208,7 +293,7 @@ def _renewals_of_downgrade(
     """Yield what renews history when columns that it keeps are back in the live table, empty."""
     dropped: dict[TrackedTable, list[str]] = {}
     for operation, tracked in _changes_of_live_tables(autogen_context, operations):
-        kept = _names(ops.DropColumnOp, operations, operation.schema, tracked.history.name)
+        kept = _kept[autogen_context].names(tracked)
         names = [name for name in _names(ops.DropColumnOp, [operation]) if name in kept]
         if names:
             dropped |= {table: dropped.get(table, []) for table in _family(tracked)} | {tracked: names}

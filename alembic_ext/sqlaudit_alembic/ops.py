@@ -276,6 +276,13 @@ class ColumnsLeaveOp(ModifyTableOps):
         return self.renewal
 
 
+class WidenHistoryOp(ModifyTableOps):
+    """Let columns of a history table hold more; the reverse leaves them so, for history holds it by then."""
+
+    def reverse(self) -> ModifyTableOps:
+        return ModifyTableOps(self.table_name, [], schema=self.schema)
+
+
 @Operations.register_operation("drop_history_column")
 class DropHistoryColumnOp(HistoryOp):
     """Drop a column that history alone still has."""

@@ -13,6 +13,7 @@ from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.orm import Mapper
 
 from sqlaudit import timetravel
+from sqlaudit.autogenerate import guard_autogenerate
 from sqlaudit.exceptions import TrackingError
 from sqlaudit.history import history_of
 from sqlaudit.hooks import look_again, watch
@@ -77,6 +78,7 @@ def track_table(
             if getattr_static(model_class, name, None) is None:
                 setattr(model_class, name, vars(Temporal)[name])
         watch(model)
+        guard_autogenerate()
         for descendant in mapper.self_and_descendants:
             if tracked_model(descendant) is None and descendant.inherits is not None:
                 parent = tracked_model(descendant.inherits)

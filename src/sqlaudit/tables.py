@@ -144,13 +144,6 @@ class TrackedTable:
         unread.add(ref(self))
         tracked_names.update((live.name, self.history.name))
 
-    def __repr__(self) -> str:
-        # Alembic without our plugin writes it into a revision, which won't run.
-        return (
-            f"<{self.live.fullname!r} is tracked: let env.py call sqlaudit_alembic.register(), and list 'sqlaudit' in "
-            "autogenerate_plugins>"
-        )
-
     def _make_table(self, name: str | None) -> Table:
         live, metadata = self.live, self.live.metadata
         name = name or shortened(f"{live.name}_history")
