@@ -4,6 +4,7 @@ import enum
 import gc
 import re
 import textwrap
+import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -692,20 +693,84 @@ def test_what_only_a_database_knows_is_asked_for_in_sql_mode(project):
         command.upgrade(project.config, "head", sql=True)
 
 
+def test_a_script_is_dated_by_its_run_in_utc_and_never_by_its_generation(project, recorder, engine, capsys):
+    base = begin(project, recorder, models())
+    since = project.head
+    project.write(
+        """
+        op.execute("UPDATE customers SET name = 'Ida'")
+        op.execute("INSERT INTO customers (id, name) VALUES (2, 'Bo')")
+        op.renew_history('customers', key=['id'], columns=['id', 'name'])
+        op.backfill_history('customers', key=['id'], columns=['id', 'name'])
+        """
+    )
+    script = script_of(project, capsys, since)
+    assert script == script_of(project, capsys, since)
+    assert str(datetime.now(UTC).year) not in script
+    zones = {"postgresql": "SET TIME ZONE 'Asia/Tokyo'", "mariadb": "SET time_zone = '+09:00'"}
+    before = datetime.now(UTC)
+    run_script(engine, script, zones.get(engine.dialect.name))
+    with recorder() as session:
+        assert told(session, base.Customer, "name") == [("insert", "Ada"), ("baseline", "Ida"), ("baseline", "Bo")]
+        check_history(session, base.Customer)
+        versions = [versions_of(session, base.Customer, id)[-1] for id in (1, 2)]
+        assert len({version.valid_from for version in versions}) == 1
+        assert before - timedelta(milliseconds=1) <= versions[0].valid_from <= datetime.now(UTC)
+        (changeset,) = {version.audit_changeset_id for version in versions}
+        assert (changeset.version, changeset.variant) == (7, uuid.RFC_4122)
+        assert abs((changeset.int >> 80) - before.timestamp() * 1000) < 60_000
+        assert changeset in {each.changeset_id for each in changesets(session)}
+    run_script(engine, script.replace("'Bo'", "'Cy'").replace("(2,", "(3,"))
+    with recorder() as session:
+        assert versions_of(session, base.Customer, 3)[0].audit_changeset_id != changeset
+        check_history(session, base.Customer)
+
+
+def test_a_script_may_be_dated_by_hand(project, recorder, engine, capsys):
+    base = begin(project, recorder, models())
+    since = project.head
+    project.write(
+        """
+        from datetime import UTC, datetime
+        op.execute("INSERT INTO customers (id, name) VALUES (2, 'Bo')")
+        op.backfill_history('customers', key=['id'], columns=['id', 'name'], at=datetime(2020, 1, 1, tzinfo=UTC))
+        """
+    )
+    script = script_of(project, capsys, since)
+    assert script == script_of(project, capsys, since)
+    run_script(engine, script)
+    with recorder() as session:
+        (version,) = versions_of(session, base.Customer, 2)
+        assert (version.valid_from, version.audit_changeset_id.version) == (datetime(2020, 1, 1, tzinfo=UTC), 7)
+
+
 def run_as_sql(project: Project, capsys: Any, since: str | None = None) -> None:
     """Let the driver alone run the SQL that Alembic gives for all revisions, for those since one, or back (from:to)."""
+    script = script_of(project, capsys, since)
+    if since is None:
+        with project.engine.begin() as connection:
+            connection.exec_driver_sql("DROP TABLE IF EXISTS alembic_version")  # which autogenerate has made
+    run_script(project.engine, script)
+
+
+def script_of(project: Project, capsys: Any, since: str | None = None) -> str:
     capsys.readouterr()
     if since and ":" in since:
         command.downgrade(project.config, since, sql=True)
     else:
         command.upgrade(project.config, f"{since}:head" if since else "head", sql=True)
-    output = re.sub(r"^--.*$", "", capsys.readouterr().out, flags=re.MULTILINE)
-    with project.engine.begin() as connection:
-        if since is None:
-            connection.exec_driver_sql("DROP TABLE IF EXISTS alembic_version")  # which autogenerate has made
-        for statement in output.split(";"):
+    return re.sub(r"^--.*$", "", capsys.readouterr().out, flags=re.MULTILINE)
+
+
+def run_script(engine: sa.Engine, script: str, first: str | None = None) -> None:
+    with engine.connect() as connection:
+        if first is not None:
+            connection.exec_driver_sql(first)
+        for statement in script.split(";"):
             if statement.strip() and statement.strip().upper() not in ("BEGIN", "COMMIT"):
                 connection.exec_driver_sql(statement.strip().replace("%", "%%"))
+        connection.commit()
+        connection.invalidate()  # with what its session was told
 
 
 @pytest.mark.parametrize(

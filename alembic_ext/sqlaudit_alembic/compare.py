@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary, proxy
 
 from alembic.autogenerate.api import AutogenContext
 from alembic.operations import ops
@@ -40,8 +39,7 @@ def complete_metadata(autogen_context: AutogenContext, upgrade_ops: ops.UpgradeO
     """
     configure_mappers()
     followed.add(autogen_context)
-    _kept[autogen_context] = kept = _Kept(autogen_context)
-    autogen_context._object_filters.append(kept.is_compared)
+    autogen_context._object_filters.append(_Kept(autogen_context).is_compared)
     return PriorityDispatchResult.CONTINUE
 
 
@@ -50,7 +48,7 @@ def follow_history(autogen_context: AutogenContext, upgrade_ops: ops.UpgradeOps)
 
     :raises SQLAuditError: a table that has a history would be dropped, because the MetaData does not know it
     """
-    kept = _kept[autogen_context]
+    kept = _kept_by(autogen_context)
     kept.refuse_orphans(upgrade_ops)
     added = {(each.schema, each.table_name): each for each in upgrade_ops.ops if isinstance(each, ops.CreateTableOp)}
     dropped = list(_renewals_of_downgrade(autogen_context, upgrade_ops.ops))
@@ -87,7 +85,7 @@ class _Kept:
     """What a comparison leaves alone: history tables, and columns of theirs, that the MetaData does not know."""
 
     def __init__(self, autogen_context: AutogenContext) -> None:
-        self.autogen_context = proxy(autogen_context)  # which refers to this
+        self.autogen_context = autogen_context
         self.tables: list[Table] = []
         self.columns: dict[TrackedTable, list[Column[Any]]] = {}
 
@@ -147,7 +145,9 @@ class _Kept:
             )
 
 
-_kept: WeakKeyDictionary[AutogenContext, _Kept] = WeakKeyDictionary()
+def _kept_by(autogen_context: AutogenContext) -> _Kept:
+    owners = (getattr(each, "__self__", None) for each in autogen_context._object_filters)
+    return next(owner for owner in owners if isinstance(owner, _Kept))
 
 
 def _looks_like_history(table: Table) -> bool:
@@ -293,7 +293,7 @@ def _renewals_of_downgrade(
     """Yield what renews history when columns that it keeps are back in the live table, empty."""
     dropped: dict[TrackedTable, list[str]] = {}
     for operation, tracked in _changes_of_live_tables(autogen_context, operations):
-        kept = _kept[autogen_context].names(tracked)
+        kept = _kept_by(autogen_context).names(tracked)
         names = [name for name in _names(ops.DropColumnOp, [operation]) if name in kept]
         if names:
             dropped |= {table: dropped.get(table, []) for table in _family(tracked)} | {tracked: names}

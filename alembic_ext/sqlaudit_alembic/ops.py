@@ -235,7 +235,7 @@ class BackfillHistoryOp(_Writing):
         :param key: the names of the key columns, and
         :param columns: of all columns that history stores, any other one of the live table being excluded; to be given
             in ``--sql`` mode, if the history table is not created in the same run
-        :param at: an aware datetime; the present if omitted: in ``--sql`` mode, when the SQL is rendered
+        :param at: an aware datetime; the present if omitted: when the migration, or its ``--sql`` script, runs
         """
         operations.invoke(cls(_place(table, options), key=key, columns=columns, at=at))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from alembic.operations.base import Operations
 from alembic.runtime.migration import MigrationContext
@@ -32,10 +32,20 @@ from sqlaudit.capture import Changeset, changeset_at, instant_given
 from sqlaudit.period import OpenEnd, is_open
 from sqlaudit.tables import audit_column_types
 from sqlaudit_alembic.inspection import columns_of, inspector_of, key_of, need_history, need_live
+from sqlaudit_alembic.offline import ForgetRun, RememberRun, RunChangeset, RunInstant
 from sqlaudit_alembic.ops import BackfillHistoryOp, Place, RenewHistoryOp
 from sqlaudit_alembic.structure import created
 
 _changesets: WeakKeyDictionary[MigrationContext, Changeset] = WeakKeyDictionary()
+_remembered: WeakSet[MigrationContext] = WeakSet()
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """When a run dates its versions, and their changeset: values, or in a script what the database remembers."""
+
+    at: Any
+    changeset_id: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +131,30 @@ def _told(operations: Operations, operation: BackfillHistoryOp | RenewHistoryOp)
     return found.key, [column.name for column in found.columns]
 
 
-def _changeset(operations: Operations, operation: BackfillHistoryOp | RenewHistoryOp) -> Changeset:
+def _run(operations: Operations, operation: BackfillHistoryOp | RenewHistoryOp) -> _Run:
     """Return what all versions of this run share, as those of a transaction do; but for an instant that was given."""
-    changeset = changeset_at(instant_given(operation.at))
-    return changeset if operation.at is not None else _changesets.setdefault(operations.get_context(), changeset)
+    context, at = operations.get_context(), operation.at
+    if not context.as_sql:
+        changeset = changeset_at(instant_given(at))
+        changeset = changeset if at is not None else _changesets.setdefault(context, changeset)
+        return _Run(_literal(changeset.at, "valid_from"), _literal(changeset.id, "changeset_id"))
+    if at is not None:
+        _remember(operations, "sqlaudit_given")
+        return _Run(_literal(instant_given(at), "valid_from"), RunChangeset("sqlaudit_given"))
+    if context not in _remembered:
+        _remembered.add(context)
+        _remember(operations, "sqlaudit_run")
+    return _Run(RunInstant("sqlaudit_run"), RunChangeset("sqlaudit_run"))
+
+
+def _remember(operations: Operations, name: str) -> None:
+    if operations.get_context().dialect.name == "sqlite":
+        operations.execute(ForgetRun(name))
+    operations.execute(RememberRun(name))
+
+
+def _literal(value: Any, role: str) -> Any:
+    return literal(value, audit_column_types()[role])
 
 
 def _into(pair: _Pair, audit: dict[str, Any], source: Any, *criteria: Any) -> Any:
@@ -133,26 +163,22 @@ def _into(pair: _Pair, audit: dict[str, Any], source: Any, *criteria: Any) -> An
     return insert(pair.history).from_select(names, select(*values).select_from(source).where(*criteria))
 
 
-def _at(changeset: Changeset) -> Any:
-    return literal(changeset.at, audit_column_types()["valid_from"])
-
-
-def _baseline(changeset: Changeset, version: Any, valid_from: Any) -> dict[str, Any]:
+def _baseline(run: _Run, version: Any, valid_from: Any) -> dict[str, Any]:
     return {
         "version": version,
         "valid_from": valid_from,
         "valid_to": OpenEnd(),
         "operation": literal(str(Operation.BASELINE), String()),
-        "changeset_id": literal(changeset.id, audit_column_types()["changeset_id"]),
+        "changeset_id": run.changeset_id,
     }
 
 
 @Operations.implementation_for(BackfillHistoryOp)
 def backfill_history(operations: Operations, operation: BackfillHistoryOp) -> None:
-    pair, changeset = _pair(operations, operation), _changeset(operations, operation)
+    pair, run = _pair(operations, operation), _run(operations, operation)
     known = alias(pair.history)
     without_history = ~exists(select(literal_column("1")).select_from(known).where(pair.same_row(pair.live, known)))
-    audit = _baseline(changeset, literal_column("1"), _at(changeset))
+    audit = _baseline(run, literal_column("1"), run.at)
     operations.execute(_into(pair, audit, pair.live, without_history))
 
 
@@ -162,8 +188,8 @@ def renew_history(operations: Operations, operation: RenewHistoryOp) -> None:
 
     A version that began later than the instant gets an empty period, and the baseline begins with it.
     """
-    pair, changeset = _pair(operations, operation), _changeset(operations, operation)
-    at = _at(changeset)
+    pair, run = _pair(operations, operation), _run(operations, operation)
+    at = run.at
     began = pair.ours("valid_from")
     living = exists(select(literal_column("1")).select_from(pair.live).where(pair.same_row(pair.live, pair.history)))
     operations.execute(
@@ -175,7 +201,7 @@ def renew_history(operations: Operations, operation: RenewHistoryOp) -> None:
     newest = (
         select(func.max(pair.ours("version", other))).where(pair.same_row(other, pair.live)).scalar_subquery()
     ).correlate(pair.live)
-    audit = _baseline(changeset, pair.ours("version", last) + literal_column("1"), pair.ours("valid_to", last))
+    audit = _baseline(run, pair.ours("version", last) + literal_column("1"), pair.ours("valid_to", last))
     source = pair.live.join(last, pair.same_row(pair.live, last))
     operations.execute(
         _into(
