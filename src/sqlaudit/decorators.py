@@ -156,7 +156,7 @@ def _check(mapper: Mapper[Any], options: Options) -> None:
             "too.",
             mapper.class_,
         )
-    if model is None and (tracked := tracked_table(mapper.local_table)) is not None:
+    if model is None and (tracked := tracked_table(mapper.local_table)) is not None and not tracked.is_over:
         raise TrackingError(
             f"The table {tracked.live.fullname!r} of {name} is tracked already, by another class or as the association "
             "table between two; decorate one class of a table, right after it is defined.",

@@ -213,6 +213,11 @@ def unit_of(mapper: Mapper[Any]) -> Unit | None:
     return unit
 
 
+def forget_unit(mapper: Mapper[Any]) -> None:
+    """Let the unit of a mapper be made anew: its class has got columns or relationships."""
+    mapper.class_manager.info.pop(_UNIT_KEY, None)
+
+
 def _concerns_us(state: State) -> bool:
     """Tell whether an object is of a tracked class, or may be of the past: every flush asks it of every dirty one."""
     info = state.manager.info

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any, ClassVar, cast
 
@@ -19,7 +19,7 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.ext.horizontal_shard import ShardedSession
-from sqlalchemy.orm import Mapper, Session, object_session, scoped_session
+from sqlalchemy.orm import Mapper, Session, column_property, object_session, scoped_session
 from sqlalchemy.orm.exc import UnmappedColumnError
 from sqlalchemy.sql import visitors
 
@@ -66,16 +66,19 @@ def history_of(model_class: type[Any]) -> type[Any]:
     :raises TrackingError: the model is not tracked
     """
     model = tracked_model_of(model_class)
-    if model.history_class is None:
+    if model.history_class is None or model.has_grown:
         for each in model.root.family():
             if each.history_class is None:
                 each.history_class = _make_history_class(each)
+            elif each.has_grown:
+                _let_grow(each)
+            each.has_grown = False
     return cast("type[Any]", model.history_class)
 
 
 def _make_history_class(model: TrackedModel) -> type[Version]:
     mapper, table, parent = model.mapper, model.table, model.parent
-    table.refresh()
+    table.complete()
     history_class = cast(
         "type[Version]",
         type(
@@ -90,19 +93,8 @@ def _make_history_class(model: TrackedModel) -> type[Version]:
         ),
     )
     options: dict[str, Any] = {}
-    properties: dict[str, Any] = {}
-    histories: dict[FromClause, Table] = {each.live: each.history for each in model.chain}
     inherited = set(inspect(parent.history_class).columns.values()) if parent else set()
-    for live, column in table.columns:
-        if column in inherited:
-            continue
-        try:
-            mapped = mapper.get_property_by_column(live)
-        except UnmappedColumnError:
-            if column in set(model.columns.values()):
-                properties[live.key] = [column]
-        else:  # in a joined subclass, one attribute may stand for columns of several tables
-            properties[mapped.key] = [histories[each.table].c[each.key] for each in mapped.columns]
+    properties = _stored_properties(model, inherited)
     if parent is None or parent.table is not table:
         for _, name in table.names.items():
             properties[name] = [table.history.c[name], *(each.history.c[name] for each in reversed(model.chain[:-1]))]
@@ -132,6 +124,32 @@ def _make_history_class(model: TrackedModel) -> type[Version]:
     for name in ("before_insert", "before_update", "before_delete"):
         event.listen(history_class, name, _refuse_change)
     return history_class
+
+
+def _stored_properties(model: TrackedModel, inherited: Collection[Any]) -> dict[str, list[Any]]:
+    """Return the stored columns of a model by the names of their attributes, without those that its base class has."""
+    properties: dict[str, list[Any]] = {}
+    histories: dict[FromClause, Table] = {each.live: each.history for each in model.chain}
+    for live, column in model.table.columns:
+        if column in inherited:
+            continue
+        try:
+            mapped = model.mapper.get_property_by_column(live)
+        except UnmappedColumnError:
+            if column in set(model.columns.values()):
+                properties[live.key] = [column]
+        else:  # in a joined subclass, one attribute may stand for columns of several tables
+            properties[mapped.key] = [histories[each.table].c[each.key] for each in mapped.columns]
+    return properties
+
+
+def _let_grow(model: TrackedModel) -> None:
+    """Give a history class the attributes that its model has got since."""
+    mapper: Mapper[Any] = inspect(model.history_class)
+    above = model.parent and inspect(model.parent.history_class)
+    for name, columns in _stored_properties(model, set(above.columns.values()) if above else ()).items():
+        if not mapper.has_property(name):
+            mapper.add_property(name, column_property(*columns))
 
 
 def moved(expression: Any, columns: Mapping[Any, Any]) -> Any:

@@ -18,6 +18,7 @@ from typing import Any, Final, Self, cast
 from weakref import WeakSet, ref
 
 from sqlalchemy import (
+    Column,
     Connection,
     Delete,
     Engine,
@@ -31,6 +32,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.orm import (
+    ColumnProperty,
     FromStatement,
     InstanceState,
     Mapper,
@@ -51,12 +53,19 @@ from sqlaudit.bulk.recorder import Recorder
 from sqlaudit.bulk.writes import roll_back
 from sqlaudit.capture import OWN, own_connection, uncaptured
 from sqlaudit.exceptions import QueryError, SQLAuditError
-from sqlaudit.flush import Flush, followed_fields_changed, forget_restoring, prepare_restoring, sources_of
+from sqlaudit.flush import (
+    Flush,
+    followed_fields_changed,
+    forget_restoring,
+    forget_unit,
+    prepare_restoring,
+    sources_of,
+)
 from sqlaudit.handwritten import NOTICED, notice_sql
 from sqlaudit.history import Version, where_rows_are
 from sqlaudit.instant import (
     Instant,
-    hide_excluded,
+    hide_if_excluded,
     instant_of_state,
     look_back_from,
     mix_into,
@@ -64,7 +73,7 @@ from sqlaudit.instant import (
     refuse_changes,
     refuse_reference,
 )
-from sqlaudit.models import TrackedModel, link_columns, tracked_model
+from sqlaudit.models import TrackedModel, link_columns, mappers_of, root_of, tracked_model
 from sqlaudit.past import Past, beside_past, stays_in_past
 from sqlaudit.references import Source
 from sqlaudit.tables import (
@@ -598,13 +607,16 @@ def watch(model: TrackedModel) -> None:
         event.listen(Mapper, "mapper_configured", _warn_of_other_mapper)
         event.listen(Mapper, "mapper_configured", _watch_references)
         event.listen(Mapper, "after_configured", _watch_followed)
+        event.listen(Column, "before_parent_attach", _adding_column)
+        event.listen(Column, "after_parent_attach", _column_added)
+        event.listen(object, "attribute_instrument", _attribute_added)
         event.listen(Session, "before_attach", _attaching, raw=True)
     look_again(model.mapper)
 
 
 def look_again(mapper: Mapper[Any]) -> None:
     """Look at the mappers that were configured before a table was tracked, or its options were known."""
-    for each in mapper.registry.mappers:
+    for each in mappers_of(mapper.registry):
         if each.configured:
             _track_links(each, each.class_)
             _warn_of_other_mapper(each, each.class_)
@@ -680,7 +692,7 @@ def _warn_of_other_mapper(mapper: Mapper[Any], model_class: type[Any]) -> None:
 
 def _watch_followed() -> None:
     """Listen to the classes that are not tracked, but that tracked rows follow by foreign key."""
-    for mapper in [each for registry in _all_registries() for each in registry.mappers]:
+    for mapper in [each for registry in _all_registries() for each in mappers_of(registry)]:
         if mapper.configured and tracked_model(mapper) is None and sources_of(mapper):
             for name in ("before_update", "before_delete"):
                 if not event.contains(mapper.class_, name, _FOLLOWED_LISTENERS[name]):
@@ -728,9 +740,13 @@ def _written_by_other_mapper(mapper: Mapper[Any], connection: Connection, state:
 def _watch_references(mapper: Mapper[Any], model_class: type[Any]) -> None:
     """Listen to what is given to the relationships to tracked models, which may be of the past."""
     for relationship in mapper.relationships:
-        if not relationship.viewonly and tracked_model(relationship.mapper) is not None:
-            name = "append" if relationship.uselist else "set"
-            event.listen(getattr(model_class, relationship.key), name, refuse_reference, raw=True)
+        _watch_reference(model_class, relationship)
+
+
+def _watch_reference(model_class: type[Any], relationship: RelationshipProperty[Any]) -> None:
+    if not relationship.viewonly and tracked_model(relationship.mapper) is not None:
+        name = "append" if relationship.uselist else "set"
+        event.listen(getattr(model_class, relationship.key), name, refuse_reference, raw=True)
 
 
 def _track_subclass(mapper: Mapper[Any], model_class: type[Any]) -> None:
@@ -744,21 +760,62 @@ def _track_links(mapper: Mapper[Any], model_class: type[Any]) -> None:
     """Track the association tables between this model and others that are tracked."""
     model = tracked_model(mapper)
     if model is not None:
-        model.table.refresh()
+        model.table.complete()
         mix_into(mapper.get_property_by_column(mapper.primary_key[0]), _AskedInMerges)
-        look_back_from(mapper)
-        hide_excluded(mapper)
-        for relationship in mapper.relationships:
-            _track_link(relationship)
+        for prop in (*mapper.column_attrs, *mapper.relationships):
+            _look_at_attribute(model_class, prop)
+
+
+def _look_at_attribute(model_class: type[Any], prop: ColumnProperty[Any] | RelationshipProperty[Any]) -> None:
+    hide_if_excluded(model_class, prop)
+    if isinstance(prop, RelationshipProperty):
+        look_back_from(model_class, prop)
+        _track_link(prop)
 
 
 def _track_link(relationship: RelationshipProperty[Any]) -> None:
     secondary = relationship.secondary
     if isinstance(secondary, Table) and not relationship.viewonly and tracked_model(relationship.mapper) is not None:
         track_secondary(secondary, link_columns(relationship), relationship.parent)
-        for mapper in relationship.mapper.registry.mappers:
+        for mapper in mappers_of(relationship.mapper.registry):
             if mapper.local_table is secondary:
                 _warn_of_other_mapper(mapper, mapper.class_)
+
+
+# A table may get columns, and a class attributes, at any time.
+
+
+def _adding_column(column: Column[Any], table: Table) -> None:
+    tracked = tracked_table(table)
+    if tracked is not None and tracked.live is table:
+        tracked.refuse_column(column)
+
+
+def _column_added(column: Column[Any], table: Table) -> None:
+    tracked = tracked_table(table)
+    if tracked is not None and tracked.live is table:
+        tracked.follow(column)
+        if not tracked.is_association:
+            _grow(root_of(tracked))
+
+
+def _attribute_added(model_class: type[Any], name: str, attribute: Any) -> None:
+    """Do for an attribute that a class gets later what is done for the others when its mapper is configured."""
+    mapper = inspect(model_class, raiseerr=False)
+    if not isinstance(mapper, Mapper) or not mapper.configured:
+        return
+    if isinstance(attribute.property, RelationshipProperty):
+        _watch_reference(model_class, attribute.property)
+    if (model := tracked_model(mapper)) is not None:
+        _grow(model)
+        if isinstance(attribute.property, (ColumnProperty, RelationshipProperty)):
+            _look_at_attribute(model_class, attribute.property)
+
+
+def _grow(model: TrackedModel) -> None:
+    model.grow()
+    for each in model.root.family():
+        forget_unit(each.mapper)
 
 
 # Association tables are known once the mappers are configured, which may be later than the first CREATE or DROP.
@@ -767,7 +824,7 @@ def _track_link(relationship: RelationshipProperty[Any]) -> None:
 def _before_create(metadata: MetaData, connection: Connection, **kw: Any) -> None:
     find_association_tables(metadata)
     for table in tracked_tables(metadata):
-        table.refresh()
+        table.complete()
 
 
 def _after_create(metadata: MetaData, connection: Connection, **kw: Any) -> None:

@@ -12,7 +12,6 @@ from sqlalchemy import Column
 from sqlalchemy.orm import (
     ColumnProperty,
     InstanceState,
-    Mapper,
     PassiveFlag,
     Query,
     RelationshipProperty,
@@ -191,12 +190,11 @@ class _Unknown:
         )
 
 
-def hide_excluded(mapper: Mapper[Any]) -> None:
+def hide_if_excluded(model_class: type[Any], prop: ColumnProperty[Any] | RelationshipProperty[Any]) -> None:
     """Let past objects have no value of what needs an excluded column: its attribute raises."""
-    for prop in (*mapper.column_attrs, *mapper.relationships):
-        if _is_unknown(prop):
-            mix_into(prop, _NotLoaded)
-            mix_into(getattr(mapper.class_, prop.key).impl, _Unknown)
+    if _is_unknown(prop):
+        mix_into(prop, _NotLoaded)
+        mix_into(getattr(model_class, prop.key).impl, _Unknown)
 
 
 def _is_unknown(prop: ColumnProperty[Any] | RelationshipProperty[Any]) -> bool:
@@ -285,12 +283,11 @@ def _past_query_class(query_class: Any) -> type[Any]:
     return type(query_class.__name__, (_WithPastStatement, query_class), {})
 
 
-def look_back_from(mapper: Mapper[Any]) -> None:
+def look_back_from(model_class: type[Any], relationship: RelationshipProperty[Any]) -> None:
     """Let the write-only and dynamic collections of past objects select the past."""
-    for relationship in mapper.relationships:
-        if relationship.lazy in ("write_only", "dynamic"):
-            implementation = getattr(mapper.class_, relationship.key).impl
-            collection = implementation.query_class
-            if not issubclass(collection, (_PastSelect, _PastQuery)):
-                mixin = _PastSelect if issubclass(collection, WriteOnlyCollection) else _PastQuery
-                implementation.query_class = type(collection.__name__, (mixin, collection), {"__slots__": ()})
+    if relationship.lazy in ("write_only", "dynamic"):
+        implementation = getattr(model_class, relationship.key).impl
+        collection = implementation.query_class
+        if not issubclass(collection, (_PastSelect, _PastQuery)):
+            mixin = _PastSelect if issubclass(collection, WriteOnlyCollection) else _PastQuery
+            implementation.query_class = type(collection.__name__, (mixin, collection), {"__slots__": ()})

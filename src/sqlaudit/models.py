@@ -5,6 +5,7 @@ The mapper of a tracked model carries a :class:`TrackedModel` in ``mapper.class_
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
@@ -13,13 +14,15 @@ from sqlalchemy import (
     BinaryExpression,
     Column,
     ColumnElement,
+    FromClause,
     Table,
     inspect,
 )
 from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.orm import Mapper, RelationshipProperty
+from sqlalchemy.orm import registry as orm_registry
 from sqlalchemy.orm.exc import UnmappedColumnError
-from sqlalchemy.sql import visitors
+from sqlalchemy.sql import operators, visitors
 
 from sqlaudit.exceptions import TrackingError
 from sqlaudit.tables import INFO_KEY, AuditColumns, TrackedTable, refuse_clash, tracked_table
@@ -49,6 +52,8 @@ class TrackedModel:
         self.parent = None if mapper.inherits is None or mapper.concrete else tracked_model(mapper.inherits)
         self.table: TrackedTable
         self.history_class: type[Any] | None = None  # made by history_of()
+        self.has_grown = False
+        """Whether it has got attributes that its history class may lack."""
         self._make_table()
         mapper.class_manager.info[INFO_KEY] = self
 
@@ -57,10 +62,14 @@ class TrackedModel:
         fields = {name for name, column in mapper.columns.items() if isinstance(column, Column)}
         refuse_clash(options.audit_columns, mapper.class_.__name__, fields - options.exclude, mapper.class_)
         local = mapper.local_table
-        assert isinstance(local, Table)
+        if not isinstance(local, Table):
+            raise TrackingError(
+                f"{mapper.class_.__name__} is mapped to {local.description!r}, which is no table; track the models of "
+                "the tables that it is made of.",
+                mapper.class_,
+            )
         if self.parent is not None and local is self.parent.table.live:
             self.table = self.parent.table
-            self.table.refresh()
         else:
             self.table = TrackedTable(
                 local,
@@ -83,12 +92,23 @@ class TrackedModel:
         """Return the columns of the own table that identify a row, in the order of the base table's."""
         if self.parent is None:
             return [cast("Column[Any]", column) for column in self.mapper.primary_key]
-        partners: dict[Any, Any] = {}
-        for element in visitors.iterate(cast("ColumnElement[bool]", self.mapper.inherit_condition)):
-            if isinstance(element, BinaryExpression):
-                left, right = (side._deannotate() for side in (element.left, element.right))
-                partners[left], partners[right] = right, left
-        return [partners[column] for column in self.parent.table.key]
+        mapper, base = self.mapper, self.root.table
+        name, equal = mapper.class_.__name__, _EqualColumns(mapper)
+        if not equal.are(mapper.primary_key, base.key):
+            raise TrackingError(
+                f"{name} has another primary key than {base.live.fullname!r}, by which the versions of its base class "
+                "are found; leave primary_key out of its __mapper_args__.",
+                mapper.class_,
+            )
+        found = [equal.column_of(mapper.local_table, column) for column in base.key]
+        if any(column is None for column in found):
+            raise TrackingError(
+                f"The table {mapper.local_table.description!r} of {name} has no column that is equal to the key of "
+                f"{base.live.fullname!r}, by which its versions are found; let its foreign key refer to that key, or "
+                "to a column that is equal to it.",
+                mapper.class_,
+            )
+        return found
 
     def _name_of(self, column: Column[Any]) -> str:
         try:
@@ -133,8 +153,7 @@ class TrackedModel:
                     f"The history of {name} is in use already; decorate it right after it is defined.",
                     self.mapper.class_,
                 )
-            self.table.live.metadata.remove(self.table.history)
-            del self.table.live.info[INFO_KEY]
+            self.table.discard()
             for other in self.chain:
                 other.chains.remove(self.chain)
             self.__dict__.pop("chain", None)
@@ -177,6 +196,12 @@ class TrackedModel:
                 columns.setdefault(name, history)
         return columns
 
+    def grow(self) -> None:
+        """Forget what was made of its columns, its own and its family's: it has got more."""
+        for model in self.root.family():
+            model.__dict__.pop("columns", None)
+            model.has_grown = True
+
     def _is_unmapped(self, column: Column[Any]) -> bool:
         return not any(column in mapper._columntoproperty for mapper in self.mapper.self_and_descendants)
 
@@ -205,9 +230,49 @@ class TrackedModel:
         return [self.columns[field]] if field else list(self.root.table.history_key)
 
 
+class _EqualColumns:
+    """Which columns of an object's tables have one value, for its tables are joined by them."""
+
+    def __init__(self, mapper: Mapper[Any]) -> None:
+        self._sets: list[set[Any]] = []
+        while mapper.inherits is not None and not mapper.concrete:
+            if mapper.inherit_condition is not None:
+                self._read(mapper.inherit_condition)
+            mapper = mapper.inherits
+
+    def _read(self, condition: ColumnElement[bool]) -> None:
+        for element in visitors.iterate(condition):
+            if isinstance(element, BinaryExpression) and element.operator is operators.eq:
+                same = {element.left._deannotate(), element.right._deannotate()}
+                self._sets = [*self._merged(same)]
+
+    def _merged(self, same: set[Any]) -> Iterator[set[Any]]:
+        for each in self._sets:
+            if same.isdisjoint(each):
+                yield each
+            else:
+                same = same | each
+        yield same
+
+    def _equal_to(self, column: Any) -> set[Any]:
+        return next((each for each in self._sets if column in each), {column})
+
+    def column_of(self, table: FromClause, column: Any) -> Any:
+        """Return the column of a table that has the value of another column, or ``None``."""
+        return next((each for each in (*table.primary_key, *table.c) if each in self._equal_to(column)), None)
+
+    def are(self, left: Sequence[Any], right: Sequence[Any]) -> bool:
+        return len(left) == len(right) and all(a in self._equal_to(b) for a, b in zip(left, right, strict=True))
+
+
 def tracked_model(mapper: Mapper[Any]) -> TrackedModel | None:
     """Return what makes the class of a mapper tracked, or ``None``."""
     return mapper.class_manager.info.get(INFO_KEY)
+
+
+def mappers_of(registry: orm_registry) -> list[Mapper[Any]]:
+    """Return the mappers of a registry; its own list of them raises while a class of it is not mapped."""
+    return [manager.mapper for manager in list(registry._managers) if manager.is_mapped]
 
 
 def tracked_model_of(model_class: type[Any]) -> TrackedModel:

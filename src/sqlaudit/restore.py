@@ -30,7 +30,7 @@ from sqlaudit.exceptions import QueryError, ReadOnlyError, SQLAuditError, Tracki
 from sqlaudit.history import Version, checked_session, where_rows_are
 from sqlaudit.hooks import records
 from sqlaudit.instant import Instant
-from sqlaudit.models import TrackedModel, link_columns, root_of, tracked_model, tracked_model_of
+from sqlaudit.models import TrackedModel, link_columns, mappers_of, root_of, tracked_model, tracked_model_of
 from sqlaudit.ordering import Ordering
 from sqlaudit.period import as_utc
 from sqlaudit.plan import Change, GivenValues, LinkChange, Plan, fate_of, name_of
@@ -587,7 +587,7 @@ def _conflict(
 def _relationship_through(table: TrackedTable) -> RelationshipProperty[Any]:
     """Return a relationship that writes an association table."""
     assert table.mapper is not None
-    for mapper in sorted(table.mapper.registry.mappers, key=lambda mapper: mapper is not table.mapper):
+    for mapper in sorted(mappers_of(table.mapper.registry), key=lambda mapper: mapper is not table.mapper):
         for relationship in mapper.relationships:
             if relationship.secondary is table.live and not relationship.viewonly:
                 return relationship

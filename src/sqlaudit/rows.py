@@ -119,7 +119,7 @@ class Hierarchy:
         self.root = root
         family = root.family()
         for model in family:
-            model.table.refresh()
+            model.table.complete()
         self.tables = list(dict.fromkeys(table for model in family for table in model.chain))
         self.pairs = [pair for table in self.tables for pair in table.columns]
         self.old: dict[Column[Any], Column[Any]] = dict(self.pairs)

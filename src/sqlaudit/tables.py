@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
-from itertools import takewhile
+from itertools import chain, takewhile
 from typing import Any, Final, cast
 from weakref import WeakKeyDictionary, WeakSet, ref
 
@@ -147,7 +147,11 @@ class TrackedTable:
     def _make_table(self, name: str | None) -> Table:
         live, metadata = self.live, self.live.metadata
         name = name or shortened(f"{live.name}_history")
-        if (key := name if live.schema is None else f"{live.schema}.{name}") in metadata.tables:
+        key = name if live.schema is None else f"{live.schema}.{name}"
+        for table in (live, metadata.tables.get(key)):
+            if (earlier := tracked_table(table)) is not None and earlier.is_over:
+                earlier.discard()
+        if key in metadata.tables:
             raise TrackingError(
                 f"The history table of {live.fullname!r} cannot be named {key!r}, there is such a table already; "
                 "choose another name: track_table(history_table_name=…).",
@@ -212,14 +216,22 @@ class TrackedTable:
     def _stored_columns(self) -> Iterator[Column[Any]]:
         return (column for column in self.live.c if not column.system and column.name not in self.exclude)
 
-    def _copy_of(self, column: Column[Any]) -> Column[Any]:
-        refuse_clash(self.names, repr(self.live.fullname), {column.name, column.key}, self.live)
-        if column.key.startswith("sqlaudit_"):
+    def refuse_column(self, column: Column[Any]) -> None:
+        """Raise if the history table cannot store a column.
+
+        :raises TrackingError: its name is one of ours
+        """
+        key = column.key or column.name  # a column that no table has yet may have no key
+        refuse_clash(self.names, repr(self.live.fullname), {column.name, key}, self.live)
+        if key.startswith("sqlaudit_"):
             raise TrackingError(
-                f"{self.live.fullname!r} has a column {column.key!r}, and names that begin with 'sqlaudit_' are those "
+                f"{self.live.fullname!r} has a column {key!r}, and names that begin with 'sqlaudit_' are those "
                 "of our parameters; give the column another key: mapped_column(…, key=…).",
                 self.live,
             )
+
+    def _copy_of(self, column: Column[Any]) -> Column[Any]:
+        self.refuse_column(column)
         is_key = column in set(self.key)  # a set: == is the type's own, and may be anything
         copy: Column[Any] = Column(
             column.name, key=column.key, primary_key=is_key, nullable=not is_key, autoincrement=False
@@ -228,20 +240,36 @@ class TrackedTable:
         copy.type = column.type
         return copy
 
-    def refresh(self) -> None:
-        """Follow the live table, to which columns may have been added since.
+    def follow(self, column: Column[Any]) -> None:
+        """Store a column that the live table gets, or that takes the place of another."""
+        if column.key in self.history.c:
+            self.history.c[column.key].type = column.type
+        elif column in set(self._stored_columns()):
+            self.history.append_column(self._copy_of(column))
+        unread.add(ref(self))
+        self.__dict__.pop("columns", None)
+        for table in {self, *chain.from_iterable(self.chains)}:
+            table.statements.clear()
+            table.cache.clear()
 
-        Single-table subclasses add columns, and a foreign key without a type gets it from its target.
-        """
-        for column in self._stored_columns():
-            if column.key not in self.history.c:
-                self.history.append_column(self._copy_of(column))
-                unread.add(ref(self))
-                self.statements.clear()
-                self.__dict__.pop("columns", None)
-            elif isinstance(self.history.c[column.key].type, NullType):
-                self.history.c[column.key].type = column.type
+    def complete(self) -> None:
+        """Add what is known now: the type that a foreign key has from its target, and the indexes for reads."""
+        for column, copy in self.columns:
+            if isinstance(copy.type, NullType):
+                copy.type = column.type
         self._index_for_reads()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the class that it was tracked for is mapped to it no longer, or its MetaData has dropped it."""
+        is_mapped = self.mapper is None or inspect(self.mapper.class_, raiseerr=False) is self.mapper
+        return not is_mapped or self.live.metadata.tables.get(self.live.key) is not self.live
+
+    def discard(self) -> None:
+        """Let the table be tracked no more."""
+        self.live.metadata.remove(self.history)
+        for table in (self.live, self.history):
+            table.info.pop(INFO_KEY, None)
 
     @cached_property
     def columns(self) -> list[tuple[Column[Any], Column[Any]]]:
@@ -310,8 +338,10 @@ def guard_name(tracked: TrackedTable) -> str:
 
 @compiles(AddOpenGuard)
 def _render_open_guard(element: AddOpenGuard, compiler: DDLCompiler, **kw: Any) -> str:
-    history, quote = element.history, compiler.preparer.quote
-    tracked: TrackedTable = history.info[INFO_KEY]
+    # A copy of the history table, by Table.to_metadata(), has its listeners, too.
+    history = element.target if isinstance(element.target, Table) else element.history
+    quote = compiler.preparer.quote
+    tracked: TrackedTable = element.history.info[INFO_KEY]
     guard = quote(guard_name(tracked))
     open_end = compiler.sql_compiler.process(OpenEnd())
     key = ", ".join([*(quote(column.name) for column in tracked.history_key), guard])
@@ -323,8 +353,13 @@ def _render_open_guard(element: AddOpenGuard, compiler: DDLCompiler, **kw: Any) 
 
 
 def tracked_table(table: object) -> TrackedTable | None:
-    """Return what makes a table tracked, or ``None``."""
-    return table.info.get(INFO_KEY) if isinstance(table, Table) else None
+    """Return what makes a table tracked, or ``None``.
+
+    A copy that ``Table.to_metadata()`` has made has the original's info, and is another table.
+    """
+    tracked: TrackedTable | None = table.info.get(INFO_KEY) if isinstance(table, Table) else None
+    # Not by identity: statements of the ORM have annotated tables.
+    return tracked if tracked is not None and (tracked.live == table or tracked.history == table) else None
 
 
 def unique_together(table: Table, *, partial: bool = False) -> Iterator[tuple[Column[Any], ...]]:
@@ -344,9 +379,11 @@ def unique_together(table: Table, *, partial: bool = False) -> Iterator[tuple[Co
 
 def track_secondary(secondary: Table, columns: Iterable[Column[Any]], mapper: Mapper[Any]) -> TrackedTable:
     """Give an association table, whose links these columns make, a history table."""
-    return tracked_table(secondary) or TrackedTable(
-        secondary, secondary.primary_key or columns, is_association=True, mapper=mapper
-    )
+    tracked = tracked_table(secondary)
+    if tracked is None or tracked.is_over:
+        key = secondary.primary_key or columns
+        tracked = TrackedTable(secondary, key, is_association=True, mapper=mapper)
+    return tracked
 
 
 def tracked_tables(metadata: MetaData) -> list[TrackedTable]:
