@@ -30,7 +30,6 @@ from sqlalchemy import (
     event,
     inspect,
 )
-from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.orm import (
     ColumnProperty,
     FromStatement,
@@ -46,12 +45,12 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.orm.mapper import _all_registries
 
-from sqlaudit.bulk.appending import is_history, is_migrating, refuse_rewriting, rewriting
-from sqlaudit.bulk.namesakes import notice_namesake
+from sqlaudit.bulk.appending import is_history
+from sqlaudit.bulk.namesakes import is_namesake
 from sqlaudit.bulk.reading import notice_writes_within, source_written, table_written, unwrapped
 from sqlaudit.bulk.recorder import Recorder
 from sqlaudit.bulk.writes import roll_back
-from sqlaudit.capture import OWN, own_connection, uncaptured
+from sqlaudit.capture import OWN, uncaptured
 from sqlaudit.exceptions import QueryError, SQLAuditError
 from sqlaudit.flush import (
     Flush,
@@ -75,7 +74,6 @@ from sqlaudit.instant import (
 )
 from sqlaudit.models import TrackedModel, link_columns, mappers_of, root_of, tracked_model
 from sqlaudit.past import Past, beside_past, stays_in_past
-from sqlaudit.references import Source
 from sqlaudit.tables import (
     INFO_KEY,
     find_association_tables,
@@ -215,8 +213,8 @@ def _after_soft_rollback(session: Session, transaction: SessionTransaction) -> N
 
 
 def _do_orm_execute(state: ORMExecuteState) -> Any:
-    mapper = state.bind_arguments.get("mapper")
-    if mapper is not None and issubclass(mapper.class_, Version) and "bind" not in state.bind_arguments:
+    mapper = inspect(state.bind_arguments.get("mapper"), raiseerr=False)  # a class, too, may be given
+    if isinstance(mapper, Mapper) and issubclass(mapper.class_, Version) and "bind" not in state.bind_arguments:
         # A session with binds knows none for histories.
         state.bind_arguments.update(where_rows_are(state.session, mapper.class_.__sqlaudit_model__.mapper))
     instant = instant_of(state)
@@ -226,85 +224,98 @@ def _do_orm_execute(state: ORMExecuteState) -> Any:
         # selectin_polymorphic tells nobody for whom it loads: it finds live objects, which do no harm to the past ones.
         state.statement = beside_past(state.statement)
     statement = unwrapped(state.statement)
-    if isinstance(statement, UpdateBase):
-        refuse_rewriting(table_written(statement), statement, lambda: _connection_of(state))
     if isinstance(statement, (Update, Delete)) and not isinstance(state.statement, FromStatement):
         state.statement = statement  # a lambda would not tell how it is to be followed
         if state.is_orm_statement and not state.is_executemany:
             _spare_past_objects(state)
-    if state.session.info.get(_DISABLED):
+    writes_history = isinstance(statement, UpdateBase) and is_history(table_written(statement))
+    if state.session.info.get(_DISABLED) and not writes_history:
         return None
     if isinstance(statement, TextClause):
         if _is_first(state):
             state.update_execution_options(**{NOTICED: True})
             notice_sql(statement.text)
-    elif not isinstance(statement, UpdateBase) or source_written(statement) is None:
+    elif writes_history or (
+        isinstance(statement, UpdateBase) and (source_written(statement) is not None or is_namesake(statement))
+    ):
+        if _is_first(state) and not _is_recording(state.session):
+            return _record_statement(state)
+    else:
         notice_writes_within(statement)
-        if isinstance(statement, UpdateBase):
-            notice_namesake(statement, lambda: _connection_noticed(state))
-    elif _is_first(state):
-        return _record_statement(state)
     return None
 
 
-def _connection_noticed(state: ORMExecuteState) -> Connection:
-    """Return the connection of a statement that is being noticed, and need not be noticed again."""
-    state.update_execution_options(**{NOTICED: True})
-    return _connection_of(state)
-
-
-def _connection_of(state: ORMExecuteState) -> Connection:
-    """Return the connection that a statement is going to be executed on."""
-    return state.session.connection(bind_arguments=dict(state.bind_arguments), execution_options=OWN)
-
-
 def _record_statement(state: ORMExecuteState) -> Any:
-    session = state.session
-    if isinstance(session, ShardedSession):
-        uncaptured(
-            "A statement of a ShardedSession, which may write several shards, is not recorded in the history of its "
-            "table; execute it in a session on the engine of each shard, or call record_changes() there.",
-            state.statement,
-        )
-        return None
-    connection = _connection_of(state)
-    if connection in session.info.get(_RECORDING, ()):
-        return None  # a listener of an overlapping target came first
-    with _recording(session, connection) as recorder:
+    with _recording(state.session) as recorder:
         result = state.invoke_statement()
     if not recorder.surplus or isinstance(state.statement, FromStatement):  # which has loaded what it was asked for
         return result
     return result.columns(*range(len(result.keys()) - recorder.surplus))
 
 
+class _Recording:
+    """The recording of what a session executes itself: whichever of its connections that is executed on is heard.
+
+    Nobody asks the session which connection that will be: its answer may be another one the second time.
+
+    :ivar flush: the flush that a listener executes the statement in, if it is executed in one; the statements of other
+        flushes are recorded elsewhere
+    """
+
+    def __init__(self, session: Session) -> None:
+        info = session.info
+        self.flush = info.get(INFO_KEY)
+        self.recorder = Recorder(
+            lambda _: session,
+            lambda _, table, __: bool(table is None or info.get(_DISABLED)) or info.get(INFO_KEY) is not self.flush,
+            waits=True,
+            can_cut=True,
+        )
+        self._connections: set[Connection] = set()
+
+    def listen(self, connection: Connection) -> None:
+        if connection not in self._connections:
+            self._connections.add(connection)
+            self.recorder.listen(connection)
+
+    def end(self) -> None:
+        for connection in self._connections:
+            self.recorder.remove(connection)
+
+
+def _is_recording(session: Session) -> bool:
+    """Tell whether what a session executes now is recorded already."""
+    recordings: list[_Recording] = session.info.get(_RECORDING, [])
+    return bool(recordings) and recordings[-1].flush is session.info.get(INFO_KEY)
+
+
+def _connections_of(session: Session) -> set[Connection]:
+    """Return the connections that a session has in its transaction; more may come."""
+    transaction = session.get_transaction()
+    return {each[0] for each in transaction._connections.values()} if transaction is not None else set()
+
+
 @contextmanager
-def _recording(session: Session, *connections: Connection) -> Iterator[Recorder]:
+def _recording(session: Session) -> Iterator[Recorder]:
     """Record the statements that a session executes itself; those of its flushes are seen to elsewhere.
 
     If one fails, what it did in part is undone; if recording fails, the transaction is rolled back.
     """
-    flush = session.info.get(INFO_KEY)  # one that a listener executes the statement in
-    recorder = Recorder(
-        lambda _: session,
-        lambda *_: session.info.get(INFO_KEY) is not flush,
-        waits=True,
-        can_cut=True,
-    )
-    before: frozenset[Connection] = session.info.get(_RECORDING, frozenset())
-    session.info[_RECORDING] = before | set(connections)
-    for connection in connections:
-        recorder.listen(connection)
+    recording = _Recording(session)
+    recordings: list[_Recording] = session.info.setdefault(_RECORDING, [])
+    recordings.append(recording)
+    for connection in _connections_of(session):
+        recording.listen(connection)
     try:
-        yield recorder
+        yield recording.recorder
     except Exception:
-        recorder.settle_failed()
+        recording.recorder.settle_failed()
         raise
     finally:
-        for connection in connections:
-            recorder.remove(connection)
-        session.info[_RECORDING] = before
+        recordings.remove(recording)
+        recording.end()
     try:
-        recorder.settle()
+        recording.recorder.settle()
     except BaseException:
         roll_back(session)
         raise
@@ -327,6 +338,8 @@ def _is_first(state: ORMExecuteState) -> bool:
 def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
     if _engines:  # who listen to the connection, and ask whose it is
         connection.info[_SESSION] = ref(connection.get_transaction()), ref(session)
+    for recording in session.info.get(_RECORDING, ()):
+        recording.listen(connection)
 
 
 _SESSION_LISTENERS: Final[dict[str, Callable[..., Any]]] = {
@@ -415,23 +428,32 @@ def _session_on(connection: Connection) -> Session | None:
     return cast("Session | None", session()) if transaction() is connection.get_transaction() is not None else None
 
 
-def _is_seen_to_by_session(connection: Connection, source: Source | None, options: Mapping[str, Any]) -> bool:
+def _is_seen_to_by_session(connection: Connection, table: Any, options: Mapping[str, Any]) -> bool:
     """Tell whether a session with hooks sees to what a connection executes.
 
     What listeners execute while a session flushes is not the session's own, whose statements have a cache of their
     own, except those of links.
+
+    :param table: the table that is written; ``None`` if the SQL was written by hand, and a flush has none such
     """
     session = _session_on(connection)
     if session is None:
         return False
-    if source is None or INFO_KEY not in session.info or session.info.get(_DISABLED) or session.info.get(_RECORDING):
-        return any(session.info.get(key) for key in (INFO_KEY, _DISABLED, _RECORDING))
-    return source.is_association or options.get("compiled_cache") not in (None, connection.engine._compiled_cache)
+    if session.info.get(_DISABLED) or table is None:
+        return bool(session.info.get(_DISABLED))
+    if _is_recording(session) or INFO_KEY not in session.info:
+        return _is_recording(session)
+    return _is_association(table) or options.get("compiled_cache") not in (None, connection.engine._compiled_cache)
 
 
-def _is_nothing_to_session(connection: Connection, source: Source | None, options: Mapping[str, Any]) -> bool:
+def _is_association(table: Any) -> bool:
+    tracked = tracked_table(table)
+    return tracked is not None and tracked.is_association
+
+
+def _is_nothing_to_session(connection: Connection, table: Any, options: Mapping[str, Any]) -> bool:
     session = _session_on(connection)
-    return session is None or not records(session) or _is_seen_to_by_session(connection, source, options)
+    return session is None or not records(session) or _is_seen_to_by_session(connection, table, options)
 
 
 _of_sessions: Final = Recorder(_session_on, _is_nothing_to_session)
@@ -462,19 +484,18 @@ def _recording_bulk_mappings(name: str, original: Callable[..., None]) -> Callab
     return method
 
 
-def _record_bulk(session: Session, mappers: Iterable[Mapper[Any]], write: Callable[[], None]) -> None:
+def _record_bulk(session: Session, mappers: Collection[Mapper[Any]], write: Callable[[], None]) -> None:
     """Record what a method writes to tables of mappers, in one database or several.
 
     :raises ReadOnlyError: one is of a history class
     """
-    for mapper in mappers:
-        if is_history(mapper.local_table) and not is_migrating(own_connection(session, mapper.base_mapper)):
-            raise rewriting(cast(Table, mapper.local_table))
-    written = [mapper for mapper in mappers if tracked_model(mapper) is not None or sources_of(mapper)]
-    if not written or session.info.get(_DISABLED):
+    written = any(tracked_model(mapper) is not None or sources_of(mapper) for mapper in mappers)
+    is_of_interest = (written and not session.info.get(_DISABLED)) or any(
+        is_history(each.local_table) for each in mappers
+    )
+    if not is_of_interest or _is_recording(session):
         return write()
-    connections = {own_connection(session, mapper.base_mapper) for mapper in written}
-    with _recording(session, *connections - session.info.get(_RECORDING, frozenset())):
+    with _recording(session):
         return write()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import Connection, Table
@@ -19,14 +18,14 @@ def is_history(table: object) -> bool:
     return tracked is not None and bool(tracked.history == table)  # which may be annotated by the ORM
 
 
-def refuse_rewriting(table: Any, clause: Any, connection: Callable[[], Connection]) -> None:
+def refuse_rewriting(table: Any, clause: Any, connection: Connection) -> None:
     """Refuse a statement that writes a history table, unless it is one of sqlaudit's or of a migration's.
 
     :param table: the one that it writes
-    :param connection: gives the one that is to execute it
+    :param connection: the one that is to execute it
     :raises ReadOnlyError: it does
     """
-    if is_history(table) and WRITE not in clause.get_execution_options() and not is_migrating(connection()):
+    if is_history(table) and WRITE not in clause.get_execution_options() and not is_migrating(connection):
         raise rewriting(table)
 
 

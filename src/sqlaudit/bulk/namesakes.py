@@ -5,10 +5,9 @@ A reflected one, for instance, or what ``table()`` makes for a script.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 
-from sqlalchemy import Connection, Table, TableClause
+from sqlalchemy import Connection, Table, TableClause, UpdateBase
 
 from sqlaudit.bulk.appending import refuse_rewriting
 from sqlaudit.bulk.reading import table_written
@@ -26,17 +25,19 @@ from sqlaudit.tables import (
 _ELSEWHERE: Final = "sqlaudit_elsewhere"
 
 
-def notice_namesake(clause: Any, connection: Callable[[], Connection]) -> None:
-    """Notice that a statement writes a tracked table by another one of its name.
+def is_namesake(clause: Any) -> bool:
+    """Tell whether a statement writes a table that has the name of a tracked one, but is another to SQLAlchemy."""
+    table = table_written(clause) if isinstance(clause, UpdateBase) else None
+    return getattr(table, "name", None) in tracked_names and tracked_table(table) is None
 
-    :param connection: gives the one that executes it, if that is of interest: names are mostly others
+
+def notice_namesake(clause: Any, connection: Connection) -> None:
+    """Notice that a statement that a connection executes writes a tracked table by another one of its name.
+
     :raises ReadOnlyError: it writes the history of one so
     """
     table = table_written(clause)
-    if getattr(table, "name", None) not in tracked_names or tracked_table(table) is not None:
-        return
-    here = connection()
-    tracked = next((each for each in _of_name(table, here) if _is_history_there(each, here)), None)
+    tracked = next((each for each in _of_name(table, connection) if _is_history_there(each, connection)), None)
     if tracked is not None and tracked.live.name != table.name:
         refuse_rewriting(tracked.history, clause, connection)
     elif tracked is not None:

@@ -17,7 +17,7 @@ from sqlaudit.bulk.appending import refuse_rewriting
 from sqlaudit.bulk.inserts import prepare_followed_upsert, prepare_insert
 from sqlaudit.bulk.keys import MAY_FAIL
 from sqlaudit.bulk.locking import keep_others_out, prepare_change
-from sqlaudit.bulk.namesakes import notice_namesake
+from sqlaudit.bulk.namesakes import is_namesake, notice_namesake
 from sqlaudit.bulk.reading import (
     Parameters,
     can_be_foreseen,
@@ -65,7 +65,7 @@ class Recorder:
     def __init__(
         self,
         session_on: Callable[[Connection], Session | None],
-        is_paused: Callable[[Connection, Source | None, Mapping[str, Any]], bool],
+        is_paused: Callable[[Connection, Any, Mapping[str, Any]], bool],
         *,
         waits: bool = False,
         can_cut: bool = False,
@@ -120,11 +120,12 @@ class Recorder:
     def settle(self) -> None:
         """Write the versions of what has been executed."""
         writes, self.writes = self.writes, []
-        seen: set[tuple[Source, Key]] = set()
+        seen: set[tuple[Connection, Source, Key]] = set()
         for write in writes:
             if len(writes) > 1:
-                write.inserted = [key for key in write.inserted if (write.root, key) not in seen]
-                seen.update((write.root, key) for key in write.inserted)
+                place = write.connection, write.root
+                write.inserted = [key for key in write.inserted if (*place, key) not in seen]
+                seen.update((*place, key) for key in write.inserted)
             write.settle()
 
     # -- the events
@@ -138,9 +139,9 @@ class Recorder:
         """
         statement = unwrapped(clause)
         if isinstance(statement, UpdateBase):
-            refuse_rewriting(table_written(statement), statement, lambda: connection)
+            refuse_rewriting(table_written(statement), statement, connection)
         if isinstance(statement, TextClause):
-            if self._is_new(connection, options):
+            if self._is_new(connection, None, options):
                 notice_sql(statement.text)
         elif (
             not isinstance(statement, UpdateBase)
@@ -148,11 +149,11 @@ class Recorder:
             or (isinstance(source, Untracked) and not is_followed(statement, source, multiple or [single]))
         ):
             notice_writes_within(statement)
-            if isinstance(statement, UpdateBase) and self._is_new(connection, options):
-                notice_namesake(statement, lambda: connection)
+            if is_namesake(statement) and self._is_new(connection, table_written(statement), options):
+                notice_namesake(statement, connection)
         elif (
             WRITE not in statement.get_execution_options()
-            and not self.is_paused(connection, source, options)
+            and not self.is_paused(connection, source.live, options)
             and _is_where_history_is(connection, source, options)
             and can_be_foreseen(statement, source)
         ):
@@ -161,9 +162,9 @@ class Recorder:
             multiple = parameters if multiple else multiple
         return clause, multiple, single
 
-    def _is_new(self, connection: Connection, options: Mapping[str, Any]) -> bool:
+    def _is_new(self, connection: Connection, table: Any, options: Mapping[str, Any]) -> bool:
         """Tell whether what cannot be recorded is to be noticed here: a session has noticed its own."""
-        return not self.waits and not options.get(NOTICED) and not self.is_paused(connection, None, options)
+        return not options.get(NOTICED) and not self.is_paused(connection, table, options)
 
     def before_cursor(
         self, connection: Connection, cursor: Any, sql: str, parameters: Any, context: Any, many: bool
