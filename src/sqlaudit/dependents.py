@@ -50,6 +50,8 @@ class Dependents:
     """The rows that go, or change, with others."""
 
     def __init__(self) -> None:
+        self.written: set[tuple[TrackedTable, Key]] = set()
+        """Rows that somebody else records."""
         self._found: list[tuple[Capture, Sequence[Key]]] = []
         self._referred: list[tuple[Occasion, Sources, Portionable[Key]]] = []
 
@@ -83,9 +85,10 @@ class Dependents:
                 seen.update((follower, each) for each in new)
                 for chain, some in by_chain(connection, follower, new):
                     if isinstance(follower, TrackedTable):
+                        untold = [each for each in some if (follower, each) not in self.written]
                         capture = occasion.capture(chain)
-                        capture.baseline(some)
-                        self._found.append((capture, some))
+                        capture.baseline(untold)
+                        self._found.append((capture, untold))
                     self._find(occasion, chain, some, seen)
 
     def settle(self) -> None:

@@ -69,12 +69,14 @@ class Restoring:
     :ivar links: the same of links, by table and :func:`link_identity`
     :ivar order: (base mapper, base mapper whose rows refer to the first's), where no relationship need say so
     :ivar overridden: what ends the overriding of keys that the database makes
+    :ivar overriding: the tables whose keys are overridden, by connection
     """
 
     reasons: WeakKeyDictionary[State, tuple[str, Mapping[str, Any]]] = field(default_factory=WeakKeyDictionary)
     links: dict[tuple[Table, frozenset[Any]], str] = field(default_factory=dict)
     order: set[tuple[Mapper[Any], Mapper[Any]]] = field(default_factory=set)
     overridden: list[Callable[[], None]] = field(default_factory=list)
+    overriding: dict[Connection, set[Table]] = field(default_factory=lambda: defaultdict(set))
 
     def reason_of(self, state: State) -> str | None:
         """Return why an object is written, as far as it was restored: every flush asks it of every object."""
@@ -84,6 +86,13 @@ class Restoring:
         if values and not any(state.dict.get(name, state) is value for name, value in values.items()):
             return None
         return reason
+
+    def override_keys(self, state: State, connection: Connection) -> None:
+        """Let a restored object be inserted with its old key."""
+        tables = {table for table in state.mapper.tables if isinstance(table, Table) and makes_its_keys(table)}
+        if state in self.reasons and not tables <= self.overriding[connection]:
+            self.overridden.append(override_keys(connection, tables - self.overriding[connection]))
+            self.overriding[connection] |= tables
 
 
 _NOT_RESTORING: Final = Restoring()
@@ -103,18 +112,13 @@ def forget_restoring(session: Session) -> None:
 
 
 def prepare_restoring(session: Session, context: UOWTransaction) -> None:
-    """Let a flush write restored rows in an order that their foreign keys allow, and with their old keys.
+    """Let a flush write restored rows in an order that their foreign keys allow.
 
     The unit of work takes its order from the relationships that changed; restored rows have columns set.
     """
     found: Restoring | None = session.info.get(_RESTORING)
     if found is None:
         return
-    new = {state.mapper for state in found.reasons if state.key is None}
-    for mapper in new:
-        if tables := {table for table in mapper.tables if isinstance(table, Table) and makes_its_keys(table)}:
-            connection = own_connection(session, mapper)
-            found.overridden.append(override_keys(connection, tables))
     save: Callable[[UOWTransaction, Mapper[Any]], Any] = _SaveUpdateAll
     delete: Callable[[UOWTransaction, Mapper[Any]], Any] = _DeleteAll
     for parent, child in found.order:
@@ -130,6 +134,17 @@ def prepare_restoring(session: Session, context: UOWTransaction) -> None:
 def link_identity(columns: Iterable[Column[Any]], link: Iterable[Any]) -> frozenset[tuple[str, Any]]:
     """Return what tells a link from others, from whichever side it is seen."""
     return frozenset(zip((column.key for column in columns), link, strict=True))
+
+
+def chooses_connections(session: Session) -> bool:
+    """Tell whether a session may have several connections in one transaction."""
+    own = vars(session)
+    return (
+        type(session).get_bind is not Session.get_bind
+        or bool(own.get("binds") or own.get("_Session__binds"))  # 2.0 has them by the second name
+        or "get_bind" in own
+        or session.connection_callable is not None
+    )
 
 
 class Unit:
@@ -261,25 +276,28 @@ class _Links:
     removed: set[Key] = field(default_factory=set)
 
 
-_LinksByTable = dict[tuple[TrackedTable, tuple[Column[Any], ...], Connection], _Links]
+_LinksByTable = dict[tuple[TrackedTable, tuple[Column[Any], ...], Connection | None], _Links]
 
 
 @dataclass(slots=True)
 class _ToAsk:
-    """What the database must be asked before a flush.
+    """What the database must be asked before the objects of one base mapper and identity token are written.
 
     :ivar blind: the keys of rows whose old values their objects don't know
     :ivar parents: the keys of rows that others may follow
     :ivar untracked: the objects of classes without history whose rows tracked ones may follow
     :ivar links: the links that may change
-    :ivar followed: the fields by which others follow the rows of a unit, as far as that has been asked
+    :ivar asked: the connections that have been asked
     """
 
-    blind: dict[tuple[Unit, Any], list[Key]] = field(default_factory=lambda: defaultdict(list))
-    parents: dict[tuple[Unit, Any, str | None], list[Key]] = field(default_factory=lambda: defaultdict(list))
-    untracked: dict[tuple[Mapper[Any], Any], list[State]] = field(default_factory=lambda: defaultdict(list))
+    blind: dict[Unit, list[Key]] = field(default_factory=lambda: defaultdict(list))
+    parents: dict[tuple[Unit, str | None], list[Key]] = field(default_factory=lambda: defaultdict(list))
+    untracked: dict[Mapper[Any], list[State]] = field(default_factory=lambda: defaultdict(list))
     links: _LinksByTable = field(default_factory=lambda: defaultdict(_Links))
-    followed: dict[Unit, frozenset[str]] = field(default_factory=dict)
+    asked: set[Connection] = field(default_factory=set)
+
+
+_Questions = dict[tuple[Mapper[Any], Any], _ToAsk]
 
 
 def _is_blind(unit: Unit, committed: Mapping[str, Any], values: Mapping[str, Any], *, goes: bool) -> bool:
@@ -309,7 +327,12 @@ class Flush:
         """How much of each object had changed when it was prepared, -1 if it was to go; ``None`` if none ever is."""
         self._blind: set[State] = set()
         self._baselines: list[tuple[Unit, Capture, list[Key]]] = []
-        self._told: set[tuple[Unit, Key]] = set()
+        self._told: set[tuple[Unit, Connection, Key]] = set()
+        self.chooses = chooses_connections(session)
+        self._questions: _Questions = defaultdict(_ToAsk)
+        self._followed_fields: dict[Unit, frozenset[str]] = {}
+        self.is_heard = False
+        """Whether statements of links are recorded when they are executed, whoever executes them."""
 
     def group(self, state: State, connection: Connection) -> Group:
         """Return the place for an object of a tracked class that the flush writes through a connection."""
@@ -334,7 +357,7 @@ class Flush:
             self.began = instant_before(session)
 
     def prepare(self) -> None:
-        """See to what cannot be known after the flush.
+        """Ask what nobody can tell after the flush; if it chooses among connections, as soon as it has chosen.
 
         :raises ContextError: the configuration requires a user or a reason, and there is none
         """
@@ -344,35 +367,56 @@ class Flush:
         doomed = self.session._deleted  # the public properties would make a set of all dirty objects
         deleted = [state for state in doomed if _concerns_us(state)]
         dirty = [state for state in self.session._dirty_states if _concerns_us(state) and state not in doomed]
-        if dirty or deleted:
-            self._prepare(((True, deleted), (False, dirty)))
+        for is_doomed, states in (True, deleted), (False, dirty):
+            for state in states:
+                self._look_at(state, is_doomed, self._questions)
+        if not self.chooses and self._questions:
+            connection = own_connection(self.session, None)
+            for questions in self._questions.values():
+                self._ask(questions, connection)
+            self._questions.clear()
 
-    def prepare_late(self, state: State, *, doomed: bool) -> None:
-        """Do the same for an object that is about to be written, if more became of it than was known before the flush.
+    def inserting(self, state: State, connection: Connection) -> None:
+        """Ask before an object is inserted, which may take the row of one that goes."""
+        if self.restoring is not _NOT_RESTORING:
+            self.restoring.override_keys(state, connection)
+        if self._questions:
+            self._ask_about(state, connection)
 
-        Other listeners may have changed or deleted it since, or a cascade did.
+    def writing(self, state: State, connection: Connection, *, doomed: bool) -> None:
+        """Ask before an object is updated or deleted, on the connection that the flush does it by.
+
+        More may have become of the object than was known before the flush: other listeners may have changed or deleted
+        it since, or a cascade did.
         """
+        if self._questions:
+            self._ask_about(state, connection)
         extent = -1 if doomed else len(state.committed_state)
         if self.prepared is not None and self.prepared.get(state) != extent:
             self._require_context([state.obj()])
-            self._prepare([(doomed, [state])])
+            late: _Questions = defaultdict(_ToAsk)
+            self._look_at(state, doomed, late)
+            for questions in late.values():
+                self._ask(questions, connection)
 
-    def _prepare(self, states_by_fate: Iterable[tuple[bool, Iterable[State]]]) -> None:
-        todo = _ToAsk()
-        for doomed, states in states_by_fate:
-            for state in states:
-                if not is_unchanged_past(self.session, state, doomed=doomed):
-                    self._look_at(state, doomed, todo)
-        self._ask(todo)
+    def _ask_about(self, state: State, connection: Connection) -> None:
+        """Ask, once on each connection, what concerns the objects that are written with one."""
+        questions = self._questions.get((state.mapper.base_mapper, state.identity_token))
+        if questions is not None and connection not in questions.asked:
+            questions.asked.add(connection)
+            self._ask(questions, connection)
 
-    def _look_at(self, state: State, doomed: bool, todo: _ToAsk) -> None:
-        """See what is to be asked because of an object."""
+    def _look_at(self, state: State, doomed: bool, questions: _Questions) -> None:
+        """Add what is to be asked because of an object."""
+        if is_unchanged_past(self.session, state, doomed=doomed):
+            return
+        place = state.mapper.base_mapper, state.identity_token
         prepared = cast("dict[State, int]", self.prepared)
         unit = unit_of(state.mapper)
         if unit is None or state.key is None:
             if state.manager.info.get(_FOLLOWED) is not None and (doomed or followed_fields_changed(state)):
                 prepared[state] = -1 if doomed else len(state.committed_state)
-                todo.untracked[state.mapper, state.identity_token].append(state)
+                questions[place].untracked[state.mapper].append(state)
             return
         key, committed, values = state.key[1], state.committed_state, state.dict
         dies = doomed or (unit.has_orphans and state.mapper._is_orphan(state))
@@ -382,32 +426,39 @@ class Flush:
             self._doomed[unit.mapper.base_mapper, key] = state
         elif unit.automatic:
             self._automatic[state] = {name: values[name] for name in unit.automatic if name in values}
-        if unit not in todo.followed:
-            todo.followed[unit] = unit.followed()
+        if unit not in self._followed_fields:
+            self._followed_fields[unit] = unit.followed()
         may_follow = bool(self._doomed) and not unit.referring.isdisjoint(committed)  # to a row that goes
-        if goes or may_follow or not todo.followed[unit].isdisjoint(committed):
-            todo.parents[unit, state.identity_token, self.restoring.reason_of(state)].append(key)
+        if goes or may_follow or not self._followed_fields[unit].isdisjoint(committed):
+            questions[place].parents[unit, self.restoring.reason_of(state)].append(key)
         if state not in self._blind and _is_blind(unit, committed, values, goes=goes):
             self._blind.add(state)
-            todo.blind[unit, state.identity_token].append(key)
-        if unit.links and not goes and any(relationship.key in committed for relationship in unit.links):
-            self._collect_links(unit, state, self._connection(unit.mapper, state.identity_token), todo.links)
+            questions[place].blind[unit].append(key)
+        if (
+            unit.links
+            and not goes
+            and self.records_links
+            and any(relationship.key in committed for relationship in unit.links)
+        ):
+            self._collect_links(unit, state, None, questions[place].links)
 
-    def _ask(self, todo: _ToAsk) -> None:
+    def _ask(self, questions: _ToAsk, connection: Connection) -> None:
         """Ask the database what nobody can tell after the flush."""
-        for (unit, token), keys in todo.blind.items():
-            capture = self._capture(unit, token)
+        self._dependents.written = self._written_so_far()
+        for unit, keys in questions.blind.items():
+            occasion, user_fields = self._occasion(connection), unit.user_fields(self.config)
+            capture = Capture(connection, occasion.changeset, unit.model.chain, user_fields, occasion.context)
             capture.baseline(keys)
             self._baselines.append((unit, capture, keys))
-        for (table, columns, connection), some in todo.links.items():
+        for (table, columns, _), some in questions.links.items():
             if some.removed and not _is_whole(table, columns):
                 capture = Capture(connection, self._changeset(connection), (table,))
                 live, _ = capture.keys_where(columns, list(some.removed))
                 capture.baseline(list(live))
-        for (unit, token, reason), keys in todo.parents.items():
-            self._dependents.find(self._occasion(unit.mapper, token, reason), unit.model.chain, keys)
-        for (mapper, token), states in todo.untracked.items():
-            occasion, sources = self._occasion(mapper, token), sources_of(mapper)
+        for (unit, reason), keys in questions.parents.items():
+            self._dependents.find(self._occasion(connection, reason), unit.model.chain, keys)
+        for mapper, states in questions.untracked.items():
+            occasion, sources = self._occasion(connection), sources_of(mapper)
             self._dependents.find(occasion, sources, [cast(Any, state.key)[1] for state in states])
             self._followed.append((occasion, sources, states))
 
@@ -437,7 +488,26 @@ class Flush:
             if all(getattr(obj, state.mapper.get_property_by_column(field).key) in (None, "") for field in fields):
                 raise lacking("user", write, obj)
 
+    def _written_so_far(self) -> set[tuple[TrackedTable, Key]]:
+        """Return the rows that the flush has written itself; what they were before is known, or was asked."""
+        written: set[tuple[TrackedTable, Key]] = set()
+        for group in self._groups.values():
+            states = (*group.inserted, *(state for state, _ in group.updating))
+            keys = [group.unit.key_of(state) for state in states]
+            written.update((table, key) for table in group.unit.model.chain for key in keys)
+        return written
+
     # -- after the flush
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether the flush has begun to write: what is executed in ``before_flush`` is not its own."""
+        return getattr(self.context, "transaction", None) is not None
+
+    @property
+    def records_links(self) -> bool:
+        """Whether the links that the flush writes are recorded after it, by the objects."""
+        return not self.is_heard or bool(self.restoring.links)
 
     def record(self) -> None:
         """Write the versions.
@@ -451,19 +521,21 @@ class Flush:
         links: _LinksByTable = defaultdict(_Links)
         for group in self._groups.values():
             self._record_group(group)
-            if group.unit.links:
+            if group.unit.links and self.records_links:
                 for state in (*group.inserted, *(state for state, _ in group.updating)):
                     self._collect_links(group.unit, state, group.connection, links)
                 for state in group.deleted:
                     self._collect_links(group.unit, state, group.connection, links, deleted=True)
         for (table, columns, connection), some in links.items():
+            assert connection is not None
             for reason, links_of_one in self._by_reason(table, columns, some).items():
                 self._record_links(connection, table, columns, links_of_one, reason)
         self._dependents.settle()
         for occasion, sources, states in self._followed:
             record_moved(occasion, sources, [_key_now(state) for state in states if _has_moved(state)])
-        for unit, capture, keys in self._baselines:
-            capture.settle([key for key in keys if (unit, key) not in self._told])  # no change came of them after all
+        for unit, capture, keys in self._baselines:  # no change came of some after all
+            told = self._told
+            capture.settle([key for key in keys if (unit, capture.connection, key) not in told])
 
     def _record_group(self, group: Group) -> None:
         unit = group.unit
@@ -502,7 +574,7 @@ class Flush:
         if not (new or rewritten or updated or moved or deleted):
             return
         if self._baselines:
-            self._told.update((unit, key) for key in (*rewritten, *updated, *moved, *deleted))
+            self._told.update((unit, group.connection, key) for key in (*rewritten, *updated, *moved, *deleted))
         changeset = self._changeset(group.connection)
         context = self._context(group.reason)
         capture = Capture(group.connection, changeset, unit.model.chain, unit.user_fields(self.config), context)
@@ -522,7 +594,7 @@ class Flush:
     def _collect_links(
         unit: Unit,
         state: State,
-        connection: Connection,
+        connection: Connection | None,
         links: _LinksByTable,
         deleted: bool = False,
     ) -> None:
@@ -588,23 +660,11 @@ class Flush:
             before=lambda key: gone.get(key, {}),
         )
 
-    # -- where to
-
-    def _connection(self, mapper: Mapper[Any], token: Any) -> Connection:
-        shard = {} if token is None else {"shard_id": token}
-        return own_connection(self.session, mapper.base_mapper, **shard)
-
     def _changeset(self, connection: Connection) -> Changeset:
         return changeset_of(self.session, connection, self.began)
 
-    def _occasion(self, mapper: Mapper[Any], token: Any, reason: str | None = None) -> Occasion:
-        connection = self._connection(mapper, token)
+    def _occasion(self, connection: Connection, reason: str | None = None) -> Occasion:
         return Occasion(connection, self._changeset(connection), self._context(reason))
-
-    def _capture(self, unit: Unit, token: Any) -> Capture:
-        occasion = self._occasion(unit.mapper, token)
-        user_fields = unit.user_fields(self.config)
-        return Capture(occasion.connection, occasion.changeset, unit.model.chain, user_fields, occasion.context)
 
 
 def _has_moved(state: State) -> bool:

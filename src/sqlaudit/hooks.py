@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
+from itertools import chain
 from operator import attrgetter
 from types import MethodType
 from typing import Any, Final, Self, cast
@@ -59,6 +60,7 @@ from sqlaudit.flush import (
     forget_unit,
     prepare_restoring,
     sources_of,
+    unit_of,
 )
 from sqlaudit.handwritten import NOTICED, notice_sql
 from sqlaudit.history import Version, where_rows_are
@@ -78,10 +80,11 @@ from sqlaudit.tables import (
     INFO_KEY,
     find_association_tables,
     track_secondary,
+    tracked_names,
     tracked_table,
     tracked_tables,
 )
-from sqlaudit.timetravel import PastSession, instant_of, read_past
+from sqlaudit.timetravel import PastSession, execute_within, instant_of, read_past
 
 try:
     from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
@@ -114,7 +117,8 @@ def register_hooks(target: Any = Session, *, engine: Any = None) -> None:
     if not event.contains(target, "before_flush", _before_flush):
         event.listen(target, "before_flush", _begin_flush, insert=True)
         for name, listener in _SESSION_LISTENERS.items():
-            event.listen(target, name, listener)
+            # what others write after the flush is then none of its own
+            event.listen(target, name, listener, insert=name == "after_flush")
         _wrap_methods(target)
         _registered.append(target)
 
@@ -192,10 +196,22 @@ def _before_flush(session: Session, context: UOWTransaction, instances: object) 
         return  # a listener of an overlapping target came first
     flush.is_announced = True
     prepare_restoring(session, context)
-    if not session.info.get(_DISABLED):
-        flush.prepare()
-    else:
+    if session.info.get(_DISABLED):
         refuse_changes(session)
+        return
+    flush.is_heard = _may_write_more(session, flush)
+    for connection in _connections_of(session) if flush.is_heard else ():
+        _listen_to(session, connection)
+    flush.prepare()
+
+
+def _may_write_more(session: Session, flush: Flush) -> bool:
+    """Tell whether a flush may write what its objects don't tell: by other listeners, or links to an unknown place."""
+    if not tracked_names:
+        return False
+    mappers = {state.mapper for state in chain(session._new, session._deleted, session._dirty_states)}
+    has_links = any(unit.links for unit in map(unit_of, mappers) if unit is not None)
+    return (has_links and flush.chooses) or any(map(_has_other_listeners, mappers))
 
 
 def _after_flush(session: Session, context: UOWTransaction) -> None:
@@ -247,7 +263,7 @@ def _do_orm_execute(state: ORMExecuteState) -> Any:
 
 def _record_statement(state: ORMExecuteState) -> Any:
     with _recording(state.session) as recorder:
-        result = state.invoke_statement()
+        result = execute_within(state, state.statement)
     if not recorder.surplus or isinstance(state.statement, FromStatement):  # which has loaded what it was asked for
         return result
     return result.columns(*range(len(result.keys()) - recorder.surplus))
@@ -340,6 +356,9 @@ def _after_begin(session: Session, transaction: SessionTransaction, connection: 
         connection.info[_SESSION] = ref(connection.get_transaction()), ref(session)
     for recording in session.info.get(_RECORDING, ()):
         recording.listen(connection)
+    flush: Flush | None = session.info.get(INFO_KEY)
+    if flush is not None and flush.is_heard:
+        _listen_to(session, connection)
 
 
 _SESSION_LISTENERS: Final[dict[str, Callable[..., Any]]] = {
@@ -432,7 +451,7 @@ def _is_seen_to_by_session(connection: Connection, table: Any, options: Mapping[
     """Tell whether a session with hooks sees to what a connection executes.
 
     What listeners execute while a session flushes is not the session's own, whose statements have a cache of their
-    own, except those of links.
+    own, except those of links, which are like anybody's: they are recorded once, as statements or by their objects.
 
     :param table: the table that is written; ``None`` if the SQL was written by hand, and a flush has none such
     """
@@ -441,14 +460,13 @@ def _is_seen_to_by_session(connection: Connection, table: Any, options: Mapping[
         return False
     if session.info.get(_DISABLED) or table is None:
         return bool(session.info.get(_DISABLED))
-    if _is_recording(session) or INFO_KEY not in session.info:
+    flush: Flush | None = session.info.get(INFO_KEY)
+    if _is_recording(session) or flush is None or not flush.is_writing:
         return _is_recording(session)
-    return _is_association(table) or options.get("compiled_cache") not in (None, connection.engine._compiled_cache)
-
-
-def _is_association(table: Any) -> bool:
     tracked = tracked_table(table)
-    return tracked is not None and tracked.is_association
+    if tracked is not None and tracked.is_association:
+        return flush.records_links
+    return options.get("compiled_cache") not in (None, connection.engine._compiled_cache)
 
 
 def _is_nothing_to_session(connection: Connection, table: Any, options: Mapping[str, Any]) -> bool:
@@ -652,9 +670,14 @@ def _inserted(mapper: Mapper[Any], connection: Connection, state: InstanceState[
         _unrecorded(mapper, connection, state)
 
 
+def _inserting(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
+    if (flush := _session_of(state).info.get(INFO_KEY)) is not None:
+        flush.inserting(state, connection)
+
+
 def _updating(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
     if (flush := _session_of(state).info.get(INFO_KEY)) is not None:
-        flush.prepare_late(state, doomed=False)
+        flush.writing(state, connection, doomed=False)
         flush.group(state, connection).updating.append((state, dict(state.committed_state)))
     else:
         _unrecorded(mapper, connection, state)
@@ -667,7 +690,7 @@ def _updated(mapper: Mapper[Any], connection: Connection, state: InstanceState[A
 
 def _deleting(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
     if (flush := _session_of(state).info.get(INFO_KEY)) is not None:
-        flush.prepare_late(state, doomed=True)
+        flush.writing(state, connection, doomed=True)
     else:
         refuse_change(state)
 
@@ -695,6 +718,7 @@ def _unrecorded(mapper: Mapper[Any], connection: Connection, state: InstanceStat
 
 
 _MODEL_LISTENERS: Final[dict[str, Callable[..., Any]]] = {
+    "before_insert": _inserting,
     "after_insert": _inserted,
     "before_update": _updating,
     "after_update": _updated,
@@ -708,16 +732,16 @@ def _warn_of_other_mapper(mapper: Mapper[Any], model_class: type[Any]) -> None:
     if tracked_model(mapper) is None and any(_is_live(table) for table in mapper.tables):
         for name in ("before_insert", "before_update", "before_delete"):
             if not event.contains(model_class, name, _written_by_other_mapper):
-                event.listen(model_class, name, _written_by_other_mapper, raw=True)
+                event.listen(model_class, name, _written_by_other_mapper, raw=True, retval=True)
 
 
 def _watch_followed() -> None:
     """Listen to the classes that are not tracked, but that tracked rows follow by foreign key."""
     for mapper in [each for registry in _all_registries() for each in mappers_of(registry)]:
         if mapper.configured and tracked_model(mapper) is None and sources_of(mapper):
-            for name in ("before_update", "before_delete"):
-                if not event.contains(mapper.class_, name, _FOLLOWED_LISTENERS[name]):
-                    event.listen(mapper.class_, name, _FOLLOWED_LISTENERS[name], raw=True)
+            for name, listener in _FOLLOWED_LISTENERS.items():
+                if not event.contains(mapper.class_, name, listener):
+                    event.listen(mapper.class_, name, listener, raw=True, retval=True)
 
 
 def _updating_followed(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
@@ -730,7 +754,7 @@ def _deleting_followed(mapper: Mapper[Any], connection: Connection, state: Insta
 
 def _write_followed(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any], *, doomed: bool) -> None:
     if (flush := _session_of(state).info.get(INFO_KEY)) is not None:
-        flush.prepare_late(state, doomed=doomed)
+        flush.writing(state, connection, doomed=doomed)
     elif (doomed or followed_fields_changed(state)) and not _is_recorded(connection):
         uncaptured(
             f"{mapper.class_.__name__}, which is not tracked, was written by a session without hooks, and the history "
@@ -740,7 +764,11 @@ def _write_followed(mapper: Mapper[Any], connection: Connection, state: Instance
         )
 
 
-_FOLLOWED_LISTENERS: Final = {"before_update": _updating_followed, "before_delete": _deleting_followed}
+_FOLLOWED_LISTENERS: Final[dict[str, Callable[..., Any]]] = {
+    "before_insert": _inserting,
+    "before_update": _updating_followed,
+    "before_delete": _deleting_followed,
+}
 
 
 def _is_live(table: object) -> bool:
@@ -756,6 +784,15 @@ def _written_by_other_mapper(mapper: Mapper[Any], connection: Connection, state:
             "does not show it; write its rows through the tracked model, or track this one and map it alone.",
             mapper.class_,
         )
+
+
+_OWN_LISTENERS: Final = {*_MODEL_LISTENERS.values(), *_FOLLOWED_LISTENERS.values(), _written_by_other_mapper}
+
+
+def _has_other_listeners(mapper: Mapper[Any]) -> bool:
+    """Tell whether others listen to what a flush does to objects: they may write by its connection."""
+    dispatch = mapper.dispatch
+    return any(listener not in _OWN_LISTENERS for name in _MODEL_LISTENERS for listener in getattr(dispatch, name))
 
 
 def _watch_references(mapper: Mapper[Any], model_class: type[Any]) -> None:

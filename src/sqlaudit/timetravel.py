@@ -254,7 +254,22 @@ def read_past(state: ORMExecuteState, instant: Instant) -> Result[Any]:
     if state.is_orm_statement:
         past = whose_objects_stay(past)
     with explained(chain.from_iterable(map(tracked_tables, metadata))):  # of which it asks if something is amiss
-        return state.invoke_statement(statement=past, execution_options={_TOKEN: instant})
+        return execute_within(state, past, {_TOKEN: instant})
+
+
+def execute_within(state: ORMExecuteState, statement: Executable, options: dict[str, Any] | None = None) -> Result[Any]:
+    """Execute a statement within ``do_orm_execute``, as :meth:`ORMExecuteState.invoke_statement` does.
+
+    That gives ``get_bind()`` an argument of its own, which a session of the user's may not take.
+    """
+    result: Result[Any] = state.session._execute_internal(
+        statement,
+        state.parameters,
+        execution_options=state.local_execution_options.union(options or {}),
+        bind_arguments=dict(state.bind_arguments),
+        _parent_execute_state=state,
+    )
+    return result
 
 
 def _looked_up(session: Session, instant: Instant) -> Instant:

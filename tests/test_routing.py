@@ -1,0 +1,315 @@
+"""Sessions that choose where a statement goes: what they write is recorded there, and nothing else becomes of them.
+
+Each program runs twice: by a session without hooks, which says what is right, and by one that records.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import orm
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, foreign, mapped_column, relationship, remote
+
+import sqlaudit
+from databases import SQLite
+from invariants import check_history
+from recording import recording
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+links = sa.Table(  # which may lie in another database than what it links
+    "routed_links",
+    Base.metadata,
+    sa.Column("house_id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("tag_id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("note", sa.String(20), server_default="n"),
+)
+
+
+@sqlaudit.track_table()
+class Tag(Base):
+    __tablename__ = "routed_tags"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    name: Mapped[str] = mapped_column(sa.String(20))
+
+
+@sqlaudit.track_table()
+class House(Base):
+    __tablename__ = "routed_houses"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    name: Mapped[str] = mapped_column(sa.String(20))
+    size: Mapped[int] = mapped_column(default=0)
+    tags: Mapped[list[Tag]] = relationship(
+        secondary=links,
+        primaryjoin=lambda: House.id == foreign(links.c.house_id),
+        secondaryjoin=lambda: remote(Tag.id) == foreign(links.c.tag_id),
+    )
+
+
+@sqlaudit.track_table()
+class Room(Base):
+    """Goes with its house, which the database sees to."""
+
+    __tablename__ = "routed_rooms"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    house_id: Mapped[int] = mapped_column(sa.ForeignKey(House.id, ondelete="CASCADE"))
+
+
+houses: Any = House.__table__
+SOURCES: list[Any] = [House, Room, Tag, links]
+
+
+@pytest.fixture
+def other_engine(tmp_path: Any) -> Iterator[sa.Engine]:
+    """A second database."""
+    engine = SQLite(tmp_path / "second").create_engine()
+    Base.metadata.create_all(engine)
+    yield engine
+    engine.dispose()
+
+
+# --- who chooses, and how ---------------------------------------------------------------------------------------
+
+Engines = tuple[sa.Engine, sa.Engine]
+Asked = list[Any]
+
+
+def _asked_of(mapper: Any, clause: Any, kw: Any) -> Any:
+    kind = getattr(clause, "__visit_name__", None)
+    return getattr(sa.inspect(mapper, raiseerr=False), "class_", None), kind, sorted(kw)
+
+
+def _getting_bind(choose: Callable[..., int]) -> Callable[[Engines, Asked], Session]:
+    """Make a session of a class whose get_bind() chooses, and keeps what it was asked."""
+
+    def make(engines: Engines, asked: Asked) -> Session:
+        class Routing(Session):
+            def get_bind(self, mapper: Any = None, *, clause: Any = None, bind: Any = None, **kw: Any) -> Any:
+                asked.append(_asked_of(mapper, clause, kw))
+                return bind or engines[choose(self, mapper, clause, len(asked))]
+
+        return Routing()
+
+    return make
+
+
+def _is_change(clause: Any) -> bool:
+    return isinstance(clause, (sa.Insert, sa.Update, sa.Delete))
+
+
+def _is_tag(mapper: Any) -> bool:
+    inspected = sa.inspect(mapper, raiseerr=False)
+    return inspected is not None and inspected.class_ is Tag
+
+
+def _binds(engines: Engines, asked: Asked) -> Session:
+    return Session(binds={House: engines[0], Room: engines[0], houses: engines[0], Tag: engines[1], links: engines[1]})
+
+
+def _fallback(engines: Engines, asked: Asked) -> Session:
+    return Session(engines[0], binds={Tag: engines[1]})
+
+
+def _listening(engines: Engines, asked: Asked) -> Session:
+    """A session on the second engine whose statements a listener sends to the first if they write."""
+    session = Session(engines[1])
+
+    def choose(state: orm.ORMExecuteState) -> None:
+        if not state.is_select:
+            state.bind_arguments["bind"] = engines[0]
+
+    sa.event.listen(session, "do_orm_execute", choose)
+    return session
+
+
+def _invoking(engines: Engines, asked: Asked) -> Session:
+    """The same, by a listener that executes the statement."""
+    session = Session(engines[1])
+
+    def execute(state: orm.ORMExecuteState) -> Any:
+        return state.invoke_statement(bind_arguments={"bind": engines[0]}) if not state.is_select else None
+
+    sa.event.listen(session, "do_orm_execute", execute)
+    return session
+
+
+SESSIONS: dict[str, Callable[[Engines, Asked], Session]] = {
+    "leader and follower": _getting_bind(
+        lambda session, mapper, clause, _: 0 if session._flushing or _is_change(clause) else 1
+    ),
+    "by clause alone": _getting_bind(lambda session, mapper, clause, _: 0 if _is_change(clause) else 1),
+    "by flushing alone": _getting_bind(lambda session, mapper, clause, _: int(not session._flushing)),
+    "by mapper": _getting_bind(lambda session, mapper, clause, _: int(_is_tag(mapper))),
+    "in turns": _getting_bind(lambda session, mapper, clause, number: number % 2),
+    "in turns, the other": _getting_bind(lambda session, mapper, clause, number: (number + 1) % 2),
+    "binds": _binds,
+    "binds and a bind": _fallback,
+    "a listener that chooses": _listening,
+    "a listener that executes": _invoking,
+}
+
+
+# --- ways to write ----------------------------------------------------------------------------------------------
+
+
+def _blind(session: Session) -> None:
+    for kind in (House, Tag):
+        blind = kind(id=1)
+        orm.make_transient_to_detached(blind)
+        session.add(blind)
+        blind.name = "blind"
+
+
+def _change_links(session: Session) -> None:
+    house = House(id=7, name="linked", tags=[Tag(id=7, name="a"), Tag(id=8, name="b")])
+    session.add(house)
+    session.flush()
+    house.tags = [house.tags[1], Tag(id=9, name="c")]
+    session.flush()
+    session.delete(house)
+
+
+def _move(session: Session) -> None:
+    house, tag = House(id=5, name="a"), Tag(id=5, name="a")
+    session.add_all([house, tag])
+    session.flush()
+    house.id, tag.id = 15, 15
+
+
+def _delete(session: Session) -> None:
+    for kind in (House, Tag):
+        gone = kind(id=2, name="?")
+        if kind is House:
+            gone.size = 0
+        orm.make_transient_to_detached(gone)
+        orm.attributes.set_committed_value(gone, "name", "?")
+        session.delete(gone)
+
+
+def _replace(session: Session) -> None:
+    house = House(id=3, name="old")
+    session.add(house)
+    session.flush()
+    session.delete(house)
+    session.add(House(id=3, name="new"))
+
+
+WRITES: dict[str, Callable[[Session], Any]] = {
+    "add": lambda session: session.add_all([House(id=3, name="a"), Tag(id=3, name="a")]),
+    "blind update": _blind,
+    "links": _change_links,
+    "other keys": _move,
+    "delete": _delete,
+    "replace": _replace,
+    "update()": lambda session: session.execute(sa.update(House).values(size=House.size + 1)),
+    "update(), fetch": lambda session: session.execute(
+        sa.update(Tag).values(name="u"), execution_options={"synchronize_session": "fetch"}
+    ),
+    "update() by key": lambda session: session.execute(sa.update(House), [{"id": 1, "size": 4}, {"id": 2, "size": 5}]),
+    "delete()": lambda session: session.execute(sa.delete(House).where(House.id == 2)),
+    "insert(), one": lambda session: session.execute(sa.insert(House).values(id=4, name="b")),
+    "insert(), values": lambda session: session.execute(
+        sa.insert(Tag).values([{"id": 4, "name": "b"}, {"id": 5, "name": "c"}])
+    ),
+    "insert(), a list": lambda session: session.execute(
+        sa.insert(House), [{"id": 4, "name": "b"}, {"id": 5, "name": "c"}]
+    ),
+    "insert(), a list, other table": lambda session: session.execute(sa.insert(Tag), [{"id": 4, "name": "b"}]),
+    "insert(), returning": lambda session: session.scalars(
+        sa.insert(House).returning(House.id), [{"id": 4, "name": "b"}, {"id": 5, "name": "c"}]
+    ).all(),
+    "Query.update": lambda session: session.query(House).filter(House.id == 1).update({"size": 3}),
+    "a table": lambda session: session.execute(houses.update().values(size=6)),
+    "a table, a list": lambda session: session.execute(houses.insert(), [{"id": 4, "name": "b", "size": 1}]),
+    "a table of links": lambda session: session.execute(links.insert().values(house_id=1, tag_id=2)),
+    "bulk_save_objects": lambda session: session.bulk_save_objects([House(id=4, name="b"), Tag(id=4, name="b")]),
+    "bulk_insert_mappings": lambda session: session.bulk_insert_mappings(House, [{"id": 4, "name": "b"}]),  # type: ignore[arg-type]
+    "bulk_update_mappings": lambda session: session.bulk_update_mappings(House, [{"id": 1, "size": 7}]),  # type: ignore[arg-type]
+    "a bind, given": lambda session: session.execute(sa.update(House).values(size=8), bind_arguments={"mapper": House}),
+    "connection()": lambda session: session.connection(bind_arguments={"mapper": House}).execute(
+        houses.update().values(size=9)
+    ),
+    "after a flush": lambda session: (
+        session.add(House(id=3, name="a")),
+        session.execute(sa.update(House).values(size=2)),
+    ),
+}
+
+
+def _fill(engine: sa.Engine) -> None:
+    """Write some rows that are recorded, and some that are older than their tracking."""
+    with recording(engine) as sessions, sessions() as session:
+        session.add(House(id=1, name="one", tags=[Tag(id=1, name="one")]))
+        session.flush()
+        session.add(Room(id=1, house_id=1))
+        session.flush()
+        with sqlaudit.tracking_disabled(session):
+            session.add_all([House(id=2, name="two"), Tag(id=2, name="two")])
+            session.flush()
+            session.add(Room(id=2, house_id=2))
+        session.commit()
+
+
+def _live(engine: sa.Engine) -> list[Any]:
+    with engine.connect() as connection:
+        tables = (table for table in Base.metadata.sorted_tables if not table.name.endswith("_history"))
+        return [connection.execute(sa.select(table).order_by(*table.primary_key)).all() for table in tables]
+
+
+def _empty(engine: sa.Engine) -> None:
+    with engine.begin() as connection:
+        for table in reversed(Base.metadata.sorted_tables):
+            connection.execute(table.delete())
+
+
+def _outcome(session: Session, write: Callable[[Session], Any]) -> Any:
+    """Write, commit, and return what became of it."""
+    began: list[Any] = []
+    sa.event.listen(session, "after_begin", lambda session, transaction, connection: began.append(connection.engine))
+    try:
+        with session:
+            write(session)
+            session.commit()
+            return began, session.in_transaction(), None
+    except (orm.exc.StaleDataError, sa.exc.SQLAlchemyError) as error:
+        return began, session.in_transaction(), type(error)
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("kind", SESSIONS)
+@pytest.mark.usefixtures("tables")
+def test_what_a_session_writes_is_recorded_where_it_writes(
+    engine: sa.Engine, other_engine: sa.Engine, kind: str, write: str
+) -> None:
+    outcomes = []
+    for is_recorded in (False, True):
+        asked: Asked = []
+        for each in (engine, other_engine):
+            _empty(each)
+            _fill(each)
+        session = SESSIONS[kind]((engine, other_engine), asked)
+        if is_recorded:
+            sqlaudit.set_config(sqlaudit.SQLAuditConfig(strict=True))
+            sqlaudit.register_hooks(session)
+            outcome = _outcome(session, WRITES[write])
+            sqlaudit.unregister_hooks(session)
+            sqlaudit.clear_config()
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", sqlaudit.SQLAuditWarning)
+                outcome = _outcome(session, WRITES[write])
+        outcomes.append((outcome, asked, _live(engine), _live(other_engine)))
+    plain, recorded = outcomes
+    assert recorded == plain
+    for each in (engine, other_engine):
+        with Session(each) as session:
+            for source in SOURCES:
+                check_history(session, source, all_recorded=False)
