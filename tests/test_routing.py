@@ -5,6 +5,8 @@ Each program runs twice: by a session without hooks, which says what is right, a
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -283,33 +285,170 @@ def _outcome(session: Session, write: Callable[[Session], Any]) -> Any:
         return began, session.in_transaction(), type(error)
 
 
-@pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize("kind", SESSIONS)
 @pytest.mark.usefixtures("tables")
 def test_what_a_session_writes_is_recorded_where_it_writes(
-    engine: sa.Engine, other_engine: sa.Engine, kind: str, write: str
+    engine: sa.Engine, other_engine: sa.Engine, kind: str
 ) -> None:
-    outcomes = []
-    for is_recorded in (False, True):
-        asked: Asked = []
+    for name, write in WRITES.items():
+        outcomes = []
+        for is_recorded in (False, True):
+            asked: Asked = []
+            for each in (engine, other_engine):
+                _empty(each)
+                _fill(each)
+            session = SESSIONS[kind]((engine, other_engine), asked)
+            if is_recorded:
+                with _recording_strictly(session):
+                    outcome = _outcome(session, write)
+            else:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", sqlaudit.SQLAuditWarning)
+                    outcome = _outcome(session, write)
+            outcomes.append((outcome, asked, _live(engine), _live(other_engine)))
+        plain, recorded = outcomes
+        assert recorded == plain, name
         for each in (engine, other_engine):
-            _empty(each)
-            _fill(each)
-        session = SESSIONS[kind]((engine, other_engine), asked)
-        if is_recorded:
-            sqlaudit.set_config(sqlaudit.SQLAuditConfig(strict=True))
-            sqlaudit.register_hooks(session)
-            outcome = _outcome(session, WRITES[write])
-            sqlaudit.unregister_hooks(session)
-            sqlaudit.clear_config()
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", sqlaudit.SQLAuditWarning)
-                outcome = _outcome(session, WRITES[write])
-        outcomes.append((outcome, asked, _live(engine), _live(other_engine)))
-    plain, recorded = outcomes
-    assert recorded == plain
-    for each in (engine, other_engine):
-        with Session(each) as session:
-            for source in SOURCES:
-                check_history(session, source, all_recorded=False)
+            _check(each)
+
+
+@contextmanager
+def _recording_strictly(session: Session) -> Iterator[None]:
+    sqlaudit.set_config(sqlaudit.SQLAuditConfig(strict=True))
+    sqlaudit.register_hooks(session)
+    try:
+        yield
+    finally:
+        sqlaudit.unregister_hooks(session)
+        sqlaudit.clear_config()
+
+
+def _check(engine: sa.Engine) -> None:
+    with Session(engine) as session:
+        for source in SOURCES:
+            check_history(session, source, all_recorded=False)
+
+
+@pytest.mark.usefixtures("tables")
+def test_a_get_bind_that_takes_no_more_than_the_documented_arguments_is_asked_no_more(engine: sa.Engine) -> None:
+    class Routing(Session):
+        def get_bind(self, mapper: Any = None, clause: Any = None) -> Any:  # type: ignore[override]
+            return engine
+
+    _fill(engine)
+    session = Routing()
+    with _recording_strictly(session), session:
+        WRITES["update()"](session)
+        WRITES["insert(), a list"](session)
+        sqlaudit.restore(session, sqlaudit.versions_of(session, House, 1)[0])
+        session.commit()
+        assert session.scalars(sqlaudit.as_of(House, datetime.now(UTC))).all()
+    _check(engine)
+
+
+# --- what listeners write by the flush's connection -------------------------------------------------------------
+
+
+class Visit(Base):
+    """Is not tracked; listeners to its events write what is."""
+
+    __tablename__ = "routed_visits"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    note: Mapped[str | None] = mapped_column(sa.String(20))
+
+
+def _given(connection: sa.Connection, target: Any) -> sa.Connection:
+    return connection
+
+
+def _of_session(connection: sa.Connection, target: Any) -> sa.Connection:
+    session = orm.object_session(target)
+    assert session is not None
+    return session.connection()
+
+
+BY_HAND = "UPDATE routed_houses SET size = size + 1"
+WITHIN: dict[str, tuple[Callable[[sa.Connection], Any], bool]] = {
+    "update": (lambda c: c.execute(houses.update().values(size=houses.c.size + 1)), True),
+    "insert": (lambda c: c.execute(houses.insert().values(id=50, name="x", size=0)), True),
+    "insert, a list": (lambda c: c.execute(houses.insert(), [{"id": 50, "name": "x", "size": 0}]), True),
+    "delete": (lambda c: c.execute(houses.delete().where(houses.c.id == 2)), True),
+    "insert a link": (lambda c: c.execute(links.insert().values(house_id=2, tag_id=2)), True),
+    "insert links": (lambda c: c.execute(links.insert(), [{"house_id": 2, "tag_id": 2}]), True),
+    "delete links": (lambda c: c.execute(links.delete()), True),
+    "by hand": (lambda c: c.execute(sa.text(BY_HAND)), False),
+    "by the driver": (lambda c: c.exec_driver_sql(BY_HAND), False),
+}
+EVENTS = ("before_insert", "after_insert", "before_update", "after_update", "before_delete", "after_delete")
+
+
+@pytest.mark.parametrize("within", WITHIN)
+@pytest.mark.parametrize("connection_of", [_given, _of_session])
+@pytest.mark.parametrize("written", [Visit, Tag])
+@pytest.mark.usefixtures("tables")
+def test_what_a_listener_of_a_mapper_writes_is_recorded_or_noticed(
+    engine: sa.Engine, written: Any, connection_of: Any, within: str
+) -> None:
+    write, is_recorded = WITHIN[within]
+    for name in EVENTS:
+        _empty(engine)
+        _fill(engine)
+        with Session(engine) as session:
+            session.add_all([Visit(id=1), Visit(id=2)])
+            session.commit()
+        done: list[str] = []
+
+        def listener(mapper: Any, connection: Any, obj: Any, done: list[str] = done, name: str = name) -> None:
+            if not done:
+                done.append(name)
+                write(connection_of(connection, obj))
+
+        sa.event.listen(written, name, listener)
+        try:
+            with recording(engine) as sessions, sessions() as session, warnings.catch_warnings(record=True) as seen:
+                warnings.simplefilter("always", sqlaudit.SQLAuditWarning)
+                if name.endswith("insert"):
+                    session.add(written(id=60, **({"name": "n"} if written is Tag else {})))
+                elif name.endswith("update"):
+                    setattr(session.get_one(written, 2), "name" if written is Tag else "note", "changed")
+                else:
+                    session.delete(session.get_one(written, 2))
+                session.commit()
+                assert done
+                assert [len(seen) == 0, len(seen) == 1] == [is_recorded, not is_recorded], [
+                    str(e.message) for e in seen
+                ]
+                if not is_recorded:
+                    sqlaudit.record_changes(session, House)
+                    session.commit()
+        finally:
+            sa.event.remove(written, name, listener)
+        _check(engine)
+
+
+@pytest.mark.parametrize("name", ["before_flush", "after_flush", "after_flush_postexec"])
+@pytest.mark.parametrize("comes_first", [False, True])
+@pytest.mark.parametrize("within", [each for each in WITHIN if WITHIN[each][1]])
+@pytest.mark.usefixtures("tables")
+def test_what_a_listener_of_a_session_writes_is_recorded(
+    engine: sa.Engine, name: str, comes_first: bool, within: str
+) -> None:
+    done: list[str] = []
+
+    def listener(session: Session, *_: Any) -> None:
+        if not done:
+            done.append(name)
+            WITHIN[within][0](session.connection())
+
+    _fill(engine)
+    session = Session(engine)
+    if comes_first:
+        sa.event.listen(session, name, listener)
+    with _recording_strictly(session), session:
+        if not comes_first:
+            sa.event.listen(session, name, listener)
+        session.add(House(id=70, name="n", tags=[Tag(id=70, name="n")]))
+        session.commit()
+    assert done
+    _check(engine)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import fields
+from inspect import signature
 from typing import Any, ClassVar, cast
 
 from sqlalchemy import (
@@ -224,9 +225,17 @@ def checked_session(session: object) -> Session:
 
 def where_rows_are(session: Session, mapper: Mapper[Any] | None) -> dict[str, Any]:
     """Return the bind arguments of reads of a mapper's rows, and of their history, which lies beside them."""
-    if isinstance(session, ShardedSession):
+    if isinstance(session, ShardedSession) or not _takes_bind(session):
         return {"mapper": mapper}
     return {"bind": session.get_bind(mapper)}
+
+
+def _takes_bind(session: Session) -> bool:
+    """Tell whether ``get_bind()`` takes more than mapper and clause, as SQLAlchemy's own does."""
+    if getattr(session.get_bind, "__func__", None) is Session.get_bind:
+        return True
+    parameters = signature(session.get_bind).parameters.values()
+    return any(each.name == "bind" or each.kind is each.VAR_KEYWORD for each in parameters)
 
 
 def extra_columns_of(version: Version) -> dict[str, Any]:
