@@ -15,7 +15,7 @@ LAYERS = [
     {"autogenerate", "bisection", "models"},
     {"past"},
     {"history", "instant"},
-    {"absent", "overriding", "references", "statements"},
+    {"absent", "overriding", "references", "rights", "statements"},
     {"changesets"},
     {"capture", "timetravel", "retrieval", "triggers"},
     {"dependents", "handwritten"},

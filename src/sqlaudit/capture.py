@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from enum import Enum, auto
 from hashlib import sha256
 from typing import Any, Final, Literal, cast
 from uuid import UUID
@@ -29,10 +30,12 @@ from sqlaudit.absent import explained
 from sqlaudit.changes import Operation
 from sqlaudit.config import SQLAuditConfig, current_config
 from sqlaudit.context import AuditContext, get_audit_context, user_id_text
-from sqlaudit.exceptions import CaptureError, ContextError, QueryError, SQLAuditWarning
+from sqlaudit.exceptions import CaptureError, ContextError, QueryError, SQLAuditWarning, warn_caller
 from sqlaudit.period import OPEN_END, TICK, OpenEnd, as_utc, is_open
+from sqlaudit.rights import hides_rows, shows_more_in_history
 from sqlaudit.statements import (
     GUARDED_BY_KEY,
+    MYSQL,
     NO_USER_FIELDS,
     OURS,
     Key,
@@ -73,6 +76,16 @@ def uncaptured(message: str, subject: object) -> None:
         raise CaptureError(message, subject)
     if config.on_uncaptured == "warn":
         warnings.warn(message, SQLAuditWarning, stacklevel=2)
+
+
+def warn_of_history_in_sight(connection: Connection, chain: Iterable[TrackedTable]) -> None:
+    """Warn if the role of a connection sees more of a history than of its live table. One statement on PostgreSQL."""
+    if (table := shows_more_in_history(connection, chain)) is not None:
+        warn_caller(
+            f"Row security restricts the role to some rows of the tracked table {table.live.fullname!r}, but not of "
+            f"{table.history.fullname!r}: it can read the history of all rows. Enable row level security for the "
+            "history table and create the same policies."
+        )
 
 
 # --- one database transaction -----------------------------------------------------------------------------------
@@ -185,6 +198,16 @@ def lacking(what: Literal["reason", "user"], write: str, subject: object) -> Con
 # --- from rows to versions --------------------------------------------------------------------------------------
 
 
+class Unseen(Enum):
+    """What is known of rows that are not found any more."""
+
+    DELETED = auto()
+    """They were deleted, as far as anybody knows."""
+    UPDATED = auto()
+    """They were updated, and are expected to be there."""
+    UNKNOWN = auto()
+
+
 @dataclass(slots=True)
 class _Last:
     """The last version of a row, as :meth:`Statements._last` reads it."""
@@ -261,10 +284,11 @@ class Capture:
                 for chunk in chunks(self._unsettled(portion)):
                     self.settle(chunk, inserted=frozenset(chunk), must_be_found=must_be_found)
 
-    def updated(self, keys: Portionable[Key], before: OldValues = _unknown) -> None:
+    def updated(self, keys: Portionable[Key], before: OldValues = _unknown, *, unseen: Unseen = Unseen.UPDATED) -> None:
         """Write versions of rows that may have changed: two statements per table and portion.
 
         :param before: what is known of the old values, by live column; for rows without history
+        :param unseen: see :meth:`settle`
         """
         for portion in portions(keys):
             closed = self._run(portion, "close", "changed", True)
@@ -272,13 +296,18 @@ class Capture:
             if closed:
                 self._run(portion, "snapshot", Operation.UPDATE, None if complete else "closed")
             if not complete:
-                self.settle(self._unsettled(portion), before=before)
+                self.settle(self._unsettled(portion), before=before, unseen=unseen)
 
     def deleted(self, keys: Portionable[Key], before: OldValues = _unknown) -> None:
-        """Write the tombstones of rows that are gone: two statements per table and portion."""
+        """Write the tombstones of deleted rows: two statements per table and portion.
+
+        A trigger or a rule may have made something else of the deletion. On MariaDB and MySQL none can, and a look for
+        a deleted row would lock its neighbours.
+        """
+        what = "any" if self.connection.dialect.name in MYSQL else "gone"
         for portion in portions(keys):
-            if self._run(portion, "tombstone", "any", True):
-                complete = self._run(portion, "close", "any", True) == len(portion)
+            if self._run(portion, "tombstone", what, True):
+                complete = self._run(portion, "close", what, True) == len(portion)
             else:
                 complete = False
             if not complete:
@@ -316,6 +345,7 @@ class Capture:
         inserted: Collection[Key] = frozenset(),
         before: OldValues = _unknown,
         must_be_found: bool = True,
+        unseen: Unseen = Unseen.DELETED,
     ) -> None:
         """Bring the history of rows to agree with the live rows, whatever happened to them.
 
@@ -325,9 +355,10 @@ class Capture:
         :param inserted: the keys of rows that are known to be new: others without history have a baseline
         :param before: what is known of old values, by live column
         :param must_be_found: whether to notice if a new row has another key, or is none
+        :param unseen: what is known of rows that are not there any more
         """
         for chunk in chunks(keys):
-            self._settle(chunk, inserted, before, must_be_found)
+            self._settle(chunk, inserted, before, must_be_found, unseen)
 
     def _settle(
         self,
@@ -335,9 +366,12 @@ class Capture:
         inserted: Collection[Key],
         before: OldValues,
         must_be_found: bool,
+        unseen: Unseen,
     ) -> None:
         last, new = self._last(keys), inserted
+        hidden = self._hidden(last.values(), unseen)
         undone = [row for row in last.values() if not row.agrees and row.ours and row.same_context]
+        undone = [row for row in undone if row.key not in hidden]
         if undone:
             self._take_back(undone)
             inserted = {*inserted, *(row.key for row in undone if row.operation is Operation.INSERT)}
@@ -346,11 +380,14 @@ class Capture:
         if untold := [key for key in untold if key not in last or not last[key].gone]:
             self._baseline_of(untold, before, last)
             last = self._last(keys)
+            hidden |= self._hidden([last[key] for key in untold if key in last], unseen)
         gone: dict[datetime, list[Key]] = defaultdict(list)
         changed: dict[datetime, list[Key]] = defaultdict(list)
         fresh: dict[datetime, list[Key]] = defaultdict(list)
         for key in dict.fromkeys((*last, *keys)):
             row = last.get(key)
+            if key in hidden:
+                continue
             if row is None or (not row.is_open and not row.gone):
                 fresh[self._instant(row)].append(key)
             elif not row.agrees:
@@ -365,16 +402,61 @@ class Capture:
                 self._run(some, "depart", at=at)
         for at, some in fresh.items():
             written = self._run(some, "snapshot", Operation.INSERT, "absent", at=at)
-            expected = sum(key in new for key in some)
-            if must_be_found and written < expected and len(self._last(some)) < expected:
-                live = self.chain[0].live
-                uncaptured(
-                    f"A new row of the tracked table {live.fullname!r} is not found by its key {some[0]}, and its "
-                    "history does not show it; give keys that the database stores as they are given.",
-                    live,
-                )
+            if written < len(some):
+                self._notice_unwritten(some, [key for key in some if must_be_found and key in new], written)
         if any(row.ours and row.operation is Operation.BASELINE for row in last.values()):
             self._run(keys, "forget_baseline")
+
+    def _hidden(self, last: Iterable[_Last], unseen: Unseen) -> set[Key]:
+        """Return the keys of the rows that may be there, though the role of the connection sees them no more.
+
+        sqlaudit warns of them, and of rows that are gone after an UPDATE.
+        """
+        lost = [row.key for row in last if row.gone and row.is_open]
+        if not lost or unseen is Unseen.DELETED:
+            return set()
+        live = self.chain[0].live
+        if hides_rows(self.connection, [table.live for table in self.chain]):
+            uncaptured(
+                f"Row security may hide the row {lost[0]} of the tracked table {live.fullname!r} from this role, or it "
+                "is deleted: history does not show which, and keeps its version open. Call record_changes() as a role "
+                "that the policies do not restrict.",
+                live,
+            )
+            return set(lost)
+        if unseen is Unseen.UPDATED:
+            uncaptured(
+                f"The row {lost[0]} of the tracked table {live.fullname!r} is not there after an UPDATE: history shows "
+                "it deleted. If a trigger has given it another key, history does not show that row; call "
+                "record_changes() then.",
+                live,
+            )
+        return set()
+
+    def _notice_unwritten(self, keys: Sequence[Key], new: Sequence[Key], written: int) -> None:
+        """Warn of rows whose version could not be written.
+
+        :param new: those of the keys whose rows must be there
+        """
+        table = self.chain[0]
+        if hides_rows(self.connection, [table.history]) and not self._last(keys):
+            uncaptured(
+                f"Row security keeps the role from its versions in {table.history.fullname!r}, and the history of "
+                f"{table.live.fullname!r} does not show what became of the row {keys[0]}; give the history table the "
+                "policies of the live table, for SELECT, INSERT, UPDATE and DELETE.",
+                table.live,
+            )
+        elif written < len(new) and len(self._last(keys)) < len(new):
+            cause = "a trigger or a rule has written another row or none, or the database stores the key in another way"
+            remedy = "give keys that the database stores as they are given, or call record_changes() then"
+            if hides_rows(self.connection, [each.live for each in self.chain]):
+                cause = "row security hides it from the role that has inserted it"
+                remedy = "let a policy for SELECT show it, or call record_changes() as a role that sees it"
+            uncaptured(
+                f"A new row of the tracked table {table.live.fullname!r} is not found by its key {new[0]}: {cause}. "
+                f"Its history does not show it; {remedy}.",
+                table.live,
+            )
 
     def _instant(self, last: _Last | None) -> datetime:
         """Return the instant of a row's next version: the changeset's, or the first that is late enough."""
@@ -491,6 +573,8 @@ class Capture:
         many = len(keys) > 1
         if many not in self._chosen:
             statements = self.chain[-1].statements.setdefault(dialect, {})
+            if not statements:
+                warn_of_history_in_sight(self.connection, self.chain)
             signature = (self.chain, self.user_fields, many)
             if signature not in statements:
                 statements[signature] = Statements(*signature, dialect)

@@ -5,17 +5,18 @@ Nobody tells afterwards what their foreign keys did: the rows are found, and loc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, cast, overload
 
-from sqlalchemy import Connection, and_, select
+from sqlalchemy import Connection, Table, and_, select
 from sqlalchemy.sql.schema import ForeignKeyConstraint
 
 from sqlaudit.capture import Capture, Changeset, lacking, lacks_reason, lacks_user
 from sqlaudit.config import current_config
 from sqlaudit.context import AuditContext
 from sqlaudit.references import Chain, Source, Sources, Untracked, followers_of
+from sqlaudit.rights import lockable
 from sqlaudit.statements import Key, Portionable, chunks, one_of
 from sqlaudit.tables import TrackedTable, is_there
 
@@ -77,10 +78,12 @@ class Dependents:
             occasion.capture(sources).baseline(keys)
         if any(_moves_with_other_columns(sources, *each) for each in followers):
             self._referred.append((occasion, sources, keys))
+        to_lock = lockable(connection, list({sources[0].live, *(follower.live for follower, _ in followers)}))
         for chunk in chunks(keys):
-            connection.execute(select(*key).where(one_of(key, chunk)).with_for_update()).all()
+            if sources[0].live in to_lock:
+                connection.execute(select(*key).where(one_of(key, chunk)).with_for_update()).all()
             for follower, constraint in followers:
-                found = _followers_in(connection, sources, follower, constraint, chunk)
+                found = _followers_in(connection, sources, follower, constraint, chunk, to_lock)
                 new = [each for each in found if (follower, each) not in seen]
                 seen.update((follower, each) for each in new)
                 for chain, some in by_chain(connection, follower, new):
@@ -108,8 +111,9 @@ def record_moved(occasion: Occasion, sources: Sources, keys: Portionable[Key]) -
     for follower, constraint in followers_of(sources):
         if not any(element.parent in follower.key for element in constraint.elements):
             continue
+        to_lock = lockable(occasion.connection, [follower.live])
         for chunk in chunks(keys):
-            found = _followers_in(occasion.connection, sources, follower, constraint, chunk)
+            found = _followers_in(occasion.connection, sources, follower, constraint, chunk, to_lock)
             for chain, some in by_chain(occasion.connection, follower, found):
                 if isinstance(follower, TrackedTable):
                     occasion.capture(chain).settle(some, inserted=frozenset(some))
@@ -166,12 +170,18 @@ def _followers_in(
     follower: Source,
     constraint: ForeignKeyConstraint,
     keys: Sequence[Key],
+    to_lock: Collection[Table],
 ) -> list[Key]:
-    """Return the keys of the rows that refer to rows with some keys by a foreign key, and lock them."""
+    """Return the keys of the rows that refer to rows with some keys by a foreign key, and lock them.
+
+    :param to_lock: the tables that the role may lock rows of
+    """
     owner = next(source for source in sources if source.live is constraint.referred_table)
     if follower.live.metadata is not owner.live.metadata and not is_there(connection, follower.live):
         return []
     referred = owner.live.alias()
     refers = [element.parent == referred.c[element.column.key] for element in constraint.elements]
     rows = select(referred).where(and_(*refers), one_of([referred.c[column.key] for column in owner.key], keys))
-    return [tuple(row) for row in connection.execute(select(*follower.key).where(rows.exists()).with_for_update())]
+    found = select(*follower.key).where(rows.exists())
+    found = found.with_for_update() if follower.live in to_lock else found
+    return [tuple(row) for row in connection.execute(found)]

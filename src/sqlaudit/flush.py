@@ -27,6 +27,7 @@ from sqlalchemy.orm.attributes import instance_state
 from sqlaudit.capture import (
     Capture,
     Changeset,
+    Unseen,
     changeset_of,
     instant_before,
     lacking,
@@ -578,7 +579,7 @@ class Flush:
         changeset = self._changeset(group.connection)
         context = self._context(group.reason)
         capture = Capture(group.connection, changeset, unit.model.chain, unit.user_fields(self.config), context)
-        must_be_found = not (self._doomed and unit.referring)  # else it may have gone with its parent
+        must_be_found = not (unit.referring and (self._doomed or self._followed))  # else it may go with its parent
         if moved or rewritten or not deleted.keys().isdisjoint(new):
             keys = dict.fromkeys((*moved, *moved_to, *rewritten, *deleted, *new))
             fresh = {*moved_to, *new} - {*rewritten, *deleted}
@@ -586,7 +587,8 @@ class Flush:
         else:
             capture.inserted(new, must_be_found=must_be_found)
             capture.deleted(list(deleted), old_of_lost)
-        capture.updated(list(updated), old_of_updated)
+        unseen = Unseen.UPDATED if must_be_found else Unseen.DELETED
+        capture.updated(list(updated), old_of_updated, unseen=unseen)
         if moved_to:
             record_moved(Occasion(group.connection, changeset, context), unit.model.chain, moved_to)
 

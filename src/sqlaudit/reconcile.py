@@ -10,12 +10,13 @@ from sqlalchemy.orm import Session
 
 from sqlaudit.bulk.locking import keep_others_out
 from sqlaudit.bulk.recorder import user_fields_of
-from sqlaudit.capture import Capture, changeset_of, own_connection
+from sqlaudit.capture import Capture, Unseen, changeset_of, own_connection, warn_of_history_in_sight
 from sqlaudit.dependents import by_chain
 from sqlaudit.history import checked_session, moved
 from sqlaudit.models import base_table_of, tracked_model_of
 from sqlaudit.period import is_open
 from sqlaudit.retrieval import ids_given, ids_listed
+from sqlaudit.rights import lockable
 from sqlaudit.statements import Key, chunks, pages
 from sqlaudit.tables import TrackedTable
 
@@ -25,7 +26,8 @@ def record_changes(session: Session, model_class: Any, which: Any = None) -> Non
 
     Live rows are compared with their open versions, in the database, and what is missing is written, as changes of
     this transaction in its context: a row without history is taken for a new one. Rows that agree are left alone.
-    A few statements per 1,000 rows, in flat memory and in the order of their keys.
+    A few statements per 1,000 rows, in flat memory and in the order of their keys. Where row security restricts the
+    role, a row that it does not see is not taken for deleted, and sqlaudit warns if its version is open.
 
     :param which: the rows: a list of keys, or a criterion, which a row need fulfil now or in its open version; all of
         them if omitted
@@ -34,12 +36,13 @@ def record_changes(session: Session, model_class: Any, which: Any = None) -> Non
     session, root = checked_session(session), base_table_of(model_class)
     session.flush()
     connection = own_connection(session, root.mapper)
+    warn_of_history_in_sight(connection, [root])
     keep_others_out(connection, root)
     changeset = changeset_of(session, connection)
     for keys in _pages(connection, root, model_class, which):
         for chain, some in by_chain(connection, root, keys):
             capture = Capture(connection, changeset, chain, user_fields_of(chain))
-            capture.settle(some, inserted=frozenset(some))
+            capture.settle(some, inserted=frozenset(some), unseen=Unseen.UNKNOWN)
 
 
 def _pages(connection: Connection, root: TrackedTable, model_class: Any, which: Any) -> Iterator[Sequence[Key]]:
@@ -50,7 +53,8 @@ def _pages(connection: Connection, root: TrackedTable, model_class: Any, which: 
         yield from chunks([key if isinstance(key, tuple) else (key,) for key in given])
         return
     criterion = true() if which is None else which
-    live = select(*root.key).select_from(model_class).where(criterion).with_for_update(of=root.live)
+    live = select(*root.key).select_from(model_class).where(criterion)
+    live = live.with_for_update(of=root.live) if lockable(connection, [root.live]) else live
     yield from pages(connection, live, root.key)
     recorded: FromClause = root.history
     for table in chain[1:]:

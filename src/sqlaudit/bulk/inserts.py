@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -108,7 +108,8 @@ def _prepare_upsert(write: Write, clause: Any, tracked: TrackedTable, parameters
     if rows is None or not known:
         return _returning_keys(write, clause, tracked, parameters)
     # What is inserted has all of them; others may have inserted meanwhile what is updated, by one of them.
-    write.keys_of = lambda result: _keys_of_values(write.connection, key, known)
+    lock = _locks(write.connection, changed)
+    write.keys_of = lambda result: _keys_of_values(write.connection, key, known, lock=lock)
     return clause
 
 
@@ -263,11 +264,22 @@ def _sequence_of(key: Column[Any], connection: Connection) -> Select[Any]:
 
 
 def _keys_of_values(
-    connection: Connection, key: Sequence[Any], known: Iterable[tuple[Sequence[Any], list[Key]]]
+    connection: Connection, key: Sequence[Any], known: Iterable[tuple[Sequence[Any], list[Key]]], *, lock: bool
 ) -> list[Key]:
     """Return the keys of the rows that have unique values, given by the columns of these."""
-    found = (values if columns is key else _keys_where(connection, key, columns, values) for columns, values in known)
+    found = (
+        values if columns is key else _keys_where(connection, key, columns, values, lock=lock)
+        for columns, values in known
+    )
     return list(dict.fromkeys(each for keys in found for each in keys))
+
+
+def _locks(connection: Connection, changed: Collection[Any]) -> bool:
+    """Tell whether the rows that an INSERT may come upon are locked: if it leaves them, the role need have no right to.
+
+    MariaDB and MySQL would not find all of them without a lock.
+    """
+    return bool(changed) or connection.dialect.name in MYSQL
 
 
 def _keys_told(result: CursorResult[Any], tracked: TrackedTable) -> list[Key]:
@@ -276,11 +288,18 @@ def _keys_told(result: CursorResult[Any], tracked: TrackedTable) -> list[Key]:
     return [tuple([row[place] for place in places]) for row in told]
 
 
-def _keys_where(connection: Connection, key: Sequence[Any], columns: Sequence[Any], values: Sequence[Key]) -> list[Key]:
-    """Return the keys of the rows whose columns have one of the values, and lock them."""
-    chosen = select(*key).order_by(*key).with_for_update()
+def _keys_where(
+    connection: Connection, key: Sequence[Any], columns: Sequence[Any], values: Sequence[Key], *, lock: bool
+) -> list[Key]:
+    """Return the keys of the rows whose columns have one of the values."""
+    chosen = _chosen(key, lock=lock)
     found = (connection.execute(chosen.where(one_of(columns, chunk))) for chunk in chunks(values))
     return [tuple(row) for rows in found for row in rows]
+
+
+def _chosen(key: Sequence[Any], *, lock: bool) -> Select[Any]:
+    chosen = select(*key).order_by(*key)
+    return chosen.with_for_update() if lock else chosen
 
 
 def _keys_returned(result: CursorResult[Any]) -> list[Key]:
@@ -367,22 +386,23 @@ def _find_present(
     rows: Sequence[Mapping[str, Any]] | None,
     changed: set[Any],
 ) -> None:
-    """Lock the rows that an INSERT may come upon, and give baselines to those without history.
+    """Find the rows that an INSERT may come upon, and give baselines to those without history.
 
     :param changed: the columns that it changes of them
     """
     connection, key = write.connection, source.key
+    lock = _locks(connection, changed)
     found: dict[Key, None] = {}
     for columns in unique:
         if rows is not None:
             given = [values for values in _columns_of(rows, columns) if are_known([values])]
-            found |= dict.fromkeys(_keys_where(connection, key, columns, given))
+            found |= dict.fromkeys(_keys_where(connection, key, columns, given, lock=lock))
             continue
         names = [name if isinstance(name, str) else name.key for name in clause._select_names]
         if {column.key for column in columns} <= set(names):
             given_by = clause.select.subquery()
             values = select(*(list(given_by.c)[names.index(column.key)] for column in columns))
-            chosen = select(*key).where(one_of(columns, values)).order_by(*key).with_for_update()
+            chosen = _chosen(key, lock=lock).where(one_of(columns, values))
             found |= dict.fromkeys(tuple(row) for row in connection.execute(chosen))
     write.expect(KnownKeys(connection, ((*key, False) for key in found)), changed=None if write.may_move else changed)
 

@@ -30,6 +30,7 @@ from sqlaudit.bulk.reading import Parameters, are_known, keys_given, terms, valu
 from sqlaudit.bulk.writes import Write
 from sqlaudit.capture import uncaptured
 from sqlaudit.references import Source
+from sqlaudit.rights import lockable
 from sqlaudit.statements import MYSQL, OURS, Key, chunks, has_open_version, one_of
 from sqlaudit.tables import TrackedTable
 
@@ -43,12 +44,24 @@ def prepare_change(write: Write, clause: Any, source: Source, parameters: Parame
         new_key = [values.get(column, here) for column, here in zip(source.key, key, strict=True)]
         moved = _lock_moving(write, clause, key, new_key, parameters)
         return clause if moved is None else _confined(write, clause, key, moved, values, parameters)
+    if (isinstance(clause, Delete) or not clause._where_criteria) and not lockable(write.connection, [source.live]):
+        return _foresee(write, clause, key, values, parameters)
     given = keys_given(clause, key, parameters)
     keys = _lock_found(write, clause, source, key, parameters) if given is None else _lock_given(write, key, given)
     write.expect(keys, changed=None if isinstance(clause, Delete) else values.keys())
     if given is not None and len(keys) == len(set(given)):
         return clause  # nobody can add rows that it would write
     return _confined(write, clause, key, keys, values, parameters)
+
+
+def _foresee(write: Write, clause: Any, key: Sequence[Any], values: Mapping[Any, Any], parameters: Parameters) -> Any:
+    """Note the rows that a statement is about to write, though the role may not lock them, and return it as it is."""
+    chosen = _rows_of(clause, [*key, _is_recorded(write.root, key)], key, lock=False)
+    rows = {tuple(row): None for each in parameters for row in write.connection.execute(chosen, each)}
+    keys = KnownKeys(write.connection, rows)
+    write.expect(keys, changed=None if isinstance(clause, Delete) else values.keys())
+    write.foreseen = len(keys)
+    return clause
 
 
 def _lock_given(write: Write, key: Sequence[Any], given: Sequence[Key]) -> KnownKeys:
@@ -203,9 +216,11 @@ def keep_others_out(connection: Connection, source: Source) -> None:
         connection.execute(nothing.execution_options(**OURS))
 
 
-def _rows_of(clause: Any, columns: Sequence[Any], key: Sequence[Any]) -> Select[Any]:
-    """Return the select of columns of the rows that a statement is about to write, which locks them."""
-    statement = select(*columns).where(*clause._where_criteria).order_by(*key).with_for_update(of=key[0].table)
+def _rows_of(clause: Any, columns: Sequence[Any], key: Sequence[Any], *, lock: bool = True) -> Select[Any]:
+    """Return the select of columns of the rows that a statement is about to write, which by default locks them."""
+    statement = select(*columns).where(*clause._where_criteria).order_by(*key)
+    if lock:
+        statement = statement.with_for_update(of=key[0].table)
     statement = statement.add_cte(*clause._independent_ctes)
     entity = clause.table._annotations.get("parententity")
     if entity is not None:

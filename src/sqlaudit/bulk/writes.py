@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from sqlaudit.bulk.keys import Keys, StoredKeys
 from sqlaudit.bulk.reading import Parameters
-from sqlaudit.capture import Capture
+from sqlaudit.capture import Capture, Unseen, uncaptured
 from sqlaudit.changes import Operation
 from sqlaudit.dependents import Dependents, Occasion, by_chain, record_moved
 from sqlaudit.references import Chain, Source, Untracked, referred_columns
@@ -45,6 +45,8 @@ class Write:
     :ivar may_update: whether the INSERT may have come upon rows that were there
     :ivar may_move: whether it may have changed their keys
     :ivar is_whole: whether a DELETE took all the rows that it was expected to
+    :ivar foreseen: how many rows it was expected to write, if it was not confined to these
+    :ivar unforeseen: how many more it wrote
     :ivar has_savepoint: whether what it has done in part can be undone
     :ivar is_done: whether it has been executed
     :ivar transactions: what it is executed in: the transaction and the savepoint
@@ -71,6 +73,8 @@ class Write:
     may_update: bool = False
     may_move: bool = False
     is_whole: bool = False
+    foreseen: int | None = None
+    unforeseen: int = 0
     has_savepoint: bool = False
     is_done: bool = False
     transactions: tuple[Any, Any] = (None, None)
@@ -104,6 +108,8 @@ class Write:
             self.inserted = self.keys_of(result)
         elif self.operation is Operation.DELETE:
             self.is_whole = result.rowcount == sum(len(keys) for _, keys in self.captures)
+        if self.foreseen is not None:
+            self.unforeseen = result.rowcount - self.foreseen
         if self.has_savepoint:
             self.connection.dialect.do_release_savepoint(self.connection, _SAVEPOINT)
 
@@ -120,6 +126,13 @@ class Write:
             self.stored.drop()
 
     def _record(self) -> None:
+        if self.unforeseen > 0 and isinstance(self.root, TrackedTable):
+            uncaptured(
+                f"A statement wrote {self.unforeseen} more rows of the tracked table {self.root.live.fullname!r} than "
+                "the role of the connection sees, and history does not show what became of them; call "
+                "record_changes() as a role that sees all rows.",
+                self.root.live,
+            )
         for chain, new in by_chain(self.connection, self.root, self.inserted):
             capture = self.capture(cast("Chain", chain))
             if self.may_update or self.is_further:
@@ -138,7 +151,7 @@ class Write:
             elif self.is_whole and not self.is_further:
                 capture.deleted(keys)
             else:
-                capture.settle(keys)
+                capture.settle(keys, unseen=Unseen.DELETED if self.is_whole else Unseen.UNKNOWN)
         self.dependents.settle()
         if isinstance(self.root, Untracked):
             record_moved(self.occasion(), (self.root,), list(self.moved_to.values()))

@@ -36,7 +36,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlaudit.absent import explained
 from sqlaudit.arguments import checked_count
 from sqlaudit.bulk.locking import keep_others_out
-from sqlaudit.capture import Capture, Changeset, changeset_at, instant_given, own_connection
+from sqlaudit.capture import Capture, Changeset, changeset_at, instant_given, own_connection, warn_of_history_in_sight
 from sqlaudit.changes import Operation
 from sqlaudit.dependents import by_chain
 from sqlaudit.exceptions import QueryError
@@ -200,6 +200,7 @@ class _Backfill:
         self.statements: list[_Ranges] = []
 
     def run(self) -> BackfillReport:
+        self.do(warn_of_history_in_sight, [self.table])
         total = self.do(self._count) if self.tell else 0
         last: Key | None = None
         done = written = 0
