@@ -89,11 +89,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if unknown := set(selected) - set(DATABASES):
         raise pytest.UsageError(f"SQLAUDIT_TEST_DATABASES: {unknown} are none of {list(DATABASES)}")
     able = [DATABASES[name] for name in selected if needed <= DATABASES[name].capabilities]
-    asynchronous = "async_engine" in metafunc.fixturenames
+    asynchronous, each_driver = ("async_engine" in metafunc.fixturenames, "by_driver" in metafunc.fixturenames)
     targets = [
         pytest.param((kind.name, driver), id=f"{kind.name}+{driver}" if driver else kind.name)
         for kind in able
-        for driver in (kind.async_drivers if asynchronous else [None])
+        for driver in (kind.async_drivers if asynchronous else kind.drivers if each_driver else [None])
     ]
     if not targets:
         reason = f"none of the selected databases has {', '.join(sorted(needed))}"

@@ -11,6 +11,7 @@ import re
 import shutil
 import sqlite3
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -78,7 +79,9 @@ class Database:
 
     name: ClassVar[str]
     capabilities: ClassVar[frozenset[str]]
+    drivers: ClassVar[tuple[str, ...]]
     async_drivers: ClassVar[tuple[str, ...]]
+    """Those of the suite's asynchronous tests; `drivers` may have others that are asynchronous."""
 
     url: sa.URL
     other_schema: str = OTHER_SCHEMA
@@ -149,10 +152,21 @@ class Database:
         if self._changed is not Changed.TABLES:
             self._changed = max(self._changed, _changed_by(statement))
 
+    def url_for(self, driver: str) -> sa.URL:
+        return self.url.set(drivername=f"{self.url.get_backend_name()}+{driver}")
+
     def async_url(self, driver: str | None = None) -> sa.URL:
         """Give the URL for one of `async_drivers`, by default the first."""
-        driver = driver or self.async_drivers[0]
-        return self.url.set(drivername=f"{self.url.get_backend_name()}+{driver}")
+        return self.url_for(driver or self.async_drivers[0])
+
+    def create_driver_engine(self, driver: str) -> sa.Engine | AsyncEngine:
+        """Create an engine of one of `drivers`."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # strings of mariadbconnector have escapes that Python does not know
+            url = self.url_for(driver)
+            if url.get_dialect().is_async:
+                return self.create_async_engine(driver)
+            return self._prepared(sa.create_engine(url), is_pool_new=True)
 
     def create_async_engine(self, driver: str | None = None, **options: Any) -> AsyncEngine:
         """Create an engine that by default keeps no connection, so that event loops may change."""
@@ -201,6 +215,7 @@ class SQLite(Database):
             "virtual_columns",
         }
     )
+    drivers = ("pysqlite", "aiosqlite")
     async_drivers = ("aiosqlite",)
 
     def __init__(self, directory: Path) -> None:
@@ -299,11 +314,20 @@ class PostgreSQL(Server):
         }
         | ({"virtual_columns"} if SQLALCHEMY_2_1 else set())
     )
+    drivers = ("psycopg", "psycopg2", "pg8000", "asyncpg", "psycopg_async")
     async_drivers = ("asyncpg", "psycopg")
 
     def __init__(self, server: str | sa.URL, name: str | None = None) -> None:
         super().__init__(server, name)
         self.inside = sa.create_engine(self.url, isolation_level="AUTOCOMMIT", poolclass=sa.StaticPool)
+
+    def url_for(self, driver: str) -> sa.URL:
+        url = super().url_for(driver)
+        host = url.query.get("host")
+        if driver != "pg8000" or host is None:
+            return url
+        socket = f"{host}/.s.PGSQL.{url.port or url.query.get('port', 5432)}"
+        return url.set(query={"unix_sock": socket})
 
     def create(self) -> Self:
         with self.administration() as connection:
@@ -402,6 +426,7 @@ class MariaDB(Server):
             "virtual_columns",
         }
     )
+    drivers = ("pymysql", "mysqldb", "mariadbconnector", "aiomysql", "asyncmy")
     async_drivers = ("aiomysql",)
     local = "mariadb+pymysql://root@127.0.0.1:3306"
 

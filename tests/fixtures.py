@@ -4,6 +4,7 @@ A test finds in its database the tables of its module's ``Base``, which are empt
 or is marked ``no_tables``. Tables of a module are created once (`databases.Database`).
 """
 
+import asyncio
 import contextlib
 import os
 import tempfile
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import orm
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session, sessionmaker
 
 import servers
@@ -76,6 +77,32 @@ def engine(database: Database) -> Iterator[sa.Engine]:
 def async_engine(database: Database, target: tuple[str, str | None]) -> AsyncEngine:
     """An engine for each asynchronous driver; use it in ``asyncio.run``, as often as you like."""
     return database.create_async_engine(target[1])
+
+
+@pytest.fixture
+def by_driver(database: Database, target: tuple[str, str]) -> Iterator[Callable[[Callable[[Session], Any]], Any]]:
+    """A function for each driver that is installed: it runs one of a session that records, and is no coroutine."""
+    try:
+        engine: Any = database.create_driver_engine(target[1])
+    except ImportError as error:
+        pytest.skip(f"{target[1]}: {error}")
+    is_async = isinstance(engine, AsyncEngine)
+    sync_engine = engine.sync_engine if is_async else engine
+
+    def run(work: Callable[[Session], Any]) -> Any:
+        if not is_async:
+            with sessions() as session:
+                return work(session)
+
+        async def run_async() -> Any:
+            async with AsyncSession(engine, sync_session_class=sessions.class_) as session:
+                return await session.run_sync(work)
+
+        return asyncio.run(run_async())
+
+    with recording(sync_engine) as sessions:
+        yield run
+    sync_engine.dispose()
 
 
 @pytest.fixture(scope="session")

@@ -601,7 +601,7 @@ class Capture:
         parameters = self.parameters | self._selecting(keys)
         if at is not None:
             parameters["sqlaudit_at"] = at
-        with explained(self.chain):
+        with explained(self.chain, record=True):
             counts = [
                 statement.execute(self.connection, parameters).rowcount
                 for statement in self._statements(keys)(step, *args)
@@ -609,7 +609,7 @@ class Capture:
         return counts[0]
 
     def _read(self, statement: Prepared, keys: Sequence[Key]) -> CursorResult[Any]:
-        with explained(self.chain):
+        with explained(self.chain, record=True):
             return self.connection.execute(statement.statement, self.parameters | self._selecting(keys))
 
 

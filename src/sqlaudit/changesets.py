@@ -23,6 +23,7 @@ from sqlalchemy import (
     func,
     inspect,
     literal,
+    literal_column,
     select,
     union_all,
 )
@@ -215,7 +216,12 @@ def _entries(session: Session, places: Sequence[Place], ids: Sequence[UUID] | No
     def contexts(table: TrackedTable) -> Any:
         changeset = table.role("changeset_id")
         columns = [changeset, *(table.role(role) for role in ("changed_by", "impersonated_by", "reason", "extra"))]
-        is_baseline = case((table.role("operation") == Operation.BASELINE, 1), else_=0).label("is_baseline")
+        baseline: ColumnElement[str] = literal_column(
+            f"'{Operation.BASELINE.value}'"
+        )  # no parameter: pg8000 sends two, of other names
+        is_baseline = case((table.role("operation") == baseline, literal_column("1")), else_=literal_column("0")).label(
+            "is_baseline"
+        )
         statement = select(
             literal(numbers[table], Integer), is_baseline, func.max(table.valid_from), *columns
         ).group_by(*columns, is_baseline)

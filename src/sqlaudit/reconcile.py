@@ -42,7 +42,7 @@ def record_changes(session: Session, model_class: Any, which: Any = None) -> Non
     for keys in _pages(connection, root, model_class, which):
         for chain, some in by_chain(connection, root, keys):
             capture = Capture(connection, changeset, chain, user_fields_of(chain))
-            capture.settle(some, inserted=frozenset(some), unseen=Unseen.UNKNOWN)
+            capture.settle(some, inserted=frozenset(some), must_be_found=False, unseen=Unseen.UNKNOWN)
 
 
 def _pages(connection: Connection, root: TrackedTable, model_class: Any, which: Any) -> Iterator[Sequence[Key]]:

@@ -33,7 +33,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from sqlaudit.absent import explained
+from sqlaudit.absent import codes_of, explained
 from sqlaudit.arguments import checked_count
 from sqlaudit.bulk.locking import keep_others_out
 from sqlaudit.capture import Capture, Changeset, changeset_at, instant_given, own_connection, warn_of_history_in_sight
@@ -50,7 +50,7 @@ from sqlaudit.tables import TrackedTable
 T = TypeVar("T")
 _ATTEMPTS: Final = 10
 """How often a portion is tried: a row may get its first version between the look for it and the baseline."""
-_COLLISIONS: Final = ("40001", "40P01", 1205, 1213, "SQLITE_BUSY", "SQLITE_BUSY_SNAPSHOT", "SQLITE_LOCKED")
+_COLLISIONS: Final = {"40001", "40P01", 1205, 1213, "SQLITE_BUSY", "SQLITE_BUSY_SNAPSHOT", "SQLITE_LOCKED"}
 """How PostgreSQL, MariaDB and SQLite call a deadlock, a serialization failure, and having waited for too long."""
 
 
@@ -97,7 +97,7 @@ def backfill(
     if checked_count("chunk_size", chunk_size) == 0:
         raise QueryError("chunk_size is 0; give the number of rows of a portion, such as 10_000.", chunk_size)
     changeset = changeset_at(instant_given(at))
-    with told_to(progress, table.live.name) as tell, explained([table]):
+    with told_to(progress, table.live.name) as tell, explained([table], record=True):
         if isinstance(where, Engine):
             with _own_connection(where) as connection:
                 return _Backfill(table, changeset, _InTransactions(connection), chunk_size, tell).run()
@@ -179,9 +179,7 @@ def _has_collided(error: DBAPIError) -> bool:
     """Tell whether a portion failed because others were writing its rows: it may be tried again."""
     if isinstance(error, IntegrityError):  # one has got its first version meanwhile
         return True
-    code = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "sqlite_errorname", None)
-    code = code or next(iter(getattr(error.orig, "args", ())), None)
-    return code in _COLLISIONS
+    return not codes_of(error).isdisjoint(_COLLISIONS)
 
 
 # --- the work ---------------------------------------------------------------------------------------------------
