@@ -205,6 +205,8 @@ class Unseen(Enum):
     """They were deleted, as far as anybody knows."""
     UPDATED = auto()
     """They were updated, and are expected to be there."""
+    LEFT = auto()
+    """Nothing was done to rows that are hidden."""
     UNKNOWN = auto()
 
 
@@ -403,7 +405,7 @@ class Capture:
         for at, some in fresh.items():
             written = self._run(some, "snapshot", Operation.INSERT, "absent", at=at)
             if written < len(some):
-                self._notice_unwritten(some, [key for key in some if must_be_found and key in new], written)
+                self._notice_unwritten(some, [key for key in some if must_be_found and key in new])
         if any(row.ours and row.operation is Operation.BASELINE for row in last.values()):
             self._run(keys, "forget_baseline")
 
@@ -415,6 +417,8 @@ class Capture:
         lost = [row.key for row in last if row.gone and row.is_open]
         if not lost or unseen is Unseen.DELETED:
             return set()
+        if unseen is Unseen.LEFT:
+            return set(lost)
         live = self.chain[0].live
         if hides_rows(self.connection, [table.live for table in self.chain]):
             uncaptured(
@@ -433,28 +437,37 @@ class Capture:
             )
         return set()
 
-    def _notice_unwritten(self, keys: Sequence[Key], new: Sequence[Key], written: int) -> None:
+    def _notice_unwritten(self, keys: Sequence[Key], new: Sequence[Key]) -> None:
         """Warn of rows whose version could not be written.
 
         :param new: those of the keys whose rows must be there
         """
         table = self.chain[0]
-        if hides_rows(self.connection, [table.history]) and not self._last(keys):
-            uncaptured(
-                f"Row security keeps the role from its versions in {table.history.fullname!r}, and the history of "
-                f"{table.live.fullname!r} does not show what became of the row {keys[0]}; give the history table the "
-                "policies of the live table, for SELECT, INSERT, UPDATE and DELETE.",
-                table.live,
-            )
-        elif written < len(new) and len(self._last(keys)) < len(new):
+        if hides_rows(self.connection, [table.history]):
+            self._notice_locked_history(keys, new)
+        live, _ = self.keys_where(table.key, new)
+        if len(live) < len(new):
+            missing = next((key for key in new if key not in live), new[0])
             cause = "a trigger or a rule has written another row or none, or the database stores the key in another way"
             remedy = "give keys that the database stores as they are given, or call record_changes() then"
             if hides_rows(self.connection, [each.live for each in self.chain]):
                 cause = "row security hides it from the role that has inserted it"
                 remedy = "let a policy for SELECT show it, or call record_changes() as a role that sees it"
             uncaptured(
-                f"A new row of the tracked table {table.live.fullname!r} is not found by its key {new[0]}: {cause}. "
+                f"A new row of the tracked table {table.live.fullname!r} is not found by its key {missing}: {cause}. "
                 f"Its history does not show it; {remedy}.",
+                table.live,
+            )
+
+    def _notice_locked_history(self, keys: Sequence[Key], new: Sequence[Key]) -> None:
+        """Warn of rows that the role sees, but not their versions, or that it may not UPDATE these."""
+        table, last = self.chain[0], self._last(keys)
+        live, recorded = self.keys_where(table.key, keys)
+        if stuck := live - last.keys() - recorded.intersection(new):
+            uncaptured(
+                f"Row security keeps the role from the open version of the row {min(stuck)} in "
+                f"{table.history.fullname!r}, and history does not show what became of the row; give the history table "
+                f"the policies of {table.live.fullname!r}, with one for UPDATE.",
                 table.live,
             )
 

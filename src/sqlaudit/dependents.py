@@ -12,6 +12,7 @@ from typing import TypeVar, cast, overload
 from sqlalchemy import Connection, Table, and_, select
 from sqlalchemy.sql.schema import ForeignKeyConstraint
 
+from sqlaudit.absent import explained
 from sqlaudit.capture import Capture, Changeset, lacking, lacks_reason, lacks_user
 from sqlaudit.config import current_config
 from sqlaudit.context import AuditContext
@@ -83,7 +84,8 @@ class Dependents:
             if sources[0].live in to_lock:
                 connection.execute(select(*key).where(one_of(key, chunk)).with_for_update()).all()
             for follower, constraint in followers:
-                found = _followers_in(connection, sources, follower, constraint, chunk, to_lock)
+                with explained([follower] if isinstance(follower, TrackedTable) else [], record=True):
+                    found = _followers_in(connection, sources, follower, constraint, chunk, to_lock)
                 new = [each for each in found if (follower, each) not in seen]
                 seen.update((follower, each) for each in new)
                 for chain, some in by_chain(connection, follower, new):

@@ -9,10 +9,11 @@ from functools import partial
 from typing import Any
 from weakref import ref
 
-from sqlalchemy import Connection, Engine, ExceptionContext, Insert, TextClause, UpdateBase, event
+from sqlalchemy import Connection, Engine, ExceptionContext, Insert, TextClause, Update, UpdateBase, event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from sqlaudit.absent import explained
 from sqlaudit.bulk.appending import refuse_rewriting
 from sqlaudit.bulk.inserts import prepare_followed_upsert, prepare_insert
 from sqlaudit.bulk.keys import MAY_FAIL
@@ -242,7 +243,10 @@ class Recorder:
         if not is_one:
             write.begin()
         try:
-            clause = _prepared(write, clause, source, parameters)
+            # An UPDATE that has a criterion needs the rights that the look for its rows needs.
+            asks_more = not (isinstance(clause, Update) and clause._where_criteria)
+            with explained([source] if isinstance(source, TrackedTable) else [], record=asks_more):
+                clause = _prepared(write, clause, source, parameters)
         finally:
             write.transactions = transactions_of(connection)  # which our first statement may have begun
         clause = clause.execution_options(**{WRITE: ref(write)})  # the cache of statements keeps it

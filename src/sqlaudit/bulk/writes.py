@@ -136,7 +136,8 @@ class Write:
         for chain, new in by_chain(self.connection, self.root, self.inserted):
             capture = self.capture(cast("Chain", chain))
             if self.may_update or self.is_further:
-                capture.settle(new, inserted=frozenset(new), must_be_found=not self.may_update)
+                unseen = Unseen.LEFT if self.may_update else Unseen.DELETED
+                capture.settle(new, inserted=frozenset(new), must_be_found=not self.may_update, unseen=unseen)
             else:
                 capture.inserted(new)
             if self.may_move:
