@@ -167,11 +167,15 @@ class Things:
     """A model with columns of a type, and rows of it that change from each value to each other.
 
     :ivar given: what its validators are given
+    :ivar states: what the database held after each transaction
     """
 
     def __init__(self, base: Any, name: str, type_: Any, values: list[Any]) -> None:
-        self.pairs = dict(enumerate(itertools.permutations(values, 2), 1))
-        given = self.given = []
+        neighbours = [*itertools.pairwise([*values, values[0]])]
+        self.pairs = dict(enumerate([*neighbours, *((after, before) for before, after in neighbours)], 1))
+        given: list[Any] = []
+        self.given = given
+        self.states: list[list[str]] = []
 
         def see(obj: Any, name: str, value: Any) -> Any:
             given.append(value)
@@ -222,6 +226,7 @@ def things(base: Any, engine: sa.Engine, database: Any, sessions: sessionmaker[S
         with sessions.begin() as session:
             for each in things.values():
                 step(each, session)
+                each.states.append(each.held(session))
     return things
 
 
@@ -260,59 +265,41 @@ def test_hard_values_are_told(things, sessions):
                 assert blamed == expected, name
 
 
-WAYS = ["restore", "undo", "restore_deleted", "undo_deletion"]
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_hard_values_come_back_as_the_database_held_them(things, sessions, way):
-    after = held(things, sessions)
-    if way == "undo_deletion":
-        before = after
-    else:
-        with sessions.begin() as session:
-            undo(session, changesets(session)[1].changeset_id)
-        before = held(things, sessions)
-        with sessions.begin() as session:
-            undo(session, changesets(session)[2].changeset_id)
-        assert held(things, sessions) == after
-    if "delet" in way:
-        with sessions.begin() as session:
-            for each in things.values():
-                for thing in session.scalars(sa.select(each.model)):
-                    session.delete(thing)
-    with sessions.begin() as session:
-        loaded = [thing for each in things.values() for thing in session.scalars(sa.select(each.model))]
-        if way == "undo_deletion":
-            undo(session, changesets(session)[-1].changeset_id)
-        elif way == "undo":
-            undo(session, changesets(session)[1].changeset_id, force=True)
-        else:
-            for each in things.values():
-                for key in each.pairs:
-                    restore(session, each.model, key, at=1)
-        del loaded
+def test_hard_values_come_back_as_the_database_held_them(things, sessions):
+    before, after = ({name: each.states[place] for name, each in things.items()} for place in (0, 1))
+    undone(sessions, 1)
     assert held(things, sessions) == before
+    undone(sessions, 2)
+    assert held(things, sessions) == after
+    assert restored(things, sessions) == before
+    undone(sessions, -1)
+    assert held(things, sessions) == after
+    with sessions.begin() as session:
+        for each in things.values():
+            for thing in session.scalars(sa.select(each.model)):
+                session.delete(thing)
+    undone(sessions, -1)
+    assert held(things, sessions) == after
+    undone(sessions, -1)
+    assert restored(things, sessions) == before, "the rows that were deleted"
     for name, each in things.items():
         for value in each.given:
             assert value is not sa.JSON.NULL, name
             assert not isinstance(value, sa.ClauseElement), name
+
+
+def undone(sessions: sessionmaker[Session], place: int) -> None:
     with sessions.begin() as session:
+        undo(session, changesets(session)[place].changeset_id)
+
+
+def restored(things: dict[str, Things], sessions: sessionmaker[Session]) -> dict[str, list[str]]:
+    """Restore the first version of each row, in a session that has loaded what there is; return what is held then."""
+    with sessions.begin() as session:
+        loaded = [session.scalars(sa.select(each.model)).all() for each in things.values()]
         for each in things.values():
             for key in each.pairs:
-                assert not restore(session, each.model, key, at=2 if way == "undo_deletion" else 1), "it is done"
-
-
-def test_the_values_before_are_those_that_were_inserted(things, sessions):
-    """What the other test compares with was made by undo: see that the database held it."""
-    with sessions.begin() as session:
-        for each in things.values():
-            session.execute(sa.delete(each.model))
-        for each in things.values():
-            each.insert(session)
-    inserted = held(things, sessions)
-    with sessions.begin() as session:
-        for each in things.values():
-            each.update(session)
-    with sessions.begin() as session:
-        undo(session, changesets(session)[-1].changeset_id)
-    assert held(things, sessions) == inserted
+                restore(session, each.model, key, at=1)
+            assert not restore(session, each.model, key, at=1), "nothing is left to do"
+        del loaded
+    return held(things, sessions)

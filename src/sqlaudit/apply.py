@@ -310,6 +310,10 @@ class _Application:
         owners = self._ends(relationship.parent, ours, {change.link[:width] for change in changes}, eager)
         others = self._ends(relationship.mapper, theirs, {change.link[width:] for change in changes}, [])
         going = {id(obj) for change, obj in self.objects.items() if change.operation is Operation.DELETE}
+        names = [attribute_of(relationship.parent, column) or "" for column in ours]
+        for link, owner in owners.items():
+            if eager and instance_state(owner).persistent and link != tuple([getattr(owner, name) for name in names]):
+                self.session.expire(owner, [relationship.key])  # eager loading knows of one spelling alone
         for change in changes:
             owner, other = owners.get(change.link[:width]), others.get(change.link[width:])
             restoring(self.session).links[change.table.live, change.identity] = self.reason
