@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"exceptions"},
-    {"period"},
+    {"period", "readable"},
     {"arguments", "config", "context", "changes"},
     {"tables"},
     {"autogenerate", "bisection", "models"},

@@ -122,6 +122,7 @@ def _make_history_class(model: TrackedModel) -> type[Version]:
         options["polymorphic_identity"] = mapper.polymorphic_identity
     local_table = table.history if parent is None or parent.table is not table else None
     mapper.registry.map_imperatively(history_class, local_table, properties=properties, **options)
+    _let_mutable_types_be_known(history_class, model)
     for name in ("before_insert", "before_update", "before_delete"):
         event.listen(history_class, name, _refuse_change)
     return history_class
@@ -151,6 +152,25 @@ def _let_grow(model: TrackedModel) -> None:
     for name, columns in _stored_properties(model, set(above.columns.values()) if above else ()).items():
         if not mapper.has_property(name):
             mapper.add_property(name, column_property(*columns))
+
+
+def _let_mutable_types_be_known(history_class: type[Version], model: TrackedModel) -> None:
+    """Let ``Mutable`` types, which SQLAlchemy knows by their identity alone, track the values of versions, too.
+
+    While it looks for them, the columns of history have the types of the live columns.
+    """
+    types = [(old, live.type, old.type) for table in model.chain for live, old in table.columns]
+
+    def begin(*_: object) -> None:
+        for column, type_, _readable in types:
+            column.type = type_
+
+    def end(*_: object) -> None:
+        for column, _type, readable in types:
+            column.type = readable
+
+    event.listen(history_class, "before_mapper_configured", begin)
+    event.listen(history_class, "mapper_configured", end)
 
 
 def moved(expression: Any, columns: Mapping[Any, Any]) -> Any:

@@ -23,6 +23,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
+    Enum,
     Executable,
     FromClause,
     Select,
@@ -40,10 +41,12 @@ from sqlalchemy.orm.interfaces import CompileStateOption
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.visitors import InternalTraversal
+from sqlalchemy.types import TypeEngine
 
 from sqlaudit.bisection import given_key, version_at
 from sqlaudit.exceptions import QueryError, ReadOnlyError
 from sqlaudit.period import UTCDateTime, range_contains, was_valid
+from sqlaudit.readable import readable
 from sqlaudit.tables import TrackedTable, known_metadata, shortened, tracked_table, tracked_tables
 
 Untracked = Literal["raise", "live"]
@@ -310,6 +313,15 @@ class PastCompiler(SQLCompiler):
             return rendered
         name = super().visit_column(column, include_table=False)
         return f"{self.preparer.quote(_alias_name(column.table))}.{name}"
+
+    def _add_to_result_map(self, keyname: str, name: str, objects: Any, type_: TypeEngine[Any]) -> None:
+        super()._add_to_result_map(keyname, name, objects, readable(type_) if self.past else type_)
+
+    def render_bind_cast(self, type_: TypeEngine[Any], dbapi_type: TypeEngine[Any], sqltext: str) -> str:
+        """Leave the type of an enum's value to what it is compared with: history may keep it as text."""
+        if self.past and isinstance(dbapi_type, Enum):
+            return sqltext
+        return cast(str, super().render_bind_cast(type_, dbapi_type, sqltext))  # type: ignore[no-untyped-call]  # SQLAlchemy's
 
     def _is_in_past(self, table: Any) -> bool:
         tracked = tracked_table(table)

@@ -222,9 +222,8 @@ def _differs(element: differs, compiler: SQLCompiler, **kw: Any) -> str:
     type_, left, right = _sides(element, compiler, **kw)
     if isinstance(type_, ARRAY):
         type_ = implementation_of(type_.item_type, compiler.dialect)
-    if type(type_).__name__ in ("CITEXT", "INTERVAL", "JSON", "JSONB") or not isinstance(
-        type_, (*_COMPARED_BY_VALUE, String)
-    ):
+    as_text = isinstance(type_, Enum) or type(type_).__name__ in ("CITEXT", "INTERVAL", "JSON", "JSONB")
+    if as_text or not isinstance(type_, (*_COMPARED_BY_VALUE, String)):
         left, right = f"CAST({left} AS TEXT)", f"CAST({right} AS TEXT)"
     elif isinstance(type_, String) and type_.collation is not None:
         left, right = f'{left} COLLATE "C"', f'{right} COLLATE "C"'

@@ -43,6 +43,7 @@ from sqlaudit.changes import Operation
 from sqlaudit.context import USER_ID_LENGTH
 from sqlaudit.exceptions import TrackingError
 from sqlaudit.period import OpenEnd, PeriodToIndex, UTCDateTime, is_open
+from sqlaudit.readable import readable
 
 INFO_KEY: Final = "sqlaudit"
 _MAX_IDENTIFIER: Final = 63  # PostgreSQL's, in bytes; the others allow at least as many
@@ -237,13 +238,13 @@ class TrackedTable:
             column.name, key=column.key, primary_key=is_key, nullable=not is_key, autoincrement=False
         )
         # Set afterwards, the type is shared without its DDL: no CHECK, no second CREATE TYPE.
-        copy.type = column.type
+        copy.type = readable(column.type)
         return copy
 
     def follow(self, column: Column[Any]) -> None:
         """Store a column that the live table gets, or that takes the place of another."""
         if column.key in self.history.c:
-            self.history.c[column.key].type = column.type
+            self.history.c[column.key].type = readable(column.type)
         elif column in set(self._stored_columns()):
             self.history.append_column(self._copy_of(column))
         unread.add(ref(self))
@@ -256,7 +257,7 @@ class TrackedTable:
         """Add what is known now: the type that a foreign key has from its target, and the indexes for reads."""
         for column, copy in self.columns:
             if isinstance(copy.type, NullType):
-                copy.type = column.type
+                copy.type = readable(column.type)
         self._index_for_reads()
 
     @property
