@@ -346,8 +346,7 @@ class _Application:
         for change, obj in self.objects.items():
             if issubclass(change.mapper.class_, mapper.class_):
                 value = change.had(columns) if change.operation is Operation.DELETE else change.has(columns)
-                if value in values:
-                    found[value] = obj
+                found.update((known, obj) for known in {value, *self.plan.respelt.get(change, ())} & values)
         names = [attribute_of(mapper, column) or "" for column in columns]
         missing = [value for value in values if value not in found or instance_state(found[value]).key is not None]
         statement = select(mapper.class_).options(*options)

@@ -46,6 +46,7 @@ from sqlaudit.statements import (
     Statements,
     UserFields,
     chunks,
+    may_be_respelt,
     portions,
 )
 from sqlaudit.tables import INFO_KEY, TrackedTable
@@ -372,6 +373,8 @@ class Capture:
     ) -> None:
         last, new = self._last(keys), inserted
         hidden = self._hidden(last.values(), unseen)
+        if any(may_be_respelt(column.type) for column in self.chain[0].key):
+            keys, before = self._as_recorded(keys, last, before)
         undone = [row for row in last.values() if not row.agrees and row.ours and row.same_context]
         undone = [row for row in undone if row.key not in hidden]
         if undone:
@@ -471,6 +474,19 @@ class Capture:
                 table.live,
             )
 
+    def _as_recorded(
+        self, keys: Sequence[Key], last: Mapping[Key, _Last], before: OldValues
+    ) -> tuple[Sequence[Key], OldValues]:
+        """Return the keys as their history spells them, for 'Ab' and 'aB' may be one row, and their old values."""
+        unknown = [key for key in keys if key not in last]
+        if not last or not unknown or not self._last(unknown):
+            return keys, before
+        given: dict[Key, Key] = {}
+        for key in keys:
+            for recorded in [key] if key in last else self._last([key]) or [key]:
+                given.setdefault(recorded, key)
+        return list(given), lambda key: before(given.get(key, key))
+
     def _instant(self, last: _Last | None) -> datetime:
         """Return the instant of a row's next version: the changeset's, or the first that is late enough."""
         if last is None:
@@ -508,8 +524,9 @@ class Capture:
             for key in keys:
                 old_values = before(key)
                 known = [live for live, _ in table.columns if live in old_values]
-                if key in last and last[key].is_open:
-                    columns = tuple(live for live in known if live not in table.key)
+                is_respelt = key not in last and not last.keys() <= set(keys) and bool(self._last([key]))
+                if is_respelt or (key in last and last[key].is_open):
+                    columns = tuple(live for live in known if is_respelt or live not in table.key)
                     changes.setdefault(columns, []).append(key)
                 elif known:
                     gone.append(key)

@@ -20,7 +20,7 @@ from sqlaudit.exceptions import QueryError
 from sqlaudit.flush import link_identity
 from sqlaudit.history import where_rows_are
 from sqlaudit.models import TrackedModel, root_of
-from sqlaudit.rows import Link, Row, attribute_of, display_key, found_by, rows_now, rows_where, values_of
+from sqlaudit.rows import Link, Row, attribute_of, display_key, found_by, keys_now, rows_now, rows_where, values_of
 from sqlaudit.statements import Key, chunks, one_of
 from sqlaudit.tables import TrackedTable, tracked_table, unique_together
 
@@ -179,6 +179,8 @@ class Plan:
         self.targets: dict[TrackedModel, dict[Key, Row | None]] = defaultdict(dict)
         self.links: dict[tuple[TrackedTable, Any], LinkChange] = {}
         self.changes: list[Change] = []
+        self.respelt: dict[Change, set[Key]] = defaultdict(set)
+        """The keys of rows that are brought back, as others that refer to them spell them."""
         self._fields: dict[TrackedModel, Fields] = {}
         self._live: dict[TrackedModel, dict[Key, Row]] = defaultdict(dict)
 
@@ -407,7 +409,27 @@ class Plan:
             lambda some: ((row, row) for row in rows_where(self.session, tracked, select(*columns), columns, some)),
         )
         there.update(value for value, row in found.items() if row not in gone)
-        return [value for value in values if value not in there]
+        absent = [value for value in values if value not in there]
+        return self._not_brought_back(ours, absent) if columns == list(tracked.key) else absent
+
+    def _not_brought_back(self, changes: Collection[Change], keys: list[Key]) -> list[Key]:
+        """Return the keys but those of rows that the plan brings back, which may spell them in another way."""
+        back = {change.then.key: change for change in changes if change.operation is Operation.INSERT and change.then}
+        if not keys or not back:
+            return keys
+        table = next(iter(back.values())).model.root.table
+        spellings = select(*table.history_key, *keys_now(table))
+        width = len(table.key)
+
+        def read(some: Collection[Key]) -> Iterator[tuple[Key, Key]]:
+            for row in rows_where(self.session, table, spellings, table.history_key, some):
+                yield row[:width], row[width:]
+
+        found = found_by(keys, read)
+        for key, known in found.items():
+            if known in back:
+                self.respelt[back[known]].add(key)
+        return [key for key in keys if found.get(key) not in back]
 
     def check_unique(self) -> None:
         """See that unique values are free: one statement per unique constraint and 1,000 rows.
