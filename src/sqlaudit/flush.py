@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any, Final, cast
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Column, Connection, Table, inspect
+from sqlalchemy import ClauseElement, Column, Connection, Table, inspect
 from sqlalchemy.orm import (
     InstanceState,
     LoaderCallableStatus,
@@ -59,6 +59,8 @@ State = InstanceState[Any]
 _UNIT_KEY: Final = "sqlaudit_unit"
 _FOLLOWED: Final = "sqlaudit_followed"
 _RESTORING: Final = "sqlaudit_restoring"
+_Extent = tuple[str, ...]
+_DOOMED: Final[_Extent] = ("",)  # the name of no attribute
 
 
 @dataclass(slots=True)
@@ -80,9 +82,7 @@ class Restoring:
     overriding: dict[Connection, set[Table]] = field(default_factory=lambda: defaultdict(set))
 
     def reason_of(self, state: State) -> str | None:
-        """Return why an object is written, as far as it was restored: every flush asks it of every object."""
-        if self is _NOT_RESTORING:
-            return None
+        """Return why an object is written, if it was restored."""
         reason, values = self.reasons.get(state, (None, {}))
         if values and not any(state.dict.get(name, state) is value for name, value in values.items()):
             return None
@@ -94,9 +94,6 @@ class Restoring:
         if state in self.reasons and not tables <= self.overriding[connection]:
             self.overridden.append(override_keys(connection, tables - self.overriding[connection]))
             self.overriding[connection] |= tables
-
-
-_NOT_RESTORING: Final = Restoring()
 
 
 def restoring(session: Session) -> Restoring:
@@ -253,7 +250,42 @@ def sources_of(mapper: Mapper[Any]) -> tuple[Untracked, ...]:
 def followed_fields_changed(state: State) -> bool:
     """Tell whether fields of an object of such a class are about to change that rows of others refer to."""
     names: frozenset[str] | None = state.manager.info.get(_FOLLOWED)
-    return names is not None and not names.isdisjoint(state.committed_state)
+    return names is not None and not names.isdisjoint(changed_values(state))
+
+
+def changed_values(state: State) -> Mapping[str, Any]:
+    """Return the committed values of an object that a flush finds changed, as the unit of work does.
+
+    An attribute that was given an equal value, or another one and the old one again, is not among them.
+    """
+    committed = state.committed_state
+    unchanged = [name for name, old in committed.items() if _is_as_it_was(state, name, old)]
+    return {name: old for name, old in committed.items() if name not in unchanged} if unchanged else committed
+
+
+def _is_as_it_was(state: State, name: str, old: Any) -> bool:
+    value = state.dict.get(name, LoaderCallableStatus.NO_VALUE)
+    if isinstance(old, LoaderCallableStatus) or isinstance(value, LoaderCallableStatus):
+        return False
+    if name not in state.mapper.column_attrs:
+        return value is old
+    if isinstance(value, ClauseElement) or hasattr(value, "__clause_element__"):
+        return False
+    return state.manager[name].impl.is_equal(value, old) is True
+
+
+class Updating:
+    """An object that is about to be updated, with what it told then.
+
+    After the UPDATE, attributes that were set to SQL expressions have been expired, and look like no change.
+    """
+
+    __slots__ = ("changed", "committed", "state")
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.committed = dict(state.committed_state)
+        self.changed = frozenset(changed_values(state))
 
 
 @dataclass(slots=True)
@@ -264,8 +296,7 @@ class Group:
     connection: Connection
     reason: str | None = None
     inserted: list[State] = field(default_factory=list)
-    updating: list[tuple[State, Mapping[str, Any]]] = field(default_factory=list)
-    """With their committed values: after the UPDATE, SQL expressions have been expired, and look like no change."""
+    updating: list[Updating] = field(default_factory=list)
     deleted: list[State] = field(default_factory=list)
 
 
@@ -315,7 +346,7 @@ class Flush:
         self.session = session
         self.context = context
         self.config = current_config()
-        self.restoring: Restoring = session.info.get(_RESTORING, _NOT_RESTORING)
+        self.restoring: Restoring | None = session.info.get(_RESTORING)
         self.began: datetime | None = None
         """The instant before the flush, if it was known then that it would write tracked rows."""
         self.is_announced = False
@@ -324,8 +355,8 @@ class Flush:
         self._doomed: dict[tuple[Mapper[Any], Key], State] = {}
         self._dependents = Dependents()
         self._followed: list[tuple[Occasion, tuple[Untracked, ...], list[State]]] = []
-        self.prepared: dict[State, int] | None = None
-        """How much of each object had changed when it was prepared, -1 if it was to go; ``None`` if none ever is."""
+        self.prepared: dict[State, _Extent] | None = None
+        """What of each object had changed when it was prepared; ``None`` if none ever is."""
         self._blind: set[State] = set()
         self._baselines: list[tuple[Unit, Capture, list[Key]]] = []
         self._told: set[tuple[Unit, Connection, Key]] = set()
@@ -337,7 +368,7 @@ class Flush:
 
     def group(self, state: State, connection: Connection) -> Group:
         """Return the place for an object of a tracked class that the flush writes through a connection."""
-        key = state.mapper, connection, self.restoring.reason_of(state)
+        key = state.mapper, connection, None if self.restoring is None else self.restoring.reason_of(state)
         try:
             return self._groups[key]
         except KeyError:
@@ -379,7 +410,7 @@ class Flush:
 
     def inserting(self, state: State, connection: Connection) -> None:
         """Ask before an object is inserted, which may take the row of one that goes."""
-        if self.restoring is not _NOT_RESTORING:
+        if self.restoring is not None:
             self.restoring.override_keys(state, connection)
         if self._questions:
             self._ask_about(state, connection)
@@ -392,8 +423,10 @@ class Flush:
         """
         if self._questions:
             self._ask_about(state, connection)
-        extent = -1 if doomed else len(state.committed_state)
-        if self.prepared is not None and self.prepared.get(state) != extent:
+        if self.prepared is None:
+            return
+        extent = _DOOMED if doomed else tuple(changed_values(state))
+        if extent and self.prepared.get(state) != extent:
             self._require_context([state.obj()])
             late: _Questions = defaultdict(_ToAsk)
             self._look_at(state, doomed, late)
@@ -412,17 +445,19 @@ class Flush:
         if is_unchanged_past(self.session, state, doomed=doomed):
             return
         place = state.mapper.base_mapper, state.identity_token
-        prepared = cast("dict[State, int]", self.prepared)
+        prepared = cast("dict[State, _Extent]", self.prepared)
         unit = unit_of(state.mapper)
         if unit is None or state.key is None:
             if state.manager.info.get(_FOLLOWED) is not None and (doomed or followed_fields_changed(state)):
-                prepared[state] = -1 if doomed else len(state.committed_state)
+                prepared[state] = _DOOMED if doomed else tuple(changed_values(state))
                 questions[place].untracked[state.mapper].append(state)
             return
-        key, committed, values = state.key[1], state.committed_state, state.dict
+        key, committed, values = state.key[1], changed_values(state), state.dict
         dies = doomed or (unit.has_orphans and state.mapper._is_orphan(state))
         goes = dies or not unit.keys.isdisjoint(committed)
-        prepared[state] = -1 if dies else len(committed)
+        prepared[state] = _DOOMED if dies else tuple(committed)
+        if not committed and not dies:
+            return
         if goes:
             self._doomed[unit.mapper.base_mapper, key] = state
         elif unit.automatic:
@@ -431,7 +466,8 @@ class Flush:
             self._followed_fields[unit] = unit.followed()
         may_follow = bool(self._doomed) and not unit.referring.isdisjoint(committed)  # to a row that goes
         if goes or may_follow or not self._followed_fields[unit].isdisjoint(committed):
-            questions[place].parents[unit, self.restoring.reason_of(state)].append(key)
+            reason = None if self.restoring is None else self.restoring.reason_of(state)
+            questions[place].parents[unit, reason].append(key)
         if state not in self._blind and _is_blind(unit, committed, values, goes=goes):
             self._blind.add(state)
             questions[place].blind[unit].append(key)
@@ -481,7 +517,7 @@ class Flush:
             if unit is None:
                 continue
             write = f"{state.mapper.class_.__name__} is to be written"
-            if needs_reason and self.restoring.reason_of(state) is None:
+            if needs_reason and (self.restoring is None or self.restoring.reason_of(state) is None):
                 raise lacking("reason", write, obj)
             if not needs_user:
                 continue
@@ -493,7 +529,7 @@ class Flush:
         """Return the rows that the flush has written itself; what they were before is known, or was asked."""
         written: set[tuple[TrackedTable, Key]] = set()
         for group in self._groups.values():
-            states = (*group.inserted, *(state for state, _ in group.updating))
+            states = (*group.inserted, *(update.state for update in group.updating))
             keys = [group.unit.key_of(state) for state in states]
             written.update((table, key) for table in group.unit.model.chain for key in keys)
         return written
@@ -508,7 +544,7 @@ class Flush:
     @property
     def records_links(self) -> bool:
         """Whether the links that the flush writes are recorded after it, by the objects."""
-        return not self.is_heard or bool(self.restoring.links)
+        return not self.is_heard or (self.restoring is not None and bool(self.restoring.links))
 
     def record(self) -> None:
         """Write the versions.
@@ -523,7 +559,7 @@ class Flush:
         for group in self._groups.values():
             self._record_group(group)
             if group.unit.links and self.records_links:
-                for state in (*group.inserted, *(state for state, _ in group.updating)):
+                for state in (*group.inserted, *(update.state for update in group.updating)):
                     self._collect_links(group.unit, state, group.connection, links)
                 for state in group.deleted:
                     self._collect_links(group.unit, state, group.connection, links, deleted=True)
@@ -552,8 +588,9 @@ class Flush:
                 rewritten[key] = replaced  # an UPDATE, in truth: the flush deletes and inserts the same key
             else:
                 new.append(key)
-        for state, changed in group.updating:
-            if not (unit.watched.isdisjoint(changed) and unit.watched.isdisjoint(state.committed_state)):
+        for update in group.updating:
+            state, changed = update.state, update.committed
+            if not (unit.watched.isdisjoint(update.changed) and unit.watched.isdisjoint(changed_values(state))):
                 key, old_key = unit.key_of(state), cast(Any, state.key)[1]
                 if key == old_key:
                     updated[key] = (state, changed)
@@ -627,7 +664,7 @@ class Flush:
     def _by_reason(
         self, table: TrackedTable, columns: tuple[Column[Any], ...], links: _Links
     ) -> dict[str | None, _Links]:
-        reasons = self.restoring.links
+        reasons = {} if self.restoring is None else self.restoring.links
         if not reasons:
             return {None: links}
         found: dict[str | None, _Links] = defaultdict(_Links)

@@ -55,6 +55,7 @@ from sqlaudit.capture import OWN, uncaptured
 from sqlaudit.exceptions import QueryError, SQLAuditError
 from sqlaudit.flush import (
     Flush,
+    Updating,
     followed_fields_changed,
     forget_restoring,
     forget_unit,
@@ -678,7 +679,7 @@ def _inserting(mapper: Mapper[Any], connection: Connection, state: InstanceState
 def _updating(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
     if (flush := _session_of(state).info.get(INFO_KEY)) is not None:
         flush.writing(state, connection, doomed=False)
-        flush.group(state, connection).updating.append((state, dict(state.committed_state)))
+        flush.group(state, connection).updating.append(Updating(state))
     else:
         _unrecorded(mapper, connection, state)
 

@@ -38,6 +38,7 @@ from sqlalchemy import (
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.orm import FromStatement
 from sqlalchemy.orm.interfaces import CompileStateOption
+from sqlalchemy.orm.path_registry import PathRegistry
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.visitors import InternalTraversal
@@ -175,6 +176,18 @@ def stays_in_past(statement: Any) -> bool:
 def whose_objects_stay(statement: S) -> S:
     """Return a past statement whose objects load nothing from the present, whatever session they come to."""
     return statement if stays_in_past(statement) else statement.options(_STAY_IN_PAST)
+
+
+def shorten_path(statement: Any) -> None:
+    """Let a lazy load of the past know the relationship that it is of, and not the whole way to it.
+
+    SQLAlchemy keeps the way for the sake of loader options, and compiles anew whatever is loaded by more than five
+    relationships. The option of ours needs no way; a relationship that is loaded at once does, so as not to recur.
+    """
+    path = statement._compile_options._current_path.path
+    is_lazy = len(path) > 2 and getattr(path[-1], "lazy", "immediate") != "immediate"
+    if is_lazy and all(isinstance(option, _StayInPast) for option in statement._with_options):
+        statement._compile_options += {"_current_path": PathRegistry.coerce(path[-2:])}
 
 
 def beside_past(statement: S) -> S:

@@ -52,7 +52,7 @@ from sqlaudit.instant import (
     is_unchanged_past,
 )
 from sqlaudit.models import tracked_model_of
-from sqlaudit.past import Past, Untracked, as_past, whose_objects_stay
+from sqlaudit.past import Past, Untracked, as_past, shorten_path, whose_objects_stay
 from sqlaudit.period import UTCDateTime, as_utc, was_valid
 from sqlaudit.statements import implementation_of
 from sqlaudit.tables import tracked_tables
@@ -253,6 +253,8 @@ def read_past(state: ORMExecuteState, instant: Instant) -> Result[Any]:
     past = as_past(statement, instant.when, instant.rules, ready=True)
     if state.is_orm_statement:
         past = whose_objects_stay(past)
+        if state.lazy_loaded_from is not None:
+            shorten_path(past)
     with explained(chain.from_iterable(map(tracked_tables, metadata))):  # of which it asks if something is amiss
         return execute_within(state, past, {_TOKEN: instant})
 
