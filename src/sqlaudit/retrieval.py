@@ -29,7 +29,6 @@ from sqlalchemy import (
     Uuid,
     and_,
     bindparam,
-    false,
     or_,
     select,
     tuple_,
@@ -46,7 +45,7 @@ from sqlaudit.config import configured_session
 from sqlaudit.exceptions import QueryError
 from sqlaudit.history import checked_session, history_of, moved, version_info, where_rows_are
 from sqlaudit.models import TrackedModel, root_of, tracked_model_of
-from sqlaudit.statements import differs
+from sqlaudit.statements import any_of, differs
 from sqlaudit.tables import TrackedTable
 
 _BATCH: Final = 500
@@ -307,12 +306,12 @@ class _Reading:
             or_(
                 and_(
                     roles["operation"].in_([Operation.INSERT, Operation.DELETE]),
-                    or_(false(), *(column.is_not(None) for column in new)),
+                    any_of(*(column.is_not(None) for column in new)),
                 ),
                 and_(
                     roles["operation"] == Operation.UPDATE,
                     number_before.is_not(None),
-                    or_(false(), *(differs(one, other) for one, other in zip(new, old, strict=True))),
+                    any_of(*(differs(one, other) for one, other in zip(new, old, strict=True))),
                 ),
             )
         )

@@ -74,6 +74,7 @@ WRITE: Final = "sqlaudit_write"
 """The execution option of a statement that is recorded, or is for another that is."""
 OURS: Final[Mapping[str, Any]] = {WRITE: None}
 """The execution options of statements of sqlaudit's own, which nobody records, and which may write history."""
+_GROUP: Final = 50
 
 
 class Portionable(Protocol[T_co]):
@@ -84,14 +85,14 @@ class Portionable(Protocol[T_co]):
     def __iter__(self) -> Iterator[T_co]: ...
 
 
-def chunks(keys: Portionable[T]) -> Iterator[Sequence[T]]:
+def chunks(keys: Portionable[T], size: int = CHUNK) -> Iterator[Sequence[T]]:
     """Yield the keys in portions that one statement takes."""
-    if isinstance(keys, (list, tuple)) and len(keys) <= CHUNK:
+    if isinstance(keys, (list, tuple)) and len(keys) <= size:
         if keys:
             yield keys
         return
     remaining = iter(keys)
-    while chunk := list(islice(remaining, CHUNK)):
+    while chunk := list(islice(remaining, size)):
         yield chunk
 
 
@@ -244,6 +245,23 @@ def _differs_on_mysql(element: differs, compiler: SQLCompiler, **kw: Any) -> str
     if not isinstance(type_, _COMPARED_BY_VALUE):
         left, right = f"CAST({left} AS BINARY)", f"CAST({right} AS BINARY)"
     return f"NOT ({left} <=> {right})"
+
+
+class any_of(FunctionElement[bool]):
+    """Whether one of many conditions is met.
+
+    SQLite refuses an expression of a depth of more than 1000, and each ``OR`` adds to it: these go by groups.
+    """
+
+    type = Boolean()
+    inherit_cache = True
+
+
+@compiles(any_of)
+def _any_of(element: any_of, compiler: SQLCompiler, **kw: Any) -> str:
+    conditions = [compiler.process(condition, **kw) for condition in element.clauses]
+    groups = [" OR ".join(group) for group in chunks(conditions, _GROUP)]
+    return f"(({') OR ('.join(groups)}))" if groups else compiler.process(false(), **kw)
 
 
 class user_text(FunctionElement[str]):
@@ -492,7 +510,7 @@ class Statements:
         return exists(
             select(literal_column("1"))
             .select_from(source)
-            .where(self._same(self.base.key, here), or_(*differences))
+            .where(self._same(self.base.key, here), any_of(*differences))
             .correlate(history)
         )
 

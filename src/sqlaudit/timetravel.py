@@ -253,7 +253,7 @@ def read_past(state: ORMExecuteState, instant: Instant) -> Result[Any]:
     past = as_past(statement, instant.when, instant.rules, ready=True)
     if state.is_orm_statement:
         past = whose_objects_stay(past)
-        if state.lazy_loaded_from is not None:
+        if state.is_select and state.lazy_loaded_from is not None:
             shorten_path(past)
     with explained(chain.from_iterable(map(tracked_tables, metadata))):  # of which it asks if something is amiss
         return execute_within(state, past, {_TOKEN: instant})
