@@ -361,7 +361,21 @@ class Capture:
         :param unseen: what is known of rows that are not there any more
         """
         for chunk in chunks(keys):
-            self._settle(chunk, inserted, before, must_be_found, unseen)
+            if whole := self._whole(chunk):
+                self._settle(whole, inserted, before, must_be_found, unseen)
+
+    def _whole(self, keys: Sequence[Key]) -> Sequence[Key]:
+        """Return the keys that have no NULL in them, as SQLite's may: no row is found again by one that has."""
+        whole = [key for key in keys if all(value is not None for value in key)]
+        if len(whole) < len(keys):
+            live, partial = self.chain[0].live, next(key for key in keys if any(value is None for value in key))
+            uncaptured(
+                f"A row of the tracked table {live.fullname!r} has NULL in its key {partial}, by which no version can "
+                "be told from those of others, and its history does not show what became of it; give each row a key "
+                "without NULL.",
+                live,
+            )
+        return whole
 
     def _settle(
         self,

@@ -559,7 +559,8 @@ class Statements:
             ~self._changed(past),
         )
         is_live = exists(literal_column("1")).where(self._same(base.key, key))
-        return or_(and_(is_live, ~agrees), and_(~is_live, has_open_version(base, key)))
+        has_null = or_(*(column.is_(None) for column in key))  # of which Python tells
+        return or_(has_null, and_(is_live, ~agrees), and_(~is_live, has_open_version(base, key)))
 
     # -- steps
 
