@@ -2,9 +2,9 @@
 
 A history holds a row's versions by number, not by time. Where a select equates the key of a tracked table with
 parameters, :func:`given_key` finds them, and :func:`version_at` looks for the number as one looks up a word in a
-dictionary: it reads a dozen versions of 10,000, by the primary key alone. This rests on two promises of a history:
-``valid_from`` does not decrease with the number, and the numbers of a row have no holes, so that only its first
-versions may ever be removed.
+dictionary: it reads a dozen versions of 10,000, by the primary key alone. This rests on a promise of a history:
+``valid_from`` does not decrease with the number. If the search comes upon a number that is missing, because somebody
+removed the version, the statement reads all versions of the row instead.
 
 The condition comes on top of that of the period, and a select in which the key is not found is merely slower.
 """
@@ -116,7 +116,7 @@ def _place(column: ColumnClause[Any]) -> _Place:
     return column.table, column.key
 
 
-def version_at(tracked: TrackedTable, key: Key, when: ColumnElement[datetime]) -> ScalarSelect[int]:
+def version_at(tracked: TrackedTable, key: Key, when: ColumnElement[datetime]) -> ColumnElement[int]:
     """Return the number of a row's last version that begins no later than an instant.
 
     A table further down its hierarchy lacks the versions of when its row was of another class: the base table has
@@ -141,4 +141,13 @@ def version_at(tracked: TrackedTable, key: Key, when: ColumnElement[datetime]) -
         .join_from(search, middle, and_(of_row(middle), number(middle) == (low + high) // _TWO))
         .where(high - low > _ONE)
     )
-    return select(search.c.low).where(search.c.high - search.c.low <= _ONE).scalar_subquery()
+    found = select(search.c.low).where(search.c.high - search.c.low <= _ONE).scalar_subquery()
+    return func.coalesce(found, _last_begun(tracked, key, when))
+
+
+def _last_begun(tracked: TrackedTable, key: Key, when: ColumnElement[datetime]) -> ScalarSelect[int]:
+    """Return what :func:`version_at` does, by reading all versions of the row."""
+    every = tracked.history.alias()
+    of_row = (every.c[column.key] == value for column, value in zip(tracked.history_key, key, strict=True))
+    number, has_begun = every.c[tracked.version.key], every.c[tracked.valid_from.key] <= when
+    return select(number).where(*of_row, has_begun).order_by(number.desc()).limit(_ONE).scalar_subquery()

@@ -126,9 +126,15 @@ class RestoreReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blame(VersionInfo):
-    """The value of one field, and the version that gave it."""
+    """The value of one field, and the version that gave it.
+
+    :param unknown_before: whether the value may be older: history knows it only from this version on, a baseline or the
+        first one after versions that have been removed. Nobody is named then: ``changed_by``, ``impersonated_by``,
+        ``reason`` and ``extra`` are ``None``
+    """
 
     value: Any
+    unknown_before: bool = False
 
 
 _PLAIN: Final = frozenset({str, int, float, bool, bytes, Decimal, date, datetime, time, timedelta, UUID})

@@ -299,7 +299,7 @@ def _state(session: Session, model: TrackedModel, key: Any, at: Any) -> tuple[Ro
 
 def _no_state(session: Session, model: TrackedModel, key: Any, keys: Sequence[Key], what: str) -> QueryError:
     name, table = f"{model.mapper.class_.__name__} {key!r}", model.root.table
-    statement = select(func.min(table.valid_from), func.max(table.version))
+    statement = select(func.min(table.valid_from), func.min(table.version), func.max(table.version))
     with explained([table]):
         found = [
             session.execute(
@@ -309,9 +309,9 @@ def _no_state(session: Session, model: TrackedModel, key: Any, keys: Sequence[Ke
         ]
     if not found or found[0][0] is None:
         return QueryError(f"{name} has {what}: it has no history; look for its key.", model.mapper.class_)
-    begin, last = found[0]
+    begin, first, last = found[0]
     return QueryError(
-        f"{name} has {what}; its history begins at {begin.isoformat()} and has the versions 1 to {last}, "
+        f"{name} has {what}; its history begins at {begin.isoformat()} and has the versions {first} to {last}, "
         "see versions_of().",
         model.mapper.class_,
     )

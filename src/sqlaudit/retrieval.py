@@ -74,7 +74,8 @@ def get_resource_changes(
 ) -> list[FieldChange]:
     """Return the field changes of a tracked model's rows, oldest first. One statement.
 
-    Their order is (instant, key, version, field).
+    Their order is (instant, key, version, field). An update after a version that has been removed reports none, for
+    what it changed is unknown; so does a baseline.
 
     :param session: ``None``: one of the configured ``session_factory``
     :param filter_resource_ids: one id or several; a tuple is one composite id; ids may be text, and one that cannot
@@ -131,7 +132,8 @@ def versions_of(session: Session | scoped_session[Any], model_class: type[Any], 
 def blame(session: Session | scoped_session[Any], model_class: type[Any], resource_id: Any) -> dict[str, Blame]:
     """Return, for each field of a row, its value and the version that gave it. One statement.
 
-    Empty if the row has no history, or is deleted.
+    Empty if the row has no history, or is deleted. Where versions have been removed, what was before is unknown, and
+    :attr:`~sqlaudit.changes.Blame.unknown_before` says so.
 
     :param resource_id: the primary key; a tuple if it is composite; text is converted
     :raises TrackingError: the model is not tracked
@@ -146,10 +148,15 @@ def blame(session: Session | scoped_session[Any], model_class: type[Any], resour
         equalities = equalities_of((name, model.columns[name]) for name in values)
         while version is not None and len(found) < len(values):
             info, before = version_info(version), next(versions, None)
-            first = before is None or info["operation"] is Operation.INSERT or _has_ended(before)
+            is_inserted, is_baseline = (info["operation"] is each for each in (Operation.INSERT, Operation.BASELINE))
+            is_missing = before is None or version_info(before)["version"] != info["version"] - 1
+            unknown = not is_inserted and (is_baseline or is_missing)
+            if unknown and not is_baseline:
+                info |= dict.fromkeys(_CONTEXT)
+            first = is_inserted or is_missing or _has_ended(before)
             for name in values.keys() - found.keys():
                 if first or differ(getattr(before, name, None), getattr(version, name), equalities.get(name)):
-                    found[name] = Blame(**info, value=values[name])
+                    found[name] = Blame(**info, value=values[name], unknown_before=unknown)
             version = before
     return {name: found[name] for name in values}
 
@@ -377,6 +384,7 @@ _ROLES: Final = (
     "reason",
     "extra",
 )
+_CONTEXT: Final = ("changed_by", "impersonated_by", "reason", "extra")
 _SLOTS: Final = [getattr(FieldChange, field.name).__set__ for field in dataclass_fields(FieldChange)]
 
 

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import JSON, Column, ColumnElement, Dialect, FromClause, Select, and_, exists, func, select
+from sqlalchemy import JSON, Column, ColumnElement, Dialect, FromClause, Select, and_, exists, func, or_, select
 from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.types import TypeEngine
 
@@ -263,12 +263,20 @@ def rows_of_versions(session: Session, model: TrackedModel, numbers: Mapping[Key
 def that_came_later(session: Session, table: TrackedTable, keys: Collection[Key], instant: datetime) -> set[Key]:
     """Return the keys of which the history says that they were inserted after an instant.
 
-    Those that were there all along, before anything was recorded of them, are not among them.
+    Those that were there all along, before anything was recorded of them, are not among them, nor are those of which
+    versions from before have been removed.
     """
-    earlier = table.history.alias()
+    earlier, before = table.history.alias(), table.history.alias()
     statement = select(*keys_now(table)).where(
         table.role("operation") == Operation.INSERT,
         table.valid_from > instant,
+        or_(
+            table.version == 1,
+            exists().where(
+                *(before.c[column.key] == column for column in table.history_key),
+                before.c[table.version.key] == table.version - 1,
+            ),
+        ),
         ~exists().where(
             *(earlier.c[column.key] == column for column in table.history_key),
             earlier.c[table.version.key] < table.version,
