@@ -1,9 +1,15 @@
-"""Which tracked table does SQL that was written by hand write? A cheap test, which reads no more than the names."""
+"""Which tracked table does SQL that was written by hand write? A cheap test, which reads no more than the names.
+
+The text is cut into words, names and marks, once from its beginning to its end, and each is looked at once: the time is
+proportional to the length, whatever the text. Databases read some texts differently, and every reading counts.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Final
 
 from sqlalchemy import Table
@@ -15,66 +21,47 @@ from sqlaudit.tables import known_metadata, tracked_table, tracked_tables
 NOTICED: Final = "sqlaudit_noticed"
 """The execution option of SQL that has been noticed."""
 
-_NAME: Final = r"""(?:"[^"]+"|`[^`]+`|\[[^\]]+\]|\w+)"""
-_DOTTED: Final = rf"{_NAME}(?:\s*\.\s*{_NAME})*"
-_ALIAS: Final = r"(?:\s+(?:AS\s+)?\w+)?"
-_FURTHER: Final = r"(?:,|(?:\b(?:INNER|CROSS|LEFT|RIGHT|OUTER|NATURAL)\s+)*\b(?:STRAIGHT_)?JOIN\b)"
-_NOISE: Final = r"""
-    (?P<kept>"[^"]*" | `[^`]*`)
-    | '(?:[^'\\]|''|\\{escaped})*'
-    | /\*(?!!).*?\*/           # MySQL executes the comments that begin with !
-    | --[^\n]*
-    | \bON\s+DUPLICATE\s+KEY\s+UPDATE\b | \bON\s+CONFLICT\b.*?\bDO\s+UPDATE\b | \bFOR\s+(?:NO\s+KEY\s+)?UPDATE\b
-    | \bON\s+(?:UPDATE|DELETE)\b"""
-# A backslash in a string may take the next quote for a letter, and may not: both are read.
-_NOISES: Final = [
-    re.compile(_NOISE.replace("{escaped}", escaped), re.IGNORECASE | re.VERBOSE | re.DOTALL) for escaped in ("", ".")
-]
-_WRITE: Final = re.compile(
-    rf"""\b(?P<verb>
-        (?:INSERT|REPLACE)\b(?:\s+(?:OR\s+\w+|LOW_PRIORITY|HIGH_PRIORITY|DELAYED|IGNORE))*(?:\s+INTO)?
-        | UPDATE(?:\s+(?:OR\s+\w+|LOW_PRIORITY|IGNORE))*
-        | DELETE(?:\s+(?:LOW_PRIORITY|QUICK|IGNORE))*(?:\s+FROM)?
-        | TRUNCATE(?:\s+TABLE)?
-        | MERGE(?:\s+INTO)?
-        | COPY
-        | LOAD\s+(?:DATA|XML)\b.*?\bINTO\s+TABLE
-    )(?:\s+ONLY\b(?:\s*\()?)?\s*(?<!\w(?=\w))(?P<names>{_DOTTED}(?:{_ALIAS}\s*{_FURTHER}\s*{_DOTTED})*)
-    (?P<reads>\s*(?:\([^)]*\)\s*)?TO\b)?""",
-    re.IGNORECASE | re.VERBOSE | re.DOTALL,
-)
-_TAKES_ROWS: Final = ("DELETE", "TRUNCATE", "REPLACE", "MERGE")
+_Name = tuple[str, ...]
+"""The parts of a name, in small letters."""
+
+# --- what is written --------------------------------------------------------------------------------------------
+
+_TAKES_ROWS: Final = frozenset({"delete", "truncate", "replace", "merge", "alter"})
+_VERB: Final = re.compile(r"\b(?:insert|update|delete|replace|truncate|merge|copy|load|partition)\b", re.IGNORECASE)
+_READ_DIFFERENTLY: Final = re.compile(r"\\|#|/\*")
 
 
 def table_written_by(sql: str) -> Table | None:
     """Return a table that the text of a statement writes, as far as its words tell, if that makes tracked rows change.
 
-    It is a tracked one, or one whose rows tracked ones follow when they go.
+    It is a tracked one, or one whose rows tracked ones follow when they are deleted.
     """
+    if _VERB.search(sql) is None:
+        return None
+    tables, text = _tables_by_name(), sql.lower()
+    if not any(name in text for name in tables):
+        return None
     for verb, name in _names_written(sql):
-        for table in _tables_named(name):
-            if tracked_table(table) is not None or verb in _TAKES_ROWS:
+        for table in tables.get(name[-1], ()):
+            is_elsewhere = len(name) > 1 and table.schema and table.schema.lower() != name[-2]
+            if not is_elsewhere and (tracked_table(table) is not None or verb in _TAKES_ROWS):
                 return table
     return None
 
 
-def _names_written(sql: str) -> Iterator[tuple[str, str]]:
-    """Yield what is done, and to what."""
-    for noise in _NOISES:
-        for found in _WRITE.finditer(noise.sub(lambda each: each["kept"] or " ", sql)):
-            verb = found["verb"].split()[0].upper()
-            if verb != "COPY" or not found["reads"]:
-                yield from ((verb, name) for name in re.findall(_DOTTED, found["names"]))
-
-
-def _tables_named(name: str) -> Iterator[Table]:
-    """Yield the tables that a name may mean, of those that are tracked or followed."""
-    *schema, own = (part.strip('"`[]').lower() for part in re.findall(_NAME, name))
+def _tables_by_name() -> dict[str, list[Table]]:
+    """Return the tables that are tracked or followed, by their names in small letters."""
+    found: dict[str, list[Table]] = {}
     tracked = (each.live for metadata in known_metadata() for each in tracked_tables(metadata))
     for table in (*tracked, *(each.live for each in untracked_sources())):
-        is_elsewhere = schema and table.schema and table.schema.lower() != schema[-1]
-        if table.name.lower() == own and not is_elsewhere:
-            yield table
+        found.setdefault(table.name.lower(), []).append(table)
+    return found
+
+
+def _names_written(sql: str) -> Iterator[tuple[str, _Name]]:
+    """Yield what is done, and to what."""
+    for reading in _READINGS if _READ_DIFFERENTLY.search(sql) else _READINGS[:1]:
+        yield from _Scan().run(_tokens(sql, reading, 0, len(sql)))
 
 
 def notice_sql(sql: str) -> None:
@@ -90,3 +77,414 @@ def notice_sql(sql: str) -> None:
             f"{sql[:200]!r}; write it as insert(), update() or delete(), or call record_changes() then.",
             table,
         )
+
+
+# --- words, names and marks -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """How a database reads strings and comments.
+
+    :ivar escapes: whether a backslash in a string takes the next character with it
+    :ivar nests: whether comments have comments in them
+    :ivar executes: whether it executes the comments that begin with ``!`` or ``M!``, and ``#`` begins one
+    """
+
+    escapes: bool = False
+    nests: bool = False
+    executes: bool = False
+
+
+_READINGS: Final = (
+    _Reading(nests=True),  # PostgreSQL
+    _Reading(),  # SQLite, and the standard
+    _Reading(escapes=True, executes=True),  # MariaDB and MySQL
+    _Reading(executes=True),  # the same with NO_BACKSLASH_ESCAPES
+)
+_COMMENT: Final = re.compile(r"/\*|\*/")
+
+
+@cache
+def _pattern(reading: _Reading) -> re.Pattern[str]:
+    """Return the pattern of what is looked at; all else is passed over.
+
+    What is open at the end of the text ends there, and nothing is tried in two ways: that makes it linear.
+    """
+
+    def quoted(quote: str, *, escapes: bool = False, name: str = "") -> str:
+        parts = rf"{quote}{quote}|\\.|[^{quote}\\]" if escapes else rf"{quote}{quote}|[^{quote}]"
+        return rf"{quote}{f'(?P<{name}>' if name else '(?:'}(?:{parts})*+){quote}?"
+
+    comment = r"--(?=\s|\Z)[^\n]*|\#[^\n]*" if reading.executes else r"--[^\n]*"
+    executed = r"(?P<executed>/\*M?!\d*|\*/) |" if reading.executes else ""
+    return re.compile(
+        rf"""
+          {comment} | {quoted("'", escapes=reading.escapes)} | \bE{quoted("'", escapes=True)} | [:@%?]+[\w$]*
+        | {executed} (?P<comment>/\*)
+        | (?P<dollar>(?<![\w$])\$(?:[^\W\d]\w*)?\$)
+        | {quoted('"', escapes=reading.escapes, name="double")} | {quoted("`", name="back")}
+        | \[(?P<bracket>[^\W\d][^\]\[\n]*+)\]
+        | (?P<word>[\w$]+)
+        | (?P<mark>[.,;()*])
+        """,
+        re.IGNORECASE | re.VERBOSE | re.DOTALL,
+    )
+
+
+def _tokens(sql: str, reading: _Reading, place: int, end: int, *, is_body: bool = False) -> Iterator[tuple[str, bool]]:
+    """Yield the words and names, in small letters, and the marks of a text, and whether each is a quoted name.
+
+    :param is_body: whether it is the body of a DO block, which is executed at once, as no other string is
+    """
+    search, is_first, is_block = _pattern(reading).search, True, False
+    while (found := search(sql, place, end)) is not None:
+        kind, place = found.lastgroup, found.end()
+        if kind == "word" or kind == "mark":
+            text = found[kind].lower()
+            is_block = text == "do" if is_first else is_block
+            is_first = text == ";"
+            yield text, False
+        elif kind == "comment":
+            place = _end_of_comment(sql, place, end, nests=reading.nests)
+        elif kind == "dollar":
+            start, closing = place, sql.find(found["dollar"], place, end)
+            closing, place = (end, end) if closing < 0 else (closing, closing + len(found["dollar"]))
+            if is_block and not is_body:
+                yield ";", False
+                yield from _tokens(sql, reading, start, closing, is_body=True)
+                yield ";", False
+        elif kind is not None and kind != "executed":
+            yield found[kind].replace('""', '"').replace("``", "`").lower(), True
+
+
+def _end_of_comment(sql: str, place: int, end: int, *, nests: bool) -> int:
+    depth = 1
+    while depth and (found := _COMMENT.search(sql, place, end)) is not None:
+        place = found.end()
+        depth += -1 if found[0] == "*/" else nests
+    return end if depth else place
+
+
+# --- statements -------------------------------------------------------------------------------------------------
+
+_VERBS: Final[dict[str, frozenset[str]]] = {
+    verb: frozenset(words.split())
+    for verb, words in {
+        "insert": "or rollback abort fail replace ignore low_priority high_priority delayed into",
+        "replace": "low_priority delayed into if not exists",
+        "update": "or rollback abort fail replace ignore low_priority only",
+        "delete": "low_priority quick ignore from only",
+        "truncate": "table only",
+        "merge": "into only",
+        "copy": "binary",
+        "load": "",
+        "alter": "if exists only",
+    }.items()
+}
+"""The words with which statements that write begin, and those that may come before the name of the table."""
+_OF_TABLE: Final = frozenset({"load", "alter"})
+"""Those of which the table comes after the word TABLE."""
+_EXPLAINS: Final = frozenset({"explain", "describe", "desc"})
+_SAYS_WHETHER: Final = frozenset({"analyze", "false", "off", "0"})
+_BEGINS: Final = frozenset({"", ";", "(", ")", "then", "else", "begin", "atomic", "loop", "repeat", "do"})
+"""What a statement may come after."""
+_BEGINS_IN: Final[dict[str, frozenset[str]]] = {
+    "prepare": frozenset({"as"}),
+    "set": frozenset({"for"}),
+    **dict.fromkeys((*_EXPLAINS, "analyze"), frozenset({"analyze", "verbose", "json", "extended"})),
+}
+"""What it may come after besides, in one that begins with another word."""
+_NO_NAMES: Final = frozenset(
+    {
+        *(
+            "as",
+            "cross",
+            "default",
+            "for",
+            "force",
+            "from",
+            "full",
+            "group",
+            "ignore",
+            "inner",
+            "join",
+            "left",
+            "limit",
+        ),
+        *("natural", "on", "only", "order", "outer", "partition", "returning", "right", "select", "set"),
+        *("straight_join", "tablesample", "to", "use", "using", "values", "when", "where", "with"),
+    }
+)
+_MOVES_PARTITIONS: Final = frozenset({"truncate", "drop", "exchange", "attach", "detach", "discard", "import"})
+_DEFINED: Final = frozenset({"trigger", "function", "procedure", "event", "package", "rule", "view"})
+_ENDED: Final = frozenset({"if", "loop", "while", "repeat", "for", "case"})
+
+
+_OF_SEVERAL: Final = frozenset({"update", "delete", "truncate"})
+_FUNCTIONS: Final = frozenset({"insert", "replace", "truncate"})
+
+
+@dataclass(slots=True)
+class _Named:
+    """A table or column that a statement names, and the alias of the table."""
+
+    name: _Name
+    alias: str = ""
+
+
+@dataclass(slots=True)
+class _Statement:
+    """What has been read of a statement that may write.
+
+    :ivar targets: the tables that it writes, unless they are aliases of ``sources``
+    :ivar sources: the tables that it reads
+    :ivar columns: those that an UPDATE sets
+    :ivar reads: what it is about to name: its ``targets``, its ``sources``, its ``columns``, or nothing of interest
+    :ivar expects: whether a name comes next
+    :ivar last: the last name, as long as it may go on
+    :ivar writes: whether it is known to write
+    """
+
+    verb: str
+    targets: list[_Named] = field(default_factory=list)
+    sources: list[_Named] = field(default_factory=list)
+    columns: list[_Named] = field(default_factory=list)
+    reads: str = "targets"
+    expects: bool = True
+    last: _Named | None = None
+    writes: bool = True
+
+    def turn_to(self, reads: str) -> None:
+        self.reads, self.expects, self.last = reads, bool(reads), None
+
+    def add(self, name: str) -> None:
+        self.expects = False
+        self.last = _Named((name,))
+        if self.reads:
+            getattr(self, self.reads).append(self.last)
+
+    def written(self) -> Iterator[tuple[str, _Name]]:
+        """Yield what it does, and to what."""
+        aliases = {each.alias: each.name for each in self.sources if each.alias}
+        set_by = {each.name[-2] if len(each.name) > 1 else "" for each in self.columns}
+        if not set_by <= {each.alias or each.name[-1] for each in self.targets}:
+            set_by = set()  # nobody knows of which tables the columns are
+        for each in self.targets if self.writes else ():
+            if not set_by or (each.alias or each.name[-1]) in set_by:
+                yield self.verb, aliases.get(each.name[0], each.name) if len(each.name) == 1 else each.name
+
+
+class _Scan:
+    """Goes through the words of a text, statement by statement.
+
+    :ivar open: the statement in each parenthesis that is open, ``None`` where none is
+    :ivar before: the word or mark before this one
+    :ivar first: the first word of the statement
+    :ivar is_explained: whether the statement is explained, and not executed
+    :ivar replaces: whether it creates something in place of another
+    :ivar defining: how many blocks and parentheses are open in a definition, of a trigger for instance; ``None``: it is
+        none
+    :ivar found: what is done, and to what, in the statements that have been read
+    """
+
+    def __init__(self) -> None:
+        self.found: list[tuple[str, _Name]] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        self.open: list[_Statement | None] = [None]
+        self.before = self.first = ""
+        self.is_explained = self.replaces = False
+        self.defining: int | None = None
+
+    def run(self, tokens: Iterator[tuple[str, bool]]) -> Iterator[tuple[str, _Name]]:
+        """Yield what is done, and to what."""
+        for text, is_name in tokens:
+            if self.defining is not None:
+                self._define(text, is_name)
+            elif is_name:
+                self._name(text)
+            elif (meet := _MARKS.get(text)) is not None:
+                meet(self)
+            else:
+                self._word(text)
+            self.before = "a name" if is_name else text
+            if self.found:
+                yield from self.found
+                self.found.clear()
+        self._end()
+        yield from self.found
+
+    # -- marks
+
+    def _end(self) -> None:
+        for place, statement in enumerate(self.open):
+            if statement is not None and (place == 0 or self.open[place - 1] is not statement):
+                self.found.extend(statement.written())
+        self._begin()
+
+    def _open(self) -> None:
+        statement = self.open[-1]
+        if statement is not None and statement.expects:
+            if statement.reads == "columns":  # SET (a, b) = …
+                statement.add("")
+                statement = None
+            elif self.before == statement.verb and statement.verb in _FUNCTIONS:
+                self.open[-1] = statement = None
+            self.open.append(statement)  # a table, or a join of some, in parentheses
+        else:
+            self.open.append(None)
+
+    def _close(self) -> None:
+        if len(self.open) == 1:
+            return
+        statement, around = self.open.pop(), self.open[-1]
+        if statement is not None and statement is not around:
+            self.found.extend(statement.written())
+        if around is not None and around.expects:
+            around.expects, around.last = False, None
+
+    def _comma(self) -> None:
+        statement = self.open[-1]
+        if statement is not None and statement.reads and statement.verb in _OF_SEVERAL:
+            statement.expects, statement.last = True, None
+
+    def _pass(self) -> None:
+        pass
+
+    # -- words and names
+
+    def _word(self, word: str) -> None:
+        statement = self.open[-1]
+        if self.before in ("", ";"):
+            self.first, self.is_explained = word, word in _EXPLAINS
+        if self.first == "create" and self._defines(word):
+            self.defining = 0
+        elif self.first in _EXPLAINS and word in _SAYS_WHETHER:
+            self._explain(word)
+        elif self.before == ".":
+            self._name(word)
+        elif statement is not None and statement.expects and word in _VERBS[statement.verb]:
+            pass
+        elif word in _VERBS and self._may_begin():
+            if statement is not None and (len(self.open) == 1 or self.open[-2] is not statement):
+                self.found.extend(statement.written())
+            self.open[-1] = _Statement(word, expects=word not in _OF_TABLE, writes=word not in ("copy", "alter"))
+        elif statement is not None:
+            self._continue(statement, word)
+
+    def _may_begin(self) -> bool:
+        if self.is_explained:
+            return False
+        return self.before in _BEGINS or self.before in _BEGINS_IN.get(self.first, ())
+
+    def _explain(self, word: str) -> None:
+        """Note whether a statement that is explained is executed, too."""
+        if word == "analyze":
+            self.is_explained = False
+        elif self.before == "analyze":
+            self.is_explained = True
+
+    def _defines(self, word: str) -> bool:
+        """Tell whether a CREATE defines what is executed later; note which table it replaces."""
+        self.replaces = self.replaces or word == "replace"
+        if word == "table":
+            self.first = word
+            self.open[-1] = _Statement("replace") if self.replaces else None
+        return word in _DEFINED
+
+    def _continue(self, statement: _Statement, word: str) -> None:
+        step = _STEPS.get(word)
+        if step is not None:
+            step(statement)
+        elif word == "partition" and statement.verb == "alter":
+            statement.writes = statement.writes or self.before in _MOVES_PARTITIONS
+            statement.expects = self.before == "attach"
+        elif word not in _NO_NAMES:
+            self._name(word)
+        elif word != "as" and statement.verb not in _OF_TABLE:
+            if self.before == "(":
+                self.open[-1] = None  # a subquery
+            statement.expects, statement.last = False, None
+
+    def _name(self, text: str) -> None:
+        """Read a name, a further part of one, or an alias."""
+        statement = self.open[-1]
+        last = statement and statement.last
+        if last and self.before == ".":
+            last.name = (*last.name, text)
+        elif statement and statement.expects:
+            statement.add(text)
+        elif statement and last:
+            statement.last = None
+            if statement.reads != "columns":
+                last.alias = text
+
+    # -- definitions
+
+    def _define(self, text: str, is_name: bool) -> None:
+        """Pass over what is not executed yet, to the end of the definition."""
+        assert self.defining is not None
+        if is_name:
+            return
+        if text == "(" or (text in ("begin", "case") and self.before != "end"):
+            self.defining += 1
+        elif text in (")", "end"):
+            self.defining -= 1
+        elif self.before == "end" and text in _ENDED:
+            self.defining += 1  # IF and its like were not counted
+        elif text == ";" and self.defining <= 0:
+            self._begin()
+
+
+def _from(statement: _Statement) -> None:
+    if statement.verb == "delete" and statement.reads == "targets":
+        statement.turn_to("sources")
+    else:
+        statement.writes = statement.writes or statement.verb == "copy"
+        statement.turn_to("")
+
+
+def _using(statement: _Statement) -> None:
+    if statement.verb == "delete" and statement.reads == "targets":
+        statement.turn_to("sources")
+    elif statement.verb == "merge":
+        statement.turn_to("")
+    else:  # of a join
+        statement.last = None
+
+
+def _set(statement: _Statement) -> None:
+    statement.turn_to("columns" if statement.verb == "update" and statement.reads == "targets" else "")
+
+
+def _join(statement: _Statement) -> None:
+    statement.expects, statement.last = statement.reads in ("targets", "sources"), None
+
+
+def _table(statement: _Statement) -> None:
+    if statement.verb in _OF_TABLE:
+        statement.expects = True
+
+
+def _stop(statement: _Statement) -> None:
+    statement.turn_to("")
+
+
+_STEPS: Final[dict[str, Callable[[_Statement], None]]] = {
+    "from": _from,
+    "using": _using,
+    "set": _set,
+    "table": _table,
+    **dict.fromkeys(("join", "straight_join"), _join),
+    **dict.fromkeys(("where", "returning", "order", "limit", "to"), _stop),
+}
+_MARKS: Final[dict[str, Callable[[_Scan], None]]] = {
+    "(": _Scan._open,
+    ")": _Scan._close,
+    ",": _Scan._comma,
+    ";": _Scan._end,
+    ".": _Scan._pass,
+    "*": _Scan._pass,
+}
