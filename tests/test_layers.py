@@ -16,7 +16,7 @@ LAYERS = [
     {"past"},
     {"history", "instant"},
     {"absent", "overriding", "references", "rights", "statements"},
-    {"changesets"},
+    {"begun", "changesets"},
     {"capture", "timetravel", "retrieval", "triggers"},
     {"dependents", "handwritten"},
     {"flush"},

@@ -18,7 +18,7 @@ from sqlaudit.exceptions import TrackingError
 from sqlaudit.history import history_of
 from sqlaudit.hooks import look_again, watch
 from sqlaudit.models import Options, TrackedModel, tracked_model
-from sqlaudit.past import Untracked
+from sqlaudit.past import BeforeBaseline, Untracked
 from sqlaudit.tables import AuditColumns, tracked_table
 from sqlaudit.timetravel import MYPY, all_versions, as_of, between
 
@@ -108,9 +108,15 @@ class Temporal:
     else:
 
         @classmethod
-        def as_of(cls, when: datetime | UUID | str, *, untracked: Untracked = "raise"):
+        def as_of(
+            cls,
+            when: datetime | UUID | str,
+            *,
+            untracked: Untracked = "raise",
+            before_baseline: BeforeBaseline = "absent",
+        ):
             """Return ``select(cls)`` as of an instant: see :func:`sqlaudit.as_of`."""
-            return as_of(cls, when, untracked=untracked)
+            return as_of(cls, when, untracked=untracked, before_baseline=before_baseline)
 
     @classmethod
     def between(cls, start: datetime, end: datetime) -> Select[Any]:

@@ -26,7 +26,7 @@ from sqlalchemy.sql.lambdas import PyWrapper
 from sqlaudit.arguments import checked_when
 from sqlaudit.config import utc_now
 from sqlaudit.exceptions import QueryError, ReadOnlyError, warn_caller
-from sqlaudit.past import Past, Rules, S, Untracked, as_past, copied_as
+from sqlaudit.past import BeforeBaseline, Past, Rules, S, Untracked, as_past, copied_as
 from sqlaudit.period import OPEN_END, TICK
 from sqlaudit.tables import tracked_table
 
@@ -48,13 +48,22 @@ class Instant:
         return f"as of {self.when.isoformat() if isinstance(self.when, datetime) else f'changeset {self.when}'}"
 
 
-def instant_from(when: datetime | UUID | str, untracked: Untracked = "raise", *, text: bool = False) -> Instant:
+def instant_from(
+    when: datetime | UUID | str,
+    untracked: Untracked = "raise",
+    before_baseline: BeforeBaseline = "absent",
+    *,
+    text: bool = False,
+) -> Instant:
     """Return the instant that a user means; one in the future is the present, with a warning.
 
-    :raises QueryError: ``when`` is neither a datetime nor a changeset id, or ``untracked`` no known word
+    :raises QueryError: ``when`` is neither a datetime nor a changeset id, or a rule no known word
     """
     if untracked not in ("raise", "live"):
         raise QueryError(f"untracked is {untracked!r}; give 'raise' or 'live'.", untracked)
+    if before_baseline not in ("absent", "warn", "raise"):
+        raise QueryError(f"before_baseline is {before_baseline!r}; give 'absent', 'warn' or 'raise'.", before_baseline)
+    rules = Rules(untracked, text, before_baseline)
     if isinstance(when, PyWrapper):
         raise QueryError(
             "A lambda is called once for all values of its variables, which an instant cannot be one of; make the "
@@ -63,10 +72,10 @@ def instant_from(when: datetime | UUID | str, untracked: Untracked = "raise", *,
         )
     instant = checked_when(when)
     if isinstance(instant, UUID):
-        return Instant(instant, Rules(untracked, text))
+        return Instant(instant, rules)
     if instant > utc_now():
         warn_caller(f"{instant.isoformat()} is in the future; a read as of then gives the present.")
-    return Instant(min(instant, _LATEST), Rules(untracked, text))
+    return Instant(min(instant, _LATEST), rules)
 
 
 def instant_of_object(obj: object) -> Instant | None:

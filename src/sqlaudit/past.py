@@ -44,13 +44,14 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.visitors import InternalTraversal
 from sqlalchemy.types import TypeEngine
 
-from sqlaudit.bisection import given_key, version_at
+from sqlaudit.bisection import Key, given_key, version_at
 from sqlaudit.exceptions import QueryError, ReadOnlyError
 from sqlaudit.period import UTCDateTime, range_contains, was_valid
 from sqlaudit.readable import readable
 from sqlaudit.tables import TrackedTable, known_metadata, shortened, tracked_table, tracked_tables
 
 Untracked = Literal["raise", "live"]
+BeforeBaseline = Literal["absent", "warn", "raise"]
 S = TypeVar("S", bound=Executable)
 _COMMENT: Final = re.compile(r"/\*.*?\*/|--[^\n]*|#[^\n]*", re.DOTALL)
 _WORD: Final = re.compile(r"\w+")
@@ -66,10 +67,13 @@ class Rules:
 
     :param untracked: what to do with tables without history: ``"raise"``, or read them ``"live"``
     :param text: whether SQL that was written by hand, which cannot be turned to the past, may read tables
+    :param before_baseline: what to do with rows that were there, but of which nothing is known yet: leave them
+        ``"absent"``, or ``"warn"``, or ``"raise"``
     """
 
     untracked: Untracked = "raise"
     text: bool = False
+    before_baseline: BeforeBaseline = "absent"
 
 
 class Past:
@@ -91,6 +95,8 @@ class Past:
                 "instant: as_of(…, instant_of_changeset(session, changeset_id)).",
                 self,
             )
+        if self._past_rules.before_baseline != "absent":
+            _refuse_unchecked(visitor, self)
         with _looking_back(visitor, self):
             return super()._compiler_dispatch(visitor, **kw)  # type: ignore[misc, no-any-return]  # the statement's own
 
@@ -219,7 +225,7 @@ def _looking_back(compiler: SQLCompiler, statement: Past) -> Iterator[None]:
         compiler_class: Any = type(compiler)
         compiler.__class__ = _past_compiler_class(compiler_class)
         compiler = cast(PastCompiler, compiler)
-        compiler.past = []
+        compiler.past, compiler.past_reads = [], []
         compiler.past_of_ctes = dict.fromkeys(compiler.ctes or ())
     _refuse_live_objects(compiler, statement)
     compiler.past.append((statement, len(compiler.stack)))
@@ -227,6 +233,18 @@ def _looking_back(compiler: SQLCompiler, statement: Past) -> Iterator[None]:
         yield
     finally:
         compiler.past.pop()
+
+
+def _refuse_unchecked(compiler: SQLCompiler, statement: Past) -> None:
+    """Raise if a past statement inside of another is to look for rows of which nothing is known yet: nobody would."""
+    around = compiler.past[0][0]._past_rules if isinstance(compiler, PastCompiler) and compiler.past else None
+    alone: Any = compiler.statement
+    if alone is not statement and (around is None or around.before_baseline == "absent"):
+        raise QueryError(
+            "A read as of an instant inside another statement cannot look for rows whose history begins later; give "
+            "before_baseline='absent' there, and to the outer statement, if that is as of an instant, what is wanted.",
+            statement,
+        )
 
 
 def _refuse_live_objects(compiler: SQLCompiler, statement: Past) -> None:
@@ -259,10 +277,12 @@ class PastCompiler(SQLCompiler):
     """Renders tracked tables as of an instant where a :class:`Past` statement says so, and all else as ever.
 
     :ivar past: the past statements that are being rendered, from the outermost in, and how deep each begins
+    :ivar past_reads: the past statement, table and key, as far as it is given, of each read
     :ivar past_of_ctes: the past statement that each CTE was first rendered in, ``None`` for the present
     """
 
     past: list[tuple[Past, int]]
+    past_reads: list[tuple[Past, TrackedTable, Key | None]]
     past_of_ctes: dict[Any, Past | None]
 
     @property
@@ -301,6 +321,7 @@ class PastCompiler(SQLCompiler):
         around: Any = self.stack[-1] if self.stack else {}
         where, froms = getattr(around.get("selectable"), "_where_criteria", ()), around.get("asfrom_froms", ())
         key = given_key(tracked, source, where, froms, self.dialect)
+        self.past_reads.append((statement, tracked, key))
         if key is not None:
             valid = and_(was_valid(*period, when), tracked.version == version_at(tracked, key, when))
         elif tracked.as_of_index and self.dialect.name == "postgresql":

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Concatenate, Final, NoReturn, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Final, NoReturn, ParamSpec, Protocol, TypeVar, cast
 from uuid import UUID
 
 from sqlalchemy import (
@@ -40,6 +40,7 @@ from sqlalchemy.types import TypeDecorator
 
 from sqlaudit.absent import explained
 from sqlaudit.arguments import checked_range
+from sqlaudit.begun import check_beginnings
 from sqlaudit.changesets import instant_of_changeset
 from sqlaudit.exceptions import QueryError, ReadOnlyError
 from sqlaudit.history import history_of
@@ -52,7 +53,7 @@ from sqlaudit.instant import (
     is_unchanged_past,
 )
 from sqlaudit.models import tracked_model_of
-from sqlaudit.past import Past, Untracked, as_past, shorten_path, whose_objects_stay
+from sqlaudit.past import BeforeBaseline, Past, Untracked, as_past, shorten_path, whose_objects_stay
 from sqlaudit.period import UTCDateTime, as_utc, was_valid
 from sqlaudit.statements import implementation_of
 from sqlaudit.tables import tracked_tables
@@ -78,7 +79,13 @@ MYPY = False  # mypy takes it for true: it can copy the type of a function; pyri
 
 
 class AsOf(Protocol[R_co]):
-    def __call__(self, when: datetime | UUID | str, *, untracked: Untracked = "raise") -> R_co: ...
+    def __call__(
+        self,
+        when: datetime | UUID | str,
+        *,
+        untracked: Untracked = "raise",
+        before_baseline: BeforeBaseline = "absent",
+    ) -> R_co: ...
 
 
 def _typed_like(
@@ -96,7 +103,13 @@ def _giving(function: Callable[[M], R]) -> Callable[[Callable[..., Any]], Callab
 if MYPY:
 
     @_typed_like(select)
-    def as_of(model_class: type[Any], when: datetime | UUID | str, *, untracked: Untracked = "raise") -> Any: ...
+    def as_of(
+        model_class: type[Any],
+        when: datetime | UUID | str,
+        *,
+        untracked: Untracked = "raise",
+        before_baseline: BeforeBaseline = "absent",
+    ) -> Any: ...
 
     class AsOfMethod:
         @_giving(select)
@@ -104,7 +117,13 @@ if MYPY:
 
 else:
 
-    def as_of(model_class: type[M], when: datetime | UUID | str, *, untracked: Untracked = "raise"):
+    def as_of(
+        model_class: type[M],
+        when: datetime | UUID | str,
+        *,
+        untracked: Untracked = "raise",
+        before_baseline: BeforeBaseline = "absent",
+    ):
         """Return ``select(model_class)`` as of an instant.
 
         It composes like any select and runs in a session with hooks, sync or async. The objects are as they were
@@ -114,11 +133,14 @@ else:
         :param when: an aware datetime, or a changeset id, also as text: the state right after that transaction. A
             naive datetime is taken as local time, with a warning; one in the future is the present, with a warning
         :param untracked: what to do with tables without history: ``"raise"``, or read them ``"live"``
+        :param before_baseline: what to do if a row that may be meant was there, but its history begins later, with a
+            baseline, or lacks what was before: leave it ``"absent"``, ``"warn"`` or ``"raise"``. The latter two take a
+            statement more for each table. A statement that gives the key asks of that row, others of all
         :raises TrackingError: the model is not tracked
         :raises QueryError: ``when`` is neither a datetime nor a changeset id
         """
         tracked_model_of(model_class)
-        return as_of_instant(select(model_class), instant_from(when, untracked))
+        return as_of_instant(select(model_class), instant_from(when, untracked, before_baseline))
 
 
 def between(model_class: type[Any], start: datetime, end: datetime) -> Select[Any]:
@@ -255,6 +277,9 @@ def read_past(state: ORMExecuteState, instant: Instant) -> Result[Any]:
         past = whose_objects_stay(past)
         if state.is_select and state.lazy_loaded_from is not None:
             shorten_path(past)
+    if instant.rules.before_baseline != "absent":
+        dialect = state.session.get_bind(**state.bind_arguments).dialect
+        check_beginnings(state.session, cast(Past, past), state.parameters, dialect)
     with explained(chain.from_iterable(map(tracked_tables, metadata))):  # of which it asks if something is amiss
         return execute_within(state, past, {_TOKEN: instant})
 
@@ -378,14 +403,23 @@ class time_travel:
     :param when: an aware datetime, or a changeset id, also as text: the state right after that transaction. A naive
         datetime is taken as local time, with a warning; one in the future is the present, with a warning
     :param untracked: what to do with tables without history: ``"raise"``, or read them ``"live"``
+    :param before_baseline: what to do if a row that may be meant was there, but its history begins later, with a
+        baseline, or lacks what was before: leave it ``"absent"``, ``"warn"`` or ``"raise"``. The latter two take a
+        statement more for each table. A statement that gives the key asks of that row, others of all
     :param text: whether to allow SQL that was written by hand, which cannot be rewritten and reads live rows
     :raises QueryError: ``when`` is neither a datetime nor a changeset id, or there is nothing to read from
     """
 
     def __init__(
-        self, session_or_engine: Any, when: datetime | UUID | str, *, untracked: Untracked = "raise", text: bool = False
+        self,
+        session_or_engine: Any,
+        when: datetime | UUID | str,
+        *,
+        untracked: Untracked = "raise",
+        before_baseline: BeforeBaseline = "absent",
+        text: bool = False,
     ) -> None:
-        self._instant = instant_from(when, untracked, text=text)
+        self._instant = instant_from(when, untracked, before_baseline, text=text)
         source = session_or_engine
         if isinstance(source, (scoped_session, async_scoped_session)):
             source = source()
