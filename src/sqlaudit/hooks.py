@@ -263,11 +263,8 @@ def _do_orm_execute(state: ORMExecuteState) -> Any:
 
 
 def _record_statement(state: ORMExecuteState) -> Any:
-    with _recording(state.session) as recorder:
-        result = execute_within(state, state.statement)
-    if not recorder.surplus or isinstance(state.statement, FromStatement):  # which has loaded what it was asked for
-        return result
-    return result.columns(*range(len(result.keys()) - recorder.surplus))
+    with _recording(state.session):
+        return execute_within(state, state.statement)
 
 
 class _Recording:
@@ -286,7 +283,6 @@ class _Recording:
             lambda _: session,
             lambda _, table, __: bool(table is None or info.get(_DISABLED)) or info.get(INFO_KEY) is not self.flush,
             waits=True,
-            can_cut=True,
         )
         self._connections: set[Connection] = set()
 
@@ -313,7 +309,7 @@ def _connections_of(session: Session) -> set[Connection]:
 
 
 @contextmanager
-def _recording(session: Session) -> Iterator[Recorder]:
+def _recording(session: Session) -> Iterator[None]:
     """Record the statements that a session executes itself; those of its flushes are seen to elsewhere.
 
     If one fails, what it did in part is undone; if recording fails, the transaction is rolled back.
@@ -324,7 +320,7 @@ def _recording(session: Session) -> Iterator[Recorder]:
     for connection in _connections_of(session):
         recording.listen(connection)
     try:
-        yield recording.recorder
+        yield
     except Exception:
         recording.recorder.settle_failed()
         raise

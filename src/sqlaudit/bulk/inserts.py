@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from functools import cache
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -26,7 +27,15 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import REGCLASS
 
 from sqlaudit.bulk.keys import KnownKeys
-from sqlaudit.bulk.reading import SQL, Parameters, are_known, column_named, column_of_parameter, value_given
+from sqlaudit.bulk.reading import (
+    SQL,
+    Parameters,
+    are_known,
+    column_named,
+    column_of_parameter,
+    value_given,
+    written_table,
+)
 from sqlaudit.bulk.writes import KeysOf, Write
 from sqlaudit.capture import uncaptured
 from sqlaudit.references import Source, Untracked, referred_columns
@@ -50,16 +59,18 @@ def prepare_insert(write: Write, clause: Any, tracked: TrackedTable, parameters:
         if are_known(given):
             write.keys_of = lambda result: given
             return clause
-    if _tells_keys(clause, tracked, rows):
+    if _tells_keys(write, clause, tracked, rows):
         write.keys_of = lambda result: _keys_told(result, tracked)
         return clause
+    if _asks_for_keys(clause, rows):
+        return _returning_defaults(write, clause, tracked, rows)
     number, dialect = _number_to_give(clause, tracked, rows), write.connection.dialect.name
     if number is not None and len(parameters) > 1:
         if dialect == "sqlite" and _is_numbered(write, number, parameters):
             return clause
         if dialect == "postgresql" and _is_drawn(write, number, parameters):
             return clause
-    returning = _returning_keys(write, clause, tracked, parameters)
+    returning = _returning_keys(write, clause, tracked)
     if number is not None and returning is not clause and dialect in MYSQL:
         write.keys_of = _telling_number(write.keys_of)
     return returning
@@ -95,9 +106,9 @@ def _prepare_upsert(write: Write, clause: Any, tracked: TrackedTable, parameters
     unique = list(_keys_of_table(tracked.live))
     _find_present(write, clause, tracked, unique, rows, changed)
     is_told = clause._post_values_clause is not None
-    can_tell = write.connection.dialect.insert_returning and (not clause._returning or write.can_cut)
+    can_tell = write.connection.dialect.insert_returning
     if is_told and len(parameters) == 1 and can_tell and _is_found_otherwise(tracked, unique, rows):
-        return _returning_keys(write, clause, tracked, parameters)
+        return _returning_keys(write, clause, tracked)
     if changed and _may_be_found_by_default(unique, rows):
         _notice_unfound(tracked)
     stays = [key] if key and not (write.may_move and is_told) else []  # what is replaced gets the given key
@@ -106,7 +117,7 @@ def _prepare_upsert(write: Write, clause: Any, tracked: TrackedTable, parameters
     given = [(columns, _columns_of(rows or (), columns)) for columns in stays]
     known = [(columns, values) for columns, values in given if are_known(values)]
     if rows is None or not known:
-        return _returning_keys(write, clause, tracked, parameters)
+        return _returning_keys(write, clause, tracked)
     # What is inserted has all of them; others may have inserted meanwhile what is updated, by one of them.
     lock = _locks(write.connection, changed)
     write.keys_of = lambda result: _keys_of_values(write.connection, key, known, lock=lock)
@@ -139,7 +150,7 @@ def _rows_given(
     if clause.select is not None:
         return None
     asked = set(columns)
-    given = [each for several in clause._multi_values for each in several] or [clause._values or {}]
+    given = [_named(clause, each) for several in clause._multi_values for each in several] or [clause._values or {}]
     named = [_by_column(each, lambda name: column_named(clause, source, name), asked) for each in given]
     own = _by_column(
         {name: name for name in parameters[0]}, lambda name: column_of_parameter(clause, source, name), asked
@@ -154,6 +165,11 @@ def _rows_given(
     ]
 
 
+def _named(clause: Any, values: Any) -> Mapping[Any, Any]:
+    """Return the values of a row by the columns that they are for, where they are given in the order of these."""
+    return values if isinstance(values, Mapping) else dict(zip(clause.table.c, values, strict=False))
+
+
 def _by_column(
     values: Mapping[Any, Any], column_of: Callable[[Any], Column[Any] | None], asked: Set[Column[Any]]
 ) -> dict[str, Any]:
@@ -166,19 +182,54 @@ def _columns_of(rows: Iterable[Mapping[str, Any]], columns: Sequence[Column[Any]
     return [tuple([row.get(column.key, SQL) for column in columns]) for row in rows]
 
 
-def _tells_keys(clause: Any, tracked: TrackedTable, rows: Sequence[Mapping[str, Any]] | None) -> bool:
-    """Tell whether the result of an INSERT has the keys of its rows on its own."""
+def _asks_for_keys(clause: Any, rows: Sequence[Mapping[str, Any]] | None) -> bool:
+    """Tell whether SQLAlchemy asks for the primary keys of the rows that an INSERT makes, as far as it expects any."""
     if clause._return_defaults:
         return True
-    if rows is None or clause._returning or clause._multi_values or clause._inline:
+    return rows is not None and len(rows) == 1 and not (clause._returning or clause._multi_values or clause._inline)
+
+
+def _tells_keys(write: Write, clause: Any, tracked: TrackedTable, rows: Sequence[Mapping[str, Any]] | None) -> bool:
+    """Tell whether the result of an INSERT has the keys of its rows on its own."""
+    if rows is None or clause._multi_values or not set(tracked.key) <= set(tracked.live.primary_key):
         return False
-    if not set(tracked.key) <= set(tracked.live.primary_key):
+    made = _made_by_database(tracked, rows)
+    if not made:
+        return bool(clause._return_defaults or not clause._returning)
+    if clause._inline or not _asks_for_keys(clause, rows):
         return False
-    return len(rows) == 1 or all(
-        (column.default is not None and (column.default.is_callable or column.default.is_scalar))
-        or all(row.get(column.key, SQL) is not SQL for row in rows)
-        for column in tracked.key
+    if len(rows) > 1 and len(tracked.key) > 1 and not clause._sort_by_parameter_order:
+        return False  # it would give rows the parts of each other's keys
+    return all(
+        _is_expected(write, clause, column, len(rows) > 1)
+        and (column is tracked.live.autoincrement_column or not any(column.key in row for row in rows))
+        for column in made
     )
+
+
+def _made_by_database(tracked: TrackedTable, rows: Iterable[Mapping[str, Any]]) -> list[Column[Any]]:
+    """Return the columns of the key that the database gives values, or computes them."""
+    return [column for column in tracked.key if not all(_is_in_python(column, row) for row in rows)]
+
+
+def _is_expected(write: Write, clause: Any, column: Column[Any], many: bool) -> bool:
+    """Tell whether SQLAlchemy asks for the value that the database gives a column of the key."""
+    live, dialect = column.table, write.connection.dialect
+    number = live.autoincrement_column
+    has_last_number = dialect.postfetch_lastrowid and number is not None and not many and not clause._return_defaults
+    if has_last_number and not dialect.favor_returning_over_lastrowid:
+        return column is number or column.default is not None
+    is_returned = live.implicit_returning and (
+        dialect.insert_executemany_returning if many else dialect.insert_returning
+    )
+    return is_returned and (column is number or column.default is not None or column.server_default is not None)
+
+
+def _is_in_python(column: Column[Any], row: Mapping[str, Any]) -> bool:
+    """Tell whether Python gives the value of a column, or its default does."""
+    default = column.default
+    is_default = default is not None and (default.is_callable or default.is_scalar)
+    return row[column.key] is not SQL if column.key in row else is_default
 
 
 def _number_to_give(clause: Any, tracked: TrackedTable, rows: Sequence[Mapping[str, Any]] | None) -> Column[Any] | None:
@@ -302,11 +353,6 @@ def _chosen(key: Sequence[Any], *, lock: bool) -> Select[Any]:
     return chosen.with_for_update() if lock else chosen
 
 
-def _keys_returned(result: CursorResult[Any]) -> list[Key]:
-    _return_nothing(result)
-    return [tuple(row) for row in result.returned_defaults_rows or ()]
-
-
 def _telling_number(keys_of: KeysOf) -> KeysOf:
     """Let the results of MariaDB have the ``lastrowid`` that they have without RETURNING: the first of the numbers."""
 
@@ -324,48 +370,101 @@ def _return_nothing(result: CursorResult[Any]) -> None:
     result._metadata = result._no_result_metadata
 
 
-def _returning_keys(write: Write, clause: Any, tracked: TrackedTable, parameters: Parameters) -> Any:
-    """Return an INSERT that returns the keys of its rows, after whatever else it returns."""
-    dialect, key, many = write.connection.dialect, tracked.key, len(parameters) > 1
-    returned = list(clause._returning)
-    if not (dialect.insert_executemany_returning if many else dialect.insert_returning):
-        uncaptured(
-            f"The keys of what is inserted into {tracked.live.fullname!r} are not given, and the database cannot "
-            "return them; its history will not show the rows. Give their keys, or add objects to a session.",
-            tracked.live,
-        )
+def _can_return(write: Write, tracked: TrackedTable) -> bool:
+    """Tell whether the database can return the keys of rows that are inserted."""
+    dialect = write.connection.dialect
+    if dialect.insert_executemany_returning if len(write.parameters) > 1 else dialect.insert_returning:
+        return True
+    uncaptured(
+        f"The keys of what is inserted into {tracked.live.fullname!r} are not given, and the database cannot return "
+        "them; its history will not show the rows. Give their keys, or add objects to a session.",
+        tracked.live,
+    )
+    return False
+
+
+def _returning_defaults(
+    write: Write, clause: Any, tracked: TrackedTable, rows: Sequence[Mapping[str, Any]] | None
+) -> Any:
+    """Return an INSERT, whose keys SQLAlchemy asks for, that also returns those that SQLAlchemy does not expect."""
+    if not _can_return(write, tracked):
         return clause
-    asked = returned or clause._multi_values or write.may_update or not tracked.live.implicit_returning
-    if many and not (asked or set(key) - set(tracked.live.primary_key)):
-        write.keys_of = _keys_returned
-        return clause.return_defaults(*key).execution_options(preserve_rowcount=True)
-    if returned and all(any(column is each for column in returned) for each in key):
-        places = [next(place for place, column in enumerate(returned) if column is each) for each in key]
-    elif returned and not write.can_cut:
-        uncaptured(
-            f"What is inserted into {tracked.live.fullname!r} returns no key; its history will not show the rows. Add "
-            "the primary key to returning().",
-            tracked.live,
-        )
-        return clause
-    else:
-        places = list(range(-len(key), 0))
-        clause = clause.returning(*(column.label(f"sqlaudit_{column.key}") for column in key))
-        write.surplus = len(key) if returned else 0
+    made, many = _made_by_database(tracked, rows or ()), len(write.parameters) > 1
+    is_asked = bool(clause._returning or clause._supplemental_returning)
+    returned = clause._return_defaults or any(
+        _is_expected(write, clause, column, many) or any(column.key in row for row in rows or ()) for column in made
+    )
 
     def keys_of(result: CursorResult[Any]) -> list[Key]:
-        rowcount = result.rowcount if returned else None
-        rows = list(result.all())
+        told = result.returned_defaults_rows or ()
+        if not is_asked:
+            result.context._rowcount = len(told)
+            result.all()
+            if not returned:
+                _return_nothing(result)
+        return [tuple([row._mapping[column] for column in tracked.key]) for row in told]
+
+    write.keys_of = keys_of
+    return clause.return_defaults(*clause._return_defaults_columns or (), supplemental_cols=tracked.key)
+
+
+def _returning_keys(write: Write, clause: Any, tracked: TrackedTable) -> Any:
+    """Return an INSERT that returns the keys of its rows behind what it returns, of which its result tells nothing."""
+    if clause._return_defaults:
+        return _returning_defaults(write, clause, tracked, None)
+    if not _can_return(write, tracked):
+        return clause
+    returns_rows, width = bool(clause._returning), len(tracked.key)
+
+    def keys_of(result: CursorResult[Any]) -> list[Key]:
+        rowcount = result.rowcount if returns_rows else None
+        rows = [tuple(row) for row in result.all()]
         result.context._rowcount = len(rows) if rowcount is None else rowcount
-        if returned:
-            result._rewind(rows)
+        if returns_rows:
+            result._metadata = _without_last(result._metadata, width)
+            result._rewind([row[:-width] for row in rows])
         else:
             result.context._is_explicit_returning = False
             _return_nothing(result)
-        return [tuple([row[place] for place in places]) for row in rows]
+        return [row[-width:] for row in rows]
 
     write.keys_of = keys_of
-    return clause
+    if returns_rows and clause._annotations.get("dml_strategy") == "orm":
+        clause = clause._generate()
+        clause.__class__ = _returning_for_orm(type(clause))
+        return clause
+    return clause.returning(*_labelled(tracked))
+
+
+def _labelled(tracked: TrackedTable) -> list[Any]:
+    return [column.label(f"sqlaudit_key_{place}") for place, column in enumerate(tracked.key)]
+
+
+@cache
+def _returning_for_orm(kind: type[Any]) -> type[Any]:
+    """Return the class of INSERTs of which the ORM, when it compiles them, asks for the columns of what it loads."""
+
+    def returning(self: Any, *columns: Any, **kw: Any) -> Any:
+        tracked = written_table(self)
+        assert tracked is not None
+        return kind.returning(self, *columns, *_labelled(tracked), **kw)
+
+    return type(kind.__name__, (kind,), {"returning": returning, "inherit_cache": True})
+
+
+def _without_last(metadata: Any, count: int) -> Any:
+    """Return what a result knows of its columns without the last ones."""
+    keys = list(metadata._keys)[:-count]
+    return metadata._make_new_metadata(
+        unpickled=False,
+        processors=[None] * len(keys),
+        keys=keys,
+        keymap={key: entry for key, entry in metadata._keymap.items() if entry[0] is None or entry[0] < len(keys)},
+        tuplefilter=None,
+        translated_indexes=None,
+        safe_for_cache=False,
+        keymap_by_result_column_idx=None,
+    )
 
 
 def _columns_changed(clause: Any, source: Source) -> set[Any]:

@@ -59,8 +59,6 @@ class Recorder:
     :param is_paused: tells whether what a connection executes is nothing to it, by the table that it writes, which is
         not known of SQL that was written by hand, and by its execution options
     :param waits: whether it writes the versions when :meth:`settle` is called, and not after each statement
-    :param can_cut: whether whoever executes the statements cuts what they return more than was asked for
-    :ivar surplus: how many columns that is
     """
 
     def __init__(
@@ -69,13 +67,10 @@ class Recorder:
         is_paused: Callable[[Connection, Any, Mapping[str, Any]], bool],
         *,
         waits: bool = False,
-        can_cut: bool = False,
     ) -> None:
         self.session_on = session_on
         self.is_paused = is_paused
         self.waits = waits
-        self.can_cut = can_cut
-        self.surplus = 0
         self.writes: list[Write] = []
 
     def listen(self, target: Engine | Connection) -> None:
@@ -181,7 +176,6 @@ class Recorder:
         write: Write | None = refers and refers()
         if write is not None and write.recorder is self:
             write.done(result)
-            self.surplus = write.surplus
             if not self.waits:
                 connection.info[WRITE] = [each for each in connection.info[WRITE] if each is not write]
                 try:
@@ -226,7 +220,6 @@ class Recorder:
             began=began,
             occasion=partial(self.occasion, connection, began),
             capture=partial(self.capture, connection, began),
-            can_cut=self.can_cut,
             connection=connection,
             root=root,
             operation=Operation(clause.__visit_name__),

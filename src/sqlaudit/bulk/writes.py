@@ -31,8 +31,6 @@ class Write:
     :ivar began: the instant before it, for a changeset that begins with it
     :ivar occasion: gives the transaction, and who writes
     :ivar capture: gives what writes the versions of rows in a chain of tables
-    :ivar can_cut: whether whoever executes it cuts what it returns more than was asked for
-    :ivar surplus: how many columns that is
     :ivar statement: gives the statement, as long as anybody holds it
     :ivar root: the table, tracked or followed by tracked rows, or for the table of a subclass that of its base
     :ivar is_further: whether it is the table of a subclass
@@ -56,7 +54,6 @@ class Write:
     began: datetime
     occasion: Callable[[], Occasion]
     capture: Callable[[Chain], Capture]
-    can_cut: bool
     connection: Connection
     root: Source
     operation: Operation
@@ -69,7 +66,6 @@ class Write:
     keys_of: KeysOf = lambda result: []
     inserted: Portionable[Key] = ()
     statement: Callable[[], Any] = lambda: None
-    surplus: int = 0
     may_update: bool = False
     may_move: bool = False
     is_whole: bool = False
