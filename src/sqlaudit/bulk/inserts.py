@@ -25,6 +25,7 @@ from sqlalchemy import (
     table,
 )
 from sqlalchemy.dialects.postgresql import REGCLASS
+from sqlalchemy.engine.cursor import FullyBufferedCursorFetchStrategy
 
 from sqlaudit.bulk.keys import KnownKeys
 from sqlaudit.bulk.reading import (
@@ -417,13 +418,14 @@ def _returning_keys(write: Write, clause: Any, tracked: TrackedTable) -> Any:
     returns_rows, width = bool(clause._returning), len(tracked.key)
 
     def keys_of(result: CursorResult[Any]) -> list[Key]:
-        rowcount = result.rowcount if returns_rows else None
+        rowcount = result.rowcount if returns_rows else 0
         rows = [tuple(row) for row in result.all()]
-        result.context._rowcount = len(rows) if rowcount is None else rowcount
         if returns_rows:
             result._metadata = _without_last(result._metadata, width)
             result._rewind([row[:-width] for row in rows])
+            result.cursor_strategy = _ReadAgain(result, rowcount)
         else:
+            result.context._rowcount = len(rows)
             result.context._is_explicit_returning = False
             _return_nothing(result)
         return [row[-width:] for row in rows]
@@ -450,6 +452,22 @@ def _returning_for_orm(kind: type[Any]) -> type[Any]:
         return kind.returning(self, *columns, *_labelled(tracked), **kw)
 
     return type(kind.__name__, (kind,), {"returning": returning, "inherit_cache": True})
+
+
+class _ReadAgain(FullyBufferedCursorFetchStrategy):
+    """The rows of a result that are to be read once more: SQLite counts them when they have been read.
+
+    :param rowcount: how many it told before that
+    """
+
+    def __init__(self, result: CursorResult[Any], rowcount: int) -> None:
+        super().__init__(None, initial_buffer=result.cursor_strategy._rowbuffer)  # type: ignore[attr-defined]
+        self._rowcount = result.rowcount
+        result.context._rowcount = rowcount
+
+    def soft_close(self, result: CursorResult[Any], dbapi_cursor: Any) -> None:
+        result.context._rowcount = self._rowcount
+        super().soft_close(result, dbapi_cursor)
 
 
 def _without_last(metadata: Any, count: int) -> Any:
