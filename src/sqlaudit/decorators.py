@@ -11,12 +11,13 @@ from uuid import UUID
 from sqlalchemy import Select, Table, inspect
 from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.orm import Mapper
+from sqlalchemy.orm.exc import UnmappedClassError
 
 from sqlaudit import timetravel
 from sqlaudit.autogenerate import guard_autogenerate
 from sqlaudit.exceptions import TrackingError
 from sqlaudit.history import history_of
-from sqlaudit.hooks import look_again, watch
+from sqlaudit.hooks import look_again, track_with_base, watch
 from sqlaudit.models import Options, TrackedModel, tracked_model
 from sqlaudit.past import BeforeBaseline, Untracked
 from sqlaudit.tables import AuditColumns, tracked_table
@@ -80,10 +81,7 @@ def track_table(
         watch(model)
         guard_autogenerate()
         for descendant in mapper.self_and_descendants:
-            if tracked_model(descendant) is None and descendant.inherits is not None:
-                parent = tracked_model(descendant.inherits)
-                if parent is not None:
-                    TrackedModel(descendant, parent.options_for_subclass())
+            track_with_base(descendant)
         return model_class
 
     if isinstance(tracked_fields, type):
@@ -135,6 +133,12 @@ def _mapper_of(model_class: Any) -> Mapper[Any]:
         mapper = inspect(model_class)
     except NoInspectionAvailable:
         mapper = None
+    except UnmappedClassError as error:
+        raise TrackingError(
+            f"{name} is not mapped yet; call track_table()({name}) once it is, after prepare() or configure_mappers(). "
+            f"SQLAlchemy says: {error}",
+            model_class,
+        ) from error
     if not isinstance(mapper, Mapper):
         raise TrackingError(
             f"{name} is not mapped to a table; put @track_table() above every other decorator of a declarative model, "

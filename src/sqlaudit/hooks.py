@@ -75,11 +75,12 @@ from sqlaudit.instant import (
     refuse_changes,
     refuse_reference,
 )
-from sqlaudit.models import TrackedModel, link_columns, mappers_of, root_of, tracked_model
+from sqlaudit.models import TrackedModel, link_columns, root_of, tracked_model
 from sqlaudit.past import Past, beside_past, stays_in_past
 from sqlaudit.tables import (
     INFO_KEY,
     find_association_tables,
+    mappers_of,
     track_secondary,
     tracked_names,
     tracked_table,
@@ -805,7 +806,13 @@ def _watch_reference(model_class: type[Any], relationship: RelationshipProperty[
 
 
 def _track_subclass(mapper: Mapper[Any], model_class: type[Any]) -> None:
-    if tracked_model(mapper) is None and mapper.inherits is not None:
+    track_with_base(mapper)
+
+
+def track_with_base(mapper: Mapper[Any]) -> None:
+    """Track a class whose base class is tracked, unless it only reads rows of others: by a SELECT, or a union."""
+    only_reads = mapper.concrete and not isinstance(mapper.local_table, Table)
+    if tracked_model(mapper) is None and mapper.inherits is not None and not only_reads:
         parent = tracked_model(mapper.inherits)
         if parent is not None:
             TrackedModel(mapper, parent.options_for_subclass())

@@ -20,7 +20,6 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.orm import Mapper, RelationshipProperty
-from sqlalchemy.orm import registry as orm_registry
 from sqlalchemy.orm.exc import UnmappedColumnError
 from sqlalchemy.sql import operators, visitors
 
@@ -268,11 +267,6 @@ class _EqualColumns:
 def tracked_model(mapper: Mapper[Any]) -> TrackedModel | None:
     """Return what makes the class of a mapper tracked, or ``None``."""
     return mapper.class_manager.info.get(INFO_KEY)
-
-
-def mappers_of(registry: orm_registry) -> list[Mapper[Any]]:
-    """Return the mappers of a registry; its own list of them raises while a class of it is not mapped."""
-    return [manager.mapper for manager in list(registry._managers) if manager.is_mapped]
 
 
 def tracked_model_of(model_class: type[Any]) -> TrackedModel:

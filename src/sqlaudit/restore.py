@@ -30,7 +30,7 @@ from sqlaudit.exceptions import QueryError, ReadOnlyError, SQLAuditError, Tracki
 from sqlaudit.history import Version, checked_session, where_rows_are
 from sqlaudit.hooks import records
 from sqlaudit.instant import Instant
-from sqlaudit.models import TrackedModel, link_columns, mappers_of, root_of, tracked_model, tracked_model_of
+from sqlaudit.models import TrackedModel, link_columns, root_of, tracked_model, tracked_model_of
 from sqlaudit.ordering import Ordering
 from sqlaudit.period import as_utc
 from sqlaudit.plan import Change, GivenValues, LinkChange, Plan, fate_of, name_of
@@ -52,7 +52,7 @@ from sqlaudit.rows import (
     written_by,
 )
 from sqlaudit.statements import Key, one_of
-from sqlaudit.tables import TrackedTable, tracked_table
+from sqlaudit.tables import TrackedTable, mappers_of, tracked_table
 from sqlaudit.timetravel import PastSession
 
 _AnySession = Session | scoped_session[Any]

@@ -33,7 +33,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import Mapper
+from sqlalchemy.orm import Mapper, registry
+from sqlalchemy.orm.mapper import _all_registries
 from sqlalchemy.schema import BLANK_SCHEMA, ExecutableDDLElement, conv
 from sqlalchemy.sql.compiler import DDLCompiler
 from sqlalchemy.sql.elements import quoted_name
@@ -144,6 +145,9 @@ class TrackedTable:
         _known.add(live.metadata)
         unread.add(ref(self))
         tracked_names.update((live.name, self.history.name))
+
+    def __reduce__(self) -> Any:
+        return _not_tracked, ()  # of a copy of the table, which pickle or deepcopy makes
 
     def _make_table(self, name: str | None) -> Table:
         live, metadata = self.live, self.live.metadata
@@ -300,6 +304,10 @@ class TrackedTable:
         return self.role("valid_to")
 
 
+def _not_tracked() -> None:
+    return None
+
+
 def refuse_clash(ours: AuditColumns, owner: str, names: Collection[str], subject: object) -> None:
     for role, name in ours.items():
         if name in names:
@@ -397,9 +405,30 @@ def tracked_tables(metadata: MetaData) -> list[TrackedTable]:
 
 
 def find_association_tables(metadata: MetaData) -> None:
-    """Configure the mappers of a MetaData's tracked models, which makes the association tables between them known."""
-    for registry in list(metadata.info.get(INFO_KEY, ())):
-        registry.configure(cascade=True)
+    """Configure the mappers of a MetaData's tracked models, which makes the association tables between them known.
+
+    Mappers that cannot be configured yet, for a class that they refer to is not mapped, are left as they were: nothing
+    can be written by their relationships before they are configured.
+    """
+    for each in list(metadata.info.get(INFO_KEY, ())):
+        try:
+            each.configure(cascade=True)
+        except Exception as error:
+            _let_try_again(error)
+
+
+def _let_try_again(error: Exception) -> None:
+    """Let mappers forget that configuring them has failed, for it was tried earlier than the user would have done."""
+    for mapper in [mapper for each in _all_registries() for mapper in mappers_of(each)]:
+        if mapper._configure_failed is error:
+            del mapper._configure_failed
+            for prop in mapper._props.values():
+                prop._configure_started = prop._configure_finished
+
+
+def mappers_of(of: registry) -> list[Mapper[Any]]:
+    """Return the mappers of a registry; its own list of them raises while a class of it is not mapped."""
+    return [manager.mapper for manager in list(of._managers) if manager.is_mapped]
 
 
 def forget(metadata: MetaData) -> None:

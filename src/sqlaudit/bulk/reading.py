@@ -154,6 +154,13 @@ def written_table(clause: Any) -> TrackedTable | None:
     tracked = tracked_table(table)
     if tracked is None or tracked.live.fullname != table.fullname:  # it is the history table
         return None
+    if tracked.is_over:
+        uncaptured(
+            f"A statement writes the table {tracked.live.fullname!r}, the tracked class of which is no longer mapped "
+            "to it, and its history does not show it; track the class that is mapped to it now: track_table()(Model).",
+            tracked.live,
+        )
+        return None
     return tracked
 
 
