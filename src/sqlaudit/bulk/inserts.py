@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from functools import cache
 from typing import Any, Final
+from typing import cast as cast_type
 
 from sqlalchemy import (
     Column,
     Connection,
     CursorResult,
+    Insert,
     Integer,
     Select,
     Table,
@@ -25,7 +27,8 @@ from sqlalchemy import (
     table,
 )
 from sqlalchemy.dialects.postgresql import REGCLASS
-from sqlalchemy.engine.cursor import FullyBufferedCursorFetchStrategy
+from sqlalchemy.engine.cursor import _NO_CURSOR_DML
+from sqlalchemy.engine.default import DefaultDialect
 
 from sqlaudit.bulk.keys import KnownKeys
 from sqlaudit.bulk.reading import (
@@ -37,7 +40,7 @@ from sqlaudit.bulk.reading import (
     value_given,
     written_table,
 )
-from sqlaudit.bulk.writes import KeysOf, Write
+from sqlaudit.bulk.writes import KeysOf, Write, let_read_again
 from sqlaudit.capture import uncaptured
 from sqlaudit.references import Source, Untracked, referred_columns
 from sqlaudit.statements import CHUNK, MYSQL, Key, Portionable, SelectedKeys, chunks, one_of
@@ -215,7 +218,7 @@ def _made_by_database(tracked: TrackedTable, rows: Iterable[Mapping[str, Any]]) 
 
 def _is_expected(write: Write, clause: Any, column: Column[Any], many: bool) -> bool:
     """Tell whether SQLAlchemy asks for the value that the database gives a column of the key."""
-    live, dialect = column.table, write.connection.dialect
+    live, dialect = column.table, cast_type("DefaultDialect", write.connection.dialect)
     number = live.autoincrement_column
     has_last_number = dialect.postfetch_lastrowid and number is not None and not many and not clause._return_defaults
     if has_last_number and not dialect.favor_returning_over_lastrowid:
@@ -367,8 +370,10 @@ def _telling_number(keys_of: KeysOf) -> KeysOf:
 
 
 def _return_nothing(result: CursorResult[Any]) -> None:
-    """Let a result be as without us."""
+    """Let a result be one of a statement that returns no rows."""
     result._metadata = result._no_result_metadata
+    result.cursor_strategy = _NO_CURSOR_DML
+    result._reset_memoizations()
 
 
 def _can_return(write: Write, tracked: TrackedTable) -> bool:
@@ -418,12 +423,11 @@ def _returning_keys(write: Write, clause: Any, tracked: TrackedTable) -> Any:
     returns_rows, width = bool(clause._returning), len(tracked.key)
 
     def keys_of(result: CursorResult[Any]) -> list[Key]:
-        rowcount = result.rowcount if returns_rows else 0
+        rowcount = result.context.rowcount
         rows = [tuple(row) for row in result.all()]
         if returns_rows:
             result._metadata = _without_last(result._metadata, width)
-            result._rewind([row[:-width] for row in rows])
-            result.cursor_strategy = _ReadAgain(result, rowcount)
+            let_read_again(result, [row[:-width] for row in rows], rowcount)
         else:
             result.context._rowcount = len(rows)
             result.context._is_explicit_returning = False
@@ -431,10 +435,12 @@ def _returning_keys(write: Write, clause: Any, tracked: TrackedTable) -> Any:
         return [row[-width:] for row in rows]
 
     write.keys_of = keys_of
-    if returns_rows and clause._annotations.get("dml_strategy") == "orm":
-        clause = clause._generate()
-        clause.__class__ = _returning_for_orm(type(clause))
-        return clause
+    if clause._annotations.get("dml_strategy") == "orm":
+        if returns_rows:
+            clause = clause._generate()
+            clause.__class__ = _returning_for_orm(clause.__class__)
+            return clause
+        clause = clause._annotate({"dml_strategy": "raw"})  # the ORM would load what is returned
     return clause.returning(*_labelled(tracked))
 
 
@@ -443,7 +449,7 @@ def _labelled(tracked: TrackedTable) -> list[Any]:
 
 
 @cache
-def _returning_for_orm(kind: type[Any]) -> type[Any]:
+def _returning_for_orm(kind: type[Insert]) -> type[Any]:
     """Return the class of INSERTs of which the ORM, when it compiles them, asks for the columns of what it loads."""
 
     def returning(self: Any, *columns: Any, **kw: Any) -> Any:
@@ -452,22 +458,6 @@ def _returning_for_orm(kind: type[Any]) -> type[Any]:
         return kind.returning(self, *columns, *_labelled(tracked), **kw)
 
     return type(kind.__name__, (kind,), {"returning": returning, "inherit_cache": True})
-
-
-class _ReadAgain(FullyBufferedCursorFetchStrategy):
-    """The rows of a result that are to be read once more: SQLite counts them when they have been read.
-
-    :param rowcount: how many it told before that
-    """
-
-    def __init__(self, result: CursorResult[Any], rowcount: int) -> None:
-        super().__init__(None, initial_buffer=result.cursor_strategy._rowbuffer)  # type: ignore[attr-defined]
-        self._rowcount = result.rowcount
-        result.context._rowcount = rowcount
-
-    def soft_close(self, result: CursorResult[Any], dbapi_cursor: Any) -> None:
-        result.context._rowcount = self._rowcount
-        super().soft_close(result, dbapi_cursor)
 
 
 def _without_last(metadata: Any, count: int) -> Any:

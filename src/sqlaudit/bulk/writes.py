@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, cast
 
 from sqlalchemy import Connection, CursorResult
+from sqlalchemy.engine.cursor import FullyBufferedCursorFetchStrategy
 from sqlalchemy.orm import Session
 
 from sqlaudit.bulk.keys import Keys, StoredKeys
@@ -98,8 +99,10 @@ class Write:
     def done(self, result: CursorResult[Any]) -> None:
         """Note what the statement has done."""
         self.is_done = True
-        if result.returns_rows and result.context._is_server_side:  # the connection is ours before it is read
-            result._rewind(list(result.all()))
+        is_read = not result.returns_rows or isinstance(result.cursor_strategy, FullyBufferedCursorFetchStrategy)
+        if not is_read and (result.context._is_server_side or self.has_savepoint):  # the connection has more to do
+            rowcount = result.context.rowcount
+            let_read_again(result, list(result.all()), rowcount)
         if self.operation is Operation.INSERT:
             self.inserted = self.keys_of(result)
         elif self.operation is Operation.DELETE:
@@ -166,6 +169,36 @@ class Write:
         for capture, keys in self.captures:
             capture.settle(keys)
         self.dependents.settle()
+
+
+def let_read_again(result: CursorResult[Any], rows: Sequence[Any], rowcount: int) -> None:
+    """Let a result that has been read give rows, as if it were read for the first time.
+
+    :param rowcount: how many it told before it was read: SQLite counts them meanwhile
+    """
+    result._rewind(rows)
+    result.cursor_strategy = _ReadAgain(rows, result.context.rowcount)
+    result.context._rowcount = rowcount
+
+
+class _ReadAgain(FullyBufferedCursorFetchStrategy):
+    def __init__(self, rows: Sequence[Any], rowcount: int) -> None:
+        super().__init__(None, initial_buffer=rows)
+        self._rowcount = rowcount
+
+    def fetchone(self, result: Any, *args: Any) -> Any:
+        return self._counted(result, super().fetchone(result, *args))
+
+    def fetchmany(self, result: Any, *args: Any) -> Any:
+        return self._counted(result, super().fetchmany(result, *args))
+
+    def fetchall(self, result: Any, *args: Any) -> Any:
+        return self._counted(result, super().fetchall(result, *args))
+
+    def _counted(self, result: CursorResult[Any], read: Any) -> Any:
+        if not self._rowbuffer:
+            result.context._rowcount = self._rowcount
+        return read
 
 
 def roll_back(within: Connection | Session) -> None:
