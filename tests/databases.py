@@ -205,6 +205,7 @@ class SQLite(Database):
     name = "sqlite"
     capabilities = frozenset(
         {
+            "null_in_keys",
             "cheap_temporary_tables",
             "cyclic_cascades",
             "on_conflict",

@@ -102,8 +102,8 @@ def _make_history_class(model: TrackedModel) -> type[Version]:
     mapped_columns = inherited.union(*properties.values())
     options["exclude_properties"] = [column.key for column in table.history.c if column not in mapped_columns]
     if parent is None:
-        if mapper.polymorphic_on is not None:
-            options["polymorphic_on"] = moved(mapper.polymorphic_on, dict(table.columns))
+        if model.discriminator is not None:
+            options["polymorphic_on"] = moved(model.discriminator, dict(table.columns))
             options["with_polymorphic"] = "*"
     else:
         options["inherits"] = parent.history_class

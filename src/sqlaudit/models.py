@@ -13,6 +13,7 @@ from typing import Any, cast
 from sqlalchemy import (
     BinaryExpression,
     Column,
+    ColumnClause,
     ColumnElement,
     FromClause,
     Table,
@@ -167,6 +168,15 @@ class TrackedModel:
         """The tables that hold one object: base table first; one table but for joined inheritance."""
         above = self.parent.chain if self.parent else ()
         return above if self.table in above else (*above, self.table)
+
+    @property
+    def discriminator(self) -> Any:
+        """What tells the class of a row in its own tables; None if nothing does, as in a union of concrete tables."""
+        expression, tables = self.mapper.polymorphic_on, {table.live for table in self.root.chain}
+        if expression is None:
+            return None
+        columns = [each for each in visitors.iterate(expression) if isinstance(each, ColumnClause)]
+        return None if columns and all(column.table not in tables for column in columns) else expression
 
     @property
     def root(self) -> TrackedModel:

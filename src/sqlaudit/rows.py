@@ -143,7 +143,7 @@ class Hierarchy:
         for table in self.tables[1:]:
             matches = zip(table.key, base.key, strict=True)
             source = source.outerjoin(table.live, and_(*(one == other for one, other in matches)))
-        discriminator = self.root.mapper.polymorphic_on
+        discriminator = self.root.discriminator
         statement = self._select([live for live, _ in self.pairs], discriminator).select_from(source)
         return locked(statement, self.root) if lock else statement
 
@@ -154,7 +154,7 @@ class Hierarchy:
         for table in self.tables[1:]:
             matches = zip((*table.history_key, table.version), (*base.history_key, base.version), strict=True)
             source = source.outerjoin(table.history, and_(*(one == other for one, other in matches)))
-        discriminator = self.root.mapper.polymorphic_on
+        discriminator = self.root.discriminator
         if discriminator is not None:
             discriminator = moved(discriminator, dict(base.columns))
         statement = self._select([old for _, old in self.pairs], discriminator)
@@ -184,7 +184,7 @@ class Hierarchy:
                 values[place] = JSON.NULL
         end += len(self._hiding)
         model = self.root
-        if model.mapper.polymorphic_on is not None:
+        if model.discriminator is not None:
             model = self._model(row[end], values)
             end += 1
         of_version, key = row[end : end + 3], tuple(row[end + 3 :])

@@ -347,7 +347,7 @@ def _fields_of(model: TrackedModel) -> dict[str, Column[Any]]:
 def _nothing_of(model: TrackedModel) -> dict[str, Any]:
     """Return what is known of a row that is gone, by its fields: of which class its object was."""
     nothing: dict[str, Any] = dict.fromkeys(_fields_of(model))
-    discriminator = model.mapper.polymorphic_on
+    discriminator = model.discriminator
     if discriminator is not None:
         nothing[model.mapper.get_property_by_column(discriminator).key] = model.mapper.polymorphic_identity
     return nothing
