@@ -12,6 +12,7 @@ from sqlalchemy import orm
 from sqlalchemy.orm import Mapped, Session, mapped_column, sessionmaker
 
 import sqlaudit
+from blocks import ROOT, blocks
 from databases import Database
 from invariants import check_history, told
 from sqlaudit import SQLAuditWarning, track_table
@@ -402,3 +403,64 @@ def test_a_statement_under_policies_writes_the_rows_that_it_would_write(
             sqlaudit.record_changes(session, Paper)
             session.commit()
         check_history(session, Paper)
+
+
+# --- the page of the docs ---------------------------------------------------------------------------------------
+
+PAGE = ROOT / "docs" / "rights.md"
+
+
+@pytest.mark.requires("arrays")
+@pytest.mark.parametrize("last", [2, 3], ids=["one policy", "a policy for each command"])
+def test_a_role_with_the_rights_and_policies_of_the_docs_can_record(
+    engine: sa.Engine, sessions: Any, role: str, base: Any, last: int
+) -> None:
+    @track_table()
+    class Customer(base):
+        __tablename__ = "customers"
+
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+        tenant: Mapped[int]
+        name: Mapped[str | None]
+
+    base.metadata.create_all(engine)
+    with sessions.begin() as session:
+        session.add_all([Customer(id=1, tenant=1), Customer(id=2, tenant=2)])
+    statements = [text.replace(" TO app", f" TO {role}") for language, text, _ in blocks(PAGE) if language == "sql"]
+    assert len(statements) == 3
+    execute(engine, statements[:last])
+    with acting(sessions, role, 2) as session:
+        assert [version.id for version in session.scalars(sqlaudit.all_versions(Customer))] == [2]
+        session.add(Customer(id=3, tenant=2))
+        session.flush()
+        session.get_one(Customer, 3).name = "c"
+        session.get_one(Customer, 2).name = "b"
+        session.flush()
+        session.execute(sa.update(Customer).values(name="d"))
+        session.execute(sa.delete(Customer).where(Customer.id == 3))
+        sqlaudit.record_changes(session, Customer)
+        session.commit()
+    with acting(sessions, role, 2) as session:
+        session.execute(sa.delete(Customer))
+        session.commit()
+    with sessions() as session:
+        check_history(session, Customer)
+        assert told(session, Customer, "id", "name") == [
+            ("insert", 1, None),
+            ("insert", 2, None),
+            ("update", 2, "d"),
+            ("delete", 2, "d"),
+        ]
+    execute(engine, ["DROP TABLE customers, customers_history"])
+
+
+@pytest.mark.requires("arrays")
+def test_a_missing_right_is_named_and_nothing_is_written(engine: sa.Engine, sessions: Any, role: str) -> None:
+    execute(engine, [f"GRANT ALL ON right_papers TO {role}", f"REVOKE INSERT ON right_papers_history FROM {role}"])
+    with sessions() as session:
+        session.connection().exec_driver_sql(f"SET LOCAL ROLE {role}")
+        session.add(Paper(id=1))
+        with pytest.raises(sqlaudit.CaptureError, match=r"SELECT, INSERT, UPDATE and DELETE on 'right_papers_history'"):
+            session.flush()
+        session.rollback()
+        assert session.scalars(sa.select(Paper)).all() == []
