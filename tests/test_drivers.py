@@ -145,10 +145,8 @@ def by_many_ids(session: Session) -> None:
         session.flush()
     sqlaudit.record_changes(session, Thing, ids)
     session.commit()
-    changes = sqlaudit.get_resource_changes(
-        Thing, session=session, filter_resource_ids=ids, filter_fields=["name"], filter_user_ids=list(map(str, ids))
-    )
-    assert changes == []
+    users = list(map(str, ids))
+    assert sqlaudit.get_resource_changes(Thing, session=session, filter_user_ids=users) == []
     changes = sqlaudit.get_resource_changes(Thing, session=session, filter_resource_ids=ids, filter_fields=["name"])
     assert [each.new_value for each in changes] == ["1", "69999"]
 
@@ -162,6 +160,7 @@ def test_every_way_to_write_is_recorded(by_driver: Run, way: Callable[[Session],
     by_driver(lambda session: [check_history(session, source) for source in SOURCES])
 
 
+@pytest.mark.slow
 def test_more_ids_than_a_statement_takes_parameters_are_recorded_and_read(by_driver: Run) -> None:
     by_driver(by_many_ids)
     by_driver(lambda session: check_history(session, Thing))

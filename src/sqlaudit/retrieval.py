@@ -45,7 +45,7 @@ from sqlaudit.config import configured_session
 from sqlaudit.exceptions import QueryError
 from sqlaudit.history import checked_session, history_of, moved, version_info, where_rows_are
 from sqlaudit.models import TrackedModel, root_of, tracked_model_of
-from sqlaudit.statements import any_of, differs
+from sqlaudit.statements import any_of, differs, is_among
 from sqlaudit.tables import TrackedTable
 
 _BATCH: Final = 500
@@ -330,7 +330,9 @@ class _Reading:
         if "ids" in given:
             statement = statement.where(_has_id(ids))
         if "users" in given:
-            statement = statement.where(roles["changed_by"].in_(bindparam("users", expanding=True)))
+            statement = statement.where(
+                is_among(roles["changed_by"], bindparam("users", type_=roles["changed_by"].type, expanding=True))
+            )
         if "changeset" in given:
             statement = statement.where(is_of_changeset(base, now[base]))
         if "since" in given:
@@ -494,7 +496,7 @@ def _has_id(columns: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
     # The widest integer, so that an id that its column cannot hold is compared like any other, and matches nothing.
     types = [BigInteger() if isinstance(column.type, Integer) else column.type for column in columns]
     if len(columns) == 1:
-        return columns[0].in_(bindparam("ids", type_=types[0], expanding=True))
+        return is_among(columns[0], bindparam("ids", type_=types[0], expanding=True))
     return tuple_(*columns, types=types).in_(bindparam("ids", expanding=True))
 
 

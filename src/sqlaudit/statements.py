@@ -325,6 +325,40 @@ def one_of_json(column: ColumnElement[Any], values: BindParameter[Any]) -> Colum
     return column.in_(select(func.json_each(values).table_valued("value").c.value))
 
 
+class is_among(FunctionElement[bool]):
+    """Whether a column has one of the values that a parameter lists, however many there are.
+
+    :param clauses: the column, and an expanding parameter, which a database has a limit for
+    """
+
+    type = Boolean()
+    inherit_cache = True
+
+
+@compiles(is_among)
+def _is_among(element: is_among, compiler: SQLCompiler, **kw: Any) -> str:
+    column, values = element.clauses
+    return compiler.process(column.in_(cast_type("BindParameter[Any]", values)), **kw)
+
+
+@compiles(is_among, "postgresql")
+def _is_among_array(element: is_among, compiler: SQLCompiler, **kw: Any) -> str:
+    column, values = element.clauses
+    if not isinstance(values.type, _IN_JSON) or isinstance(values.type, Enum):
+        return _is_among(element, compiler, **kw)
+    key = cast_type("BindParameter[Any]", values).key
+    return compiler.process(column == any_(bindparam(key, type_=ARRAY(values.type))), **kw)
+
+
+@compiles(is_among, "sqlite")
+def _is_among_json(element: is_among, compiler: SQLCompiler, **kw: Any) -> str:
+    column, values = element.clauses
+    if not goes_into_json(values, compiler.dialect):
+        return _is_among(element, compiler, **kw)
+    key = cast_type("BindParameter[Any]", values).key
+    return compiler.process(one_of_json(column, bindparam(key, type_=JSONList(values.type))), **kw)
+
+
 class Prepared:
     """A statement as the driver of one dialect takes it: an execution has only to bind its parameters.
 
