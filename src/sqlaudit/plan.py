@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from sqlalchemy import JSON, Column, ForeignKeyConstraint, Table, select, type_coerce
+from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.orm import Mapper, RelationshipProperty, Session
 from sqlalchemy.types import NullType
 
@@ -20,9 +21,12 @@ from sqlaudit.exceptions import QueryError
 from sqlaudit.flush import link_identity
 from sqlaudit.history import where_rows_are
 from sqlaudit.models import TrackedModel, root_of
+from sqlaudit.readable import is_writable
 from sqlaudit.rows import Link, Row, attribute_of, display_key, found_by, keys_now, rows_now, rows_where, values_of
 from sqlaudit.statements import Key, chunks, one_of
 from sqlaudit.tables import TrackedTable, tracked_table, unique_together
+
+_ANY_DIALECT: Final = DefaultDialect()
 
 GivenValues = Mapping[Any, Mapping[str, Any]]
 """What users give for columns that history does not keep: class → attribute → value."""
@@ -256,6 +260,8 @@ class Plan:
         for name in fields.mandatory:
             if new.get(name) is None:
                 new.pop(name, None)  # it has a default
+        for name in new.keys() - given.keys():
+            self._refuse_unwritable(then, name, new[name])
         told = {name: (None, _shown(value)) for name, value in new.items() if value is not None}
         key = then.get(then.model.root.table.key) or then.key
         return Change(Operation.INSERT, then.model, key, {}, new, told, then)
@@ -266,7 +272,9 @@ class Plan:
         for name, value in then.values.items():
             if name in fields.unwritten:
                 continue  # a key may have been spelt in another way
-            if value is None and name in fields.mandatory:
+            if name in given and not self._is_writable(then, name, value):
+                value = given[name]
+            elif value is None and name in fields.mandatory:
                 if name not in given:
                     raise QueryError(
                         f"{name_of(then.model, then.key)} has no value of {name} in its version {then.version}, and "
@@ -280,7 +288,25 @@ class Plan:
             for name, value in new.items()
             if _unlike(now.values.get(name), value, fields.equalities.get(name))
         }
+        for name in changed:
+            if name not in given:
+                self._refuse_unwritable(then, name, new[name])
         return Change(Operation.UPDATE, then.model, then.key, now.values, new, changed, then) if changed else None
+
+    def _refuse_unwritable(self, then: Row, name: str, value: Any) -> None:
+        """Raise if the type of a column reads an old value no longer, and would not write it."""
+        if self._is_writable(then, name, value):
+            return
+        raise QueryError(
+            f"{name_of(then.model, then.key)} has {value!r} as its {name} in its version {then.version}, and "
+            f"{then.model.columns[name].type!r} has no such value any more; give {_as_values(then.model, name)}.",
+            then.model.mapper.class_,
+        )
+
+    def _is_writable(self, then: Row, name: str, value: Any) -> bool:
+        column = then.model.columns.get(name)
+        bind = where_rows_are(self.session, then.mapper).get("bind")
+        return column is None or is_writable(value, column.type, bind.dialect if bind is not None else _ANY_DIALECT)
 
     def _given(self, model: TrackedModel) -> dict[str, Any]:
         given: dict[str, Any] = {}

@@ -65,3 +65,18 @@ def _readable_class(type_class: Any) -> Any:
     # SQLAlchemy asks a class itself for cache_ok, and Alembic renders the name of a type's class, and its module.
     own = {name: vars(type_class)[name] for name in ("__module__", "cache_ok") if name in vars(type_class)}
     return type(type_class.__name__, (_Readable, type_class), own)
+
+
+def is_writable(value: Any, type_: TypeEngine[Any], dialect: Dialect) -> bool:
+    """Tell whether a value of history can be given to its column's type again, which has read it or has not."""
+    if value is None:
+        return True
+    if isinstance(type_, Enum):
+        return value in (type_.enums if type_.enum_class is None else tuple(type_.enum_class))
+    try:
+        process = type_.dialect_impl(dialect).bind_processor(dialect)
+        if process is not None:
+            process(value)
+    except Exception:  # whatever a type of the user's raises
+        return False
+    return True
