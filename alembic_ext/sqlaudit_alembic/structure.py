@@ -11,7 +11,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable, DropTable
 
 from sqlaudit import SQLAuditError
 from sqlaudit.statements import MYSQL
-from sqlaudit.tables import AddOpenGuard
+from sqlaudit.tables import AddOpenGuard, collation_statements
 from sqlaudit_alembic.inspection import columns_of, inspector_of, key_of, need_history, need_name, need_schema
 from sqlaudit_alembic.ops import CreateHistoryTableOp, DropHistoryColumnOp, DropHistoryTableOp
 
@@ -37,7 +37,8 @@ def create_history_table(operations: Operations, operation: CreateHistoryTableOp
         if dialect not in MYSQL or not index.unique:
             operations.execute(CreateIndex(index))
     if dialect in MYSQL:
-        operations.execute(AddOpenGuard(tracked.history))
+        for element in (*collation_statements(tracked.live, tracked.history), AddOpenGuard(tracked.history)):
+            operations.execute(element)
     created.setdefault(operations.get_context(), {})[place.schema, place.table] = operation
 
 

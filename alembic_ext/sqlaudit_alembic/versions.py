@@ -19,7 +19,6 @@ from sqlalchemy import (
     case,
     exists,
     func,
-    insert,
     literal,
     literal_column,
     select,
@@ -30,6 +29,7 @@ from sqlalchemy.engine import Inspector
 from sqlaudit import HistoryTableError, Operation, SQLAuditError
 from sqlaudit.capture import Changeset, changeset_at, instant_given
 from sqlaudit.period import OpenEnd, is_open
+from sqlaudit.statements import CopyingInsert
 from sqlaudit.tables import audit_column_types
 from sqlaudit_alembic.inspection import columns_of, inspector_of, key_of, need_history, need_live
 from sqlaudit_alembic.offline import ForgetRun, RememberRun, RunChangeset, RunInstant
@@ -160,7 +160,7 @@ def _literal(value: Any, role: str) -> Any:
 def _into(pair: _Pair, audit: dict[str, Any], source: Any, *criteria: Any) -> Any:
     names = [*pair.columns, *(getattr(pair.place.names, role) for role in audit)]
     values = [*(pair.live.c[name] for name in pair.columns), *audit.values()]
-    return insert(pair.history).from_select(names, select(*values).select_from(source).where(*criteria))
+    return CopyingInsert(pair.history).from_select(names, select(*values).select_from(source).where(*criteria))
 
 
 def _baseline(run: _Run, version: Any, valid_from: Any) -> dict[str, Any]:

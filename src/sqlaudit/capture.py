@@ -22,7 +22,7 @@ from typing import Any, Final, Literal, cast
 from uuid import UUID
 from weakref import ref
 
-from sqlalchemy import Column, Connection, CursorResult, insert, null, update
+from sqlalchemy import Column, Connection, CursorResult, null, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapper, Session
 
@@ -46,6 +46,7 @@ from sqlaudit.statements import (
     Statements,
     UserFields,
     chunks,
+    copying_into,
     may_be_respelt,
     portions,
 )
@@ -584,7 +585,7 @@ class Capture:
                 table.role("operation"): Operation.BASELINE,
                 table.role("changeset_id"): self.changeset.id,
             }
-            self.connection.execute(insert(table.history).values(values).execution_options(**OURS))
+            self.connection.execute(copying_into(table).values(values).execution_options(**OURS))
 
     def _last(self, keys: Sequence[Key]) -> dict[Key, _Last]:
         (statement,) = self._statements(keys)("last")

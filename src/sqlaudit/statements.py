@@ -29,6 +29,7 @@ from sqlalchemy import (
     Executable,
     Float,
     FromClause,
+    Insert,
     Integer,
     LargeBinary,
     Numeric,
@@ -45,7 +46,6 @@ from sqlalchemy import (
     exists,
     false,
     func,
-    insert,
     literal,
     literal_column,
     null,
@@ -287,6 +287,28 @@ def _user_text(element: user_text, compiler: SQLCompiler, **kw: Any) -> str:
     return compiler.process(cast(column, String(255)), **kw)
 
 
+class CopyingInsert(Insert):
+    """An insert of dates that are in the live table, whatever a session may write now: ``0000-00-00``, 31 February."""
+
+    inherit_cache = True
+
+
+@compiles(CopyingInsert, *MYSQL)
+def _keep_dates(element: CopyingInsert, compiler: SQLCompiler, **kw: Any) -> str:
+    text: str = compiler.visit_insert(element, **kw)  # type: ignore[no-untyped-call]  # SQLAlchemy's
+    if not getattr(compiler.dialect, "is_mariadb", False):
+        return text.replace("INSERT ", "INSERT /*+ SET_VAR(sql_mode='STRICT_ALL_TABLES,ALLOW_INVALID_DATES') */ ", 1)
+    strict = " OR ".join(f"FIND_IN_SET('STRICT_{which}_TABLES', @@sql_mode)" for which in ("TRANS", "ALL"))
+    mode = f"IF({strict}, 'STRICT_ALL_TABLES,ALLOW_INVALID_DATES', 'ALLOW_INVALID_DATES')"
+    return f"SET STATEMENT sql_mode = {mode} FOR {text}"
+
+
+def copying_into(table: TrackedTable) -> Insert:
+    """Return an insert into a history table of what its live table holds."""
+    has_dates = any(isinstance(column.type, (Date, DateTime, TypeDecorator)) for column, _ in table.columns)
+    return (CopyingInsert if has_dates else Insert)(table.history)
+
+
 # --- the statements, built once per table -----------------------------------------------------------------------
 
 _at = bindparam("sqlaudit_at", type_=UTCDateTime())
@@ -518,7 +540,7 @@ class Statements:
 
     def _into(self, table: TrackedTable, source: Any) -> Executable:
         names = [*(history for _, history in table.columns), *self._audit_columns(table)]
-        return insert(table.history).from_select(names, source, include_defaults=False)
+        return copying_into(table).from_select(names, source, include_defaults=False)
 
     def _changed(self, history: Any) -> ColumnElement[bool]:
         """Whether the live row differs from an open version in any stored column, or in the tables that it has."""

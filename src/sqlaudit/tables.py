@@ -15,6 +15,7 @@ from typing import Any, Final, cast
 from weakref import WeakKeyDictionary, WeakSet, ref
 
 from sqlalchemy import (
+    DDL,
     JSON,
     Column,
     Connection,
@@ -196,7 +197,8 @@ class TrackedTable:
             sqlite_where=where,
         ).ddl_if(dialect=cast(str, ("postgresql", "sqlite")))
         Index(conv(shortened(f"ix_{name}_changeset")), history.c[self.names.changeset_id])
-        event.listen(history, "after_create", AddOpenGuard(history).execute_if(dialect=cast(str, ("mysql", "mariadb"))))
+        for element in (*collation_statements(live, history), AddOpenGuard(history)):
+            event.listen(history, "after_create", element.execute_if(dialect=cast(str, ("mysql", "mariadb"))))
         return history
 
     def _index_for_reads(self) -> None:
@@ -338,6 +340,51 @@ class AddOpenGuard(ExecutableDDLElement):
 
     def __init__(self, history: Table) -> None:
         self.history = history
+
+
+class MatchCollations(ExecutableDDLElement):
+    """Let MySQL and MariaDB find out how a history table gets the collations that its live table has.
+
+    The live table may be older than the defaults of its server. Columns of two collations can't be compared, and keys
+    of another collation are equal where those of the live table are not.
+    """
+
+    def __init__(self, live: Table, history: Table) -> None:
+        self.live, self.history = live, history
+
+
+def collation_statements(live: Table, history: Table) -> tuple[ExecutableDDLElement, ...]:
+    """Return what gives a history table that was created the collations of its live table; SQL alone, for scripts."""
+    return (
+        MatchCollations(live, history),
+        *map(DDL, (f"PREPARE {_COLLATE} FROM @{_COLLATE}", f"EXECUTE {_COLLATE}", f"DEALLOCATE PREPARE {_COLLATE}")),
+    )
+
+
+_COLLATE: Final = "sqlaudit_collate"
+
+
+@compiles(MatchCollations)
+def _render_match_collations(element: MatchCollations, compiler: DDLCompiler, **kw: Any) -> str:
+    def literal(text: str) -> str:
+        return compiler.sql_compiler.render_literal_value(text, String())
+
+    schema = compiler.preparer.schema_for_object(element.history)
+    where = "DATABASE()" if schema is None else literal(schema)
+    live, history = literal(element.live.name), literal(element.history.name)
+    alter = literal(f"ALTER TABLE {compiler.preparer.format_table(element.history)} DEFAULT COLLATE ")
+    modify = "CONCAT(', MODIFY `', REPLACE(h.column_name, '`', '``'), '` ', h.column_type, ' CHARACTER SET ', "
+    modify += "l.character_set_name, ' COLLATE ', l.collation_name, IF(h.is_nullable = 'YES', ' NULL', ' NOT NULL'))"
+    columns = (
+        f"SELECT GROUP_CONCAT({modify} SEPARATOR '') FROM information_schema.columns h "  # noqa: S608  # literals
+        "JOIN information_schema.columns l ON l.table_schema = h.table_schema AND l.column_name = h.column_name "
+        f"WHERE h.table_schema = {where} AND h.table_name = {history} AND l.table_name = {live} "
+        "AND h.collation_name <> l.collation_name"
+    )
+    return (
+        f"SET @{_COLLATE} = IFNULL((SELECT CONCAT({alter}, t.table_collation, IFNULL(({columns}), '')) "  # noqa: S608
+        f"FROM information_schema.tables t WHERE t.table_schema = {where} AND t.table_name = {live}), 'DO 0')"
+    )
 
 
 def guard_name(tracked: TrackedTable) -> str:
