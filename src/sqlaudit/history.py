@@ -39,12 +39,12 @@ class Version:
 
     @property
     def previous(self) -> Any:
-        """The version before this one, or ``None``. One statement."""
+        """The version before this one, or ``None`` if there is none, or it has been removed. One statement."""
         return neighbour(self, -1)
 
     @property
     def next(self) -> Any:
-        """The version after this one, or ``None``. One statement."""
+        """The version after this one, or ``None`` if there is none, or it has been removed. One statement."""
         return neighbour(self, +1)
 
     @property

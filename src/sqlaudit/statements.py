@@ -409,7 +409,7 @@ class Prepared:
         for name, processor in self._processors(connection.dialect):
             bound[name] = parameters[name] if processor is None else processor(parameters[name])
         values = bound if self._positions is None else tuple([bound[name] for name in self._positions])
-        return connection.exec_driver_sql(self._sql, values)
+        return connection.exec_driver_sql(self._sql, values, execution_options=OURS)
 
     def _processors(self, dialect: Dialect) -> list[tuple[str, Any]]:
         """Return what makes of the parameters what the driver takes.

@@ -166,7 +166,9 @@ class Recorder:
         self, connection: Connection, cursor: Any, sql: str, parameters: Any, context: Any, many: bool
     ) -> None:
         """Notice SQL that is given to the driver."""
-        if context is not None and context.compiled is None and not self.is_paused(connection, None, {}):
+        if context is None or context.compiled is not None or WRITE in context.execution_options:
+            return
+        if not self.is_paused(connection, None, {}):
             notice_sql(sql)
 
     def after(self, connection: Connection, clause: Any, multiple: Any, single: Any, options: Any, result: Any) -> None:
