@@ -17,6 +17,7 @@ from sqlalchemy.orm import (
 from invariants import told
 from recording import recording
 from sqlaudit import (
+    QueryError,
     UndoConflictError,
     blame,
     changesets,
@@ -300,3 +301,25 @@ def test_a_row_that_is_replaced_by_one_of_another_spelling_is_updated(sessions):
     with sessions() as session:
         assert told(session, Country, "code", "name") == [("insert", "Ab", "old"), ("update", "aB", "new")]
         assert not session.scalars(sa.select(City)).all()
+
+
+@track_table()
+class River(Base):
+    __tablename__ = "rk_rivers"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    source: Mapped[str] = mapped_column(CODE, sa.ForeignKey("rk_countries.code"))
+
+
+def test_a_key_that_others_hold_is_restored_or_refused(respelt, database):
+    with respelt.begin() as session:
+        session.add(River(id=1, source="aB"))
+    with respelt() as session:
+        if "case_insensitive" in database.capabilities:  # that database would not let the key change
+            with pytest.raises(QueryError, match=r"Country 'aB' cannot .* 'rk_rivers' refer to it"):
+                restore(session, Country, "aB", at=1)
+            assert not session.dirty
+        else:
+            restore(session, Country, "aB", at=1)
+        session.commit()
+        assert countries(session)[0][0] == ("aB" if "case_insensitive" in database.capabilities else "Ab")

@@ -23,7 +23,7 @@ from sqlaudit.history import where_rows_are
 from sqlaudit.models import TrackedModel, root_of
 from sqlaudit.readable import is_writable
 from sqlaudit.rows import Link, Row, attribute_of, display_key, found_by, keys_now, rows_now, rows_where, values_of
-from sqlaudit.statements import Key, chunks, one_of
+from sqlaudit.statements import MYSQL, Key, chunks, one_of
 from sqlaudit.tables import TrackedTable, tracked_table, unique_together
 
 _ANY_DIALECT: Final = DefaultDialect()
@@ -456,6 +456,34 @@ class Plan:
             if known in back:
                 self.respelt[back[known]].add(key)
         return [key for key in keys if found.get(key) not in back]
+
+    def check_respelt(self) -> None:
+        """See that a key may be spelt as it was: MariaDB and MySQL lock that of a row that others refer to.
+
+        One statement per row whose key is respelt and foreign key that does not follow it.
+
+        :raises QueryError: it may not
+        """
+        for change in self.saved():
+            if change.operation is not Operation.UPDATE or self.fields_of(change.model).key.isdisjoint(change.fields):
+                continue
+            where = where_rows_are(self.session, change.mapper)
+            if where["bind"].dialect.name not in MYSQL:
+                continue
+            tables = {table.live for table in change.model.chain}
+            for constraint in foreign_keys(change.model.table.live.metadata.tables.values()):
+                if constraint.referred_table not in tables or (constraint.onupdate or "").upper() == "CASCADE":
+                    continue
+                value = change.had(element.column for element in constraint.elements)
+                columns = [element.parent for element in constraint.elements]
+                statement = select(*columns).where(one_of(columns, [value] if value else [])).limit(1)
+                if self.session.execute(statement, bind_arguments=dict(where)).first() is not None:
+                    raise QueryError(
+                        f"{change.name} cannot get back the spelling of its key, for rows of "
+                        f"{constraint.table.fullname!r} refer to it by a foreign key without ON UPDATE CASCADE; delete "
+                        "these first, or give the foreign key that option.",
+                        change.model.mapper.class_,
+                    )
 
     def check_unique(self) -> None:
         """See that unique values are free: one statement per unique constraint and 1,000 rows.

@@ -630,6 +630,7 @@ def _complete(plan: Plan, later: Callable[[], list[Conflict]] | None = None) -> 
     plan.check_untracked()
     plan.check_references()
     plan.check_unique()
+    plan.check_respelt()
 
 
 def _last_changes(plan: Plan, rows: Collection[Row]) -> list[Conflict]:
