@@ -1277,3 +1277,138 @@ def test_a_column_of_the_key_is_not_dropped_though_its_live_table_is_gone(projec
     with pytest.raises(SQLAuditError, match="is of the key of 'customers_history'"):
         project.upgrade()
     assert sa.inspect(engine).get_pk_constraint("customers_history")["constrained_columns"] == ["id", "audit_version"]
+
+
+# --- migrations that fail, and tables that are older than the server's defaults ----------------------------------
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "op.create_history_table('others', sa.Column('id', sa.Integer), key=['id'])",
+        "op.create_history_table('others', sa.Column('id', sa.Integer), key=['id'])\nop.backfill_history('others')",
+        "op.rename_tracked_column('customers', 'name', 'title')",
+        "op.rename_tracked_table('customers', 'clients')",
+        "op.renew_history('customers')",
+    ],
+)
+def test_a_migration_that_fails_leaves_nothing_that_stops_the_next_try(project, recorder, engine, line):
+    base = begin(project, recorder, models())
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE others (id INTEGER PRIMARY KEY)")
+    project.write(f"{line}\nassert op.get_context().config.attributes.get('may_pass')")
+    before = shape_of(engine)
+    with pytest.raises(AssertionError):
+        project.upgrade()
+    assert shape_of(engine) == before
+    with recorder() as session:
+        assert told(session, base.Customer, "name") == [("insert", "Ada")]
+        check_history(session, base.Customer)
+    project.config.attributes["may_pass"] = True
+    project.upgrade()
+
+
+def shape_of(engine: sa.Engine) -> dict[str, Any]:
+    inspector = sa.inspect(engine)
+    return {
+        name: (
+            [column["name"] for column in inspector.get_columns(name)],
+            sorted(str(index["name"]) for index in inspector.get_indexes(name)),
+        )
+        for name in inspector.get_table_names()
+    }
+
+
+@pytest.mark.requires("case_insensitive")
+@pytest.mark.parametrize("how", ["create_all", "migration", "script"])
+@pytest.mark.parametrize("collation", ["utf8mb4_unicode_ci", "utf8mb4_bin", "utf8mb4_general_ci", "latin1_swedish_ci"])
+def test_history_has_the_collations_of_a_table_that_is_older_than_the_servers_defaults(
+    project, recorder, engine, capsys, collation, how
+):
+    class Base(orm.DeclarativeBase):
+        pass
+
+    @track_table()
+    class Product(Base):
+        __tablename__ = "products"
+        code = sa.Column(sa.String(20), primary_key=True)
+        name = sa.Column(sa.String(50))
+        other = sa.Column(sa.String(50))
+
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE TABLE products (code VARCHAR(20) NOT NULL PRIMARY KEY, name VARCHAR(50), "
+            f"other VARCHAR(50) COLLATE utf8mb4_czech_ci) COLLATE {collation}"
+        )
+        connection.exec_driver_sql("INSERT INTO products VALUES ('old', 'é', 'č')")
+    project.release(Base)
+    if how == "create_all":
+        Base.metadata.create_all(engine)
+    else:
+        project.autogenerate()
+        run_as_sql(project, capsys) if how == "script" else project.upgrade()
+    given = sa.text(
+        "SELECT column_name, collation_name, is_nullable FROM information_schema.columns "
+        "WHERE table_schema = DATABASE() AND table_name = :name AND column_name IN ('code', 'name', 'other')"
+    )
+    with engine.connect() as connection:
+        assert {*connection.execute(given, {"name": "products_history"})} == {
+            *connection.execute(given, {"name": "products"})
+        }
+    is_binary = collation.endswith("bin")
+    with recorder() as session:
+        session.add_all([Product(code="q", name="1")] + [Product(code="Q", name="2")] * is_binary)
+        session.get_one(Product, "old").name = "É"
+        session.commit()
+        session.execute(sa.update(Product).where(Product.code == "q").values(other="Č"))
+        session.commit()
+        session.delete(session.get_one(Product, "q"))
+        session.commit()
+        check_history(session, Product)
+        assert len(versions_of(session, Product, "q")) == 3
+
+
+@pytest.mark.requires("case_insensitive")
+def test_rows_with_dates_that_a_session_may_not_write_are_changed_and_recorded(project, recorder, engine):
+    class Base(orm.DeclarativeBase):
+        pass
+
+    @track_table()
+    class Person(Base):
+        __tablename__ = "persons"
+        id = sa.Column(sa.Integer, primary_key=True)
+        name = sa.Column(sa.String(20))
+        born = sa.Column(sa.Date)
+        seen = sa.Column(sa.DateTime)
+
+    Base.metadata.create_all(engine)
+    with engine.connect() as connection:
+        connection.exec_driver_sql("SET sql_mode = 'ALLOW_INVALID_DATES'")
+        connection.exec_driver_sql(
+            "INSERT INTO persons (born, seen) VALUES ('0000-00-00', '0000-00-00'), ('2020-00-00', NULL), "
+            "('2020-02-31', '2020-02-31 01:00:00')"
+        )
+        connection.commit()
+        connection.invalidate()  # with its mode
+    project.release(Base)
+    project.write("op.renew_history('persons')")
+    strict = sa.text("SET sql_mode = 'TRADITIONAL,NO_ZERO_DATE,NO_ZERO_IN_DATE'")
+    with recorder() as session:
+        session.execute(strict)
+        for id in (1, 2, 3):
+            session.execute(sa.update(Person).where(Person.id == id).values(name="a"))
+        session.commit()
+        session.execute(strict)
+        session.execute(sa.update(Person).values(name="b"))
+        session.commit()
+        session.execute(strict)
+        session.execute(sa.delete(Person).where(Person.id == 1))
+        session.commit()
+        past = sa.text("SELECT CAST(born AS CHAR) FROM persons_history WHERE id = :id ORDER BY audit_version")
+        assert session.scalars(past, {"id": 1}).all() == ["0000-00-00"] * 4
+        assert session.scalars(past, {"id": 2}).all() == ["2020-00-00"] * 3
+        assert session.scalars(past, {"id": 3}).all() == ["2020-02-31"] * 3
+        assert session.scalar(sa.text("SELECT @@sql_mode")).startswith("STRICT")
+        session.rollback()
+        session.connection().invalidate()
+    project.upgrade()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from alembic.ddl.base import RenameTable
 from alembic.operations.base import Operations
 from sqlalchemy import Column, Index, MetaData, Select, String, Table, column, select, table
 from sqlalchemy.engine import Inspector
@@ -14,6 +15,7 @@ from sqlalchemy.sql.compiler import DDLCompiler
 
 from sqlaudit import SQLAuditError
 from sqlaudit.tables import shortened
+from sqlaudit_alembic.halfway import undo_if_rolled_back
 from sqlaudit_alembic.inspection import columns_of, inspector_of, key_of, need_history, need_live, need_name
 from sqlaudit_alembic.ops import CreateHistoryTableOp, Place, RenameTrackedColumnOp, RenameTrackedTableOp
 
@@ -61,7 +63,9 @@ def rename_tracked_column(operations: Operations, operation: RenameTrackedColumn
         _refuse_taken(inspector, operation)
     is_stored = inspector is None or operation.old in columns_of(inspector, place.history, place.schema)
     for name in (place.table, place.history)[: 2 if is_stored else 1]:
-        operations.execute(_RenameColumn(_bare(name, place.schema), operation.old, operation.new))
+        table = _bare(name, place.schema)
+        operations.execute(_RenameColumn(table, operation.old, operation.new))
+        undo_if_rolled_back(operations, _RenameColumn(table, operation.new, operation.old))
     if inspector is not None:
         _rename_copied_indexes(operations, operation)
 
@@ -110,6 +114,7 @@ def _bare(name: str, schema: str | None) -> Table:
 def _rename_index(operations: Operations, table: Table, old: str, new: Index) -> None:
     if operations.get_context().dialect.name != "sqlite":
         operations.execute(_RenameIndex(table, old, str(new.name)))
+        undo_if_rolled_back(operations, _RenameIndex(table, str(new.name), old))
         return
     if new.table is None:
         for column in list(new.expressions):
@@ -134,6 +139,7 @@ def rename_tracked_table(operations: Operations, operation: RenameTrackedTableOp
     indexes = list(_indexes_to_rename(operations, operation, inspector)) if len(moves) > 1 else []
     for old, new in moves:
         operations.rename_table(old, new, schema=place.schema)
+        undo_if_rolled_back(operations, RenameTable(new, old, schema=place.schema))
     for old_name, index in indexes:
         _rename_index(operations, _bare(renamed.history, place.schema), old_name, index)
 

@@ -12,6 +12,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable, DropTable
 from sqlaudit import SQLAuditError
 from sqlaudit.statements import MYSQL
 from sqlaudit.tables import AddOpenGuard, collation_statements
+from sqlaudit_alembic.halfway import undo_if_rolled_back
 from sqlaudit_alembic.inspection import columns_of, inspector_of, key_of, need_history, need_name, need_schema
 from sqlaudit_alembic.ops import CreateHistoryTableOp, DropHistoryColumnOp, DropHistoryTableOp
 
@@ -28,10 +29,11 @@ def create_history_table(operations: Operations, operation: CreateHistoryTableOp
     if inspector is not None and inspector.has_table(place.history, schema=place.schema):
         raise SQLAuditError(
             f"There is a table {place.history!r} already; if this revision has been run before, tell Alembic so: "
-            "alembic stamp <revision>.",
+            "alembic stamp <revision>. If a migration that was interrupted has left it, drop it.",
             place.table,
         )
     operations.execute(CreateTable(tracked.history))
+    undo_if_rolled_back(operations, DropTable(tracked.history))
     dialect = operations.get_context().dialect.name
     for index in sorted(tracked.history.indexes, key=lambda index: str(index.name)):
         if dialect not in MYSQL or not index.unique:

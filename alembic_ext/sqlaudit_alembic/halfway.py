@@ -1,0 +1,51 @@
+"""What becomes of a migration that fails, where the database takes back no DDL? sqlaudit takes back its own.
+
+On MySQL and MariaDB a table that a failed migration has created stays, and would stop the next try. When the
+transaction of the migration is rolled back, the statements that were noted here are executed, the last first.
+"""
+
+from __future__ import annotations
+
+import logging
+from weakref import WeakKeyDictionary
+
+from alembic.operations.base import Operations
+from sqlalchemy import Connection, event
+from sqlalchemy.schema import ExecutableDDLElement
+
+from sqlaudit.statements import MYSQL
+
+_log = logging.getLogger(__name__)
+_undoing: WeakKeyDictionary[Connection, list[str]] = WeakKeyDictionary()
+
+
+def undo_if_rolled_back(operations: Operations, undo: ExecutableDDLElement) -> None:
+    """Note what undoes a statement that was executed, if its migration is rolled back."""
+    context = operations.get_context()
+    if context.as_sql or context.dialect.name not in MYSQL:
+        return
+    connection = operations.get_bind()
+    if connection not in _undoing:
+        event.listen(connection, "rollback", _undo)
+        event.listen(connection, "commit", _forget)
+    _undoing.setdefault(connection, []).append(str(undo.compile(dialect=connection.dialect)))
+
+
+def _forget(connection: Connection) -> None:
+    _undoing[connection] = []
+
+
+def _undo(connection: Connection) -> None:
+    statements, _undoing[connection] = _undoing[connection], []
+    if not statements or connection.invalidated:
+        return
+    driver = connection.connection
+    driver.rollback()  # DDL would commit what is to be rolled back
+    for statement in reversed(statements):
+        cursor = driver.cursor()
+        try:
+            cursor.execute(statement)
+        except connection.dialect.loaded_dbapi.Error as error:
+            _log.warning("Of a migration that failed, this could not be undone: %s: %s", statement, error)
+        finally:
+            cursor.close()
