@@ -160,103 +160,119 @@ SESSIONS: dict[str, Callable[[Engines, Asked], Session]] = {
 
 
 # --- ways to write ----------------------------------------------------------------------------------------------
+# Each has numbers of its own, from n on: rows n + 1, which are recorded, n + 2, which are older than their tracking.
 
 
-def _blind(session: Session) -> None:
+def _detached(kind: Any, key: int) -> Any:
+    blind = kind(id=key)
+    orm.make_transient_to_detached(blind)
+    return blind
+
+
+def _blind(session: Session, n: int) -> None:
     for kind in (House, Tag):
-        blind = kind(id=1)
-        orm.make_transient_to_detached(blind)
-        session.add(blind)
-        blind.name = "blind"
+        blind = _detached(kind, n + 1), _detached(kind, n + 2)
+        session.add_all(blind)
+        for each in blind:
+            each.name = "blind"
 
 
-def _change_links(session: Session) -> None:
-    house = House(id=7, name="linked", tags=[Tag(id=7, name="a"), Tag(id=8, name="b")])
+def _change_links(session: Session, n: int) -> None:
+    house = House(id=n + 7, name="linked", tags=[Tag(id=n + 7, name="a"), Tag(id=n + 8, name="b")])
     session.add(house)
     session.flush()
-    house.tags = [house.tags[1], Tag(id=9, name="c")]
+    house.tags = [house.tags[1], Tag(id=n + 9, name="c")]
     session.flush()
     session.delete(house)
 
 
-def _move(session: Session) -> None:
-    house, tag = House(id=5, name="a"), Tag(id=5, name="a")
+def _move(session: Session, n: int) -> None:
+    house, tag = House(id=n + 5, name="a"), Tag(id=n + 5, name="a")
     session.add_all([house, tag])
     session.flush()
-    house.id, tag.id = 15, 15
+    house.id, tag.id = n + 6, n + 6
 
 
-def _delete(session: Session) -> None:
+def _delete(session: Session, n: int) -> None:
     for kind in (House, Tag):
-        gone = kind(id=2, name="?")
-        if kind is House:
-            gone.size = 0
-        orm.make_transient_to_detached(gone)
-        orm.attributes.set_committed_value(gone, "name", "?")
-        session.delete(gone)
+        session.delete(_detached(kind, n + 2))
 
 
-def _replace(session: Session) -> None:
-    house = House(id=3, name="old")
+def _replace(session: Session, n: int) -> None:
+    house = House(id=n + 3, name="old")
     session.add(house)
     session.flush()
     session.delete(house)
-    session.add(House(id=3, name="new"))
+    session.add(House(id=n + 3, name="new"))
 
 
-WRITES: dict[str, Callable[[Session], Any]] = {
-    "add": lambda session: session.add_all([House(id=3, name="a"), Tag(id=3, name="a")]),
+def _flush_first(session: Session, n: int) -> None:
+    session.add(House(id=n + 3, name="a"))
+    session.execute(sa.update(House).values(size=2))
+
+
+def _rows(n: int) -> list[dict[str, Any]]:
+    return [{"id": n + 4, "name": "b", "size": 1}, {"id": n + 5, "name": "c", "size": 1}]
+
+
+def _tags(n: int) -> list[dict[str, Any]]:
+    return [{"id": n + 4, "name": "b"}, {"id": n + 5, "name": "c"}]
+
+
+WRITES: dict[str, Callable[[Session, int], Any]] = {
+    "add": lambda session, n: session.add_all([House(id=n + 3, name="a"), Tag(id=n + 3, name="a")]),
     "blind update": _blind,
     "links": _change_links,
     "other keys": _move,
     "delete": _delete,
     "replace": _replace,
-    "update()": lambda session: session.execute(sa.update(House).values(size=House.size + 1)),
-    "update(), fetch": lambda session: session.execute(
+    "update()": lambda session, n: session.execute(sa.update(House).values(size=House.size + 1)),
+    "update(), fetch": lambda session, n: session.execute(
         sa.update(Tag).values(name="u"), execution_options={"synchronize_session": "fetch"}
     ),
-    "update() by key": lambda session: session.execute(sa.update(House), [{"id": 1, "size": 4}, {"id": 2, "size": 5}]),
-    "delete()": lambda session: session.execute(sa.delete(House).where(House.id == 2)),
-    "insert(), one": lambda session: session.execute(sa.insert(House).values(id=4, name="b")),
-    "insert(), values": lambda session: session.execute(
-        sa.insert(Tag).values([{"id": 4, "name": "b"}, {"id": 5, "name": "c"}])
+    "update() by key": lambda session, n: session.execute(
+        sa.update(House), [{"id": n + 1, "size": 4}, {"id": n + 2, "size": 5}]
     ),
-    "insert(), a list": lambda session: session.execute(
-        sa.insert(House), [{"id": 4, "name": "b"}, {"id": 5, "name": "c"}]
+    "delete()": lambda session, n: session.execute(sa.delete(House).where(House.id == n + 2)),
+    "insert(), one": lambda session, n: session.execute(sa.insert(House).values(id=n + 4, name="b")),
+    "insert(), values": lambda session, n: session.execute(sa.insert(Tag).values(_tags(n))),
+    "insert(), a list": lambda session, n: session.execute(sa.insert(House), _rows(n)),
+    "insert(), a list, other table": lambda session, n: session.execute(sa.insert(Tag), _tags(n)),
+    "insert(), returning": lambda session, n: session.scalars(sa.insert(House).returning(House.id), _rows(n)).all(),
+    "Query.update": lambda session, n: session.query(House).filter(House.id == n + 1).update({"size": 3}),
+    "a table": lambda session, n: session.execute(houses.update().values(size=6)),
+    "a table, a list": lambda session, n: session.execute(houses.insert(), _rows(n)),
+    "a table of links": lambda session, n: session.execute(links.insert().values(house_id=n + 1, tag_id=n + 2)),
+    "bulk_save_objects": lambda session, n: session.bulk_save_objects(
+        [House(id=n + 4, name="b"), Tag(id=n + 4, name="b")]
     ),
-    "insert(), a list, other table": lambda session: session.execute(sa.insert(Tag), [{"id": 4, "name": "b"}]),
-    "insert(), returning": lambda session: session.scalars(
-        sa.insert(House).returning(House.id), [{"id": 4, "name": "b"}, {"id": 5, "name": "c"}]
-    ).all(),
-    "Query.update": lambda session: session.query(House).filter(House.id == 1).update({"size": 3}),
-    "a table": lambda session: session.execute(houses.update().values(size=6)),
-    "a table, a list": lambda session: session.execute(houses.insert(), [{"id": 4, "name": "b", "size": 1}]),
-    "a table of links": lambda session: session.execute(links.insert().values(house_id=1, tag_id=2)),
-    "bulk_save_objects": lambda session: session.bulk_save_objects([House(id=4, name="b"), Tag(id=4, name="b")]),
-    "bulk_insert_mappings": lambda session: session.bulk_insert_mappings(House, [{"id": 4, "name": "b"}]),  # type: ignore[arg-type]
-    "bulk_update_mappings": lambda session: session.bulk_update_mappings(House, [{"id": 1, "size": 7}]),  # type: ignore[arg-type]
-    "a bind, given": lambda session: session.execute(sa.update(House).values(size=8), bind_arguments={"mapper": House}),
-    "connection()": lambda session: session.connection(bind_arguments={"mapper": House}).execute(
+    "bulk_insert_mappings": lambda session, n: session.bulk_insert_mappings(House, _rows(n)),  # type: ignore[arg-type]
+    "bulk_update_mappings": lambda session, n: session.bulk_update_mappings(
+        House,  # type: ignore[arg-type]
+        [{"id": n + 1, "size": 7}, {"id": n + 2, "size": 7}],
+    ),
+    "a mapper, given": lambda session, n: session.execute(
+        sa.update(House).values(size=8), bind_arguments={"mapper": House}
+    ),
+    "connection()": lambda session, n: session.connection(bind_arguments={"mapper": House}).execute(
         houses.update().values(size=9)
     ),
-    "after a flush": lambda session: (
-        session.add(House(id=3, name="a")),
-        session.execute(sa.update(House).values(size=2)),
-    ),
+    "after a flush": _flush_first,
 }
 
 
-def _fill(engine: sa.Engine) -> None:
+def _fill(engine: sa.Engine, times: int = 1) -> None:
     """Write some rows that are recorded, and some that are older than their tracking."""
+    numbers = range(0, 10 * times, 10)
     with recording(engine) as sessions, sessions() as session:
-        session.add(House(id=1, name="one", tags=[Tag(id=1, name="one")]))
+        session.add_all(House(id=n + 1, name="one", tags=[Tag(id=n + 1, name="one")]) for n in numbers)
         session.flush()
-        session.add(Room(id=1, house_id=1))
+        session.add_all(Room(id=n + 1, house_id=n + 1) for n in numbers)
         session.flush()
         with sqlaudit.tracking_disabled(session):
-            session.add_all([House(id=2, name="two"), Tag(id=2, name="two")])
+            session.add_all(kind(id=n + 2, name="two") for n in numbers for kind in (House, Tag))
             session.flush()
-            session.add(Room(id=2, house_id=2))
+            session.add_all(Room(id=n + 2, house_id=n + 2) for n in numbers)
         session.commit()
 
 
@@ -272,13 +288,13 @@ def _empty(engine: sa.Engine) -> None:
             connection.execute(table.delete())
 
 
-def _outcome(session: Session, write: Callable[[Session], Any]) -> Any:
+def _outcome(session: Session, write: Callable[[Session, int], Any], n: int) -> Any:
     """Write, commit, and return what became of it."""
     began: list[Any] = []
     sa.event.listen(session, "after_begin", lambda session, transaction, connection: began.append(connection.engine))
     try:
         with session:
-            write(session)
+            write(session, n)
             session.commit()
             return began, session.in_transaction(), None
     except (orm.exc.StaleDataError, sa.exc.SQLAlchemyError) as error:
@@ -290,26 +306,29 @@ def _outcome(session: Session, write: Callable[[Session], Any]) -> Any:
 def test_what_a_session_writes_is_recorded_where_it_writes(
     engine: sa.Engine, other_engine: sa.Engine, kind: str
 ) -> None:
-    for name, write in WRITES.items():
-        outcomes = []
-        for is_recorded in (False, True):
-            asked: Asked = []
-            for each in (engine, other_engine):
-                _empty(each)
-                _fill(each)
-            session = SESSIONS[kind]((engine, other_engine), asked)
-            if is_recorded:
-                with _recording_strictly(session):
-                    outcome = _outcome(session, write)
-            else:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", sqlaudit.SQLAuditWarning)
-                    outcome = _outcome(session, write)
-            outcomes.append((outcome, asked, _live(engine), _live(other_engine)))
-        plain, recorded = outcomes
-        assert recorded == plain, name
+    found = []
+    for is_recorded in (False, True):
         for each in (engine, other_engine):
-            _check(each)
+            _empty(each)
+            _fill(each, len(WRITES))
+        outcomes = []
+        for index, (name, write) in enumerate(WRITES.items()):
+            asked: Asked = []
+            session = SESSIONS[kind]((engine, other_engine), asked)
+            with _recording_strictly(session) if is_recorded else _unheeded():
+                outcomes.append((name, _outcome(session, write, 10 * index), asked))
+        found.append((outcomes, _live(engine), _live(other_engine)))
+    plain, recorded = found
+    assert recorded == plain
+    for each in (engine, other_engine):
+        _check(each)
+
+
+@contextmanager
+def _unheeded() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sqlaudit.SQLAuditWarning)
+        yield
 
 
 @contextmanager
@@ -338,8 +357,8 @@ def test_a_get_bind_that_takes_no_more_than_the_documented_arguments_is_asked_no
     _fill(engine)
     session = Routing()
     with _recording_strictly(session), session:
-        WRITES["update()"](session)
-        WRITES["insert(), a list"](session)
+        WRITES["update()"](session, 0)
+        WRITES["insert(), a list"](session, 0)
         sqlaudit.restore(session, sqlaudit.versions_of(session, House, 1)[0])
         session.commit()
         assert session.scalars(sqlaudit.as_of(House, datetime.now(UTC))).all()
@@ -355,7 +374,7 @@ class Visit(Base):
     __tablename__ = "routed_visits"
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    note: Mapped[str | None] = mapped_column(sa.String(20))
+    name: Mapped[str | None] = mapped_column(sa.String(20))
 
 
 def _given(connection: sa.Connection, target: Any) -> sa.Connection:
@@ -369,16 +388,16 @@ def _of_session(connection: sa.Connection, target: Any) -> sa.Connection:
 
 
 BY_HAND = "UPDATE routed_houses SET size = size + 1"
-WITHIN: dict[str, tuple[Callable[[sa.Connection], Any], bool]] = {
-    "update": (lambda c: c.execute(houses.update().values(size=houses.c.size + 1)), True),
-    "insert": (lambda c: c.execute(houses.insert().values(id=50, name="x", size=0)), True),
-    "insert, a list": (lambda c: c.execute(houses.insert(), [{"id": 50, "name": "x", "size": 0}]), True),
-    "delete": (lambda c: c.execute(houses.delete().where(houses.c.id == 2)), True),
-    "insert a link": (lambda c: c.execute(links.insert().values(house_id=2, tag_id=2)), True),
-    "insert links": (lambda c: c.execute(links.insert(), [{"house_id": 2, "tag_id": 2}]), True),
-    "delete links": (lambda c: c.execute(links.delete()), True),
-    "by hand": (lambda c: c.execute(sa.text(BY_HAND)), False),
-    "by the driver": (lambda c: c.exec_driver_sql(BY_HAND), False),
+WITHIN: dict[str, tuple[Callable[[sa.Connection, int], Any], bool]] = {
+    "update": (lambda c, n: c.execute(houses.update().values(size=houses.c.size + 1)), True),
+    "insert": (lambda c, n: c.execute(houses.insert().values(id=n + 5, name="x", size=0)), True),
+    "insert, a list": (lambda c, n: c.execute(houses.insert(), [{"id": n + 5, "name": "x", "size": 0}]), True),
+    "delete": (lambda c, n: c.execute(houses.delete().where(houses.c.id == n + 2)), True),
+    "insert a link": (lambda c, n: c.execute(links.insert().values(house_id=n + 2, tag_id=n + 2)), True),
+    "insert links": (lambda c, n: c.execute(links.insert(), [{"house_id": n + 2, "tag_id": n + 2}]), True),
+    "delete links": (lambda c, n: c.execute(links.delete().where(links.c.tag_id == n + 1)), True),
+    "by hand": (lambda c, n: c.execute(sa.text(BY_HAND)), False),
+    "by the driver": (lambda c, n: c.exec_driver_sql(BY_HAND), False),
 }
 EVENTS = ("before_insert", "after_insert", "before_update", "after_update", "before_delete", "after_delete")
 
@@ -391,40 +410,37 @@ def test_what_a_listener_of_a_mapper_writes_is_recorded_or_noticed(
     engine: sa.Engine, written: Any, connection_of: Any, within: str
 ) -> None:
     write, is_recorded = WITHIN[within]
-    for name in EVENTS:
-        _empty(engine)
-        _fill(engine)
-        with Session(engine) as session:
-            session.add_all([Visit(id=1), Visit(id=2)])
-            session.commit()
-        done: list[str] = []
+    _fill(engine, len(EVENTS))
+    with Session(engine) as session:
+        session.add_all(Visit(id=10 * index + 2) for index in range(len(EVENTS)))
+        session.commit()
+    for index, name in enumerate(EVENTS):
+        n, done = 10 * index, []
 
-        def listener(mapper: Any, connection: Any, obj: Any, done: list[str] = done, name: str = name) -> None:
+        def listener(mapper: Any, connection: Any, obj: Any, n: int = n, done: list[int] = done) -> None:
             if not done:
-                done.append(name)
-                write(connection_of(connection, obj))
+                done.append(n)
+                write(connection_of(connection, obj), n)
 
         sa.event.listen(written, name, listener)
         try:
             with recording(engine) as sessions, sessions() as session, warnings.catch_warnings(record=True) as seen:
                 warnings.simplefilter("always", sqlaudit.SQLAuditWarning)
                 if name.endswith("insert"):
-                    session.add(written(id=60, **({"name": "n"} if written is Tag else {})))
+                    session.add(written(id=n + 6, name="n"))
                 elif name.endswith("update"):
-                    setattr(session.get_one(written, 2), "name" if written is Tag else "note", "changed")
+                    session.get_one(written, n + 2).name = "changed"
                 else:
-                    session.delete(session.get_one(written, 2))
+                    session.delete(session.get_one(written, n + 2))
                 session.commit()
                 assert done
-                assert [len(seen) == 0, len(seen) == 1] == [is_recorded, not is_recorded], [
-                    str(e.message) for e in seen
-                ]
+                assert len(seen) == int(not is_recorded), [name, *(str(each.message) for each in seen)]
                 if not is_recorded:
                     sqlaudit.record_changes(session, House)
                     session.commit()
         finally:
             sa.event.remove(written, name, listener)
-        _check(engine)
+    _check(engine)
 
 
 @pytest.mark.parametrize("name", ["before_flush", "after_flush", "after_flush_postexec"])
@@ -439,7 +455,7 @@ def test_what_a_listener_of_a_session_writes_is_recorded(
     def listener(session: Session, *_: Any) -> None:
         if not done:
             done.append(name)
-            WITHIN[within][0](session.connection())
+            WITHIN[within][0](session.connection(), 0)
 
     _fill(engine)
     session = Session(engine)
