@@ -85,7 +85,7 @@ def the_past(session: Session) -> None:
     same = select(Customer)
     same = as_of(Customer, WHEN).where(Customer.id == 1)
     assert_type(session.scalars(same).one(), Customer)
-    assert_type(session.scalars(as_of(Customer, WHEN, untracked="live")).all()[0].name, str)
+    assert_type(session.scalars(as_of(Customer, WHEN, untracked="live", before_baseline="raise")).all()[0].name, str)
 
 
 @AuditContextManager(reason="typing")

@@ -54,7 +54,7 @@ def a_select_of_the_past_has_the_type_of_a_select(session: Session) -> None:
     same = select(Customer)
     same = as_of(Customer, WHEN)
     same = Customer.as_of(WHEN)
-    same = Customer.as_of(UUID(int=1), untracked="live")
+    same = Customer.as_of(UUID(int=1), untracked="live", before_baseline="warn")
     same = same.where(Customer.name == "Ada").order_by(Customer.id).limit(1)
     assert_type(session.scalars(same).all()[0], Customer)
     assert_type(session.scalars(same).one().name, str)
@@ -101,7 +101,7 @@ def a_session_that_travels(engine: Engine, session: Session, scoped: scoped_sess
         with time_travel(given, WHEN) as past:
             assert_type(past, Session)
             assert_type(past.get_one(Customer, 1), Customer)
-    with time_travel(session, UUID(int=1), untracked="live", text=True) as past:
+    with time_travel(session, UUID(int=1), untracked="live", before_baseline="raise", text=True) as past:
         assert_type(past.scalars(select(Customer)).one(), Customer)
 
 
