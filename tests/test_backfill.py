@@ -282,7 +282,7 @@ def test_a_registered_engine_takes_a_backfill_for_none_of_the_applications_write
     try:
         assert backfill(accounts, Account, chunk_size=10).rows == 25
     finally:
-        sqlaudit.unregister_hooks(engine=accounts)
+        sqlaudit.unregister_hooks(Session, engine=accounts)
     check_accounts(accounts)
 
 
