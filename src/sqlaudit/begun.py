@@ -36,7 +36,8 @@ def check_beginnings(session: Session, statement: Past, parameters: Any, dialect
     seen: set[Any] = set()
     for past, tracked, key in compiled.past_reads:
         rule, when = past._past_rules.before_baseline, cast(datetime, past._past_when.value)
-        given = None if key is None else tuple(values[names.get(part, part.key)] for part in key)
+        parts = [names.get(part, part.key) for part in key or ()]
+        given = tuple(values[part] for part in parts) if parts and values.keys() >= set(parts) else None
         if rule == "absent" or (tracked, given, when) in seen:
             continue
         seen.add((tracked, given, when))
