@@ -225,6 +225,17 @@ def test_what_a_listener_of_a_flush_executes_is_of_the_instant_before_the_flush(
         check(session)
 
 
+def test_a_row_that_a_later_listener_adds_to_a_flush_is_there_as_of_its_timestamp(sessions):
+    def follow(session: Session, *args: Any) -> None:
+        session.add(Customer(**row("Bob")))
+
+    with sessions() as session:
+        sa.event.listen(session, "before_flush", follow)
+        add(session, Batch(id=1))
+        session.commit()
+        check(session)
+
+
 def test_several_statements_of_a_bulk_method_are_of_the_instant_before_the_first(sessions):
     with sessions() as session:
         session.execute(sa.insert(Customer), rows("Ada"))

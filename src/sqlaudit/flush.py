@@ -348,7 +348,7 @@ class Flush:
         self.config = current_config()
         self.restoring: Restoring | None = session.info.get(_RESTORING)
         self.began: datetime | None = None
-        """The instant before the flush, if it was known then that it would write tracked rows."""
+        """The instant before the flush, or before its first tracked row, if other listeners have brought that later."""
         self.is_announced = False
         self._groups: dict[tuple[Mapper[Any], Connection, str | None], Group] = {}
         self._automatic: dict[State, dict[str, Any]] = {}
@@ -408,8 +408,13 @@ class Flush:
                 self._ask(questions, connection)
             self._questions.clear()
 
+    def _begin_late(self, connection: Connection) -> None:
+        if self.began is None and self.prepared is not None:
+            self.began = instant_before(self.session, connection)
+
     def inserting(self, state: State, connection: Connection) -> None:
         """Ask before an object is inserted, which may take the row of one that goes."""
+        self._begin_late(connection)
         if self.restoring is not None:
             self.restoring.override_keys(state, connection)
         if self._questions:
@@ -425,6 +430,7 @@ class Flush:
             self._ask_about(state, connection)
         if self.prepared is None:
             return
+        self._begin_late(connection)
         extent = _DOOMED if doomed else tuple(changed_values(state))
         if extent and self.prepared.get(state) != extent:
             self._require_context([state.obj()])
