@@ -22,6 +22,7 @@ from sqlalchemy import (
     type_coerce,
     update,
 )
+from sqlalchemy.orm.util import LoaderCriteriaOption
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.visitors import iterate
 
@@ -224,7 +225,8 @@ def _rows_of(clause: Any, columns: Sequence[Any], key: Sequence[Any], *, lock: b
     statement = statement.add_cte(*clause._independent_ctes)
     entity = clause.table._annotations.get("parententity")
     if entity is not None:
-        statement = statement.select_from(entity).options(*clause._with_options)
+        criteria = [option for option in clause._with_options if isinstance(option, LoaderCriteriaOption)]
+        statement = statement.select_from(entity).options(*criteria)
     return statement.limit(_limit_of(clause))
 
 

@@ -1,0 +1,217 @@
+"""What a statement returns, and what it carries: the same whether its table is tracked or not."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import (
+    Bundle,
+    Session,
+    defer,
+    lazyload,
+    load_only,
+    raiseload,
+    selectinload,
+    sessionmaker,
+)
+
+import sqlaudit
+from invariants import check_history
+from stock import (
+    Base,  # noqa: F401  # whose tables the tests find
+    Item,
+    happen,  # noqa: F401  # what has happened when the tests begin
+    items,
+)
+
+Statement = Any
+ROWS = [{"name": "a"}, {"name": "b"}]
+BULK: dict[str, tuple[Statement, Any]] = {"insert of a list": (sa.insert(Item), ROWS)}
+INSERTS: dict[str, tuple[Statement, Any]] = {
+    "insert": (sa.insert(Item).values(name="a"), None),
+    "insert of values": (sa.insert(Item).values(ROWS), None),
+    "insert of a given key": (sa.insert(Item).values(id=4711, name="a"), None),
+    "insert from a select": (sa.insert(Item).from_select([Item.name], sa.select(Item.name + "!")), None),
+    "insert into a table": (items.insert().values(title="a"), None),
+    "insert of a list into a table": (items.insert(), [{"title": "a"}, {"title": "b"}]),
+}
+CHANGES: dict[str, tuple[Statement, Any]] = {
+    "update": (sa.update(Item).where(Item.id < 3).values(price=2), None),
+    "update of a table": (items.update().where(items.c.id < 3).values(price=2), None),
+    "update of none": (sa.update(Item).where(Item.id < 0).values(price=2), None),
+    "delete": (sa.delete(Item).where(Item.id == 4), None),
+    "delete of a table": (items.delete().where(items.c.id == 4), None),
+}
+RETURNING: dict[str, tuple[Any, ...]] = {
+    "nothing": (),
+    "*": (sa.literal_column("*"),),
+    "* of text": (sa.text("*"),),
+    "objects": (Item,),
+    "a key": (Item.id,),
+    "a column": (Item.name,),
+    "a column of the table": (items.c.title,),
+    "a label": (Item.name.label("q"),),
+    "a key that is called like a column": (Item.id.label("title"),),
+    "a function": (sa.func.upper(Item.name),),
+    "expressions": (Item.price + 1, sa.func.lower(Item.name).label("z")),
+    "a literal": (sa.literal(5),),
+    "text": (sa.text("title"),),
+    "a column twice": (Item.name, Item.name),
+    "objects and a column": (Item, Item.name),
+    "a bundle": (Bundle("b", Item.name, Item.price),),
+}
+LOADING: dict[str, Any] = {
+    "load_only": load_only(Item.name),
+    "defer": defer(Item.stock),
+    "selectinload": selectinload(Item.parts),
+    "lazyload": lazyload(Item.parts),
+    "raiseload": raiseload("*"),
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "yield_per": {"yield_per": 1},
+    "stream_results": {"stream_results": True},
+    "preserve_rowcount": {"preserve_rowcount": True},
+    "populate_existing": {"populate_existing": True},
+    "pages": {"insertmanyvalues_page_size": 1},
+    "fetch": {"synchronize_session": "fetch"},
+    "no synchronization": {"synchronize_session": False},
+    "one of the user's": {"mine": 1},
+}
+READERS: dict[str, Callable[[Any], Any]] = {
+    "all": lambda result: result.all(),
+    "mappings": lambda result: result.mappings().all(),
+    "scalars": lambda result: result.scalars().all(),
+    "last column": lambda result: result.scalars(-1).all(),
+    "one": lambda result: result.one(),
+    "partitions": lambda result: [row for rows in result.partitions(1) for row in rows],
+    "freeze": lambda result: result.freeze()().all(),
+    "keys": lambda result: list(result.keys()),
+    "unique": lambda result: result.unique().all(),
+    "parts": lambda result: [*result.fetchmany(1), *result.fetchall()],
+    "name": lambda result: [row._mapping[items.c.title] for row in result],
+    "facts": lambda result: facts(result),
+    "facts, read": lambda result: (result.all() and None, facts(result)),
+}
+FEW = {name: READERS[name] for name in ("all", "facts, read")}
+FACTS = ("is_insert", "returns_rows", "rowcount", "inserted_primary_key", "inserted_primary_key_rows")
+FACTS += ("returned_defaults", "returned_defaults_rows", "lastrow_has_defaults", "closed")
+
+
+def facts(result: Any) -> list[Any]:
+    """Return what a result tells of itself, but for what it may tell the more of for sqlaudit has asked for it."""
+    told: list[Any] = []
+    for name in FACTS:
+        try:
+            value = getattr(result, name)
+            told.append(shown(value() if callable(value) else value))
+        except Exception as error:
+            told.append(type(error))
+    return told
+
+
+def shown(value: Any) -> Any:
+    """Return a value so that it can be compared; keys that are made are shown as ..."""
+    if isinstance(value, Item):
+        columns = ("id", "name", "price", "stock", "note")
+        return "Item", [shown(sa.inspect(value).dict.get(name, "unloaded")) for name in columns]
+    if isinstance(value, sa.RowMapping):
+        return [(str(name), shown(each)) for name, each in value.items()]
+    if isinstance(value, sa.Row):
+        return value._fields, [shown(each) for each in value]
+    if isinstance(value, (list, tuple)):
+        return sorted(map(shown, value), key=repr)
+    return "…" if isinstance(value, int) and 4 < value < 4711 else value
+
+
+def outcome(session: Session, execute: Callable[..., Any], statement: Any, parameters: Any, read: Any) -> Any:
+    """Return what a caller sees of a statement, and the rows that it leaves; undo it."""
+    try:
+        result = execute(statement, *([] if parameters is None else [parameters]))
+        seen: Any = shown(read(result))
+    except Exception as error:
+        seen = type(error)
+    else:
+        seen = seen, [shown(row) for row in session.execute(sa.select(items).order_by(items.c.title))]
+    return seen
+
+
+def is_no_less(told: Any, expected: Any) -> bool:
+    """Tell whether what is told is what is expected; where that is -1 or None, what sqlaudit asked for will do."""
+    if isinstance(told, (list, tuple)) and isinstance(expected, (list, tuple)) and len(told) == len(expected):
+        return all(map(is_no_less, told, expected))
+    return bool(told == expected) or expected in (-1, None)
+
+
+@contextmanager
+def executing(engine: sa.Engine, maker: sessionmaker[Session], by: str) -> Iterator[tuple[Session, Any]]:
+    with engine.connect() as connection, maker(bind=connection) if by == "connection" else maker() as session:
+        yield session, connection.execute if by == "connection" else session.execute
+        session.rollback()
+
+
+def check(engine: sa.Engine, statement: Any, parameters: Any, readers: Any = FEW) -> None:
+    """See that a statement does and returns the same tracked as untracked, by a session and by a connection."""
+    for by in ("session", "connection"):
+        for name, read in readers.items():
+            with executing(engine, sessionmaker(engine), by) as (session, execute):
+                expected = outcome(session, execute, statement, parameters, read)
+            recording = type("Recording", (Session,), {})
+            sqlaudit.register_hooks(recording, engine=engine if by == "connection" else None)
+            try:
+                with executing(engine, sessionmaker(engine, class_=recording), by) as (session, execute):
+                    seen = outcome(session, execute, statement, parameters, read)
+                    if not isinstance(seen, type):
+                        check_history(session, Item)
+            finally:
+                sqlaudit.unregister_hooks(recording, engine=engine if by == "connection" else None)
+            assert is_no_less(seen, expected), f"{by}, {name}: {expected} → {seen}"
+
+
+@pytest.mark.parametrize("returning", RETURNING)
+@pytest.mark.parametrize("name", BULK | INSERTS)
+def test_an_insert_returns_the_same(happened: None, engine: sa.Engine, name: str, returning: str) -> None:
+    statement, parameters = (BULK | INSERTS)[name]
+    columns = RETURNING[returning]
+    check(engine, statement.returning(*columns) if columns else statement, parameters)
+
+
+@pytest.mark.requires("update_returning")
+@pytest.mark.parametrize("returning", RETURNING)
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_returns_the_same(happened: None, engine: sa.Engine, name: str, returning: str) -> None:
+    statement, parameters = CHANGES[name]
+    columns = RETURNING[returning]
+    check(engine, statement.returning(*columns) if columns else statement, parameters)
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("returning", ["nothing", "*", "objects", "a column twice", "expressions"])
+@pytest.mark.parametrize("name", ["insert of a list", "insert of values", "insert of a list into a table"])
+def test_a_result_reads_the_same(happened: None, engine: sa.Engine, name: str, returning: str, reader: str) -> None:
+    statement, parameters = (BULK | INSERTS)[name]
+    columns = RETURNING[returning]
+    check(engine, statement.returning(*columns) if columns else statement, parameters, {reader: READERS[reader]})
+
+
+@pytest.mark.parametrize("option", LOADING)
+@pytest.mark.parametrize("name", ["insert of a list", "insert", "insert of values", "update", "delete"])
+def test_options_of_loading_do_the_same(happened: None, engine: sa.Engine, name: str, option: str) -> None:
+    statement, parameters = (BULK | INSERTS | CHANGES)[name]
+    for returning in [statement, *([] if name in CHANGES else [statement.returning(Item)])]:
+        check(engine, returning.options(LOADING[option]), parameters, {"all": READERS["all"]})
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("name", ["insert of a list", "insert", "insert of values", "update", "delete of a table"])
+def test_options_of_execution_do_the_same(happened: None, engine: sa.Engine, name: str, option: str) -> None:
+    statement, parameters = (BULK | INSERTS | CHANGES)[name]
+    for returning in [statement, *([] if name in CHANGES else [statement.returning(Item.name)])]:
+        check(engine, returning.execution_options(**OPTIONS[option]), parameters)
+
+
+def test_a_select_loads_what_an_insert_returns(happened: None, engine: sa.Engine) -> None:
+    insert = sa.insert(Item).values(name="a").returning(Item)
+    for options in ([], [selectinload(Item.parts)], [load_only(Item.name)]):
+        check(engine, sa.select(Item).options(*options).from_statement(insert), None)
