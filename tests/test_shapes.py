@@ -13,6 +13,7 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 from invariants import check_history
 from lifecycle import live_and_die
 from sqlaudit import (
+    QueryError,
     SQLAuditWarning,
     TrackingError,
     as_of,
@@ -152,17 +153,22 @@ def test_a_union_of_concrete_tables_has_a_history_of_each(base, engine, sessions
 
     base.metadata.create_all(engine)
     with sessions.begin() as session:
-        session.add_all([Person(id=1, name="a"), Employee(id=2, name="a", salary=1)])
+        session.add_all([Person(id=1, name="a"), Employee(id=1, name="a", salary=1)])
     with sessions.begin() as session:
         for person in session.scalars(sa.select(Person)):
             person.name = "b"
     with sessions.begin() as session:
-        for model, key in ((Person, 1), (Employee, 2)):
+        for model, key in ((Person, 1), (Employee, 1)):
             first, second = versions_of(session, model, key)
             assert (first.name, second.name) == ("a", "b")
-            restore(session, first)
+        with pytest.raises(QueryError, match="Person selects from a union of tables"):
+            restore(session, versions_of(session, Person, 1)[0])
+        restore(session, first)
     with sessions() as session:
-        assert [person.name for person in session.scalars(sa.select(Person))] == ["a", "a"]
+        assert {(type(each), each.name) for each in session.scalars(sa.select(Person))} == {
+            (Person, "b"),
+            (Employee, "a"),
+        }
         then = versions_of(session, Person, 1)[1].valid_from
         found = session.scalars(as_of(Person, then)).all()
         assert {(type(person), person.name) for person in found} == {(Person, "b"), (Employee, "b")}
@@ -354,7 +360,7 @@ def test_classes_can_be_mapped_and_tracked_anew(engine, sessions):
     class Tag:
         pass
 
-    for time in range(3):
+    for time in range(1, 4):
         registry = orm.registry(metadata=metadata)
         registry.map_imperatively(Tag, tags)
         registry.map_imperatively(Item, table, properties={"tags": relationship(Tag, secondary=link)})

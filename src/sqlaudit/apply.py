@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import JSON, Column, Dialect, literal, null, select
+from sqlalchemy import JSON, Column, Dialect, Subquery, literal, null, select
 from sqlalchemy.orm import (
     LoaderCallableStatus,
     Mapper,
@@ -24,6 +24,7 @@ from sqlalchemy.orm import (
 from sqlalchemy.orm.attributes import flag_modified, instance_dict, instance_state, set_attribute, set_committed_value
 
 from sqlaudit.changes import Operation
+from sqlaudit.exceptions import QueryError
 from sqlaudit.flush import Restoring, forget_restoring, restoring
 from sqlaudit.history import where_rows_are
 from sqlaudit.models import TrackedModel
@@ -149,6 +150,13 @@ class _Application:
     def _rows_of(
         self, model: TrackedModel, keys: Sequence[Key], *options: Any, lock: bool = False, **execution: Any
     ) -> Iterator[Any]:
+        if isinstance(model.mapper.selectable, Subquery):
+            name = model.mapper.class_.__name__
+            raise QueryError(
+                f"{name} selects from a union of tables, whose rows may have the same keys and can't be locked, and is "
+                f"not restored; give a {name} of the session the values of its old version.",
+                model.mapper.class_,
+            )
         statement = select(model.mapper.class_).options(*options)
         if lock:
             statement = locked(statement, model)

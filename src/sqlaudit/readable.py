@@ -34,12 +34,21 @@ class _Readable:
 
         return read
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Let a copy that pickle or deepcopy makes be of the type itself, whose class can be found by its name."""
+        state = {name: value for name, value in vars(self).items() if name != "_static_cache_key"}
+        return _new, (type(self).__mro__[2],), state
+
     def _unwrapped_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         implementation = super()._unwrapped_dialect_impl(dialect)  # type: ignore[misc]  # the type's own
         if isinstance(implementation, Enum):
             implementation = copy(implementation)
             implementation.render_bind_cast = False  # history may keep an enum of PostgreSQL's as text
         return cast("TypeEngine[Any]", implementation)
+
+
+def _new(type_class: Any) -> Any:
+    return type_class.__new__(type_class)
 
 
 def _as_date(value: Any) -> Any:

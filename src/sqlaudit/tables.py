@@ -195,10 +195,17 @@ class TrackedTable:
             unique=True,
             postgresql_where=where,
             sqlite_where=where,
-        ).ddl_if(dialect=cast(str, ("postgresql", "sqlite")))
+        )
+        _make_partial_only(history, history.name)
+        event.listen(
+            history, "before_create", lambda copy, *_, **kw: _make_partial_only(copy, history.name), propagate=True
+        )
         Index(conv(shortened(f"ix_{name}_changeset")), history.c[self.names.changeset_id])
         for element in (*collation_statements(live, history), AddOpenGuard(history)):
-            event.listen(history, "after_create", element.execute_if(dialect=cast(str, ("mysql", "mariadb"))))
+            # A copy of the table, by Table.to_metadata(), gets what propagates.
+            is_guard = isinstance(element, AddOpenGuard)
+            on_mysql = element.execute_if(dialect=cast(str, ("mysql", "mariadb")))
+            event.listen(history, "after_create", on_mysql, propagate=is_guard)
         return history
 
     def _index_for_reads(self) -> None:
@@ -327,6 +334,16 @@ def shortened(name: str) -> str:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
     return name.encode()[: _MAX_IDENTIFIER - 9].decode(errors="ignore") + "_" + digest
+
+
+def _make_partial_only(history: Table, name: str) -> None:
+    """Let the index of open versions be made only where there are partial ones.
+
+    A copy of the table, by ``Table.to_metadata()``, has the index without its condition.
+    """
+    for index in history.indexes:
+        if index.name == shortened(f"uq_{name}_open"):
+            index.ddl_if(dialect=cast(str, ("postgresql", "sqlite")))
 
 
 class AddOpenGuard(ExecutableDDLElement):
