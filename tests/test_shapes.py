@@ -161,14 +161,9 @@ def test_a_union_of_concrete_tables_has_a_history_of_each(base, engine, sessions
         for model, key in ((Person, 1), (Employee, 1)):
             first, second = versions_of(session, model, key)
             assert (first.name, second.name) == ("a", "b")
-        with pytest.raises(QueryError, match="Person selects from a union of tables"):
-            restore(session, versions_of(session, Person, 1)[0])
-        restore(session, first)
+            with pytest.raises(QueryError, match=f"{model.__name__} selects from a union of tables"):
+                restore(session, first)
     with sessions() as session:
-        assert {(type(each), each.name) for each in session.scalars(sa.select(Person))} == {
-            (Person, "b"),
-            (Employee, "a"),
-        }
         then = versions_of(session, Person, 1)[1].valid_from
         found = session.scalars(as_of(Person, then)).all()
         assert {(type(person), person.name) for person in found} == {(Person, "b"), (Employee, "b")}
