@@ -26,7 +26,7 @@ from sqlalchemy import (
     Time,
     Uuid,
 )
-from sqlalchemy.dialects import mysql
+from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.types import BINARY, CHAR, VARBINARY, TypeEngine
 
 from sqlaudit.statements import MYSQL, implementation_of
@@ -42,7 +42,9 @@ def wide_enough(existing: _Type, wanted: _Type, dialect: Dialect, *, is_key: boo
     :param is_key: the column is of the key, and is compared with that of the live table
     :return: ``None``: the existing type does
     """
-    old, new = implementation_of(existing, dialect), implementation_of(wanted, dialect)
+    old, new = _stored_as(existing, dialect), _stored_as(wanted, dialect)
+    if dialect.name == "sqlite" and isinstance(new, (Date, DateTime, Time)):
+        return None  # it minds no types, but Alembic's batch mode would make a number of the text of an instant
     if _holds(old, new):
         return None
     if _holds(new, old):
@@ -53,6 +55,12 @@ def wide_enough(existing: _Type, wanted: _Type, dialect: Dialect, *, is_key: boo
     if dialect.name in MYSQL:
         return mysql.LONGBLOB() if isinstance(old, (LargeBinary, BINARY, VARBINARY)) else mysql.LONGTEXT()
     return Text()  # all values have a text, and every database gives it
+
+
+def _stored_as(type_: _Type, dialect: Dialect) -> _Type:
+    stored = implementation_of(type_, dialect)
+    is_text = isinstance(stored, Enum) and not isinstance(stored, (mysql.ENUM, postgresql.ENUM))
+    return String(stored.length) if is_text else stored  # type: ignore[attr-defined]  # Enum's
 
 
 # --- does one type hold all values of another? -------------------------------------------------------------------
@@ -69,11 +77,9 @@ def _enum_holds(one: Any, other: _Type) -> bool:
     if not isinstance(other, Enum):
         return False
     # PostgreSQL's has a name, and gets values by its own statements.
-    return one.name == other.name if _has_name(one) else set(other.enums) <= set(one.enums)
-
-
-def _has_name(type_: Any) -> bool:
-    return hasattr(type_, "create_type")
+    if isinstance(one, postgresql.ENUM):
+        return one.name == other.name
+    return set(other.enums) <= set(one.enums)
 
 
 def _set_holds(one: Any, other: _Type) -> bool:
@@ -147,7 +153,7 @@ def _both(old: Any, new: Any) -> _Type | None:
         return mysql.ENUM(*dict.fromkeys((*old.enums, *new.enums)))
     if isinstance(old, mysql.SET) and isinstance(new, mysql.SET):
         return mysql.SET(*dict.fromkeys((*old.values, *new.values)))
-    if isinstance(old, String) and isinstance(new, String) and not {Enum, mysql.SET} & {*type(old).__mro__}:
+    if all(isinstance(each, String) and not isinstance(each, (Enum, mysql.SET)) for each in (old, new)):
         length = max(_length(old), _text_length(new))
         return String(int(length), collation=old.collation) if length < 2**14 else None
     if isinstance(old, Integer) and isinstance(new, Integer):
