@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"exceptions"},
     {"period", "readable"},
-    {"arguments", "config", "context", "changes"},
+    {"arguments", "config", "context", "changes", "keytypes"},
     {"tables"},
     {"autogenerate", "bisection", "models"},
     {"past"},

@@ -15,7 +15,7 @@ from sqlalchemy.types import NullType, TypeEngine
 
 from sqlaudit import SQLAuditError
 from sqlaudit.autogenerate import SET_UP, followed
-from sqlaudit.statements import MYSQL
+from sqlaudit.keytypes import MYSQL
 from sqlaudit.tables import INFO_KEY, AuditColumns, TrackedTable, guard_name, shortened, tracked_table
 from sqlaudit_alembic.ops import (
     BackfillHistoryOp,

@@ -10,7 +10,7 @@ from sqlalchemy import inspect
 from sqlalchemy.engine import Inspector
 
 from sqlaudit import HistoryTableError, SQLAuditError
-from sqlaudit.statements import MYSQL
+from sqlaudit.keytypes import MYSQL
 from sqlaudit_alembic.ops import Place
 
 _TRANSLATION = "schema_translate_map"

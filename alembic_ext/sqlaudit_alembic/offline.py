@@ -16,8 +16,8 @@ from sqlalchemy.schema import ExecutableDDLElement
 from sqlalchemy.sql.compiler import DDLCompiler, SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
+from sqlaudit.keytypes import MYSQL
 from sqlaudit.period import UTCDateTime
-from sqlaudit.statements import MYSQL
 from sqlaudit.tables import audit_column_types
 
 

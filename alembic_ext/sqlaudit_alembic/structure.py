@@ -10,7 +10,7 @@ from sqlalchemy import MetaData, Table
 from sqlalchemy.schema import CreateIndex, CreateTable, DropTable
 
 from sqlaudit import SQLAuditError
-from sqlaudit.statements import MYSQL
+from sqlaudit.keytypes import MYSQL
 from sqlaudit.tables import AddOpenGuard, collation_statements
 from sqlaudit_alembic.halfway import undo_if_rolled_back
 from sqlaudit_alembic.inspection import columns_of, inspector_of, key_of, need_history, need_name, need_schema

@@ -29,7 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.types import BINARY, CHAR, VARBINARY, TypeEngine
 
-from sqlaudit.statements import MYSQL, implementation_of
+from sqlaudit.keytypes import MYSQL, implementation_of
 
 _Type = TypeEngine[Any]
 

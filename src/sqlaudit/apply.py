@@ -27,11 +27,12 @@ from sqlaudit.changes import Operation
 from sqlaudit.exceptions import QueryError
 from sqlaudit.flush import Restoring, forget_restoring, restoring
 from sqlaudit.history import where_rows_are
+from sqlaudit.keytypes import Key, one_of
 from sqlaudit.models import TrackedModel
 from sqlaudit.ordering import Stages, parents_of
 from sqlaudit.plan import Change, LinkChange, Plan, constraints_of, covering
 from sqlaudit.rows import attribute_of, found_by, locked, stores_null
-from sqlaudit.statements import Key, chunks, one_of
+from sqlaudit.statements import chunks
 
 _QUERIES: Final = ("dynamic", "write_only")
 

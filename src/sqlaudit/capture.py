@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
+from functools import cached_property
 from hashlib import sha256
 from typing import Any, Final, Literal, cast
 from uuid import UUID
@@ -31,14 +32,13 @@ from sqlaudit.changes import Operation
 from sqlaudit.config import SQLAuditConfig, current_config
 from sqlaudit.context import AuditContext, get_audit_context, user_id_text
 from sqlaudit.exceptions import CaptureError, ContextError, QueryError, SQLAuditWarning, warn_caller
+from sqlaudit.keytypes import MYSQL, Key, KeyTypes, RawKey, is_raw
 from sqlaudit.period import OPEN_END, TICK, OpenEnd, as_utc, is_open
 from sqlaudit.rights import hides_rows, shows_more_in_history
 from sqlaudit.statements import (
     GUARDED_BY_KEY,
-    MYSQL,
     NO_USER_FIELDS,
     OURS,
-    Key,
     Portion,
     Portionable,
     Prepared,
@@ -47,6 +47,7 @@ from sqlaudit.statements import (
     UserFields,
     chunks,
     copying_into,
+    key_types_of,
     may_be_respelt,
     portions,
 )
@@ -253,7 +254,7 @@ class Capture:
         self.changeset = changeset
         self.chain = chain
         self.user_fields = user_fields
-        self._chosen: dict[bool, Statements] = {}
+        self._chosen: dict[tuple[bool, bool], Statements] = {}
         context = context or get_audit_context()
         self.context = context
         callback = None
@@ -277,7 +278,7 @@ class Capture:
 
         :param must_be_found: see :meth:`settle`
         """
-        for portion in portions(keys):
+        for portion in self._portions(keys):
             try:
                 complete = self._run(portion, "snapshot", Operation.INSERT, "new") == len(portion)
             except IntegrityError:
@@ -294,7 +295,7 @@ class Capture:
         :param before: what is known of the old values, by live column; for rows without history
         :param unseen: see :meth:`settle`
         """
-        for portion in portions(keys):
+        for portion in self._portions(keys):
             closed = self._run(portion, "close", "changed", True)
             complete = closed == len(portion)
             if closed:
@@ -309,7 +310,7 @@ class Capture:
         a deleted row would lock its neighbours.
         """
         what = "any" if self.connection.dialect.name in MYSQL else "gone"
-        for portion in portions(keys):
+        for portion in self._portions(keys):
             if self._run(portion, "tombstone", what, True):
                 complete = self._run(portion, "close", what, True) == len(portion)
             else:
@@ -324,7 +325,7 @@ class Capture:
         A change that follows in the same transaction ends them at the same instant; if none does,
         :meth:`settle` takes them back.
         """
-        for portion in portions(keys):
+        for portion in self._portions(keys):
             self._run(portion, "snapshot", Operation.BASELINE, "absent")
 
     def adopt(self, keys: Sequence[Key]) -> int:
@@ -332,14 +333,14 @@ class Capture:
 
         They begin at the instant, or when the last version of the row has ended, if that is later.
         """
-        return sum(self._begin(chunk, self._last(chunk)) for chunk in chunks(keys))
+        return sum(self._begin(chunk, self._last(chunk)) for chunk in self._chunks(keys))
 
     def keys_where(self, columns: tuple[Column[Any], ...], values: Sequence[Key]) -> tuple[set[Key], set[Key]]:
         """Return the keys of the live rows, and of the recorded ones, whose ``columns`` have one of the values."""
         found: tuple[set[Key], set[Key]] = (set(), set())
-        for chunk in chunks(values):
+        for chunk in self._chunks(values):
             for keys, statement in zip(found, self._statements(chunk)("keys", columns), strict=True):
-                keys.update(tuple(row) for row in self._read(statement, chunk))
+                keys.update(map(RawKey if is_raw(chunk) else tuple, self._read(statement, chunk)))
         return found
 
     def settle(
@@ -361,7 +362,7 @@ class Capture:
         :param must_be_found: whether to notice if a new row has another key, or is none
         :param unseen: what is known of rows that are not there any more
         """
-        for chunk in chunks(keys):
+        for chunk in self._chunks(keys):
             if whole := self._whole(chunk):
                 self._settle(whole, inserted, before, must_be_found, unseen)
 
@@ -388,6 +389,7 @@ class Capture:
     ) -> None:
         last, new = self._last(keys), inserted
         hidden = self._hidden(last.values(), unseen)
+        keys = self._key_types.told_apart(keys)
         if any(may_be_respelt(column.type) for column in self.chain[0].key):
             keys, before = self._as_recorded(keys, last, before)
         undone = [row for row in last.values() if not row.agrees and row.ours and row.same_context]
@@ -513,7 +515,7 @@ class Capture:
         return max(self.changeset.at, last.valid_to)
 
     def _take_back(self, rows: Sequence[_Last]) -> None:
-        statements = self._statements(rows[:1])
+        statements = self._statements([rows[0].key])
         for row in rows:
             parameters = self._selecting((row.key,))
             for statement in statements("remove"):
@@ -591,13 +593,17 @@ class Capture:
         (statement,) = self._statements(keys)("last")
         found: dict[Key, _Last] = {}
         width = len(self.chain[0].key)
-        for row in self._read(statement, keys):
+        rows = self._read(statement, keys).all()
+        recognised = self._key_types.recognised(keys, [row[:width] for row in rows])
+        if recognised is None:
+            return {key: last for asked in keys for key, last in self._last([asked]).items()}
+        for key, row in zip(recognised, rows, strict=True):
             number, valid_from, valid_to, operation, changeset, *context, gone, changed, row_user = row[width:]
             user = self.user if self.user is not None or not self.by_row else row_user
             ours = changeset == self.changeset.id
             expected = [user, self.context.impersonated_by, self.context.reason, self.context.extra]
-            found[tuple(row[:width])] = _Last(
-                tuple(row[:width]),
+            found[key] = _Last(
+                key,
                 number,
                 valid_from,
                 valid_to,
@@ -611,20 +617,35 @@ class Capture:
 
     # -- running statements
 
-    def _statements(self, keys: Portion | Sequence[_Last]) -> Statements:
+    @cached_property
+    def _key_types(self) -> KeyTypes:
+        return key_types_of(self.chain[0], self.connection.dialect)
+
+    def _go_together(self, keys: Portionable[Key]) -> bool:
+        return isinstance(keys, SelectedKeys) or self._key_types.go_together or is_raw(keys)
+
+    def _portions(self, keys: Portionable[Key]) -> Iterator[Portion]:
+        """Yield keys as statements take them: one by one, if the program's own have types for which that is safer."""
+        return portions(keys) if self._go_together(keys) else ([key] for key in keys)
+
+    def _chunks(self, keys: Portionable[Key]) -> Iterator[Sequence[Key]]:
+        return chunks(keys) if self._go_together(keys) else ([key] for key in keys)
+
+    def _statements(self, keys: Portion) -> Statements:
         dialect = self.connection.dialect
         if isinstance(keys, SelectedKeys):
             return Statements(self.chain, self.user_fields, True, dialect, keys)
-        many = len(keys) > 1
-        if many not in self._chosen:
+        chosen = len(keys) > 1, self._key_types.differs and is_raw(keys)
+        if chosen not in self._chosen:
+            many, raw_keys = chosen
             statements = self.chain[-1].statements.setdefault(dialect, {})
-            if not statements:
+            if not any(isinstance(each, tuple) for each in statements):
                 warn_of_history_in_sight(self.connection, self.chain)
-            signature = (self.chain, self.user_fields, many)
+            signature = (self.chain, self.user_fields, *chosen)
             if signature not in statements:
-                statements[signature] = Statements(*signature, dialect)
-            self._chosen[many] = statements[signature]
-        return self._chosen[many]
+                statements[signature] = Statements(self.chain, self.user_fields, many, dialect, raw_keys=raw_keys)
+            self._chosen[chosen] = statements[signature]
+        return self._chosen[chosen]
 
     @staticmethod
     def _selecting(keys: Portion) -> dict[str, Any]:

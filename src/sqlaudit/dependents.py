@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar, cast, overload
+from typing import Any, TypeVar, cast, overload
 
-from sqlalchemy import Connection, Table, and_, select
+from sqlalchemy import ColumnElement, Connection, Table, and_, select
 from sqlalchemy.sql.schema import ForeignKeyConstraint
 
 from sqlaudit.absent import explained
 from sqlaudit.capture import Capture, Changeset, lacking, lacks_reason, lacks_user
 from sqlaudit.config import current_config
 from sqlaudit.context import AuditContext
+from sqlaudit.keytypes import Key, RawKey, having, is_raw, keys_read, raw
 from sqlaudit.references import Chain, Source, Sources, Untracked, followers_of
 from sqlaudit.rights import lockable
-from sqlaudit.statements import Key, Portionable, chunks, one_of
+from sqlaudit.statements import Portionable, chunks, key_types_of
 from sqlaudit.tables import TrackedTable, is_there
 
 S = TypeVar("S", bound=Source)
@@ -82,7 +83,7 @@ class Dependents:
         to_lock = lockable(connection, list({sources[0].live, *(follower.live for follower, _ in followers)}))
         for chunk in chunks(keys):
             if sources[0].live in to_lock:
-                connection.execute(select(*key).where(one_of(key, chunk)).with_for_update()).all()
+                lock(connection, key, chunk)
             for follower, constraint in followers:
                 with explained([follower] if isinstance(follower, TrackedTable) else [], record=True):
                     found = _followers_in(connection, sources, follower, constraint, chunk, to_lock)
@@ -157,8 +158,7 @@ def by_chain(
     for chain in chains[:-1]:
         found: set[Key] = set()
         for chunk in chunks(remaining):
-            rows = connection.execute(select(*chain[-1].key).where(one_of(chain[-1].key, chunk)))
-            found.update(tuple(row) for row in rows)
+            found.update(_present(connection, chain[-1], chunk))
         if found:
             yield chain, list(found)
         remaining = [key for key in remaining if key not in found]
@@ -183,7 +183,24 @@ def _followers_in(
         return []
     referred = owner.live.alias()
     refers = [element.parent == referred.c[element.column.key] for element in constraint.elements]
-    rows = select(referred).where(and_(*refers), one_of([referred.c[column.key] for column in owner.key], keys))
-    found = select(*follower.key).where(rows.exists())
-    found = found.with_for_update() if follower.live in to_lock else found
-    return [tuple(row) for row in connection.execute(found)]
+    key, dialect = [referred.c[column.key] for column in owner.key], connection.dialect
+    rows = select(referred).where(and_(*refers), having(key, keys, dialect))
+    found = select(*raw(follower.key, dialect)).where(rows.exists())
+    return list(keys_read(connection, found.with_for_update() if follower.live in to_lock else found))
+
+
+def lock(connection: Connection, key: Sequence[ColumnElement[Any]], keys: Sequence[Key]) -> list[RawKey]:
+    """Lock the rows that have some keys, in their order, and return their raw keys."""
+    chosen = select(*raw(key, connection.dialect)).where(having(key, keys, connection.dialect))
+    return list(keys_read(connection, chosen.order_by(*key).with_for_update()))
+
+
+def _present(connection: Connection, table: TrackedTable | Untracked, keys: Sequence[Key]) -> list[Key]:
+    """Return those keys that rows of a tracked table have."""
+    types = key_types_of(cast("TrackedTable", table), connection.dialect)
+    found: list[Key] | None = None
+    if len(keys) == 1 or types.go_together or is_raw(keys):
+        chosen = select(*types.read(table.key, raw_ones=is_raw(keys)))
+        rows = connection.execute(chosen.where(having(table.key, keys, connection.dialect))).all()
+        found = types.recognised(keys, rows)
+    return [each for key in keys for each in _present(connection, table, [key])] if found is None else found

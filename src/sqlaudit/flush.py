@@ -39,10 +39,11 @@ from sqlaudit.config import SQLAuditConfig, current_config
 from sqlaudit.context import AuditContext, get_audit_context
 from sqlaudit.dependents import Dependents, Occasion, record_moved
 from sqlaudit.instant import is_unchanged_past
+from sqlaudit.keytypes import Key
 from sqlaudit.models import TrackedModel, link_columns, tracked_model
 from sqlaudit.overriding import makes_its_keys, override_keys
 from sqlaudit.references import Untracked, referred_columns, untracked_source
-from sqlaudit.statements import NO_USER_FIELDS, Key, UserFields
+from sqlaudit.statements import NO_USER_FIELDS, UserFields
 from sqlaudit.tables import INFO_KEY, TrackedTable, tracked_table
 
 try:

@@ -11,10 +11,10 @@ from sqlalchemy import Column, ForeignKeyConstraint, Table
 
 from sqlaudit.changes import Operation, hashable
 from sqlaudit.exceptions import QueryError
+from sqlaudit.keytypes import Key
 from sqlaudit.models import TrackedModel, root_of
 from sqlaudit.plan import Change, constraints_of, covering, foreign_keys, unique_columns
 from sqlaudit.rows import attribute_of
-from sqlaudit.statements import Key
 from sqlaudit.tables import tracked_table
 
 

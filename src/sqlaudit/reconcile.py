@@ -13,11 +13,12 @@ from sqlaudit.bulk.recorder import user_fields_of
 from sqlaudit.capture import Capture, Unseen, changeset_of, own_connection, warn_of_history_in_sight
 from sqlaudit.dependents import by_chain
 from sqlaudit.history import checked_session, moved
+from sqlaudit.keytypes import Key
 from sqlaudit.models import base_table_of, tracked_model_of
 from sqlaudit.period import is_open
 from sqlaudit.retrieval import ids_given, ids_listed
 from sqlaudit.rights import lockable
-from sqlaudit.statements import Key, chunks, pages
+from sqlaudit.statements import chunks, pages
 from sqlaudit.tables import TrackedTable
 
 

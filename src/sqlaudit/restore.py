@@ -30,6 +30,7 @@ from sqlaudit.exceptions import QueryError, ReadOnlyError, SQLAuditError, Tracki
 from sqlaudit.history import Version, checked_session, where_rows_are
 from sqlaudit.hooks import records
 from sqlaudit.instant import Instant
+from sqlaudit.keytypes import Key, one_of
 from sqlaudit.models import TrackedModel, link_columns, root_of, tracked_model, tracked_model_of
 from sqlaudit.ordering import Ordering
 from sqlaudit.period import as_utc
@@ -51,7 +52,6 @@ from sqlaudit.rows import (
     that_came_later,
     written_by,
 )
-from sqlaudit.statements import Key, one_of
 from sqlaudit.tables import TrackedTable, mappers_of, tracked_table
 from sqlaudit.timetravel import PastSession
 

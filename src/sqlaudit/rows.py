@@ -19,9 +19,10 @@ from sqlalchemy.types import TypeEngine
 from sqlaudit.absent import explained
 from sqlaudit.changes import Operation
 from sqlaudit.history import moved, where_rows_are
+from sqlaudit.keytypes import Key, one_of
 from sqlaudit.models import TrackedModel, tracked_model
 from sqlaudit.period import was_valid
-from sqlaudit.statements import Key, chunks, may_be_respelt, one_of
+from sqlaudit.statements import chunks, may_be_respelt
 from sqlaudit.tables import TrackedTable
 
 T = TypeVar("T")

@@ -46,7 +46,6 @@ from sqlalchemy import (
     exists,
     false,
     func,
-    literal,
     literal_column,
     null,
     or_,
@@ -62,12 +61,23 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from sqlaudit.changes import Operation
+from sqlaudit.keytypes import (
+    MYSQL,
+    AsConstant,
+    Key,
+    KeyTypes,
+    bound,
+    bound_list,
+    implementation_of,
+    keys_read,
+    one_of,
+    raw,
+)
 from sqlaudit.period import OpenEnd, UTCDateTime, is_open
 from sqlaudit.tables import TrackedTable
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
-Key = tuple[Any, ...]
 CHUNK: Final = 1000
 """Keys that one statement is given."""
 WRITE: Final = "sqlaudit_write"
@@ -146,14 +156,15 @@ def pages(
 ) -> Iterator[Sequence[Key]]:
     """Yield what a select of keys finds, page by page: the next begins behind the last key."""
     order = [in_order(column, connection.dialect) for column in columns]
-    statement = statement.order_by(*order).limit(CHUNK)
-    page = [tuple(row) for row in connection.execute(statement)]
+    read = raw(columns, connection.dialect)
+    statement = statement.with_only_columns(*read, maintain_column_froms=True).order_by(*order).limit(CHUNK)
+    page = list(keys_read(connection, statement))
     while page:
         yield page
-        ends = [literal(value, column.type) for value, column in zip(page[-1], columns, strict=True)]
+        ends = [bound(column, value=value) for column, value in zip(read, page[-1], strict=True)]
         # By its name, for SQLAlchemy compares no booleans.
         behind = tuple_(*order) > tuple_(*ends) if len(ends) > 1 else order[0].bool_op(">")(ends[0])
-        page = [tuple(row) for row in connection.execute(statement.where(behind))]
+        page = list(keys_read(connection, statement.where(behind)))
 
 
 def in_order(column: ColumnElement[Any], dialect: Dialect) -> ColumnElement[Any]:
@@ -163,13 +174,6 @@ def in_order(column: ColumnElement[Any], dialect: Dialect) -> ColumnElement[Any]
     """
     has_number = dialect.name in MYSQL and isinstance(implementation_of(column.type, dialect), (Enum, mysql.SET))
     return func.concat(column, type_=column.type) if has_number else column
-
-
-def one_of(columns: Sequence[ColumnElement[Any]], keys: Sequence[Key] | Select[Any]) -> ColumnElement[bool]:
-    """Return the condition that the columns have one of the keys, which may be what a select finds."""
-    if isinstance(keys, Select):
-        return (tuple_(*columns) if len(columns) > 1 else columns[0]).in_(keys)
-    return tuple_(*columns).in_(keys) if len(columns) > 1 else columns[0].in_([key[0] for key in keys])
 
 
 # --- SQL that SQLAlchemy has no construct for -------------------------------------------------------------------
@@ -192,7 +196,6 @@ class differs(FunctionElement[bool]):
     inherit_cache = True
 
 
-MYSQL: Final = ("mysql", "mariadb")
 GUARDED_BY_KEY: Final = MYSQL
 """Dialects on which a look for history locks the neighbours of a new key, so that inserts would deadlock: there the
 primary key of the history table refuses a second version number 1, and that statement alone is undone."""
@@ -203,14 +206,6 @@ _COMPARED_BY_VALUE: Final = (Integer, Numeric, Float, Boolean, DateTime, Date, T
 def may_be_respelt(type_: TypeEngine[Any]) -> bool:
     """Tell whether a database may take two values of a type for one key: 'Ab' and 'aB', by a collation or a type."""
     return isinstance(type_, TypeDecorator) or not isinstance(type_, (*_COMPARED_BY_VALUE, Enum))
-
-
-def implementation_of(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
-    """Return the type that a dialect really uses for a type."""
-    implementation = type_.dialect_impl(dialect)
-    while isinstance(implementation, TypeDecorator):
-        implementation = implementation.type_engine(dialect)
-    return implementation
 
 
 def _sides(element: differs, compiler: SQLCompiler, **kw: Any) -> tuple[TypeEngine[Any], str, str]:
@@ -338,6 +333,20 @@ def has_open_version(table: TrackedTable, key: Sequence[ColumnElement[Any]]) -> 
     return exists(literal_column("1")).where(*same, is_open(past.c[table.valid_to.key]))
 
 
+def key_types_of(table: TrackedTable, dialect: Dialect) -> KeyTypes:
+    """Return what the types of a table's key allow."""
+    kept = table.statements.setdefault(dialect, {})
+    types: KeyTypes | None = kept.get(KeyTypes)
+    if types is None:
+        types = kept[KeyTypes] = KeyTypes(table.key, dialect)
+    return types
+
+
+def takes_array(column: ColumnElement[Any], dialect: Dialect) -> bool:
+    """Tell whether an array is how a database takes many values of a column."""
+    return dialect.name == "postgresql" and not isinstance(column.type, AsConstant)
+
+
 def goes_into_json(column: ColumnElement[Any], dialect: Dialect) -> bool:
     """Tell whether a :class:`JSONList` is how a database takes many values of a column."""
     return dialect.name == "sqlite" and isinstance(implementation_of(column.type, dialect), _IN_JSON)
@@ -399,8 +408,10 @@ class Prepared:
             else:
                 processor = _processor(bind.type, dialect)
                 self._constants[name] = bind.value if processor is None else processor(bind.value)
-        fixed = dialect.bind_typing is not BindTyping.SETINPUTSIZES
-        self._sql = compiled.string if fixed and not any(bind.expanding for bind in compiled.binds.values()) else None
+        fixed = dialect.bind_typing is not BindTyping.SETINPUTSIZES and not any(
+            bind.expanding or bind.literal_execute for bind in compiled.binds.values()
+        )
+        self._sql = compiled.string if fixed else None
 
     def execute(self, connection: Connection, parameters: Mapping[str, Any]) -> CursorResult[Any]:
         if self._sql is None or "schema_translate_map" in connection.get_execution_options():
@@ -441,6 +452,7 @@ class Statements:
     :param user_fields: the live columns that name the user of a row, before and after the callback
     :param dialect: the one that they are for
     :param selected: the rows, if they are for no others
+    :param raw_keys: whether the keys are raw, and not given (see :mod:`~sqlaudit.keytypes`)
     """
 
     def __init__(
@@ -450,10 +462,13 @@ class Statements:
         many: bool,
         dialect: Dialect,
         selected: SelectedKeys | None = None,
+        *,
+        raw_keys: bool = False,
     ) -> None:
         self.chain = chain
         self.base = chain[0]
         self.many = many
+        self.raw_keys = raw_keys
         self.selected = selected
         self.user_fields = user_fields
         self._dialect = ref(dialect)
@@ -472,26 +487,33 @@ class Statements:
     def dialect(self) -> Dialect:
         return cast_type(Dialect, self._dialect())
 
+    @property
+    def key_types(self) -> KeyTypes:
+        return key_types_of(self.base, self.dialect)
+
     # -- parts
 
     def _rows(self, columns: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
         if self.selected is not None:
             return self.selected.among(columns)
         if not self.many:
-            return and_(
-                *(
-                    column == bindparam(f"sqlaudit_key_{index}", type_=column.type)
-                    for index, column in enumerate(columns)
-                )
-            )
-        if len(columns) > 1:
-            return tuple_(*columns).in_(bindparam("sqlaudit_keys", expanding=True))
-        (column,) = columns
-        if self.dialect.name == "postgresql":
-            return column == any_(bindparam("sqlaudit_keys", type_=ARRAY(column.type)))
-        if goes_into_json(column, self.dialect):
+            return self._row(columns)
+        columns = self._compared(columns)
+        (column, *more) = columns
+        if not more and takes_array(column, self.dialect):
+            return column == any_(bindparam("sqlaudit_keys", type_=ARRAY(column.type, dimensions=1)))
+        if not more and goes_into_json(column, self.dialect):
             return one_of_json(column, bindparam("sqlaudit_keys", type_=JSONList(column.type)))
-        return column.in_(bindparam("sqlaudit_keys", type_=column.type, expanding=True))
+        return bound_list(columns, "sqlaudit_keys")
+
+    def _row(self, columns: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
+        """Return the condition that columns have the key of the one row."""
+        named = enumerate(self._compared(columns))
+        return and_(*(column == bound(column, f"sqlaudit_key_{place}") for place, column in named))
+
+    def _compared(self, columns: Sequence[ColumnElement[Any]]) -> Sequence[ColumnElement[Any]]:
+        """Return columns as they are compared with the keys."""
+        return raw(columns, self.dialect) if self.raw_keys else columns
 
     @staticmethod
     def _same(left: Iterable[ColumnElement[Any]], right: Iterable[ColumnElement[Any]]) -> ColumnElement[bool]:
@@ -779,10 +801,7 @@ class Statements:
         """Take back one version, by its number."""
         return [
             delete(table.history).where(
-                self._same(
-                    table.history_key,
-                    [bindparam(f"sqlaudit_key_{i}", type_=c.type) for i, c in enumerate(table.history_key)],
-                ),
+                self._row(table.history_key),
                 table.version == bindparam("sqlaudit_version", type_=Integer()),
             )
             for table in self.chain
@@ -793,10 +812,7 @@ class Statements:
         return [
             update(table.history)
             .where(
-                self._same(
-                    table.history_key,
-                    [bindparam(f"sqlaudit_key_{i}", type_=c.type) for i, c in enumerate(table.history_key)],
-                ),
+                self._row(table.history_key),
                 table.version == bindparam("sqlaudit_version", type_=Integer()),
                 table.role("operation") != literal_column(f"'{Operation.DELETE.value}'"),
             )
@@ -833,7 +849,7 @@ class Statements:
             user = func.coalesce(row, self._user(dict(base.columns)))
         statement = (
             select(
-                *base.history_key,
+                *self.key_types.read(base.history_key, raw_ones=self.raw_keys),
                 base.version,
                 base.valid_from,
                 base.valid_to,
@@ -856,8 +872,8 @@ class Statements:
         """Find the rows, live or recorded, whose ``columns`` of the base table have one of the given values."""
         history = self.base.history
         return [
-            select(*self.base.key).where(self._rows(columns)),
-            select(*self.base.history_key).where(
+            select(*self._compared(self.base.key)).where(self._rows(columns)),
+            select(*self._compared(self.base.history_key)).where(
                 self._rows([history.c[column.key] for column in columns]), is_open(self.base.valid_to)
             ),
         ]

@@ -52,10 +52,10 @@ from sqlaudit.instant import (
     instant_of_statement,
     is_unchanged_past,
 )
+from sqlaudit.keytypes import implementation_of
 from sqlaudit.models import tracked_model_of
 from sqlaudit.past import BeforeBaseline, Past, Untracked, as_past, shorten_path, whose_objects_stay
 from sqlaudit.period import UTCDateTime, as_utc, was_valid
-from sqlaudit.statements import implementation_of
 from sqlaudit.tables import tracked_tables
 
 if TYPE_CHECKING:

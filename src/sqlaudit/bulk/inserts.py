@@ -42,8 +42,9 @@ from sqlaudit.bulk.reading import (
 )
 from sqlaudit.bulk.writes import KeysOf, Write, let_read_again
 from sqlaudit.capture import uncaptured
+from sqlaudit.keytypes import MYSQL, Key, keys_read, one_of, raw
 from sqlaudit.references import Source, Untracked, referred_columns
-from sqlaudit.statements import CHUNK, MYSQL, Key, Portionable, SelectedKeys, chunks, one_of
+from sqlaudit.statements import CHUNK, Portionable, SelectedKeys, chunks
 from sqlaudit.tables import TrackedTable, schema_of, unique_together
 
 _ATTRIBUTES: Final = table(
@@ -319,13 +320,12 @@ def _sequence_of(key: Column[Any], connection: Connection) -> Select[Any]:
 
 
 def _keys_of_values(
-    connection: Connection, key: Sequence[Any], known: Iterable[tuple[Sequence[Any], list[Key]]], *, lock: bool
+    connection: Connection, key: Sequence[Any], known: Sequence[tuple[Sequence[Any], list[Key]]], *, lock: bool
 ) -> list[Key]:
     """Return the keys of the rows that have unique values, given by the columns of these."""
-    found = (
-        values if columns is key else _keys_where(connection, key, columns, values, lock=lock)
-        for columns, values in known
-    )
+    if len(known) == 1 and known[0][0] is key:
+        return known[0][1]
+    found = (_keys_where(connection, key, *each, lock=lock) for each in known)  # also by the key itself: all are raw
     return list(dict.fromkeys(each for keys in found for each in keys))
 
 
@@ -347,13 +347,13 @@ def _keys_where(
     connection: Connection, key: Sequence[Any], columns: Sequence[Any], values: Sequence[Key], *, lock: bool
 ) -> list[Key]:
     """Return the keys of the rows whose columns have one of the values."""
-    chosen = _chosen(key, lock=lock)
-    found = (connection.execute(chosen.where(one_of(columns, chunk))) for chunk in chunks(values))
-    return [tuple(row) for rows in found for row in rows]
+    chosen = _chosen(connection, key, lock=lock)
+    found = (keys_read(connection, chosen.where(one_of(columns, chunk))) for chunk in chunks(values))
+    return [each for keys in found for each in keys]
 
 
-def _chosen(key: Sequence[Any], *, lock: bool) -> Select[Any]:
-    chosen = select(*key).order_by(*key)
+def _chosen(connection: Connection, key: Sequence[Any], *, lock: bool) -> Select[Any]:
+    chosen = select(*raw(key, connection.dialect)).order_by(*key)
     return chosen.with_for_update() if lock else chosen
 
 
@@ -509,8 +509,8 @@ def _find_present(
         if {column.key for column in columns} <= set(names):
             given_by = clause.select.subquery()
             values = select(*(list(given_by.c)[names.index(column.key)] for column in columns))
-            chosen = _chosen(key, lock=lock).where(one_of(columns, values))
-            found |= dict.fromkeys(tuple(row) for row in connection.execute(chosen))
+            chosen = _chosen(connection, key, lock=lock).where(one_of(columns, values))
+            found |= dict.fromkeys(keys_read(connection, chosen))
     write.expect(KnownKeys(connection, ((*key, False) for key in found)), changed=None if write.may_move else changed)
 
 

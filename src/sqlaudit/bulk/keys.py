@@ -16,6 +16,7 @@ from sqlalchemy import (
     MetaData,
     Select,
     Table,
+    Text,
     TwoPhaseTransaction,
     and_,
     any_,
@@ -31,6 +32,7 @@ from sqlalchemy import (
     select,
     tuple_,
 )
+from sqlalchemy import cast as cast_to
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateTable, ExecutableDDLElement
@@ -38,8 +40,9 @@ from sqlalchemy.sql import operators
 from sqlalchemy.sql.compiler import DDLCompiler
 
 from sqlaudit.dependents import by_chain, chains_of
+from sqlaudit.keytypes import MYSQL, AsConstant, Key, RawKey, bound, one_of, raw
 from sqlaudit.references import Source, Sources
-from sqlaudit.statements import MYSQL, JSONList, Key, SelectedKeys, goes_into_json, one_of, one_of_json
+from sqlaudit.statements import JSONList, SelectedKeys, goes_into_json, one_of_json
 
 MANY: Final = 10_000
 """How many keys Python keeps."""
@@ -52,12 +55,12 @@ _LEFT: Final = "sqlaudit_left"
 class KnownKeys:
     """Keys of rows, in Python.
 
-    :param rows: keys, each with whether the row has an open version
+    :param rows: raw keys, each with whether the row has an open version
     """
 
     def __init__(self, connection: Connection, rows: Iterable[Sequence[Any]]) -> None:
         self.connection = connection
-        self._is_recorded: dict[Key, bool] = {tuple(row[:-1]): row[-1] for row in rows}
+        self._is_recorded: dict[Key, bool] = {RawKey(row[:-1]): row[-1] for row in rows}
 
     def __len__(self) -> int:
         return len(self._is_recorded)
@@ -119,11 +122,15 @@ Keys = KnownKeys | StoredKeys
 
 
 def among(dialect: Dialect, key: Sequence[Any], keys: Sequence[Key], *, each: bool = False) -> ColumnElement[bool]:
-    """Return the condition that a row has one of the keys.
+    """Return the condition that a row has one of the raw keys.
 
     :param each: whether it is for a statement of many executions, which takes no list for a parameter
     """
-    if dialect.name == "postgresql":
+    key = raw(key, dialect)
+    is_constant = isinstance(key[0].type, AsConstant)
+    if is_constant and each:  # nor constants
+        key, is_constant = [cast_to(column, Text()) for column in key], False
+    if dialect.name == "postgresql" and not is_constant:
         return _among_arrays(key, keys)
     if len(key) == 1 and goes_into_json(key[0], dialect):
         return one_of_json(key[0], literal([value for (value,) in keys], JSONList(key[0].type)))
@@ -131,12 +138,14 @@ def among(dialect: Dialect, key: Sequence[Any], keys: Sequence[Key], *, each: bo
         return false()
     if not each:
         return one_of(key, keys)
-    types = [column.type for column in key]
-    return or_(*(and_(*map(operators.eq, key, map(literal, values, types))) for values in keys))
+    same = ([column == bound(column, value=value) for column, value in zip(key, each, strict=True)] for each in keys)
+    return or_(*(and_(*one) for one in same))
 
 
 def _among_arrays(key: Sequence[Any], keys: Sequence[Key]) -> ColumnElement[bool]:
-    lists = [literal([each[place] for each in keys], ARRAY(column.type)) for place, column in enumerate(key)]
+    lists = [
+        literal([each[place] for each in keys], ARRAY(column.type, dimensions=1)) for place, column in enumerate(key)
+    ]
     if len(key) == 1:
         return cast("ColumnElement[bool]", key[0] == any_(lists[0]))
     names = [column(f"k{place}", each.type) for place, each in enumerate(key)]

@@ -30,9 +30,10 @@ from sqlaudit.bulk.keys import MANY, Keys, KnownKeys, StoredKeys, among, may_be_
 from sqlaudit.bulk.reading import Parameters, are_known, keys_given, terms, value_given, values_set
 from sqlaudit.bulk.writes import Write
 from sqlaudit.capture import uncaptured
+from sqlaudit.keytypes import MYSQL, Key, RawKey, one_of, raw
 from sqlaudit.references import Source
 from sqlaudit.rights import lockable
-from sqlaudit.statements import MYSQL, OURS, Key, chunks, has_open_version, one_of
+from sqlaudit.statements import OURS, chunks, has_open_version
 from sqlaudit.tables import TrackedTable
 
 
@@ -57,7 +58,8 @@ def prepare_change(write: Write, clause: Any, source: Source, parameters: Parame
 
 def _foresee(write: Write, clause: Any, key: Sequence[Any], values: Mapping[Any, Any], parameters: Parameters) -> Any:
     """Note the rows that a statement is about to write, though the role may not lock them, and return it as it is."""
-    chosen = _rows_of(clause, [*key, _is_recorded(write.root, key)], key, lock=False)
+    read = raw(key, write.connection.dialect)
+    chosen = _rows_of(clause, [*read, _is_recorded(write.root, key)], key, lock=False)
     rows = {tuple(row): None for each in parameters for row in write.connection.execute(chosen, each)}
     keys = KnownKeys(write.connection, rows)
     write.expect(keys, changed=None if isinstance(clause, Delete) else values.keys())
@@ -67,7 +69,8 @@ def _foresee(write: Write, clause: Any, key: Sequence[Any], values: Mapping[Any,
 
 def _lock_given(write: Write, key: Sequence[Any], given: Sequence[Key]) -> KnownKeys:
     """Lock the rows that a statement names."""
-    chosen = select(*key, _is_recorded(write.root, key)).order_by(*key).with_for_update()
+    read = raw(key, write.connection.dialect)
+    chosen = select(*read, _is_recorded(write.root, key)).order_by(*key).with_for_update()
     locked = (write.connection.execute(chosen.where(one_of(key, chunk))) for chunk in chunks(given))
     return KnownKeys(write.connection, (row for rows in locked for row in rows))
 
@@ -75,7 +78,8 @@ def _lock_given(write: Write, key: Sequence[Any], given: Sequence[Key]) -> Known
 def _lock_found(write: Write, clause: Any, source: Source, key: Sequence[Any], parameters: Parameters) -> Keys:
     """Lock the rows that a statement's criterion chooses."""
     connection, is_recorded = write.connection, _is_recorded(write.root, key)
-    chosen = _rows_of(clause, [*key, is_recorded], key)
+    read = raw(key, connection.dialect)
+    chosen = _rows_of(clause, [*read, is_recorded], key)
     has_key = set(source.key) == set(source.live.primary_key)
     if len(parameters) == 1 and has_key and may_be_stored(connection, returns=bool(clause._returning)):
         with connection.execute(chosen, parameters[0], execution_options={"stream_results": True}) as found:
@@ -99,10 +103,11 @@ def _lock_moving(
     :return: the rows, and those that they may be meanwhile; ``None`` if nobody knows
     """
     connection, width = write.connection, len(key)
-    moved = [type_coerce(value, column.type) for value, column in zip(new_key, write.root.key, strict=True)]
-    chosen = _rows_of(clause, [*key, _is_recorded(write.root, key), *moved], key)
+    values = [type_coerce(value, column.type) for value, column in zip(new_key, write.root.key, strict=True)]
+    read, moved = raw(key, connection.dialect), raw(values, connection.dialect)
+    chosen = _rows_of(clause, [*read, _is_recorded(write.root, key), *moved], key)
     found = [tuple(row) for each in parameters for row in connection.execute(chosen, each)]
-    write.moved_to = {row[:width]: row[width + 1 :] for row in found}
+    write.moved_to = {RawKey(row[:width]): RawKey(row[width + 1 :]) for row in found}
     meanwhile = _follow_moves(write, clause, key, new_key, parameters) if len(parameters) > 1 else ()
     write.expect(KnownKeys(connection, (row[: width + 1] for row in found)), changed=None)
     if meanwhile is None:

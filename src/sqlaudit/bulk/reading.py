@@ -31,8 +31,8 @@ from sqlalchemy.sql.visitors import iterate
 
 from sqlaudit.bulk.appending import is_history, rewriting
 from sqlaudit.capture import uncaptured
+from sqlaudit.keytypes import Key
 from sqlaudit.references import Source, Untracked, referred_columns, untracked_source
-from sqlaudit.statements import Key
 from sqlaudit.tables import TrackedTable, tracked_table
 
 Parameters = Sequence[Mapping[str, Any]]

@@ -46,9 +46,10 @@ from sqlaudit.context import get_audit_context
 from sqlaudit.dependents import Occasion
 from sqlaudit.flush import unit_of
 from sqlaudit.handwritten import NOTICED, notice_sql
+from sqlaudit.keytypes import Key
 from sqlaudit.models import root_of
 from sqlaudit.references import Chain, Source, Untracked
-from sqlaudit.statements import NO_USER_FIELDS, WRITE, Key, UserFields
+from sqlaudit.statements import NO_USER_FIELDS, WRITE, UserFields
 from sqlaudit.tables import TrackedTable
 
 

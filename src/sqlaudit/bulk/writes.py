@@ -16,8 +16,9 @@ from sqlaudit.bulk.reading import Parameters
 from sqlaudit.capture import Capture, Unseen, uncaptured
 from sqlaudit.changes import Operation
 from sqlaudit.dependents import Dependents, Occasion, by_chain, record_moved
+from sqlaudit.keytypes import Key
 from sqlaudit.references import Chain, Source, Untracked, referred_columns
-from sqlaudit.statements import Key, Portionable
+from sqlaudit.statements import Portionable
 from sqlaudit.tables import TrackedTable
 
 _SAVEPOINT: Final = "sqlaudit"

@@ -24,7 +24,6 @@ from sqlalchemy import (
     bindparam,
     exists,
     func,
-    literal,
     literal_column,
     null,
     or_,
@@ -38,13 +37,14 @@ from sqlaudit.arguments import checked_count
 from sqlaudit.bulk.locking import keep_others_out
 from sqlaudit.capture import Capture, Changeset, changeset_at, instant_given, own_connection, warn_of_history_in_sight
 from sqlaudit.changes import Operation
-from sqlaudit.dependents import by_chain
+from sqlaudit.dependents import by_chain, lock
 from sqlaudit.exceptions import QueryError
 from sqlaudit.history import checked_session
+from sqlaudit.keytypes import MYSQL, Key, RawKey, bound, keys_read, raw
 from sqlaudit.maintenance.progress import Callback, told_to
 from sqlaudit.models import base_table_of
 from sqlaudit.period import OpenEnd, UTCDateTime
-from sqlaudit.statements import CHUNK, MYSQL, Key, Statements, has_open_version, in_order, one_of
+from sqlaudit.statements import CHUNK, Statements, has_open_version, in_order
 from sqlaudit.tables import TrackedTable
 
 T = TypeVar("T")
@@ -240,28 +240,29 @@ class _Backfill:
 
     def _ends(self, connection: Connection, last: Key | None) -> tuple[Key, Key] | None:
         """Return the first and the last key of the portion that follows a key."""
-        key, order = self.table.key, self._order(connection)
+        key, order = raw(self.table.key, connection.dialect), self._order(connection)
         statement = select(*key).order_by(*order).limit(1)
         first = connection.execute(self._behind(connection, statement, last)).first()
         if first is None:
             return None
-        from_here = statement.where(_compared(order, self._literal(first), ">="))
+        from_here = statement.where(_compared(order, self._literal(connection, RawKey(first)), ">="))
         end = connection.execute(from_here.offset(self.chunk_size - 1)).first()
         if end is None:
             backwards = select(*key).order_by(*(column.desc() for column in order)).limit(1)
             end = connection.execute(backwards).one()
-        return tuple(first), tuple(end)
+        return RawKey(first), RawKey(end)
 
     def _behind(self, connection: Connection, statement: Select[Any], last: Key | None) -> Select[Any]:
         if last is None:
             return statement
-        return statement.where(_compared(self._order(connection), self._literal(last), ">"))
+        return statement.where(_compared(self._order(connection), self._literal(connection, last), ">"))
 
     def _order(self, connection: Connection) -> list[ColumnElement[Any]]:
         return [in_order(column, connection.dialect) for column in self.table.key]
 
-    def _literal(self, key: Key) -> list[ColumnElement[Any]]:
-        return [literal(value, column.type) for column, value in zip(self.table.key, key, strict=True)]
+    def _literal(self, connection: Connection, key: Key) -> list[ColumnElement[Any]]:
+        columns = raw(self.table.key, connection.dialect)
+        return [bound(column, value=value) for column, value in zip(columns, key, strict=True)]
 
     def _remaining(self) -> int:
         """Write baselines of the rows that others were writing, and of those with a history that has ended."""
@@ -274,20 +275,17 @@ class _Backfill:
         return written
 
     def _without_version(self, connection: Connection, last: Key | None) -> list[Key]:
-        key = self.table.key
-        statement = (
-            select(*key).where(~has_open_version(self.table, key)).order_by(*self._order(connection)).limit(CHUNK)
-        )
+        chosen = select(*raw(self.table.key, connection.dialect)).where(~has_open_version(self.table, self.table.key))
+        statement = chosen.order_by(*self._order(connection)).limit(CHUNK)
         statement = statement if self.table.live.primary_key else statement.distinct()
-        return [tuple(row) for row in connection.execute(self._behind(connection, statement, last))]
+        return list(keys_read(connection, self._behind(connection, statement, last)))
 
     def _adopt(self, connection: Connection, keys: Sequence[Key]) -> int:
         keep_others_out(connection, self.table)
         written = 0
         for chain, some in by_chain(connection, self.table, keys):
             for table in chain:
-                locked = select(*table.key).where(one_of(table.key, some)).with_for_update()
-                connection.execute(locked).all()
+                lock(connection, table.key, some)
             written += Capture(connection, self.changeset, chain).adopt(some)
         return written
 
@@ -324,10 +322,8 @@ class _Ranges(Statements):
         self.below = [other[-1] for other in chains if other[:-1] == chain]
 
     def _rows(self, columns: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
-        ends = [
-            [bindparam(f"sqlaudit_{name}_{place}", type_=column.type) for place, column in enumerate(columns)]
-            for name in ("first", "last")
-        ]
+        named = list(enumerate(raw(columns, self.dialect)))
+        ends = [[bound(column, f"sqlaudit_{name}_{place}") for place, column in named] for name in ("first", "last")]
         if len(columns) > 1 and self.dialect.name not in MYSQL:
             return and_(tuple_(*columns) >= tuple_(*ends[0]), tuple_(*columns) <= tuple_(*ends[1]))
         order = [in_order(column, self.dialect) for column in columns]

@@ -43,11 +43,12 @@ from sqlaudit.changes import Operation
 from sqlaudit.context import user_id_text
 from sqlaudit.dependents import by_chain
 from sqlaudit.exceptions import QueryError
+from sqlaudit.keytypes import Key, one_of
 from sqlaudit.maintenance.places import bring_up_to_date, columns_of, opened
 from sqlaudit.maintenance.texts import UNREAD, read_text
 from sqlaudit.models import TrackedModel, tracked_model_of
 from sqlaudit.period import OPEN_END, TICK
-from sqlaudit.statements import CHUNK, OURS, Key, one_of
+from sqlaudit.statements import CHUNK, OURS
 from sqlaudit.tables import TrackedTable
 
 _metadata: Final = MetaData()

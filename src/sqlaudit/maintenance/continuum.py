@@ -49,10 +49,11 @@ from sqlaudit.capture import changeset_id_of
 from sqlaudit.changes import Operation
 from sqlaudit.context import user_id_text
 from sqlaudit.exceptions import QueryError
+from sqlaudit.keytypes import Key
 from sqlaudit.maintenance.places import bring_up_to_date, columns_of, opened
 from sqlaudit.models import base_table_of
 from sqlaudit.period import OPEN_END, TICK, OpenEnd, as_utc
-from sqlaudit.statements import CHUNK, OURS, Key
+from sqlaudit.statements import CHUNK, OURS
 from sqlaudit.tables import TrackedTable, audit_column_types
 
 _INSERTED: Final = 0

@@ -15,7 +15,7 @@ from uuid import UUID
 from sqlalchemy import JSON, BigInteger, Dialect, SmallInteger
 from sqlalchemy.types import TypeEngine
 
-from sqlaudit.statements import implementation_of
+from sqlaudit.keytypes import implementation_of
 
 UNREAD: Final = object()
 """Stands for the value of a text that is none of its column's."""

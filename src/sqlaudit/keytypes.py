@@ -1,0 +1,293 @@
+"""How do keys travel through Python and find their rows again? As the program gives them, or raw, as the database does.
+
+A *given* key comes from the program: from the fields of an object, or from the parameters of a statement. It is bound
+by the types of its columns, as SQLAlchemy's own statements bind it. A *raw* key was read from the database. Nothing of
+the program's may stand in its way: a TypeDecorator may change what it reads, an enum may have lost a member, Python has
+no year 0. So it is read past the columns' own types, and where a driver's value might not find the row again, as text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
+from typing import cast as cast_type
+from weakref import ref
+
+from sqlalchemy import (
+    BindParameter,
+    Boolean,
+    ColumnElement,
+    Connection,
+    Date,
+    DateTime,
+    Dialect,
+    Double,
+    Float,
+    Integer,
+    Numeric,
+    Select,
+    String,
+    Text,
+    Time,
+    Uuid,
+    and_,
+    bindparam,
+    cast,
+    false,
+    literal_column,
+    or_,
+    tuple_,
+    type_coerce,
+)
+from sqlalchemy.sql import operators
+from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
+
+MYSQL: Final = ("mysql", "mariadb")
+Key = tuple[Any, ...]
+Columns = Sequence[ColumnElement[Any]]
+_TEXTS: Final = frozenset({"STRING", "TEXT", "UNICODE", "UNICODE_TEXT", "VARCHAR", "NVARCHAR", "CLOB"})
+_MORE_TEXTS: Final = frozenset({"CHAR", "NCHAR", "TINYTEXT", "MEDIUMTEXT", "LONGTEXT"})
+"""What PostgreSQL pads, and what only MariaDB and MySQL have."""
+_BYTES: Final = frozenset(
+    {"LARGE_BINARY", "BLOB", "BYTEA", "BINARY", "VARBINARY", "TINYBLOB", "MEDIUMBLOB", "LONGBLOB"}
+)
+_TOLD_APART: Final = (Integer, String, Uuid, Boolean, Date, DateTime, Time)
+
+
+class RawKey(tuple[Any, ...]):
+    """A key as it was read by the columns of :func:`raw`; only they find it again."""
+
+    __slots__ = ()
+
+
+# --- types of raw values ----------------------------------------------------------------------------------------
+
+
+class AsText(TypeDecorator[str]):
+    """A value as the text that the database writes of it, and reads again."""
+
+    impl = Text
+    cache_ok = True
+
+    def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
+        return cast(column, Text())
+
+
+class AsConstant(AsText):
+    """The same for PostgreSQL, which takes the text only as a constant in the SQL for a value of the column's type."""
+
+    cache_ok = True
+
+
+class AsStored(UserDefinedType[Any]):
+    """A value as SQLite has it: a text, a number or bytes, whatever the type of the column."""
+
+    cache_ok = True
+
+
+class AsNumber(TypeDecorator[Any]):
+    """A number that Python would not read as one, or not whole: MariaDB's FLOAT and BIT."""
+
+    impl = Double
+    cache_ok = True
+
+    def __init__(self, number: TypeEngine[Any]) -> None:
+        super().__init__()
+        self.number = number
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return self.number
+
+    def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
+        return column.op("+")(literal_column("0" if isinstance(self.number, Integer) else "0e0"))
+
+
+def undecorated(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
+    """Return the type below all TypeDecorators, as the program names it."""
+    while True:
+        type_ = type_._variant_mapping.get(dialect.name, type_)
+        if not isinstance(type_, TypeDecorator) or _is_sqlalchemys(type_):
+            return type_
+        type_ = type_.load_dialect_impl(dialect)
+
+
+def implementation_of(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
+    """Return the type that a dialect really uses for a type."""
+    implementation = type_.dialect_impl(dialect)
+    while isinstance(implementation, TypeDecorator):
+        implementation = implementation.type_engine(dialect)
+    return implementation
+
+
+def _is_sqlalchemys(type_: TypeEngine[Any]) -> bool:
+    return type(type_).__module__.startswith("sqlalchemy.")
+
+
+def _raw_type(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
+    """Return the type by which a key is read and found again: proven for the few that are as they are."""
+    below = undecorated(type_, dialect)
+    if isinstance(below, (AsText, AsNumber, AsStored)):
+        return below
+    is_known, name = _is_sqlalchemys(below), below.__visit_name__.upper()
+    is_whole = is_known and isinstance(below, Integer)
+    if dialect.name == "sqlite":  # which stores values as it is given them, and not by the column's type
+        if is_known and isinstance(below, Uuid):
+            return String()
+        return below if is_whole or (is_known and name in _TEXTS | _MORE_TEXTS) else AsStored()
+    if is_known and name in _TEXTS and dialect.name == "postgresql":
+        return AsText()  # without the blanks that it adds, if the column is a CHAR after all
+    if is_whole or (is_known and (name in _TEXTS | _BYTES or isinstance(below, Uuid))):
+        return below
+    if is_known and isinstance(below, Numeric) and not isinstance(below, Float):
+        return below if below.asdecimal else Numeric()
+    if dialect.name == "postgresql":
+        return below if is_known and isinstance(below, Boolean) else AsConstant()
+    if dialect.name not in MYSQL or (is_known and name in _MORE_TEXTS):
+        return below
+    if is_known and isinstance(below, Float):
+        return AsNumber(Double())
+    return AsNumber(Integer()) if is_known and (isinstance(below, Boolean) or name == "BIT") else AsText()
+
+
+def raw(columns: Columns, dialect: Dialect) -> list[ColumnElement[Any]]:
+    """Return columns as they read raw values, and are compared with them."""
+    types: Sequence[TypeEngine[Any]] = [_raw_type(column.type, dialect) for column in columns]
+    if any(isinstance(type_, AsConstant) for type_ in types):  # one expression takes either parameters or constants
+        types = [AsConstant()] * len(types)
+    return [_as(column, type_) for column, type_ in zip(columns, types, strict=True)]
+
+
+def _as(column: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any]:
+    return column if type_ is column.type else type_coerce(column, type_)
+
+
+# --- conditions -------------------------------------------------------------------------------------------------
+
+
+def bound(column: ColumnElement[Any], name: str | None = None, value: Any = None) -> BindParameter[Any]:
+    """Return the parameter for a value of a column, which may be raw."""
+    is_constant = isinstance(column.type, AsConstant)
+    if name is not None:
+        return bindparam(name, type_=column.type, literal_execute=is_constant)
+    return bindparam(None, value, type_=column.type, unique=True, literal_execute=is_constant)
+
+
+def bound_list(columns: Columns, name: str | None = None, keys: Sequence[Key] = ()) -> ColumnElement[bool]:
+    """Return the condition that columns have one of the keys, in a parameter for all of them."""
+    settings: dict[str, Any] = {"expanding": True, "literal_execute": isinstance(columns[0].type, AsConstant)}
+    values = [key[0] for key in keys] if len(columns) == 1 else list(keys)
+    settings |= {"key": name} if name is not None else {"key": None, "value": values, "unique": True}
+    if len(columns) == 1:
+        return columns[0].in_(bindparam(type_=columns[0].type, **settings))
+    return tuple_(*columns).in_(bindparam(**settings))
+
+
+def one_of(columns: Columns, keys: Sequence[Key] | Select[Any]) -> ColumnElement[bool]:
+    """Return the condition that the columns have one of the keys, which may be what a select finds."""
+    if isinstance(keys, Select):
+        return (tuple_(*columns) if len(columns) > 1 else columns[0]).in_(keys)
+    if any(column.type._has_bind_expression for column in columns):  # SQLAlchemy's lists take few of them
+        same = (and_(*map(operators.eq, columns, map(_valued, columns, key))) for key in keys)
+        return or_(false(), *same)
+    return bound_list(columns, None, keys)
+
+
+def _valued(column: ColumnElement[Any], value: Any) -> BindParameter[Any]:
+    return bound(column, value=value)
+
+
+def having(columns: Columns, keys: Sequence[Key], dialect: Dialect) -> ColumnElement[bool]:
+    """Return the condition that the columns have one of some keys, all of them given or all of them raw."""
+    return one_of(raw(columns, dialect) if is_raw(keys) else columns, keys)
+
+
+def is_raw(keys: Iterable[Key]) -> bool:
+    """Tell whether keys, all of which are of one kind, are raw."""
+    return type(next(iter(keys), None)) is RawKey
+
+
+# --- what is known of the columns of a key ----------------------------------------------------------------------
+
+
+class KeyTypes:
+    """What the types of a key's columns allow.
+
+    :ivar differs: whether raw keys are read or bound otherwise than given ones
+    :ivar go_together: whether one statement may be given many keys of the program's, and tells them apart
+    """
+
+    def __init__(self, columns: Columns, dialect: Dialect) -> None:
+        self._dialect = ref(dialect)  # which keeps this
+        self.differs = any(one is not other for one, other in zip(raw(columns, dialect), columns, strict=True))
+        self.go_together = all(_go_together(column.type, dialect) for column in columns)
+        self._decorators = [_decorators(column.type, dialect) or [] for column in columns]
+
+    def read(self, columns: Columns, *, raw_ones: bool) -> Columns:
+        """Return what to select of columns so that :meth:`recognised` tells the keys."""
+        dialect = cast_type(Dialect, self._dialect())
+        if raw_ones or not self.go_together:
+            return raw(columns, dialect)
+        return [_as(column, undecorated(column.type, dialect)) for column in columns]
+
+    def recognised(self, keys: Sequence[Key], rows: Sequence[Sequence[Any]]) -> list[Key] | None:
+        """Return the keys of rows, spelt as the database spells them; as ``keys`` do if Python can't compare the two.
+
+        :return: ``None`` if a row is not recognised: ask for each key alone, then, for the row that it finds has it
+        """
+        if is_raw(keys):
+            return list(map(RawKey, rows))
+        if self.go_together and not any(self._decorators):
+            return list(map(tuple, rows))
+        if len(keys) == 1:
+            return [keys[0]] * len(rows)
+        asked = {self._undecorated(key): key for key in keys}
+        found = [asked.get(tuple(row)) for row in rows]
+        return None if None in found else found  # type: ignore[return-value]
+
+    def told_apart(self, keys: Sequence[Key]) -> Sequence[Key]:
+        """Return keys without those that the program's types only spell in another way, the first of them first."""
+        if is_raw(keys) or len(keys) == 1 or not any(self._decorators):
+            return keys
+        apart: dict[Key, Key] = {}
+        for key in keys:
+            apart.setdefault(self._undecorated(key), key)
+        return list(apart.values())
+
+    def _undecorated(self, key: Key) -> Key:
+        dialect, values = self._dialect(), list(key)
+        for place, decorators in enumerate(self._decorators):
+            for decorator in decorators:
+                values[place] = decorator.process_bind_param(values[place], dialect)
+        return tuple(values)
+
+
+def _go_together(type_: TypeEngine[Any], dialect: Dialect) -> bool:
+    below = undecorated(type_, dialect)
+    if type_.dialect_impl(dialect)._has_bind_expression or not _is_sqlalchemys(below):
+        return False
+    if _decorators(type_, dialect) is None:
+        return False
+    name = below.__visit_name__.upper()
+    if dialect.name == "postgresql" and name in ("CHAR", "NCHAR", "CITEXT"):
+        return False
+    is_decimal = isinstance(below, Numeric) and not isinstance(below, Float) and below.asdecimal
+    return isinstance(below, _TOLD_APART) or name in _BYTES or (is_decimal and dialect.name != "sqlite")
+
+
+def _decorators(type_: TypeEngine[Any], dialect: Dialect) -> list[Any] | None:
+    """Return the types that convert a given value one after the other; ``None`` if one does it in a way of its own."""
+    decorators: list[Any] = []
+    while True:
+        type_ = type_._variant_mapping.get(dialect.name, type_)
+        if not isinstance(type_, TypeDecorator) or _is_sqlalchemys(type_):
+            return decorators
+        if type(type_).bind_processor is not TypeDecorator.bind_processor:
+            return None
+        if type_._has_bind_processor:
+            decorators.append(type_)
+        type_ = type_.load_dialect_impl(dialect)
+
+
+def keys_read(connection: Connection, statement: Select[Any]) -> Iterator[RawKey]:
+    """Yield what a select of :func:`raw` columns finds."""
+    return map(RawKey, connection.execute(statement))
