@@ -8,6 +8,7 @@ from typing import Any, Final
 from typing import cast as cast_type
 
 from sqlalchemy import (
+    BindParameter,
     Column,
     Connection,
     CursorResult,
@@ -37,6 +38,7 @@ from sqlaudit.bulk.reading import (
     are_known,
     column_named,
     column_of_parameter,
+    is_bound_alike,
     value_given,
     written_table,
 )
@@ -180,7 +182,11 @@ def _by_column(
 ) -> dict[str, Any]:
     """Return values by the keys of the columns that they are for, as far as these are asked for."""
     pairs = ((column_of(name), value) for name, value in values.items())
-    return {column.key: value for column, value in pairs if column is not None and column in asked}
+    return {
+        column.key: SQL if isinstance(value, BindParameter) and not is_bound_alike(value, column) else value
+        for column, value in pairs
+        if column is not None and column in asked
+    }
 
 
 def _columns_of(rows: Iterable[Mapping[str, Any]], columns: Sequence[Column[Any]]) -> list[Key]:

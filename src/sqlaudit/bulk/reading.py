@@ -28,6 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import FromStatement
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.visitors import iterate
+from sqlalchemy.types import ExternalType
 
 from sqlaudit.bulk.appending import is_history, rewriting
 from sqlaudit.capture import uncaptured
@@ -220,6 +221,8 @@ def keys_given(clause: Any, key: Sequence[Any], parameters: Parameters) -> list[
     equations = [term for term in terms(clause._where_criteria) if getattr(term, "operator", None) is operators.eq]
     by_column = {term.left: term.right for term in equations if isinstance(term.right, BindParameter)}
     found = [by_column.get(column) for column in key]
+    if any(term is not None and not is_bound_alike(term, column) for term, column in zip(found, key, strict=True)):
+        return None
     if any(term is None for term in found):
         return None
     keys = [tuple([value_given(term, each) for term in found]) for each in parameters]
@@ -237,6 +240,14 @@ def terms(criteria: Iterable[Any]) -> Iterator[Any]:
             yield from terms(each.clauses)
         else:
             yield each
+
+
+def is_bound_alike(parameter: BindParameter[Any], column: ColumnElement[Any]) -> bool:
+    """Tell whether a parameter is bound as the values of a column are: not ``type_coerce(value, String)``, say."""
+    types = parameter.type, column.type
+    return types[0] is types[1] or (
+        type(types[0]) is type(types[1]) or not any(isinstance(each, ExternalType) for each in types)
+    )
 
 
 def value_given(value: Any, parameters: Mapping[str, Any]) -> Any:
