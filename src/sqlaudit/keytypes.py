@@ -186,10 +186,15 @@ def one_of(columns: Columns, keys: Sequence[Key] | Select[Any]) -> ColumnElement
     """Return the condition that the columns have one of the keys, which may be what a select finds."""
     if isinstance(keys, Select):
         return (tuple_(*columns) if len(columns) > 1 else columns[0]).in_(keys)
-    if any(column.type._has_bind_expression for column in columns):  # SQLAlchemy's lists take few of them
+    if are_bound_in_sql(columns):
         same = (and_(*map(operators.eq, columns, map(_valued, columns, key))) for key in keys)
         return or_(false(), *same)
     return bound_list(columns, None, keys)
+
+
+def are_bound_in_sql(columns: Columns) -> bool:
+    """Tell whether a type of some columns has a ``bind_expression``, few of which SQLAlchemy's lists take."""
+    return any(column.type._has_bind_expression for column in columns)
 
 
 def _valued(column: ColumnElement[Any], value: Any) -> BindParameter[Any]:

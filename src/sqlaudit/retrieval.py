@@ -44,6 +44,7 @@ from sqlaudit.changesets import is_of_changeset, tables_of_changeset
 from sqlaudit.config import configured_session
 from sqlaudit.exceptions import QueryError
 from sqlaudit.history import checked_session, history_of, moved, version_info, where_rows_are
+from sqlaudit.keytypes import are_bound_in_sql, one_of
 from sqlaudit.models import TrackedModel, root_of, tracked_model_of
 from sqlaudit.statements import any_of, differs, is_among
 from sqlaudit.tables import TrackedTable
@@ -233,7 +234,7 @@ def _versions(
     def build() -> Select[Any]:
         statement = select(with_polymorphic(class_mapper(history_of(model_class)), "*"))
         order = table.version.desc() if newest_first else table.version
-        return statement.where(_has_id(table.history_key)).order_by(order)
+        return statement.where(_has_id(table.history_key, parameters)).order_by(order)
 
     statement = _built_once(model, ("versions", frozenset(parameters), newest_first), build)
     with closing(_rows(session, model, statement, parameters, options)) as rows:
@@ -301,7 +302,7 @@ class _Reading:
         roles = {role: now[base].c[name] for role, name in base.names.items()}
         ours = [roles[name] for name in _ROLES]
         if self.of_one_row:
-            statement = select(*ours, *ids, *new).select_from(source).where(_has_id(ids))
+            statement = select(*ours, *ids, *new).select_from(source).where(_has_id(ids, self.parameters))
             return statement.order_by(roles["version"].desc() if self.newest_first else roles["version"])
         source = source.outerjoin(before[base], _same_version(base, before[base], base, now[base], distance=-1))
         for table in tables[1:]:
@@ -328,7 +329,7 @@ class _Reading:
             statement = statement.where(moved(discriminator, here).in_(values))
         given = self.parameters
         if "ids" in given:
-            statement = statement.where(_has_id(ids))
+            statement = statement.where(_has_id(ids, self.parameters))
         if "users" in given:
             statement = statement.where(
                 is_among(roles["changed_by"], bindparam("users", type_=roles["changed_by"].type, expanding=True))
@@ -491,8 +492,10 @@ def ids_given(columns: Sequence[ColumnElement[Any]], ids: Iterable[Any]) -> dict
     return {"ids": matching}
 
 
-def _has_id(columns: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
+def _has_id(columns: Sequence[ColumnElement[Any]], given: Mapping[str, Any]) -> ColumnElement[bool]:
     """Return the condition that the columns have one of the ids."""
+    if are_bound_in_sql(columns):
+        return one_of(columns, [key if len(columns) > 1 else (key,) for key in given["ids"]])
     # The widest integer, so that an id that its column cannot hold is compared like any other, and matches nothing.
     types = [BigInteger() if isinstance(column.type, Integer) else column.type for column in columns]
     if len(columns) == 1:
@@ -514,7 +517,7 @@ def _converted(value: Any, type_: TypeEngine[Any]) -> Any:
     if isinstance(value, bool) != (wanted is bool):
         raise ValueError(value)
     if wanted is int:
-        return _whole_number(value)
+        return _whole_number(value, type_)
     if wanted is str:
         return _text(str(value) if isinstance(value, (int, UUID)) else value)
     if not isinstance(value, wanted):
@@ -529,7 +532,7 @@ def _accepted(value: Any, type_: TypeDecorator[Any]) -> Any:
         if isinstance(type_.process_bind_param(value, _ANY_DIALECT), below.python_type):
             return value
     except NotImplementedError:
-        return _converted(value, below)
+        return value if type_._has_bind_expression else _converted(value, below)
     except (TypeError, ValueError, AttributeError):
         pass
     value = _converted(value, below)
@@ -537,9 +540,10 @@ def _accepted(value: Any, type_: TypeDecorator[Any]) -> Any:
     return value
 
 
-def _whole_number(value: Any) -> int:
+def _whole_number(value: Any, type_: TypeEngine[Any]) -> int:
     number = int(value) if isinstance(value, str) and _WHOLE_NUMBER.fullmatch(value) else value
-    if not isinstance(number, int) or number.bit_length() > 63:
+    is_unsigned = any(getattr(each, "unsigned", False) for each in (type_, *type_._variant_mapping.values()))
+    if not isinstance(number, int) or not -(1 << 63) <= number < 1 << (64 if is_unsigned else 63):
         raise ValueError(value)
     return number
 
@@ -556,6 +560,8 @@ def _text(value: Any) -> str:
 
 def _built_once(model: TrackedModel, shape: tuple[Any, ...], build: Callable[[], Select[Any]]) -> Select[Any]:
     """Return the statement of a shape: building one takes as long as running it."""
+    if are_bound_in_sql(model.root.table.key):  # and it has the ids
+        return build()
     cache, key = model.root.table.cache, (*model.family(), *shape)
     statement: Select[Any] | None = cache.get(key)
     if statement is None:
