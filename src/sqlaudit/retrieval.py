@@ -532,7 +532,8 @@ def _accepted(value: Any, type_: TypeDecorator[Any]) -> Any:
         if isinstance(type_.process_bind_param(value, _ANY_DIALECT), below.python_type):
             return value
     except NotImplementedError:
-        return value if type_._has_bind_expression else _converted(value, below)
+        is_own = type_.python_type is not below.python_type and isinstance(value, type_.python_type)  # an Interval
+        return value if is_own or type_._has_bind_expression else _converted(value, below)
     except (TypeError, ValueError, AttributeError):
         pass
     value = _converted(value, below)
