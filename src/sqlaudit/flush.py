@@ -362,6 +362,7 @@ class Flush:
         self._baselines: list[tuple[Unit, Capture, list[Key]]] = []
         self._told: set[tuple[Unit, Connection, Key]] = set()
         self.chooses = chooses_connections(session)
+        self.asks_late = self.chooses or self.restoring is not None
         self._questions: _Questions = defaultdict(_ToAsk)
         self._followed_fields: dict[Unit, frozenset[str]] = {}
         self.is_heard = False

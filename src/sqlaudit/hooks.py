@@ -669,7 +669,8 @@ def _inserted(mapper: Mapper[Any], connection: Connection, state: InstanceState[
 
 
 def _inserting(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
-    if (flush := _session_of(state).info.get(INFO_KEY)) is not None:
+    flush: Flush | None = _session_of(state).info.get(INFO_KEY)
+    if flush is not None and flush.asks_late:  # few do, and every insert comes here
         flush.inserting(state, connection)
 
 
