@@ -40,6 +40,16 @@ class Stripped(sa.TypeDecorator[str]):
         return value and value.strip()
 
 
+class Marked(sa.TypeDecorator[str]):
+    """Reads what no row is found by again."""
+
+    impl = sa.String(36)
+    cache_ok = True
+
+    def process_result_value(self, value: str | None, dialect: sa.Dialect) -> str | None:
+        return value and f"{value}!"
+
+
 KINDS: dict[str, Callable[[], Any]] = {
     "a server default": lambda: sa.Column(sa.String(36), server_default=random_text(), primary_key=True),
     "a server default of a type of the user's": lambda: sa.Column(
@@ -154,6 +164,17 @@ def test_rows_are_recorded_by_numbers_that_are_made(base: Any, engine: sa.Engine
 def test_rows_are_recorded_by_numbers_that_the_model_does_not_expect(base: Any, engine: sa.Engine) -> None:
     if engine.dialect.name == "sqlite":
         check(base, engine, sa.Column(sa.Integer, primary_key=True, autoincrement=False), "alone")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rows_are_recorded_by_made_keys_that_are_read_otherwise(base: Any, engine: sa.Engine, shape: str) -> None:
+    column = sa.Column(Marked(), server_default=random_text(), primary_key=True)
+    model, rows = model_of(base, column, shape), Rows()
+    with recording(engine, base.metadata) as sessions, sessions() as session:
+        insert_by_statements(session.execute, rows, model)
+        insert_by_statements(session.connection().execute, rows, model.__table__)
+        session.commit()
+        assert sorted(x for _, x in told(session, model, "x")) == list(range(rows.made))
 
 
 @pytest.mark.parametrize("shape", SHAPES[:3])

@@ -40,11 +40,10 @@ from sqlaudit.bulk.reading import (
     column_of_parameter,
     is_bound_alike,
     value_given,
-    written_table,
 )
 from sqlaudit.bulk.writes import KeysOf, Write, let_read_again
 from sqlaudit.capture import uncaptured
-from sqlaudit.keytypes import MYSQL, Key, keys_read, one_of, raw
+from sqlaudit.keytypes import MYSQL, Key, RawKey, keys_read, one_of, raw
 from sqlaudit.references import Source, Untracked, referred_columns
 from sqlaudit.statements import CHUNK, Portionable, SelectedKeys, chunks
 from sqlaudit.tables import TrackedTable, schema_of, unique_together
@@ -209,6 +208,8 @@ def _tells_keys(write: Write, clause: Any, tracked: TrackedTable, rows: Sequence
         return bool(clause._return_defaults or not clause._returning)
     if clause._inline or not _asks_for_keys(clause, rows):
         return False
+    if any(one is not column for one, column in zip(raw(made, write.connection.dialect), made, strict=True)):
+        return False  # the program's types would read them
     if len(rows) > 1 and len(tracked.key) > 1 and not clause._sort_by_parameter_order:
         return False  # it would give rows the parts of each other's keys
     return all(
@@ -402,7 +403,7 @@ def _returning_defaults(
     if not _can_return(write, tracked):
         return clause
     made, many = _made_by_database(tracked, rows or ()), len(write.parameters) > 1
-    is_asked = bool(clause._returning or clause._supplemental_returning)
+    is_asked, columns = bool(clause._returning or clause._supplemental_returning), _raw_key(write, tracked)
     returned = clause._return_defaults or any(
         _is_expected(write, clause, column, many) or any(column.key in row for row in rows or ()) for column in made
     )
@@ -414,10 +415,10 @@ def _returning_defaults(
             result.all()
             if not returned:
                 _return_nothing(result)
-        return [tuple([row._mapping[column] for column in tracked.key]) for row in told]
+        return [RawKey(row._mapping[column.name] for column in columns) for row in told]
 
     write.keys_of = keys_of
-    return clause.return_defaults(*clause._return_defaults_columns or (), supplemental_cols=tracked.key)
+    return clause.return_defaults(*clause._return_defaults_columns or (), supplemental_cols=columns)
 
 
 def _returning_keys(write: Write, clause: Any, tracked: TrackedTable) -> Any:
@@ -438,20 +439,23 @@ def _returning_keys(write: Write, clause: Any, tracked: TrackedTable) -> Any:
             result.context._rowcount = len(rows)
             result.context._is_explicit_returning = False
             _return_nothing(result)
-        return [row[-width:] for row in rows]
+        return [RawKey(row[-width:]) for row in rows]
 
     write.keys_of = keys_of
+    columns = _raw_key(write, tracked)
     if clause._annotations.get("dml_strategy") == "orm":
         if returns_rows:
             clause = clause._generate()
             clause.__class__ = _returning_for_orm(clause.__class__)
+            clause.sqlaudit_columns = columns
             return clause
         clause = clause._annotate({"dml_strategy": "raw"})  # the ORM would load what is returned
-    return clause.returning(*_labelled(tracked))
+    return clause.returning(*columns)
 
 
-def _labelled(tracked: TrackedTable) -> list[Any]:
-    return [column.label(f"sqlaudit_key_{place}") for place, column in enumerate(tracked.key)]
+def _raw_key(write: Write, tracked: TrackedTable) -> list[Any]:
+    read = raw(tracked.key, write.connection.dialect)
+    return [column.label(f"sqlaudit_key_{place}") for place, column in enumerate(read)]
 
 
 @cache
@@ -459,9 +463,7 @@ def _returning_for_orm(kind: type[Insert]) -> type[Any]:
     """Return the class of INSERTs of which the ORM, when it compiles them, asks for the columns of what it loads."""
 
     def returning(self: Any, *columns: Any, **kw: Any) -> Any:
-        tracked = written_table(self)
-        assert tracked is not None
-        return kind.returning(self, *columns, *_labelled(tracked), **kw)
+        return kind.returning(self, *columns, *self.sqlaudit_columns, **kw)
 
     return type(kind.__name__, (kind,), {"returning": returning, "inherit_cache": True})
 
