@@ -489,3 +489,21 @@ def test_a_key_that_the_database_pads_is_found_though_the_model_does_not_say_so(
 
     by_driver(store)
     _write_alike(by_driver, plain, tracked, with_criteria)
+
+
+def test_a_list_that_moves_keys_of_a_users_type_writes_every_row_and_is_warned_of(base, recorded_engine):
+    plain, tracked = models_of(base, Lowered, composite=False)
+    base.metadata.create_all(recorded_engine)
+    old, new = sa.bindparam("old"), sa.bindparam("new")
+    moves = [{"old": "A", "new": "D"}, {"old": "c", "new": "F"}]
+    rows = [{"id": key, "place": at, "value": at} for at, key in enumerate("abc")]
+
+    def moved(connection: sa.Connection, table: Any) -> list[Any]:
+        connection.execute(sa.insert(table), rows)
+        connection.execute(table.update().where(table.c.id == old).values(id=new), moves)
+        return connection.execute(sa.select(table).order_by(table.c.id)).all()
+
+    with recorded_engine.begin() as connection:
+        untracked = moved(connection, plain.__table__)
+        with pytest.warns(SQLAuditWarning, match="moves rows of the table"):
+            assert moved(connection, tracked.__table__) == untracked
