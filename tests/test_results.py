@@ -166,49 +166,49 @@ def check(engine: sa.Engine, statement: Any, parameters: Any, readers: Any = FEW
                         check_history(session, Item)
             finally:
                 sqlaudit.unregister_hooks(recording, engine=engine if by == "connection" else None)
-            assert is_no_less(seen, expected), f"{by}, {name}: {expected} → {seen}"
+            assert is_no_less(seen, expected), f"{statement}, by a {by}, {name}: {expected} → {seen}"
 
 
-@pytest.mark.parametrize("returning", RETURNING)
+def returning(statement: Any, *columns: Any) -> Any:
+    return statement.returning(*columns) if columns else statement
+
+
 @pytest.mark.parametrize("name", BULK | INSERTS)
-def test_an_insert_returns_the_same(happened: None, engine: sa.Engine, name: str, returning: str) -> None:
+def test_an_insert_returns_the_same(happened: None, engine: sa.Engine, name: str) -> None:
     statement, parameters = (BULK | INSERTS)[name]
-    columns = RETURNING[returning]
-    check(engine, statement.returning(*columns) if columns else statement, parameters)
+    for columns in RETURNING.values():
+        check(engine, returning(statement, *columns), parameters)
 
 
 @pytest.mark.requires("update_returning")
-@pytest.mark.parametrize("returning", RETURNING)
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_change_returns_the_same(happened: None, engine: sa.Engine, name: str, returning: str) -> None:
+def test_a_change_returns_the_same(happened: None, engine: sa.Engine, name: str) -> None:
     statement, parameters = CHANGES[name]
-    columns = RETURNING[returning]
-    check(engine, statement.returning(*columns) if columns else statement, parameters)
+    for columns in RETURNING.values():
+        check(engine, returning(statement, *columns), parameters)
 
 
-@pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize("returning", ["nothing", "*", "objects", "a column twice", "expressions"])
+@pytest.mark.parametrize("columns", ["nothing", "*", "objects", "a column twice", "expressions"])
 @pytest.mark.parametrize("name", ["insert of a list", "insert of values", "insert of a list into a table"])
-def test_a_result_reads_the_same(happened: None, engine: sa.Engine, name: str, returning: str, reader: str) -> None:
+def test_a_result_reads_the_same(happened: None, engine: sa.Engine, name: str, columns: str) -> None:
     statement, parameters = (BULK | INSERTS)[name]
-    columns = RETURNING[returning]
-    check(engine, statement.returning(*columns) if columns else statement, parameters, {reader: READERS[reader]})
+    check(engine, returning(statement, *RETURNING[columns]), parameters, READERS)
 
 
-@pytest.mark.parametrize("option", LOADING)
 @pytest.mark.parametrize("name", ["insert of a list", "insert", "insert of values", "update", "delete"])
-def test_options_of_loading_do_the_same(happened: None, engine: sa.Engine, name: str, option: str) -> None:
+def test_options_of_loading_do_the_same(happened: None, engine: sa.Engine, name: str) -> None:
     statement, parameters = (BULK | INSERTS | CHANGES)[name]
-    for returning in [statement, *([] if name in CHANGES else [statement.returning(Item)])]:
-        check(engine, returning.options(LOADING[option]), parameters, {"all": READERS["all"]})
+    for option in LOADING.values():
+        for each in [statement, *([] if name in CHANGES else [statement.returning(Item)])]:
+            check(engine, each.options(option), parameters, {"all": READERS["all"]})
 
 
-@pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("name", ["insert of a list", "insert", "insert of values", "update", "delete of a table"])
-def test_options_of_execution_do_the_same(happened: None, engine: sa.Engine, name: str, option: str) -> None:
+def test_options_of_execution_do_the_same(happened: None, engine: sa.Engine, name: str) -> None:
     statement, parameters = (BULK | INSERTS | CHANGES)[name]
-    for returning in [statement, *([] if name in CHANGES else [statement.returning(Item.name)])]:
-        check(engine, returning.execution_options(**OPTIONS[option]), parameters)
+    for options in OPTIONS.values():
+        for each in [statement, *([] if name in CHANGES else [statement.returning(Item.name)])]:
+            check(engine, each.execution_options(**options), parameters)
 
 
 def test_a_select_loads_what_an_insert_returns(happened: None, engine: sa.Engine) -> None:
