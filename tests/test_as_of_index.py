@@ -10,6 +10,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import orm
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
+import sqlaudit_alembic
 from clock import Clock, at
 from sqlaudit import (
     AuditContextManager,
@@ -163,8 +164,10 @@ def test_a_history_has_no_such_indexes_unasked(engine, base):
 
 
 def test_autogenerate_sees_no_difference(engine):
+    sqlaudit_alembic.register()
     with engine.connect() as connection:
-        found = compare_metadata(MigrationContext.configure(connection), Base.metadata)
+        options = {"autogenerate_plugins": ["alembic.autogenerate.*", "sqlaudit"]}
+        found = compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata)
     assert not [step for step in found if "ix_" in str(step[1])]
 
 

@@ -16,6 +16,8 @@ from sqlalchemy.types import TypeDecorator, UserDefinedType
 from effort import EFFORT
 from sqlaudit import OPEN_END, SQLAuditWarning, backfill, history_of, record_changes, track_table, versions_of
 
+pytestmark = pytest.mark.filterwarnings("ignore:Type object .*(DOMAIN|YEAR)")  # to which SQLAlchemy gives no operators
+
 Run = Callable[[Callable[[Session], Any]], Any]
 Write = Callable[[Session], Any]
 
@@ -229,7 +231,7 @@ STORED_IN_MARIADB: dict[str, tuple[Any, list[str]]] = {
     "floats": (mysql.FLOAT, ["0.1", "0.333333333", "1e30"]),
     "many digits": (sa.Numeric(30, 10, asdecimal=False), ["12345678901234567890.0123456789", "1.5", "2"]),
     "more than true": (sa.Boolean, ["0", "1", "7"]),
-    "bits": (mysql.BIT(8), ["1", "255", "4"]),
+    "bits": (mysql.BIT(8), ["1", "z", "4"]),
     "sets": (mysql.SET("a", "b", "c"), ["a,b", "c", "b"]),
 }
 STORED_IN_SQLITE: dict[str, tuple[Any, list[str]]] = {
@@ -391,7 +393,6 @@ def test_rows_are_written_as_without_tracking(name, composite, base, run):
     _check_given(run, base, *GIVEN[name], composite=composite)
 
 
-@pytest.mark.filterwarnings("ignore:Type object .*DOMAIN")  # which SQLAlchemy 2.1 gives no operators
 @pytest.mark.requires("arrays")
 @by_name(GIVEN_TO_ARRAYS)
 def test_rows_with_keys_of_postgresql_are_written_as_without_tracking(name, composite, base, run):

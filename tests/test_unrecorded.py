@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import orm
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from invariants import told
 from sqlaudit import (
@@ -162,7 +162,7 @@ def by_a_registered_engine(maker, statement):
         with engine.begin() as connection:
             connection.execute(statement)
     finally:
-        unregister_hooks(engine=engine)
+        unregister_hooks(Session, engine=engine)
 
 
 @pytest.mark.parametrize("run", [by_a_session, by_its_connection, by_a_registered_engine])

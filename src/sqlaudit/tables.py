@@ -389,7 +389,10 @@ def _render_match_collations(element: MatchCollations, compiler: DDLCompiler, **
     schema = compiler.preparer.schema_for_object(element.history)
     where = "DATABASE()" if schema is None else literal(schema)
     live, history = literal(element.live.name), literal(element.history.name)
-    alter = literal(f"ALTER TABLE {compiler.preparer.format_table(element.history)} DEFAULT COLLATE ")
+    table = compiler.preparer.format_table(element.history)
+    if compiler.preparer._double_percents:
+        table = table.replace("%%", "%")  # which the literal doubles
+    alter = literal(f"ALTER TABLE {table} DEFAULT COLLATE ")
     modify = "CONCAT(', MODIFY `', REPLACE(h.column_name, '`', '``'), '` ', h.column_type, ' CHARACTER SET ', "
     modify += "l.character_set_name, ' COLLATE ', l.collation_name, IF(h.is_nullable = 'YES', ' NULL', ' NOT NULL'))"
     columns = (

@@ -450,6 +450,9 @@ def _returning_keys(write: Write, clause: Any, tracked: TrackedTable) -> Any:
             clause.sqlaudit_columns = columns
             return clause
         clause = clause._annotate({"dml_strategy": "raw"})  # the ORM would load what is returned
+    elif not returns_rows:
+        clause = clause._generate()
+        clause._with_options = ()  # which are for what is loaded
     return clause.returning(*columns)
 
 
