@@ -16,7 +16,9 @@ from sqlalchemy.types import TypeDecorator, UserDefinedType
 from effort import EFFORT
 from sqlaudit import OPEN_END, SQLAuditWarning, backfill, history_of, record_changes, track_table, versions_of
 
-pytestmark = pytest.mark.filterwarnings("ignore:Type object .*(DOMAIN|YEAR)")  # to which SQLAlchemy gives no operators
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Type object .*(BIT|DOMAIN|YEAR)"
+)  # to which SQLAlchemy gives no operators
 
 Run = Callable[[Callable[[Session], Any]], Any]
 Write = Callable[[Session], Any]
