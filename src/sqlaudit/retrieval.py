@@ -532,13 +532,21 @@ def _accepted(value: Any, type_: TypeDecorator[Any]) -> Any:
         if isinstance(type_.process_bind_param(value, _ANY_DIALECT), below.python_type):
             return value
     except NotImplementedError:
-        is_own = type_.python_type is not below.python_type and isinstance(value, type_.python_type)  # an Interval
+        own = _python_type_of(type_)
+        is_own = own is not None and own is not below.python_type and isinstance(value, own)  # an Interval
         return value if is_own or type_._has_bind_expression else _converted(value, below)
     except (TypeError, ValueError, AttributeError):
         pass
     value = _converted(value, below)
     type_.process_bind_param(value, _ANY_DIALECT)
     return value
+
+
+def _python_type_of(type_: TypeEngine[Any]) -> type[Any] | None:
+    try:
+        return type_.python_type
+    except NotImplementedError:  # SQLAlchemy 2.0 asks no type below
+        return None
 
 
 def _whole_number(value: Any, type_: TypeEngine[Any]) -> int:
