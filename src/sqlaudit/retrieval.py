@@ -528,12 +528,14 @@ def _converted(value: Any, type_: TypeEngine[Any]) -> Any:
 def _accepted(value: Any, type_: TypeDecorator[Any]) -> Any:
     """Return an id as a value that a user's own type takes: as it is, or else converted for the type below."""
     below = type_.impl_instance
+    taken = _python_type_of(below)
     try:
-        if isinstance(type_.process_bind_param(value, _ANY_DIALECT), below.python_type):
+        bound = type_.process_bind_param(value, _ANY_DIALECT)
+        if taken is None or isinstance(bound, taken):
             return value
     except NotImplementedError:
         own = _python_type_of(type_)
-        is_own = own is not None and own is not below.python_type and isinstance(value, own)  # an Interval
+        is_own = own is not None and own is not taken and isinstance(value, own)  # an Interval
         return value if is_own or type_._has_bind_expression else _converted(value, below)
     except (TypeError, ValueError, AttributeError):
         pass
