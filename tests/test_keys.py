@@ -255,13 +255,13 @@ def models_of(base: Any, type_: Any, *, composite: bool) -> tuple[Any, Any]:
 
     class Plain(base):
         __tablename__ = "plain_things"
-        id: Mapped[Any] = mapped_column(type_, primary_key=True)
+        id: Mapped[Any] = mapped_column(type_, primary_key=True, autoincrement=False)
         place: Mapped[Any] = mapped_column(sa.Integer, primary_key=composite)
         value: Mapped[Any] = mapped_column(sa.Integer)
 
     class Tracked(base):
         __tablename__ = "tracked_things"
-        id: Mapped[Any] = mapped_column(type_, primary_key=True)
+        id: Mapped[Any] = mapped_column(type_, primary_key=True, autoincrement=False)
         place: Mapped[Any] = mapped_column(sa.Integer, primary_key=composite)
         value: Mapped[Any] = mapped_column(sa.Integer)
 

@@ -513,7 +513,9 @@ def _converted(value: Any, type_: TypeEngine[Any]) -> Any:
     if isinstance(type_, Uuid):
         found = value if isinstance(value, UUID) else UUID(hex=_text(value))
         return found if type_.as_uuid else str(found)
-    wanted = type_.python_type
+    wanted = _python_type_of(type_)
+    if wanted is None:
+        return value
     if isinstance(value, bool) != (wanted is bool):
         raise ValueError(value)
     if wanted is int:
