@@ -13,6 +13,7 @@ from sqlalchemy import (
     Delete,
     GenerativeSelect,
     Select,
+    String,
     TextClause,
     Update,
     case,
@@ -173,7 +174,8 @@ def _follow_moves(
     :return: the keys that they have meanwhile; ``None`` if nobody knows, and they must be left to the statement
     """
     read = raw(key, write.connection.dialect)
-    is_plain = all(one is column for one, column in zip(read, key, strict=True))  # given keys are those that are read
+    # Given keys are those that are read.
+    is_plain = all(one is column or isinstance(column.type, String) for one, column in zip(read, key, strict=True))
     old = keys_given(clause, key, parameters) if is_plain else None
     seen = {*(old or ()), *write.moved_to, *write.moved_to.values()}
     if old is not None and len(list(terms(clause._where_criteria))) == len(key) and _are_told_apart(seen):
