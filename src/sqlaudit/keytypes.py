@@ -157,6 +157,11 @@ def raw(columns: Columns, dialect: Dialect) -> list[ColumnElement[Any]]:
     return [_as(column, type_) for column, type_ in zip(columns, types, strict=True)]
 
 
+def differ_raw(columns: Columns, dialect: Dialect) -> bool:
+    """Tell whether raw values of columns are read or bound otherwise than those of the program."""
+    return any(one is not other for one, other in zip(raw(columns, dialect), columns, strict=True))
+
+
 def _as(column: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any]:
     return column if type_ is column.type else type_coerce(column, type_)
 
@@ -223,7 +228,7 @@ class KeyTypes:
 
     def __init__(self, columns: Columns, dialect: Dialect) -> None:
         self._dialect = ref(dialect)  # which keeps this
-        self.differs = any(one is not other for one, other in zip(raw(columns, dialect), columns, strict=True))
+        self.differs = differ_raw(columns, dialect)
         self.go_together = all(_go_together(column.type, dialect) for column in columns)
         self._decorators = [_decorators(column.type, dialect) or [] for column in columns]
 

@@ -43,7 +43,7 @@ from sqlaudit.bulk.reading import (
 )
 from sqlaudit.bulk.writes import KeysOf, Write, let_read_again
 from sqlaudit.capture import uncaptured
-from sqlaudit.keytypes import MYSQL, Key, RawKey, keys_read, one_of, raw
+from sqlaudit.keytypes import MYSQL, Key, RawKey, differ_raw, keys_read, one_of, raw
 from sqlaudit.references import Source, Untracked, referred_columns
 from sqlaudit.statements import CHUNK, Portionable, SelectedKeys, chunks
 from sqlaudit.tables import TrackedTable, schema_of, unique_together
@@ -208,7 +208,7 @@ def _tells_keys(write: Write, clause: Any, tracked: TrackedTable, rows: Sequence
         return bool(clause._return_defaults or not clause._returning)
     if clause._inline or not _asks_for_keys(clause, rows):
         return False
-    if any(one is not column for one, column in zip(raw(made, write.connection.dialect), made, strict=True)):
+    if differ_raw(made, write.connection.dialect):
         return False  # the program's types would read them
     if len(rows) > 1 and len(tracked.key) > 1 and not clause._sort_by_parameter_order:
         return False  # it would give rows the parts of each other's keys
