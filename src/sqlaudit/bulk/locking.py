@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from sqlalchemy import (
+    CHAR,
     Alias,
     ColumnElement,
     Connection,
@@ -175,7 +176,7 @@ def _follow_moves(
     """
     read = raw(key, write.connection.dialect)
     # Given keys are those that are read.
-    is_plain = all(one is column or isinstance(column.type, String) for one, column in zip(read, key, strict=True))
+    is_plain = all(one is column or type(column.type) in (String, CHAR) for one, column in zip(read, key, strict=True))
     old = keys_given(clause, key, parameters) if is_plain else None
     seen = {*(old or ()), *write.moved_to, *write.moved_to.values()}
     if old is not None and len(list(terms(clause._where_criteria))) == len(key) and _are_told_apart(seen):
