@@ -9,7 +9,9 @@ With ``SQLAUDIT_REQUIRE_ALL_DATABASES=1`` a database that is missing fails its t
 import gc
 import os
 import subprocess
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -18,6 +20,7 @@ from xdist.scheduler import LoadScopeScheduling
 import fixtures
 import servers
 from databases import CAPABILITIES, DATABASES
+from effort import EFFORT
 
 pytest.register_assert_rewrite("invariants", "lifecycle", "overlap", "reference")
 
@@ -99,3 +102,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         reason = f"none of the selected databases has {', '.join(sorted(needed))}"
         targets = [pytest.param(None, marks=pytest.mark.skip(reason), id="none")]
     metafunc.parametrize("target", targets, indirect=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run each case of a test that is marked ``spread`` on one of its databases, by turns."""
+    tests = defaultdict[str, dict[Any, list[pytest.Item]]](lambda: defaultdict(list))
+    for item in items:
+        if EFFORT == 1 and item.get_closest_marker("spread"):
+            case = frozenset(item.callspec.indices.items() - {("target", item.callspec.indices["target"])})
+            tests[item.nodeid.partition("[")[0]][case].append(item)
+    elsewhere = set[pytest.Item]()
+    for cases in tests.values():
+        for turn, on_each in enumerate(cases.values()):
+            elsewhere.update(item for place, item in enumerate(on_each) if place != turn % len(on_each))
+    config.hook.pytest_deselected(items=list(elsewhere))
+    items[:] = [item for item in items if item not in elsewhere]

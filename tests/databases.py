@@ -23,6 +23,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from clock import Clock
 from recording import recording
+from servers import WITHOUT_TLS
 from sqlaudit import SQLAuditConfig, clear_config, set_config
 
 OTHER_SCHEMA = "sqlaudit_other"
@@ -429,13 +430,16 @@ class MariaDB(Server):
     )
     drivers = ("pymysql", "mysqldb", "mariadbconnector", "aiomysql", "asyncmy")
     async_drivers = ("aiomysql",)
-    local = "mariadb+pymysql://root@127.0.0.1:3306"
+    local = f"mariadb+pymysql://root@127.0.0.1:3306/?{WITHOUT_TLS}"
 
     def __init__(self, server: str | sa.URL, name: str | None = None) -> None:
         super().__init__(server, name)
         self.other_schema = f"{self.name_on_server}_other"
         self.kept = f"{self.name_on_server}_kept"
         self.schemas = [self.name_on_server, self.other_schema, self.kept]
+
+    def url_for(self, driver: str) -> sa.URL:
+        return super().url_for(driver).difference_update_query(["ssl_disabled"])  # only PyMySQL has it
 
     def create(self) -> Self:
         with self.administration() as connection:

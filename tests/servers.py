@@ -172,12 +172,15 @@ def _last_line(log: Path, otherwise: object) -> str:
 
 # --- MariaDB ----------------------------------------------------------------------------------------------------
 
+WITHOUT_TLS = "ssl_disabled=true"
+"""For PyMySQL, which reads all certificates of the machine for each connection, also to a socket."""
 _MARIADB_SETTINGS = [
     "--no-defaults",
     "--skip-networking",
     "--skip-name-resolve",
     "--skip-log-bin",
     "--skip-innodb-doublewrite",
+    "--innodb-stats-persistent=0",
     "--innodb-flush-log-at-trx-commit=0",
     "--loose-innodb-flush-method=nosync",
     "--innodb-log-file-size=32M",
@@ -226,7 +229,7 @@ def _start_mariadb(home: Path) -> str:
         return socket.exists()
 
     _wait_for(is_up, "mariadbd")
-    return f"mariadb+pymysql://root@localhost/?unix_socket={socket}"
+    return f"mariadb+pymysql://root@localhost/?unix_socket={socket}&{WITHOUT_TLS}"
 
 
 def _binary(name: str) -> str:

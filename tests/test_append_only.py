@@ -126,6 +126,7 @@ LOOKED_INTO = {"a CTE", "another Table of its name", "what table() makes"}
 """What is seen only where statements are recorded."""
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("how", ["session", "connection", "engine", "engine of a session"])
 @pytest.mark.parametrize("what", STATEMENTS)
 def test_no_statement_rewrites_history(filled: Any, request: pytest.FixtureRequest, what: str, how: str) -> None:
@@ -161,6 +162,7 @@ METHODS: dict[str, Callable[[Session], Any]] = {
 }
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("disabled", [False, True])
 @pytest.mark.parametrize("method", METHODS)
 def test_no_method_of_a_session_rewrites_history(filled: Any, method: str, disabled: bool) -> None:

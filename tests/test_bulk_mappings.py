@@ -193,6 +193,7 @@ WRITES: dict[str, list[Callable[[Session], Any]]] = {
 }
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("how", ["in one transaction", "in several", "without any"])
 @pytest.mark.parametrize("name", WRITES)
 def test_statements_are_recorded(sessions: sessionmaker[Session], name: str, how: str) -> None:

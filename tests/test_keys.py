@@ -14,7 +14,16 @@ from sqlalchemy.orm import Mapped, Session, mapped_column, sessionmaker
 from sqlalchemy.types import TypeDecorator, UserDefinedType
 
 from effort import EFFORT
-from sqlaudit import OPEN_END, SQLAuditWarning, backfill, history_of, record_changes, track_table, versions_of
+from sqlaudit import (
+    OPEN_END,
+    CaptureError,
+    SQLAuditWarning,
+    backfill,
+    history_of,
+    record_changes,
+    track_table,
+    versions_of,
+)
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Type object .*(BIT|DOMAIN|YEAR)"
@@ -522,3 +531,30 @@ def test_a_list_that_moves_keys_of_a_users_type_writes_every_row_and_is_warned_o
         untracked = moved(connection, plain.__table__)
         with pytest.warns(SQLAuditWarning, match="moves rows of the table"):
             assert moved(connection, tracked.__table__) == untracked
+
+
+@pytest.mark.requires("arrays")
+@pytest.mark.parametrize("returning", [False, True])
+@pytest.mark.parametrize("change", [sa.update, sa.delete])
+def test_nothing_is_kept_of_a_statement_that_does_not_find_its_rows_again(change, returning, base, sessions):
+    @track_table()
+    class Part(base):
+        __tablename__ = "part"
+
+        size: Mapped[int] = mapped_column(primary_key=True)  # which the database has with fractions
+        value: Mapped[int]
+
+    with sessions() as session:
+        base.metadata.create_all(session.connection())
+        with pytest.warns(SQLAuditWarning, match="by hand"):
+            session.execute(sa.text("ALTER TABLE part ALTER size TYPE DOUBLE PRECISION"))
+            session.execute(sa.text("INSERT INTO part VALUES (1, 0), (1.5, 0)"))
+        session.commit()
+        statement = change(Part).where(Part.value == 0)
+        if change is sa.update:
+            statement = statement.values(value=1)
+        with pytest.raises(CaptureError, match="the 2 rows of the tracked table 'part' .* 1 are not found again"):
+            session.execute(statement.returning(Part.value) if returning else statement)
+        session.commit()
+        assert session.execute(sa.text("SELECT size, value FROM part ORDER BY size")).all() == [(1, 0), (1.5, 0)]
+        assert versions_of(session, Part, 1) == []

@@ -94,6 +94,7 @@ def values(rows: Any) -> list[Any]:
     return sorted((row.id, row.name, getattr(row, "pay", None)) for row in rows)
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("numbers", MISSING, ids=str)
 def test_a_row_is_the_same_by_its_key_and_among_all(life: Any, engine: sa.Engine, numbers: list[int]) -> None:
     remove(engine, numbers)
@@ -160,6 +161,7 @@ def place_of(changes: Any) -> set[tuple[Any, ...]]:
     return {(each.resource_id, each.version, each.field_name) for each in changes if each.field_name != "pay"}
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("numbers", MISSING, ids=str)
 def test_field_changes_tell_only_what_is_known(life: Any, engine: sa.Engine, numbers: list[int]) -> None:
     with life() as session:

@@ -423,6 +423,7 @@ MISUSES = [
 ]
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("misuse", MISUSES)
 @pytest.mark.parametrize("second", [0, 5])
 def test_a_change_of_the_past_raises_and_changes_nothing(session, misuse, second):

@@ -144,6 +144,7 @@ def test_a_respelt_key_is_told_as_an_update(respelt):
         assert {operation for operation, *_ in told(session, country_tags)} <= {"insert", "update"}
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("include", [(), ("tags",), ("cities",), ("tags", "cities")], ids=" ".join)
 @pytest.mark.parametrize("key", ["Ab", "aB", "AB"])
 def test_a_respelt_key_is_restored(respelt, key, include):

@@ -11,6 +11,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.mutable import MutableDict, MutableList
 from sqlalchemy.orm import Session, mapped_column, sessionmaker, validates
 
+from effort import EFFORT
 from sqlaudit import (
     blame,
     changes_in,
@@ -172,7 +173,8 @@ class Things:
 
     def __init__(self, base: Any, name: str, type_: Any, values: list[Any]) -> None:
         neighbours = [*itertools.pairwise([*values, values[0]])]
-        self.pairs = dict(enumerate([*neighbours, *((after, before) for before, after in neighbours)], 1))
+        backwards = [(after, before) for before, after in neighbours]
+        self.pairs = dict(enumerate([*neighbours, *(backwards if EFFORT > 1 else backwards[:1])], 1))
         given: list[Any] = []
         self.given = given
         self.states: list[list[str]] = []

@@ -188,6 +188,7 @@ def test_a_change_returns_the_same(happened: None, engine: sa.Engine, name: str)
         check(engine, returning(statement, *columns), parameters)
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("columns", ["nothing", "*", "objects", "a column twice", "expressions"])
 @pytest.mark.parametrize("name", ["insert of a list", "insert of values", "insert of a list into a table"])
 def test_a_result_reads_the_same(happened: None, engine: sa.Engine, name: str, columns: str) -> None:
@@ -195,6 +196,7 @@ def test_a_result_reads_the_same(happened: None, engine: sa.Engine, name: str, c
     check(engine, returning(statement, *RETURNING[columns]), parameters, READERS)
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("name", ["insert of a list", "insert", "insert of values", "update", "delete"])
 def test_options_of_loading_do_the_same(happened: None, engine: sa.Engine, name: str) -> None:
     statement, parameters = (BULK | INSERTS | CHANGES)[name]
@@ -203,6 +205,7 @@ def test_options_of_loading_do_the_same(happened: None, engine: sa.Engine, name:
             check(engine, each.options(option), parameters, {"all": READERS["all"]})
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("name", ["insert of a list", "insert", "insert of values", "update", "delete of a table"])
 def test_options_of_execution_do_the_same(happened: None, engine: sa.Engine, name: str) -> None:
     statement, parameters = (BULK | INSERTS | CHANGES)[name]

@@ -301,6 +301,7 @@ def _outcome(session: Session, write: Callable[[Session, int], Any], n: int) -> 
         return began, session.in_transaction(), type(error)
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("kind", SESSIONS)
 @pytest.mark.usefixtures("tables")
 def test_what_a_session_writes_is_recorded_where_it_writes(
@@ -402,6 +403,7 @@ WITHIN: dict[str, tuple[Callable[[sa.Connection, int], Any], bool]] = {
 EVENTS = ("before_insert", "after_insert", "before_update", "after_update", "before_delete", "after_delete")
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("within", WITHIN)
 @pytest.mark.parametrize("connection_of", [_given, _of_session])
 @pytest.mark.parametrize("written", [Visit, Tag])
@@ -443,6 +445,7 @@ def test_what_a_listener_of_a_mapper_writes_is_recorded_or_noticed(
     _check(engine)
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("name", ["before_flush", "after_flush", "after_flush_postexec"])
 @pytest.mark.parametrize("comes_first", [False, True])
 @pytest.mark.parametrize("within", [each for each in WITHIN if WITHIN[each][1]])

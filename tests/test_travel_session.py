@@ -79,6 +79,7 @@ def names(session: Session) -> list[str]:
 # --- what is asked ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_the_answer_is_the_one_of_then(shop, happened, question):
     ask, answers = QUESTIONS[question], [answers[question] for answers in happened]
@@ -395,6 +396,7 @@ WRITES: dict[str, Callable[[Session], Any]] = {
 }
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("write", WRITES)
 def test_writes_of_every_kind_raise_and_change_nothing(session, write):
     before = content(session)

@@ -145,10 +145,12 @@ def _confined(
         clause = clause.with_hint("FORCE INDEX (PRIMARY)", selectable=written)
     if len(parameters) > 1:
         return clause.where(among(connection.dialect, key, list(keys), each=True))
+    among_keys = keys.among(key)
+    write.confined_to = written, among_keys, len(write.moved_to) or len(keys)
     if alone:  # it need not ask again which rows, and what may be told otherwise then
         clause = clause._generate()
         clause._where_criteria = ()
-    return clause.where(keys.among(key))
+    return clause.where(among_keys)
 
 
 def _asks_alone(clause: Any) -> bool:

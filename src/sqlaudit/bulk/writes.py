@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, cast
 
-from sqlalchemy import Connection, CursorResult
+from sqlalchemy import ColumnElement, Connection, CursorResult, FromClause, func, select
 from sqlalchemy.engine.cursor import FullyBufferedCursorFetchStrategy
 from sqlalchemy.orm import Session
 
@@ -16,6 +16,7 @@ from sqlaudit.bulk.reading import Parameters
 from sqlaudit.capture import Capture, Unseen, uncaptured
 from sqlaudit.changes import Operation
 from sqlaudit.dependents import Dependents, Occasion, by_chain, record_moved
+from sqlaudit.exceptions import CaptureError
 from sqlaudit.keytypes import Key
 from sqlaudit.references import Chain, Source, Untracked, referred_columns
 from sqlaudit.statements import Portionable
@@ -40,6 +41,8 @@ class Write:
     :ivar captures: what writes the versions of the rows that were there before, with their keys
     :ivar stored: the keys that are in a table
     :ivar moved_to: the keys that an UPDATE gives to rows, by those that they had
+    :ivar confined_to: what an UPDATE or DELETE was confined to: the table, the condition of the rows' keys, their number
+    :ivar missed: how many of these it did not write
     :ivar keys_of: reads the keys of what an INSERT has made from its result
     :ivar inserted: these keys
     :ivar may_update: whether the INSERT may have come upon rows that were there
@@ -65,6 +68,8 @@ class Write:
     stored: StoredKeys | None = None
     dependents: Dependents = field(default_factory=Dependents)
     moved_to: dict[Key, Key] = field(default_factory=dict)
+    confined_to: tuple[FromClause, ColumnElement[bool], int] | None = None
+    missed: int = 0
     keys_of: KeysOf = lambda result: []
     inserted: Portionable[Key] = ()
     statement: Callable[[], Any] = lambda: None
@@ -108,6 +113,8 @@ class Write:
             self.inserted = self.keys_of(result)
         elif self.operation is Operation.DELETE:
             self.is_whole = result.rowcount == sum(len(keys) for _, keys in self.captures)
+        if self.confined_to is not None and result.rowcount >= 0:
+            self.missed = self.confined_to[2] - result.rowcount
         if self.foreseen is not None:
             self.unforeseen = result.rowcount - self.foreseen
         if self.has_savepoint:
@@ -126,6 +133,8 @@ class Write:
             self.stored.drop()
 
     def _record(self) -> None:
+        if self.missed > 0:
+            self._require_found()
         if self.unforeseen > 0 and isinstance(self.root, TrackedTable):
             uncaptured(
                 f"A statement wrote {self.unforeseen} more rows of the tracked table {self.root.live.fullname!r} than "
@@ -156,6 +165,25 @@ class Write:
         self.dependents.settle()
         if isinstance(self.root, Untracked):
             record_moved(self.occasion(), (self.root,), list(self.moved_to.values()))
+
+    def _require_found(self) -> None:
+        """See that the rows which were locked are found by their keys, if the statement wrote fewer: a trigger may do that.
+
+        :raises CaptureError: they are not
+        """
+        assert self.confined_to is not None
+        written, criterion, expected = self.confined_to
+        counted = select(func.count()).select_from(written).where(criterion)
+        there = self.connection.scalar(counted) or 0
+        deleted = expected - self.missed if self.operation is Operation.DELETE else 0
+        if there + deleted < expected:
+            name = self.root.live.fullname
+            raise CaptureError(
+                f"Of the {expected} rows of the tracked table {name!r} that a statement was to write, "
+                f"{expected - there - deleted} are not found again by their keys as they were read, and nothing was "
+                "kept; give the columns of the key the types that they have in the database.",
+                self.root.live,
+            )
 
     def is_rolled_back(self) -> bool:
         """Tell whether the transaction, or savepoint, that the statement was executed in has been rolled back."""
