@@ -41,7 +41,7 @@ class Write:
     :ivar captures: what writes the versions of the rows that were there before, with their keys
     :ivar stored: the keys that are in a table
     :ivar moved_to: the keys that an UPDATE gives to rows, by those that they had
-    :ivar confined_to: what an UPDATE or DELETE was confined to: the table, the condition of the rows' keys, their number
+    :ivar confined_to: what an UPDATE or DELETE was confined to: the table, the condition of its rows, their number
     :ivar missed: how many of these it did not write
     :ivar keys_of: reads the keys of what an INSERT has made from its result
     :ivar inserted: these keys
@@ -167,7 +167,7 @@ class Write:
             record_moved(self.occasion(), (self.root,), list(self.moved_to.values()))
 
     def _require_found(self) -> None:
-        """See that the rows which were locked are found by their keys, if the statement wrote fewer: a trigger may do that.
+        """See that the rows which were locked are found by their keys; the statement wrote fewer, as triggers may want.
 
         :raises CaptureError: they are not
         """
