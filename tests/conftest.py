@@ -9,6 +9,7 @@ With ``SQLAUDIT_REQUIRE_ALL_DATABASES=1`` a database that is missing fails its t
 import gc
 import os
 import subprocess
+import zlib
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -113,8 +114,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             case = tuple(id(value) for name, value in item.callspec.params.items() if name != "target")
             tests[item.nodeid.partition("[")[0]][case].append(item)
     elsewhere = set[pytest.Item]()
-    for cases in tests.values():
-        for turn, on_each in enumerate(cases.values()):
+    for name, cases in tests.items():
+        for turn, on_each in enumerate(cases.values(), zlib.crc32(name.encode())):
             elsewhere.update(item for place, item in enumerate(on_each) if place != turn % len(on_each))
     config.hook.pytest_deselected(items=list(elsewhere))
     items[:] = [item for item in items if item not in elsewhere]

@@ -133,6 +133,7 @@ max_wal_senders = 0
 max_wal_size = 128MB
 min_wal_size = 32MB
 deadlock_timeout = 20ms
+autovacuum_analyze_threshold = 2000000000
 max_prepared_transactions = 10
 """
 

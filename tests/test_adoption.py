@@ -31,6 +31,7 @@ def patched(text: str, diff: str) -> str:
     return text
 
 
+@pytest.mark.spread
 def test_the_guide_to_adoption_does_what_it_says(tmp_path: Path, database: Database, engine: sa.Engine) -> None:
     project = tmp_path / "shop"
     shutil.copytree(ROOT / "examples" / "migrations", project, ignore=shutil.ignore_patterns("__pycache__", "*.db"))

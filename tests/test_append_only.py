@@ -143,6 +143,7 @@ def test_no_statement_rewrites_history(filled: Any, request: pytest.FixtureReque
         assert histories(session) == before
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("what", sorted(STATEMENTS.keys() - LOOKED_INTO))
 def test_nor_does_one_while_tracking_is_disabled(filled: Any, what: str) -> None:
     with filled() as session, tracking_disabled(session), pytest.raises(ReadOnlyError, match=REFUSED):

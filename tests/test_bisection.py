@@ -355,6 +355,7 @@ def answer(session: Session, statement: Any) -> list[tuple[Any, ...]]:
     return sorted(map(tuple, session.execute(statement)), key=repr)
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("ask", [*BISECTED, *PLAIN], ids=lambda ask: ask.__name__)
 def test_a_statement_that_gives_a_key_has_the_answer_of_one_that_does_not(ask, engine, people):
     with people() as session:

@@ -124,6 +124,7 @@ STEPS = {
 }
 
 
+@pytest.mark.spread
 @MODELS
 @pytest.mark.parametrize("scenario", STEPS)
 def test_flushes_of_one_transaction_leave_one_version(sessions: Sessions, model: Any, scenario: str) -> None:
@@ -137,6 +138,7 @@ def test_flushes_of_one_transaction_leave_one_version(sessions: Sessions, model:
     assert changesets(sessions, model) == len({operation for operation, _ in expected})
 
 
+@pytest.mark.spread
 @MODELS
 @pytest.mark.parametrize("scenario", STEPS)
 def test_flushes_in_several_transactions_leave_versions_that_meet(
@@ -152,6 +154,7 @@ def test_flushes_in_several_transactions_leave_versions_that_meet(
     assert changesets(sessions, model) == len(before) + len(steps)
 
 
+@pytest.mark.spread
 @MODELS
 @pytest.mark.parametrize("scenario", STEPS)
 def test_a_version_that_another_context_supersedes_is_kept(sessions: Sessions, model: Any, scenario: str) -> None:

@@ -100,6 +100,7 @@ def test_changesets_tell_who_wrote_what_when_and_why(sessions, happened):
     assert (third.timestamp, third.reason, third.tables) == (at(2), None, ("changesets_customers",))
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize(
     ("filters", "seconds"),
     [

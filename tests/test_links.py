@@ -175,6 +175,7 @@ def link(session: Session, kind: str, *tags: int) -> None:
     links_of(session, kind).extend([session.get_one(Tag, tag) for tag in tags])
 
 
+@pytest.mark.spread
 @KINDS
 def test_links_are_recorded_when_made_and_removed(sessions: Sessions, kind: str) -> None:
     with AuditContextManager(user_id="ann"), sessions.begin() as session:
@@ -190,6 +191,7 @@ def test_links_are_recorded_when_made_and_removed(sessions: Sessions, kind: str)
     )
 
 
+@pytest.mark.spread
 @KINDS
 def test_links_of_a_new_parent_are_recorded(sessions: Sessions, kind: str) -> None:
     with sessions.begin() as session:
@@ -201,6 +203,7 @@ def test_links_of_a_new_parent_are_recorded(sessions: Sessions, kind: str) -> No
     )
 
 
+@pytest.mark.spread
 @KINDS
 def test_links_go_with_their_parent(sessions: Sessions, kind: str) -> None:
     with sessions.begin() as session:
@@ -210,6 +213,7 @@ def test_links_go_with_their_parent(sessions: Sessions, kind: str) -> None:
     check(sessions, LINKS[kind], [("insert", 1, 1), ("delete", 1, 1), ("insert", 1, 2), ("delete", 1, 2)])
 
 
+@pytest.mark.spread
 @KINDS
 def test_links_that_are_replaced_are_recorded(sessions: Sessions, kind: str) -> None:
     with sessions.begin() as session:
@@ -241,6 +245,7 @@ def test_a_link_that_is_removed_and_made_again_in_one_transaction_leaves_no_trac
     check(sessions, LINKS[kind], [("insert", 1, 1), ("insert", 1, 2)])
 
 
+@pytest.mark.spread
 @KINDS
 def test_a_link_that_is_made_and_removed_in_one_transaction_leaves_no_trace(sessions: Sessions, kind: str) -> None:
     with sessions.begin() as session:
@@ -250,6 +255,7 @@ def test_a_link_that_is_made_and_removed_in_one_transaction_leaves_no_trace(sess
     check(sessions, LINKS[kind], [])
 
 
+@pytest.mark.spread
 @KINDS
 def test_a_link_that_returns_later_goes_on_counting(sessions: Sessions, kind: str) -> None:
     for _ in range(2):
@@ -262,6 +268,7 @@ def test_a_link_that_returns_later_goes_on_counting(sessions: Sessions, kind: st
         assert [each for each, *_ in told(session, LINKS[kind], *PAIR)] == ["insert", "delete"] * 2
 
 
+@pytest.mark.spread
 @KINDS
 def test_links_in_a_rolled_back_savepoint_leave_no_trace(sessions: Sessions, kind: str) -> None:
     with sessions.begin() as session:
@@ -384,6 +391,7 @@ def _delete_parent(session: Session, kind: str) -> None:
     session.delete(session.get_one(Post, 1))
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("kind", LINKS)
 @pytest.mark.parametrize("end", [_remove, _delete_parent])
 def test_a_link_older_than_its_tracking_keeps_what_was_before(
@@ -396,6 +404,7 @@ def test_a_link_older_than_its_tracking_keeps_what_was_before(
     check(sessions, LINKS[kind], [("baseline", 1, 1), ("delete", 1, 1)])
 
 
+@pytest.mark.spread
 @KINDS
 def test_links_that_stay_are_not_looked_at(engine: sa.Engine, sessions: Sessions, kind: str) -> None:
     with sessions.begin() as session:

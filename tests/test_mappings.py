@@ -160,6 +160,7 @@ STYLES = [
 ]
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("make", STYLES, ids=lambda make: make.__name__)
 def test_every_style_of_mapping_has_a_history(make, base, engine, sessions):
     customer = make(base)

@@ -131,6 +131,7 @@ def told(found: Any) -> tuple[Any, ...]:
     return found.version, found.changed_by, found.unknown_before
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize(
     ("numbers", "name", "city"),
     [

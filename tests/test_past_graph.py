@@ -57,6 +57,7 @@ def then(session: Session, second: float, id: int = 1, model: type[Any] = Custom
 # --- the answers ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_the_answer_is_the_one_of_then(shop, happened, question):
     ask, answers = QUESTIONS[question], [answers[question] for answers in happened]
@@ -156,6 +157,7 @@ def walk(session: Session, maker: sessionmaker[Session]) -> None:
     change_here(session, maker)
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize(
     "change", [change_here, change_elsewhere, change_and_roll_back, change_without_a_flush, expire, walk]
 )
@@ -267,6 +269,7 @@ def test_the_present_can_be_compared_with_the_past(session):
 # --- the collections that are queries ---------------------------------------------------------------------------
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize(
     "write",
     [
@@ -483,6 +486,7 @@ def add_a_changed_child(session: Session, ada: Customer) -> None:
 BY_OTHERS = [merge, merge_what_was_changed, merge_without_loading, add, add_and_delete, add_a_changed_child]
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize(
     ("other", "misuse"),
     [

@@ -70,6 +70,7 @@ def session(engine: sa.Engine) -> Iterator[Session]:
         assert (ada.name, bob.licence) == ("Eve", "new")
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("load", [lazyload, joinedload, selectinload, subqueryload, immediateload])
 def test_what_it_refers_to_is_of_the_past_though_the_live_one_is_loaded(session, load):
     bob = session.scalars(Driver.as_of(THEN).options(load(Driver.boss))).one()

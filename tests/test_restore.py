@@ -691,6 +691,7 @@ def test_columns_that_others_give_values_do_not_stand_in_the_way(kinds):
         check_history(session, Gadget)
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize(
     ("model", "values"),
     [
@@ -1095,6 +1096,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_makes_no_sense_is_refused(sessions, ada, case):
     (version, *rest), error, hint = REFUSED[case]
