@@ -139,7 +139,6 @@ def instants(session: Session, model: type[Any]) -> list[datetime]:
     return sorted(when + tick for when in ends if when.year < 9999 for tick in (-TICK, 0 * TICK, TICK))
 
 
-@pytest.mark.slow
 def test_a_row_by_its_key_is_the_same_as_among_all_rows(database, engine, sessions):
     @profile(database, few=3, many=6, report_multiple_bugs=False)
     @given(st.lists(st.lists(STEP, min_size=1, max_size=3), min_size=1, max_size=8))

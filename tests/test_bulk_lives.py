@@ -9,7 +9,6 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import pytest
 import sqlalchemy as sa
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
@@ -22,8 +21,6 @@ from databases import Database
 from effort import profile
 from invariants import check_history
 from reference import Context, Place, Reference, Rows, Version
-
-pytestmark = pytest.mark.slow
 
 
 class Base(DeclarativeBase):

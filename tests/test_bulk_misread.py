@@ -195,7 +195,6 @@ def test_an_update_of_a_join_is_recorded_or_noticed(base: Any, sessions: Maker, 
         assert noticed or told(session, thing, "n") == [("insert", 0), ("update", 5)]
 
 
-@pytest.mark.slow
 def test_a_list_of_parameters_may_find_many_rows_by_a_function(
     base: Any, sessions: Maker, thing: Any, database: Database
 ) -> None:

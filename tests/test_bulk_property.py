@@ -35,8 +35,6 @@ from stock import (
     upsert,
 )
 
-pytestmark = pytest.mark.slow
-
 REFUSED = (sa.exc.IntegrityError, sa.exc.DataError, StaleDataError, ObjectDeletedError, FlushError)
 QUIETLY = {"synchronize_session": False}
 people: Any = Person.__table__

@@ -259,6 +259,7 @@ def test_a_session_has_a_changeset_for_each_of_its_transactions(sessions: Sessio
     assert changesets(sessions) == 3
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("rows", [2, 1000, 1001, 2500])
 def test_any_number_of_rows_is_recorded(sessions: Sessions, rows: int) -> None:
     with sessions.begin() as session:

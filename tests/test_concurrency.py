@@ -48,7 +48,6 @@ def sessions(request: pytest.FixtureRequest, database: Database) -> Iterator[ses
 # --- many -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("sessions", ["default"], indirect=True)
 def test_many_transactions_on_the_same_rows_leave_one_line_of_versions_each(sessions: sessionmaker[Session]) -> None:
     own = range(100, 100 + THREADS)
@@ -279,7 +278,7 @@ def test_writers_of_overlapping_rows_do_not_deadlock(sessions: sessionmaker[Sess
 
     def run(thread: int) -> None:
         choice = random.Random(thread)
-        for _ in range(15):
+        for _ in range(8 * EFFORT):
             some, writer, passed = choice.sample(ids, choice.randint(2, 6)), choice.choice(WRITERS), False
             while not passed:
                 with sessions() as session:

@@ -75,6 +75,7 @@ def test_history_keeps_no_engine_that_nobody_holds(database: Any) -> None:
     assert kept() is None
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("name", CONNECTED)
 def test_a_statement_of_a_connection_is_recorded(recorded_engine: sa.Engine, sessions: Any, name: str) -> None:
     with sqlaudit.AuditContextManager(user_id="ana"), recorded_engine.begin() as connection:

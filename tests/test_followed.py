@@ -532,6 +532,7 @@ def test_a_required_reason_is_required_for_what_follows(sessions: Sessions) -> N
         session.commit()
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("is_tracked", [False, True])
 @pytest.mark.parametrize("how", ["object", "statement", "list"])
 def test_keys_that_follow_what_is_unique_in_a_row_but_not_its_key_are_recorded(

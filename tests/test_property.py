@@ -544,7 +544,6 @@ def read_past(session: Session, when: datetime) -> Iterator[Any]:
 # --- the test ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_history_agrees_with_what_was_true_when(database: Database, engine: sa.Engine) -> None:
     lives = profile(database, few=8, many=20, stateful_step_count=40, report_multiple_bugs=False)
     run_state_machine_as_test(lambda: Life(engine), settings=lives)

@@ -173,6 +173,7 @@ def returning(statement: Any, *columns: Any) -> Any:
     return statement.returning(*columns) if columns else statement
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("name", BULK | INSERTS)
 def test_an_insert_returns_the_same(happened: None, engine: sa.Engine, name: str) -> None:
     statement, parameters = (BULK | INSERTS)[name]
@@ -180,6 +181,7 @@ def test_an_insert_returns_the_same(happened: None, engine: sa.Engine, name: str
         check(engine, returning(statement, *columns), parameters)
 
 
+@pytest.mark.spread
 @pytest.mark.requires("update_returning")
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_change_returns_the_same(happened: None, engine: sa.Engine, name: str) -> None:

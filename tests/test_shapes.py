@@ -466,6 +466,7 @@ def test_a_row_with_null_in_its_key_is_written_with_a_warning(base, engine, sess
         assert [version.guest for version in versions_of(session, Place, (5, "b"))] == [None, 4]
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("width", [496, 800])
 def test_a_very_wide_table_has_a_history(width, base, engine, sessions):
     names = [f"column_{number}" for number in range(width)]

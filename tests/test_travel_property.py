@@ -9,7 +9,6 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-import pytest
 import sqlalchemy as sa
 from hypothesis import event, given
 from hypothesis import strategies as st
@@ -32,8 +31,6 @@ from shop import (
     trees,
 )
 from sqlaudit import SQLAuditConfig, as_of, time_travel
-
-pytestmark = pytest.mark.slow
 
 NAMES = ["Ada", "Bob", "Cid", "Ann"]
 TAGS = ["vip", "new", "old"]
