@@ -1,5 +1,6 @@
 """SQL that was written by hand is noticed by its words."""
 
+import gc
 import sys
 from typing import Any
 
@@ -227,11 +228,13 @@ def test_a_text_is_read_once_whatever_is_in_it(begin: str, part: str) -> None:
             nonlocal count
             count += 1
 
+        gc.disable()  # its calls are not ours
         sys.setprofile(count_call)
         try:
             handwritten.table_written_by(text)
         finally:
             sys.setprofile(None)
+            gc.enable()
         return count
 
     assert steps(400) <= 4.5 * steps(100)

@@ -8,14 +8,16 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"exceptions"},
+    {"exceptions", "keytypes"},
     {"period", "readable"},
-    {"arguments", "config", "context", "changes", "keytypes"},
+    {"arguments", "config", "context", "changes"},
     {"tables"},
     {"autogenerate", "bisection", "models"},
     {"past"},
     {"history", "instant"},
-    {"absent", "overriding", "references", "rights", "statements"},
+    {"catalogue", "references"},
+    {"rights"},
+    {"absent", "overriding", "statements"},
     {"begun", "changesets"},
     {"capture", "timetravel", "retrieval", "triggers"},
     {"dependents", "handwritten"},

@@ -45,6 +45,8 @@ def wide_enough(existing: _Type, wanted: _Type, dialect: Dialect, *, is_key: boo
     old, new = _stored_as(existing, dialect), _stored_as(wanted, dialect)
     if dialect.name == "sqlite" and isinstance(new, (Date, DateTime, Time)):
         return None  # it minds no types, but Alembic's batch mode would make a number of the text of an instant
+    if dialect.name == "postgresql" and not is_key and isinstance(old, Boolean) != isinstance(new, Boolean):
+        return None if isinstance(old, Text) else Text()  # it makes no number of a truth
     if _holds(old, new):
         return None
     if _holds(new, old):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
@@ -28,6 +28,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapper, Session
 
 from sqlaudit.absent import explained
+from sqlaudit.catalogue import kept_as_text
 from sqlaudit.changes import Operation
 from sqlaudit.config import SQLAuditConfig, current_config
 from sqlaudit.context import AuditContext, get_audit_context, user_id_text
@@ -634,7 +635,7 @@ class Capture:
     def _statements(self, keys: Portion) -> Statements:
         dialect = self.connection.dialect
         if isinstance(keys, SelectedKeys):
-            return Statements(self.chain, self.user_fields, True, dialect, keys)
+            return Statements(self.chain, self.user_fields, True, dialect, keys, as_text=self._as_text())
         chosen = len(keys) > 1, self._key_types.differs and is_raw(keys)
         if chosen not in self._chosen:
             many, raw_keys = chosen
@@ -643,9 +644,17 @@ class Capture:
                 warn_of_history_in_sight(self.connection, self.chain)
             signature = (self.chain, self.user_fields, *chosen)
             if signature not in statements:
-                statements[signature] = Statements(self.chain, self.user_fields, many, dialect, raw_keys=raw_keys)
+                statements[signature] = Statements(
+                    self.chain, self.user_fields, many, dialect, raw_keys=raw_keys, as_text=self._as_text()
+                )
             self._chosen[chosen] = statements[signature]
         return self._chosen[chosen]
+
+    def _as_text(self) -> Set[Column[Any]]:
+        kept = self.chain[-1].statements.setdefault(self.connection.dialect, {})
+        if kept_as_text not in kept:
+            kept[kept_as_text] = kept_as_text(self.connection, self.chain)
+        return cast("Set[Column[Any]]", kept[kept_as_text])
 
     @staticmethod
     def _selecting(keys: Portion) -> dict[str, Any]:

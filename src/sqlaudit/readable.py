@@ -6,29 +6,60 @@ pickled, a key that encrypted. One such value must not keep others from being re
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from copy import copy
-from datetime import date, datetime
+from datetime import date, datetime, time
+from decimal import Decimal
 from functools import cache
-from typing import Any, cast
+from typing import Any, Final, cast
+from uuid import UUID
 
-from sqlalchemy import Date, Dialect, Enum
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Date,
+    DateTime,
+    Dialect,
+    Enum,
+    Float,
+    Integer,
+    LargeBinary,
+    Numeric,
+    Time,
+    Uuid,
+)
 from sqlalchemy.types import NullType, TypeEngine
+
+from sqlaudit.keytypes import MYSQL, implementation_of
+
+_TEXTS: Final = {
+    "postgresql": (25, 1042, 1043),  # pg_type.oid of text, bpchar and varchar
+    **dict.fromkeys(MYSQL, (249, 250, 251, 252, 253, 254)),  # the protocol's texts of every size, and strings
+}
+"""What a driver calls the types of texts."""
+_DECIMAL: Final = {"postgresql": 1700}
 
 
 class _Readable:
     """Mixed into the class of a type: what makes it give a value as it is that it fails to read."""
 
     def _cached_result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
+        parse = None
+        if coltype in _TEXTS.get(dialect.name, ()):
+            parse = _parser_of(implementation_of(cast("TypeEngine[Any]", self), dialect), dialect)
+        if parse is not None and isinstance(self, Numeric):
+            coltype = _DECIMAL.get(dialect.name)  # for which else there is no processor
         process = super()._cached_result_processor(dialect, coltype)  # type: ignore[misc]  # the type's own
         if isinstance(self, Date) and process is None:
             process = _as_date
-        if process is None:
+        if process is None and parse is None:
             return None
 
         def read(value: Any) -> Any:
             try:
-                return process(value)
+                parsed = parse(value) if parse is not None and isinstance(value, str) else value
+                return parsed if process is None else process(parsed)
             except Exception:  # whatever a type of the user's raises
                 return value
 
@@ -49,6 +80,31 @@ class _Readable:
 
 def _new(type_class: Any) -> Any:
     return type_class.__new__(type_class)
+
+
+def _parser_of(type_: TypeEngine[Any], dialect: Dialect) -> Callable[[str], Any] | None:
+    """Return what makes of a text the value that a driver gives for a type.
+
+    History keeps a column as text that has been of a type and has become of another: '12' is the number 12 by now.
+    """
+    if dialect.name == "postgresql" and isinstance(type_, JSON):
+        return cast("Any", dialect)._json_deserializer or json.loads
+    if isinstance(type_, Uuid) and not (type_.native_uuid and dialect.supports_native_uuid):
+        return None
+    return next((parse for kind, parse in _PARSERS if isinstance(type_, kind)), None)
+
+
+_PARSERS: Final[Sequence[tuple[type[TypeEngine[Any]], Callable[[str], Any]]]] = (
+    (Integer, int),
+    (Boolean, {"true": True, "false": False, "1": True, "0": False}.__getitem__),
+    (Float, float),
+    (Numeric, Decimal),
+    (DateTime, datetime.fromisoformat),
+    (Date, date.fromisoformat),
+    (Time, time.fromisoformat),
+    (Uuid, UUID),
+    (LargeBinary, lambda text: bytes.fromhex(text.removeprefix("\\x"))),
+)
 
 
 def _as_date(value: Any) -> Any:

@@ -6,12 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Table, and_, false, func, not_, or_, select
-from sqlalchemy.dialects.postgresql import OID
 
-from sqlaudit.tables import TrackedTable, schema_of
+from sqlaudit.catalogue import oid_of
+from sqlaudit.tables import TrackedTable
 
 
 def hides_rows(connection: Connection, tables: Iterable[Table]) -> bool:
@@ -27,7 +26,7 @@ def lockable(connection: Connection, tables: Sequence[Table]) -> set[Table]:
     """
     if connection.dialect.name != "postgresql" or not tables:
         return set(tables)
-    may_update = (func.has_any_column_privilege(_oid(connection, table), "UPDATE") for table in tables)
+    may_update = (func.has_any_column_privilege(oid_of(connection, table), "UPDATE") for table in tables)
     questions = [
         and_(may, not_(_has_policies(connection, table))) for may, table in zip(may_update, tables, strict=True)
     ]
@@ -49,10 +48,4 @@ def _asked(connection: Connection, question: ColumnElement[bool]) -> bool:
 
 def _has_policies(connection: Connection, table: Table) -> ColumnElement[bool]:
     """Return the condition that policies of a table, which may be absent, are active for the role."""
-    return func.coalesce(func.row_security_active(_oid(connection, table)), false())
-
-
-def _oid(connection: Connection, table: Table) -> ColumnElement[Any]:
-    schema = schema_of(connection, table)
-    name = func.quote_ident(table.name)
-    return func.to_regclass(name if schema is None else func.concat(func.quote_ident(schema), ".", name), type_=OID())
+    return func.coalesce(func.row_security_active(oid_of(connection, table)), false())

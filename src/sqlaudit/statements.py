@@ -7,7 +7,7 @@ the same statements run on a distributed PostgreSQL, too.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from functools import cached_property
 from itertools import islice
 from typing import Any, Final, Protocol, TypeVar
@@ -35,6 +35,7 @@ from sqlalchemy import (
     Numeric,
     Select,
     String,
+    Text,
     Time,
     Uuid,
     and_,
@@ -453,6 +454,7 @@ class Statements:
     :param dialect: the one that they are for
     :param selected: the rows, if they are for no others
     :param raw_keys: whether the keys are raw, and not given (see :mod:`~sqlaudit.keytypes`)
+    :param as_text: see :func:`~sqlaudit.catalogue.kept_as_text`
     """
 
     def __init__(
@@ -464,11 +466,13 @@ class Statements:
         selected: SelectedKeys | None = None,
         *,
         raw_keys: bool = False,
+        as_text: Set[Column[Any]] = frozenset(),
     ) -> None:
         self.chain = chain
         self.base = chain[0]
         self.many = many
         self.raw_keys = raw_keys
+        self.as_text = as_text
         self.selected = selected
         self.user_fields = user_fields
         self._dialect = ref(dialect)
@@ -582,7 +586,10 @@ class Statements:
             )
             pairs += [(live, other.c[old.key]) for live, old in table.columns if live not in table.key]
             differences.append(differs(table.key[0], other_key[0]))
-        differences += [differs(live, old) for live, old in pairs]
+        differences += [
+            differs(cast(live, Text()), cast(old, Text())) if live in self.as_text else differs(live, old)
+            for live, old in pairs
+        ]
         if not differences:
             return false()
         return exists(
