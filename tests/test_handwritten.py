@@ -1,6 +1,5 @@
 """SQL that was written by hand is noticed by its words."""
 
-import gc
 import sys
 from typing import Any
 
@@ -224,17 +223,17 @@ def test_a_text_is_read_once_whatever_is_in_it(begin: str, part: str) -> None:
     def steps(times: int) -> int:
         text, count = f"{begin}{part * times} bulk_items", 0
 
-        def count_call(*args: Any) -> None:
+        def count_call(frame: Any, *args: Any) -> None:
             nonlocal count
-            count += 1
+            count += frame.f_globals is vars(
+                handwritten
+            )  # not the garbage collector's, nor those that measure coverage
 
-        gc.disable()  # its calls are not ours
         sys.setprofile(count_call)
         try:
             handwritten.table_written_by(text)
         finally:
             sys.setprofile(None)
-            gc.enable()
         return count
 
     assert steps(400) <= 4.5 * steps(100)
