@@ -227,7 +227,7 @@ def test_a_text_is_read_once_whatever_is_in_it(begin: str, part: str) -> None:
             nonlocal count
             count += frame.f_globals is vars(
                 handwritten
-            )  # not the garbage collector's, nor those that measure coverage
+            )  # nor what collects garbage, or coverage
 
         sys.setprofile(count_call)
         try:
