@@ -225,9 +225,7 @@ def test_a_text_is_read_once_whatever_is_in_it(begin: str, part: str) -> None:
 
         def count_call(frame: Any, *args: Any) -> None:
             nonlocal count
-            count += frame.f_globals is vars(
-                handwritten
-            )  # nor what collects garbage, or coverage
+            count += frame.f_globals is vars(handwritten)  # nor what collects garbage, or coverage
 
         sys.setprofile(count_call)
         try:
