@@ -10,30 +10,64 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Integer,
+    Select,
     Table,
+    Text,
     and_,
+    cast,
     column,
+    exists,
     func,
     literal_column,
+    not_,
+    or_,
     select,
     table,
     union_all,
 )
-from sqlalchemy.dialects.postgresql import OID
+from sqlalchemy.dialects.postgresql import OID, REGCLASS
 
 from sqlaudit.tables import TrackedTable, schema_of
 
 _ATTRIBUTES: Final = table(
-    "pg_attribute", *map(column, ("attrelid", "attname", "attnum", "atttypid")), schema="pg_catalog"
+    "pg_attribute", *map(column, ("attrelid", "attname", "attnum", "attidentity", "atttypid")), schema="pg_catalog"
 )
+_DEFAULTS: Final = table("pg_attrdef", *map(column, ("adrelid", "adnum", "adbin")), schema="pg_catalog")
+_TRIGGERS: Final = table("pg_trigger", *map(column, ("tgrelid", "tgisinternal")), schema="pg_catalog")
 _TYPES: Final = table("pg_type", *map(column, ("oid", "typcategory")), schema="pg_catalog")
 
 
 def oid_of(connection: Connection, table: Table) -> ColumnElement[Any]:
     """Return the number of a table that may be absent, as PostgreSQL's catalogue has it."""
-    schema = schema_of(connection, table)
-    name = func.quote_ident(table.name)
-    return func.to_regclass(name if schema is None else func.concat(func.quote_ident(schema), ".", name), type_=OID())
+    return func.to_regclass(_name_of(connection, table), type_=OID())
+
+
+def sequence_of(key: Column[Any], connection: Connection) -> Select[Any]:
+    """Return the select of the sequence that numbers rows, if whoever inserts them may do that himself."""
+    name = _name_of(connection, key.table)
+    live = cast(name, REGCLASS)
+    sequence = cast(func.pg_get_serial_sequence(name, key.name), REGCLASS)
+    default = func.pg_get_expr(_DEFAULTS.c.adbin, _DEFAULTS.c.adrelid)
+    of_column = (_DEFAULTS.c.adrelid == _ATTRIBUTES.c.attrelid, _DEFAULTS.c.adnum == _ATTRIBUTES.c.attnum)
+    has_trigger = exists().where(_TRIGGERS.c.tgrelid == live, not_(_TRIGGERS.c.tgisinternal))
+    return (
+        select(cast(sequence, Text))
+        .select_from(_ATTRIBUTES.outerjoin(_DEFAULTS, and_(*of_column)))
+        .where(_ATTRIBUTES.c.attrelid == live, _ATTRIBUTES.c.attname == key.name)
+        .where(
+            or_(
+                _ATTRIBUTES.c.attidentity == "d",  # of two kinds, the one that may be given
+                default == func.format("nextval(%L::regclass)", cast(sequence, Text)),
+            )
+        )
+        .where(func.has_sequence_privilege(sequence, "USAGE"), func.has_column_privilege(live, key.name, "INSERT"))
+        .where(~has_trigger)  # which may number them otherwise
+    )
+
+
+def _name_of(connection: Connection, table: Table) -> ColumnElement[str]:
+    schema, name = schema_of(connection, table), func.quote_ident(table.name)
+    return name if schema is None else func.concat(func.quote_ident(schema), ".", name)
 
 
 def kept_as_text(connection: Connection, chain: Sequence[TrackedTable]) -> frozenset[Column[Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from functools import cache
-from typing import Any, Final
+from typing import Any
 from typing import cast as cast_type
 
 from sqlalchemy import (
@@ -16,16 +16,9 @@ from sqlalchemy import (
     Integer,
     Select,
     Table,
-    Text,
-    and_,
     cast,
-    column,
-    exists,
     func,
-    not_,
-    or_,
     select,
-    table,
 )
 from sqlalchemy.dialects.postgresql import REGCLASS
 from sqlalchemy.engine.cursor import _NO_CURSOR_DML
@@ -43,16 +36,11 @@ from sqlaudit.bulk.reading import (
 )
 from sqlaudit.bulk.writes import KeysOf, Write, let_read_again
 from sqlaudit.capture import uncaptured
+from sqlaudit.catalogue import sequence_of
 from sqlaudit.keytypes import MYSQL, Key, RawKey, differ_raw, keys_read, one_of, raw
 from sqlaudit.references import Source, Untracked, referred_columns
 from sqlaudit.statements import CHUNK, Portionable, SelectedKeys, chunks
-from sqlaudit.tables import TrackedTable, schema_of, unique_together
-
-_ATTRIBUTES: Final = table(
-    "pg_attribute", *map(column, ("attrelid", "attname", "attnum", "attidentity")), schema="pg_catalog"
-)
-_DEFAULTS: Final = table("pg_attrdef", *map(column, ("adrelid", "adnum", "adbin")), schema="pg_catalog")
-_TRIGGERS: Final = table("pg_trigger", *map(column, ("tgrelid", "tgisinternal")), schema="pg_catalog")
+from sqlaudit.tables import TrackedTable, unique_together
 
 
 def prepare_insert(write: Write, clause: Any, tracked: TrackedTable, parameters: Parameters) -> Any:
@@ -278,7 +266,7 @@ def _is_drawn(write: Write, key: Column[Any], parameters: Parameters) -> bool:
     RETURNING would take several times as long as the INSERT, whose rows it puts into few long statements.
     """
     connection = write.connection
-    sequence = connection.scalar(_sequence_of(key, connection))
+    sequence = connection.scalar(sequence_of(key, connection))
     if sequence is None:
         return False
     numbers = func.generate_series(1, len(parameters)).table_valued("number")
@@ -299,31 +287,6 @@ def _between(connection: Connection, key: Column[Any], first: int, last: int | N
     """Return the keys of the rows from one number to another, all of which are meant; of none, if that is ``None``."""
     number = key.table.alias().c[key.key]
     return SelectedKeys(connection, select(number).where(number.between(first, last)))
-
-
-def _sequence_of(key: Column[Any], connection: Connection) -> Select[Any]:
-    """Return the select of the sequence that numbers rows, if whoever inserts them may do that himself."""
-    schema = schema_of(connection, key.table)
-    name = func.quote_ident(key.table.name)
-    name = name if schema is None else func.concat(func.quote_ident(schema), ".", name)
-    live = cast(name, REGCLASS)
-    sequence = cast(func.pg_get_serial_sequence(name, key.name), REGCLASS)
-    default = func.pg_get_expr(_DEFAULTS.c.adbin, _DEFAULTS.c.adrelid)
-    of_column = (_DEFAULTS.c.adrelid == _ATTRIBUTES.c.attrelid, _DEFAULTS.c.adnum == _ATTRIBUTES.c.attnum)
-    has_trigger = exists().where(_TRIGGERS.c.tgrelid == live, not_(_TRIGGERS.c.tgisinternal))
-    return (
-        select(cast(sequence, Text))
-        .select_from(_ATTRIBUTES.outerjoin(_DEFAULTS, and_(*of_column)))
-        .where(_ATTRIBUTES.c.attrelid == live, _ATTRIBUTES.c.attname == key.name)
-        .where(
-            or_(
-                _ATTRIBUTES.c.attidentity == "d",  # of two kinds, the one that may be given
-                default == func.format("nextval(%L::regclass)", cast(sequence, Text)),
-            )
-        )
-        .where(func.has_sequence_privilege(sequence, "USAGE"), func.has_column_privilege(live, key.name, "INSERT"))
-        .where(~has_trigger)  # which may number them otherwise
-    )
 
 
 def _keys_of_values(
