@@ -132,6 +132,7 @@ class Life(RuleBasedStateMachine):
         sqlaudit.register_hooks(self.maker)
         self.now = datetime(2024, 1, 1, tzinfo=UTC)
         self.instants: list[datetime] = []
+        self.has_written = False
         sqlaudit.set_config(sqlaudit.SQLAuditConfig(clock=self.clock, strict=True))
         sqlaudit.clear_audit_context()
         self.context = Context()
@@ -348,7 +349,10 @@ class Life(RuleBasedStateMachine):
 
     def note_flush(self) -> None:
         if self.reference.flush(self.world.rows(), self.context):
+            self.has_written = True
+        if self.has_written:
             assert len(self.instants) == 1, "a transaction takes one instant, at its first capture"
+        self.forget_unused_instants()
         gone = [
             (model, self.flushed.key(model, thing), thing)
             for model in MODELS.values()
@@ -407,13 +411,20 @@ class Life(RuleBasedStateMachine):
 
     def transaction_ended(self) -> None:
         self.savepoints.clear()
-        self.instants.clear()
+        self.has_written = False
+        self.forget_unused_instants()
+
+    def forget_unused_instants(self) -> None:
+        """Forget what a flush took that failed, or that found nothing to write after all."""
+        if not self.has_written:
+            self.instants.clear()
 
     def fail_a_flush(self) -> None:
         self.session.add(Parent(id=9, name=None, n=0))
         with pytest.raises(sa.exc.IntegrityError):
             self.session.flush()
         if self.savepoints:
+            self.forget_unused_instants()
             self.rollback_to_savepoint()
         else:
             self.rollback()
