@@ -312,6 +312,7 @@ def test_a_streamed_result_is_whole(base: Any, sessions: Maker, thing: Any, opti
     check(sessions, thing)
 
 
+@pytest.mark.spread
 def test_what_a_statement_wrote_is_not_kept_by_the_cache_of_statements(
     base: Any, sessions: Maker, thing: Any, engine: sa.Engine
 ) -> None:

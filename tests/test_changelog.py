@@ -242,6 +242,7 @@ def test_a_change_of_what_history_cannot_tell_is_no_insert(session: Session, cha
         ("born", "0000-00-00"),
     ],
 )
+@pytest.mark.spread
 def test_a_value_that_the_database_would_refuse_is_kept_as_a_text(session: Session, name: str, text: str) -> None:
     """Databases differ in what they take: it is in its field, or among what could not be read."""
     log(session, 4, 1, **{name: (None, text)})

@@ -54,6 +54,7 @@ CONNECTED = {
 }
 
 
+@pytest.mark.spread
 def test_history_keeps_no_engine_that_nobody_holds(database: Any) -> None:
     engine = database.create_engine(query_cache_size=500)  # whose dialect no other engine has
     with recording(engine) as sessions:

@@ -440,6 +440,7 @@ def test_a_foreign_key_that_a_subclass_adds_later_is_followed(base: Any, session
         assert told(session, Book, "shelf") == [("insert", 1), ("update", None)]
 
 
+@pytest.mark.spread
 def test_a_base_may_go_whose_tables_refer_to_those_of_another(engine: sa.Engine, sessions: Sessions) -> None:
     """Tests and plug-ins make such: what they refer to remains, and would keep what it knew of them."""
     lasting, passing = (sqlalchemy.orm.declarative_base() for _ in range(2))

@@ -369,6 +369,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("make", NAMES, ids=lambda make: make.__name__)
 def test_every_kind_of_name_has_a_history(make, base, engine, sessions):
     model, new, change = make(base)

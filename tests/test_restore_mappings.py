@@ -153,6 +153,7 @@ def change_all(sessions: Any) -> None:
         ada.items["new"] = Item(id=9, label="new")
 
 
+@pytest.mark.spread
 def test_relationships_of_all_kinds_are_restored(sessions, people):
     change_all(sessions)
     with sessions.begin() as session:
@@ -167,6 +168,7 @@ def test_relationships_of_all_kinds_are_restored(sessions, people):
     assert state_of(sessions) == people
 
 
+@pytest.mark.spread
 def test_relationships_of_all_kinds_are_undone(sessions, people):
     change_all(sessions)
     after = state_of(sessions)
@@ -176,6 +178,7 @@ def test_relationships_of_all_kinds_are_undone(sessions, people):
         assert state_of(sessions) == expected
 
 
+@pytest.mark.spread
 def test_a_deleted_object_comes_back_with_all_its_relationships(sessions, people):
     with sessions.begin() as session:
         ada = session.get_one(Person, 1)
@@ -218,6 +221,7 @@ def test_an_object_that_the_session_has_just_deleted_comes_back(sessions, people
     assert state_of(sessions) == people
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("flushed", [True, False])
 def test_without_autoflush_all_the_same(sessions, people, flushed):
     change_all(sessions)
@@ -286,6 +290,7 @@ def models(schema: str | None) -> tuple[Any, Any, Any]:
     return Parent, Child, linking
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("where", ["default", "schema", "binds", "connection"])
 def test_composite_keys_schemas_and_binds_are_no_matter(database, engine, where):
     parent, child, linking = models(database.other_schema if where == "schema" else None)
@@ -389,6 +394,7 @@ def test_columns_of_many_types_are_restored(things, deleted):
 # --- what the session does not show -----------------------------------------------------------------------------
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("loaded", [False, True])
 def test_rows_that_a_listener_hides_are_restored(engine, base, loaded):
     """Applications mark rows as deleted, and let no query find them."""

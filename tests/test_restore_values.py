@@ -11,7 +11,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.mutable import MutableDict, MutableList
 from sqlalchemy.orm import Session, mapped_column, sessionmaker, validates
 
-from effort import EFFORT
+from effort import EFFORT, by_turns
 from sqlaudit import (
     blame,
     changes_in,
@@ -137,6 +137,9 @@ CASES: dict[str, tuple[Any, list[Any]]] = {
     "mutable_list": (MutableList.as_mutable(sa.JSON()), [NULL, JSON_NULL, [1], [True], []]),
     "mutable_document": (MutableDict.as_mutable(Document()), [NULL, JSON_NULL, {"a": 1}]),
     "document": (Document(), [NULL, JSON_NULL, {"a": [1, {"b": None}]}]),
+}
+# Those that databases hold alike.
+ALIKE: dict[str, tuple[Any, list[Any]]] = {
     "evaluates_none": (sa.String(50).evaluates_none(), [NULL, "", "a"]),
     "blank": (Blank(), [NULL, "", "a"]),
     "read_as_none": (ReadAsNone(), [NULL, "", "a"]),
@@ -221,7 +224,7 @@ def things(base: Any, engine: sa.Engine, database: Any, sessions: sessionmaker[S
     if is_postgresql:
         with engine.begin() as connection:
             connection.execute(sa.DDL("CREATE EXTENSION IF NOT EXISTS hstore"))
-    cases = CASES | (POSTGRESQL_CASES if is_postgresql else {})
+    cases = CASES | by_turns(ALIKE, database) | (POSTGRESQL_CASES if is_postgresql else {})
     things = {name: Things(base, name, *case) for name, case in cases.items()}
     base.metadata.create_all(engine)
     for step in (Things.insert, Things.update):

@@ -642,6 +642,7 @@ def many(session, engine):
     return session
 
 
+@pytest.mark.spread
 def test_a_stream_gives_the_same_in_flat_memory(many):
     with closing(stream_resource_changes(Customer, many)) as changes:
         count = sum(1 for _ in zip(range(2000), changes, strict=False))

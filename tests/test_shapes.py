@@ -339,6 +339,7 @@ def test_a_relationship_that_comes_later_has_a_history_of_its_links(used, base, 
 # --- what ends, and copies --------------------------------------------------------------------------------------
 
 
+@pytest.mark.spread
 def test_classes_can_be_mapped_and_tracked_anew(engine, sessions):
     metadata = sa.MetaData()
     table = sa.Table("items", metadata, sa.Column("id", sa.Integer, primary_key=True), sa.Column("name", Name))

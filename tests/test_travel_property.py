@@ -291,7 +291,7 @@ def test_every_question_has_the_answer_of_then(database: Database, engine: sa.En
     maker = sessionmaker(engine)
     sqlaudit.register_hooks(maker)
 
-    @profile(database, few=1, many=2, report_multiple_bugs=False)
+    @profile(database, few=1, many=1, report_multiple_bugs=False)
     @given(st.data())
     def answers_agree(data: Any) -> None:
         with engine.begin() as connection:

@@ -84,6 +84,7 @@ def release(type_: Any, table: str = "posts") -> Any:
     return Post
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("case", CASES)
 def test_a_value_that_its_type_reads_no_longer_is_as_the_database_has_it_and_harms_no_other(sessions, clock, case):
     before, first, unread, after, last, raw = CASES[case]
