@@ -17,6 +17,7 @@ from sqlaudit import (
     SQLAuditWarning,
     TrackingError,
     as_of,
+    changes_in,
     get_resource_changes,
     history_of,
     restore,
@@ -468,7 +469,7 @@ def test_a_row_with_null_in_its_key_is_written_with_a_warning(base, engine, sess
 
 
 @pytest.mark.spread
-@pytest.mark.parametrize("width", [496, 800])
+@pytest.mark.parametrize("width", [496, 1_000])
 def test_a_very_wide_table_has_a_history(width, base, engine, sessions):
     names = [f"column_{number}" for number in range(width)]
     columns = {name: mapped_column(sa.Integer) for name in names}
@@ -484,3 +485,12 @@ def test_a_very_wide_table_has_a_history(width, base, engine, sessions):
         check_history(session, wide)
         undo(session, versions_of(session, wide, 2)[-1].audit_changeset_id)
         check_history(session, wide)
+        told = [change for key in (1, 2, 3) for change in get_resource_changes(wide, session, key)]
+        told.sort(key=lambda change: (change.timestamp, change.resource_id, change.version))
+        assert get_resource_changes(wide, session) == told
+        assert get_resource_changes(wide, session, limit=width + 5, offset=3) == told[3 : width + 8]
+        assert get_resource_changes(wide, session, limit=width * 2, newest_first=True) == told[: -width * 2 - 1 : -1]
+        updated = {change.changeset_id for change in told if change.operation == "update"}
+        assert [change for each in sorted(updated) for change in changes_in(session, each)] == [
+            change for change in told if change.changeset_id in updated
+        ]

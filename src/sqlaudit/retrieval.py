@@ -50,6 +50,8 @@ from sqlaudit.statements import any_of, differs, is_among
 from sqlaudit.tables import TrackedTable
 
 _BATCH: Final = 500
+_WIDE: Final = 800
+"""Fields of which a row holds the old and the new values: PostgreSQL selects at most 1,664 columns, SQLite 2,000."""
 _WHOLE_NUMBER: Final = re.compile(r"[+-]?[0-9]+")
 _FROM_TEXT: Final[Mapping[type[Any], Callable[[str], Any]]] = {
     date: date.fromisoformat,
@@ -281,8 +283,9 @@ class _Reading:
             self.parameters["changeset"] = changeset_id
         if user_ids is not None:
             self.parameters["users"] = [checked_user("filter_user_ids", user) for user in ids_listed(user_ids)]
+        self.is_wide = len(self.fields) > _WIDE and not self.of_one_row
         if self.end is not None and not self.of_one_row:
-            self.parameters |= {"limit": self.end, "offset": 0}
+            self.parameters |= {"limit": self.end * 2 if self.is_wide else self.end, "offset": 0}
         shape = ("changes", self.fields, self.ids, frozenset(self.parameters), newest_first, self.of_one_row)
         self.statement = _built_once(model, shape, self._build)
 
@@ -309,7 +312,20 @@ class _Reading:
             source = source.outerjoin(before[table], _same_version(table, before[table], base, before[base]))
         old = [before[owner[column.table]].c[column.key] for _, column in self.fields]
         number_before = before[base].c[base.version.key]
-        statement = select(*ours, *ids, *new, *old, number_before).select_from(source)
+        key = [now[base].c[column.key] for column in base.history_key]
+        order: list[ColumnElement[Any]] = [roles["valid_from"], *key, roles["version"]]
+        order = [column.desc() for column in order] if self.newest_first else order
+        if self.is_wide:  # two rows, first that of the version before
+            both = {table: table.history.alias(f"both_{place}") for place, table in enumerate(tables)}
+            number = both[base].c[base.version.key]
+            of_row = (both[base].c[old.key] == here for old, here in zip(base.history_key, key, strict=True))
+            source = source.join(both[base], and_(*of_row, number.between(roles["version"] - 1, roles["version"])))
+            for table in tables[1:]:
+                source = source.outerjoin(both[table], _same_version(table, both[table], base, both[base]))
+            values, order = [both[owner[column.table]].c[column.key] for _, column in self.fields], [*order, number]
+        else:
+            values, number = [*new, *old], number_before
+        statement = select(*ours, *ids, *values, number).select_from(source).order_by(*order)
         statement = statement.where(
             or_(
                 and_(
@@ -342,9 +358,7 @@ class _Reading:
             statement = statement.where(roles["valid_from"] <= bindparam("until"))
         if "limit" in given:
             statement = statement.limit(bindparam("limit")).offset(bindparam("offset"))
-        key = [now[base].c[column.key] for column in base.history_key]
-        order = [roles["valid_from"], *key, roles["version"]]
-        return statement.order_by(*(column.desc() if self.newest_first else column for column in order))
+        return statement
 
     def changes(self, session: Session, **options: Any) -> Generator[FieldChange]:
         """Yield the field changes from ``offset`` to ``offset + limit``."""
@@ -367,6 +381,14 @@ class _Reading:
 
     def _with_the_one_before(self, rows: Iterable[Row[Any]]) -> Iterator[tuple[Row[Any], Row[Any] | None]]:
         """Yield each row with the one that has the version before it: a row of its own, itself, or none."""
+        if self.is_wide:
+            last: Row[Any] | None = None
+            for told in rows:
+                is_changed = told[-1] == told[0]
+                if is_changed:
+                    yield told, last
+                last = None if is_changed else told
+            return
         if not self.of_one_row:
             yield from ((row, row) for row in rows)
             return
