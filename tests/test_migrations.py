@@ -1,7 +1,6 @@
 """Migrations of a real project: revisions written by autogenerate, run, and taken back, with rows in the tables."""
 
 import enum
-import gc
 import re
 import textwrap
 import uuid
@@ -159,7 +158,18 @@ def models(*, track: bool = True, **columns: Callable[[], Any]) -> Any:
         },
     )
     Base.Customer = track_table()(customer) if track else customer
+    releases.append(Base.registry)
     return Base
+
+
+releases: list[orm.registry] = []
+
+
+@pytest.fixture(autouse=True)
+def no_release_outlives_its_test() -> Iterator[None]:
+    yield
+    while releases:
+        releases.pop().dispose()
 
 
 def begin(project, recorder, base, **values):
@@ -275,8 +285,7 @@ def test_what_was_before_a_migration_is_not_lost_when_it_is_undone_or_restored(p
     later = models(status=lambda: sa.Column(sa.String(10), nullable=False, server_default="new"))
     project.release(later)
     project.migrate()
-    del base
-    gc.collect()  # of the models of a changeset all that the process knows are asked: those of the release alone
+    base.registry.dispose()  # all models that the process knows are asked of a changeset: let it know the release alone
     with recorder() as session:
         first, second, renewed = versions_of(session, later.Customer, 1)
         assert [each.changeset_id for each in changesets(session)] == [
