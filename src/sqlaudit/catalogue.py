@@ -1,4 +1,4 @@
-"""What does PostgreSQL's catalogue say of a table?"""
+"""What does the catalogue of a database say of a table?"""
 
 from __future__ import annotations
 
@@ -35,6 +35,9 @@ _ATTRIBUTES: Final = table(
 _DEFAULTS: Final = table("pg_attrdef", *map(column, ("adrelid", "adnum", "adbin")), schema="pg_catalog")
 _TRIGGERS: Final = table("pg_trigger", *map(column, ("tgrelid", "tgisinternal")), schema="pg_catalog")
 _TYPES: Final = table("pg_type", *map(column, ("oid", "typcategory")), schema="pg_catalog")
+_TRIGGERS_OF_MYSQL: Final = table(
+    "TRIGGERS", *map(column, ("EVENT_OBJECT_SCHEMA", "EVENT_OBJECT_TABLE")), schema="INFORMATION_SCHEMA"
+)
 
 
 def oid_of(connection: Connection, table: Table) -> ColumnElement[Any]:
@@ -49,7 +52,6 @@ def sequence_of(key: Column[Any], connection: Connection) -> Select[Any]:
     sequence = cast(func.pg_get_serial_sequence(name, key.name), REGCLASS)
     default = func.pg_get_expr(_DEFAULTS.c.adbin, _DEFAULTS.c.adrelid)
     of_column = (_DEFAULTS.c.adrelid == _ATTRIBUTES.c.attrelid, _DEFAULTS.c.adnum == _ATTRIBUTES.c.attnum)
-    has_trigger = exists().where(_TRIGGERS.c.tgrelid == live, not_(_TRIGGERS.c.tgisinternal))
     return (
         select(cast(sequence, Text))
         .select_from(_ATTRIBUTES.outerjoin(_DEFAULTS, and_(*of_column)))
@@ -61,8 +63,32 @@ def sequence_of(key: Column[Any], connection: Connection) -> Select[Any]:
             )
         )
         .where(func.has_sequence_privilege(sequence, "USAGE"), func.has_column_privilege(live, key.name, "INSERT"))
-        .where(~has_trigger)  # which may number them otherwise
+        .where(~_has_trigger(live))  # which may number them otherwise
     )
+
+
+def _has_trigger(live: ColumnElement[Any]) -> ColumnElement[bool]:
+    return exists().where(_TRIGGERS.c.tgrelid == live, not_(_TRIGGERS.c.tgisinternal))
+
+
+def has_triggers(connection: Connection, tracked: TrackedTable) -> bool:
+    """Tell whether a live table has triggers, as far as the role of a connection may know. One statement, once."""
+    kept = tracked.statements.setdefault(connection.dialect, {})
+    if has_triggers not in kept:
+        kept[has_triggers] = bool(connection.scalar(select(_has_triggers(connection, tracked.live))))
+    return bool(kept[has_triggers])
+
+
+def _has_triggers(connection: Connection, live: Table) -> ColumnElement[bool]:
+    schema = schema_of(connection, live)
+    if connection.dialect.name == "postgresql":
+        return _has_trigger(oid_of(connection, live))
+    if connection.dialect.name == "sqlite":
+        kind, owner = column("type", Text()), column("tbl_name", Text())
+        master = table("sqlite_master", kind, owner, schema=schema)
+        return exists().select_from(master).where(kind == "trigger", func.lower(owner) == live.name.lower())
+    there = {"EVENT_OBJECT_SCHEMA": schema or func.database(), "EVENT_OBJECT_TABLE": live.name}
+    return exists().where(*(_TRIGGERS_OF_MYSQL.c[name] == value for name, value in there.items()))
 
 
 def _name_of(connection: Connection, table: Table) -> ColumnElement[str]:

@@ -13,12 +13,13 @@ from datetime import datetime
 from typing import Any, Final, cast
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import ClauseElement, Column, Connection, Table, inspect
+from sqlalchemy import ClauseElement, Column, ColumnDefault, Connection, Table, inspect
 from sqlalchemy.orm import (
     InstanceState,
     LoaderCallableStatus,
     Mapper,
     PassiveFlag,
+    RelationshipDirection,
     Session,
     UOWTransaction,
 )
@@ -35,6 +36,7 @@ from sqlaudit.capture import (
     lacks_user,
     own_connection,
 )
+from sqlaudit.catalogue import has_triggers
 from sqlaudit.config import SQLAuditConfig, current_config
 from sqlaudit.context import AuditContext, get_audit_context
 from sqlaudit.dependents import Dependents, Occasion, record_moved
@@ -59,6 +61,7 @@ except ImportError:  # before SQLAlchemy 2.1
 State = InstanceState[Any]
 _UNIT_KEY: Final = "sqlaudit_unit"
 _FOLLOWED: Final = "sqlaudit_followed"
+_WRITTEN_WITH: Final = "sqlaudit_written_with"
 _RESTORING: Final = "sqlaudit_restoring"
 _Extent = tuple[str, ...]
 _DOOMED: Final[_Extent] = ("",)  # the name of no attribute
@@ -146,6 +149,72 @@ def chooses_connections(session: Session) -> bool:
     )
 
 
+def others_listen(mapper: Mapper[Any], names: Iterable[str]) -> bool:
+    """Tell whether listeners other than sqlaudit's hear what a flush does to objects of a mapper.
+
+    :param names: the events
+    """
+    dispatch = mapper.dispatch
+    return any(
+        getattr(listener, "__module__", None) != "sqlaudit.hooks"
+        for name in names
+        for listener in getattr(dispatch, name)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _WrittenWith:
+    """The mappers whose objects a flush may write because it writes one of a mapper.
+
+    :ivar mappers: those that lose what they refer to, and those that are deleted with it
+    :ivar default: whether a default of one of their columns is given the execution, by whose connection it may write
+    """
+
+    mappers: frozenset[Mapper[Any]]
+    default: bool
+    generation: int
+
+
+def may_write_more(mapper: Mapper[Any], events: Iterable[str]) -> bool:
+    """Tell whether more may be executed, by others, on the connection of a flush that writes objects of a mapper.
+
+    :param events: those of the unit of work
+    """
+    known: _WrittenWith | None = mapper.class_manager.info.get(_WRITTEN_WITH)
+    if known is None or known.generation != _generation[0]:
+        known = mapper.class_manager.info[_WRITTEN_WITH] = _written_with(mapper)
+    return known.default or any(others_listen(each, events) for each in known.mappers)
+
+
+_generation: Final = [0]
+
+
+def forget_written_with() -> None:
+    """Look anew at what flushes may write: there are more columns or relationships than before."""
+    _generation[0] += 1
+
+
+def _written_with(mapper: Mapper[Any]) -> _WrittenWith:
+    reached: dict[Mapper[Any], bool] = {}
+    waiting = [(mapper, True)]
+    while waiting:
+        base, is_deleted = waiting.pop()
+        for each in base.self_and_descendants:
+            if each not in reached or (is_deleted and not reached[each]):
+                reached[each] = is_deleted
+                if is_deleted:
+                    waiting += [(prop.mapper, prop.cascade.delete) for prop in each.relationships if not prop.viewonly]
+    columns = {column for each in reached for table in each.tables if isinstance(table, Table) for column in table.c}
+    writes = any(_takes_execution(default) for column in columns for default in (column.default, column.onupdate))
+    return _WrittenWith(frozenset(reached), writes, _generation[0])
+
+
+def _takes_execution(default: Any) -> bool:
+    """Tell whether SQLAlchemy calls a default with the execution; it puts a function around one without arguments."""
+    function = default.arg if getattr(default, "is_callable", False) else None
+    return function is not None and getattr(function, "__globals__", {}).get("__name__") != ColumnDefault.__module__
+
+
 class Unit:
     """What the flush of a tracked model's objects needs to know of the model."""
 
@@ -164,10 +233,11 @@ class Unit:
         self.automatic = frozenset(name for name, column in self.live.items() if self._is_automatic(column))
         self.referring = frozenset(name for name, column in self.live.items() if column.foreign_keys)
         self.needed = self.automatic | self.referring
-        self.watched = (
-            frozenset(prop.key for prop in mapper.column_attrs if isinstance(prop.columns[0], Column))
-            if self.automatic
-            else self.stored
+        columns = frozenset(prop.key for prop in mapper.column_attrs if isinstance(prop.columns[0], Column))
+        self.watched = columns if self.automatic else self.stored
+        self.excluded = columns - self.watched
+        self.collections = frozenset(
+            prop.key for prop in mapper.relationships if prop.direction is not RelationshipDirection.MANYTOONE
         )
         self.links = [
             relationship
@@ -333,9 +403,12 @@ class _ToAsk:
 _Questions = dict[tuple[Mapper[Any], Any], _ToAsk]
 
 
-def _is_blind(unit: Unit, committed: Mapping[str, Any], values: Mapping[str, Any], *, goes: bool) -> bool:
-    """Tell whether an object does not know its row as it was."""
-    return not values.keys() >= (unit.stored if goes else unit.needed) or any(
+def _is_blind(unit: Unit, committed: Mapping[str, Any], values: Mapping[str, Any], *, whole: bool) -> bool:
+    """Tell whether an object does not know its row as it was.
+
+    :param whole: whether any of its columns may change, and not only those that have changed, or do by themselves
+    """
+    return not values.keys() >= (unit.stored if whole else unit.needed) or any(
         value is LoaderCallableStatus.NO_VALUE and name in unit.stored for name, value in committed.items()
     )
 
@@ -365,6 +438,9 @@ class Flush:
         self.asks_late = self.chooses or self.restoring is not None
         self._questions: _Questions = defaultdict(_ToAsk)
         self._followed_fields: dict[Unit, frozenset[str]] = {}
+        self._changed_late: dict[Unit, bool] = {}
+        self.looked_at: set[Mapper[Any]] = set()
+        """The mappers of which it is known whether writing their objects may execute more than the flush tells."""
         self.is_heard = False
         """Whether statements of links are recorded when they are executed, whoever executes them."""
 
@@ -462,21 +538,28 @@ class Flush:
             return
         key, committed, values = state.key[1], changed_values(state), state.dict
         dies = doomed or (unit.has_orphans and state.mapper._is_orphan(state))
+        may_change_late = not dies and self._may_change_late(unit)
         goes = dies or not unit.keys.isdisjoint(committed)
         prepared[state] = _DOOMED if dies else tuple(committed)
-        if not committed and not dies:
+        if not committed and not dies and not may_change_late:
             return
         if goes:
             self._doomed[unit.mapper.base_mapper, key] = state
+        elif may_change_late:
+            unchanged = unit.live.keys() & values.keys() - committed.keys()
+            self._automatic[state] = {name: values[name] for name in unchanged}
         elif unit.automatic:
             self._automatic[state] = {name: values[name] for name in unit.automatic if name in values}
         if unit not in self._followed_fields:
             self._followed_fields[unit] = unit.followed()
+        followed = self._followed_fields[unit]
         may_follow = bool(self._doomed) and not unit.referring.isdisjoint(committed)  # to a row that goes
-        if goes or may_follow or not self._followed_fields[unit].isdisjoint(committed):
+        if goes or may_follow or not followed.isdisjoint(committed) or (may_change_late and followed - unit.keys):
             reason = None if self.restoring is None else self.restoring.reason_of(state)
             questions[place].parents[unit, reason].append(key)
-        if state not in self._blind and _is_blind(unit, committed, values, goes=goes):
+        is_written = goes or may_change_late or not unit.collections.issuperset(committed)
+        whole = goes or may_change_late
+        if is_written and state not in self._blind and _is_blind(unit, committed, values, whole=whole):
             self._blind.add(state)
             questions[place].blind[unit].append(key)
         if (
@@ -486,6 +569,13 @@ class Flush:
             and any(relationship.key in committed for relationship in unit.links)
         ):
             self._collect_links(unit, state, None, questions[place].links)
+
+    def _may_change_late(self, unit: Unit) -> bool:
+        """Tell whether listeners may change an object after it has been looked at, even by SQL expressions."""
+        found = self._changed_late.get(unit)
+        if found is None:
+            found = self._changed_late[unit] = others_listen(unit.mapper, ("before_update",))
+        return found
 
     def _ask(self, questions: _ToAsk, connection: Connection) -> None:
         """Ask the database what nobody can tell after the flush."""
@@ -597,8 +687,10 @@ class Flush:
             else:
                 new.append(key)
         for update in group.updating:
-            state, changed = update.state, update.committed
-            if not (unit.watched.isdisjoint(update.changed) and unit.watched.isdisjoint(changed_values(state))):
+            state, changed = update.state, {**update.state.committed_state, **update.committed}
+            fields = {*update.changed, *changed_values(state)}
+            is_updated = self._may_change_late(unit) or not unit.watched.isdisjoint(fields)
+            if is_updated or (not unit.excluded.isdisjoint(fields) and self._has_triggers(unit, group.connection)):
                 key, old_key = unit.key_of(state), cast(Any, state.key)[1]
                 if key == old_key:
                     updated[key] = (state, changed)
@@ -636,6 +728,11 @@ class Flush:
         capture.updated(list(updated), old_of_updated, unseen=unseen)
         if moved_to:
             record_moved(Occasion(group.connection, changeset, context), unit.model.chain, moved_to)
+
+    @staticmethod
+    def _has_triggers(unit: Unit, connection: Connection) -> bool:
+        """Tell whether a trigger may change what is stored of a row when a column is updated that is not."""
+        return any(has_triggers(connection, table) for table in unit.model.chain)
 
     @staticmethod
     def _collect_links(

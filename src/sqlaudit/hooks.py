@@ -15,8 +15,8 @@ from functools import wraps
 from itertools import chain
 from operator import attrgetter
 from types import MethodType
-from typing import Any, Final, Self, cast
-from weakref import WeakSet, ref
+from typing import Any, Final, Self
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 from sqlalchemy import (
     Column,
@@ -24,6 +24,7 @@ from sqlalchemy import (
     Delete,
     Engine,
     MetaData,
+    RootTransaction,
     Table,
     TextClause,
     Update,
@@ -59,6 +60,8 @@ from sqlaudit.flush import (
     followed_fields_changed,
     forget_restoring,
     forget_unit,
+    forget_written_with,
+    may_write_more,
     prepare_restoring,
     sources_of,
     unit_of,
@@ -95,7 +98,6 @@ except ImportError:  # without greenlet there are none, and nothing is an instan
 
 _DISABLED: Final = "sqlaudit_disabled"
 _RECORDING: Final = "sqlaudit_recording"
-_SESSION: Final = "sqlaudit_session"
 
 
 # --- sessions ---------------------------------------------------------------------------------------------------
@@ -201,19 +203,31 @@ def _before_flush(session: Session, context: UOWTransaction, instances: object) 
     if session.info.get(_DISABLED):
         refuse_changes(session)
         return
-    flush.is_heard = _may_write_more(session, flush)
-    for connection in _connections_of(session) if flush.is_heard else ():
-        _listen_to(session, connection)
+    _hear_more(session, flush, chain(session._new, session._deleted, session._dirty_states))
     flush.prepare()
 
 
-def _may_write_more(session: Session, flush: Flush) -> bool:
-    """Tell whether a flush may write what its objects don't tell: by other listeners, or links to an unknown place."""
-    if not tracked_names:
-        return False
-    mappers = {state.mapper for state in chain(session._new, session._deleted, session._dirty_states)}
+def _hear_more(session: Session, flush: Flush, states: Iterable[InstanceState[Any]]) -> None:
+    """Hear the statements of a flush if it may write what its objects don't tell.
+
+    Other listeners may, and defaults of columns; and links may go to an unknown place.
+    """
+    if not tracked_names or flush.is_heard:
+        return
+    mappers = {state.mapper for state in states} - flush.looked_at
+    flush.looked_at |= mappers
     has_links = any(unit.links for unit in map(unit_of, mappers) if unit is not None)
-    return (has_links and flush.chooses) or any(map(_has_other_listeners, mappers))
+    if (has_links and flush.chooses) or any(may_write_more(mapper, _MODEL_LISTENERS) for mapper in mappers):
+        flush.is_heard = True
+        for connection in _connections_of(session):
+            _listen_to(session, connection)
+
+
+def _after_transaction_create(session: Session, transaction: SessionTransaction) -> None:
+    """Look at what a flush has found to write besides: orphans, and objects that listeners have added."""
+    flush: Flush | None = session.info.get(INFO_KEY)
+    if flush is not None and flush.is_announced and not transaction.nested and not session.info.get(_DISABLED):
+        _hear_more(session, flush, flush.context.states)
 
 
 def _after_flush(session: Session, context: UOWTransaction) -> None:
@@ -351,7 +365,7 @@ def _is_first(state: ORMExecuteState) -> bool:
 
 def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
     if _engines:  # who listen to the connection, and ask whose it is
-        connection.info[_SESSION] = ref(connection.get_transaction()), ref(session)
+        _note_session(session, connection)
     for recording in session.info.get(_RECORDING, ()):
         recording.listen(connection)
     flush: Flush | None = session.info.get(INFO_KEY)
@@ -360,6 +374,7 @@ def _after_begin(session: Session, transaction: SessionTransaction, connection: 
 
 
 _SESSION_LISTENERS: Final[dict[str, Callable[..., Any]]] = {
+    "after_transaction_create": _after_transaction_create,
     "after_begin": _after_begin,
     "before_flush": _before_flush,
     "after_flush": _after_flush,
@@ -428,7 +443,7 @@ def _forget_engine(engine: Any) -> None:
 
 def _listen_to(session: Session, connection: Connection) -> None:
     """Record what others execute on a connection of a session."""
-    connection.info[_SESSION] = ref(connection.get_transaction()), ref(session)
+    _note_session(session, connection)
     if not _is_recorded(connection) and not event.contains(connection, "before_execute", _of_sessions.before):
         _of_sessions.listen(connection)
 
@@ -439,10 +454,28 @@ def _is_recorded(connection: Connection) -> bool:
     )
 
 
+_sessions: Final[WeakKeyDictionary[RootTransaction, list[ref[Session]]]] = WeakKeyDictionary()
+"""The sessions with hooks that are in a transaction; several share that of a connection that they are bound to."""
+
+
+def _note_session(session: Session, connection: Connection) -> None:
+    transaction = connection.get_transaction()
+    if transaction is not None:
+        others = [each for each in _sessions.get(transaction, ()) if each() not in (session, None)]
+        _sessions[transaction] = [*others, ref(session)]
+
+
+def _sessions_on(connection: Connection) -> list[Session]:
+    """Return the sessions with hooks that are in the transaction of a connection."""
+    transaction = connection.get_transaction()
+    found = _sessions.get(transaction, ()) if transaction is not None else ()
+    return [session for each in found if (session := each()) is not None and session.in_transaction()]
+
+
 def _session_on(connection: Connection) -> Session | None:
-    """Return the session with hooks that is in a transaction on a connection, if one is."""
-    transaction, session = connection.info.get(_SESSION, (lambda: None, lambda: None))
-    return cast("Session | None", session()) if transaction() is connection.get_transaction() is not None else None
+    """Return the session with hooks that is in the transaction of a connection, if one is: rather one that writes."""
+    sessions = _sessions_on(connection)
+    return next((each for each in sessions if _is_recording(each) or INFO_KEY in each.info), next(iter(sessions), None))
 
 
 def _is_seen_to_by_session(connection: Connection, table: Any, options: Mapping[str, Any]) -> bool:
@@ -568,7 +601,9 @@ def _wrap_methods(target: Any) -> None:
 
 def _unwrap_methods(target: Any) -> None:
     for name in _METHODS:
-        original = vars(target)[name].__wrapped__
+        original = getattr(vars(target).get(name), "__wrapped__", None)
+        if original is None:  # somebody else has put his own method there
+            continue
         delattr(target, name)
         if not isinstance(original, _Inherited):
             setattr(target, name, original)
@@ -785,17 +820,9 @@ def _written_by_other_mapper(mapper: Mapper[Any], connection: Connection, state:
         )
 
 
-_OWN_LISTENERS: Final = {*_MODEL_LISTENERS.values(), *_FOLLOWED_LISTENERS.values(), _written_by_other_mapper}
-
-
-def _has_other_listeners(mapper: Mapper[Any]) -> bool:
-    """Tell whether others listen to what a flush does to objects: they may write by its connection."""
-    dispatch = mapper.dispatch
-    return any(listener not in _OWN_LISTENERS for name in _MODEL_LISTENERS for listener in getattr(dispatch, name))
-
-
 def _watch_references(mapper: Mapper[Any], model_class: type[Any]) -> None:
     """Listen to what is given to the relationships to tracked models, which may be of the past."""
+    forget_written_with()
     for relationship in mapper.relationships:
         _watch_reference(model_class, relationship)
 
@@ -867,6 +894,7 @@ def _attribute_added(model_class: type[Any], name: str, attribute: Any) -> None:
     mapper = inspect(model_class, raiseerr=False)
     if not isinstance(mapper, Mapper) or not mapper.configured:
         return
+    forget_written_with()
     if isinstance(attribute.property, RelationshipProperty):
         _watch_reference(model_class, attribute.property)
     if (model := tracked_model(mapper)) is not None:

@@ -231,15 +231,28 @@ def keep_others_out(connection: Connection, source: Source) -> None:
 
 def _rows_of(clause: Any, columns: Sequence[Any], key: Sequence[Any], *, lock: bool = True) -> Select[Any]:
     """Return the select of columns of the rows that a statement is about to write, which by default locks them."""
-    statement = select(*columns).where(*clause._where_criteria).order_by(*key)
+    criteria = (*clause._where_criteria, *_criteria_added(clause))
+    statement = select(*columns).where(*criteria).order_by(*key).add_cte(*clause._independent_ctes)
     if lock:
         statement = statement.with_for_update(of=key[0].table)
-    statement = statement.add_cte(*clause._independent_ctes)
-    entity = clause.table._annotations.get("parententity")
-    if entity is not None:
-        criteria = [option for option in clause._with_options if isinstance(option, LoaderCriteriaOption)]
-        statement = statement.select_from(entity).options(*criteria)
     return statement.limit(_limit_of(clause))
+
+
+def _criteria_added(clause: Any) -> list[ColumnElement[bool]]:
+    """Return the criteria that SQLAlchemy will add to a statement: of the class in a table, and of loader criteria."""
+    entity = clause.table._annotations.get("parententity")
+    if entity is None:
+        return []
+    given: dict[Any, list[Any]] = {}
+    for option in clause._with_options:
+        if isinstance(option, LoaderCriteriaOption):
+            option.get_global_criteria(given)
+    options = given.get(("additional_entity_criteria", entity.mapper), ())
+    added = [one._resolve_where_criteria(entity) for one in options if one.include_aliases or one.entity is entity]
+    if entity.mapper._single_table_criterion is not None:
+        added.append(entity.mapper._single_table_criterion)
+    adapter = entity._adapter if entity.is_aliased_class else None
+    return [adapter.traverse(criterion) for criterion in added] if adapter is not None else added
 
 
 def _limit_of(clause: Any) -> Any:

@@ -25,7 +25,7 @@ from sqlalchemy import (
     UpdateBase,
     bindparam,
 )
-from sqlalchemy.orm import FromStatement
+from sqlalchemy.orm import FromStatement, Mapper
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.visitors import iterate
 from sqlalchemy.types import ExternalType
@@ -42,9 +42,19 @@ SQL: Final = object()
 
 
 def unwrapped(statement: Any) -> Any:
-    """Return the statement in a lambda, in ``select().from_statement()`` or in ``text().columns()``."""
+    """Return the statement in a lambda, in ``select().from_statement()`` or in ``text().columns()``.
+
+    One that writes the rows of a class is one of its table, as it is executed, also if the class is selected from a
+    join of several (``with_polymorphic="*"``).
+    """
     while isinstance(statement, (StatementLambdaElement, FromStatement, TextualSelect)):
         statement = statement._resolved if isinstance(statement, StatementLambdaElement) else statement.element
+    if isinstance(statement, UpdateBase) and not isinstance(statement.table, Table):
+        mapper = statement.table._annotations.get("parententity")
+        if isinstance(mapper, Mapper):
+            names = dict.fromkeys(("entity_namespace", "parententity", "parentmapper"), mapper)
+            statement = statement._generate()
+            statement.table = mapper.local_table._annotate(names)
     return statement
 
 

@@ -234,14 +234,14 @@ class Recorder:
             self.writes.append(write)
         else:
             connection.info.setdefault(WRITE, []).append(write)
-        if not (is_insert and is_one):
-            keep_others_out(connection, source)
-        if not is_one:
-            write.begin()
         try:
             # An UPDATE that has a criterion needs the rights that the look for its rows needs.
             asks_more = not (isinstance(clause, Update) and clause._where_criteria)
             with explained([source] if isinstance(source, TrackedTable) else [], record=asks_more):
+                if not (is_insert and is_one):
+                    keep_others_out(connection, source)
+                if not is_one:
+                    write.begin()
                 clause = _prepared(write, clause, source, parameters)
         finally:
             write.transactions = transactions_of(connection)  # which our first statement may have begun
