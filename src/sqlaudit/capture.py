@@ -237,6 +237,10 @@ class _Last:
         return self.gone != self.is_open and not (self.is_open and self.changed)
 
 
+def _respelt(before: OldValues, given: Mapping[Key, Key]) -> OldValues:
+    return lambda key: before(given.get(key, key))
+
+
 class Capture:
     """Writes versions of rows in one chain of tables, in the transaction of a connection.
 
@@ -388,11 +392,14 @@ class Capture:
         must_be_found: bool,
         unseen: Unseen,
     ) -> None:
-        last, new = self._last(keys), inserted
+        last = self._last(keys)
         hidden = self._hidden(last.values(), unseen)
         keys = self._key_types.told_apart(keys)
-        if any(may_be_respelt(column.type) for column in self.chain[0].key):
-            keys, before = self._as_recorded(keys, last, before)
+        given = self._as_recorded(keys, last)
+        if given is not None:
+            keys, inserted = list(given), {recorded for recorded, key in given.items() if key in inserted}
+            before = _respelt(before, given)
+        new = inserted
         undone = [row for row in last.values() if not row.agrees and row.ours and row.same_context]
         undone = [row for row in undone if row.key not in hidden]
         if undone:
@@ -426,7 +433,10 @@ class Capture:
         for at, some in fresh.items():
             written = self._run(some, "snapshot", Operation.INSERT, "absent", at=at)
             if written < len(some):
-                self._notice_unwritten(some, [key for key in some if must_be_found and key in new])
+                expected = [key for key in some if key in new or unseen is Unseen.UPDATED]
+                self._notice_unwritten(some, expected if must_be_found else [])
+        if must_be_found and (lost := [key for key in new if key in last and last[key].gone and not last[key].is_open]):
+            self._notice_unwritten(lost, lost)
         if any(row.ours and row.operation is Operation.BASELINE for row in last.values()):
             self._run(keys, "forget_baseline")
 
@@ -464,18 +474,19 @@ class Capture:
         :param new: those of the keys whose rows must be there
         """
         table = self.chain[0]
-        if hides_rows(self.connection, [table.history]):
+        hides_history = hides_rows(self.connection, [table.history])
+        if hides_history:
             self._notice_locked_history(keys, new)
-        live, _ = self.keys_where(table.key, new)
-        if len(live) < len(new):
-            missing = next((key for key in new if key not in live), new[0])
+        live, recorded = self.keys_where(table.key, new)
+        if len(live) < len(new) or (len(recorded) < len(new) and not hides_history):
+            missing = next((key for key in new if key not in live or key not in recorded), new[0])
             cause = "a trigger or a rule has written another row or none, or the database stores the key in another way"
             remedy = "give keys that the database stores as they are given, or call record_changes() then"
             if hides_rows(self.connection, [each.live for each in self.chain]):
                 cause = "row security hides it from the role that has inserted it"
                 remedy = "let a policy for SELECT show it, or call record_changes() as a role that sees it"
             uncaptured(
-                f"A new row of the tracked table {table.live.fullname!r} is not found by its key {missing}: {cause}. "
+                f"A row of the tracked table {table.live.fullname!r} is not found by its key {missing}: {cause}. "
                 f"Its history does not show it; {remedy}.",
                 table.live,
             )
@@ -492,18 +503,24 @@ class Capture:
                 table.live,
             )
 
-    def _as_recorded(
-        self, keys: Sequence[Key], last: Mapping[Key, _Last], before: OldValues
-    ) -> tuple[Sequence[Key], OldValues]:
-        """Return the keys as their history spells them, for 'Ab' and 'aB' may be one row, and their old values."""
+    def _as_recorded(self, keys: Sequence[Key], last: Mapping[Key, _Last]) -> dict[Key, Key] | None:
+        """Return the keys by those that their history has, if it spells some in another way: 'Ab' and 'aB', 1 and '1'.
+
+        For some databases and collations these are one row.
+        """
         unknown = [key for key in keys if key not in last]
-        if not last or not unknown or not self._last(unknown):
-            return keys, before
+        if not last or not unknown:
+            return None
+        may_be_one = any(may_be_respelt(column.type) for column in self.chain[0].key)
+        if not may_be_one and len({tuple(map(type, key)) for key in (*unknown, *last)}) == 1:
+            return None
+        if not self._last(unknown):
+            return None
         given: dict[Key, Key] = {}
         for key in keys:
             for recorded in [key] if key in last else self._last([key]) or [key]:
                 given.setdefault(recorded, key)
-        return list(given), lambda key: before(given.get(key, key))
+        return given
 
     def _instant(self, last: _Last | None) -> datetime:
         """Return the instant of a row's next version: the changeset's, or the first that is late enough."""

@@ -152,8 +152,8 @@ def _rows_given(
     if not own and not any(named):  # as of most keys that the database gives
         return [{}] * (len(parameters) * len(named))
     return [
-        {key: value_given(value, each) for key, value in values.items()}
-        | {key: value_given(each[name], each) for key, name in own.items() if name in each}
+        {key: value_given(value, each, source.live.c[key]) for key, value in values.items()}
+        | {key: value_given(each[name], each, source.live.c[key]) for key, name in own.items() if name in each}
         for each in parameters
         for values in named
     ]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence, Set
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import (
     CHAR,
     Alias,
+    BindParameter,
     ColumnElement,
     Connection,
     Delete,
@@ -19,24 +20,39 @@ from sqlalchemy import (
     Update,
     case,
     false,
+    literal_column,
     select,
     true,
     type_coerce,
     update,
 )
 from sqlalchemy.orm.util import LoaderCriteriaOption
+from sqlalchemy.sql.elements import Grouping
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.visitors import iterate
 
-from sqlaudit.bulk.keys import MANY, Keys, KnownKeys, StoredKeys, among, may_be_stored, place_of, stored
-from sqlaudit.bulk.reading import Parameters, are_known, keys_given, terms, value_given, values_set
+from sqlaudit.bulk.keys import MANY, Keys, KnownKeys, among, may_be_stored, place_of, stored
+from sqlaudit.bulk.reading import (
+    Parameters,
+    are_known,
+    is_bound_alike,
+    keys_given,
+    terms,
+    value_given,
+    values_set,
+)
 from sqlaudit.bulk.writes import Write
 from sqlaudit.capture import uncaptured
+from sqlaudit.exceptions import CaptureError
 from sqlaudit.keytypes import MYSQL, Key, RawKey, one_of, raw
 from sqlaudit.references import Source
 from sqlaudit.rights import lockable
 from sqlaudit.statements import OURS, chunks, has_open_version
 from sqlaudit.tables import TrackedTable
+
+_STATE_OF_MYSQL: Final[Any] = select(
+    literal_column("@@warning_count"), literal_column("@@sql_mode"), literal_column("@@sql_safe_updates")
+).execution_options(**OURS)
 
 
 def prepare_change(write: Write, clause: Any, source: Source, parameters: Parameters) -> Any:
@@ -105,7 +121,7 @@ def _lock_moving(
     :return: the rows, and those that they may be meanwhile; ``None`` if nobody knows
     """
     connection, width = write.connection, len(key)
-    values = [type_coerce(value, column.type) for value, column in zip(new_key, write.root.key, strict=True)]
+    values = [_typed_as(column, value) for value, column in zip(new_key, write.root.key, strict=True)]
     read, moved = raw(key, connection.dialect), raw(values, connection.dialect)
     chosen = _rows_of(clause, [*read, _is_recorded(write.root, key), *moved], key)
     found = [tuple(row) for each in parameters for row in connection.execute(chosen, each)]
@@ -115,6 +131,13 @@ def _lock_moving(
     if meanwhile is None:
         return None
     return KnownKeys(connection, ((*each, True) for each in (*write.moved_to, *meanwhile)))
+
+
+def _typed_as(column: Any, value: Any) -> ColumnElement[Any]:
+    """Return a new value of a column, read as the column is, and bound as the statement binds it."""
+    if isinstance(value, BindParameter) and not value.type._isnull and not is_bound_alike(value, column):
+        value = Grouping(value)
+    return type_coerce(value, column.type)
 
 
 def _is_recorded(source: Source, key: Sequence[Any]) -> ColumnElement[bool]:
@@ -132,22 +155,32 @@ def _confined(
 ) -> Any:
     """Return a statement that writes no other rows than those that have been locked."""
     connection, written = write.connection, clause.table
-    others_wait = connection.dialect.name == "sqlite" or (
-        connection.dialect.name in MYSQL and isinstance(keys, StoredKeys)
-    )
-    if others_wait and _is_repeatable(clause):
+    is_mysql = connection.dialect.name in MYSQL
+    if _is_repeatable(clause) and (connection.dialect.name == "sqlite" or (is_mysql and _locks_gaps(connection))):
         return clause
     alone = _asks_alone(clause)
     named = {source for each in values.values() for source in getattr(each, "_from_objects", ())}
     single = isinstance(clause, Update) and alone and named <= {written}  # else the hint is rendered behind another
-    if single and connection.dialect.name in MYSQL and written.primary_key:
+    if is_mysql:
+        warned, mode, is_safe = connection.execute(_STATE_OF_MYSQL).one()
+        if is_safe:  # it may demand that the criterion is one by a key: the statement's own
+            write.foreseen = len(keys)
+            return clause
+        if warned and "STRICT" in mode:
+            raise CaptureError(
+                f"The criterion of a statement compares columns of the table {write.root.live.fullname!r} with values "
+                "that the database warns of, and in an UPDATE or DELETE may refuse; compare with values of the "
+                "columns' types.",
+                write.root.live,
+            )
+    if single and is_mysql and written.primary_key:
         # It would rather walk through a small table, and wait for rows that are not its own.
         clause = clause.with_hint("FORCE INDEX (PRIMARY)", selectable=written)
     if len(parameters) > 1:
         return clause.where(among(connection.dialect, key, list(keys), each=True))
     among_keys = keys.among(key)
     write.confined_to = written, among_keys, len(write.moved_to) or len(keys)
-    if alone:  # it need not ask again which rows, and what may be told otherwise then
+    if alone and not (is_mysql and _is_repeatable(clause)):  # asked again, it may choose other rows
         clause = clause._generate()
         clause._where_criteria = ()
     return clause.where(among_keys)
@@ -185,7 +218,10 @@ def _follow_moves(
         if len(set(old)) == len(old) and set(old).isdisjoint(write.moved_to.values()):
             return ()  # none is moved twice
         new = [
-            tuple([was if to is col else value_given(to, each) for to, col, was in zip(new_key, key, one, strict=True)])
+            tuple(
+                was if to is column else value_given(to, each, column)
+                for to, column, was in zip(new_key, key, one, strict=True)
+            )
             for one, each in zip(old, parameters, strict=True)
         ]
         if are_known(new) and _are_told_apart({*seen, *new}):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
 from typing import Any, Final
 
 from sqlalchemy import (
-    CTE,
     Alias,
     BinaryExpression,
     BindParameter,
@@ -15,10 +15,14 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Delete,
+    Enum,
     Insert,
+    Integer,
     Join,
+    Select,
     SelectBase,
     StatementLambdaElement,
+    String,
     Table,
     TextualSelect,
     Update,
@@ -27,11 +31,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import FromStatement, Mapper
 from sqlalchemy.sql import operators
+from sqlalchemy.sql.cache_key import NO_CACHE
 from sqlalchemy.sql.visitors import iterate
-from sqlalchemy.types import ExternalType
+from sqlalchemy.types import ExternalType, TypeEngine
 
 from sqlaudit.bulk.appending import is_history, rewriting
 from sqlaudit.capture import uncaptured
+from sqlaudit.handwritten import notice_sql
 from sqlaudit.keytypes import Key
 from sqlaudit.references import Source, Untracked, referred_columns, untracked_source
 from sqlaudit.tables import TrackedTable, tracked_table
@@ -74,11 +80,14 @@ def notice_writes_within(statement: Any) -> None:
 
     :raises ReadOnlyError: it writes a history table
     """
-    within = _writes_within(statement)
-    for table in map(table_written, within):
-        if is_history(table):
+    written = set[TrackedTable | None]()
+    for each in _writes_within(statement):
+        if isinstance(each, TextualSelect):
+            notice_sql(str(each.element))
+        elif is_history(table := table_written(each)):
             raise rewriting(table)
-    written = {written_table(each) for each in within}
+        else:
+            written.add(written_table(each))
     if isinstance(statement, Update):
         tables = {column.table for column in statement._values or () if isinstance(column, ColumnElement)}
         if others := tables - {statement.table}:  # none, mostly
@@ -106,21 +115,37 @@ def _further_written(statement: Update, tables: Iterable[Any]) -> set[TrackedTab
 
 def _writes_within(statement: Any) -> list[Any]:
     """Return the statements that write in another one."""
-    if isinstance(statement, SelectBase):
-        return [each.element for each in _ctes_of(statement) if isinstance(each.element, UpdateBase)]
-    if not isinstance(statement, UpdateBase):
+    if isinstance(statement, UpdateBase):
+        within = [*statement._independent_ctes, *getattr(statement, "_where_criteria", ())]
+        within += [getattr(statement, "select", None), *(getattr(statement, "_values", None) or {}).values()]
+    elif isinstance(statement, SelectBase):
+        within = [part for select in getattr(statement, "selects", (statement,)) for part in _parts_of(select)]
+        within += statement._independent_ctes
+    else:
         return []
-    within = [*statement._independent_ctes, *getattr(statement, "_where_criteria", ())]
-    within += [getattr(statement, "select", None), *(getattr(statement, "_values", None) or {}).values()]
     found = (each for start in within if not _is_simple(start) for each in iterate(start))
-    return [each for each in found if isinstance(each, UpdateBase)]
+    return [each for each in found if isinstance(each, (UpdateBase, TextualSelect))]
+
+
+def _parts_of(statement: Any) -> Iterator[Any]:
+    """Yield what a select is made of."""
+    if not isinstance(statement, Select):
+        yield statement
+        return
+    yield from statement._raw_columns
+    yield from statement._from_obj
+    yield from statement._where_criteria
+    yield from statement._having_criteria
+    yield from statement._independent_ctes
+    for target, criterion, left, _ in statement._setup_joins:
+        yield from (target, criterion, left)
 
 
 def _is_simple(element: Any) -> bool:
     """Tell at once of most of what statements are made of that there is no statement in it."""
     if isinstance(element, BinaryExpression):
         return isinstance(element.left, Column) and _is_simple(element.right)
-    return not isinstance(element, ClauseElement) or isinstance(element, (BindParameter, Column))
+    return not isinstance(element, ClauseElement) or isinstance(element, (BindParameter, Column, Table))
 
 
 def can_be_foreseen(statement: Any, source: Source) -> bool:
@@ -142,13 +167,6 @@ def can_be_foreseen(statement: Any, source: Source) -> bool:
         source.live,
     )
     return False
-
-
-def _ctes_of(statement: Any) -> Iterator[CTE]:
-    """Yield the CTEs that a select names first, for the rest is not worth its time."""
-    for each in getattr(statement, "selects", (statement,)):
-        named = [*each._from_obj, *(getattr(column, "table", column) for column in each._raw_columns)]
-        yield from (each for each in (*each._independent_ctes, *named) if isinstance(each, CTE))
 
 
 def _are_of_one_row(table: TrackedTable | None, other: TrackedTable | None) -> bool:
@@ -235,7 +253,7 @@ def keys_given(clause: Any, key: Sequence[Any], parameters: Parameters) -> list[
         return None
     if any(term is None for term in found):
         return None
-    keys = [tuple([value_given(term, each) for term in found]) for each in parameters]
+    keys = [tuple(map(value_given, found, repeat(each), key)) for each in parameters]
     return keys if are_known(keys) else None
 
 
@@ -254,14 +272,23 @@ def terms(criteria: Iterable[Any]) -> Iterator[Any]:
 
 def is_bound_alike(parameter: BindParameter[Any], column: ColumnElement[Any]) -> bool:
     """Tell whether a parameter is bound as the values of a column are: not ``type_coerce(value, String)``, say."""
-    types = parameter.type, column.type
-    return types[0] is types[1] or (
-        type(types[0]) is type(types[1]) or not any(isinstance(each, ExternalType) for each in types)
-    )
+    one, other = parameter.type, column.type
+    if one is other:
+        return True
+    if not (_is_bound_as_it_is(one) and _is_bound_as_it_is(other)):
+        key = one._static_cache_key
+        return key is not NO_CACHE and bool(key == other._static_cache_key)
+    return one._type_affinity is other._type_affinity
 
 
-def value_given(value: Any, parameters: Mapping[str, Any]) -> Any:
-    """Return the value that a statement is executed with, if it is one of Python's."""
+def _is_bound_as_it_is(type_: TypeEngine[Any]) -> bool:
+    return isinstance(type_, (Integer, String)) and not isinstance(type_, (Enum, ExternalType))
+
+
+def value_given(value: Any, parameters: Mapping[str, Any], column: ColumnElement[Any]) -> Any:
+    """Return the value that a statement is executed with, if it is one of Python's, and bound as those of a column."""
     if isinstance(value, BindParameter):
+        if not value.type._isnull and not is_bound_alike(value, column):
+            return SQL
         value = parameters.get(value.key, value.effective_value)
     return SQL if value is None or isinstance(value, ClauseElement) or hasattr(value, "__clause_element__") else value
