@@ -1,0 +1,299 @@
+"""What listeners, defaults and triggers of the user's make of a flush is recorded."""
+
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.orm import Mapped, Session, load_only, mapped_column, relationship, sessionmaker
+
+from databases import Database
+from invariants import check_history, told
+from sqlaudit import SQLAuditConfig, record_changes, set_config, track_table, tracking_disabled
+
+Sessions = sessionmaker[Session]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_missed() -> None:
+    set_config(SQLAuditConfig(strict=True))
+
+
+def model_of(base: Any, **columns: Any) -> Any:
+    members = {
+        "__tablename__": "parcels",
+        "id": mapped_column(sa.Integer, primary_key=True, autoincrement=False),
+        "name": mapped_column(sa.String(20)),
+        "stamp": mapped_column(sa.Integer, default=0),
+        **columns,
+    }
+    return track_table(exclude=[name for name in columns if name == "draft"])(type("Parcel", (base,), members))
+
+
+# --- changes of an object that nobody knew of before the flush ---------------------------------------------------
+
+
+def set_value(parcel: Any) -> None:
+    parcel.stamp = 7
+
+
+def set_sql(parcel: Any) -> None:
+    parcel.stamp = sa.func.abs(-7)
+
+
+CHANGES = {
+    "a change": lambda parcel: setattr(parcel, "name", "b"),
+    "an equal value": lambda parcel: setattr(parcel, "name", parcel.name),
+    "an excluded column": lambda parcel: setattr(parcel, "draft", "b"),
+    "a child": lambda parcel: parcel.leaves.append(type(parcel).leaves.property.mapper.class_(id=2)),
+}
+
+
+@pytest.fixture
+def with_leaves(base: Any) -> tuple[Any, Any]:
+    parcel = model_of(base, draft=mapped_column(sa.String(20), nullable=True), leaves=relationship("Leaf"))
+
+    @track_table()
+    class Leaf(base):
+        __tablename__ = "leaves"
+
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+        parcel_id: Mapped[int | None] = mapped_column(sa.ForeignKey("parcels.id"))
+
+    return parcel, Leaf
+
+
+@pytest.mark.parametrize("eager", [False, True], ids=["", "eager"])
+@pytest.mark.parametrize("late", [set_value, set_sql])
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_a_listener_sets_before_an_update_is_recorded(
+    base: Any, engine: sa.Engine, sessions: Sessions, with_leaves: Any, change: str, late: Any, eager: bool
+) -> None:
+    parcel, _ = with_leaves
+    event.listen(parcel, "before_update", lambda mapper, connection, target: late(target))
+    parcel.__mapper__.eager_defaults = eager
+    base.metadata.create_all(engine)
+    with sessions.begin() as session:
+        session.add(parcel(id=1, name="a"))
+    with sessions() as session:
+        CHANGES[change](session.get_one(parcel, 1))
+        session.commit()
+        assert told(session, parcel, "stamp") == [("insert", 0), ("update", 7)]
+        check_history(session, parcel)
+
+
+def test_the_baseline_of_a_row_that_a_listener_changes_has_the_old_values(
+    base: Any, engine: sa.Engine, sessions: Sessions
+) -> None:
+    parcel = model_of(base)
+    for late in (set_value, lambda target: setattr(target, "name", sa.func.upper("new"))):
+        event.listen(parcel, "before_update", lambda mapper, connection, target, late=late: late(target))
+    base.metadata.create_all(engine)
+    with sessions() as session, tracking_disabled(session):
+        session.add(parcel(id=1, name="old"))
+        session.commit()
+    with sessions() as session:
+        session.get_one(parcel, 1).name = "new"
+        session.commit()
+        assert told(session, parcel, "name", "stamp") == [("baseline", "old", 0), ("update", "NEW", 7)]
+
+
+def test_rows_that_follow_what_a_listener_changes_are_recorded(
+    base: Any, engine: sa.Engine, sessions: Sessions
+) -> None:
+    parcel = model_of(base, code=mapped_column(sa.String(5), unique=True))
+
+    @track_table()
+    class Label(base):
+        __tablename__ = "labels"
+
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+        code: Mapped[str] = mapped_column(sa.String(5), sa.ForeignKey("parcels.code", onupdate="CASCADE"))
+
+    event.listen(parcel, "before_update", lambda mapper, connection, target: setattr(target, "code", "new"))
+    base.metadata.create_all(engine)
+    with sessions.begin() as session:
+        session.add(parcel(id=1, name="a", code="old"))
+        session.flush()
+        session.add(Label(id=1, code="old"))
+    with sessions() as session:
+        session.get_one(parcel, 1).name = "b"
+        session.commit()
+        assert told(session, Label, "code") == [("insert", "old"), ("update", "new")]
+        check_history(session, Label)
+
+
+def test_what_a_trigger_makes_of_an_excluded_column_is_recorded(
+    base: Any, database: Database, engine: sa.Engine, sessions: Sessions
+) -> None:
+    parcel = model_of(base, draft=mapped_column(sa.String(20), nullable=True))
+    base.metadata.create_all(engine)
+    with engine.begin() as connection:
+        for statement in SET_STAMP[database.name]:
+            connection.exec_driver_sql(statement)
+    with sessions.begin() as session:
+        session.add(parcel(id=1, name="a"))
+    with sessions() as session:
+        session.get_one(parcel, 1).draft = "b"
+        session.commit()
+        assert told(session, parcel, "stamp") == [("insert", 0), ("update", 1)]
+
+
+SET_STAMP = {
+    "sqlite": [
+        "CREATE TRIGGER t AFTER UPDATE OF draft ON parcels BEGIN"
+        " UPDATE parcels SET stamp = stamp + 1 WHERE id = NEW.id; END"
+    ],
+    "postgresql": [
+        "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN NEW.stamp := OLD.stamp + 1; RETURN NEW; END $$",
+        "CREATE TRIGGER t BEFORE UPDATE ON parcels FOR EACH ROW EXECUTE FUNCTION f()",
+    ],
+    "mariadb": ["CREATE TRIGGER t BEFORE UPDATE ON parcels FOR EACH ROW SET NEW.stamp = OLD.stamp + 1"],
+}
+
+
+# --- what they write by the connection of the flush --------------------------------------------------------------
+
+
+@pytest.fixture
+def counter(base: Any) -> Any:
+    @track_table()
+    class Counter(base):
+        __tablename__ = "counters"
+
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+        n: Mapped[int]
+
+    return Counter
+
+
+def orphaned(parent: Any, child: type[Any]) -> None:
+    parent.owned.pop()
+
+
+def left(parent: Any, child: type[Any]) -> None:
+    parent.loose.pop()
+
+
+def left_by_deletion(parent: Any, child: type[Any]) -> None:
+    session = sa.inspect(parent).session
+    session.delete(parent)
+
+
+def added_late(parent: Any, child: type[Any]) -> None:
+    def add(session: Session, context: Any, objects: Any) -> None:
+        session.add(child(id=9))
+
+    event.listen(sa.inspect(parent).session, "before_flush", add, once=True)
+    parent.name = "b"
+
+
+@pytest.mark.parametrize("happens", [orphaned, left, left_by_deletion, added_late])
+def test_what_a_listener_writes_for_an_object_that_joins_the_flush_late_is_recorded(
+    base: Any, engine: sa.Engine, sessions: Sessions, counter: Any, happens: Any
+) -> None:
+    class Child(base):
+        __tablename__ = "children"
+
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+        owner_id: Mapped[int | None] = mapped_column(sa.ForeignKey("parents.id"))
+        friend_id: Mapped[int | None] = mapped_column(sa.ForeignKey("parents.id"))
+
+    class Parent(base):
+        __tablename__ = "parents"
+
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+        name: Mapped[str] = mapped_column(sa.String(20))
+        owned: Mapped[list[Child]] = relationship(foreign_keys=Child.owner_id, cascade="all, delete-orphan")
+        loose: Mapped[list[Child]] = relationship(foreign_keys=Child.friend_id)
+
+    base.metadata.create_all(engine)
+    with sessions.begin() as session:
+        session.add(counter(id=1, n=0))
+        session.add(Parent(id=1, name="a", owned=[Child(id=1)], loose=[Child(id=2)]))
+
+    def count(mapper: Any, connection: sa.Connection, target: Any) -> None:
+        connection.execute(sa.update(counter).values(n=counter.n + 1))
+
+    for name in ("after_insert", "after_update", "after_delete"):
+        event.listen(Child, name, count)
+    with sessions() as session:
+        happens(session.get_one(Parent, 1), Child)
+        session.commit()
+        assert session.get_one(counter, 1).n > 0
+        check_history(session, counter)
+
+
+@pytest.mark.parametrize("when", ["default", "onupdate"])
+def test_what_a_default_writes_by_the_connection_is_recorded(
+    base: Any, engine: sa.Engine, sessions: Sessions, counter: Any, when: str
+) -> None:
+    def drawn(context: Any) -> Any:
+        context.connection.execute(sa.update(counter).values(n=counter.n + 1))
+        return context.connection.scalar(sa.select(counter.n))
+
+    parcel = model_of(base, number=mapped_column(sa.Integer, nullable=True, **{when: drawn}))
+    base.metadata.create_all(engine)
+    with sessions.begin() as session:
+        session.add(counter(id=1, n=0))
+    with sessions.begin() as session:
+        session.add(parcel(id=1, name="a"))
+    with sessions.begin() as session:
+        session.get_one(parcel, 1).name = "b"
+    with sessions() as session:
+        assert session.get_one(counter, 1).n == 1
+        for each in (counter, parcel):
+            check_history(session, each)
+
+
+# --- sessions that share a connection -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_over", [False, True])
+def test_what_is_written_by_the_connection_of_a_session_is_recorded_whoever_shares_it(
+    engine: sa.Engine, sessions: Sessions, base: Any, counter: Any, is_over: bool
+) -> None:
+    base.metadata.create_all(engine)
+    with engine.connect() as connection:
+        mine = sessions(bind=connection)
+        given = mine.connection()
+        other = sessions(bind=connection)
+        other.add(counter(id=1, n=0))
+        other.flush()
+        if is_over:
+            other.close()
+            del other
+        given.execute(sa.insert(counter).values(id=2, n=0))
+        mine.commit()
+        check_history(mine, counter)
+        mine.close()
+
+
+@pytest.mark.parametrize("automatic", [{}, {"onupdate": 5}], ids=["", "onupdate"])
+def test_a_parent_that_only_gets_a_child_is_not_asked_about(
+    base: Any, engine: sa.Engine, sessions: Sessions, automatic: Any
+) -> None:
+    parcel = model_of(base, number=mapped_column(sa.Integer, nullable=True, **automatic), leaves=relationship("Leaf"))
+
+    @track_table()
+    class Leaf(base):
+        __tablename__ = "leaves"
+
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+        parcel_id: Mapped[int | None] = mapped_column(sa.ForeignKey("parcels.id"))
+
+    base.metadata.create_all(engine)
+    with sessions() as session, tracking_disabled(session):
+        session.add(parcel(id=1, name="a"))
+        session.commit()
+    statements: list[str] = []
+    event.listen(engine, "before_cursor_execute", lambda c, cu, statement, *rest: statements.append(statement))
+    with sessions() as session:
+        parent = session.get_one(parcel, 1, options=[load_only(parcel.name)])
+        parent.leaves.append(Leaf(id=1))
+        session.commit()
+        assert not [each for each in statements if "parcels_history" in each]
+        record_changes(session, parcel)
+        session.commit()
+        check_history(session, parcel)
