@@ -108,7 +108,7 @@ def test_rows_that_follow_what_a_listener_changes_are_recorded(
         __tablename__ = "labels"
 
         id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-        code: Mapped[str] = mapped_column(sa.String(5), sa.ForeignKey("parcels.code", onupdate="CASCADE"))
+        code: Mapped[str | None] = mapped_column(sa.String(5), sa.ForeignKey("parcels.code", onupdate="CASCADE"))
 
     event.listen(parcel, "before_update", lambda mapper, connection, target: setattr(target, "code", "new"))
     base.metadata.create_all(engine)
