@@ -211,8 +211,8 @@ def test_a_later_change_whose_version_is_missing_is_a_conflict(life: Any, engine
         for changeset_id, changed_by, second in ((seventh, "user 8", 7), (eighth, None, 8)):
             with pytest.raises(UndoConflictError) as refused:
                 undo(session, changeset_id)
-            told = [(each.key, each.changed_by, each.timestamp) for each in refused.value.conflicts]
-            assert told == [(key, changed_by, at(second)) for key in (1, 2)]
+            conflicts = [(each.key, each.changed_by, each.timestamp) for each in refused.value.conflicts]
+            assert conflicts == [(key, changed_by, at(second)) for key in (1, 2)]
         assert session.get_one(Person, 1).name == "8"
         undo(session, eighth, force=True)
         assert session.get_one(Person, 1).name == "6"
