@@ -182,6 +182,20 @@ def test_a_trigger_that_moves_the_key_is_noticed(
         )
 
 
+@pytest.mark.requires("arrays")  # where triggers may be deferred
+def test_what_a_deferred_trigger_changes_is_recorded_by_record_changes(engine: sa.Engine, sessions: Any) -> None:
+    late = "CREATE CONSTRAINT TRIGGER late AFTER INSERT ON right_papers DEFERRABLE INITIALLY DEFERRED"
+    body = "UPDATE right_papers SET tenant = 7 WHERE id = NEW.id; RETURN NULL"
+    execute(engine, [in_plpgsql("late", body), f"{late} FOR EACH ROW EXECUTE FUNCTION late()"])
+    with sessions.begin() as session:
+        session.add(Paper(id=1))
+    with sessions.begin() as session:
+        assert told(session, Paper, "tenant") == [("insert", 1)]
+        sqlaudit.record_changes(session, Paper)
+    with sessions() as session:
+        assert told(session, Paper, "tenant") == [("insert", 1), ("update", 7)]
+
+
 ARCHIVE = "UPDATE right_papers SET id = OLD.id + 50, deleted = true WHERE id = OLD.id"
 ARCHIVES = {
     "sqlite": [f"CREATE TRIGGER soft BEFORE DELETE ON right_papers BEGIN {ARCHIVE}; SELECT RAISE(IGNORE); END"],
