@@ -19,6 +19,7 @@ from sqlalchemy import (
     Insert,
     Integer,
     Join,
+    Null,
     Select,
     SelectBase,
     StatementLambdaElement,
@@ -283,6 +284,13 @@ def is_bound_alike(parameter: BindParameter[Any], column: ColumnElement[Any]) ->
 
 def _is_bound_as_it_is(type_: TypeEngine[Any]) -> bool:
     return isinstance(type_, (Integer, String)) and not isinstance(type_, (Enum, ExternalType))
+
+
+def is_null(value: Any, parameters: Mapping[str, Any]) -> bool:
+    """Tell whether a statement is executed with NULL for a value."""
+    if isinstance(value, BindParameter):
+        value = parameters.get(value.key, value.effective_value)
+    return value is None or isinstance(value, Null)
 
 
 def value_given(value: Any, parameters: Mapping[str, Any], column: ColumnElement[Any]) -> Any:

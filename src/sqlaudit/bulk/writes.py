@@ -47,6 +47,7 @@ class Write:
     :ivar inserted: these keys
     :ivar may_update: whether the INSERT may have come upon rows that were there
     :ivar may_move: whether it may have changed their keys
+    :ivar lost: values of a row that the INSERT must have left, and that is not found by them
     :ivar is_whole: whether a DELETE took all the rows that it was expected to
     :ivar foreseen: how many rows it was expected to write, if it was not confined to these
     :ivar unforeseen: how many more it wrote
@@ -75,6 +76,7 @@ class Write:
     statement: Callable[[], Any] = lambda: None
     may_update: bool = False
     may_move: bool = False
+    lost: Key | None = None
     is_whole: bool = False
     foreseen: int | None = None
     unforeseen: int = 0
@@ -140,6 +142,14 @@ class Write:
                 f"A statement wrote {self.unforeseen} more rows of the tracked table {self.root.live.fullname!r} than "
                 "the role of the connection sees, and history does not show what became of them; call "
                 "record_changes() as a role that sees all rows.",
+                self.root.live,
+            )
+        if self.lost is not None and isinstance(self.root, TrackedTable):
+            uncaptured(
+                f"A row that a statement inserts or updates in the tracked table {self.root.live.fullname!r} is not "
+                f"found by its key {self.lost}: a trigger has written another row or none, the database stores the key "
+                "in another way, or row security hides it. Its history does not show it; give keys that the database "
+                "stores as they are given, or call record_changes() then.",
                 self.root.live,
             )
         for chain, new in by_chain(self.connection, self.root, self.inserted):
