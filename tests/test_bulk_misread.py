@@ -5,6 +5,7 @@ import threading
 import time
 import warnings
 import weakref
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column, sessionmaker
 import sqlaudit
 from databases import Database
 from invariants import check_history, told
-from stock import insert_of, upsert
+from stock import do_nothing, insert_of, upsert
 
 Name = sa.String(50)
 Maker = sessionmaker[Session]
@@ -227,6 +228,33 @@ def test_upserts_by_a_list_that_may_find_rows_by_a_default_are_noticed(base: Any
         sqlaudit.record_changes(session, Slot)
         session.commit()
         assert told(session, Slot, "n") == [("insert", 0), ("update", 5)]
+
+
+@pytest.mark.parametrize("how", ["one", "list", "from the second on", "left alone"])
+def test_upserts_of_keys_that_the_database_rounds_are_recorded_or_noticed(base: Any, sessions: Maker, how: str) -> None:
+    @sqlaudit.track_table()
+    class Price(base):
+        __tablename__ = "prices"
+
+        id: Mapped[Decimal] = mapped_column(sa.Numeric(5, 2), primary_key=True, autoincrement=False)
+        n: Mapped[int]
+
+    begin(sessions, base, Price(id=Decimal("5.25"), n=0))
+    ids = [Decimal("5.25"), Decimal("5.25"), Decimal("1.005")]
+    with sessions() as session, warnings.catch_warnings(record=True) as noticed:
+        warnings.simplefilter("always", sqlaudit.SQLAuditWarning)
+        table: Any = Price.__table__
+        statement = upsert(session, table, {"n": sa.literal_column("5")}, "id")
+        statement = do_nothing(session, table) if how == "left alone" else statement
+        if how == "list":
+            session.connection().execute(statement, [{"id": id, "n": 1} for id in ids])
+        else:
+            for id in ids if how == "from the second on" else ids[-1:]:
+                session.execute(statement.values(id=id, n=1))
+        if any(issubclass(each.category, sqlaudit.SQLAuditWarning) for each in noticed):
+            sqlaudit.record_changes(session, Price)
+        session.commit()
+    check(sessions, Price)
 
 
 @pytest.mark.requires("replacing_inserts")
