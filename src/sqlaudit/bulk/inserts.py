@@ -8,7 +8,6 @@ from typing import Any
 from typing import cast as cast_type
 
 from sqlalchemy import (
-    BindParameter,
     Column,
     Connection,
     CursorResult,
@@ -32,7 +31,6 @@ from sqlaudit.bulk.reading import (
     are_known,
     column_named,
     column_of_parameter,
-    is_bound_alike,
     is_null,
     value_given,
 )
@@ -201,11 +199,7 @@ def _by_column(
 ) -> dict[str, Any]:
     """Return values by the keys of the columns that they are for, as far as these are asked for."""
     pairs = ((column_of(name), value) for name, value in values.items())
-    return {
-        column.key: SQL if isinstance(value, BindParameter) and not is_bound_alike(value, column) else value
-        for column, value in pairs
-        if column is not None and column in asked
-    }
+    return {column.key: value for column, value in pairs if column is not None and column in asked}
 
 
 def _columns_of(rows: Iterable[Mapping[str, Any]], columns: Sequence[Column[Any]]) -> list[Key]:
