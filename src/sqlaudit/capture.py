@@ -52,7 +52,7 @@ from sqlaudit.statements import (
     may_be_respelt,
     portions,
 )
-from sqlaudit.tables import INFO_KEY, TrackedTable
+from sqlaudit.tables import INFO_KEY, TrackedTable, words_of_constraints
 
 try:
     from uuid import uuid7  # type: ignore[attr-defined]  # Python 3.14
@@ -89,6 +89,18 @@ def warn_of_history_in_sight(connection: Connection, chain: Iterable[TrackedTabl
             f"Row security restricts the role to some rows of the tracked table {table.live.fullname!r}, but not of "
             f"{table.history.fullname!r}: it can read the history of all rows. Enable row level security for the "
             "history table and create the same policies."
+        )
+
+
+def notice_replacing(connection: Connection, chain: Iterable[TrackedTable]) -> None:
+    """Notice that SQLite may have deleted rows in the way of those that a flush has written."""
+    if connection.dialect.name != "sqlite":
+        return
+    if replacing := next((table for table in chain if "REPLACE" in words_of_constraints(table.live)), None):
+        uncaptured(
+            f"A flush writes the table {replacing.live.fullname!r}, a constraint of which has ON CONFLICT REPLACE, and "
+            "history does not show rows that it deletes; write the table by statements: session.execute(insert(…)).",
+            replacing.live,
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from functools import cache, partial
 from typing import Any
 from typing import cast as cast_type
@@ -14,7 +14,6 @@ from sqlalchemy import (
     Insert,
     Integer,
     Select,
-    Table,
     cast,
     func,
     select,
@@ -31,6 +30,7 @@ from sqlaudit.bulk.reading import (
     are_known,
     column_named,
     column_of_parameter,
+    conflict_words,
     is_null,
     value_given,
 )
@@ -40,12 +40,12 @@ from sqlaudit.catalogue import sequence_of
 from sqlaudit.keytypes import MYSQL, Key, RawKey, differ_raw, keys_read, one_of, raw
 from sqlaudit.references import Source, Untracked, referred_columns
 from sqlaudit.statements import CHUNK, Portionable, SelectedKeys, chunks
-from sqlaudit.tables import TrackedTable, unique_together
+from sqlaudit.tables import TrackedTable, keys_of_table
 
 
 def prepare_insert(write: Write, clause: Any, tracked: TrackedTable, parameters: Parameters) -> Any:
     """See to it that the keys of the rows that an INSERT makes will be known, and return it so."""
-    if clause._post_values_clause is not None or _prefix_says(clause, "IGNORE", "REPLACE"):
+    if clause._post_values_clause is not None or conflict_words(clause, tracked, write.connection.dialect):
         return _prepare_upsert(write, clause, tracked, parameters)
     rows = _rows_given(write, clause, tracked, tracked.key)
     if rows is not None and tracked.key and are_known(_columns_of(rows[:1], tracked.key)):
@@ -70,12 +70,12 @@ def prepare_insert(write: Write, clause: Any, tracked: TrackedTable, parameters:
 
 def prepare_followed_upsert(write: Write, clause: Any, source: Untracked, parameters: Parameters) -> Any:
     """Lock the rows of a table without history that an INSERT may come upon, for tracked ones follow them."""
-    changed = _columns_changed(clause, source)
+    changed = _columns_changed(write, clause, source)
     if referred_columns((source,)).isdisjoint(changed):
         return clause
     write.may_move = not changed.isdisjoint(source.key)
     rows = _rows_given(write, clause, source, source.live.c)
-    unique = list(_keys_of_table(source.live))
+    unique = list(keys_of_table(source.live))
     if (clause._post_values_clause is not None and write.may_move) or _may_be_found_by_default(unique, rows):
         _notice_unfound(source)
     _find_present(write, clause, source, unique, rows, changed)
@@ -92,10 +92,10 @@ def _notice_unfound(source: Source) -> None:
 
 def _prepare_upsert(write: Write, clause: Any, tracked: TrackedTable, parameters: Parameters) -> Any:
     """Do the same for an INSERT that may come upon rows, which are locked, and changes, replaces or leaves them."""
-    key, changed = tracked.key, _columns_changed(clause, tracked)
+    key, changed = tracked.key, _columns_changed(write, clause, tracked)
     write.may_update, write.may_move = True, not changed.isdisjoint(key)
     rows = _rows_given(write, clause, tracked, tracked.live.c)
-    unique = list(_keys_of_table(tracked.live))
+    unique = list(keys_of_table(tracked.live))
     present = _find_present(write, clause, tracked, unique, rows, changed)
     is_told, is_postgresql = clause._post_values_clause is not None, write.connection.dialect.name == "postgresql"
     is_one_made = not is_told and len(rows or ()) == 1 and bool(_made_by_database(tracked, rows or ()))
@@ -542,9 +542,9 @@ def _without_last(metadata: Any, count: int) -> Any:
     )
 
 
-def _columns_changed(clause: Any, source: Source) -> set[Any]:
+def _columns_changed(write: Write, clause: Any, source: Source) -> set[Any]:
     """Return the columns that an INSERT changes of rows that it comes upon; all of them if it replaces these."""
-    if _prefix_says(clause, "REPLACE"):
+    if "REPLACE" in conflict_words(clause, source, write.connection.dialect):
         return set(source.live.c)
     told = clause._post_values_clause
     values = dict(getattr(told, "update_values_to_set", None) or getattr(told, "update", None) or ())
@@ -557,11 +557,6 @@ def _is_itself(value: Any, column: Any) -> bool:
     """Tell whether a column keeps its value: ``LAST_INSERT_ID(id)`` only tells it to MariaDB's ``lastrowid``."""
     is_told = isinstance(value, FunctionElement) and getattr(value, "name", "").lower() == "last_insert_id"
     return is_told and list(value.clauses) == [column]
-
-
-def _prefix_says(clause: Any, *words: str) -> bool:
-    """Tell whether an INSERT or UPDATE says by a prefix what becomes of rows in its way: OR IGNORE, OR REPLACE."""
-    return any(word in str(prefix).upper() for prefix, _ in clause._prefixes for word in words)
 
 
 def _find_present(
@@ -594,10 +589,3 @@ def _find_present(
     keys = dict.fromkeys(key for keys in found.values() for key in keys)
     write.expect(KnownKeys(connection, ((*key, False) for key in keys)), changed=None if write.may_move else changed)
     return found
-
-
-def _keys_of_table(table: Table) -> Iterator[tuple[Column[Any], ...]]:
-    """Yield the columns of a table that are unique together, its primary key first."""
-    if table.primary_key:
-        yield tuple(table.primary_key)
-    yield from unique_together(table, partial=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from itertools import repeat
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Delete,
+    Dialect,
     Enum,
     Insert,
     Integer,
@@ -41,7 +42,7 @@ from sqlaudit.capture import uncaptured
 from sqlaudit.handwritten import notice_sql
 from sqlaudit.keytypes import Key
 from sqlaudit.references import Source, Untracked, referred_columns, untracked_source
-from sqlaudit.tables import TrackedTable, tracked_table
+from sqlaudit.tables import TrackedTable, tracked_table, words_of_constraints
 
 Parameters = Sequence[Mapping[str, Any]]
 SQL: Final = object()
@@ -212,6 +213,14 @@ def is_followed(clause: Any, source: Untracked, parameters: Parameters) -> bool:
         return True
     changed = source.live.c if isinstance(clause, Delete) else values_set(clause, source, parameters)
     return not referred_columns((source,)).isdisjoint(changed)
+
+
+def conflict_words(clause: Any, source: Source, dialect: Dialect) -> Set[str]:
+    """Return what an INSERT or UPDATE does about rows in its way: IGNORE, REPLACE, by a prefix or a constraint."""
+    said = " ".join(str(prefix).upper() for prefix, name in clause._prefixes if name in ("*", dialect.name))
+    if dialect.name == "sqlite" and "OR " not in said:
+        said = words_of_constraints(source.live)
+    return {word for word in ("IGNORE", "REPLACE") if word in said}
 
 
 def table_written(clause: Any) -> Any:
