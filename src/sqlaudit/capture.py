@@ -48,6 +48,7 @@ from sqlaudit.statements import (
     UserFields,
     chunks,
     copying_into,
+    fit_into_json,
     key_types_of,
     may_be_respelt,
     portions,
@@ -652,7 +653,10 @@ class Capture:
         return key_types_of(self.chain[0], self.connection.dialect)
 
     def _go_together(self, keys: Portionable[Key]) -> bool:
-        return isinstance(keys, SelectedKeys) or self._key_types.go_together or is_raw(keys)
+        if isinstance(keys, SelectedKeys):
+            return True
+        is_cut = self.connection.dialect.name == "sqlite" and not fit_into_json(keys)
+        return not is_cut and (self._key_types.go_together or is_raw(keys))
 
     def _portions(self, keys: Portionable[Key]) -> Iterator[Portion]:
         """Yield keys as statements take them: one by one, if the program's own have types for which that is safer."""

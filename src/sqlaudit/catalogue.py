@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -34,10 +34,30 @@ _ATTRIBUTES: Final = table(
 )
 _DEFAULTS: Final = table("pg_attrdef", *map(column, ("adrelid", "adnum", "adbin")), schema="pg_catalog")
 _TRIGGERS: Final = table("pg_trigger", *map(column, ("tgrelid", "tgisinternal")), schema="pg_catalog")
+_FUNCTIONS: Final = table("pg_proc", *map(column, ("proname", "provolatile")), schema="pg_catalog")
+_RULES: Final = table(
+    "pg_rewrite", *map(column, ("oid", "ev_class", "ev_type", "is_instead", "ev_qual")), schema="pg_catalog"
+)
 _TYPES: Final = table("pg_type", *map(column, ("oid", "typcategory")), schema="pg_catalog")
 _TRIGGERS_OF_MYSQL: Final = table(
     "TRIGGERS", *map(column, ("EVENT_OBJECT_SCHEMA", "EVENT_OBJECT_TABLE")), schema="INFORMATION_SCHEMA"
 )
+
+_VOLATILE: Final = frozenset(
+    {
+        "rand",
+        "random",
+        "randomblob",
+        "random_bytes",
+        "uuid",
+        "uuid_short",
+        "sys_guid",
+        "sysdate",
+        "next_value",
+        "nextval",
+    }
+)
+"""Names of functions of the other databases."""
 
 
 def oid_of(connection: Connection, table: Table) -> ColumnElement[Any]:
@@ -89,6 +109,27 @@ def _has_triggers(connection: Connection, live: Table) -> ColumnElement[bool]:
         return exists().select_from(master).where(kind == "trigger", func.lower(owner) == live.name.lower())
     there = {"EVENT_OBJECT_SCHEMA": schema or func.database(), "EVENT_OBJECT_TABLE": live.name}
     return exists().where(*(_TRIGGERS_OF_MYSQL.c[name] == value for name, value in there.items()))
+
+
+def refuses_returning(connection: Connection, tracked: TrackedTable) -> bool:
+    """Tell whether a rule keeps PostgreSQL from returning what is inserted into a live table. One statement, once."""
+    if connection.dialect.name != "postgresql":
+        return False
+    kept = tracked.statements.setdefault(connection.dialect, {})
+    if refuses_returning not in kept:
+        returns = and_(_RULES.c.ev_qual == "<>", func.pg_get_ruledef(_RULES.c.oid).icontains("RETURNING"))
+        on_insert = (_RULES.c.ev_class == oid_of(connection, tracked.live), _RULES.c.ev_type == "3")
+        refused = exists().where(*on_insert, _RULES.c.is_instead, not_(returns))
+        kept[refuses_returning] = bool(connection.scalar(select(refused)))
+    return bool(kept[refuses_returning])
+
+
+def are_volatile(connection: Connection, names: Collection[str]) -> bool:
+    """Tell whether one of some functions may give something else when it is called again, or do something."""
+    if connection.dialect.name != "postgresql":
+        return not _VOLATILE.isdisjoint(names)
+    volatile = exists().where(_FUNCTIONS.c.proname.in_(names), _FUNCTIONS.c.provolatile == "v")
+    return "next_value" in names or bool(connection.scalar(select(volatile)))
 
 
 def _name_of(connection: Connection, table: Table) -> ColumnElement[str]:

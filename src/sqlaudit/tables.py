@@ -183,12 +183,7 @@ class TrackedTable:
                 for role, type_ in audit_column_types().items()
             ),
             schema=live.schema or BLANK_SCHEMA,
-            **{
-                f"{dialect}_{option}": value
-                for dialect in ("mysql", "mariadb")
-                for option in _TABLE_OPTIONS
-                if (value := live.kwargs.get(f"{dialect}_{option}")) is not None
-            },
+            **options_of(live),
         )
         where = is_open(history.c[self.names.valid_to])
         Index(
@@ -453,6 +448,12 @@ def unique_together(table: Table, *, partial: bool = False) -> Iterator[tuple[Co
         columns = [each for each in index.expressions if isinstance(each, Column)]
         if index.unique and len(columns) == len(index.expressions) and (partial or not has_condition):
             yield tuple(columns)
+
+
+def options_of(table: Table) -> dict[str, Any]:
+    """Return what MariaDB and MySQL are told of a table when it is created: how it compares texts, say."""
+    names = [f"{dialect}_{option}" for dialect in ("mysql", "mariadb") for option in _TABLE_OPTIONS]
+    return {name: table.kwargs[name] for name in names if table.kwargs.get(name) is not None}
 
 
 def keys_of_table(table: Table) -> Iterator[tuple[Column[Any], ...]]:

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Insert,
     Integer,
     Select,
+    TextClause,
     cast,
     func,
     select,
@@ -22,6 +23,7 @@ from sqlalchemy.dialects.postgresql import REGCLASS
 from sqlalchemy.engine.cursor import _NO_CURSOR_DML
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.sql.visitors import iterate
 
 from sqlaudit.bulk.keys import KnownKeys
 from sqlaudit.bulk.reading import (
@@ -36,7 +38,7 @@ from sqlaudit.bulk.reading import (
 )
 from sqlaudit.bulk.writes import Write, let_read_again
 from sqlaudit.capture import uncaptured
-from sqlaudit.catalogue import sequence_of
+from sqlaudit.catalogue import are_volatile, refuses_returning, sequence_of
 from sqlaudit.keytypes import MYSQL, Key, RawKey, differ_raw, keys_read, one_of, raw
 from sqlaudit.references import Source, Untracked, referred_columns
 from sqlaudit.statements import CHUNK, Portionable, SelectedKeys, chunks
@@ -422,6 +424,13 @@ def _return_nothing(result: CursorResult[Any]) -> None:
 def _can_return(write: Write, tracked: TrackedTable) -> bool:
     """Tell whether the database can return the keys of rows that are inserted."""
     dialect = write.connection.dialect
+    if refuses_returning(write.connection, tracked):
+        uncaptured(
+            f"A rule of the table {tracked.live.fullname!r} keeps PostgreSQL from returning the keys of what is "
+            "inserted, and history will not show the rows; give their keys, or call record_changes() then.",
+            tracked.live,
+        )
+        return False
     if dialect.insert_executemany_returning if len(write.parameters) > 1 else dialect.insert_returning:
         return True
     uncaptured(
@@ -559,6 +568,15 @@ def _is_itself(value: Any, column: Any) -> bool:
     return is_told and list(value.clauses) == [column]
 
 
+def _may_differ(connection: Connection, statement: Any) -> bool:
+    """Tell whether a select may find something else when it is executed again, or does something: by nextval(), say."""
+    parts = list(iterate(statement))
+    names = [getattr(each, "name", None) for each in parts if isinstance(each, FunctionElement)]
+    if None in names or any(isinstance(each, TextClause) and "(" in each.text for each in parts):
+        return True
+    return bool(names) and are_volatile(connection, {str(name).lower() for name in names})
+
+
 def _find_present(
     write: Write,
     clause: Any,
@@ -575,6 +593,10 @@ def _find_present(
     connection, key = write.connection, source.key
     lock = _locks(connection, changed)
     found: dict[Sequence[Any], set[Key]] = {}
+    if rows is None and _may_differ(connection, clause.select):
+        if changed:
+            _notice_unfound(source)
+        return found
     for columns in unique:
         if rows is not None:
             given = [values for values in _columns_of(rows, columns) if are_known([values])]

@@ -131,7 +131,7 @@ def _lock_found(write: Write, clause: Any, source: Source, key: Sequence[Any], p
         if connection.dialect.name not in MYSQL or (_is_repeatable(clause) and _locks_gaps(connection)):
             told = [*key, case((is_recorded, 1), else_=0), place_of(write.root, key)]
             every = _rows_of(clause, told, key).params(parameters[0])
-            write.stored = stored(connection, every, key, may_repeat=not _asks_alone(clause))
+            write.stored = stored(connection, every, key, source.live, may_repeat=not _asks_alone(clause))
         if write.stored is not None:
             return write.stored
     return KnownKeys(connection, (row for each in parameters for row in connection.execute(chosen, each)))
