@@ -8,6 +8,7 @@ import uuid
 import warnings
 import weakref
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ import sqlaudit
 from databases import Database
 from invariants import check_history, told
 from sqlaudit import CaptureError, ReadOnlyError
-from stock import insert_of, upsert
+from stock import do_nothing, insert_of, upsert
 
 Name = sa.String(50)
 Maker = sessionmaker[Session]
@@ -233,6 +234,33 @@ def test_upserts_by_a_list_that_may_find_rows_by_a_default_are_noticed(base: Any
         assert told(session, Slot, "n") == [("insert", 0), ("update", 5)]
 
 
+@pytest.mark.parametrize("how", ["one", "list", "from the second on", "left alone"])
+def test_upserts_of_keys_that_the_database_rounds_are_recorded_or_noticed(base: Any, sessions: Maker, how: str) -> None:
+    @sqlaudit.track_table()
+    class Price(base):
+        __tablename__ = "prices"
+
+        id: Mapped[Decimal] = mapped_column(sa.Numeric(5, 2), primary_key=True, autoincrement=False)
+        n: Mapped[int]
+
+    begin(sessions, base, Price(id=Decimal("5.25"), n=0))
+    ids = [Decimal("5.25"), Decimal("5.25"), Decimal("1.005")]
+    with sessions() as session, warnings.catch_warnings(record=True) as noticed:
+        warnings.simplefilter("always", sqlaudit.SQLAuditWarning)
+        table: Any = Price.__table__
+        statement = upsert(session, table, {"n": sa.literal_column("5")}, "id")
+        statement = do_nothing(session, table) if how == "left alone" else statement
+        if how == "list":
+            session.connection().execute(statement, [{"id": id, "n": 1} for id in ids])
+        else:
+            for id in ids if how == "from the second on" else ids[-1:]:
+                session.execute(statement.values(id=id, n=1))
+        if any(issubclass(each.category, sqlaudit.SQLAuditWarning) for each in noticed):
+            sqlaudit.record_changes(session, Price)
+        session.commit()
+    check(sessions, Price)
+
+
 @pytest.mark.requires("replacing_inserts")
 def test_what_may_be_replaced_by_a_default_is_noticed(base: Any, sessions: Maker) -> None:
     @sqlaudit.track_table()
@@ -249,6 +277,68 @@ def test_what_may_be_replaced_by_a_default_is_noticed(base: Any, sessions: Maker
         sqlaudit.record_changes(session, Slot)
         session.commit()
         assert told(session, Slot, "id") == [("insert", 1), ("delete", 1), ("insert", 8)]
+
+
+REPLACING: dict[str, Callable[[Any], Any]] = {
+    "insert": lambda table: table.insert().values(code="a", n=5),
+    "insert of a list": lambda table: table.insert().values([{"code": "a", "n": 5}, {"code": "c", "n": 5}]),
+    "insert with a key": lambda table: table.insert().values(id=2, code="a", n=5),
+    "insert from a select": lambda table: table.insert().from_select(["code"], sa.select(table.c.code)),
+    "update": lambda table: table.update().where(table.c.code == "b").values(code="c"),
+    "update by an expression": lambda table: table.update().where(table.c.id < 3).values(code=table.c.code + "x"),
+    "update to the values of others": lambda table: (
+        table.update().where(table.c.id < 3).values(code=sa.case((table.c.id == 1, "c"), else_="a"))
+    ),
+    "update of all": lambda table: table.update().values(code="z"),
+    "update of a key": lambda table: table.update().where(table.c.id == 1).values(id=3),
+    "update of keys": lambda table: table.update().values(id=table.c.id + 1),
+}
+
+
+@pytest.mark.requires("replacing_inserts")
+@pytest.mark.parametrize("by", ["prefix", "constraint", "column", "ignoring prefix", "ignoring constraint"])
+@pytest.mark.parametrize("name", REPLACING)
+def test_rows_in_the_way_are_recorded_as_what_becomes_of_them(base: Any, sessions: Maker, name: str, by: str) -> None:
+    word = "IGNORE" if by.startswith("ignoring") else "REPLACE"
+    unique = {"sqlite_on_conflict": word} if by.endswith("constraint") else {}
+    column = {"sqlite_on_conflict_unique": word, "sqlite_on_conflict_primary_key": word} if by == "column" else {}
+
+    @sqlaudit.track_table()
+    class Slot(base):
+        __table__ = sa.Table(
+            "slots",
+            base.metadata,
+            sa.Column("id", sa.Integer, **{name: each for name, each in column.items() if "primary" in name}),
+            sa.Column("code", Name, **{name: each for name, each in column.items() if "unique" in name}),
+            sa.Column("n", sa.Integer),
+            sa.PrimaryKeyConstraint("id", **unique),
+            sa.UniqueConstraint("code", **unique),
+        )
+
+    base.metadata.create_all(sessions.kw["bind"])
+    statement = REPLACING[name](Slot.__table__)
+    with sessions() as session:
+        session.execute(sa.insert(Slot), [{"id": id, "code": code, "n": 1} for id, code in enumerate("abc", start=1)])
+        session.commit()
+        session.execute(statement.prefix_with(f"OR {word}") if by.endswith("prefix") else statement)
+        session.commit()
+    check(sessions, Slot)
+
+
+@pytest.mark.requires("replacing_inserts")
+def test_a_flush_that_may_replace_rows_is_noticed(base: Any, sessions: Maker) -> None:
+    @sqlaudit.track_table()
+    class Slot(base):
+        __tablename__ = "slots"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        code: Mapped[str] = mapped_column(Name, unique=True, sqlite_on_conflict_unique="REPLACE")
+
+    base.metadata.create_all(sessions.kw["bind"])
+    with sessions() as session:
+        session.add(Slot(code="a"))
+        with pytest.warns(sqlaudit.SQLAuditWarning, match=r"slots.*ON CONFLICT REPLACE"):
+            session.flush()
 
 
 def test_a_default_may_execute_a_statement_on_a_registered_engine(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.dialects import mysql
 from sqlalchemy.orm import (
     Bundle,
     Session,
@@ -43,6 +44,33 @@ CHANGES: dict[str, tuple[Statement, Any]] = {
     "update of none": (sa.update(Item).where(Item.id < 0).values(price=2), None),
     "delete": (sa.delete(Item).where(Item.id == 4), None),
     "delete of a table": (items.delete().where(items.c.id == 4), None),
+}
+UPDATED = mysql.insert(items).values(title="item 2")
+SEVERAL = mysql.insert(items).from_select(
+    ["title"], sa.select(items.c.title).where(items.c.id < 3).union_all(sa.select(sa.literal("new")))
+)
+CONFLICTS: dict[str, dict[str, tuple[Statement, Any]]] = {
+    "sqlite": {
+        f"{prefix} of {what}": (items.insert().prefix_with(prefix).values(title=title), None)
+        for prefix in ("OR IGNORE", "OR REPLACE", "OR ABORT", "OR FAIL", "OR ROLLBACK")
+        for what, title in {"a new row": "a", "a row": "item 4"}.items()
+    },
+    "mysql": {
+        f"{prefix} of {what}": (items.insert().prefix_with(prefix), [{"title": title} for title in titles])
+        for prefix in ("IGNORE", "LOW_PRIORITY", "HIGH_PRIORITY")
+        for what, titles in {"a row": ["item 2"], "a new row": ["a"], "rows": ["item 2", "a", "b"]}.items()
+    }
+    | {
+        "an update": (UPDATED.on_duplicate_key_update(price=5), None),
+        "an update that tells the number": (
+            UPDATED.on_duplicate_key_update(price=5, id=sa.func.LAST_INSERT_ID(items.c.id)),
+            None,
+        ),
+        "an update that changes nothing": (UPDATED.on_duplicate_key_update(price=20), None),
+        "updates from a select": (SEVERAL.on_duplicate_key_update(price=5), None),
+        "updates from a select, one of which changes nothing": (SEVERAL.on_duplicate_key_update(price=20), None),
+        "an update of the key": (UPDATED.on_duplicate_key_update(id=4711), None),
+    },
 }
 RETURNING: dict[str, tuple[Any, ...]] = {
     "nothing": (),
@@ -102,7 +130,7 @@ FACTS += ("returned_defaults", "returned_defaults_rows", "lastrow_has_defaults",
 def facts(result: Any) -> list[Any]:
     """Return what a result tells of itself, but for what it may tell the more of for sqlaudit has asked for it."""
     told: list[Any] = []
-    for name in FACTS:
+    for name in (*FACTS, *(["lastrowid"] if result.context.isinsert else [])):  # it tells changes of others' numbers
         try:
             value = getattr(result, name)
             told.append(shown(value() if callable(value) else value))
@@ -169,6 +197,11 @@ def check(engine: sa.Engine, statement: Any, parameters: Any, readers: Any = FEW
             assert is_no_less(seen, expected), f"{statement}, by a {by}, {name}: {expected} → {seen}"
 
 
+def test_an_insert_that_may_come_upon_rows_tells_the_same(happened: None, engine: sa.Engine) -> None:
+    for statement, parameters in CONFLICTS.get(engine.dialect.name.replace("mariadb", "mysql"), {}).values():
+        check(engine, statement, parameters, {"facts": READERS["facts"]})
+
+
 def returning(statement: Any, *columns: Any) -> Any:
     return statement.returning(*columns) if columns else statement
 
@@ -178,7 +211,7 @@ def returning(statement: Any, *columns: Any) -> Any:
 def test_an_insert_returns_the_same(happened: None, engine: sa.Engine, name: str) -> None:
     statement, parameters = (BULK | INSERTS)[name]
     for columns in RETURNING.values():
-        check(engine, returning(statement, *columns), parameters)
+        check(engine, returning(statement, *columns), parameters, FEW if columns else {"facts": READERS["facts"]})
 
 
 @pytest.mark.spread

@@ -48,11 +48,12 @@ from sqlaudit.statements import (
     UserFields,
     chunks,
     copying_into,
+    fit_into_json,
     key_types_of,
     may_be_respelt,
     portions,
 )
-from sqlaudit.tables import INFO_KEY, TrackedTable
+from sqlaudit.tables import INFO_KEY, TrackedTable, words_of_constraints
 
 try:
     from uuid import uuid7  # type: ignore[attr-defined]  # Python 3.14
@@ -89,6 +90,18 @@ def warn_of_history_in_sight(connection: Connection, chain: Iterable[TrackedTabl
             f"Row security restricts the role to some rows of the tracked table {table.live.fullname!r}, but not of "
             f"{table.history.fullname!r}: it can read the history of all rows. Enable row level security for the "
             "history table and create the same policies."
+        )
+
+
+def notice_replacing(connection: Connection, chain: Iterable[TrackedTable]) -> None:
+    """Notice that SQLite may have deleted rows in the way of those that a flush has written."""
+    if connection.dialect.name != "sqlite":
+        return
+    if replacing := next((table for table in chain if "REPLACE" in words_of_constraints(table.live)), None):
+        uncaptured(
+            f"A flush writes the table {replacing.live.fullname!r}, a constraint of which has ON CONFLICT REPLACE, and "
+            "history does not show rows that it deletes; write the table by statements: session.execute(insert(…)).",
+            replacing.live,
         )
 
 
@@ -640,7 +653,10 @@ class Capture:
         return key_types_of(self.chain[0], self.connection.dialect)
 
     def _go_together(self, keys: Portionable[Key]) -> bool:
-        return isinstance(keys, SelectedKeys) or self._key_types.go_together or is_raw(keys)
+        if isinstance(keys, SelectedKeys):
+            return True
+        is_cut = self.connection.dialect.name == "sqlite" and not fit_into_json(keys)
+        return not is_cut and (self._key_types.go_together or is_raw(keys))
 
     def _portions(self, keys: Portionable[Key]) -> Iterator[Portion]:
         """Yield keys as statements take them: one by one, if the program's own have types for which that is safer."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -33,7 +33,10 @@ _ATTRIBUTES: Final = table(
     "pg_attribute", *map(column, ("attrelid", "attname", "attnum", "attidentity", "atttypid")), schema="pg_catalog"
 )
 _DEFAULTS: Final = table("pg_attrdef", *map(column, ("adrelid", "adnum", "adbin")), schema="pg_catalog")
-_RULES: Final = table("pg_rewrite", *map(column, ("ev_class", "ev_type")), schema="pg_catalog")
+_FUNCTIONS: Final = table("pg_proc", *map(column, ("proname", "provolatile")), schema="pg_catalog")
+_RULES: Final = table(
+    "pg_rewrite", *map(column, ("oid", "ev_class", "ev_type", "is_instead", "ev_qual")), schema="pg_catalog"
+)
 _TRIGGERS: Final = table(
     "pg_trigger", *map(column, ("tgrelid", "tgisinternal")), column("tgtype", Integer()), schema="pg_catalog"
 )
@@ -41,6 +44,22 @@ _TYPES: Final = table("pg_type", *map(column, ("oid", "typcategory")), schema="p
 _TRIGGERS_OF_MYSQL: Final = table(
     "TRIGGERS", *map(column, ("EVENT_OBJECT_SCHEMA", "EVENT_OBJECT_TABLE")), schema="INFORMATION_SCHEMA"
 )
+
+_VOLATILE: Final = frozenset(
+    {
+        "rand",
+        "random",
+        "randomblob",
+        "random_bytes",
+        "uuid",
+        "uuid_short",
+        "sys_guid",
+        "sysdate",
+        "next_value",
+        "nextval",
+    }
+)
+"""Names of functions of the other databases."""
 
 
 def oid_of(connection: Connection, table: Table) -> ColumnElement[Any]:
@@ -107,6 +126,27 @@ def diverts_deletes(connection: Connection, table: Table) -> bool:
     )
     has_rule = exists().where(_RULES.c.ev_class == live, _RULES.c.ev_type == literal_column("'4'"))
     return bool(connection.scalar(select(or_(has_trigger, has_rule))))
+
+
+def refuses_returning(connection: Connection, tracked: TrackedTable) -> bool:
+    """Tell whether a rule keeps PostgreSQL from returning what is inserted into a live table. One statement, once."""
+    if connection.dialect.name != "postgresql":
+        return False
+    kept = tracked.statements.setdefault(connection.dialect, {})
+    if refuses_returning not in kept:
+        returns = and_(_RULES.c.ev_qual == "<>", func.pg_get_ruledef(_RULES.c.oid).icontains("RETURNING"))
+        on_insert = (_RULES.c.ev_class == oid_of(connection, tracked.live), _RULES.c.ev_type == "3")
+        refused = exists().where(*on_insert, _RULES.c.is_instead, not_(returns))
+        kept[refuses_returning] = bool(connection.scalar(select(refused)))
+    return bool(kept[refuses_returning])
+
+
+def are_volatile(connection: Connection, names: Collection[str]) -> bool:
+    """Tell whether one of some functions may give something else when it is called again, or do something."""
+    if connection.dialect.name != "postgresql":
+        return not _VOLATILE.isdisjoint(names)
+    volatile = exists().where(_FUNCTIONS.c.proname.in_(names), _FUNCTIONS.c.provolatile == "v")
+    return "next_value" in names or bool(connection.scalar(select(volatile)))
 
 
 def _name_of(connection: Connection, table: Table) -> ColumnElement[str]:

@@ -34,6 +34,7 @@ from sqlaudit.capture import (
     lacking,
     lacks_reason,
     lacks_user,
+    notice_replacing,
     own_connection,
 )
 from sqlaudit.catalogue import has_triggers
@@ -713,6 +714,8 @@ class Flush:
             return
         if self._baselines:
             self._told.update((unit, group.connection, key) for key in (*rewritten, *updated, *moved, *deleted))
+        if new or updated or moved:
+            notice_replacing(group.connection, unit.model.chain)
         changeset = self._changeset(group.connection)
         context = self._context(group.reason)
         capture = Capture(group.connection, changeset, unit.model.chain, unit.user_fields(self.config), context)

@@ -353,6 +353,11 @@ def goes_into_json(column: ColumnElement[Any], dialect: Dialect) -> bool:
     return dialect.name == "sqlite" and isinstance(implementation_of(column.type, dialect), _IN_JSON)
 
 
+def fit_into_json(keys: Iterable[Key]) -> bool:
+    """Tell whether SQLite reads keys from JSON as they are: it cuts texts off at a NUL."""
+    return not any(isinstance(value, str) and "\0" in value for key in keys for value in key)
+
+
 def one_of_json(column: ColumnElement[Any], values: BindParameter[Any]) -> ColumnElement[bool]:
     return column.in_(select(func.json_each(values).table_valued("value").c.value))
 

@@ -23,6 +23,7 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
+    PrimaryKeyConstraint,
     String,
     Table,
     TableClause,
@@ -48,6 +49,7 @@ from sqlaudit.period import OpenEnd, PeriodToIndex, UTCDateTime, is_open
 from sqlaudit.readable import readable
 
 INFO_KEY: Final = "sqlaudit"
+_ON_CONFLICT: Final = "sqlaudit_on_conflict"
 _MAX_IDENTIFIER: Final = 63  # PostgreSQL's, in bytes; the others allow at least as many
 _TABLE_OPTIONS: Final = ("engine", "charset", "default_charset", "collate", "default_collate")
 _known: WeakSet[MetaData] = WeakSet()
@@ -181,12 +183,7 @@ class TrackedTable:
                 for role, type_ in audit_column_types().items()
             ),
             schema=live.schema or BLANK_SCHEMA,
-            **{
-                f"{dialect}_{option}": value
-                for dialect in ("mysql", "mariadb")
-                for option in _TABLE_OPTIONS
-                if (value := live.kwargs.get(f"{dialect}_{option}")) is not None
-            },
+            **options_of(live),
         )
         where = is_open(history.c[self.names.valid_to])
         Index(
@@ -451,6 +448,30 @@ def unique_together(table: Table, *, partial: bool = False) -> Iterator[tuple[Co
         columns = [each for each in index.expressions if isinstance(each, Column)]
         if index.unique and len(columns) == len(index.expressions) and (partial or not has_condition):
             yield tuple(columns)
+
+
+def options_of(table: Table) -> dict[str, Any]:
+    """Return what MariaDB and MySQL are told of a table when it is created: how it compares texts, say."""
+    names = [f"{dialect}_{option}" for dialect in ("mysql", "mariadb") for option in _TABLE_OPTIONS]
+    return {name: table.kwargs[name] for name in names if table.kwargs.get(name) is not None}
+
+
+def keys_of_table(table: Table) -> Iterator[tuple[Column[Any], ...]]:
+    """Yield the columns of a table that are unique together, its primary key first."""
+    if table.primary_key:
+        yield tuple(table.primary_key)
+    yield from unique_together(table, partial=True)
+
+
+def words_of_constraints(table: Table) -> str:
+    """Return what SQLite does about rows in the way of new values, as the constraints of a table say: REPLACE, say."""
+    if (words := table.info.get(_ON_CONFLICT)) is None:
+        unique = [each for each in table.constraints if isinstance(each, (PrimaryKeyConstraint, UniqueConstraint))]
+        names = ("sqlite_on_conflict_unique", "sqlite_on_conflict_primary_key")
+        said = [each.dialect_kwargs.get("sqlite_on_conflict") for each in unique]
+        said += [column.dialect_kwargs.get(name) for each in unique for column in each.columns for name in names]
+        words = table.info[_ON_CONFLICT] = " ".join(each.upper() for each in said if each)
+    return words
 
 
 def track_secondary(secondary: Table, columns: Iterable[Column[Any]], mapper: Mapper[Any]) -> TrackedTable:

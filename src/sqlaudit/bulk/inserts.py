@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
-from functools import cache
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
+from functools import cache, partial
 from typing import Any
 from typing import cast as cast_type
 
 from sqlalchemy import (
-    BindParameter,
     Column,
     Connection,
     CursorResult,
     Insert,
     Integer,
     Select,
-    Table,
+    TextClause,
     cast,
     func,
     select,
@@ -23,6 +22,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import REGCLASS
 from sqlalchemy.engine.cursor import _NO_CURSOR_DML
 from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.sql.visitors import iterate
 
 from sqlaudit.bulk.keys import KnownKeys
 from sqlaudit.bulk.reading import (
@@ -31,23 +32,24 @@ from sqlaudit.bulk.reading import (
     are_known,
     column_named,
     column_of_parameter,
-    is_bound_alike,
+    conflict_words,
+    is_null,
     value_given,
 )
-from sqlaudit.bulk.writes import KeysOf, Write, let_read_again
+from sqlaudit.bulk.writes import Write, let_read_again
 from sqlaudit.capture import uncaptured
-from sqlaudit.catalogue import sequence_of
+from sqlaudit.catalogue import are_volatile, refuses_returning, sequence_of
 from sqlaudit.keytypes import MYSQL, Key, RawKey, differ_raw, keys_read, one_of, raw
 from sqlaudit.references import Source, Untracked, referred_columns
 from sqlaudit.statements import CHUNK, Portionable, SelectedKeys, chunks
-from sqlaudit.tables import TrackedTable, unique_together
+from sqlaudit.tables import TrackedTable, keys_of_table
 
 
 def prepare_insert(write: Write, clause: Any, tracked: TrackedTable, parameters: Parameters) -> Any:
     """See to it that the keys of the rows that an INSERT makes will be known, and return it so."""
-    if clause._post_values_clause is not None or clause._prefixes:
+    if clause._post_values_clause is not None or conflict_words(clause, tracked, write.connection.dialect):
         return _prepare_upsert(write, clause, tracked, parameters)
-    rows = _rows_given(clause, tracked, parameters, tracked.key)
+    rows = _rows_given(write, clause, tracked, tracked.key)
     if rows is not None and tracked.key and are_known(_columns_of(rows[:1], tracked.key)):
         given = _columns_of(rows, tracked.key)
         if are_known(given):
@@ -56,28 +58,26 @@ def prepare_insert(write: Write, clause: Any, tracked: TrackedTable, parameters:
     if _tells_keys(write, clause, tracked, rows):
         write.keys_of = lambda result: _keys_told(result, tracked)
         return clause
-    if _asks_for_keys(clause, rows):
+    is_numbered = write.connection.dialect.name in MYSQL and _has_last_number(write, clause, tracked.live, many=False)
+    if _asks_for_keys(clause, rows) and not is_numbered:
         return _returning_defaults(write, clause, tracked, rows)
-    number, dialect = _number_to_give(clause, tracked, rows), write.connection.dialect.name
-    if number is not None and len(parameters) > 1:
+    number, dialect = _number_to_give(tracked, clause, rows), write.connection.dialect.name
+    if number is not None and tracked.key == (number,) and len(parameters) > 1 and not clause._returning:
         if dialect == "sqlite" and _is_numbered(write, number, parameters):
             return clause
         if dialect == "postgresql" and _is_drawn(write, number, parameters):
             return clause
-    returning = _returning_keys(write, clause, tracked)
-    if number is not None and returning is not clause and dialect in MYSQL:
-        write.keys_of = _telling_number(write.keys_of)
-    return returning
+    return _returning_keys(write, clause, tracked, rows)
 
 
 def prepare_followed_upsert(write: Write, clause: Any, source: Untracked, parameters: Parameters) -> Any:
     """Lock the rows of a table without history that an INSERT may come upon, for tracked ones follow them."""
-    changed = _columns_changed(clause, source)
+    changed = _columns_changed(write, clause, source)
     if referred_columns((source,)).isdisjoint(changed):
         return clause
     write.may_move = not changed.isdisjoint(source.key)
-    rows = _rows_given(clause, source, parameters, source.live.c)
-    unique = list(_keys_of_table(source.live))
+    rows = _rows_given(write, clause, source, source.live.c)
+    unique = list(keys_of_table(source.live))
     if (clause._post_values_clause is not None and write.may_move) or _may_be_found_by_default(unique, rows):
         _notice_unfound(source)
     _find_present(write, clause, source, unique, rows, changed)
@@ -94,27 +94,46 @@ def _notice_unfound(source: Source) -> None:
 
 def _prepare_upsert(write: Write, clause: Any, tracked: TrackedTable, parameters: Parameters) -> Any:
     """Do the same for an INSERT that may come upon rows, which are locked, and changes, replaces or leaves them."""
-    key, changed = tracked.key, _columns_changed(clause, tracked)
+    key, changed = tracked.key, _columns_changed(write, clause, tracked)
     write.may_update, write.may_move = True, not changed.isdisjoint(key)
-    rows = _rows_given(clause, tracked, parameters, tracked.live.c)
-    unique = list(_keys_of_table(tracked.live))
-    _find_present(write, clause, tracked, unique, rows, changed)
-    is_told = clause._post_values_clause is not None
-    can_tell = write.connection.dialect.insert_returning
-    if is_told and len(parameters) == 1 and can_tell and _is_found_otherwise(tracked, unique, rows):
-        return _returning_keys(write, clause, tracked)
-    if changed and _may_be_found_by_default(unique, rows):
+    rows = _rows_given(write, clause, tracked, tracked.live.c)
+    unique = list(keys_of_table(tracked.live))
+    present = _find_present(write, clause, tracked, unique, rows, changed)
+    is_told, is_postgresql = clause._post_values_clause is not None, write.connection.dialect.name == "postgresql"
+    is_one_made = not is_told and len(rows or ()) == 1 and bool(_made_by_database(tracked, rows or ()))
+    if is_one_made and _tells_keys(write, clause, tracked, rows):
+        write.keys_of = lambda result: _keys_told(result, tracked) if result.rowcount else []
+        return clause
+    if is_told and len(parameters) == 1 and write.connection.dialect.insert_returning:
+        # PostgreSQL tells the keys as it stores them; what it updates, it shows anyway.
+        is_exact = is_postgresql and changed and rows is not None and not _made_by_database(tracked, rows)
+        if is_exact or _is_found_otherwise(tracked, unique, rows):
+            return _returning_keys(write, clause, tracked, rows, changed)
+    if is_noticed := bool(changed) and _may_be_found_by_default(unique, rows):
         _notice_unfound(tracked)
     stays = [key] if key and not (write.may_move and is_told) else []  # what is replaced gets the given key
     if not write.may_move:
         stays += [columns for columns in unique if set(columns) != set(key) and changed.isdisjoint(columns)]
-    given = [(columns, _columns_of(rows or (), columns)) for columns in stays]
-    known = [(columns, values) for columns, values in given if are_known(values)]
-    if rows is None or not known:
-        return _returning_keys(write, clause, tracked)
+    given = {tuple(columns): _columns_of(rows or (), columns) for columns in (*stays, *unique)}
+    known = {columns: values for columns, values in given.items() if are_known(values)}
+    staying = {columns: values for columns, values in known.items() if columns in map(tuple, stays)}
+    if rows is None or not staying:
+        return _returning_keys(write, clause, tracked, rows, changed)
     # What is inserted has all of them; others may have inserted meanwhile what is updated, by one of them.
-    lock = _locks(write.connection, changed)
-    write.keys_of = lambda result: _keys_of_values(write.connection, key, known, lock=lock)
+    find = partial(_keys_by, write.connection, key, lock=_locks(write.connection, changed))
+    kept = known if changed and not is_told else staying  # what is replaced gives way to others with its values
+
+    def keys_of(result: CursorResult[Any]) -> list[Key]:
+        found, places = find(staying), range(len(rows))
+        keys = dict.fromkeys(each for keys in found for each in keys)
+        if all(len(keys) < len(rows) for keys in found) and (missing := _not_found(find, kept, places)):
+            otherwise = {each for columns, keys in present.items() if columns not in staying for each in keys}
+            is_left = not changed and 0 <= result.rowcount <= len(keys.keys() - set().union(*present.values()))
+            if len(missing) > len(otherwise) and not (is_left or is_noticed):
+                write.lost = next(iter(staying.values()))[missing[0]]
+        return list(keys)
+
+    write.keys_of = keys_of
     return clause
 
 
@@ -138,12 +157,18 @@ def _may_be_found_by_default(unique: Sequence[Sequence[Any]], rows: Sequence[Map
 
 
 def _rows_given(
-    clause: Any, source: Source, parameters: Parameters, columns: Iterable[Column[Any]]
+    write: Write, clause: Any, source: Source, columns: Iterable[Column[Any]]
 ) -> list[dict[str, Any]] | None:
-    """Return the values that an INSERT gives to columns, by the keys of these; ``None`` if a query gives them."""
+    """Return the values that an INSERT gives to columns, by the keys of these; ``None`` if a query gives them.
+
+    NULL is none where the database makes a number of it.
+    """
     if clause.select is not None:
         return None
-    asked = set(columns)
+    asked, parameters, number = set(columns), write.parameters, source.live.autoincrement_column
+    dialect = cast_type("DefaultDialect", write.connection.dialect)
+    is_numbered = number is not None and dialect.insert_null_pk_still_autoincrements
+    null_key = number.key if number is not None and is_numbered and number.default is None else None
     given = [_named(clause, each) for several in clause._multi_values for each in several] or [clause._values or {}]
     named = [_by_column(each, lambda name: column_named(clause, source, name), asked) for each in given]
     own = _by_column(
@@ -151,11 +176,18 @@ def _rows_given(
     )
     if not own and not any(named):  # as of most keys that the database gives
         return [{}] * (len(parameters) * len(named))
-    return [
-        {key: value_given(value, each, source.live.c[key]) for key, value in values.items()}
-        | {key: value_given(each[name], each, source.live.c[key]) for key, name in own.items() if name in each}
+    merged = (
+        (values | {key: each[name] for key, name in own.items() if name in each}, each)
         for each in parameters
         for values in named
+    )
+    return [
+        {
+            key: value_given(value, each, source.live.c[key])
+            for key, value in row.items()
+            if key != null_key or not is_null(value, each)
+        }
+        for row, each in merged
     ]
 
 
@@ -169,11 +201,7 @@ def _by_column(
 ) -> dict[str, Any]:
     """Return values by the keys of the columns that they are for, as far as these are asked for."""
     pairs = ((column_of(name), value) for name, value in values.items())
-    return {
-        column.key: SQL if isinstance(value, BindParameter) and not is_bound_alike(value, column) else value
-        for column, value in pairs
-        if column is not None and column in asked
-    }
+    return {column.key: value for column, value in pairs if column is not None and column in asked}
 
 
 def _columns_of(rows: Iterable[Mapping[str, Any]], columns: Sequence[Column[Any]]) -> list[Key]:
@@ -200,9 +228,12 @@ def _tells_keys(write: Write, clause: Any, tracked: TrackedTable, rows: Sequence
         return False  # the program's types would read them
     if len(rows) > 1 and len(tracked.key) > 1 and not clause._sort_by_parameter_order:
         return False  # it would give rows the parts of each other's keys
+    number = tracked.live.autoincrement_column
+    if number is not None and number.default is not None and write.connection.dialect.name in MYSQL:
+        number = None  # they tell no number of a sequence
     return all(
         _is_expected(write, clause, column, len(rows) > 1)
-        and (column is tracked.live.autoincrement_column or not any(column.key in row for row in rows))
+        and (column is number or not any(column.key in row for row in rows))
         for column in made
     )
 
@@ -214,15 +245,21 @@ def _made_by_database(tracked: TrackedTable, rows: Iterable[Mapping[str, Any]]) 
 
 def _is_expected(write: Write, clause: Any, column: Column[Any], many: bool) -> bool:
     """Tell whether SQLAlchemy asks for the value that the database gives a column of the key."""
-    live, dialect = column.table, cast_type("DefaultDialect", write.connection.dialect)
+    live, dialect = column.table, write.connection.dialect
     number = live.autoincrement_column
-    has_last_number = dialect.postfetch_lastrowid and number is not None and not many and not clause._return_defaults
-    if has_last_number and not dialect.favor_returning_over_lastrowid:
+    if _has_last_number(write, clause, live, many=many):
         return column is number or column.default is not None
     is_returned = live.implicit_returning and (
         dialect.insert_executemany_returning if many else dialect.insert_returning
     )
     return is_returned and (column is number or column.default is not None or column.server_default is not None)
+
+
+def _has_last_number(write: Write, clause: Any, live: Any, *, many: bool) -> bool:
+    """Tell whether SQLAlchemy takes the key of an INSERT from the ``lastrowid`` of its cursor."""
+    dialect = cast_type("DefaultDialect", write.connection.dialect)
+    can = dialect.postfetch_lastrowid and not dialect.favor_returning_over_lastrowid
+    return can and live.autoincrement_column is not None and not many and not clause._return_defaults
 
 
 def _is_in_python(column: Column[Any], row: Mapping[str, Any]) -> bool:
@@ -232,13 +269,13 @@ def _is_in_python(column: Column[Any], row: Mapping[str, Any]) -> bool:
     return row[column.key] is not SQL if column.key in row else is_default
 
 
-def _number_to_give(clause: Any, tracked: TrackedTable, rows: Sequence[Mapping[str, Any]] | None) -> Column[Any] | None:
-    """Return the key of one column by which the database numbers all rows of an INSERT that returns nothing."""
-    key = tracked.live.autoincrement_column
-    if key is None or tracked.key != (key,) or not isinstance(key.type, Integer) or clause._returning:
+def _number_to_give(tracked: TrackedTable, clause: Any, rows: Sequence[Mapping[str, Any]] | None) -> Column[Any] | None:
+    """Return the column of the key by which the database numbers all rows of an INSERT."""
+    number = tracked.live.autoincrement_column
+    if number is None or number not in tracked.key or not isinstance(number.type, Integer):
         return None
-    is_given = key.key in (clause._select_names or ()) if rows is None else any(rows)
-    return None if is_given or key.default is not None else key
+    names = [clause._select_names or ()] if rows is None else rows
+    return None if number.default is not None or any(number.key in given for given in names) else number
 
 
 def _is_numbered(write: Write, key: Column[Any], parameters: Parameters) -> bool:
@@ -289,14 +326,26 @@ def _between(connection: Connection, key: Column[Any], first: int, last: int | N
     return SelectedKeys(connection, select(number).where(number.between(first, last)))
 
 
-def _keys_of_values(
-    connection: Connection, key: Sequence[Any], known: Sequence[tuple[Sequence[Any], list[Key]]], *, lock: bool
-) -> list[Key]:
-    """Return the keys of the rows that have unique values, given by the columns of these."""
-    if len(known) == 1 and known[0][0] is key:
-        return known[0][1]
-    found = (_keys_where(connection, key, *each, lock=lock) for each in known)  # also by the key itself: all are raw
-    return list(dict.fromkeys(each for keys in found for each in keys))
+def _keys_by(
+    connection: Connection, key: Sequence[Any], known: Mapping[Any, Sequence[Key]], *, lock: bool
+) -> list[list[Key]]:
+    """Return the keys of the rows that have unique values, by the columns of these."""
+    return [_keys_where(connection, key, columns, values, lock=lock) for columns, values in known.items()]
+
+
+def _not_found(
+    find: Callable[[Mapping[Any, Sequence[Key]]], list[list[Key]]],
+    known: Mapping[Any, Sequence[Key]],
+    places: Sequence[int],
+) -> list[int]:
+    """Return the places of the rows given that are found by none of their unique values, looking for halves of them."""
+    found = find({columns: [values[place] for place in places] for columns, values in known.items()})
+    if any(len(keys) >= len(places) for keys in found):
+        return []
+    if len(places) == 1:
+        return list(places)
+    half = len(places) // 2
+    return [*_not_found(find, known, places[:half]), *_not_found(find, known, places[half:])]
 
 
 def _locks(connection: Connection, changed: Collection[Any]) -> bool:
@@ -327,16 +376,42 @@ def _chosen(connection: Connection, key: Sequence[Any], *, lock: bool) -> Select
     return chosen.with_for_update() if lock else chosen
 
 
-def _telling_number(keys_of: KeysOf) -> KeysOf:
-    """Let the results of MariaDB have the ``lastrowid`` that they have without RETURNING: the first of the numbers."""
+def _counting(
+    write: Write, clause: Any, tracked: TrackedTable, rows: Sequence[Mapping[str, Any]] | None, changed: Set[Any]
+) -> Callable[[CursorResult[Any], Sequence[Key]], None]:
+    """Return what lets a result of MariaDB count, and have the ``lastrowid``, as it does without RETURNING.
 
-    def telling(result: CursorResult[Any]) -> Portionable[Key]:
-        keys = keys_of(result)
-        number = min(keys, default=(0,))[0]
-        result.context.get_lastrowid = lambda: number  # type: ignore[method-assign]  # of this statement
-        return keys
+    :param changed: the columns that it changes of rows that it comes upon: these count twice
+    """
+    connection, key = write.connection, tracked.key
+    number = _number_to_give(tracked, clause, rows)
+    is_key = _asks_for_keys(clause, rows) and _has_last_number(write, clause, tracked.live, many=False)
+    read = raw([*key, *changed], connection.dialect)
 
-    return telling
+    def values_of(keys: Iterable[Key]) -> dict[Key, tuple[Any, ...]]:
+        found = (
+            connection.execute(select(*read).where(one_of(read[: len(key)], chunk)).with_for_update())
+            for chunk in chunks(list(keys))
+        )
+        return {RawKey(row[: len(key)]): tuple(row[len(key) :]) for rows in found for row in rows}
+
+    before = values_of(each for _, keys in write.captures for each in keys) if changed else {}
+
+    def count(result: CursorResult[Any], keys: Sequence[Key]) -> None:
+        context: Any = result.context
+        after = values_of(before) if before else {}
+        new = dict.fromkeys(each for each in keys if each not in before)
+        if changed:
+            moved = len(before.keys() - after.keys())
+            differing = sum(before[each] != after[each] for each in before.keys() & after.keys())
+            context._rowcount = len(keys) + moved + differing
+        place = None if number is None else key.index(number)
+        last = 0 if place is None else min((each[place] for each in new or (() if rows is None else keys)), default=0)
+        context.get_lastrowid = lambda: last
+        if is_key:
+            context.inserted_primary_key_rows = context._setup_ins_pk_from_lastrowid()
+
+    return count
 
 
 def _return_nothing(result: CursorResult[Any]) -> None:
@@ -349,6 +424,13 @@ def _return_nothing(result: CursorResult[Any]) -> None:
 def _can_return(write: Write, tracked: TrackedTable) -> bool:
     """Tell whether the database can return the keys of rows that are inserted."""
     dialect = write.connection.dialect
+    if refuses_returning(write.connection, tracked):
+        uncaptured(
+            f"A rule of the table {tracked.live.fullname!r} keeps PostgreSQL from returning the keys of what is "
+            "inserted, and history will not show the rows; give their keys, or call record_changes() then.",
+            tracked.live,
+        )
+        return False
     if dialect.insert_executemany_returning if len(write.parameters) > 1 else dialect.insert_returning:
         return True
     uncaptured(
@@ -372,37 +454,57 @@ def _returning_defaults(
     )
 
     def keys_of(result: CursorResult[Any]) -> list[Key]:
-        told = result.returned_defaults_rows or ()
+        told, rowcount, width = result.returned_defaults_rows or (), result.context.rowcount, len(columns)
         if not is_asked:
-            result.context._rowcount = len(told)
+            result.context._rowcount = rowcount = len(told)
             result.all()
-            if not returned:
-                _return_nothing(result)
-        return [RawKey(row._mapping[column.name] for column in columns) for row in told]
+        if returned or is_asked:
+            result._metadata = _without_last(result._metadata, width)
+            own = [tuple(row[:-width]) for row in told]
+            let_read_again(result, own, rowcount)
+            result.context.returned_default_rows = result.all()
+            if is_asked:
+                let_read_again(result, own, rowcount)
+        else:
+            _return_nothing(result)
+        return [RawKey(row[-width:]) for row in told]
 
     write.keys_of = keys_of
     return clause.return_defaults(*clause._return_defaults_columns or (), supplemental_cols=columns)
 
 
-def _returning_keys(write: Write, clause: Any, tracked: TrackedTable) -> Any:
-    """Return an INSERT that returns the keys of its rows behind what it returns, of which its result tells nothing."""
+def _returning_keys(
+    write: Write,
+    clause: Any,
+    tracked: TrackedTable,
+    rows: Sequence[Mapping[str, Any]] | None,
+    changed: Set[Any] = frozenset(),
+) -> Any:
+    """Return an INSERT that returns the keys of its rows behind what it returns, of which its result tells nothing.
+
+    :param changed: the columns that it changes of rows that it comes upon
+    """
     if clause._return_defaults:
         return _returning_defaults(write, clause, tracked, None)
     if not _can_return(write, tracked):
         return clause
     returns_rows, width = bool(clause._returning), len(tracked.key)
+    count = _counting(write, clause, tracked, rows, changed) if write.connection.dialect.name in MYSQL else None
 
     def keys_of(result: CursorResult[Any]) -> list[Key]:
         rowcount = result.context.rowcount
-        rows = [tuple(row) for row in result.all()]
+        read = [tuple(row) for row in result.all()]
+        keys: list[Key] = [RawKey(row[-width:]) for row in read]
         if returns_rows:
             result._metadata = _without_last(result._metadata, width)
-            let_read_again(result, [row[:-width] for row in rows], rowcount)
+            let_read_again(result, [row[:-width] for row in read], rowcount)
         else:
-            result.context._rowcount = len(rows)
+            result.context._rowcount = len(read)
             result.context._is_explicit_returning = False
             _return_nothing(result)
-        return [RawKey(row[-width:]) for row in rows]
+            if count is not None:
+                count(result, keys)
+        return keys
 
     write.keys_of = keys_of
     columns = _raw_key(write, tracked)
@@ -449,14 +551,30 @@ def _without_last(metadata: Any, count: int) -> Any:
     )
 
 
-def _columns_changed(clause: Any, source: Source) -> set[Any]:
+def _columns_changed(write: Write, clause: Any, source: Source) -> set[Any]:
     """Return the columns that an INSERT changes of rows that it comes upon; all of them if it replaces these."""
-    if any("REPLACE" in str(prefix).upper() for prefix, _ in clause._prefixes):
+    if "REPLACE" in conflict_words(clause, source, write.connection.dialect):
         return set(source.live.c)
     told = clause._post_values_clause
     values = dict(getattr(told, "update_values_to_set", None) or getattr(told, "update", None) or ())
     columns = {column.key: column for column in source.live.c}
-    return {columns.get(each if isinstance(each, str) else each.key) for each in values}
+    pairs = ((columns.get(each if isinstance(each, str) else each.key), value) for each, value in values.items())
+    return {column for column, value in pairs if not _is_itself(value, column)}
+
+
+def _is_itself(value: Any, column: Any) -> bool:
+    """Tell whether a column keeps its value: ``LAST_INSERT_ID(id)`` only tells it to MariaDB's ``lastrowid``."""
+    is_told = isinstance(value, FunctionElement) and getattr(value, "name", "").lower() == "last_insert_id"
+    return is_told and list(value.clauses) == [column]
+
+
+def _may_differ(connection: Connection, statement: Any) -> bool:
+    """Tell whether a select may find something else when it is executed again, or does something: by nextval(), say."""
+    parts = list(iterate(statement))
+    names = [getattr(each, "name", None) for each in parts if isinstance(each, FunctionElement)]
+    if None in names or any(isinstance(each, TextClause) and "(" in each.text for each in parts):
+        return True
+    return bool(names) and are_volatile(connection, {str(name).lower() for name in names})
 
 
 def _find_present(
@@ -466,30 +584,30 @@ def _find_present(
     unique: Sequence[Sequence[Any]],
     rows: Sequence[Mapping[str, Any]] | None,
     changed: set[Any],
-) -> None:
+) -> dict[Sequence[Any], set[Key]]:
     """Find the rows that an INSERT may come upon, and give baselines to those without history.
 
     :param changed: the columns that it changes of them
+    :return: their keys, by the columns that are unique
     """
     connection, key = write.connection, source.key
     lock = _locks(connection, changed)
-    found: dict[Key, None] = {}
+    found: dict[Sequence[Any], set[Key]] = {}
+    if rows is None and _may_differ(connection, clause.select):
+        if changed:
+            _notice_unfound(source)
+        return found
     for columns in unique:
         if rows is not None:
             given = [values for values in _columns_of(rows, columns) if are_known([values])]
-            found |= dict.fromkeys(_keys_where(connection, key, columns, given, lock=lock))
+            found[columns] = set(_keys_where(connection, key, columns, given, lock=lock))
             continue
         names = [name if isinstance(name, str) else name.key for name in clause._select_names]
         if {column.key for column in columns} <= set(names):
             given_by = clause.select.subquery()
             values = select(*(list(given_by.c)[names.index(column.key)] for column in columns))
             chosen = _chosen(connection, key, lock=lock).where(one_of(columns, values))
-            found |= dict.fromkeys(keys_read(connection, chosen))
-    write.expect(KnownKeys(connection, ((*key, False) for key in found)), changed=None if write.may_move else changed)
-
-
-def _keys_of_table(table: Table) -> Iterator[tuple[Column[Any], ...]]:
-    """Yield the columns of a table that are unique together, its primary key first."""
-    if table.primary_key:
-        yield tuple(table.primary_key)
-    yield from unique_together(table, partial=True)
+            found[columns] = set(keys_read(connection, chosen))
+    keys = dict.fromkeys(key for keys in found.values() for key in keys)
+    write.expect(KnownKeys(connection, ((*key, False) for key in keys)), changed=None if write.may_move else changed)
+    return found

@@ -42,7 +42,8 @@ from sqlalchemy.sql.compiler import DDLCompiler
 from sqlaudit.dependents import by_chain, chains_of
 from sqlaudit.keytypes import MYSQL, AsConstant, Key, RawKey, bound, one_of, raw
 from sqlaudit.references import Source, Sources
-from sqlaudit.statements import JSONList, SelectedKeys, goes_into_json, one_of_json
+from sqlaudit.statements import JSONList, SelectedKeys, fit_into_json, goes_into_json, one_of_json
+from sqlaudit.tables import options_of
 
 MANY: Final = 10_000
 """How many keys Python keeps."""
@@ -132,7 +133,7 @@ def among(dialect: Dialect, key: Sequence[Any], keys: Sequence[Key], *, each: bo
         key, is_constant = [cast_to(column, Text()) for column in key], False
     if dialect.name == "postgresql" and not is_constant:
         return _among_arrays(key, keys)
-    if len(key) == 1 and goes_into_json(key[0], dialect):
+    if len(key) == 1 and goes_into_json(key[0], dialect) and fit_into_json(keys):
         return one_of_json(key[0], literal([value for (value,) in keys], JSONList(key[0].type)))
     if not keys:
         return false()
@@ -162,11 +163,12 @@ def place_of(root: Source, key: Sequence[Any]) -> ColumnElement[int]:
 
 
 def stored(
-    connection: Connection, chosen: Select[Any], key: Sequence[ColumnElement[Any]], *, may_repeat: bool
+    connection: Connection, chosen: Select[Any], key: Sequence[ColumnElement[Any]], live: Table, *, may_repeat: bool
 ) -> StoredKeys | None:
     """Store the keys of rows, or return ``None`` where the database gives no place to them.
 
     :param chosen: selects what the table of :class:`StoredKeys` has
+    :param live: whose keys these are, and which says how they are compared
     :param may_repeat: whether it may select a row several times
     """
     for left in connection.info.pop(_LEFT, ()):
@@ -179,6 +181,7 @@ def stored(
         Column("place", Integer),
         prefixes=["TEMPORARY"],
         postgresql_on_commit="DROP",
+        **options_of(live),
     )
     for copy, original in zip(table.primary_key, key, strict=True):
         copy.type = original.type  # set afterwards, it is shared without its DDL

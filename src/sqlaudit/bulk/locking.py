@@ -35,6 +35,7 @@ from sqlaudit.bulk.keys import MANY, Keys, KnownKeys, among, may_be_stored, plac
 from sqlaudit.bulk.reading import (
     Parameters,
     are_known,
+    conflict_words,
     is_bound_alike,
     keys_given,
     terms,
@@ -48,7 +49,7 @@ from sqlaudit.keytypes import MYSQL, Key, RawKey, one_of, raw
 from sqlaudit.references import Source
 from sqlaudit.rights import lockable
 from sqlaudit.statements import OURS, chunks, has_open_version
-from sqlaudit.tables import TrackedTable
+from sqlaudit.tables import TrackedTable, keys_of_table
 
 _STATE_OF_MYSQL: Final[Any] = select(
     literal_column("@@warning_count"), literal_column("@@sql_mode"), literal_column("@@sql_safe_updates")
@@ -60,6 +61,10 @@ def prepare_change(write: Write, clause: Any, source: Source, parameters: Parame
     written = clause.table
     key = [written.c[column.key] for column in source.key] if isinstance(written, Alias) else list(source.key)
     values = {} if isinstance(clause, Delete) else values_set(clause, source, parameters)
+    if values:
+        write.conflict_words = conflict_words(clause, source, write.connection.dialect)
+    if "REPLACE" in write.conflict_words:
+        _expect_replaced(write, clause, source, key, values, parameters)
     if not values.keys().isdisjoint(source.key):
         new_key = [values.get(column, here) for column, here in zip(source.key, key, strict=True)]
         moved = _lock_moving(write, clause, key, new_key, parameters)
@@ -72,6 +77,25 @@ def prepare_change(write: Write, clause: Any, source: Source, parameters: Parame
     if given is not None and len(keys) == len(set(given)):
         return clause  # nobody can add rows that it would write
     return _confined(write, clause, key, keys, values, parameters)
+
+
+def _expect_replaced(
+    write: Write,
+    clause: Any,
+    source: Source,
+    key: Sequence[Any],
+    values: Mapping[Any, Any],
+    parameters: Parameters,
+) -> None:
+    """Find the rows that have the unique values that an UPDATE gives to others: SQLite deletes them."""
+    connection, columns_of = write.connection, dict(zip(source.live.c, clause.table.c, strict=True))
+    for columns in keys_of_table(source.live):
+        if not values.keys().isdisjoint(columns):
+            given = [_typed_as(column, values.get(column, columns_of[column])) for column in columns]
+            new = _rows_of(clause, given, key, lock=False).select_from(clause.table).correlate(None)
+            chosen = select(*raw(source.key, connection.dialect)).where(one_of(columns, new))
+            keys = {RawKey(row): None for each in parameters for row in connection.execute(chosen, each)}
+            write.expect(KnownKeys(connection, ((*key, False) for key in keys)), changed=None, is_replaced=True)
 
 
 def _foresee(write: Write, clause: Any, key: Sequence[Any], values: Mapping[Any, Any], parameters: Parameters) -> Any:
@@ -107,7 +131,7 @@ def _lock_found(write: Write, clause: Any, source: Source, key: Sequence[Any], p
         if connection.dialect.name not in MYSQL or (_is_repeatable(clause) and _locks_gaps(connection)):
             told = [*key, case((is_recorded, 1), else_=0), place_of(write.root, key)]
             every = _rows_of(clause, told, key).params(parameters[0])
-            write.stored = stored(connection, every, key, may_repeat=not _asks_alone(clause))
+            write.stored = stored(connection, every, key, source.live, may_repeat=not _asks_alone(clause))
         if write.stored is not None:
             return write.stored
     return KnownKeys(connection, (row for each in parameters for row in connection.execute(chosen, each)))

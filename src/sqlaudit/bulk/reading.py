@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from itertools import repeat
 from typing import Any, Final
 
@@ -15,10 +15,12 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Delete,
+    Dialect,
     Enum,
     Insert,
     Integer,
     Join,
+    Null,
     Select,
     SelectBase,
     StatementLambdaElement,
@@ -40,7 +42,7 @@ from sqlaudit.capture import uncaptured
 from sqlaudit.handwritten import notice_sql
 from sqlaudit.keytypes import Key
 from sqlaudit.references import Source, Untracked, referred_columns, untracked_source
-from sqlaudit.tables import TrackedTable, tracked_table
+from sqlaudit.tables import TrackedTable, tracked_table, words_of_constraints
 
 Parameters = Sequence[Mapping[str, Any]]
 SQL: Final = object()
@@ -227,6 +229,14 @@ def is_followed(clause: Any, source: Untracked, parameters: Parameters) -> bool:
     return not referred_columns((source,)).isdisjoint(changed)
 
 
+def conflict_words(clause: Any, source: Source, dialect: Dialect) -> Set[str]:
+    """Return what an INSERT or UPDATE does about rows in its way: IGNORE, REPLACE, by a prefix or a constraint."""
+    said = " ".join(str(prefix).upper() for prefix, name in clause._prefixes if name in ("*", dialect.name))
+    if dialect.name == "sqlite" and "OR " not in said:
+        said = words_of_constraints(source.live)
+    return {word for word in ("IGNORE", "REPLACE") if word in said}
+
+
 def table_written(clause: Any) -> Any:
     """Return the table that a statement says that it writes."""
     annotations = clause._annotations  # of the ORM's statements for objects of several tables, one after the other
@@ -297,6 +307,13 @@ def is_bound_alike(parameter: BindParameter[Any], column: ColumnElement[Any]) ->
 
 def _is_bound_as_it_is(type_: TypeEngine[Any]) -> bool:
     return isinstance(type_, (Integer, String)) and not isinstance(type_, (Enum, ExternalType))
+
+
+def is_null(value: Any, parameters: Mapping[str, Any]) -> bool:
+    """Tell whether a statement is executed with NULL for a value."""
+    if isinstance(value, BindParameter):
+        value = parameters.get(value.key, value.effective_value)
+    return value is None or isinstance(value, Null)
 
 
 def value_given(value: Any, parameters: Mapping[str, Any], column: ColumnElement[Any]) -> Any:

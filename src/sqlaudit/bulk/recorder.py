@@ -264,7 +264,7 @@ def _prepared(write: Write, clause: Any, source: Source, parameters: Parameters)
 def _is_where_history_is(connection: Connection, source: Source, options: Mapping[str, Any]) -> bool:
     """Tell whether a statement is executed in the schemas of its connection, where ours are."""
     name = "schema_translate_map"
-    if options.get(name) == connection.get_execution_options().get(name):
+    if (options.get(name) or None) == (connection.get_execution_options().get(name) or None):
         return True
     uncaptured(
         f"A statement that writes the table {source.live.fullname!r} has a {name} of its own, and history will not "

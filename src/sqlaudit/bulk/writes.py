@@ -40,6 +40,7 @@ class Write:
     :ivar is_further: whether it is the table of a subclass
     :ivar parameters: what it is executed with, once for each
     :ivar captures: what writes the versions of the rows that were there before, with their keys
+    :ivar replaced: the same of rows that it deletes, for they are in the way of what it writes
     :ivar stored: the keys that are in a table
     :ivar moved_to: the keys that an UPDATE gives to rows, by those that they had
     :ivar confined_to: what an UPDATE or DELETE was confined to: the table, the condition of its rows, their number
@@ -48,6 +49,8 @@ class Write:
     :ivar inserted: these keys
     :ivar may_update: whether the INSERT may have come upon rows that were there
     :ivar may_move: whether it may have changed their keys
+    :ivar conflict_words: what an UPDATE does about rows in its way: IGNORE, REPLACE
+    :ivar lost: values of a row that the INSERT must have left, and that is not found by them
     :ivar is_whole: whether a DELETE took all the rows that it was expected to
     :ivar foreseen: how many rows it was expected to write, if it was not confined to these
     :ivar unforeseen: how many more it wrote
@@ -66,6 +69,7 @@ class Write:
     is_further: bool
     parameters: Parameters
     captures: list[tuple[Capture, Keys]] = field(default_factory=list)
+    replaced: list[tuple[Capture, Keys]] = field(default_factory=list)
     stored: StoredKeys | None = None
     dependents: Dependents = field(default_factory=Dependents)
     moved_to: dict[Key, Key] = field(default_factory=dict)
@@ -76,6 +80,8 @@ class Write:
     statement: Callable[[], Any] = lambda: None
     may_update: bool = False
     may_move: bool = False
+    conflict_words: Set[str] = frozenset()
+    lost: Key | None = None
     is_whole: bool = False
     foreseen: int | None = None
     unforeseen: int = 0
@@ -90,16 +96,17 @@ class Write:
             connection.dialect.do_savepoint(connection, _SAVEPOINT)
             self.has_savepoint = True
 
-    def expect(self, keys: Keys, *, changed: Set[Any] | None) -> None:
+    def expect(self, keys: Keys, *, changed: Set[Any] | None, is_replaced: bool = False) -> None:
         """Give baselines to the rows, locked by now, that the statement is about to write.
 
+        :param is_replaced: whether it deletes them, for they are in the way of what it writes
         :param changed: the columns that it changes of them; ``None`` if others may refer to any of these
         """
         for chain, some in keys.by_chain(self.root):
             if isinstance(self.root, TrackedTable):
                 capture = self.capture(cast("Chain", chain))
                 capture.baseline(some.unrecorded)
-                self.captures.append((capture, some))
+                (self.replaced if is_replaced else self.captures).append((capture, some))
             if changed is None or not referred_columns(chain).isdisjoint(changed):
                 self.dependents.find(self.occasion(), chain, some)
 
@@ -137,13 +144,21 @@ class Write:
             self.stored.drop()
 
     def _record(self) -> None:
-        if self.missed > 0:
+        if self.missed > 0 and "REPLACE" not in self.conflict_words:
             self._require_found()
         if self.unforeseen > 0 and isinstance(self.root, TrackedTable):
             uncaptured(
                 f"A statement wrote {self.unforeseen} more rows of the tracked table {self.root.live.fullname!r} than "
                 "the role of the connection sees, and history does not show what became of them; call "
                 "record_changes() as a role that sees all rows.",
+                self.root.live,
+            )
+        if self.lost is not None and isinstance(self.root, TrackedTable):
+            uncaptured(
+                f"A row that a statement inserts or updates in the tracked table {self.root.live.fullname!r} is not "
+                f"found by its key {self.lost}: a trigger has written another row or none, the database stores the key "
+                "in another way, or row security hides it. Its history does not show it; give keys that the database "
+                "stores as they are given, or call record_changes() then.",
                 self.root.live,
             )
         for chain, new in by_chain(self.connection, self.root, self.inserted):
@@ -155,13 +170,16 @@ class Write:
                 capture.inserted(new)
             if self.may_move:
                 record_moved(self.occasion(), chain, new)
+        for capture, keys in self.replaced:
+            capture.settle(keys)
         for capture, keys in self.captures:
             if self.moved_to:
                 moved = [self.moved_to[key] for key in keys]
-                capture.settle(list(dict.fromkeys([*keys, *moved])), inserted=frozenset(moved))
+                every = list(dict.fromkeys([*keys, *moved]))
+                capture.settle(every, inserted=frozenset(moved), must_be_found=not self.conflict_words)
                 record_moved(self.occasion(), capture.chain, moved)
             elif self.operation is Operation.UPDATE:
-                capture.updated(keys)
+                capture.updated(keys, unseen=Unseen.DELETED if "REPLACE" in self.conflict_words else Unseen.UPDATED)
             elif self.is_whole and not self.is_further:
                 capture.deleted(keys)
             else:
@@ -220,7 +238,7 @@ class Write:
             connection.dialect.do_rollback_to_savepoint(connection, _SAVEPOINT)
             connection.dialect.do_release_savepoint(connection, _SAVEPOINT)
             return
-        for capture, keys in self.captures:
+        for capture, keys in (*self.captures, *self.replaced):
             capture.settle(keys)
         self.dependents.settle()
 
