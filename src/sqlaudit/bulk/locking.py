@@ -31,7 +31,7 @@ from sqlalchemy.sql.elements import Grouping
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.visitors import iterate
 
-from sqlaudit.bulk.keys import MANY, Keys, KnownKeys, among, may_be_stored, place_of, stored
+from sqlaudit.bulk.keys import MANY, Keys, KnownKeys, StoredKeys, among, may_be_stored, place_of, stored
 from sqlaudit.bulk.reading import (
     Parameters,
     are_known,
@@ -73,6 +73,8 @@ def prepare_change(write: Write, clause: Any, source: Source, parameters: Parame
         return _foresee(write, clause, key, values, parameters)
     given = keys_given(clause, key, parameters)
     keys = _lock_found(write, clause, source, key, parameters) if given is None else _lock_given(write, key, given)
+    if given is None:
+        _check_warnings(write, clause)
     write.expect(keys, changed=None if isinstance(clause, Delete) else values.keys())
     if given is not None and len(keys) == len(set(given)):
         return clause  # nobody can add rows that it would write
@@ -149,12 +151,30 @@ def _lock_moving(
     read, moved = raw(key, connection.dialect), raw(values, connection.dialect)
     chosen = _rows_of(clause, [*read, _is_recorded(write.root, key), *moved], key)
     found = [tuple(row) for each in parameters for row in connection.execute(chosen, each)]
+    _check_warnings(write, clause)
     write.moved_to = {RawKey(row[:width]): RawKey(row[width + 1 :]) for row in found}
     meanwhile = _follow_moves(write, clause, key, new_key, parameters) if len(parameters) > 1 else ()
     write.expect(KnownKeys(connection, (row[: width + 1] for row in found)), changed=None)
     if meanwhile is None:
         return None
     return KnownKeys(connection, ((*each, True) for each in (*write.moved_to, *meanwhile)))
+
+
+def _check_warnings(write: Write, clause: Any) -> None:
+    """See whether MariaDB and MySQL take the criterion of a statement that has just been asked by a SELECT.
+
+    :raises CaptureError: the SELECT was only warned of what may make an UPDATE fail, 'abc' = 7, for instance
+    """
+    if write.connection.dialect.name not in MYSQL:
+        return
+    warnings, mode, write.is_safe = write.connection.execute(_STATE_OF_MYSQL).one()
+    if warnings and "STRICT" in mode and isinstance(clause, Update):
+        raise CaptureError(
+            f"The criterion of an UPDATE of the table {write.root.live.fullname!r} makes the database warn, of a value "
+            "that is compared with another type or of a division by zero, and may make the UPDATE fail; compare "
+            "columns with values of their types.",
+            write.root.live,
+        )
 
 
 def _typed_as(column: Any, value: Any) -> ColumnElement[Any]:
@@ -180,23 +200,15 @@ def _confined(
     """Return a statement that writes no other rows than those that have been locked."""
     connection, written = write.connection, clause.table
     is_mysql = connection.dialect.name in MYSQL
-    if _is_repeatable(clause) and (connection.dialect.name == "sqlite" or (is_mysql and _locks_gaps(connection))):
+    others_wait = connection.dialect.name == "sqlite" or (is_mysql and isinstance(keys, StoredKeys))
+    if others_wait and _is_repeatable(clause):
         return clause
     alone = _asks_alone(clause)
     named = {source for each in values.values() for source in getattr(each, "_from_objects", ())}
     single = isinstance(clause, Update) and alone and named <= {written}  # else the hint is rendered behind another
-    if is_mysql:
-        warned, mode, is_safe = connection.execute(_STATE_OF_MYSQL).one()
-        if is_safe:  # it may demand that the criterion is one by a key: the statement's own
-            write.foreseen = len(keys)
-            return clause
-        if warned and "STRICT" in mode:
-            raise CaptureError(
-                f"The criterion of a statement compares columns of the table {write.root.live.fullname!r} with values "
-                "that the database warns of, and in an UPDATE or DELETE may refuse; compare with values of the "
-                "columns' types.",
-                write.root.live,
-            )
+    if write.is_safe:
+        write.foreseen = len(keys)
+        return clause
     if single and is_mysql and written.primary_key:
         # It would rather walk through a small table, and wait for rows that are not its own.
         clause = clause.with_hint("FORCE INDEX (PRIMARY)", selectable=written)

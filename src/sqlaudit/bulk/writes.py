@@ -52,6 +52,7 @@ class Write:
     :ivar conflict_words: what an UPDATE does about rows in its way: IGNORE, REPLACE
     :ivar lost: values of a row that the INSERT must have left, and that is not found by them
     :ivar is_whole: whether a DELETE took all the rows that it was expected to
+    :ivar is_safe: whether ``sql_safe_updates`` may demand a key of MariaDB's and MySQL's: in its own criterion
     :ivar foreseen: how many rows it was expected to write, if it was not confined to these
     :ivar unforeseen: how many more it wrote
     :ivar has_savepoint: whether what it has done in part can be undone
@@ -83,6 +84,7 @@ class Write:
     conflict_words: Set[str] = frozenset()
     lost: Key | None = None
     is_whole: bool = False
+    is_safe: bool = False
     foreseen: int | None = None
     unforeseen: int = 0
     has_savepoint: bool = False
