@@ -304,6 +304,23 @@ def test_a_row_that_is_replaced_by_one_of_another_spelling_is_updated(sessions):
         assert not session.scalars(sa.select(City)).all()
 
 
+@pytest.mark.parametrize("way", ["object", "statement", "list"])
+def test_a_row_that_returns_in_another_spelling_after_its_deletion_is_recorded(sessions, way):
+    for code, name in (("Ab", "old"), ("aB", "new"), ("ab", "newest")):
+        with sessions.begin() as session:
+            if way == "object":
+                session.add(Country(code=code, name=name))
+            else:
+                values = {"code": code, "name": name, "kind": "country"}
+                session.execute(sa.insert(Country), [values] if way == "list" else values)
+        with sessions() as session:
+            assert told(session, Country, "code", "name")[-1] == ("insert", code, name)
+        with sessions.begin() as session:
+            session.delete(session.scalars(sa.select(Country)).one())
+    with sessions() as session:
+        assert [operation for operation, _ in told(session, Country, "code")] == ["insert", "delete"] * 3
+
+
 @track_table()
 class River(Base):
     __tablename__ = "rk_rivers"

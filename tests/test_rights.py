@@ -182,6 +182,30 @@ def test_a_trigger_that_moves_the_key_is_noticed(
         )
 
 
+@pytest.mark.requires("concurrent_writes")  # where a trigger may change the key of what is inserted
+@pytest.mark.parametrize("was_there", [False, True])
+@pytest.mark.parametrize("how", ["object", "statement"])
+def test_a_new_row_that_a_trigger_moves_is_noticed_whether_its_key_had_a_history_or_not(
+    engine: sa.Engine, sessions: Any, database: Database, how: str, was_there: bool
+) -> None:
+    sqlaudit.set_config(sqlaudit.SQLAuditConfig(strict=False))
+    if was_there:
+        with sessions.begin() as session:
+            session.add(Paper(id=1))
+        with sessions.begin() as session:
+            session.delete(session.get_one(Paper, 1))
+    execute(engine, [each.replace("UPDATE ON", "INSERT ON") for each in MOVES[database.name]])
+    with sessions() as session:
+        if how == "object":
+            session.add(Paper(id=1))
+        with pytest.warns(SQLAuditWarning, match=r"not found by its key .*trigger"):
+            session.flush() if how == "object" else session.execute(sa.insert(Paper).values(id=1))
+        session.commit()
+        sqlaudit.record_changes(session, Paper)
+        session.commit()
+        check_history(session, Paper)
+
+
 @pytest.mark.requires("arrays")  # where triggers may be deferred
 def test_what_a_deferred_trigger_changes_is_recorded_by_record_changes(engine: sa.Engine, sessions: Any) -> None:
     late = "CREATE CONSTRAINT TRIGGER late AFTER INSERT ON right_papers DEFERRABLE INITIALLY DEFERRED"

@@ -8,12 +8,13 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import orm
 from sqlalchemy.ext.declarative import AbstractConcreteBase, ConcreteBase, DeferredReflection
-from sqlalchemy.orm import Mapped, mapped_column, relationship
+from sqlalchemy.orm import Mapped, mapped_column, relationship, with_loader_criteria
 
 from invariants import check_history
 from lifecycle import live_and_die
 from sqlaudit import (
     QueryError,
+    SQLAuditConfig,
     SQLAuditWarning,
     TrackingError,
     as_of,
@@ -21,6 +22,7 @@ from sqlaudit import (
     get_resource_changes,
     history_of,
     restore,
+    set_config,
     time_travel,
     track_table,
     undo,
@@ -430,6 +432,80 @@ def test_a_pickled_metadata_is_one_of_tables_that_are_not_tracked(base, engine):
     with engine.begin() as connection:
         connection.execute(copies.tables["items"].insert().values(id=1))
         assert connection.scalars(sa.select(copies.tables["items"].c.id)).all() == [1]
+
+
+# --- classes that are selected from several tables ---------------------------------------------------------------
+
+
+SELECTED_FROM = {
+    "a join of all": ({"with_polymorphic": "*"}, {}),
+    "an inline subclass": ({}, {"polymorphic_load": "inline"}),
+    "its table": ({}, {}),
+}
+WRITES: dict[str, Any] = {
+    "an update": lambda a, x: [(sa.update(a).where(a.id > 1).values(n=5), None)],
+    "a delete": lambda a, x: [(sa.delete(x).where(x.id == 2), None), (sa.delete(a).where(a.n == 1), None)],
+    "a list": lambda a, x: [(sa.insert(a), [{"id": 7, "kind": "a"}, {"id": 8, "kind": "a"}])],
+    "a list of the subclass": lambda a, x: [(sa.insert(x), [{"id": 7, "kind": "x", "v": 7}])],
+    "one of the subclass by columns of both": lambda a, x: [(sa.update(x).where(a.n == 1).values(v=5), None)],
+    "one of the subclass by its own": lambda a, x: [(sa.update(x).where(x.v == 1).values(v=5), None)],
+    "one that is restricted": lambda a, x: [
+        (sa.update(a).options(with_loader_criteria(a, a.n == 1)).values(n=6), None),
+        (sa.update(x).options(with_loader_criteria(x, x.v == 0)).values(v=6), None),
+    ],
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*cartesian product:sqlalchemy.exc.SAWarning")
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("selected_from", SELECTED_FROM)
+def test_a_class_is_written_by_its_table_whatever_it_is_selected_from(selected_from, write, base, engine, sessions):
+    of_base, of_subclass = SELECTED_FROM[selected_from]
+
+    def hierarchy(prefix: str) -> tuple[Any, Any]:
+        a = type(
+            f"{prefix}A",
+            (base,),
+            {
+                "__tablename__": f"{prefix}_a",
+                "id": mapped_column(sa.Integer, primary_key=True, autoincrement=False),
+                "kind": mapped_column(sa.String(5)),
+                "n": mapped_column(sa.Integer, default=0),
+                "__mapper_args__": {"polymorphic_on": "kind", "polymorphic_identity": "a", **of_base},
+            },
+        )
+        x = type(
+            f"{prefix}X",
+            (a,),
+            {
+                "__tablename__": f"{prefix}_x",
+                "id": mapped_column(sa.ForeignKey(f"{prefix}_a.id", ondelete="CASCADE"), primary_key=True),
+                "v": mapped_column(sa.Integer, default=0),
+                "__mapper_args__": {"polymorphic_identity": "x", **of_subclass},
+            },
+        )
+        return a, x
+
+    plain, tracked = hierarchy("plain"), hierarchy("tracked")
+    track_table()(tracked[0])
+    base.metadata.create_all(engine)
+    set_config(SQLAuditConfig(strict=True))
+    written = []
+    for a, x in (plain, tracked):
+        with sessions() as session:
+            session.add_all([a(id=1, n=1), x(id=2, n=1), x(id=3, n=2, v=1)])
+            session.commit()
+            options = {"synchronize_session": False}
+            counts = []
+            for statement, rows in WRITES[write](a, x):
+                result = session.execute(statement, *([rows] if rows else []), execution_options=options)
+                counts.append(None if statement.is_insert else result.rowcount)
+            session.commit()
+            tables = (a.__table__, x.__table__)
+            written.append((counts, [session.execute(sa.select(each).order_by(each.c.id)).all() for each in tables]))
+    assert written[0] == written[1]
+    with sessions() as session:
+        check_history(session, tracked[0])
 
 
 # --- keys with NULL, and very wide tables -----------------------------------------------------------------------
