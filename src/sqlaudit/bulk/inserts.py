@@ -311,6 +311,8 @@ def _is_drawn(write: Write, key: Column[Any], parameters: Parameters) -> bool:
     write.parameters = [{**each, key.key: number} for each, number in zip(parameters, drawn, strict=True)]
 
     def keys_of(result: CursorResult[Any]) -> Portionable[Key]:
+        for each in result.context.compiled_parameters:  # which last_inserted_params() tells
+            each.pop(key.key, None)
         first, last = drawn[0], drawn[-1]
         if len(drawn) > CHUNK and drawn == list(range(first, first + len(drawn))):
             return _between(connection, key, first, last)
