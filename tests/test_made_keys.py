@@ -161,7 +161,6 @@ def test_rows_are_recorded_by_numbers_that_are_made(base: Any, engine: sa.Engine
     check(base, engine, NUMBERS[kind](), shape)
 
 
-@pytest.mark.requires("serial_columns")
 @pytest.mark.parametrize("kind", ["a serial", "a sequence"])
 def test_a_row_is_recorded_by_a_number_that_is_given_in_sql(base: Any, engine: sa.Engine, kind: str) -> None:
     model = model_of(base, NUMBERS[kind](), "alone")
