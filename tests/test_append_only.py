@@ -174,6 +174,36 @@ def test_no_method_of_a_session_rewrites_history(filled: Any, method: str, disab
         assert histories(session) == before
 
 
+WRITES: dict[str, Callable[[Session, Any], Any]] = {
+    "add": lambda session, row: (session.add(type(row)(**VERSION)), session.flush()),
+    "change": lambda session, row: (setattr(row, "name", "Eve"), session.flush()),
+    "delete": lambda session, row: (session.delete(row), session.flush()),
+}
+
+
+@pytest.fixture
+def other() -> Any:
+    class Other:
+        def __init__(self, **values: Any) -> None:
+            for name, value in values.items():
+                setattr(self, name, value)
+
+    registry = sa.orm.registry()
+    registry.map_imperatively(Other, T)
+    yield Other
+    registry.dispose()
+
+
+@pytest.mark.parametrize("disabled", [False, True])
+@pytest.mark.parametrize("write", WRITES)
+def test_no_object_of_another_mapper_rewrites_history(filled: Any, other: Any, write: str, disabled: bool) -> None:
+    with filled() as session:
+        before = histories(session)
+        with tracking_disabled(session) if disabled else nullcontext(), pytest.raises(ReadOnlyError, match=REFUSED):
+            WRITES[write](session, session.scalars(sa.select(other)).first())
+        assert histories(session) == before
+
+
 def test_what_sqlaudit_writes_itself_is_no_rewriting(recorded_engine: sa.Engine, filled: Any) -> None:
     with filled() as session, tracking_disabled(session):
         session.add_all([Customer(id=3, name="Cy"), Customer(id=4, name="Di")])
@@ -188,12 +218,16 @@ def test_what_sqlaudit_writes_itself_is_no_rewriting(recorded_engine: sa.Engine,
         session.commit()
 
 
-def test_a_migration_may_write_history(recorded_engine: sa.Engine, filled: Any) -> None:
+def test_a_migration_may_write_history(recorded_engine: sa.Engine, filled: Any, other: Any) -> None:
     with recorded_engine.begin() as connection:
         context = MigrationContext.configure(connection)
         with Operations.context(context) as operations:
             operations.execute(sa.update(T).values(audit_reason="migrated"))
-            operations.execute(sa.update(NAMESAKE).values(audit_reason="migrated"))
+            operations.execute(sa.update(NAMESAKE).values(audit_reason="by an object"))
+            with filled(bind=connection) as session:
+                for row in session.scalars(sa.select(other)):
+                    row.audit_reason = "migrated"
+                session.flush()
         with pytest.raises(ReadOnlyError):
             connection.execute(sa.update(T).values(audit_reason="later"))
     with filled() as session:

@@ -1,8 +1,10 @@
 """Bulk statements that are easily misread: by names, by what the database adds, by who else writes."""
 
+import enum
 import gc
 import threading
 import time
+import uuid
 import warnings
 import weakref
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column, sessionmaker
 import sqlaudit
 from databases import Database
 from invariants import check_history, told
+from sqlaudit import CaptureError, ReadOnlyError
 from stock import do_nothing, insert_of, upsert
 
 Name = sa.String(50)
@@ -507,3 +510,178 @@ def test_record_changes_of_rows_whose_key_is_a_boolean(base: Any, sessions: Make
     with sessions() as session:
         sqlaudit.record_changes(session, Flag)
     check(sessions, Flag)
+
+
+# --- parameters that are bound in another way than the key -------------------------------------------------------
+
+
+class Prefix(sa.TypeDecorator[str]):
+    impl = sa.String(50)
+    cache_ok = True
+
+    def __init__(self, prefix: str) -> None:
+        super().__init__()
+        self.prefix = prefix
+
+    def process_bind_param(self, value: Any, dialect: Any) -> Any:
+        return value and self.prefix + value
+
+    def process_result_value(self, value: Any, dialect: Any) -> Any:
+        return value and value.removeprefix(self.prefix)
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+# name: (type of the key, key that is inserted, the same in another type, or another key in another type)
+BOUND_OTHERWISE: dict[str, tuple[Any, Any, Any]] = {
+    "another decorator": (Prefix("a:"), "x", sa.literal("x", Prefix("b:"))),
+    "below a decorator": (Prefix("a:"), "x", sa.literal("a:x", sa.String(50))),
+    "an enum": (sa.String(50), "RED", sa.literal(Colour.RED, sa.Enum(Colour, native_enum=False))),
+    "a UUID as a text": (
+        sa.Uuid(native_uuid=False),
+        uuid.UUID(int=7),
+        sa.literal(str(uuid.UUID(int=7)), sa.Uuid(as_uuid=False, native_uuid=False)),
+    ),
+    "a text of another length": (sa.String(50), "x", sa.literal("x", sa.String(3))),
+    "a larger number": (sa.Integer(), 7, sa.literal(7, sa.BigInteger)),
+}
+
+
+@pytest.mark.parametrize("name", BOUND_OTHERWISE)
+def test_a_row_is_found_by_a_parameter_of_another_type_as_without_tracking(
+    base: Any, engine: sa.Engine, sessions: Maker, name: str
+) -> None:
+    type_, key, other = BOUND_OTHERWISE[name]
+
+    def thing(table: str) -> Any:
+        columns = {"id": mapped_column(type_, primary_key=True), "n": mapped_column(sa.Integer)}
+        return type(table.title(), (base,), {"__tablename__": table, **columns})
+
+    plain, tracked = thing("plain"), sqlaudit.track_table()(thing("tracked"))
+    base.metadata.create_all(engine)
+    writes = [
+        lambda model: sa.insert(model).values(id=key, n=1),
+        lambda model: sa.update(model).where(model.id == other).values(n=2),
+        lambda model: sa.delete(model).where(model.id == other),
+        lambda model: sa.delete(model),
+        lambda model: sa.insert(model).values(id=other, n=3),
+        lambda model: sa.update(model).where(model.id == other).values(n=4),
+        lambda model: sa.update(model).where(model.n == 4).values(id=other, n=5),
+    ]
+    with sessions() as session:
+        for write in writes:
+            rows = []
+            for model in (plain, tracked):
+                statement = write(model)
+                result = session.execute(statement)
+                count = None if statement.is_insert else result.rowcount
+                session.commit()
+                stored = sa.select(sa.type_coerce(model.__table__.c.id, sa.String), model.n)
+                rows.append((count, session.execute(stored).all()))
+            assert rows[0] == rows[1]
+            check_history(session, tracked)
+
+
+# --- what MariaDB refuses in an UPDATE, but only warns of in a SELECT --------------------------------------------
+
+REFUSED: dict[str, Callable[[Any], Any]] = {
+    "a text as a number": lambda table: table.c.name == 7,
+    "a text as a date": lambda table: sa.cast(table.c.name, sa.Date) < sa.func.now(),
+    "a division by zero": lambda table: 1 / (table.c.n - 1) >= 0,
+    "one in a function": lambda table: sa.func.coalesce(1 / (table.c.n - 1), 1) == 1,
+}
+
+
+@pytest.mark.requires("limited_updates")
+@pytest.mark.parametrize("isolation", ["REPEATABLE READ", "READ COMMITTED"])
+@pytest.mark.parametrize("criterion", REFUSED)
+def test_a_criterion_that_the_database_refuses_writes_nothing(
+    base: Any, engine: sa.Engine, sessions: Maker, criterion: str, isolation: str
+) -> None:
+    thing = _named_things(base, engine, sessions)
+    with sessions() as session:
+        session.connection(execution_options={"isolation_level": isolation})
+        with pytest.raises((sa.exc.OperationalError, CaptureError)):
+            session.execute(sa.update(thing).values(n=9).where(REFUSED[criterion](thing.__table__)))
+        session.rollback()
+        assert session.scalars(sa.select(thing.n).order_by(thing.id)).all() == [1, 2, 3]
+        check_history(session, thing)
+
+
+@pytest.mark.requires("limited_updates")
+@pytest.mark.parametrize("isolation", ["REPEATABLE READ", "READ COMMITTED"])
+def test_safe_updates_refuse_what_they_refuse_without_tracking(
+    base: Any, engine: sa.Engine, sessions: Maker, isolation: str
+) -> None:
+    thing = _named_things(base, engine, sessions)
+    with sessions() as session:
+        connection = session.connection(execution_options={"isolation_level": isolation})
+        connection.exec_driver_sql("SET sql_safe_updates = 1")
+        for write in (sa.update(thing).values(n=9), sa.delete(thing)):
+            with pytest.raises(sa.exc.DBAPIError, match="1175"):
+                session.execute(write)
+        session.execute(sa.update(thing).where(thing.id > 1).values(n=9))
+        connection.exec_driver_sql("SET sql_safe_updates = 0")
+        session.commit()
+        assert session.scalars(sa.select(thing.n).order_by(thing.id)).all() == [1, 9, 9]
+        check_history(session, thing)
+
+
+def _named_things(base: Any, engine: sa.Engine, sessions: Maker) -> Any:
+    @sqlaudit.track_table()
+    class Thing(base):
+        __tablename__ = "things"
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+        name: Mapped[str] = mapped_column(Name)
+        n: Mapped[int]
+
+    base.metadata.create_all(engine)
+    with sessions.begin() as session:
+        session.add_all([Thing(id=1, name="abc", n=1), Thing(id=2, name="7", n=2), Thing(id=3, name="7up", n=3)])
+    return Thing
+
+
+# --- statements that write within others --------------------------------------------------------------------------
+
+
+def _joined(thing: Any, within: Any) -> Any:
+    return sa.select(thing).join(within, within.c.id == thing.id)
+
+
+WITHIN: dict[str, Callable[[Any, Any], Any]] = {
+    "a join": _joined,
+    "a join of tables": lambda thing, within: sa.select(thing.id).select_from(
+        thing.__table__.join(within, within.c.id == thing.__table__.c.id)
+    ),
+    "a criterion": lambda thing, within: sa.select(thing).where(thing.id.in_(sa.select(within.c.id))),
+    "an EXISTS": lambda thing, within: sa.select(thing).where(sa.exists().where(within.c.id == thing.id)),
+    "a column": lambda thing, within: sa.select(sa.select(sa.func.count()).select_from(within).scalar_subquery()),
+    "another CTE": lambda thing, within: sa.select(sa.select(within.c.id).cte("outer_one").c.id),
+    "a subquery": lambda thing, within: sa.select(sa.select(within.c.id).where(within.c.id > 0).subquery().c.id),
+    "a union": lambda thing, within: sa.union_all(sa.select(thing.id), sa.select(within.c.id)),
+    "objects": lambda thing, within: sa.select(thing).from_statement(_joined(thing, within)),
+}
+
+
+@pytest.mark.requires("writing_ctes")
+@pytest.mark.parametrize("written", ["rows", "history", "by hand"])
+@pytest.mark.parametrize("by", [Session.execute, lambda session, statement: session.connection().execute(statement)])
+@pytest.mark.parametrize("place", WITHIN)
+def test_a_cte_that_writes_is_noticed_wherever_it_is(
+    base: Any, engine: sa.Engine, sessions: Maker, place: str, by: Any, written: str
+) -> None:
+    thing = _named_things(base, engine, sessions)
+    if written == "by hand":
+        within: Any = sa.text("DELETE FROM things WHERE id = 1 RETURNING id").columns(thing.__table__.c.id).cte("w")
+    else:
+        table = thing.__table__ if written == "rows" else thing.History.__table__
+        within = sa.delete(table).where(table.c.id == 1).returning(table.c.id).cte("w")
+    sqlaudit.set_config(sqlaudit.SQLAuditConfig(strict=True))
+    with sessions() as session:
+        with pytest.raises(ReadOnlyError if written == "history" else CaptureError):
+            by(session, WITHIN[place](thing, within))
+        session.rollback()
+        assert len(told(session, thing)) == 3
+        check_history(session, thing)

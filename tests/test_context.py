@@ -1,10 +1,13 @@
 """Who and why: the audit context, and what of it reaches the versions."""
 
 import asyncio
+import contextlib
 import contextvars
+import functools
 import inspect
 import itertools
 import threading
+import types
 from uuid import UUID
 
 import pytest
@@ -278,6 +281,238 @@ def test_a_decorated_asynchronous_generator_has_the_context_whenever_it_runs_and
         assert contents()[0] == "caller"
 
     asyncio.run(main())
+
+
+async def coroutine():
+    await asyncio.sleep(0)
+    return contents()[0]
+
+
+def generator():
+    yield contents()[0]
+    yield contents()[0]
+
+
+async def asynchronous_generator():
+    yield contents()[0]
+    await asyncio.sleep(0)
+    yield contents()[0]
+
+
+@types.coroutine
+def generator_that_is_awaited():
+    yield from asyncio.sleep(0).__await__()
+    return contents()[0]
+
+
+@functools.wraps(coroutine)
+def wrapper_of_a_coroutine_function():
+    return coroutine()
+
+
+class Asynchronous:
+    async def __call__(self):
+        return await coroutine()
+
+
+class Generating:
+    def __call__(self):
+        yield from generator()
+
+
+@contextlib.contextmanager
+def entered():
+    yield contents()[0]
+
+
+@contextlib.asynccontextmanager
+async def entered_asynchronously():
+    await asyncio.sleep(0)
+    yield contents()[0]
+
+
+class Methods:
+    @NIGHTLY
+    @classmethod
+    def of_the_class(cls):
+        assert cls is Methods
+        return contents()[0]
+
+    @classmethod
+    @NIGHTLY
+    def of_the_class_above(cls):
+        return contents()[0]
+
+    @NIGHTLY
+    @staticmethod
+    async def static():
+        return await coroutine()
+
+    @property
+    @NIGHTLY
+    def property(self):
+        return contents()[0]
+
+    @NIGHTLY
+    def __call__(self):
+        return contents()[0]
+
+
+DECORATED = {
+    "a coroutine function": NIGHTLY(coroutine),
+    "a partial of it": NIGHTLY(functools.partial(coroutine)),
+    "a lambda that calls it": NIGHTLY(lambda: coroutine()),
+    "a partial of that": NIGHTLY(functools.partial(lambda: coroutine())),
+    "a function that wraps it": NIGHTLY(wrapper_of_a_coroutine_function),
+    "an object with an async __call__": NIGHTLY(Asynchronous()),
+    "a partial of such an object": NIGHTLY(functools.partial(Asynchronous())),
+    "types.coroutine": NIGHTLY(generator_that_is_awaited),
+    "types.coroutine by a lambda": NIGHTLY(lambda: generator_that_is_awaited()),
+    "a generator function": NIGHTLY(generator),
+    "a partial of a generator function": NIGHTLY(functools.partial(generator)),
+    "a lambda that calls a generator function": NIGHTLY(lambda: generator()),
+    "an object whose __call__ generates": NIGHTLY(Generating()),
+    "an asynchronous generator function": NIGHTLY(asynchronous_generator),
+    "a lambda that calls one": NIGHTLY(lambda: asynchronous_generator()),
+    "a context manager": NIGHTLY(entered),
+    "an asynchronous context manager": NIGHTLY(entered_asynchronously),
+    "a class method": Methods.of_the_class,
+    "a class method of an object": Methods().of_the_class,
+    "a class method, written above": Methods.of_the_class_above,
+    "a static method": Methods.static,
+    "a static method of an object": Methods().static,
+    "a property": lambda: Methods().property,
+    "__call__": Methods(),
+    "a function that makes a task": NIGHTLY(lambda: asyncio.ensure_future(coroutine())),
+}
+
+
+@pytest.mark.parametrize("kind", DECORATED)
+def test_whatever_is_decorated_runs_in_the_context(kind):
+    async def everything(result):
+        if inspect.isawaitable(result):
+            return {await result}
+        if inspect.isasyncgen(result):
+            return {each async for each in result}
+        if hasattr(result, "__aenter__"):
+            async with result as value:
+                return {value}
+        if hasattr(result, "__enter__"):
+            with result as value:
+                return {value}
+        return set(result) if inspect.isgenerator(result) else {result}
+
+    async def main():
+        set_audit_context("caller")
+        result = DECORATED[kind]()
+        assert contents()[0] == "caller"
+        assert await everything(result) == {"cron"}
+        assert contents()[0] == "caller"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("is_of_kind", "function"),
+    [
+        (inspect.iscoroutinefunction, coroutine),
+        (inspect.iscoroutinefunction, Asynchronous()),
+        (inspect.isgeneratorfunction, generator),
+        (inspect.isasyncgenfunction, asynchronous_generator),
+    ],
+    ids=str,
+)
+def test_a_decorated_function_is_still_of_its_kind(is_of_kind, function):
+    assert is_of_kind(NIGHTLY(function))
+
+
+def test_what_is_returned_is_the_same_object_where_nothing_of_it_runs_later():
+    for thing in (None, [1], iter([1]), contextlib.nullcontext(), Asynchronous()):
+        assert NIGHTLY(lambda thing=thing: thing)() is thing
+
+
+@pytest.mark.parametrize("thing", [Methods, property(contents), functools.cached_property(contents), None], ids=str)
+def test_what_is_no_function_is_refused_at_its_decoration(thing):
+    with pytest.raises(ContextError, match="decorates functions"):
+        NIGHTLY(thing)
+
+
+def test_what_a_decorated_generator_makes_of_the_context_lasts_while_it_is_suspended_and_only_within_it():
+    @NIGHTLY
+    def rows(number):
+        set_audit_context(f"set {number}")
+        yield contents()[:2]
+        yield contents()[:2]
+        with AuditContextManager(reason=f"block {number}"):
+            yield contents()[:2]
+            yield contents()[:2]
+        yield contents()[:2]
+
+    set_audit_context("caller", "why")
+    generators = [rows(0), rows(1)]
+    for reason in (None, None, "block", "block", None):
+        for number, each in enumerate(generators):
+            assert next(each) == (f"set {number}", reason and f"block {number}")
+            assert contents()[:2] == ("caller", "why")
+
+
+def test_what_a_decorated_asynchronous_generator_makes_of_the_context_is_kept_within_it():
+    ended = []
+
+    @NIGHTLY
+    async def rows(number):
+        async with AuditContextManager(reason=f"block {number}"):
+            try:
+                yield contents()[:2]
+                await asyncio.sleep(0)
+                yield contents()[:2]
+            finally:
+                await asyncio.sleep(0)
+                ended.append(contents()[:2])
+        yield contents()[:2]
+
+    async def main():
+        set_audit_context("caller", "why")
+        generators = [rows(0), rows(1)]
+        for reason in ("block", "block", "nightly"):
+            for number, each in enumerate(generators):
+                assert await anext(each) == ("cron", reason if reason == "nightly" else f"block {number}")
+                assert contents()[:2] == ("caller", "why")
+        third = rows(2)
+        await anext(third)
+        await third.aclose()
+        assert ended == [("cron", f"block {number}") for number in range(3)]
+        assert contents()[:2] == ("caller", "why")
+
+    asyncio.run(main())
+
+
+def test_around_a_decorated_generator_is_always_the_context_of_whoever_resumes_it():
+    @AuditContextManager(reason="decorated")
+    def rows():
+        with AuditContextManager(extra=[1]):
+            while True:
+                yield contents()
+
+    each = rows()
+    for user in ("ana", "ben"):
+        with AuditContextManager(user_id=user):
+            assert next(each) == (user, "decorated", None, [1])
+    each.close()
+    assert contents() == (None,) * 4
+
+
+def test_a_block_that_ends_within_the_step_of_a_decorated_generator_has_ended_for_its_caller():
+    outer = AuditContextManager(user_id="outer")
+
+    @NIGHTLY
+    def rows():
+        outer.__exit__(None, None, None)
+        yield contents()[0]
+
+    outer.__enter__()
+    assert list(rows()) == ["cron"]
+    assert contents()[0] is None
 
 
 # --- values -----------------------------------------------------------------------------------------------------

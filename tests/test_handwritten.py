@@ -1,20 +1,23 @@
 """SQL that was written by hand is noticed by its words."""
 
 import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import orm
 
 import sqlaudit
 from sqlaudit import handwritten
+from sqlaudit.tables import forget
 from stock import (
     Base,  # noqa: F401  # whose tables the tests find
     fill,
 )
 
 
-@pytest.mark.parametrize("how", ["session", "connection", "driver"])
+@pytest.mark.parametrize("how", ["session", "connection", "driver", "session's DDL", "connection's DDL"])
 def test_sql_that_was_written_by_hand_is_noticed(recorded_engine: sa.Engine, sessions: Any, how: str) -> None:
     sql = "UPDATE bulk_items SET price = 1"
     with sessions() as session:
@@ -23,6 +26,10 @@ def test_sql_that_was_written_by_hand_is_noticed(recorded_engine: sa.Engine, ses
             "session": lambda: session.execute(sa.text(sql)),
             "connection": lambda: session.connection().execute(sa.text(sql)),
             "driver": lambda: session.connection().exec_driver_sql(sql),
+            "session's DDL": lambda: session.execute(sa.DDL(sql)),
+            "connection's DDL": lambda: session.connection().execute(
+                sa.DDL("UPDATE %(name)s SET price = 1", context={"name": "bulk_items"})
+            ),
         }[how]
         with pytest.warns(sqlaudit.SQLAuditWarning, match=r"bulk_items.*UPDATE bulk_items SET price") as seen:
             run()
@@ -68,8 +75,6 @@ def test_sql_that_was_written_by_hand_is_noticed(recorded_engine: sa.Engine, ses
         "SELECT '--'; DELETE FROM bulk_items",
         """SELECT "it's"; DELETE FROM bulk_items""",
         r"SELECT '\'; DELETE FROM bulk_items WHERE title = 'x'",
-        r"SELECT 'it\'s'; DELETE FROM bulk_items WHERE title = 'x'",
-        "/*!40000 DELETE FROM bulk_items */",
     ],
 )
 def test_words_that_write_are_known(sessions: Any, sql: str) -> None:
@@ -150,6 +155,27 @@ WRITES = [
     "INSERT INTO x VALUES (1.5, :delete, '%') ; INSERT INTO bulk_items VALUES (1)",
     'UPDATE "Bulk_Items" SET price = 1',
     "WITH gone AS MATERIALIZED (DELETE FROM x) INSERT INTO bulk_items SELECT 1",
+    'EXPLAIN ("analyze") DELETE FROM bulk_items',
+    "EXPLAIN (BUFFERS off, ANALYZE 'on') DELETE FROM bulk_items",
+    "DO $$ BEGIN FOR r IN UPDATE bulk_items SET price = 1 RETURNING * LOOP NULL; END LOOP; END $$",
+    "DO $$ BEGIN FOR r IN SELECT * FROM x FOR UPDATE LOOP DELETE FROM bulk_items; END LOOP; END $$",
+    "DO $$ BEGIN OPEN c NO SCROLL FOR INSERT INTO bulk_items VALUES (1) RETURNING id; END $$",
+    "DO $$ DECLARE c CURSOR (k int) FOR DELETE FROM bulk_items WHERE id = k RETURNING id; BEGIN OPEN c(1); END $$",
+    "DO 'BEGIN UPDATE bulk_items SET title = ''x''; END'",
+    "DO LANGUAGE 'plpgsql' E'BEGIN\\n\\tDELETE FROM bulk_items;\\nEND'",
+    "BEGIN NOT ATOMIC DECLARE EXIT HANDLER FOR SQLEXCEPTION DELETE FROM bulk_items; SELECT 1; END",
+    "BEGIN NOT ATOMIC DECLARE CONTINUE HANDLER FOR 1644, NOT FOUND UPDATE bulk_items SET price = 1; SELECT 1; END",
+    "BEGIN NOT ATOMIC DECLARE EXIT HANDLER FOR SQLSTATE '45000' BEGIN DELETE FROM bulk_items; END; SELECT 1; END",
+    "CREATE PROCEDURE p() BEGIN CASE 1 WHEN 1 THEN SELECT 1; END CASE; END; DELETE FROM bulk_items",
+    "UPDATE 'bulk_items' SET price = 1",
+    "INSERT OR IGNORE INTO 'bulk_items' VALUES (1)",
+    "DELETE FROM 'main'.'bulk_items'",
+    'UPDATE U&"bulk_items" SET price = 1',
+    'UPDATE public.U&"b\\0075lk\\+00005fitems" SET price = 1',
+    "SELECT 5--1; DELETE FROM bulk_items",
+    "-- note\rDELETE FROM bulk_items",
+    "/*M!999999\\- enable the sandbox mode */ DELETE FROM bulk_items",
+    "SELECT $\u01d8\u0301$ ' $\u01d8\u0301$; DELETE FROM bulk_items",
 ]
 READS = [
     "EXPLAIN DELETE FROM bulk_items",
@@ -186,6 +212,23 @@ READS = [
     "ALTER TABLE bulk_items ADD COLUMN copy INT",
     "ALTER TABLE bulk_items ADD PARTITION (PARTITION p2 VALUES IN (2))",
     "SELECT id FROM bulk_items WHERE id = %(delete)s",
+    "EXPLAIN (ANALYZE 'off') DELETE FROM bulk_items",
+    "EXPLAIN (\"analyze\" 'off') DELETE FROM bulk_items",
+    "/*!99999 DELETE FROM bulk_items */",
+    "SELECT 1 /*M!999999 ; DELETE FROM bulk_items */",
+    "--DELETE FROM bulk_items\nSELECT 1",
+    "SELECT 1 FROM x, bulk_items FOR UPDATE OF x, bulk_items SKIP LOCKED",
+    "DO $$ BEGIN FOR r IN SELECT * FROM bulk_items FOR UPDATE LOOP NULL; END LOOP; END $$",
+    "DO 'BEGIN EXECUTE ''DELETE FROM bulk_items''; END'",
+    "DO RELEASE_LOCK('DELETE FROM bulk_items')",
+    "BEGIN NOT ATOMIC DECLARE EXIT HANDLER FOR NOT FOUND SELECT 1; DELETE FROM x; SELECT * FROM bulk_items; END",
+    "CREATE POLICY p ON bulk_items FOR UPDATE USING (bulk_items.id = 1)",
+    "REVOKE GRANT OPTION FOR UPDATE, DELETE ON x, bulk_items FROM ana",
+    "CREATE PROCEDURE p() BEGIN CASE 1 WHEN 1 THEN SELECT 1; END CASE; DELETE FROM bulk_items; END",
+    "INSERT INTO x SELECT 1, 'bulk_items'",
+    "UPDATE x SET title = 'bulk_items', 'price' = 1 WHERE title IN ('bulk_items')",
+    "INSERT INTO x VALUES ('a', 'bulk_items')",
+    "SELECT POSITION('a' IN REPLACE(bulk_items.title, 'a', 'b')) FROM bulk_items",
 ]
 
 
@@ -197,6 +240,109 @@ def test_words_of_some_databases_that_write_are_known(sql: str) -> None:
 @pytest.mark.parametrize("sql", READS)
 def test_words_of_some_databases_that_write_no_rows_of_a_tracked_table_are_not(sql: str) -> None:
     assert handwritten.table_written_by(sql) is None
+
+
+@pytest.fixture
+def track(base: Any) -> Iterator[Callable[..., None]]:
+    """A function that tracks a table of a name, which no other test finds."""
+
+    def track(name: str, **options: Any) -> None:
+        namespace = {"__tablename__": name, "__table_args__": options, "id": sa.Column(sa.Integer, primary_key=True)}
+        sqlaudit.track_table()(type("Tracked", (base,), namespace))
+        orm.configure_mappers()
+
+    yield track
+    forget(base.metadata)
+
+
+MYSQL = {"mysql", "mariadb"}
+
+
+@pytest.mark.parametrize(
+    ("sql", "dialects"),
+    [
+        (r"SELECT 'it\'s'; DELETE FROM bulk_items WHERE title = 'x'", MYSQL),
+        ("/*!40000 DELETE FROM bulk_items */", MYSQL),
+        ("SELECT 1 # it's\n; DELETE FROM bulk_items", MYSQL),
+        ("SELECT 5--1; DELETE FROM bulk_items", MYSQL),
+        ("-- note\rDELETE FROM bulk_items", {"postgresql"}),
+        ("SELECT 1 /* /* */; DELETE FROM bulk_items -- */", {"sqlite", *MYSQL}),
+    ],
+)
+def test_a_text_is_read_as_its_database_reads_it(engine: sa.Engine, sql: str, dialects: set[str]) -> None:
+    assert (handwritten.table_written_by(sql, engine) is not None) == (engine.dialect.name in dialects)
+
+
+@pytest.mark.parametrize(
+    ("name", "sql"),
+    [
+        ("ลูกค้า", "UPDATE ลูกค้า SET a = 1"),
+        ("ग्राहक", "DELETE FROM main.ग्राहक"),
+        ("cafe\u0301", "INSERT INTO cafe\u0301(id) VALUES (1)"),
+        ("😀t", "UPDATE 😀t SET a = 1"),
+        ("😀t", "DELETE FROM [😀t]"),
+        ('a"b', 'UPDATE "a""b" SET a = 1'),
+        ('a"b', 'UPDATE `a"b` SET a = 1'),
+        ("a`b", "DELETE FROM `a``b`"),
+        ("a'b", "DELETE FROM 'a''b'"),
+        ("only", "UPDATE only SET a = 1"),
+        ("only", "UPDATE only AS o SET a = 1"),
+        ("only", "INSERT INTO only (id) VALUES (1)"),
+        ("ignore", "DELETE FROM ignore"),
+        ("ignore", "TRUNCATE x, ignore"),
+        ("ignore", "INSERT INTO ignore SELECT 1"),
+        ("replace", "WITH gone AS (DELETE FROM x) UPDATE replace SET a = 1"),
+        ("partition", "UPDATE partition AS p SET a = 1"),
+        ("partition", "DELETE FROM partition WHERE a = 1"),
+        ("partition", "INSERT INTO partition(id) VALUES (1)"),
+        ("values", "INSERT INTO values VALUES (1)"),
+        ("values", "TRUNCATE values"),
+        ("set", "UPDATE set SET a = 1"),
+        ("set", "DELETE FROM set"),
+        ("set", "INSERT INTO set SELECT 1"),
+    ],
+)
+def test_a_table_of_any_name_is_known(track: Callable[..., None], name: str, sql: str) -> None:
+    track(name)
+    assert handwritten.table_written_by(sql) is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "sql"),
+    [
+        ("ลูก", "UPDATE ลูกค้า SET a = 1"),
+        ('a""b', 'UPDATE "a""b" SET a = 1'),
+        ("only", "UPDATE ONLY x SET a = 1"),
+        ("only", "DELETE FROM ONLY (x)"),
+        ("ignore", "INSERT IGNORE INTO x VALUES (1)"),
+        ("replace", "INSERT OR REPLACE INTO x VALUES (1)"),
+        ("partition", "ALTER TABLE x TRUNCATE PARTITION p"),
+        ("values", "MERGE INTO x USING y ON x.id = y.id WHEN NOT MATCHED THEN INSERT VALUES (1)"),
+        ("set", "INSERT INTO x VALUES (1) ON CONFLICT (id) DO UPDATE SET a = 1"),
+    ],
+)
+def test_a_word_of_sql_is_no_name_where_another_follows(track: Callable[..., None], name: str, sql: str) -> None:
+    track(name)
+    assert handwritten.table_written_by(sql) is None
+
+
+@pytest.mark.parametrize("how", ["engine", "connection", "unknown"])
+def test_a_schema_that_may_be_translated_may_be_any(track: Any, engine: sa.Engine, sessions: Any, how: str) -> None:
+    track("bulk_tenants", schema="tenant")
+    sqlaudit.set_config(sqlaudit.SQLAuditConfig(on_uncaptured="raise"))
+    sql, options = sa.text("UPDATE t1.bulk_tenants SET id = 1"), {"schema_translate_map": {"tenant": "t1"}}
+    binds = {"engine": engine.execution_options(**options), "connection": engine, "unknown": None}
+    with sessions(bind=binds[how]) as session:
+        if how == "connection":
+            session.connection(execution_options=options)
+        with pytest.raises(sqlaudit.CaptureError, match="bulk_tenants"):
+            session.execute(sql)
+
+
+def test_a_schema_that_is_not_translated_is_another(track: Callable[..., None], engine: sa.Engine) -> None:
+    track("bulk_tenants", schema="tenant")
+    assert handwritten.table_written_by("UPDATE t1.bulk_tenants SET id = 1", engine) is None
+    assert handwritten.table_written_by("UPDATE Tenant.bulk_tenants SET id = 1", engine) is not None
 
 
 PARTS = [
@@ -213,11 +359,25 @@ PARTS = [
         "LOAD DATA ",
         "BEGIN ",
         "END ",
+        "--a",
+        "\r",
+        "FOR ",
+        "IN ",
+        "ONLY ",
+        "SET ",
+        "HANDLER FOR ",
+        'U&"',
+        "DO '",
+        "DO $$",
+        "DO 'a' ",
+        "'a' ",
     ),
 ]
 
 
-@pytest.mark.parametrize("begin", ["", "UPDATE ", "UPDATE x SET a = ", "UPDATE '", "/*", "DO $$", "CREATE TRIGGER "])
+@pytest.mark.parametrize(
+    "begin", ["", "UPDATE ", "UPDATE x SET a = ", "UPDATE '", "/*", "DO $$", "DO '", "CREATE TRIGGER "]
+)
 @pytest.mark.parametrize("part", PARTS)
 def test_a_text_is_read_once_whatever_is_in_it(begin: str, part: str) -> None:
     def steps(times: int) -> int:

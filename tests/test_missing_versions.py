@@ -10,6 +10,7 @@ from clock import at
 from sqlaudit import (
     AuditContextManager,
     QueryError,
+    UndoConflictError,
     as_of,
     blame,
     changes_in,
@@ -141,7 +142,9 @@ def told(found: Any) -> tuple[Any, ...]:
         ([1, 2, 3, 4, 5, 6, 7, 8], (9, None, True), (9, None, True)),
         ([8], (9, None, True), (9, None, True)),
         ([4, 5], (9, "user 9", False), (6, None, True)),
-        ([9], (8, "user 8", False), (1, "user 1", False)),
+        ([9], (8, None, False), (1, None, False)),
+        ([8, 9], (7, None, False), (1, None, False)),
+        ([1, 9], (8, None, False), (2, None, True)),
     ],
     ids=str,
 )
@@ -153,6 +156,7 @@ def test_blame_names_nobody_who_is_unknown(
         for model, key in ((Person, 1), (Clerk, 2)):
             found = blame(session, model, key)
             assert (told(found["name"]), told(found["city"])) == (name, city)
+            assert {each.unknown_after for each in found.values()} == {VERSIONS in numbers}
             assert all(each.reason is each.extra is each.impersonated_by is None for each in found.values())
         assert told(blame(session, Clerk, 2)["pay"]) == name
 
@@ -198,6 +202,31 @@ def test_what_was_before_a_missing_version_is_neither_restored_nor_undone(life: 
         with pytest.raises(QueryError, match="has no state"):
             restore(session, Person, 1, at=at(4))
         assert session.get_one(Person, 1).name == "8"
+
+
+def test_a_later_change_whose_version_is_missing_is_a_conflict(life: Any, engine: sa.Engine) -> None:
+    remove(engine, [9])
+    with life() as session:
+        *_, seventh, eighth = (each.audit_changeset_id for each in versions_of(session, Person, 1))
+        for changeset_id, changed_by, second in ((seventh, "user 8", 7), (eighth, None, 8)):
+            with pytest.raises(UndoConflictError) as refused:
+                undo(session, changeset_id)
+            conflicts = [(each.key, each.changed_by, each.timestamp) for each in refused.value.conflicts]
+            assert conflicts == [(key, changed_by, at(second)) for key in (1, 2)]
+        assert session.get_one(Person, 1).name == "8"
+        undo(session, eighth, force=True)
+        assert session.get_one(Person, 1).name == "6"
+
+
+def test_a_later_deletion_whose_version_is_missing_is_a_conflict(life: Any, engine: sa.Engine) -> None:
+    with life.begin() as session:
+        session.delete(session.get_one(Person, 1))
+    remove(engine, [10])
+    with life() as session:
+        changeset_id = versions_of(session, Person, 1)[-1].audit_changeset_id
+        with pytest.raises(UndoConflictError, match=r"Person 1 \(by unknown at"):
+            undo(session, changeset_id)
+        assert session.get(Person, 1) is None
 
 
 def test_a_row_whose_early_versions_are_missing_is_not_taken_for_one_that_came_later(

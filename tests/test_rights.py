@@ -182,6 +182,54 @@ def test_a_trigger_that_moves_the_key_is_noticed(
         )
 
 
+@pytest.mark.requires("arrays")  # where triggers may be deferred
+def test_what_a_deferred_trigger_changes_is_recorded_by_record_changes(engine: sa.Engine, sessions: Any) -> None:
+    late = "CREATE CONSTRAINT TRIGGER late AFTER INSERT ON right_papers DEFERRABLE INITIALLY DEFERRED"
+    body = "UPDATE right_papers SET tenant = 7 WHERE id = NEW.id; RETURN NULL"
+    execute(engine, [in_plpgsql("late", body), f"{late} FOR EACH ROW EXECUTE FUNCTION late()"])
+    with sessions.begin() as session:
+        session.add(Paper(id=1))
+    with sessions.begin() as session:
+        assert told(session, Paper, "tenant") == [("insert", 1)]
+        sqlaudit.record_changes(session, Paper)
+    with sessions() as session:
+        assert told(session, Paper, "tenant") == [("insert", 1), ("update", 7)]
+
+
+ARCHIVE = "UPDATE right_papers SET id = OLD.id + 50, deleted = true WHERE id = OLD.id"
+ARCHIVES = {
+    "sqlite": [f"CREATE TRIGGER soft BEFORE DELETE ON right_papers BEGIN {ARCHIVE}; SELECT RAISE(IGNORE); END"],
+    "postgresql": [in_plpgsql("soft", f"{ARCHIVE}; RETURN NULL"), BEFORE_DELETE],
+}
+
+
+@pytest.mark.requires("on_conflict")  # where a trigger may keep what is deleted
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize(
+    "criterion", [sa.true(), Paper.tenant == 1, Paper.id == 1], ids=["all", "those of a criterion", "one by its key"]
+)
+def test_a_deletion_that_gives_rows_other_keys_is_noticed(
+    engine: sa.Engine, sessions: Any, database: Database, criterion: Any, strict: bool
+) -> None:
+    execute(engine, ARCHIVES[database.name])
+    with sessions.begin() as session:
+        session.add_all([Paper(id=1, tenant=1), Paper(id=2, tenant=2)])
+    sqlaudit.set_config(sqlaudit.SQLAuditConfig(strict=strict))
+    with sessions() as session:
+        expected: Any = pytest.raises(sqlaudit.CaptureError) if strict else pytest.warns(SQLAuditWarning)
+        with expected as noticed:
+            session.execute(sa.delete(Paper).where(criterion))
+        assert "gone after a DELETE" in str(noticed.value if strict else noticed[0].message)
+        session.rollback() if strict else session.commit()
+        archived = [number for (number,) in session.execute(sa.select(Paper.id).where(Paper.id > 50))]
+        assert len(archived) == (0 if strict else 2 if criterion is sa.true() else 1)
+        sqlaudit.record_changes(session, Paper)
+        session.commit()
+        check_history(session, Paper)
+        gone = [("delete", number - 50) for number in archived]
+        assert [each[:2] for each in told(session, Paper, "id") if each[0] == "delete"] == gone
+
+
 # --- rights -----------------------------------------------------------------------------------------------------
 
 

@@ -33,10 +33,12 @@ _ATTRIBUTES: Final = table(
     "pg_attribute", *map(column, ("attrelid", "attname", "attnum", "attidentity", "atttypid")), schema="pg_catalog"
 )
 _DEFAULTS: Final = table("pg_attrdef", *map(column, ("adrelid", "adnum", "adbin")), schema="pg_catalog")
-_TRIGGERS: Final = table("pg_trigger", *map(column, ("tgrelid", "tgisinternal")), schema="pg_catalog")
 _FUNCTIONS: Final = table("pg_proc", *map(column, ("proname", "provolatile")), schema="pg_catalog")
 _RULES: Final = table(
     "pg_rewrite", *map(column, ("oid", "ev_class", "ev_type", "is_instead", "ev_qual")), schema="pg_catalog"
+)
+_TRIGGERS: Final = table(
+    "pg_trigger", *map(column, ("tgrelid", "tgisinternal")), column("tgtype", Integer()), schema="pg_catalog"
 )
 _TYPES: Final = table("pg_type", *map(column, ("oid", "typcategory")), schema="pg_catalog")
 _TRIGGERS_OF_MYSQL: Final = table(
@@ -109,6 +111,21 @@ def _has_triggers(connection: Connection, live: Table) -> ColumnElement[bool]:
         return exists().select_from(master).where(kind == "trigger", func.lower(owner) == live.name.lower())
     there = {"EVENT_OBJECT_SCHEMA": schema or func.database(), "EVENT_OBJECT_TABLE": live.name}
     return exists().where(*(_TRIGGERS_OF_MYSQL.c[name] == value for name, value in there.items()))
+
+
+def diverts_deletes(connection: Connection, table: Table) -> bool:
+    """Tell whether a trigger or a rule may make something else of a DELETE. One statement, on PostgreSQL."""
+    if connection.dialect.name != "postgresql":
+        return False
+    live = oid_of(connection, table)
+    on_delete, before_or_instead = 8, 2 | 64  # TRIGGER_TYPE_DELETE, TRIGGER_TYPE_BEFORE, TRIGGER_TYPE_INSTEAD
+    has_trigger = exists().where(
+        _TRIGGERS.c.tgrelid == live,
+        _TRIGGERS.c.tgtype.bitwise_and(on_delete) != 0,
+        _TRIGGERS.c.tgtype.bitwise_and(before_or_instead) != 0,
+    )
+    has_rule = exists().where(_RULES.c.ev_class == live, _RULES.c.ev_type == literal_column("'4'"))
+    return bool(connection.scalar(select(or_(has_trigger, has_rule))))
 
 
 def refuses_returning(connection: Connection, tracked: TrackedTable) -> bool:

@@ -85,8 +85,10 @@ class Conflict:
 
     :param model: the class of the row, or the association table of a link
     :param key: the key of the row; a tuple if it is composite
-    :param changeset_id: the transaction that made the change; ``None``, as all that follows from it, if the row has
-        no history
+    :param changed_by: who made the change; ``None`` if that is not known
+    :param timestamp: when it was made; ``None`` if the row has no history
+    :param changeset_id: the transaction that made the change; ``None`` if the row has no history, or if the version of
+        the change has been removed
     """
 
     model: Any
@@ -131,10 +133,13 @@ class Blame(VersionInfo):
     :param unknown_before: whether the value may be older: history knows it only from this version on, a baseline or the
         first one after versions that have been removed. Nobody is named then: ``changed_by``, ``impersonated_by``,
         ``reason`` and ``extra`` are ``None``
+    :param unknown_after: whether the value may have changed since: the last version has ended, and the one that ended
+        it has been removed. Nobody is named then, either
     """
 
     value: Any
     unknown_before: bool = False
+    unknown_after: bool = False
 
 
 _PLAIN: Final = frozenset({str, int, float, bool, bytes, Decimal, date, datetime, time, timedelta, UUID})

@@ -10,7 +10,9 @@ import functools
 import inspect
 import json
 import re
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+import types
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
 from types import TracebackType
@@ -129,27 +131,31 @@ class _Frame:
     The blocks that are entered are a list, innermost first. Blocks of generators may end in any order, so a block that
     ends takes its own frame out of the list, wherever that is, and the frames within it are made anew.
 
-    :ivar manager: the manager whose block it is, or None outside all blocks
+    :ivar block: the manager, or the generator's steps, whose block it is; None outside all blocks
     :ivar given: what the block overlays, or None if the context was set within it
     :ivar context: the context as it is within the block
     """
 
     outer: _Frame | None
-    manager: AuditContextManager | None
+    block: object
     given: AuditContext | None
     context: AuditContext
 
-    def without(self, manager: AuditContextManager) -> _Frame:
-        """Return the frames without the innermost one of a manager; the same ones if it has none."""
-        if self.outer is None:
-            return self
-        if self.manager is manager:
-            return self.outer
-        outer = self.outer.without(manager)
-        if outer is self.outer:
-            return self
-        context = self.context if self.given is None else outer.context.overlaid_with(self.given)
-        return replace(self, outer=outer, context=context)
+    def of(self, block: object) -> _Frame | None:
+        """Return the innermost frame of a block, or None if the block is not entered."""
+        frame: _Frame | None = self
+        while frame is not None and frame.block is not block:
+            frame = frame.outer
+        return frame
+
+    def with_outer(self, outer: _Frame, new: _Frame) -> _Frame:
+        """Return these frames with ``new`` in place of ``outer``, which is one of them."""
+        if self is outer:
+            return new
+        assert self.outer is not None
+        around = self.outer.with_outer(outer, new)
+        context = self.context if self.given is None else around.context.overlaid_with(self.given)
+        return replace(self, outer=around, context=context)
 
 
 _current: ContextVar[_Frame] = ContextVar("sqlaudit_context", default=_Frame(None, None, None, _EMPTY))  # noqa: B039
@@ -197,8 +203,10 @@ class AuditContextManager:
     What is not given keeps its value from the surrounding context, which returns when the block ends. One manager can
     be used by many threads and tasks at once, and again within its own block.
 
-    As a decorator it takes functions, coroutine functions, and generator functions of both kinds: the context is set
-    while the function runs, for a generator each time that it is resumed, and never where the caller goes on.
+    As a decorator it takes functions, coroutine functions, generator functions of both kinds, and class and static
+    methods. The context is set while the function runs, for a generator each time that it is resumed, and never where
+    the caller goes on. A coroutine or generator that a function returns runs in the context, too; any other object is
+    returned as it is.
 
     :raises ContextError: see :class:`AuditContext`
     """
@@ -213,10 +221,12 @@ class AuditContextManager:
         self._context = _context(user_id, reason, impersonated_by, extra)
 
     def __enter__(self) -> AuditContext:
-        outer = _current.get()
-        inner = outer.context.overlaid_with(self._context)
-        _current.set(_Frame(outer, self, self._context, inner))
-        return inner
+        frame = self._frame_in(_current.get(), self)
+        _current.set(frame)
+        return frame.context
+
+    def _frame_in(self, outer: _Frame, block: object) -> _Frame:
+        return _Frame(outer, block, self._context, outer.context.overlaid_with(self._context))
 
     def __exit__(
         self,
@@ -225,7 +235,10 @@ class AuditContextManager:
         traceback: TracebackType | None,
     ) -> None:
         # Where frameworks leave the block in another copy of the contextvars than they entered it, nothing changes.
-        _current.set(_current.get().without(self))
+        inner = _current.get()
+        frame = inner.of(self)
+        if frame is not None and frame.outer is not None:
+            _current.set(inner.with_outer(frame, frame.outer))
 
     async def __aenter__(self) -> AuditContext:
         return self.__enter__()
@@ -239,63 +252,125 @@ class AuditContextManager:
         self.__exit__(exc_type, exc, traceback)
 
     def __call__(self, function: _Function) -> _Function:
-        """Return the function with this context around each call of it."""
-        wrapper: Any
-        if inspect.isasyncgenfunction(function):
+        """Return the function with this context around each call of it.
 
-            async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-                generator = function(*args, **kwargs)
-                step, value = generator.asend, None
-                try:
-                    while True:
-                        with self:
-                            try:
-                                item = await step(value)
-                            except StopAsyncIteration:
-                                return
-                        try:
-                            step, value = generator.asend, (yield item)
-                        except GeneratorExit:
-                            raise
-                        except BaseException as error:
-                            step, value = generator.athrow, error
-                finally:
-                    with self:
-                        await generator.aclose()
-
-        elif inspect.isgeneratorfunction(function):
-
-            def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-                generator = function(*args, **kwargs)
-                step, value = generator.send, None
-                try:
-                    while True:
-                        with self:
-                            try:
-                                item = step(value)
-                            except StopIteration as end:
-                                return end.value
-                        try:
-                            step, value = generator.send, (yield item)
-                        except GeneratorExit:
-                            raise
-                        except BaseException as error:
-                            step, value = generator.throw, error
-                finally:
-                    with self:
-                        generator.close()
-
-        elif inspect.iscoroutinefunction(function):
-
-            async def wrapper(*args: Any, **kwargs: Any) -> Any:
-                with self:
-                    return await function(*args, **kwargs)
-
-        else:
-
-            def wrapper(*args: Any, **kwargs: Any) -> Any:
-                with self:
-                    return function(*args, **kwargs)
-
+        :raises ContextError: a class, or what is not callable, was given
+        """
+        given: Any = function
+        if isinstance(given, (classmethod, staticmethod)):
+            return cast(_Function, type(given)(self(given.__func__)))
+        if isinstance(function, type) or not callable(function):  # as property is not
+            raise ContextError(
+                f"AuditContextManager decorates functions, and {function!r} is none; decorate the methods of a class, "
+                "and write @property and its kin above @AuditContextManager(…).",
+                function,
+            )
+        wrapper: Any = self._returning(function)
+        for is_of_kind, kind in (
+            (inspect.iscoroutinefunction, self._coroutine),
+            (inspect.isasyncgenfunction, self._async_generator),
+            (_makes_generators, self._generator),
+        ):
+            if is_of_kind(function) or is_of_kind(given.__call__):
+                wrapper = kind(function)
         functools.update_wrapper(wrapper, function)
         return cast(_Function, wrapper)
+
+    def _returning(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that calls the given one, and wraps a coroutine or generator that it returns."""
+
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                result = function(*args, **kwargs)
+            if isinstance(result, AbstractContextManager | AbstractAsyncContextManager) and hasattr(result, "gen"):
+                result.gen = self._running_later(result.gen)  # what contextlib makes of a generator
+            return self._running_later(result)
+
+        return wrapper
+
+    def _running_later(self, result: Any) -> Any:
+        if inspect.iscoroutine(result):
+            return self._coroutine(lambda: result)()
+        if inspect.isasyncgen(result):
+            return self._async_generator(lambda: result)()
+        if inspect.isgenerator(result):
+            generator = self._generator(lambda: result)
+            return (types.coroutine(generator) if inspect.isawaitable(result) else generator)()
+        return result
+
+    def _coroutine(self, function: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
+        async def wrapper(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return await function(*args, **kwargs)
+
+        return wrapper
+
+    def _async_generator(self, function: Callable[..., AsyncGenerator[Any, Any]]) -> Callable[..., Any]:
+        async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+            generator, running = function(*args, **kwargs), _Steps(self)
+            step, value = generator.asend, None
+            try:
+                while True:
+                    with running:
+                        try:
+                            item = await step(value)
+                        except StopAsyncIteration:
+                            return
+                    try:
+                        step, value = generator.asend, (yield item)
+                    except GeneratorExit:
+                        raise
+                    except BaseException as error:
+                        step, value = generator.athrow, error
+            finally:
+                with running:
+                    await generator.aclose()
+
+        return wrapper
+
+    def _generator(self, function: Callable[..., Generator[Any, Any, Any]]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+            generator, running = function(*args, **kwargs), _Steps(self)
+            step, value = generator.send, None
+            try:
+                while True:
+                    with running:
+                        try:
+                            item = step(value)
+                        except StopIteration as end:
+                            return end.value
+                    try:
+                        step, value = generator.send, (yield item)
+                    except GeneratorExit:
+                        raise
+                    except BaseException as error:
+                        step, value = generator.throw, error
+            finally:
+                with running:
+                    generator.close()
+
+        return wrapper
+
+
+class _Steps:
+    """The steps of one decorated generator: a block around each, and all that is within it lasts until the next."""
+
+    def __init__(self, manager: AuditContextManager) -> None:
+        self._outer = _current.get()
+        self._inner = manager._frame_in(self._outer, self)
+
+    def __enter__(self) -> None:
+        _current.set(self._inner.with_outer(self._outer, _current.get()))
+
+    def __exit__(self, *exc: object) -> None:
+        inner = _current.get()
+        frame = inner.of(self)
+        if frame is not None and frame.outer is not None:
+            self._inner, self._outer = inner, frame.outer
+            _current.set(self._outer)
+
+
+def _makes_generators(function: Callable[..., Any]) -> bool:
+    """Tell whether a function is a generator function, and not one whose generators are awaited."""
+    flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
+    return inspect.isgeneratorfunction(function) and not flags & inspect.CO_ITERABLE_COROUTINE

@@ -97,6 +97,10 @@ class Dependents:
                         self._found.append((capture, untold))
                     self._find(occasion, chain, some, seen)
 
+    def number_in(self, source: Source) -> int:
+        """Return how many of them are in a table."""
+        return sum(len(keys) for capture, keys in self._found if capture.chain[0] is source)
+
     def settle(self) -> None:
         """Record what has become of them."""
         for capture, keys in self._found:

@@ -1,7 +1,8 @@
 """Which tracked table does SQL that was written by hand write? A cheap test, which reads no more than the names.
 
 The text is cut into words, names and marks, once from its beginning to its end, and each is looked at once: the time is
-proportional to the length, whatever the text. Databases read some texts differently, and every reading counts.
+proportional to the length, whatever the text. Databases read some texts differently: where it is not known which of
+them executes a text, every reading counts.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import Table
+from sqlalchemy import DDL, Connection, Engine, Table, TextClause
 
 from sqlaudit.capture import uncaptured
 from sqlaudit.references import untracked_sources
@@ -28,26 +29,50 @@ _Name = tuple[str, ...]
 # --- what is written --------------------------------------------------------------------------------------------
 
 _TAKES_ROWS: Final = frozenset({"delete", "truncate", "replace", "merge", "alter"})
-_VERB: Final = re.compile(r"\b(?:insert|update|delete|replace|truncate|merge|copy|load|partition)\b", re.IGNORECASE)
-_READ_DIFFERENTLY: Final = re.compile(r"\\|#|/\*")
+_VERB: Final = re.compile(
+    r"(?:\b|\\[nrt])(?:insert|update|delete|replace|truncate|merge|copy|load|partition)\b", re.IGNORECASE
+)
+_READ_DIFFERENTLY: Final = re.compile(r"\\|#|/\*|--\S|\r(?!\n)")
+
+_Where = Connection | Engine | None
+"""What executes a text; ``None``: something unknown."""
 
 
-def table_written_by(sql: str) -> Table | None:
+def text_of(statement: Any) -> str | None:
+    """Return the text of a statement that was written by hand, ``None`` of any other."""
+    if isinstance(statement, TextClause):
+        return statement.text
+    return str(statement.compile()) if isinstance(statement, DDL) else None
+
+
+def table_written_by(sql: str, *where: _Where) -> Table | None:
     """Return a table that the text of a statement writes, as far as its words tell, if that makes tracked rows change.
 
     It is a tracked one, or one whose rows tracked ones follow when they are deleted.
+
+    :param where: what may execute it; nothing: any database, with the schemas of the tables
     """
     if _VERB.search(sql) is None:
         return None
     tables, text = _tables_by_name(), sql.lower()
-    if not any(name in text for name in tables):
+    spellings = {spelling for name in tables for spelling in _spellings(name)}
+    is_plain = len(text) == len(sql) and 'u&"' not in text
+    if is_plain and not any(spelling in text for spelling in spellings):
         return None
-    for verb, name in _names_written(sql, _places_of(tables, text) if len(text) == len(sql) else None):
+    for verb, name in _names_written(sql, _places_of(spellings, text) if is_plain else None, where):
         for table in tables.get(name[-1], ()):
             is_elsewhere = len(name) > 1 and table.schema and table.schema.lower() != name[-2]
-            if not is_elsewhere and (tracked_table(table) is not None or verb in _TAKES_ROWS):
+            if is_elsewhere and not _may_be_moved(table, where):
+                continue
+            if tracked_table(table) is not None or verb in _TAKES_ROWS:
                 return table
     return None
+
+
+def _may_be_moved(table: Table, where: Iterable[_Where]) -> bool:
+    """Tell whether a ``schema_translate_map`` may give a table another schema."""
+    options = (None if each is None else each.get_execution_options() for each in where)
+    return any(each is None or table.schema in (each.get("schema_translate_map") or ()) for each in options)
 
 
 def _tables_by_name() -> dict[str, list[Table]]:
@@ -59,28 +84,36 @@ def _tables_by_name() -> dict[str, list[Table]]:
     return found
 
 
+def _spellings(name: str) -> set[str]:
+    """Return a name as it may be written: a quote in it is doubled if it is the quote around it."""
+    return {name, *(name.replace(quote, quote * 2) for quote in _QUOTES.values())}
+
+
 def _places_of(names: Iterable[str], text: str) -> list[int]:
     """Return where names begin in a text, in order."""
     return sorted(found.start() for name in names for found in re.finditer(re.escape(name), text))
 
 
-def _names_written(sql: str, places: Sequence[int] | None) -> Iterator[tuple[str, _Name]]:
+def _names_written(sql: str, places: Sequence[int] | None, where: Iterable[_Where]) -> Iterator[tuple[str, _Name]]:
     """Yield what is done, and to what.
 
     :param places: where names of interest begin; ``None``: everywhere
     """
-    for reading in _READINGS if _READ_DIFFERENTLY.search(sql) else _READINGS[:1]:
+    dialects = {"" if each is None else each.dialect.name for each in where}
+    readings = [each for each in _READINGS if dialects <= each.dialects] or _READINGS
+    for reading in readings if _READ_DIFFERENTLY.search(sql) else readings[:1]:
         scan = _Scan()
         skip = None if places is None else _Skip(sql, reading, places, scan)
         yield from scan.run(_tokens(sql, reading, 0, len(sql), skip))
 
 
-def notice_sql(sql: str) -> None:
+def notice_sql(sql: str, *where: _Where) -> None:
     """Notice the text of a statement that writes a tracked table.
 
+    :param where: what may execute it
     :raises CaptureError: the configuration says so
     """
-    table = table_written_by(sql)
+    table = table_written_by(sql, *where)
     if table is not None:
         what = "tracked table" if tracked_table(table) is not None else "table that tracked rows refer to,"
         uncaptured(
@@ -97,23 +130,31 @@ def notice_sql(sql: str) -> None:
 class _Reading:
     """How a database reads strings and comments.
 
+    :ivar dialects: the dialects of SQLAlchemy for the databases that read so
     :ivar escapes: whether a backslash in a string takes the next character with it
-    :ivar nests: whether comments have comments in them
-    :ivar executes: whether it executes the comments that begin with ``!`` or ``M!``, and ``#`` begins one
+    :ivar nests: whether comments have comments in them, and a carriage return, too, ends those of one line
+    :ivar executes: whether it executes the comments that begin with ``!`` or ``M!``; ``#`` begins one, too, and ``--``
+        does before blanks alone
     """
 
+    dialects: frozenset[str]
     escapes: bool = False
     nests: bool = False
     executes: bool = False
 
 
+_MYSQL: Final = frozenset({"mariadb", "mysql"})
 _READINGS: Final = (
-    _Reading(nests=True),  # PostgreSQL
-    _Reading(),  # SQLite, and the standard
-    _Reading(escapes=True, executes=True),  # MariaDB and MySQL
-    _Reading(executes=True),  # the same with NO_BACKSLASH_ESCAPES
+    _Reading(frozenset({"postgresql"}), nests=True),
+    _Reading(frozenset({"sqlite"})),  # and the standard
+    _Reading(_MYSQL, escapes=True, executes=True),
+    _Reading(_MYSQL, executes=True),  # with NO_BACKSLASH_ESCAPES
 )
+_LETTERS: Final = r"\w$\x80-\U0010FFFF"  # any database takes all that is not ASCII for letters, unlike \w
+_FIRST_LETTERS: Final = r"A-Za-z_\x80-\U0010FFFF"
+_QUOTES: Final = {"single": "'", "double": '"', "back": "`", "unicode": '"'}
 _COMMENT: Final = re.compile(r"/\*|\*/")
+_EXECUTED: Final = r"/\*M?!(?!9{5})\d*"  # no server is as new as 99999
 
 
 @cache
@@ -129,22 +170,27 @@ def _pattern(reading: _Reading, *, words: bool = True) -> re.Pattern[str]:
         parts = rf"{quote}{quote}|\\.|[^{quote}\\]" if escapes else rf"{quote}{quote}|[^{quote}]"
         return rf"{quote}{f'(?P<{name}>' if name else '(?:'}(?:{parts})*+){quote}?"
 
-    comment = r"--(?=\s|\Z)[^\n]*|\#[^\n]*" if reading.executes else r"--[^\n]*"
-    executed = r"(?P<executed>/\*M?!\d*|\*/) |" if reading.executes else ""
+    comment = r"--[^\n\r]*" if reading.nests else r"--[^\n]*"
+    if reading.executes:
+        comment = r"--(?=\s|\Z)[^\n]* | \#[^\n]*"
+    executed = rf"(?P<executed>{_EXECUTED}|\*/) |" if reading.executes else ""
     looked_at = (
-        r"[:@%?]+[\w$]* | \[(?P<bracket>[^\W\d][^\]\[\n]*+)\] | (?P<word>[\w$]+) | (?P<mark>[.,;()*])"
+        rf"""
+          \b[Uu]&{quoted('"', name="unicode")} | [:@%?]+[{_LETTERS}]*
+        | \[(?P<bracket>[{_FIRST_LETTERS}][^\]\[\n]*+)\] | (?P<word>[{_LETTERS}]+) | (?P<mark>[.,;()*]|--)
+        """
         if words
         else "(?P<mark>;)"
     )
     return re.compile(
         rf"""
-          {comment} | {"" if words else "(?<="}\bE{"" if words else ")"}{quoted("'", escapes=True)}
-        | {quoted("'", escapes=reading.escapes)} | {executed} (?P<comment>/\*)
-        | (?P<dollar>(?<![\w$])\$(?:[^\W\d]\w*)?\$)
+          {comment} | {"" if words else "(?<="}\b[Ee]{"" if words else ")"}{quoted("'", escapes=True, name="escaped")}
+        | {quoted("'", escapes=reading.escapes, name="single")} | {executed} (?P<comment>/\*)
+        | (?P<dollar>(?<![{_LETTERS}])\$(?:[{_FIRST_LETTERS}][\w\x80-\U0010FFFF]*)?\$)
         | {quoted('"', escapes=reading.escapes, name="double")} | {quoted("`", name="back")}
         | {looked_at}
         """,
-        re.IGNORECASE | re.VERBOSE | re.DOTALL,
+        re.VERBOSE | re.DOTALL,
     )
 
 
@@ -162,28 +208,62 @@ def _tokens(
     :param skip: returns where the next statement begins that is of interest, given where one begins
     :param is_body: whether it is the body of a DO block, which is executed at once, as no other string is
     """
-    search, is_first, is_block = _pattern(reading).search, True, False
+    search, text, is_block = _pattern(reading).search, ";", False
     if skip is not None:
         place = skip(place)
     while (found := search(sql, place, end)) is not None:
         kind, place = found.lastgroup, found.end()
         if kind == "word" or kind == "mark":
-            text = found[kind].lower()
-            is_block = text == "do" if is_first else is_block
-            is_first = text == ";"
+            before, text = text, found[kind].lower()
+            is_block = text == "do" if before == ";" else is_block
             yield text, False
-            if is_first and skip is not None:
+            if text == ";" and skip is not None:
                 place = skip(place)
         elif kind == "comment":
             place = _end_of_comment(sql, place, end, nests=reading.nests)
         elif kind == "dollar":
             start, (closing, place) = place, _end_of_dollars(sql, found["dollar"], place, end)
             if is_block and not is_body:
-                yield ";", False
-                yield from _tokens(sql, reading, start, closing, is_body=True)
-                yield ";", False
+                yield from _body(sql[start:closing], reading)
+        elif kind == "single" or kind == "escaped":
+            if text in _AMONG_VALUES:
+                continue
+            if is_block and not is_body:
+                yield from _body(_unescaped(found[kind], is_escaped=kind == "escaped"), reading)
+            elif kind == "single":
+                text = "a name"  # SQLite takes a string for one where it expects one
+                yield _unquoted(kind, found[kind]), True
         elif kind is not None and kind != "executed":
-            yield found[kind].replace('""', '"').replace("``", "`").lower(), True
+            text = "a name"
+            yield _unquoted(kind, found[kind]), True
+
+
+def _body(body: str, reading: _Reading) -> Iterator[tuple[str, bool]]:
+    """Yield what is in the body of a DO block."""
+    yield ";", False
+    yield from _tokens(body, reading, 0, len(body), is_body=True)
+    yield ";", False
+
+
+_AMONG_VALUES: Final = frozenset({"(", ","})
+"""What comes before strings that are neither names nor bodies."""
+_CODE_POINT: Final = re.compile(r"\\(?:\+(0[0-9a-f]{5}|10[0-9a-f]{4})|([0-9a-f]{4}))", re.IGNORECASE)
+_ESCAPE: Final = re.compile(r"\\(.)", re.DOTALL)
+_BLANKS: Final = {"n": "\n", "r": "\r", "t": "\t"}
+
+
+def _unquoted(kind: str, written: str) -> str:
+    """Return a name, in small letters, that is written in quotes."""
+    if kind == "unicode":
+        written = _CODE_POINT.sub(lambda found: chr(int(found[1] or found[2], 16)), written)
+    quote = _QUOTES.get(kind)
+    return (written.replace(quote * 2, quote) if quote else written).lower()
+
+
+def _unescaped(written: str, *, is_escaped: bool) -> str:
+    """Return the text of a string, in which a backslash may escape the next character."""
+    text = written.replace("''", "'")
+    return _ESCAPE.sub(lambda found: _BLANKS.get(found[1], found[1]), text) if is_escaped else text
 
 
 def _end_of_comment(sql: str, place: int, end: int, *, nests: bool) -> int:
@@ -201,12 +281,17 @@ def _end_of_dollars(sql: str, tag: str, place: int, end: int) -> tuple[int, int]
 
 
 _STOPS: Final = re.compile("""['"`;$/#-]""")
-_DEFINES: Final = re.compile(r"(?:\s|(?:--|\#)[^\n]*|/\*M?!\d*|/\*(?:[^*]|\*(?!/))*+\*/)*+create\b", re.IGNORECASE)
+_HOLDS_OTHERS: Final = re.compile(
+    rf"(?:\s|(?:--|\#)[^\n\r]*|{_EXECUTED}|/\*(?:[^*]|\*(?!/))*+\*/)*+(?:create|do)\b", re.IGNORECASE
+)
+"""What has statements in it, or may have."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Skip:
     """Skips the statements that name no table of interest, but in strings and comments, in a fraction of the time.
+
+    A string counts if it begins with the name: it may be one.
 
     :ivar places: where the names of such tables begin
     :ivar scan: what goes through the words; definitions, which have statements in them, are its own
@@ -219,7 +304,7 @@ class _Skip:
 
     def __call__(self, start: int) -> int:
         sql, place, end, match = self.sql, start, len(self.sql), _pattern(self.reading, words=False).match
-        if self.scan.defining is not None or _DEFINES.match(sql, start):
+        if self.scan.defining is not None or _HOLDS_OTHERS.match(sql, start):
             return start
         while True:
             stop = _STOPS.search(sql, place)
@@ -234,11 +319,13 @@ class _Skip:
                 place = _end_of_comment(sql, place, end, nests=self.reading.nests)
             elif kind == "dollar" and found is not None:
                 _, place = _end_of_dollars(sql, found["dollar"], place, end)
-            if kind in ("dollar", "double", "back") and self._names(begins, place):
+            if kind in ("double", "back") and self._names(begins, place):
+                return start
+            if kind == "single" and self._names(begins, begins + 2):
                 return start
             if kind == "mark":
                 start = place
-                if _DEFINES.match(sql, start):
+                if _HOLDS_OTHERS.match(sql, start):
                     return start
 
     def _names(self, start: int, end: int) -> bool:
@@ -264,15 +351,18 @@ _VERBS: Final[dict[str, frozenset[str]]] = {
     }.items()
 }
 """The words with which statements that write begin, and those that may come before the name of the table."""
+_NEVER_NAMES: Final = frozenset({"from", "into", "or", "table"})
+"""Those of the latter that no database takes for a name."""
 _OF_TABLE: Final = frozenset({"load", "alter"})
 """Those of which the table comes after the word TABLE."""
 _EXPLAINS: Final = frozenset({"explain", "describe", "desc"})
+_MENTIONS: Final = _EXPLAINS | {"grant", "revoke"}
+"""With what statements begin that mention others, and do not execute them."""
 _SAYS_WHETHER: Final = frozenset({"analyze", "false", "off", "0"})
-_BEGINS: Final = frozenset({"", ";", "(", ")", "then", "else", "begin", "atomic", "loop", "repeat", "do"})
+_BEGINS: Final = frozenset({"", ";", "(", ")", "then", "else", "begin", "atomic", "loop", "repeat", "do", "in", "for"})
 """What a statement may come after."""
 _BEGINS_IN: Final[dict[str, frozenset[str]]] = {
     "prepare": frozenset({"as"}),
-    "set": frozenset({"for"}),
     **dict.fromkeys((*_EXPLAINS, "analyze"), frozenset({"analyze", "verbose", "json", "extended"})),
 }
 """What it may come after besides, in one that begins with another word."""
@@ -298,8 +388,8 @@ _NO_NAMES: Final = frozenset(
     }
 )
 _MOVES_PARTITIONS: Final = frozenset({"truncate", "drop", "exchange", "attach", "detach", "discard", "import"})
-_DEFINED: Final = frozenset({"trigger", "function", "procedure", "event", "package", "rule", "view"})
-_ENDED: Final = frozenset({"if", "loop", "while", "repeat", "for", "case"})
+_DEFINED: Final = frozenset({"trigger", "function", "procedure", "event", "package", "policy", "rule", "view"})
+_ENDED: Final = frozenset({"if", "loop", "while", "repeat", "for"})
 
 
 _OF_SEVERAL: Final = frozenset({"update", "delete", "truncate"})
@@ -325,6 +415,7 @@ class _Statement:
     :ivar expects: whether a name comes next
     :ivar last: the last name, as long as it may go on
     :ivar writes: whether it is known to write
+    :ivar passed: the last word that may come before a name, or be one
     """
 
     verb: str
@@ -335,6 +426,7 @@ class _Statement:
     expects: bool = True
     last: _Named | None = None
     writes: bool = True
+    passed: str = ""
 
     def turn_to(self, reads: str) -> None:
         self.reads, self.expects, self.last = reads, bool(reads), None
@@ -345,8 +437,15 @@ class _Statement:
         if self.reads:
             getattr(self, self.reads).append(self.last)
 
+    def take_passed(self) -> None:
+        """Take the word that was passed for the name, since none comes after it: ``UPDATE only SET …``."""
+        if self.expects and self.reads == "targets" and self.passed:
+            self.add(self.passed)
+        self.passed = ""
+
     def written(self) -> Iterator[tuple[str, _Name]]:
         """Yield what it does, and to what."""
+        self.take_passed()
         aliases = {each.alias: each.name for each in self.sources if each.alias}
         set_by = {each.name[-2] if len(each.name) > 1 else "" for each in self.columns}
         if not set_by <= {each.alias or each.name[-1] for each in self.targets}:
@@ -362,8 +461,9 @@ class _Scan:
     :ivar open: the statement in each parenthesis that is open, ``None`` where none is
     :ivar before: the word or mark before this one
     :ivar first: the first word of the statement
-    :ivar is_explained: whether the statement is explained, and not executed
+    :ivar is_mentioned: whether the statement is explained, for instance, and not executed
     :ivar replaces: whether it creates something in place of another
+    :ivar handles: whether it declares a handler, whose statement comes after the conditions
     :ivar defining: how many blocks and parentheses are open in a definition, of a trigger for instance; ``None``: it is
         none
     :ivar found: what is done, and to what, in the statements that have been read
@@ -376,12 +476,13 @@ class _Scan:
     def _begin(self) -> None:
         self.open: list[_Statement | None] = [None]
         self.before = self.first = ""
-        self.is_explained = self.replaces = False
+        self.is_mentioned = self.replaces = self.handles = False
         self.defining: int | None = None
 
     def run(self, tokens: Iterator[tuple[str, bool]]) -> Iterator[tuple[str, _Name]]:
         """Yield what is done, and to what."""
-        for text, is_name in tokens:
+        for text, is_quoted in tokens:  # an option may be quoted
+            is_name = is_quoted and not (self.first in _EXPLAINS and text in _SAYS_WHETHER)
             if self.defining is not None:
                 self._define(text, is_name)
             elif is_name:
@@ -407,6 +508,8 @@ class _Scan:
 
     def _open(self) -> None:
         statement = self.open[-1]
+        if statement is not None and statement.verb in ("insert", "replace"):
+            statement.take_passed()
         if statement is not None and statement.expects:
             if statement.reads == "columns":  # SET (a, b) = …
                 statement.add("")
@@ -429,6 +532,7 @@ class _Scan:
     def _comma(self) -> None:
         statement = self.open[-1]
         if statement is not None and statement.reads and statement.verb in _OF_SEVERAL:
+            statement.take_passed()
             statement.expects, statement.last = True, None
 
     def _pass(self) -> None:
@@ -439,7 +543,7 @@ class _Scan:
     def _word(self, word: str) -> None:
         statement = self.open[-1]
         if self.before in ("", ";"):
-            self.first, self.is_explained = word, word in _EXPLAINS
+            self.first, self.is_mentioned = word, word in _MENTIONS
         if self.first == "create" and self._defines(word):
             self.defining = 0
         elif self.first in _EXPLAINS and word in _SAYS_WHETHER:
@@ -447,25 +551,28 @@ class _Scan:
         elif self.before == ".":
             self._name(word)
         elif statement is not None and statement.expects and word in _VERBS[statement.verb]:
-            pass
+            statement.passed = "" if word in _NEVER_NAMES else word
         elif word in _VERBS and self._may_begin():
             if statement is not None and (len(self.open) == 1 or self.open[-2] is not statement):
                 self.found.extend(statement.written())
             self.open[-1] = _Statement(word, expects=word not in _OF_TABLE, writes=word not in ("copy", "alter"))
+            self.handles = False
         elif statement is not None:
             self._continue(statement, word)
+        elif word == "for" and self.before == "handler":
+            self.handles = True
 
     def _may_begin(self) -> bool:
-        if self.is_explained:
+        if self.is_mentioned:
             return False
-        return self.before in _BEGINS or self.before in _BEGINS_IN.get(self.first, ())
+        return self.handles or self.before in _BEGINS or self.before in _BEGINS_IN.get(self.first, ())
 
     def _explain(self, word: str) -> None:
         """Note whether a statement that is explained is executed, too."""
         if word == "analyze":
-            self.is_explained = False
+            self.is_mentioned = False
         elif self.before == "analyze":
-            self.is_explained = True
+            self.is_mentioned = True
 
     def _defines(self, word: str) -> bool:
         """Tell whether a CREATE defines what is executed later; note which table it replaces."""
@@ -477,6 +584,8 @@ class _Scan:
 
     def _continue(self, statement: _Statement, word: str) -> None:
         step = _STEPS.get(word)
+        if step is not None or word in _NO_NAMES:
+            statement.take_passed()
         if step is not None:
             step(statement)
         elif word == "partition" and statement.verb == "alter":
@@ -487,6 +596,9 @@ class _Scan:
         elif word != "as" and statement.verb not in _OF_TABLE:
             if self.before == "(":
                 self.open[-1] = None  # a subquery
+            elif statement.expects and statement.reads == "targets" and self.before != "insert":
+                statement.add(word)  # a table of that name; MERGE has INSERT VALUES without one
+                return
             statement.expects, statement.last = False, None
 
     def _name(self, text: str) -> None:
@@ -537,7 +649,12 @@ def _using(statement: _Statement) -> None:
 
 
 def _set(statement: _Statement) -> None:
-    statement.turn_to("columns" if statement.verb == "update" and statement.reads == "targets" else "")
+    if statement.expects and statement.reads == "targets" and statement.verb != "update":
+        statement.add("set")
+    elif statement.expects and statement.reads == "columns" and not statement.targets:  # UPDATE set SET …
+        statement.targets.append(_Named(("set",)))
+    else:
+        statement.turn_to("columns" if statement.verb == "update" and statement.reads == "targets" else "")
 
 
 def _join(statement: _Statement) -> None:
@@ -559,7 +676,7 @@ _STEPS: Final[dict[str, Callable[[_Statement], None]]] = {
     "set": _set,
     "table": _table,
     **dict.fromkeys(("join", "straight_join"), _join),
-    **dict.fromkeys(("where", "returning", "order", "limit", "to"), _stop),
+    **dict.fromkeys(("where", "returning", "order", "limit", "to", "of"), _stop),
 }
 _MARKS: Final[dict[str, Callable[[_Scan], None]]] = {
     "(": _Scan._open,
@@ -568,4 +685,5 @@ _MARKS: Final[dict[str, Callable[[_Scan], None]]] = {
     ";": _Scan._end,
     ".": _Scan._pass,
     "*": _Scan._pass,
+    "--": _Scan._pass,
 }

@@ -26,7 +26,6 @@ from sqlalchemy import (
     MetaData,
     RootTransaction,
     Table,
-    TextClause,
     Update,
     UpdateBase,
     event,
@@ -47,7 +46,7 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.orm.mapper import _all_registries
 
-from sqlaudit.bulk.appending import is_history
+from sqlaudit.bulk.appending import is_history, is_migrating, rewriting
 from sqlaudit.bulk.namesakes import is_namesake
 from sqlaudit.bulk.reading import notice_writes_within, source_written, table_written, unwrapped
 from sqlaudit.bulk.recorder import Recorder
@@ -66,7 +65,7 @@ from sqlaudit.flush import (
     sources_of,
     unit_of,
 )
-from sqlaudit.handwritten import NOTICED, notice_sql
+from sqlaudit.handwritten import NOTICED, notice_sql, text_of
 from sqlaudit.history import Version, where_rows_are
 from sqlaudit.instant import (
     Instant,
@@ -263,10 +262,10 @@ def _do_orm_execute(state: ORMExecuteState) -> Any:
     writes_history = isinstance(statement, UpdateBase) and is_history(table_written(statement))
     if state.session.info.get(_DISABLED) and not writes_history:
         return None
-    if isinstance(statement, TextClause):
+    if (sql := text_of(statement)) is not None:
         if _is_first(state):
             state.update_execution_options(**{NOTICED: True})
-            notice_sql(statement.text)
+            notice_sql(sql, state.session.bind, *_connections_of(state.session))
     elif writes_history or (
         isinstance(statement, UpdateBase) and (source_written(statement) is not None or is_namesake(statement))
     ):
@@ -762,8 +761,8 @@ _MODEL_LISTENERS: Final[dict[str, Callable[..., Any]]] = {
 
 
 def _warn_of_other_mapper(mapper: Mapper[Any], model_class: type[Any]) -> None:
-    """Let a class that is not tracked, but mapped to a tracked table, warn when it writes."""
-    if tracked_model(mapper) is None and any(_is_live(table) for table in mapper.tables):
+    """Let a class that is not tracked, but mapped to a tracked table or to a history, warn or raise when it writes."""
+    if tracked_model(mapper) is None and any(_is_live(table) or is_history(table) for table in mapper.tables):
         for name in ("before_insert", "before_update", "before_delete"):
             if not event.contains(model_class, name, _written_by_other_mapper):
                 event.listen(model_class, name, _written_by_other_mapper, raw=True, retval=True)
@@ -811,8 +810,17 @@ def _is_live(table: object) -> bool:
 
 
 def _written_by_other_mapper(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
-    if tracked_model(mapper) is None and not _session_of(state).info.get(_DISABLED) and not _is_recorded(connection):
-        table = next(table for table in mapper.tables if _is_live(table))
+    """Warn of an object that is written to a tracked table, and refuse one that is written to a history.
+
+    :raises ReadOnlyError: it is
+    """
+    session = _session_of(state)
+    history: Any = next(filter(is_history, mapper.tables), None)
+    if history is not None and records(session) and not is_migrating(connection):
+        raise rewriting(history)
+    table = next(filter(_is_live, mapper.tables), None)
+    is_unseen = not session.info.get(_DISABLED) and not _is_recorded(connection)
+    if table is not None and tracked_model(mapper) is None and is_unseen:
         uncaptured(
             f"{mapper.class_.__name__} is not tracked and writes the tracked table {table.fullname!r}, whose history "
             "does not show it; write its rows through the tracked model, or track this one and map it alone.",

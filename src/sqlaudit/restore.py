@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from itertools import zip_longest
 from typing import Any, cast
 from uuid import UUID
 
@@ -33,7 +34,7 @@ from sqlaudit.instant import Instant
 from sqlaudit.keytypes import Key, one_of
 from sqlaudit.models import TrackedModel, link_columns, root_of, tracked_model, tracked_model_of
 from sqlaudit.ordering import Ordering
-from sqlaudit.period import as_utc
+from sqlaudit.period import OPEN_END, as_utc
 from sqlaudit.plan import Change, GivenValues, LinkChange, Plan, fate_of, name_of
 from sqlaudit.retrieval import ids_given
 from sqlaudit.rows import (
@@ -545,7 +546,7 @@ class _Undoing:
         return list(dict.fromkeys((row[:width], row[width:]) for row in found))
 
     def _later(self, table: TrackedTable, written: Collection[Written]) -> list[Conflict]:
-        """Return the changes that rows of a table have had since."""
+        """Return the changes that rows of a table have had since, also those whose versions have been removed."""
         if not written:
             return []
         ours = table.history.alias()
@@ -560,18 +561,26 @@ class _Undoing:
             .subquery()
         )
         same = and_(*(column == last.c[column.key] for column in key))
+        told = table.role("changed_by"), table.valid_from, changeset
+        is_later = table.version > last.c.sqlaudit_last
         statement = (
-            select(*key, table.role("changed_by"), table.valid_from, changeset)
+            select(*key, *told, is_later, table.valid_to, table.role("operation"))
             .select_from(table.history.join(last, same))
-            .where(table.version > last.c.sqlaudit_last)
+            .where(table.version >= last.c.sqlaudit_last)
             .order_by(*key, table.version)
         )
         if self.plan.lock:  # a locking read sees beyond the snapshot that the transaction may have
             statement = statement.with_for_update(read=True, of=table.history)
         with explained([table]):
             rows = self.session.execute(statement, bind_arguments=where_rows_are(self.session, table.mapper)).all()
-        width = len(key)
-        found = [_conflict(table, tuple(row[:width]), *row[width:]) for row in rows]
+        found = []
+        for row, following in zip_longest(rows, rows[1:]):
+            *values, later, ended, operation = row
+            if later:
+                found.append(_conflict(table, tuple(values[: len(key)]), *values[len(key) :]))
+            elif (following is None or not following[-3]) and operation is not Operation.DELETE and ended != OPEN_END:
+                # The version that has ended this one is missing.
+                found.append(_conflict(table, tuple(values[: len(key)]), timestamp=ended))
         return list({(each.key, each.changeset_id): each for each in found}.values())
 
 

@@ -46,6 +46,7 @@ from sqlaudit.exceptions import QueryError
 from sqlaudit.history import checked_session, history_of, moved, version_info, where_rows_are
 from sqlaudit.keytypes import are_bound_in_sql, one_of
 from sqlaudit.models import TrackedModel, root_of, tracked_model_of
+from sqlaudit.period import OPEN_END
 from sqlaudit.statements import any_of, differs, is_among
 from sqlaudit.tables import TrackedTable
 
@@ -136,7 +137,8 @@ def blame(session: Session | scoped_session[Any], model_class: type[Any], resour
     """Return, for each field of a row, its value and the version that gave it. One statement.
 
     Empty if the row has no history, or is deleted. Where versions have been removed, what was before is unknown, and
-    :attr:`~sqlaudit.changes.Blame.unknown_before` says so.
+    :attr:`~sqlaudit.changes.Blame.unknown_before` says so; where the last ones have been, :attr:`unknown_after
+    <sqlaudit.changes.Blame.unknown_after>` says that what came after is.
 
     :param resource_id: the primary key; a tuple if it is composite; text is converted
     :raises TrackingError: the model is not tracked
@@ -149,17 +151,20 @@ def blame(session: Session | scoped_session[Any], model_class: type[Any], resour
         model: TrackedModel = version.__sqlaudit_model__
         values = {name: getattr(version, name) for name in _field_names(model)}
         equalities = equalities_of((name, model.columns[name]) for name in values)
+        is_last_missing = getattr(version, model.table.names.valid_to) != OPEN_END
         while version is not None and len(found) < len(values):
             info, before = version_info(version), next(versions, None)
             is_inserted, is_baseline = (info["operation"] is each for each in (Operation.INSERT, Operation.BASELINE))
             is_missing = before is None or version_info(before)["version"] != info["version"] - 1
             unknown = not is_inserted and (is_baseline or is_missing)
-            if unknown and not is_baseline:
+            if is_last_missing or (unknown and not is_baseline):
                 info |= dict.fromkeys(_CONTEXT)
             first = is_inserted or is_missing or _has_ended(before)
             for name in values.keys() - found.keys():
                 if first or differ(getattr(before, name, None), getattr(version, name), equalities.get(name)):
-                    found[name] = Blame(**info, value=values[name], unknown_before=unknown)
+                    found[name] = Blame(
+                        **info, value=values[name], unknown_before=unknown, unknown_after=is_last_missing
+                    )
             version = before
     return {name: found[name] for name in values}
 

@@ -125,8 +125,20 @@ def _writes_within(statement: Any) -> list[Any]:
         within += statement._independent_ctes
     else:
         return []
-    found = (each for start in within if not _is_simple(start) for each in iterate(start))
+    found = (each for start in within if not _is_simple(start) for each in _elements(start))
     return [each for each in found if isinstance(each, (UpdateBase, TextualSelect))]
+
+
+def _elements(start: Any) -> Iterator[Any]:
+    """Yield what an element is made of, the tables of its columns included."""
+    seen, waiting = {start}, [start]
+    while waiting:
+        for element in iterate(waiting.pop()):
+            yield element
+            table = getattr(element, "table", None)
+            if table is not None and not isinstance(table, Table) and table not in seen:
+                seen.add(table)
+                waiting.append(table)
 
 
 def _parts_of(statement: Any) -> Iterator[Any]:
@@ -146,8 +158,10 @@ def _parts_of(statement: Any) -> Iterator[Any]:
 def _is_simple(element: Any) -> bool:
     """Tell at once of most of what statements are made of that there is no statement in it."""
     if isinstance(element, BinaryExpression):
-        return isinstance(element.left, Column) and _is_simple(element.right)
-    return not isinstance(element, ClauseElement) or isinstance(element, (BindParameter, Column, Table))
+        return _is_simple(element.left) and _is_simple(element.right)
+    if isinstance(element, Column):
+        return isinstance(element.table, Table)
+    return not isinstance(element, ClauseElement) or isinstance(element, (BindParameter, Table))
 
 
 def can_be_foreseen(statement: Any, source: Source) -> bool:

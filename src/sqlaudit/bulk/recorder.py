@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 from weakref import ref
 
-from sqlalchemy import Connection, Engine, ExceptionContext, Insert, TextClause, Update, UpdateBase, event
+from sqlalchemy import Connection, Engine, ExceptionContext, Insert, Update, UpdateBase, event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -45,7 +45,7 @@ from sqlaudit.config import current_config
 from sqlaudit.context import get_audit_context
 from sqlaudit.dependents import Occasion
 from sqlaudit.flush import unit_of
-from sqlaudit.handwritten import NOTICED, notice_sql
+from sqlaudit.handwritten import NOTICED, notice_sql, text_of
 from sqlaudit.keytypes import Key
 from sqlaudit.models import root_of
 from sqlaudit.references import Chain, Source, Untracked
@@ -137,9 +137,9 @@ class Recorder:
         statement = unwrapped(clause)
         if isinstance(statement, UpdateBase):
             refuse_rewriting(table_written(statement), statement, connection)
-        if isinstance(statement, TextClause):
+        if (sql := text_of(statement)) is not None:
             if self._is_new(connection, None, options):
-                notice_sql(statement.text)
+                notice_sql(sql, connection)
         elif (
             not isinstance(statement, UpdateBase)
             or (source := source_written(statement)) is None
@@ -170,7 +170,7 @@ class Recorder:
         if context is None or context.compiled is not None or WRITE in context.execution_options:
             return
         if not self.is_paused(connection, None, {}):
-            notice_sql(sql)
+            notice_sql(sql, connection)
 
     def after(self, connection: Connection, clause: Any, multiple: Any, single: Any, options: Any, result: Any) -> None:
         """Note what a statement has written."""

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from sqlaudit.bulk.keys import Keys, StoredKeys
 from sqlaudit.bulk.reading import Parameters
 from sqlaudit.capture import Capture, Unseen, uncaptured
+from sqlaudit.catalogue import diverts_deletes
 from sqlaudit.changes import Operation
 from sqlaudit.dependents import Dependents, Occasion, by_chain, record_moved
 from sqlaudit.exceptions import CaptureError
@@ -43,7 +44,7 @@ class Write:
     :ivar stored: the keys that are in a table
     :ivar moved_to: the keys that an UPDATE gives to rows, by those that they had
     :ivar confined_to: what an UPDATE or DELETE was confined to: the table, the condition of its rows, their number
-    :ivar missed: how many of these it did not write
+    :ivar missed: how many of these, or of the rows that a DELETE was expected to take, it did not write
     :ivar keys_of: reads the keys of what an INSERT has made from its result
     :ivar inserted: these keys
     :ivar may_update: whether the INSERT may have come upon rows that were there
@@ -119,7 +120,10 @@ class Write:
         if self.operation is Operation.INSERT:
             self.inserted = self.keys_of(result)
         elif self.operation is Operation.DELETE:
-            self.is_whole = result.rowcount == sum(len(keys) for _, keys in self.captures)
+            expected = sum(len(keys) for _, keys in self.captures)
+            self.is_whole = result.rowcount == expected
+            if self.foreseen is None and len(self.parameters) == 1 and not result.returns_rows:
+                self.missed = expected - max(result.rowcount, 0)
         if self.confined_to is not None and result.rowcount >= 0:
             self.missed = self.confined_to[2] - result.rowcount
         if self.foreseen is not None:
@@ -187,21 +191,42 @@ class Write:
     def _require_found(self) -> None:
         """See that the rows which were locked are found by their keys; the statement wrote fewer, as triggers may want.
 
-        :raises CaptureError: they are not
+        :raises CaptureError: they are not, and their keys may have been misread
         """
-        assert self.confined_to is not None
-        written, criterion, expected = self.confined_to
-        counted = select(func.count()).select_from(written).where(criterion)
-        there = self.connection.scalar(counted) or 0
-        deleted = expected - self.missed if self.operation is Operation.DELETE else 0
-        if there + deleted < expected:
-            name = self.root.live.fullname
-            raise CaptureError(
-                f"Of the {expected} rows of the tracked table {name!r} that a statement was to write, "
-                f"{expected - there - deleted} are not found again by their keys as they were read, and nothing was "
-                "kept; give the columns of the key the types that they have in the database.",
-                self.root.live,
+        if (lost := self._lost()) <= 0:
+            return
+        live = self.root.live
+        if self.operation is Operation.DELETE and (self.confined_to is None or diverts_deletes(self.connection, live)):
+            uncaptured(
+                f"{lost} rows of the tracked table {live.fullname!r} are gone after a DELETE that did not count them: "
+                "a trigger or a rule has deleted them in its place, or given them other keys. History shows them "
+                "deleted; if they have other keys, call record_changes().",
+                live,
             )
+            return
+        assert self.confined_to is not None
+        raise CaptureError(
+            f"Of the {self.confined_to[2]} rows of the tracked table {live.fullname!r} that a statement was to write, "
+            f"{lost} are not found again by their keys as they were read, and nothing was kept; give the columns of "
+            "the key the types that they have in the database. If a trigger or a rule gives the rows other keys, "
+            "execute the statement within tracking_disabled(session), and call record_changes() then.",
+            live,
+        )
+
+    def _lost(self) -> int:
+        """Return how many of the rows are not there, and were not deleted by the statement or by cascade."""
+        asked: list[tuple[FromClause, ColumnElement[bool]]]
+        if self.confined_to is None:
+            asked = [(capture.chain[0].live, keys.among(capture.chain[0].key)) for capture, keys in self.captures]
+        else:
+            asked = [self.confined_to[:2]]
+        there = sum(
+            self.connection.scalar(select(func.count()).select_from(written).where(criterion)) or 0
+            for written, criterion in asked
+        )
+        if self.confined_to is not None and self.operation is Operation.UPDATE:
+            return self.confined_to[2] - there
+        return self.missed - there - self.dependents.number_in(self.root)
 
     def is_rolled_back(self) -> bool:
         """Tell whether the transaction, or savepoint, that the statement was executed in has been rolled back."""
