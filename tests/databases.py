@@ -309,6 +309,7 @@ class PostgreSQL(Server):
             "identity_always",
             "on_conflict",
             "partial_indexes",
+            "rules",
             "serial_columns",
             "two_phase",
             "update_returning",

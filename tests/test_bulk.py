@@ -469,6 +469,13 @@ def test_a_statement_with_schemas_of_its_own_is_refused(sessions: Any) -> None:
         session.execute(sa.update(Item).values(price=1), execution_options={"schema_translate_map": {"a": "b"}})
 
 
+def test_a_statement_with_no_schemas_of_its_own_is_recorded(sessions: Any) -> None:
+    with sessions() as session:
+        session.execute(sa.update(Item).values(price=1), execution_options={"schema_translate_map": {}})
+        session.commit()
+        check_history(session, Item)
+
+
 RESULTS: dict[str, Callable[[Session], Any]] = {
     "insert": lambda s: s.execute(sa.insert(Item).values(name="new")),
     "insert into a table": lambda s: s.execute(items.insert().values(title="new")),

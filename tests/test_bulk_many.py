@@ -244,3 +244,22 @@ def test_a_statement_with_a_limit_records_the_rows_that_it_changes(sessions: ses
         session.commit()
         assert result.rowcount == MANY - 20
         check_history(session, Animal, all_recorded=False)
+
+
+def test_keys_are_told_apart_as_their_table_does(base: Any, engine: sa.Engine) -> None:
+    @sqlaudit.track_table()
+    class Bug(base):
+        __tablename__ = "many_bugs"
+        __table_args__ = {"mysql_collate": "utf8mb4_bin", "mariadb_collate": "utf8mb4_bin"}
+
+        id: Mapped[str] = mapped_column(sa.String(20), primary_key=True)
+        legs: Mapped[int]
+
+    with recording(engine, base.metadata) as sessions, sessions() as session:
+        session.execute(
+            sa.insert(Bug), [{"id": f"{letter}{n}", "legs": 6} for n in range(MANY // 2) for letter in "bB"]
+        )
+        session.commit()
+        session.execute(sa.update(Bug).values(legs=5))
+        session.commit()
+        check_history(session, Bug)

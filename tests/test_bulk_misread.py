@@ -279,6 +279,74 @@ def test_what_may_be_replaced_by_a_default_is_noticed(base: Any, sessions: Maker
         assert told(session, Slot, "id") == [("insert", 1), ("delete", 1), ("insert", 8)]
 
 
+@pytest.mark.parametrize("changes", [True, False])
+def test_a_sequence_is_asked_once_by_an_upsert_from_a_select(base: Any, sessions: Maker, changes: bool) -> None:
+    numbers = sa.Sequence("slot_numbers", metadata=base.metadata, start=5)
+
+    @sqlaudit.track_table()
+    class Slot(base):
+        __tablename__ = "slots"
+
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+        n: Mapped[int]
+
+    begin(sessions, base, Slot(id=1, n=0), Slot(id=2, n=0), Slot(id=5, n=0))
+    if not sessions.kw["bind"].dialect.supports_sequences:
+        return
+    with sessions() as session, warnings.catch_warnings(record=True) as noticed:
+        warnings.simplefilter("always", sqlaudit.SQLAuditWarning)
+        table: Any = Slot.__table__
+        statement = (
+            upsert(session, table, {"n": sa.literal_column("9")}, "id") if changes else do_nothing(session, table)
+        )
+        session.execute(statement.from_select(["id", "n"], sa.select(numbers.next_value(), table.c.n)))
+        session.commit()
+        rows = session.execute(sa.select(table).order_by(table.c.id)).all()
+    assert rows == [(1, 0), (2, 0), (5, 9 if changes else 0), (6, 0), (7, 0)]
+    assert any("by a value that the database gives" in str(each.message) for each in noticed) == changes
+    check(sessions, Slot)
+
+
+@pytest.mark.requires("rules")
+def test_an_insert_whose_keys_a_rule_keeps_from_being_returned_is_noticed(base: Any, sessions: Maker) -> None:
+    @sqlaudit.track_table()
+    class Slot(base):
+        __tablename__ = "slots"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        n: Mapped[int]
+
+    begin(sessions, base, Slot(id=1, n=0))
+    with sessions() as session:
+        session.connection().exec_driver_sql("CREATE RULE r AS ON INSERT TO slots WHERE NEW.n = 5 DO INSTEAD NOTHING")
+        with pytest.warns(sqlaudit.SQLAuditWarning, match=r"rule of the table 'slots'"):
+            session.execute(sa.insert(Slot).from_select(["id", "n"], sa.select(Slot.id + 1, Slot.n)))
+        sqlaudit.record_changes(session, Slot)
+        session.commit()
+        assert told(session, Slot, "id") == [("insert", 1), ("insert", 2)]
+
+
+def test_keys_with_a_nul_are_recorded(base: Any, sessions: Maker) -> None:
+    @sqlaudit.track_table()
+    class Slot(base):
+        __tablename__ = "slots"
+
+        id: Mapped[str] = mapped_column(Name, primary_key=True)
+        n: Mapped[int]
+
+    if sessions.kw["bind"].dialect.name == "postgresql":  # which stores none
+        return
+    begin(sessions, base, Slot(id="a", n=1), Slot(id="a\0b", n=1))
+    with sessions() as session:
+        session.execute(sa.update(Slot).where(Slot.n > sa.func.abs(0)).values(n=2))
+        session.commit()
+        session.add_all([Slot(id="c", n=1), Slot(id="c\0d", n=1)])
+        session.flush()
+        session.execute(sa.delete(Slot))
+        session.commit()
+    check(sessions, Slot)
+
+
 REPLACING: dict[str, Callable[[Any], Any]] = {
     "insert": lambda table: table.insert().values(code="a", n=5),
     "insert of a list": lambda table: table.insert().values([{"code": "a", "n": 5}, {"code": "c", "n": 5}]),

@@ -161,6 +161,34 @@ def test_rows_are_recorded_by_numbers_that_are_made(base: Any, engine: sa.Engine
     check(base, engine, NUMBERS[kind](), shape)
 
 
+@pytest.mark.parametrize("kind", ["a serial", "a sequence"])
+def test_a_row_is_recorded_by_a_number_that_is_given_in_sql(base: Any, engine: sa.Engine, kind: str) -> None:
+    model = model_of(base, NUMBERS[kind](), "alone")
+    with recording(engine, base.metadata) as sessions, sessions() as session:
+        session.execute(sa.insert(model).values(id=sa.literal(700) + 1, tenant=1, x=1))
+        session.connection().execute(model.__table__.insert().values(id=sa.literal(700) + 2, tenant=1, x=2))
+        session.commit()
+        check_history(session, model)
+        assert told(session, model, "id") == [("insert", 701), ("insert", 702)]
+
+
+@pytest.mark.parametrize("shape", SHAPES[:4])
+def test_a_result_shows_no_column_of_sqlaudits(base: Any, engine: sa.Engine, shape: str) -> None:
+    model = model_of(base, KINDS["a server default"](), shape)
+    insert = model.__table__.insert()
+    with recording(engine, base.metadata) as sessions, sessions() as session:
+        for statement, parameters in (
+            (insert.values(tenant=sa.literal(4) + 1, x=6), {}),
+            (insert.values(x=6, tenant=1).return_defaults(), {}),
+            (insert.return_defaults(), [{"tenant": 1, "x": 1}, {"tenant": 1, "x": 2}]),
+        ):
+            result = session.connection().execute(statement, parameters)
+            told_names = [row._fields for row in result.returned_defaults_rows or ()]
+            assert "sqlaudit" not in str([list(result.keys()) if result.returns_rows else [], told_names])
+        session.commit()
+        check_history(session, model)
+
+
 def test_rows_are_recorded_by_numbers_that_the_model_does_not_expect(base: Any, engine: sa.Engine) -> None:
     if engine.dialect.name == "sqlite":
         check(base, engine, sa.Column(sa.Integer, primary_key=True, autoincrement=False), "alone")

@@ -36,7 +36,7 @@ from sqlaudit.bulk.reading import (
     is_null,
     value_given,
 )
-from sqlaudit.bulk.writes import Write, let_read_again
+from sqlaudit.bulk.writes import KeysOf, Write, let_read_again
 from sqlaudit.capture import uncaptured
 from sqlaudit.catalogue import are_volatile, refuses_returning, sequence_of
 from sqlaudit.keytypes import MYSQL, Key, RawKey, differ_raw, keys_read, one_of, raw
@@ -119,22 +119,53 @@ def _prepare_upsert(write: Write, clause: Any, tracked: TrackedTable, parameters
     staying = {columns: values for columns, values in known.items() if columns in map(tuple, stays)}
     if rows is None or not staying:
         return _returning_keys(write, clause, tracked, rows, changed)
-    # What is inserted has all of them; others may have inserted meanwhile what is updated, by one of them.
-    find = partial(_keys_by, write.connection, key, lock=_locks(write.connection, changed))
-    kept = known if changed and not is_told else staying  # what is replaced gives way to others with its values
+    write.keys_of = _looking_for_rows(
+        write,
+        tracked,
+        staying,
+        known if changed and not is_told else staying,  # what is replaced gives way to others with its values
+        present,
+        changed=changed,
+        is_noticed=is_noticed,
+    )
+    return clause
+
+
+def _looking_for_rows(
+    write: Write,
+    tracked: TrackedTable,
+    staying: Mapping[Any, Sequence[Key]],
+    kept: Mapping[Any, Sequence[Key]],
+    present: Mapping[Any, Set[Key]],
+    *,
+    changed: Set[Any],
+    is_noticed: bool,
+) -> KeysOf:
+    """Return what finds the rows that an upsert has inserted or come upon, and notes if one is missing.
+
+    What it has inserted has all values given; others may have inserted meanwhile what it has updated, by one of them.
+
+    :param staying: the values given that it does not change, by the columns that are unique
+    :param kept: those one of which is found of each row given
+    :param present: the keys of the rows that were there before, by such columns
+    :param is_noticed: whether sqlaudit has warned that it may come upon others
+    """
+    find = partial(_keys_by, write.connection, tracked.key, lock=_locks(write.connection, changed))
+    given = next(iter(staying.values()))
 
     def keys_of(result: CursorResult[Any]) -> list[Key]:
-        found, places = find(staying), range(len(rows))
+        found = find(staying)
         keys = dict.fromkeys(each for keys in found for each in keys)
-        if all(len(keys) < len(rows) for keys in found) and (missing := _not_found(find, kept, places)):
-            otherwise = {each for columns, keys in present.items() if columns not in staying for each in keys}
-            is_left = not changed and 0 <= result.rowcount <= len(keys.keys() - set().union(*present.values()))
-            if len(missing) > len(otherwise) and not (is_left or is_noticed):
-                write.lost = next(iter(staying.values()))[missing[0]]
+        if any(len(keys) >= len(given) for keys in found) or not (missing := _not_found(find, kept, range(len(given)))):
+            return list(keys)
+        otherwise = {each for columns, keys in present.items() if columns not in staying for each in keys}
+        inserted = keys.keys() - set().union(*present.values())
+        is_left = not changed and 0 <= result.rowcount <= len(inserted)  # IGNORE leaves rows for other reasons, too
+        if len(missing) > len(otherwise) and not (is_left or is_noticed):
+            write.lost = given[missing[0]]
         return list(keys)
 
-    write.keys_of = keys_of
-    return clause
+    return keys_of
 
 
 def _is_found_otherwise(
@@ -311,6 +342,8 @@ def _is_drawn(write: Write, key: Column[Any], parameters: Parameters) -> bool:
     write.parameters = [{**each, key.key: number} for each, number in zip(parameters, drawn, strict=True)]
 
     def keys_of(result: CursorResult[Any]) -> Portionable[Key]:
+        for each in result.context.compiled_parameters:  # which last_inserted_params() tells
+            each.pop(key.key, None)
         first, last = drawn[0], drawn[-1]
         if len(drawn) > CHUNK and drawn == list(range(first, first + len(drawn))):
             return _between(connection, key, first, last)
