@@ -420,7 +420,7 @@ def test_whatever_is_decorated_runs_in_the_context(kind):
         (inspect.isgeneratorfunction, generator),
         (inspect.isasyncgenfunction, asynchronous_generator),
     ],
-    ids=str,
+    ids=["coroutine", "object", "generator", "asynchronous generator"],
 )
 def test_a_decorated_function_is_still_of_its_kind(is_of_kind, function):
     assert is_of_kind(NIGHTLY(function))
@@ -431,7 +431,11 @@ def test_what_is_returned_is_the_same_object_where_nothing_of_it_runs_later():
         assert NIGHTLY(lambda thing=thing: thing)() is thing
 
 
-@pytest.mark.parametrize("thing", [Methods, property(contents), functools.cached_property(contents), None], ids=str)
+@pytest.mark.parametrize(
+    "thing",
+    [Methods, property(contents), functools.cached_property(contents), None],
+    ids=["class", "property", "cached property", "none"],
+)
 def test_what_is_no_function_is_refused_at_its_decoration(thing):
     with pytest.raises(ContextError, match="decorates functions"):
         NIGHTLY(thing)
