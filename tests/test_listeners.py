@@ -63,6 +63,7 @@ def with_leaves(base: Any) -> tuple[Any, Any]:
     return parcel, Leaf
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("eager", [False, True], ids=["", "eager"])
 @pytest.mark.parametrize("late", [set_value, set_sql])
 @pytest.mark.parametrize("change", CHANGES)
@@ -189,6 +190,7 @@ def added_late(parent: Any, child: type[Any]) -> None:
     parent.name = "b"
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("happens", [orphaned, left, left_by_deletion, added_late])
 def test_what_a_listener_writes_for_an_object_that_joins_the_flush_late_is_recorded(
     base: Any, engine: sa.Engine, sessions: Sessions, counter: Any, happens: Any
@@ -225,6 +227,7 @@ def test_what_a_listener_writes_for_an_object_that_joins_the_flush_late_is_recor
         check_history(session, counter)
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("when", ["default", "onupdate"])
 def test_what_a_default_writes_by_the_connection_is_recorded(
     base: Any, engine: sa.Engine, sessions: Sessions, counter: Any, when: str
@@ -250,6 +253,7 @@ def test_what_a_default_writes_by_the_connection_is_recorded(
 # --- sessions that share a connection -----------------------------------------------------------------------------
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("is_over", [False, True])
 def test_what_is_written_by_the_connection_of_a_session_is_recorded_whoever_shares_it(
     engine: sa.Engine, sessions: Sessions, base: Any, counter: Any, is_over: bool
@@ -270,6 +274,7 @@ def test_what_is_written_by_the_connection_of_a_session_is_recorded_whoever_shar
         mine.close()
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("automatic", [{}, {"onupdate": 5}], ids=["", "onupdate"])
 def test_a_parent_that_only_gets_a_child_is_not_asked_about(
     base: Any, engine: sa.Engine, sessions: Sessions, automatic: Any

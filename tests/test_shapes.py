@@ -456,6 +456,7 @@ WRITES: dict[str, Any] = {
 }
 
 
+@pytest.mark.spread
 @pytest.mark.filterwarnings("ignore:.*cartesian product:sqlalchemy.exc.SAWarning")
 @pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize("selected_from", SELECTED_FROM)
