@@ -52,6 +52,7 @@ from sqlalchemy import (
     or_,
     select,
     tuple_,
+    type_coerce,
     update,
 )
 from sqlalchemy.dialects import mysql
@@ -587,7 +588,7 @@ class Statements:
             pairs += [(live, other.c[old.key]) for live, old in table.columns if live not in table.key]
             differences.append(differs(table.key[0], other_key[0]))
         differences += [
-            differs(cast(live, Text()), cast(old, Text())) if live in self.as_text else differs(live, old)
+            differs(cast(live, Text()), self._text_of(old)) if live in self.as_text else differs(live, old)
             for live, old in pairs
         ]
         if not differences:
@@ -598,6 +599,10 @@ class Statements:
             .where(self._same(self.base.key, here), any_of(*differences))
             .correlate(history)
         )
+
+    def _text_of(self, old: ColumnElement[Any]) -> ColumnElement[Any]:
+        """Return a column of history as a text; MariaDB and MySQL would fail to make one of bytes that are none."""
+        return type_coerce(old, Text()) if self.dialect.name in MYSQL else cast(old, Text())
 
     def _may_change(self, column: Column[Any]) -> bool:
         """Whether a column may change in a row: one of the key, if it may be spelt in several ways, 'a' and 'A'."""
