@@ -9,7 +9,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"exceptions", "keytypes"},
-    {"period", "readable"},
+    {"period", "texts", "writable"},
+    {"readable"},
     {"arguments", "config", "context", "changes"},
     {"tables"},
     {"autogenerate", "bisection", "models"},

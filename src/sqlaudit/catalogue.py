@@ -144,11 +144,8 @@ def _typed_otherwise(connection: Connection, tracked: TrackedTable, place: Colum
 
 def _typed_otherwise_on_mysql(connection: Connection, tracked: TrackedTable, place: ColumnElement[int]) -> Select[Any]:
     here, past = _COLUMNS_OF_MYSQL.alias(), _COLUMNS_OF_MYSQL.alias()
-    return (
-        select(place, here.c.COLUMN_NAME)
-        .join_from(here, past, past.c.COLUMN_NAME == here.c.COLUMN_NAME)
-        .where(here.c.TABLE_SCHEMA == (schema_of(connection, tracked.live) or func.database()))
-        .where(past.c.TABLE_SCHEMA == (schema_of(connection, tracked.history) or func.database()))
-        .where(here.c.TABLE_NAME == tracked.live.name, past.c.TABLE_NAME == tracked.history.name)
-        .where(past.c.DATA_TYPE.in_(_TEXTS_OF_MYSQL), here.c.DATA_TYPE.not_in(_TEXTS_OF_MYSQL))
-    )
+    statement = select(place, here.c.COLUMN_NAME).join_from(here, past, past.c.COLUMN_NAME == here.c.COLUMN_NAME)
+    for columns, owner in ((here.c, tracked.live), (past.c, tracked.history)):
+        schema = schema_of(connection, owner) or func.database()
+        statement = statement.where(columns["TABLE_SCHEMA"] == schema, columns["TABLE_NAME"] == owner.name)
+    return statement.where(past.c.DATA_TYPE.in_(_TEXTS_OF_MYSQL), here.c.DATA_TYPE.not_in(_TEXTS_OF_MYSQL))

@@ -22,8 +22,10 @@ from sqlalchemy import (
     DateTime,
     Dialect,
     Double,
+    Enum,
     Float,
     Integer,
+    LargeBinary,
     Numeric,
     Select,
     String,
@@ -39,8 +41,9 @@ from sqlalchemy import (
     tuple_,
     type_coerce,
 )
+from sqlalchemy.dialects import mysql
 from sqlalchemy.sql import operators
-from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
+from sqlalchemy.types import BINARY, VARBINARY, TypeDecorator, TypeEngine, UserDefinedType
 
 MYSQL: Final = ("mysql", "mariadb")
 Key = tuple[Any, ...]
@@ -51,6 +54,7 @@ _MORE_TEXTS: Final = frozenset({"CHAR", "NCHAR", "TINYTEXT", "MEDIUMTEXT", "LONG
 _BYTES: Final = frozenset(
     {"LARGE_BINARY", "BLOB", "BYTEA", "BINARY", "VARBINARY", "TINYBLOB", "MEDIUMBLOB", "LONGBLOB"}
 )
+BYTES: Final = (LargeBinary, BINARY, VARBINARY, mysql.TINYBLOB, mysql.MEDIUMBLOB, mysql.LONGBLOB)
 _TOLD_APART: Final = (Integer, String, Uuid, Boolean, Date, DateTime, Time)
 
 
@@ -117,6 +121,12 @@ def implementation_of(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[An
     while isinstance(implementation, TypeDecorator):
         implementation = implementation.type_engine(dialect)
     return implementation
+
+
+def stored_type(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
+    """Return the type that a column has in the database, with its limits, some of which a dialect's own type lacks."""
+    below = undecorated(type_, dialect)
+    return implementation_of(below, dialect) if isinstance(below, (TypeDecorator, Enum)) else below
 
 
 def _is_sqlalchemys(type_: TypeEngine[Any]) -> bool:

@@ -239,7 +239,7 @@ def _differs_on_sqlite(element: differs, compiler: SQLCompiler, **kw: Any) -> st
 @compiles(differs, *MYSQL)
 def _differs_on_mysql(element: differs, compiler: SQLCompiler, **kw: Any) -> str:
     type_, left, right = _sides(element, compiler, **kw)
-    if not isinstance(type_, _COMPARED_BY_VALUE):
+    if not isinstance(type_, (*_COMPARED_BY_VALUE, mysql.BIT)):
         left, right = f"CAST({left} AS BINARY)", f"CAST({right} AS BINARY)"
     return f"NOT ({left} <=> {right})"
 
