@@ -63,10 +63,12 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from sqlaudit.changes import Operation
+from sqlaudit.exceptions import CaptureError
 from sqlaudit.keytypes import (
     MYSQL,
     AsConstant,
     Key,
+    KeyArray,
     KeyTypes,
     bound,
     bound_list,
@@ -166,7 +168,13 @@ def pages(
         ends = [bound(column, value=value) for column, value in zip(read, page[-1], strict=True)]
         # By its name, for SQLAlchemy compares no booleans.
         behind = tuple_(*order) > tuple_(*ends) if len(ends) > 1 else order[0].bool_op(">")(ends[0])
-        page = list(keys_read(connection, statement.where(behind)))
+        last, page = page[-1], list(keys_read(connection, statement.where(behind)))
+        if page and page[-1] == last:
+            raise CaptureError(
+                f"The database does not find the keys behind {last}: the key of the live table and that of its history "
+                "are of different types; give them the same.",
+                last,
+            )
 
 
 def in_order(column: ColumnElement[Any], dialect: Dialect) -> ColumnElement[Any]:
@@ -380,7 +388,7 @@ def _is_among_array(element: is_among, compiler: SQLCompiler, **kw: Any) -> str:
     if not isinstance(values.type, _IN_JSON) or isinstance(values.type, Enum):
         return _is_among(element, compiler, **kw)
     key = cast_type("BindParameter[Any]", values).key
-    return compiler.process(column == any_(bindparam(key, type_=ARRAY(values.type))), **kw)
+    return compiler.process(column == any_(bindparam(key, type_=KeyArray(values.type))), **kw)
 
 
 @compiles(is_among, "sqlite")
@@ -506,7 +514,7 @@ class Statements:
         columns = self._compared(columns)
         (column, *more) = columns
         if not more and takes_array(column, self.dialect):
-            return column == any_(bindparam("sqlaudit_keys", type_=ARRAY(column.type, dimensions=1)))
+            return column == any_(bindparam("sqlaudit_keys", type_=KeyArray(column.type)))
         if not more and goes_into_json(column, self.dialect):
             return one_of_json(column, bindparam("sqlaudit_keys", type_=JSONList(column.type)))
         return bound_list(columns, "sqlaudit_keys")

@@ -35,7 +35,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.dialects.postgresql.ranges import AbstractRange
-from sqlalchemy.types import BINARY, TypeEngine
+from sqlalchemy.types import BINARY, TypeDecorator, TypeEngine
 
 from sqlaudit.keytypes import BYTES, MYSQL, stored_type
 
@@ -49,6 +49,8 @@ def is_writable(value: Any, type_: TypeEngine[Any], dialect: Dialect) -> bool:
     try:
         process = type_.dialect_impl(dialect).bind_processor(dialect)
         bound = value if process is None else process(value)
+        if type(bound) not in _KNOWN and not isinstance(type_, TypeDecorator):
+            bound = value  # which a driver has wrapped
         return dialect.name == "sqlite" or _holds(stored_type(type_, dialect), bound, dialect)
     except Exception:  # whatever a type of the user's raises
         return False
