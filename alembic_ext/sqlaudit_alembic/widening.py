@@ -46,6 +46,8 @@ def wide_enough(existing: _Type, wanted: _Type, dialect: Dialect) -> _Type | Non
     old, new = _stored_as(existing, dialect), _stored_as(wanted, dialect)
     if dialect.name == "sqlite" and _sqlite_holds(old, new):
         return None
+    if dialect.name == "sqlite" and isinstance(old, Float) and isinstance(new, _NUMBERS):
+        return Numeric()  # a number as it is
     if dialect.name == "postgresql" and isinstance(old, Boolean) != isinstance(new, Boolean):
         return None if isinstance(old, Text) else Text()  # it makes no number of a truth
     if becomes_utc(existing, wanted, dialect):

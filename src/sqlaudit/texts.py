@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from ipaddress import ip_interface
 from typing import Any, Final, cast
 from uuid import UUID
 
@@ -49,6 +50,9 @@ def parser_of(type_: TypeEngine[Any], dialect: Dialect) -> Parser | None:
             return _array_parser(parser_of(type_.item_type, dialect) or str)
         if isinstance(type_, AbstractSingleRange):
             return _range_parser(type_)
+        if isinstance(type_, postgresql.INET):
+            is_text = dialect.driver == "psycopg2" or cast("Any", dialect)._native_inet_types is False
+            return _address_text if is_text else _address
     return next((parse for kind, parse in _PARSERS if isinstance(type_, kind)), None)
 
 
@@ -90,8 +94,13 @@ def _interval(text: str) -> timedelta:
     return timedelta(days=int(days or 0)) + (-clock if sign == "-" else clock)
 
 
-def _address(text: str) -> str:
-    return text.removesuffix("/128" if ":" in text else "/32")
+def _address(text: str) -> Any:
+    interface = ip_interface(text)
+    return interface.ip if interface.network.prefixlen == interface.max_prefixlen else interface
+
+
+def _address_text(text: str) -> str:
+    return str(_address(text))
 
 
 _PARSERS: Final[Sequence[tuple[type[TypeEngine[Any]], Parser]]] = (
@@ -106,7 +115,6 @@ _PARSERS: Final[Sequence[tuple[type[TypeEngine[Any]], Parser]]] = (
     (LargeBinary, _bytes),
     (Interval, _interval),
     (postgresql.INTERVAL, _interval),
-    (postgresql.INET, _address),
     (mysql.YEAR, int),
 )
 

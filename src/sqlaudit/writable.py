@@ -46,12 +46,11 @@ def is_writable(value: Any, type_: TypeEngine[Any], dialect: Dialect) -> bool:
         return True
     if isinstance(type_, Enum):
         return value in (type_.enums if type_.enum_class is None else tuple(type_.enum_class))
+    is_own = not isinstance(type_._variant_mapping.get(dialect.name, type_), TypeDecorator)
     try:
         process = type_.dialect_impl(dialect).bind_processor(dialect)
         bound = value if process is None else process(value)
-        if type(bound) not in _KNOWN and not isinstance(type_, TypeDecorator):
-            bound = value  # which a driver has wrapped
-        return dialect.name == "sqlite" or _holds(stored_type(type_, dialect), bound, dialect)
+        return dialect.name == "sqlite" or _holds(stored_type(type_, dialect), value if is_own else bound, dialect)
     except Exception:  # whatever a type of the user's raises
         return False
 
@@ -178,9 +177,11 @@ def _bits(type_: Any, value: Any, dialect: Dialect) -> bool:
 
 
 def _array(type_: Any, value: Any, dialect: Dialect) -> bool:
-    if isinstance(value, list):
-        return all(item is None or _array(type_, item, dialect) for item in value)
-    return _holds(stored_type(type_.item_type, dialect), value, dialect)
+    item_type = stored_type(type_.item_type, dialect)
+    return isinstance(value, list) and all(
+        item is None or (_array(type_, item, dialect) if isinstance(item, list) else _holds(item_type, item, dialect))
+        for item in value
+    )
 
 
 def _set(type_: Any, value: Any, dialect: Dialect) -> bool:
