@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import copy
 from datetime import date, datetime
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from functools import cache
 from typing import Any, Final, cast
 
-from sqlalchemy import ARRAY, Boolean, Date, Dialect, Enum, Float, Integer, Numeric, String
-from sqlalchemy.types import NullType, TypeEngine
+from sqlalchemy import ARRAY, Boolean, ColumnElement, Date, Dialect, Enum, Float, Integer, Numeric, String, type_coerce
+from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
 
-from sqlaudit.keytypes import BYTES, MYSQL, implementation_of
+from sqlaudit.keytypes import BYTES, MYSQL, AsStored, implementation_of
 from sqlaudit.texts import parser_of
 
 _TEXTS: Final = {
@@ -94,6 +94,37 @@ def _as_date(value: Any) -> Any:
     if type(value) is datetime and value == datetime(value.year, value.month, value.day, tzinfo=value.tzinfo):
         return date(value.year, value.month, value.day)
     return value
+
+
+class Unrounded(TypeDecorator[Decimal]):
+    """A number with all digits that SQLite has of it, though its column may have had more when it was written."""
+
+    impl = Numeric
+    cache_ok = True
+
+    def __init__(self, number: Numeric[Any]) -> None:
+        super().__init__()
+        self.number = number
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return AsStored() if dialect.name == "sqlite" else self.number
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+        if dialect.name != "sqlite" or value is None:
+            return value
+        try:
+            return Decimal(str(value))
+        except InvalidOperation:
+            return value
+
+
+def unrounded(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Return a column as it is read to be written again."""
+    type_ = column.type
+    if not isinstance(type_, Numeric) or isinstance(type_, Float) or not type_.asdecimal:
+        return column
+    is_sqlalchemys = type(type_).__module__.startswith("sqlalchemy.")
+    return type_coerce(column, Unrounded(type_)) if is_sqlalchemys else column
 
 
 def readable(type_: TypeEngine[Any]) -> TypeEngine[Any]:

@@ -61,7 +61,7 @@ _KNOWN: Final = (str, bytes, int, float, Decimal, date, datetime, time, timedelt
 
 def _holds(type_: Any, value: Any, dialect: Dialect) -> bool:
     holds = next((holds for kind, holds in _RULES if isinstance(type_, kind)), None)
-    return holds is None or type(value) not in _KNOWN or holds(type_, value, dialect)
+    return holds is None or not isinstance(value, _KNOWN) or holds(type_, value, dialect)
 
 
 def _text(type_: Any, value: Any, dialect: Dialect) -> bool:
