@@ -146,6 +146,7 @@ FORMER = {
     "bytes": (sa.LargeBinary(), b"\xff", sa.Text()),
     "instant": (sa.DateTime(), datetime.fromisoformat("2024-01-01 13:30"), sa.Date()),
     "float": (sa.Double(), 1.25, sa.Integer()),
+    "no JSON": (sa.Text(), "{bad", sa.JSON()),
 }
 
 

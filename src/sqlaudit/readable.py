@@ -13,7 +13,20 @@ from decimal import Decimal, InvalidOperation
 from functools import cache
 from typing import Any, Final, cast
 
-from sqlalchemy import ARRAY, Boolean, ColumnElement, Date, Dialect, Enum, Float, Integer, Numeric, String, type_coerce
+from sqlalchemy import (
+    ARRAY,
+    JSON,
+    Boolean,
+    ColumnElement,
+    Date,
+    Dialect,
+    Enum,
+    Float,
+    Integer,
+    Numeric,
+    String,
+    type_coerce,
+)
 from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
 
 from sqlaudit.keytypes import BYTES, MYSQL, AsStored, implementation_of
@@ -24,6 +37,10 @@ _TEXTS: Final = {
     **dict.fromkeys(MYSQL, (249, 250, 251, 252, 253, 254)),  # the protocol's texts of every size, and strings
 }
 """What a driver calls the types of texts."""
+
+
+class Unread(str):
+    """A text that is no JSON, and not to be taken for a text in JSON."""
 
 
 class _Readable:
@@ -51,7 +68,7 @@ class _Readable:
                     return parsed  # and not rounded, as SQLite's numbers are
                 return process(parsed)
             except Exception:  # whatever a type of the user's raises
-                return value
+                return Unread(value) if isinstance(type_, JSON) and isinstance(value, str) else value
 
         return read
 

@@ -38,12 +38,15 @@ from sqlalchemy.dialects.postgresql.ranges import AbstractRange
 from sqlalchemy.types import BINARY, TypeDecorator, TypeEngine
 
 from sqlaudit.keytypes import BYTES, MYSQL, stored_type
+from sqlaudit.readable import Unread
 
 
 def is_writable(value: Any, type_: TypeEngine[Any], dialect: Dialect) -> bool:
     """Tell whether a value of history can be given to its column's type again, which has read it or has not."""
     if value is None:
         return True
+    if isinstance(value, Unread):
+        return False
     if isinstance(type_, Enum):
         return value in (type_.enums if type_.enum_class is None else tuple(type_.enum_class))
     is_own = not isinstance(type_._variant_mapping.get(dialect.name, type_), TypeDecorator)
