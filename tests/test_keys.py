@@ -410,6 +410,32 @@ def test_rows_with_keys_of_postgresql_are_written_as_without_tracking(name, comp
     _check_given(run, base, *GIVEN_TO_ARRAYS[name], composite=composite)
 
 
+OF_SEVERAL_TYPES: dict[str, tuple[Any, list[Any]]] = {
+    "integers": (sa.Integer, [5, "6", Decimal(7)]),
+    "numbers": (sa.Numeric(20, 2), [5, Decimal("5.25"), 2.5]),
+    "floats": (sa.Double, [5, Decimal("5.25"), 2.5]),
+    "texts": (sa.String(10), ["a", 5]),
+    "days": (sa.Date, [DAYS[0], TIMES[1], "2024-02-03"]),
+    "instants": (sa.DateTime, [DAYS[0], TIMES[1]]),
+}
+
+
+@pytest.mark.requires("arrays")
+@pytest.mark.parametrize("name", OF_SEVERAL_TYPES)
+def test_keys_of_several_python_types_go_into_one_array(name, base, run):
+    type_, keys = OF_SEVERAL_TYPES[name]
+    _, tracked = models_of(base, type_, composite=False)
+    _created(run, base)
+    table = tracked.__table__
+    rows = [{"id": key, "place": place, "value": place} for place, key in enumerate(keys)]
+    run(lambda session: (session.execute(sa.insert(tracked), rows), session.commit()))
+    changes = [{"key": key, "new": 10 + place} for place, key in enumerate(keys)]
+    by_key = sa.update(table).where(table.c.id == sa.bindparam("key")).values(value=sa.bindparam("new"))
+    run(lambda session: (session.connection().execute(by_key, changes), session.commit()))
+    assert run(lambda session: len(session.scalars(tracked.all_versions()).all())) == 2 * len(keys)
+    assert run(lambda session: open_versions_of(session, tracked)) == run(lambda session: rows_of(session, tracked))
+
+
 @pytest.mark.requires("limited_updates")
 @by_name(GIVEN_TO_MARIADB)
 def test_rows_with_keys_of_mariadb_are_written_as_without_tracking(name, composite, base, run):

@@ -9,7 +9,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"exceptions", "keytypes"},
-    {"period", "readable"},
+    {"period", "texts"},
+    {"readable"},
+    {"writable"},
     {"arguments", "config", "context", "changes"},
     {"tables"},
     {"autogenerate", "bisection", "models"},

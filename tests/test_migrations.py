@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from alembic.config import Config
 from alembic.runtime import plugins
 from alembic.script import ScriptDirectory
 from sqlalchemy import orm
+from sqlalchemy.dialects import mysql, postgresql
+from sqlalchemy.dialects.postgresql import ARRAY, Range
 
 import sqlaudit_alembic.ops as ops
 from databases import Database
@@ -41,6 +44,7 @@ from sqlaudit import (
     unregister_hooks,
     versions_of,
 )
+from sqlaudit_alembic.widening import wide_enough
 from stock import upsert
 
 ENV = """
@@ -1428,6 +1432,11 @@ def test_rows_with_dates_that_a_session_may_not_write_are_changed_and_recorded(p
 # --- history is wide enough for its past -------------------------------------------------------------------------
 
 OLD_DAY, NEW_DAY = datetime.fromisoformat("2024-01-01 13:30"), date(2024, 1, 2)
+AWARE, LATER = (OLD_DAY.replace(day=day, tzinfo=UTC) for day in (1, 2))
+NEXT_DAY, MYSQL = LATER.replace(tzinfo=None), ("mysql", "mariadb")
+ADDRESS = ip_address("10.0.0.9")
+BIT = getattr(postgresql, "BitString", str)  # of SQLAlchemy 2.1
+VARBINARY = sa.LargeBinary().with_variant(mysql.VARBINARY(10), *MYSQL)
 CHANGES: dict[str, tuple[Any, Any, Any, Any, Any]] = {
     "shorter text": (sa.String(50), "x" * 40, "short", sa.String(10), "brief"),
     "text of a length": (sa.Text(), "x" * 40, "short", sa.String(10), "brief"),
@@ -1438,6 +1447,15 @@ CHANGES: dict[str, tuple[Any, Any, Any, Any, Any]] = {
     "instant to date": (sa.DateTime(), OLD_DAY, datetime.fromisoformat("2024-01-02"), sa.Date(), NEW_DAY),
     "date to instant": (sa.Date(), NEW_DAY, date(2024, 1, 3), sa.DateTime(), OLD_DAY),
     "number to text": (sa.Integer(), 2**30, 2, sa.String(3), "abc"),
+    "shorter bytes": (sa.LargeBinary(), b"\xff" * 40, b"s", VARBINARY, b"brief"),
+    "smaller text": (sa.Text().with_variant(mysql.LONGTEXT(), *MYSQL), "x" * 70000, "short", sa.Text(), "brief"),
+    "smaller bytes": (
+        sa.LargeBinary().with_variant(mysql.LONGBLOB(), *MYSQL),
+        b"\xff" * 70000,
+        b"s",
+        sa.LargeBinary(),
+        b"brief",
+    ),
 }
 
 
@@ -1468,11 +1486,25 @@ def test_the_type_of_a_live_column_changes_and_history_holds_what_it_held(projec
         session.commit()
         assert [version.value for version in versions_of(session, later.Customer, 1)][2:] == [last, last]
         assert session.scalars(as_of(later.Customer, datetime.now(UTC))).one().value == last
+        is_restored_or_refused(session, later.Customer)
         check_history(session, later.Customer)
     held = raw_values(engine)
     if case not in ("larger number", "date to instant", "number to text", "whole numbers", "smaller scale"):
         project.downgrade()  # the live rows fit, and history is left as wide as it is
         assert raw_values(engine) == held
+
+
+def is_restored_or_refused(session: orm.Session, model: Any) -> None:
+    """Restore the first version of a row: it is as it was then, or nothing of it is written."""
+    first = versions_of(session, model, 1)[0].value
+    try:
+        restore(session, model, 1, at=1)
+    except QueryError as error:
+        assert "as its value in its version 1" in str(error)  # noqa: PT017  # some values can be restored
+        assert not session.dirty
+    session.commit()
+    restored = session.get(model, 1)
+    assert restored.name == "Eda" or restored.value == first
 
 
 UUIDS = [uuid.UUID(int=1), uuid.UUID(int=2)]
@@ -1485,20 +1517,57 @@ KINDS: dict[str, tuple[Any, Any, Any, Any, Any, str]] = {
     "text to uuid": (sa.String(36), "abc", str(UUIDS[0]), sa.Uuid(), UUIDS[1], "value::uuid"),
     "text to json": (sa.Text(), "abc", "1", sa.JSON(), {"a": 1}, "value::json"),
     "text to bytes": (sa.String(36), "abc", "xyz", sa.LargeBinary(), b"jkl", "convert_to(value, 'utf8')"),
+    "bytes to text": (sa.LargeBinary(), b"\xff", b"s", sa.Text(), "brief", "convert_from(value, 'utf8')"),
+    "number to float": (sa.BigInteger(), 2**53 + 1, 5, sa.Double(), 2.5, "value::double precision"),
+    "json to text": (sa.JSON(), {"a": 1}, {}, sa.Text(), "brief", "value::text"),
+    "text to interval": (sa.String(30), "abc", "1 day", sa.Interval(), timedelta(days=-1, hours=5), "value::interval"),
+    "text to address": (sa.String(30), "abc", "10.0.0.2", postgresql.INET(), ADDRESS, "value::inet"),
+    "text to range": (sa.String(30), "abc", "[1,5)", postgresql.INT8RANGE(), Range(1, 2**40), "value::int8range"),
+    "text to numbers": (sa.Text(), "abc", "{1,NULL}", ARRAY(sa.Numeric()), [Decimal("1.5"), None], "value::numeric[]"),
+    "text to texts": (sa.String(30), "abc", "{}", ARRAY(sa.Text()), ['a "b", \\', "NULL", ""], "value::text[]"),
+    "texts to numbers": (ARRAY(sa.Text()), ["a", None], ["3"], ARRAY(sa.Integer()), [5], "value::integer[]"),
+    "numbers to texts": (ARRAY(sa.Integer()), [1, None], [3], ARRAY(sa.Text()), ["x"], "value::text[]"),
+    "larger numbers": (ARRAY(sa.Integer()), [1, None], [3], ARRAY(sa.BigInteger()), [2**40], "value::bigint[]"),
+    "smaller numbers": (ARRAY(sa.BigInteger()), [2**40], [3], ARRAY(sa.Integer()), [5], "value::integer[]"),
+    "fewer bits": (postgresql.BIT(5), "10101", "11100", postgresql.BIT(3), "101", "value::bit(3)"),
+    "json to binary": (postgresql.JSON(), {"b": 1, "a": 2.5}, {}, postgresql.JSONB(), {"c": 1}, "value::jsonb"),
+    "json of binary": (postgresql.JSONB(), {"b": 1, "a": 2.5}, {}, postgresql.JSON(), {"c": 1}, "value::json"),
+    "without a zone": (sa.DateTime(timezone=True), AWARE, LATER, sa.DateTime(), OLD_DAY, "value AT TIME ZONE 'UTC'"),
+    "with a zone": (sa.DateTime(), OLD_DAY, NEXT_DAY, sa.DateTime(timezone=True), AWARE, "value AT TIME ZONE 'UTC'"),
+    "date with a zone": (sa.Date(), NEW_DAY, date(2024, 1, 3), sa.DateTime(timezone=True), AWARE, "value::timestamptz"),
 }
+ZONES = ("with a zone", "without a zone", "date with a zone")
+ONLY_POSTGRESQL = (*ZONES, "text to uuid", "number to instant", "text to interval")
+"""Kinds that other databases have, too, but can't convert live rows to."""
 """Which of PostgreSQL's expressions converts what the live column holds; history is not converted."""
+
+
+EARLIER = {
+    "text to bytes": ("abc", b"abc"),
+    "bytes to text": ("\\xff", b"\xff"),
+    "json to text": ('{"a": 1}',),
+    "texts to numbers": ("{a,NULL}",),
+    "numbers to texts": (["1", None],),
+    "with a zone": (AWARE,),
+    "date with a zone": (AWARE.replace(day=2, hour=0, minute=0),),
+    "without a zone": (OLD_DAY,),
+    "fewer bits": (BIT("10101"),),
+}
+"""How the first value is read afterwards, where it is not as it was, or its text."""
 
 
 @pytest.mark.parametrize("case", KINDS)
 def test_a_live_column_becomes_of_another_kind(project, recorder, engine, case):
     before, first, fitting, after, last, using = KINDS[case]
-    if case in ("text to uuid", "number to instant", "text to bytes") and engine.dialect.name != "postgresql":
+    is_postgresqls = any(type(each).__module__.startswith(postgresql.__name__) for each in (before, after))
+    if (case in ONLY_POSTGRESQL or is_postgresqls) and engine.dialect.name != "postgresql":
         pytest.skip("its live rows can't be converted by a change of the column's type")
     if engine.dialect.name == "sqlite":
         pytest.skip("to SQLite, a column is of every kind")
     base = begin(project, recorder, models(value=lambda: sa.Column(before)), value=first)
     with recorder() as session:
         session.get(base.Customer, 1).value = fitting
+        session.add(base.Customer(id=2, name="Bo", value=first))  # which the migration makes fitting
         session.commit()
     later = models(value=lambda: sa.Column(after))
     project.release(later)
@@ -1507,9 +1576,14 @@ def test_a_live_column_becomes_of_another_kind(project, recorder, engine, case):
     up, down, rest = path.read_text(encoding="utf-8").partition("def downgrade")
     alter = re.compile(r"op\.alter_column\('customers', 'value',.*?nullable=True", re.DOTALL)
     up = alter.sub(lambda found: f'{found[0]}, postgresql_using="{using}"', up)
+    cleaning = "UPDATE customers SET value = (SELECT value FROM (SELECT value FROM customers WHERE id = 1) AS fitting)"
+    up = up.replace("def upgrade():\n", f"def upgrade():\n    op.execute({cleaning!r})\n")
     path.write_text(up + down + rest, encoding="utf-8")
     project.upgrade()
+    command.check(project.config)
     with recorder() as session:
+        session.get(later.Customer, 2).name = "Bob"
+        session.commit()
         session.get(later.Customer, 1).value = last
         session.flush()
         session.get(later.Customer, 1).name = "Ida"
@@ -1522,17 +1596,122 @@ def test_a_live_column_becomes_of_another_kind(project, recorder, engine, case):
             session.execute(statement)
             session.commit()
         versions = versions_of(session, later.Customer, 1)
-        assert versions[0].value in (first, str(first), bool(first))
+        assert versions[0].value in EARLIER.get(case, (first, str(first), bool(first)))
         assert [(each.name, each.value) for each in versions[2:]] == [
             ("Ida", last),
             ("Eda", last),
             ("Uma", last),
         ]
-        assert session.scalars(as_of(later.Customer, datetime.now(UTC))).one().value == last
+        when = datetime.now(UTC)
+        assert session.scalars(as_of(later.Customer, when).where(later.Customer.id == 1)).one().value == last
+        check_history(session, later.Customer)
+        session.execute(sa.update(later.Customer).values(name="Eda"))
+        session.commit()
+        is_restored_or_refused(session, later.Customer)
         check_history(session, later.Customer)
         session.delete(session.get(later.Customer, 1))
         session.commit()
         check_history(session, later.Customer)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (sa.String(10), sa.Integer()),
+        (sa.Integer(), sa.String(10)),
+        (sa.String(50), sa.Uuid()),
+        (sa.DateTime(), sa.Date()),
+        (sa.Double(), sa.Numeric(10, 2)),
+    ],
+)
+def test_a_key_that_becomes_of_another_kind_is_refused(project, before, after):
+    project.config.attributes["options"] = {"render_as_batch": True}
+    for key in (before, after):
+        base = models(id=lambda key=key: sa.Column(key, primary_key=True, autoincrement=False))
+        project.release(base)
+        if key is before:
+            project.migrate()
+    with pytest.raises(SQLAuditError, match=r"The key 'id' of 'customers' becomes .* add a tracked table"):
+        project.autogenerate()
+
+
+def test_instants_that_get_a_zone_are_in_utc_whatever_the_session_has(project, recorder, engine, database):
+    if engine.dialect.name != "postgresql":
+        pytest.skip("others have no time zones")
+    begin(project, recorder, models(value=lambda: sa.Column(sa.DateTime())), value=OLD_DAY)
+    later = models(value=lambda: sa.Column(sa.DateTime(timezone=True)))
+    project.release(later)
+    text = project.autogenerate()
+    assert "postgresql_using=\"value AT TIME ZONE 'UTC'\"" in text
+    with engine.begin() as connection:
+        name = connection.dialect.identifier_preparer.quote(connection.engine.url.database)
+        connection.exec_driver_sql(f"ALTER DATABASE {name} SET timezone = 'Asia/Tokyo'")
+    engine.dispose()
+    try:
+        project.upgrade()
+        with recorder() as session:
+            assert versions_of(session, later.Customer, 1)[0].value == AWARE
+        project.downgrade()
+        assert raw_values(engine) == [str(OLD_DAY)]
+    finally:
+        with engine.begin() as connection:
+            connection.exec_driver_sql(f"ALTER DATABASE {name} RESET timezone")
+        engine.dispose()
+
+
+UNSIGNED = mysql.INTEGER(unsigned=True)
+MARIADB, POSTGRESQL, SQLITE = (
+    sa.make_url("mariadb+pymysql://"),
+    sa.make_url("postgresql+psycopg://"),
+    sa.make_url("sqlite://"),
+)
+WIDENINGS: list[tuple[sa.URL, Any, Any, str | None]] = [
+    (MARIADB, mysql.LONGTEXT(), sa.Text(), None),
+    (MARIADB, mysql.TEXT(), sa.Text(), None),
+    (MARIADB, sa.String(100), mysql.MEDIUMTEXT(), "MEDIUMTEXT"),
+    (MARIADB, mysql.LONGTEXT(), sa.Float(), None),
+    (MARIADB, mysql.LONGBLOB(), mysql.VARBINARY(10), None),
+    (MARIADB, mysql.BLOB(), sa.Text(), "LONGBLOB"),
+    (MARIADB, sa.String(10), sa.LargeBinary(), "LONGBLOB"),
+    (MARIADB, mysql.BIT(16), sa.Integer(), "INTEGER"),
+    (MARIADB, mysql.BIT(4), mysql.BIT(16), "BIT(16)"),
+    (MARIADB, mysql.BIT(16), mysql.BIT(4), None),
+    (MARIADB, mysql.BIT(64), sa.Integer(), "NUMERIC(20, 0)"),
+    (MARIADB, mysql.BIT(16), sa.Text(), "LONGBLOB"),
+    (MARIADB, UNSIGNED, sa.Integer(), "BIGINT"),
+    (MARIADB, mysql.FLOAT(), sa.Double(), "DOUBLE"),
+    (MARIADB, mysql.DOUBLE(), sa.Float(), None),
+    (MARIADB, mysql.DATETIME(fsp=6), sa.DateTime(), None),
+    (MARIADB, mysql.DATETIME(), mysql.DATETIME(fsp=6), "DATETIME(6)"),
+    (MARIADB, mysql.TIMESTAMP(fsp=3), sa.DateTime(), "DATETIME(3)"),
+    (MARIADB, mysql.DATETIME(), mysql.TIMESTAMP(fsp=3), "DATETIME(3)"),
+    (MARIADB, mysql.SET("a", "b"), sa.String(2), "LONGTEXT"),
+    (MARIADB, sa.Numeric(10, 0), sa.Numeric(), None),
+    (POSTGRESQL, sa.Text(), sa.String(10), None),
+    (POSTGRESQL, sa.String(5), sa.CHAR(10), "VARCHAR(10)"),
+    (POSTGRESQL, sa.CHAR(10), sa.String(5), "VARCHAR(10)"),
+    (POSTGRESQL, postgresql.TIME(precision=0), postgresql.TIME(precision=6), "TIME(6) WITHOUT TIME ZONE"),
+    (POSTGRESQL, postgresql.TIMESTAMP(precision=6), postgresql.TIMESTAMP(precision=0), None),
+    (POSTGRESQL, sa.REAL(), sa.Double(), "DOUBLE PRECISION"),
+    (POSTGRESQL, sa.Double(), sa.REAL(), None),
+    (POSTGRESQL, postgresql.JSON(), postgresql.JSONB(), None),
+    (POSTGRESQL, postgresql.JSONB(), sa.JSON(), "JSON"),
+    (POSTGRESQL, postgresql.BIT(3, varying=True), postgresql.BIT(3), None),
+    (SQLITE, sa.LargeBinary(), sa.Text(), None),
+    (SQLITE, sa.String(5), sa.Integer(), None),
+    (SQLITE, sa.Integer(), sa.Float(), None),
+    (SQLITE, sa.Float(), sa.BigInteger(), "NUMERIC"),
+    (SQLITE, sa.Numeric(10, 4), sa.String(3), "TEXT"),
+]
+
+
+@pytest.mark.parametrize(("url", "existing", "wanted", "expected"), WIDENINGS)
+@pytest.mark.spread
+def test_history_gets_no_narrower_and_is_asked_once(url, existing, wanted, expected):
+    dialect = url.get_dialect()()
+    wide = wide_enough(existing, wanted, dialect)
+    assert (wide and dialect.type_compiler_instance.process(wide)) == expected
+    assert wide is None or wide_enough(wide, wanted, dialect) is None
 
 
 def raw_values(engine: sa.Engine) -> list[str]:

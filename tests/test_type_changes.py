@@ -2,6 +2,8 @@
 
 import enum
 import pickle
+from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -134,6 +136,42 @@ def test_a_value_that_is_gone_is_not_restored_unless_another_is_given(sessions, 
         session.commit()
         with pytest.raises(QueryError, match="'legacy' as its value"):
             restore(session, first)
+
+
+FORMER = {
+    "number": (sa.Numeric(10, 4), Decimal("1.2345"), sa.Numeric(10, 2)),
+    "range": (sa.BigInteger(), 2**40, sa.Integer()),
+    "text": (sa.String(50), "x" * 40, sa.String(10)),
+    "kind": (sa.String(50), "abc", sa.Integer()),
+    "bytes": (sa.LargeBinary(), b"\xff", sa.Text()),
+    "instant": (sa.DateTime(), datetime.fromisoformat("2024-01-01 13:30"), sa.Date()),
+    "float": (sa.Double(), 1.25, sa.Integer()),
+    "no JSON": (sa.Text(), "{bad", sa.JSON()),
+}
+
+
+@pytest.mark.parametrize("case", FORMER)
+def test_a_value_that_its_column_may_not_hold_is_restored_as_it_was_or_refused(sessions, clock, case):
+    before, first, after = FORMER[case]
+    old = release(before)
+    stored = sa.select(sa.literal_column("value")).select_from(old.__table__)
+    with sessions() as session:
+        old.metadata.create_all(session.connection())
+        session.add(old(id=1, title="a", value=first))
+        session.commit()
+        raw = session.scalar(stored)
+        session.get(old, 1).value = None
+        session.commit()
+    new = release(after)
+    with sessions() as session:
+        try:
+            restore(session, new, 1, at=1)
+        except QueryError as error:
+            assert "as its value in its version 1" in str(error)  # noqa: PT017  # SQLite holds every value
+            assert "values={Post: {'value'" in str(error)  # noqa: PT017
+            raw = None
+        session.commit()
+        assert session.scalar(stored) == raw
 
 
 def test_a_change_beside_a_value_that_is_gone_is_undone(sessions, clock):

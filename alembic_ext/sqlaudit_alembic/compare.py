@@ -9,7 +9,8 @@ from typing import Any
 from alembic.autogenerate.api import AutogenContext
 from alembic.operations import ops
 from alembic.util import PriorityDispatchResult
-from sqlalchemy import Column, Table
+from sqlalchemy import JSON, Column, Table
+from sqlalchemy.dialects import mysql
 from sqlalchemy.orm import configure_mappers
 from sqlalchemy.types import NullType, TypeEngine
 
@@ -17,15 +18,17 @@ from sqlaudit import SQLAuditError
 from sqlaudit.autogenerate import SET_UP, followed
 from sqlaudit.keytypes import MYSQL
 from sqlaudit.tables import INFO_KEY, AuditColumns, TrackedTable, guard_name, shortened, tracked_table
+from sqlaudit_alembic.inspection import takes_json_only
 from sqlaudit_alembic.ops import (
     BackfillHistoryOp,
+    BecomeUTCOp,
     ColumnsLeaveOp,
     CreateHistoryTableOp,
     Place,
     RenewHistoryOp,
     WidenHistoryOp,
 )
-from sqlaudit_alembic.widening import wide_enough
+from sqlaudit_alembic.widening import becomes_utc, is_same_kind, wide_enough
 
 DROPPED_OPTION = "sqlaudit_dropped_tables"
 _log = logging.getLogger(__name__)
@@ -233,6 +236,9 @@ def _for_history(
             operation.modify_type = _type_for_history(autogen_context, tracked, operation.column_name, operation)
         if not operation.has_changes():
             return
+        existing, wanted = operation.existing_type, operation.modify_type
+        if existing is not None and wanted is not None and becomes_utc(existing, wanted, autogen_context.dialect):
+            operation = BecomeUTCOp.of(operation)
     yield operation
 
 
@@ -243,7 +249,19 @@ def _type_for_history(
     existing, wanted = operation.existing_type, operation.modify_type
     if existing is None or wanted is None or isinstance(existing, NullType):
         return wanted
-    return wide_enough(existing, wanted, autogen_context.dialect, is_key=is_key)
+    if is_key and not is_same_kind(existing, wanted, autogen_context.dialect):
+        raise SQLAuditError(
+            f"The key {column!r} of {tracked.live.fullname!r} becomes {wanted!r} after {existing!r}, and the keys in "
+            "its history would not be those of its rows. A key of another kind is a new key: add a tracked table "
+            "that has it, copy the rows, and keep the old history table.",
+            tracked.live,
+        )
+    wide = wide_enough(existing, wanted, autogen_context.dialect)
+    if wide is None and isinstance(existing, mysql.LONGTEXT) and not isinstance(wanted, JSON):
+        connection = autogen_context.connection
+        if connection is not None and takes_json_only(connection, tracked.history, column):
+            return mysql.LONGTEXT()
+    return wide
 
 
 def compare_types(

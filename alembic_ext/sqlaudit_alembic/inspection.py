@@ -5,8 +5,11 @@ In ``--sql`` mode there is nobody to ask, and the operations are taken at their 
 
 from __future__ import annotations
 
+from typing import Final
+
 from alembic.operations.base import Operations
-from sqlalchemy import inspect
+from sqlalchemy import Connection, Table, column, func, inspect, select
+from sqlalchemy import table as sql_table
 from sqlalchemy.engine import Inspector
 
 from sqlaudit import HistoryTableError, SQLAuditError
@@ -69,3 +72,19 @@ def key_of(inspector: Inspector, place: Place) -> tuple[str, ...]:
     ours = {name for _, name in place.names.items()}
     primary = inspector.get_pk_constraint(place.history, schema=place.schema)["constrained_columns"]
     return tuple(name for name in primary if name not in ours)
+
+
+def takes_json_only(connection: Connection, table: Table, name: str) -> bool:
+    """Tell whether a column is one of MariaDB's JSON: a text with a CHECK of its own, which is not reflected."""
+    if not getattr(connection.dialect, "is_mariadb", False):
+        return False
+    there = {"CONSTRAINT_SCHEMA": table.schema or func.database(), "TABLE_NAME": table.name, "CONSTRAINT_NAME": name}
+    statement = select(_CHECKS.c["CHECK_CLAUSE"]).where(*(_CHECKS.c[key] == value for key, value in there.items()))
+    return "json_valid" in (connection.scalar(statement) or "")
+
+
+_CHECKS: Final = sql_table(
+    "CHECK_CONSTRAINTS",
+    *map(column, ("CONSTRAINT_SCHEMA", "TABLE_NAME", "CONSTRAINT_NAME", "CHECK_CLAUSE")),
+    schema="INFORMATION_SCHEMA",
+)

@@ -12,8 +12,9 @@ from datetime import datetime
 from typing import Any, Final
 
 from alembic.operations.base import Operations
-from alembic.operations.ops import AddColumnOp, MigrateOperation, ModifyTableOps
-from sqlalchemy import Column, MetaData, Table
+from alembic.operations.ops import AddColumnOp, AlterColumnOp, MigrateOperation, ModifyTableOps
+from sqlalchemy import Column, Date, MetaData, Table
+from sqlalchemy.dialects import postgresql
 
 from sqlaudit import SQLAuditError
 from sqlaudit.tables import AuditColumns, TrackedTable, forget, shortened
@@ -280,7 +281,37 @@ class WidenHistoryOp(ModifyTableOps):
     """Let columns of a history table hold more; the reverse leaves them so, for history holds it by then."""
 
     def reverse(self) -> ModifyTableOps:
-        return ModifyTableOps(self.table_name, [], schema=self.schema)
+        converted = [operation.reverse() for operation in self.ops if isinstance(operation, BecomeUTCOp)]
+        return ModifyTableOps(self.table_name, converted, schema=self.schema)
+
+
+class BecomeUTCOp(AlterColumnOp):
+    """Let a column of instants have a time zone, or have none: in UTC, whatever that of the session is."""
+
+    @classmethod
+    def of(cls, operation: AlterColumnOp) -> BecomeUTCOp:
+        return cls(
+            operation.table_name,
+            operation.column_name,
+            schema=operation.schema,
+            existing_type=operation.existing_type,
+            existing_nullable=operation.existing_nullable,
+            modify_nullable=operation.modify_nullable,
+            modify_type=operation.modify_type,
+            postgresql_using=_in_utc(operation.column_name, operation.existing_type),
+        )
+
+    def reverse(self) -> AlterColumnOp:
+        operation = super().reverse()
+        operation.modify_type = postgresql.TIMESTAMP(timezone=not self.modify_type.timezone)  # type: ignore[union-attr]
+        operation.kw["postgresql_using"] = _in_utc(self.column_name, self.modify_type)
+        return operation
+
+
+def _in_utc(column: str, existing: Any) -> str:
+    quoted = postgresql.dialect().identifier_preparer.quote(column)  # type: ignore[no-untyped-call]  # SQLAlchemy's
+    instant = f"CAST({quoted} AS TIMESTAMP)" if isinstance(existing, Date) else quoted
+    return f"{instant} AT TIME ZONE 'UTC'"
 
 
 @Operations.register_operation("drop_history_column")

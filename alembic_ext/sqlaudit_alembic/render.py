@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from alembic.autogenerate.api import AutogenContext
-from alembic.autogenerate.render import _render_column, _repr_type, renderers
+from alembic.autogenerate.render import _alter_column, _render_column, _repr_type, renderers
 from sqlalchemy import Column
 
-from sqlaudit_alembic.ops import HistoryOp
+from sqlaudit_alembic.ops import BecomeUTCOp, HistoryOp
 
 _IMPORT = "import sqlaudit_alembic  # noqa: F401"
 
@@ -17,6 +17,7 @@ def register() -> None:
     """Let Alembic render the operations."""
     if not any(target is HistoryOp for target, _ in renderers._registry):
         renderers.dispatch_for(HistoryOp)(render)
+        renderers.dispatch_for(BecomeUTCOp)(_render_conversion)
 
 
 def render(autogen_context: AutogenContext, operation: HistoryOp) -> str:
@@ -27,6 +28,12 @@ def render(autogen_context: AutogenContext, operation: HistoryOp) -> str:
     arguments += [f"{name}={_option(name, value, autogen_context)}" for name, value in operation.options().items()]
     separator = ",\n" if any(isinstance(each, Column) for each in operation.arguments()) else ", "
     return f"{prefix}{operation.directive}({separator.join(arguments)})"
+
+
+def _render_conversion(autogen_context: AutogenContext, operation: BecomeUTCOp) -> str:
+    """Return what Alembic says, and how values are converted, which it leaves out."""
+    using = operation.kw["postgresql_using"]
+    return f"{_alter_column(autogen_context, operation).removesuffix(')')},\n{' ' * 11}postgresql_using={using!r})"
 
 
 def _text(value: Any, autogen_context: AutogenContext) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import inf
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from sqlalchemy import (
     ARRAY,
     JSON,
+    REAL,
     BigInteger,
     Boolean,
     Date,
@@ -27,42 +28,105 @@ from sqlalchemy import (
     Uuid,
 )
 from sqlalchemy.dialects import mysql, postgresql
-from sqlalchemy.types import BINARY, CHAR, VARBINARY, TypeEngine
+from sqlalchemy.types import CHAR, TypeEngine
 
-from sqlaudit.keytypes import MYSQL, implementation_of
+from sqlaudit.keytypes import BYTES, MYSQL, stored_type
 
 _Type = TypeEngine[Any]
+_NUMBERS: Final = (Integer, Numeric, Boolean)
 
 
-def wide_enough(existing: _Type, wanted: _Type, dialect: Dialect, *, is_key: bool = False) -> _Type | None:
+def wide_enough(existing: _Type, wanted: _Type, dialect: Dialect) -> _Type | None:
     """Return a type for a column of history that holds every value of two types.
 
     :param existing: the type that the column has, as the database tells it
     :param wanted: the new type of the live column
-    :param is_key: the column is of the key, and is compared with that of the live table
     :return: ``None``: the existing type does
     """
     old, new = _stored_as(existing, dialect), _stored_as(wanted, dialect)
-    if dialect.name == "sqlite" and isinstance(new, (Date, DateTime, Time)):
-        return None  # it minds no types, but Alembic's batch mode would make a number of the text of an instant
-    if dialect.name == "postgresql" and not is_key and isinstance(old, Boolean) != isinstance(new, Boolean):
+    if dialect.name == "sqlite" and _sqlite_holds(old, new):
+        return None
+    if dialect.name == "sqlite" and isinstance(old, Float) and isinstance(new, _NUMBERS):
+        return Numeric()  # a number as it is
+    if dialect.name == "postgresql" and isinstance(old, Boolean) != isinstance(new, Boolean):
         return None if isinstance(old, Text) else Text()  # it makes no number of a truth
+    if becomes_utc(existing, wanted, dialect):
+        return postgresql.TIMESTAMP(timezone=bool(getattr(new, "timezone", False)))
+    if dialect.name in MYSQL and _is_of_bytes(old, new) != _is_of_bytes(new, old):
+        return None if isinstance(old, mysql.LONGBLOB) else mysql.LONGBLOB()  # it fails to make a text of some bytes
     if _holds(old, new):
         return None
     if _holds(new, old):
         return wanted
     both = _both(old, new)
-    if both is not None or is_key:
-        return both or wanted
+    if both is not None:
+        return both
     if dialect.name in MYSQL:
-        return mysql.LONGBLOB() if isinstance(old, (LargeBinary, BINARY, VARBINARY)) else mysql.LONGTEXT()
+        return None if isinstance(old, mysql.LONGTEXT) else mysql.LONGTEXT()
     return Text()  # all values have a text, and every database gives it
 
 
+def becomes_utc(existing: _Type, wanted: _Type, dialect: Dialect) -> bool:
+    """Tell whether an instant gets a time zone, or loses it, which PostgreSQL would take from the session."""
+    old, new = _stored_as(existing, dialect), _stored_as(wanted, dialect)
+    if dialect.name != "postgresql" or not isinstance(old, (Date, DateTime)) or not isinstance(new, DateTime):
+        return False
+    return bool(getattr(old, "timezone", False)) != bool(new.timezone)
+
+
+def is_same_kind(existing: _Type, wanted: _Type, dialect: Dialect) -> bool:
+    """Tell whether the keys of one type are found among those of the other, and converted to them exactly."""
+    old, new = _stored_as(existing, dialect), _stored_as(wanted, dialect)
+    if isinstance(new, postgresql.ENUM):
+        return _holds(new, old)
+    if dialect.name == "postgresql" and isinstance(new, CHAR) and not isinstance(old, CHAR):
+        return False  # it would pad them
+    return bool(_kind_of_key(old) == _kind_of_key(new))
+
+
+def _kind_of_key(type_: Any) -> Any:
+    kinds = (postgresql.CITEXT, Boolean, Float, (Integer, Numeric), String, Uuid, DateTime, Date, Time, BYTES)
+    kind = next((kind for kind in kinds if isinstance(type_, kind)), type(type_))
+    return kind, kind is DateTime and bool(type_.timezone)
+
+
 def _stored_as(type_: _Type, dialect: Dialect) -> _Type:
-    stored = implementation_of(type_, dialect)
-    is_text = isinstance(stored, Enum) and not isinstance(stored, (mysql.ENUM, postgresql.ENUM))
-    return String(stored.length) if is_text else stored  # type: ignore[attr-defined]  # Enum's
+    """Return what a database makes of a type."""
+    stored = stored_type(type_, dialect)
+    if isinstance(stored, Enum):
+        return stored if isinstance(stored, (mysql.ENUM, postgresql.ENUM)) else String(stored.length)
+    return _stored_by_mysql(stored) if dialect.name in MYSQL else stored
+
+
+def _stored_by_mysql(type_: Any) -> _Type:
+    """Return a type as MariaDB and MySQL have it if its limits are not given."""
+    name = type(type_).__name__.upper()
+    if name in ("TEXT", "UNICODETEXT"):
+        return mysql.TEXT(type_.length or 2**16)
+    if name in ("BLOB", "LARGEBINARY"):
+        return LargeBinary(type_.length or 2**16)
+    if isinstance(type_, Float):
+        is_double = isinstance(type_, (Double, mysql.DOUBLE, mysql.REAL)) or (type_.precision or 0) > 24
+        return Double() if is_double else REAL()
+    if isinstance(type_, Numeric) and type_.precision is None:
+        return Numeric(10, 0)
+    if isinstance(type_, (DateTime, Time)) and not hasattr(type_, "fsp"):
+        return mysql.DATETIME() if isinstance(type_, DateTime) else mysql.TIME()
+    return cast("_Type", type_)
+
+
+def _is_of_bytes(type_: Any, other: Any) -> bool:
+    """Tell whether a type of MariaDB's is one of bytes; a BIT is to all but numbers."""
+    return isinstance(type_, BYTES) or (isinstance(type_, mysql.BIT) and not isinstance(other, (Integer, mysql.BIT)))
+
+
+def _sqlite_holds(old: Any, new: Any) -> bool:
+    """Tell whether a column of SQLite's, which minds no types, is left as it is: Alembic's batch mode would cast it."""
+    if isinstance(new, (Date, DateTime, Time)) or any(isinstance(type_, BYTES) for type_ in (old, new)):
+        return True
+    if isinstance(old, String):
+        return not isinstance(new, String)
+    return isinstance(old, _NUMBERS) and not isinstance(old, Float) and isinstance(new, (*_NUMBERS, Float))
 
 
 # --- does one type hold all values of another? -------------------------------------------------------------------
@@ -72,7 +136,7 @@ def _holds(one: _Type, other: _Type) -> bool:
     for kind, holds in _RULES:
         if isinstance(one, kind):
             return holds(one, other)
-    return isinstance(other, type(one)) and not isinstance(one, ARRAY)
+    return isinstance(other, type(one))
 
 
 def _enum_holds(one: Any, other: _Type) -> bool:
@@ -108,13 +172,30 @@ def _float_holds(one: Any, other: _Type) -> bool:
 
 
 def _integer_holds(one: Any, other: _Type) -> bool:
-    if not isinstance(other, (Integer, Boolean)):
+    if not isinstance(other, (Integer, Boolean, mysql.BIT)):
         return False
     (low, high), (other_low, other_high) = _range(one), _range(other)
     return low <= other_low and high >= other_high
 
 
+def _bits_hold(one: Any, other: Any) -> bool:
+    if isinstance(one, mysql.BIT):
+        return isinstance(other, mysql.BIT) and _range(one) >= _range(other)
+    if not isinstance(other, postgresql.BIT):
+        return False
+    return _length(one) >= _length(other) if one.varying else not other.varying and one.length == other.length
+
+
+def _json_holds(one: Any, other: _Type) -> bool:
+    """Tell whether JSON holds another: the binary one of PostgreSQL's has no order, and no key twice."""
+    return isinstance(other, JSON) and not (
+        isinstance(one, postgresql.JSONB) and not isinstance(other, postgresql.JSONB)
+    )
+
+
 def _datetime_holds(one: Any, other: _Type) -> bool:
+    if isinstance(one, mysql.TIMESTAMP) and not isinstance(other, mysql.TIMESTAMP):
+        return False  # it begins in 1970
     if isinstance(other, DateTime):
         return _fraction(one) >= _fraction(other) and bool(one.timezone) == bool(other.timezone)
     return isinstance(other, Date) and not one.timezone
@@ -125,11 +206,13 @@ def _time_holds(one: Any, other: _Type) -> bool:
 
 
 def _bytes_hold(one: Any, other: _Type) -> bool:
-    return isinstance(other, (LargeBinary, BINARY, VARBINARY)) and _length(one) >= _length(other)
+    return isinstance(other, BYTES) and _length(one) >= _length(other)
 
 
 def _array_holds(one: Any, other: _Type) -> bool:
-    return isinstance(other, ARRAY) and _holds(one.item_type, other.item_type)
+    if not isinstance(other, ARRAY) or isinstance(one.item_type, String) != isinstance(other.item_type, String):
+        return False
+    return _holds(one.item_type, other.item_type)
 
 
 _RULES: Final[tuple[tuple[Any, Callable[[Any, Any], bool]], ...]] = (
@@ -141,7 +224,9 @@ _RULES: Final[tuple[tuple[Any, Callable[[Any, Any], bool]], ...]] = (
     (Integer, _integer_holds),
     (DateTime, _datetime_holds),
     (Time, _time_holds),
-    ((LargeBinary, BINARY, VARBINARY), _bytes_hold),
+    (BYTES, _bytes_hold),
+    ((mysql.BIT, postgresql.BIT), _bits_hold),
+    (JSON, _json_holds),
     (ARRAY, _array_holds),
 )
 
@@ -158,22 +243,16 @@ def _both(old: Any, new: Any) -> _Type | None:
     if all(isinstance(each, String) and not isinstance(each, (Enum, mysql.SET)) for each in (old, new)):
         length = max(_length(old), _text_length(new))
         return String(int(length), collation=old.collation) if length < 2**14 else None
-    if isinstance(old, Integer) and isinstance(new, Integer):
-        low, high = (min if bound < 0 else max for bound in (-1, 1))
-        needed = low(_range(old)[0], _range(new)[0]), high(_range(old)[1], _range(new)[1])
-        return BigInteger() if needed[1] < 2**63 else Numeric(20, 0)
-    numbers = (Numeric, Integer, Boolean)
-    if (
-        isinstance(old, numbers)
-        and isinstance(new, numbers)
-        and not any(isinstance(each, Float) for each in (old, new))
-    ):
+    whole = (Integer, mysql.BIT)
+    if isinstance(old, whole) and isinstance(new, whole):
+        return BigInteger() if max(_range(old)[1], _range(new)[1]) < 2**63 else Numeric(20, 0)
+    if isinstance(old, _NUMBERS) and isinstance(new, _NUMBERS) and not isinstance(old, Float) | isinstance(new, Float):
         digits, scale = (max(pair) for pair in zip(_digits(old), _digits(new), strict=True))
         return Numeric() if inf in (digits, scale) else Numeric(int(digits + scale), int(scale))
-    if isinstance(old, DateTime) and isinstance(new, DateTime):
-        return new
-    if isinstance(old, JSON) and isinstance(new, JSON):
-        return new
+    if isinstance(old, postgresql.BIT) and isinstance(new, postgresql.BIT):
+        return postgresql.BIT(varying=True)
+    if hasattr(old, "fsp") | hasattr(new, "fsp") and all(isinstance(each, (Date, DateTime)) for each in (old, new)):
+        return mysql.DATETIME(fsp=max(_fraction(old), _fraction(new)))
     return None
 
 
@@ -197,7 +276,9 @@ def _text_length(type_: Any) -> float:
         return max(map(len, type_.enums), default=0)
     if isinstance(type_, (Numeric, Integer)) and not isinstance(type_, Float):
         return sum(_digits(type_)) + 2
-    for kind, length in ((Boolean, 5), (Uuid, 36), (DateTime, 32), (Date, 13), (Time, 21)):
+    if isinstance(type_, mysql.SET):
+        return sum(map(len, type_.values)) + len(type_.values)
+    for kind, length in ((Boolean, 5), (Uuid, 36), (DateTime, 32), (Date, 13), (Time, 21), (Float, 26)):
         if isinstance(type_, kind):
             return length
     return _length(type_) if isinstance(type_, String) else inf
@@ -214,6 +295,8 @@ def _digits(type_: Any) -> tuple[float, float]:
 
 
 def _range(type_: Any) -> tuple[int, int]:
+    if isinstance(type_, mysql.BIT):
+        return 0, 2 ** (type_.length or 1) - 1
     name = type(type_).__name__
     bits = 8 if isinstance(type_, Boolean) or name == "TINYINT" else 24 if name == "MEDIUMINT" else 32
     bits = 64 if isinstance(type_, BigInteger) else 16 if isinstance(type_, SmallInteger) else bits
@@ -230,6 +313,8 @@ def _bits(type_: Any) -> int:
 
 def _fraction(type_: Any) -> int:
     """Return how many digits the fraction of a second has: on MariaDB none if nobody says so."""
+    if isinstance(type_, Date):
+        return 0
     if hasattr(type_, "fsp"):
         return type_.fsp or 0
     precision: int | None = getattr(type_, "precision", None)

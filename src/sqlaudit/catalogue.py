@@ -41,9 +41,19 @@ _TRIGGERS: Final = table(
     "pg_trigger", *map(column, ("tgrelid", "tgisinternal")), column("tgtype", Integer()), schema="pg_catalog"
 )
 _TYPES: Final = table("pg_type", *map(column, ("oid", "typcategory")), schema="pg_catalog")
+_TEXT, _ARRAY = "S", "A"
+"""Categories of types, as ``pg_type`` has them."""
 _TRIGGERS_OF_MYSQL: Final = table(
     "TRIGGERS", *map(column, ("EVENT_OBJECT_SCHEMA", "EVENT_OBJECT_TABLE")), schema="INFORMATION_SCHEMA"
 )
+_COLUMNS_OF_MYSQL: Final = table(
+    "COLUMNS", *map(column, ("TABLE_SCHEMA", "TABLE_NAME", "COLUMN_NAME", "DATA_TYPE")), schema="INFORMATION_SCHEMA"
+)
+_TEXTS_OF_MYSQL: Final = (
+    *("char", "varchar", "binary", "varbinary", "enum", "set"),
+    *(size + kind for kind in ("text", "blob") for size in ("tiny", "", "medium", "long")),
+)
+"""Their texts, and their bytes, which they compare with each other as they are."""
 
 _VOLATILE: Final = frozenset(
     {
@@ -155,24 +165,45 @@ def _name_of(connection: Connection, table: Table) -> ColumnElement[str]:
 
 
 def kept_as_text(connection: Connection, chain: Sequence[TrackedTable]) -> frozenset[Column[Any]]:
-    """Return the live columns that have become of a type that PostgreSQL compares with no text, which history keeps.
+    """Return the live columns that are compared with history by their texts, for history has another type.
 
-    What a column was before, no other type of history's would hold. One statement, on PostgreSQL, once for a table.
+    It holds what a column was before. PostgreSQL compares a number with no text; in a statement that writes, MariaDB
+    and MySQL fail where the text is no number. One statement, on these databases, once for a table.
     """
-    if connection.dialect.name != "postgresql":
+    if connection.dialect.name == "sqlite":
         return frozenset()
+    named = _typed_otherwise if connection.dialect.name == "postgresql" else _typed_otherwise_on_mysql
+    names = (named(connection, tracked, literal_column(str(place), Integer())) for place, tracked in enumerate(chain))
+    found = set(map(tuple, connection.execute(union_all(*names))))
+    return frozenset(
+        live for place, tracked in enumerate(chain) for live, _ in tracked.columns if (place, live.name) in found
+    )
+
+
+def _typed_otherwise(connection: Connection, tracked: TrackedTable, place: ColumnElement[int]) -> Select[Any]:
     here, past, kind, past_kind = _ATTRIBUTES.alias(), _ATTRIBUTES.alias(), _TYPES.alias(), _TYPES.alias()
-    names = (
-        select(literal_column(str(place), Integer()), here.c.attname)
+    return (
+        select(place, here.c.attname)
         .join_from(here, past, and_(past.c.attname == here.c.attname, past.c.attnum > 0))
         .join(kind, kind.c.oid == here.c.atttypid)
         .join(past_kind, past_kind.c.oid == past.c.atttypid)
         .where(here.c.attrelid == oid_of(connection, tracked.live))
         .where(past.c.attrelid == oid_of(connection, tracked.history))
-        .where(past_kind.c.typcategory == "S", kind.c.typcategory != "S")
-        for place, tracked in enumerate(chain)
+        .where(here.c.atttypid != past.c.atttypid)
+        .where(
+            or_(
+                and_(past_kind.c.typcategory == _TEXT, kind.c.typcategory != _TEXT),
+                past_kind.c.typcategory == _ARRAY,
+                kind.c.typcategory == _ARRAY,
+            )
+        )
     )
-    found = set(map(tuple, connection.execute(union_all(*names))))
-    return frozenset(
-        live for place, tracked in enumerate(chain) for live, _ in tracked.columns if (place, live.name) in found
-    )
+
+
+def _typed_otherwise_on_mysql(connection: Connection, tracked: TrackedTable, place: ColumnElement[int]) -> Select[Any]:
+    here, past = _COLUMNS_OF_MYSQL.alias(), _COLUMNS_OF_MYSQL.alias()
+    statement = select(place, here.c.COLUMN_NAME).join_from(here, past, past.c.COLUMN_NAME == here.c.COLUMN_NAME)
+    for columns, owner in ((here.c, tracked.live), (past.c, tracked.history)):
+        schema = schema_of(connection, owner) or func.database()
+        statement = statement.where(columns["TABLE_SCHEMA"] == schema, columns["TABLE_NAME"] == owner.name)
+    return statement.where(past.c.DATA_TYPE.in_(_TEXTS_OF_MYSQL), here.c.DATA_TYPE.not_in(_TEXTS_OF_MYSQL))

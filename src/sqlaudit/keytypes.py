@@ -8,12 +8,16 @@ no year 0. So it is read past the columns' own types, and where a driver's value
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import date, datetime
+from decimal import Decimal
 from typing import Any, Final
 from typing import cast as cast_type
+from uuid import UUID
 from weakref import ref
 
 from sqlalchemy import (
+    ARRAY,
     BindParameter,
     Boolean,
     ColumnElement,
@@ -22,8 +26,10 @@ from sqlalchemy import (
     DateTime,
     Dialect,
     Double,
+    Enum,
     Float,
     Integer,
+    LargeBinary,
     Numeric,
     Select,
     String,
@@ -39,8 +45,9 @@ from sqlalchemy import (
     tuple_,
     type_coerce,
 )
+from sqlalchemy.dialects import mysql
 from sqlalchemy.sql import operators
-from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
+from sqlalchemy.types import BINARY, VARBINARY, TypeDecorator, TypeEngine, UserDefinedType
 
 MYSQL: Final = ("mysql", "mariadb")
 Key = tuple[Any, ...]
@@ -51,6 +58,7 @@ _MORE_TEXTS: Final = frozenset({"CHAR", "NCHAR", "TINYTEXT", "MEDIUMTEXT", "LONG
 _BYTES: Final = frozenset(
     {"LARGE_BINARY", "BLOB", "BYTEA", "BINARY", "VARBINARY", "TINYBLOB", "MEDIUMBLOB", "LONGBLOB"}
 )
+BYTES: Final = (LargeBinary, BINARY, VARBINARY, mysql.TINYBLOB, mysql.MEDIUMBLOB, mysql.LONGBLOB)
 _TOLD_APART: Final = (Integer, String, Uuid, Boolean, Date, DateTime, Time)
 
 
@@ -102,6 +110,57 @@ class AsNumber(TypeDecorator[Any]):
         return column.op("+")(literal_column("0" if isinstance(self.number, Integer) else "0e0"))
 
 
+class KeyArray(TypeDecorator[list[Any]]):
+    """Many values of a key in one array, all of one Python type: psycopg takes no 5 beside a ``Decimal("5.25")``."""
+
+    impl = ARRAY
+    cache_ok = True
+
+    def __init__(self, item_type: TypeEngine[Any]) -> None:
+        super().__init__(item_type, dimensions=1)
+        self.item_type = item_type
+
+    def process_bind_param(self, value: list[Any] | None, dialect: Dialect) -> list[Any] | None:
+        if value is None or isinstance(self.item_type, TypeDecorator) or len({*map(type, value)}) < 2:
+            return value
+        try:
+            convert = _CONVERSIONS[self.item_type.python_type]
+            return [each if each is None else convert(each) for each in value]
+        except (KeyError, NotImplementedError, TypeError, ValueError, ArithmeticError):
+            return value  # the driver may know better
+
+
+def _whole(value: Any) -> int:
+    number = int(value)
+    if not isinstance(value, str) and number != value:
+        raise ValueError(value)
+    return number
+
+
+def _day(value: Any) -> date:
+    if isinstance(value, str):
+        return date.fromisoformat(value)
+    return value.date() if isinstance(value, datetime) else cast_type(date, value)
+
+
+def _instant(value: Any) -> datetime:
+    if isinstance(value, str):
+        return datetime.fromisoformat(value)
+    return value if isinstance(value, datetime) else datetime(value.year, value.month, value.day)  # noqa: DTZ001
+
+
+_CONVERSIONS: Final[Mapping[Any, Callable[[Any], Any]]] = {
+    int: _whole,
+    float: float,
+    Decimal: lambda value: value if isinstance(value, Decimal) else Decimal(str(value)),
+    str: lambda value: value if isinstance(value, str) else str(value),
+    date: _day,
+    datetime: _instant,
+    UUID: lambda value: value if isinstance(value, UUID) else UUID(value),
+}
+"""What makes of a value that a program gives for a key the one that its type reads."""
+
+
 def undecorated(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
     """Return the type below all TypeDecorators, as the program names it."""
     while True:
@@ -117,6 +176,12 @@ def implementation_of(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[An
     while isinstance(implementation, TypeDecorator):
         implementation = implementation.type_engine(dialect)
     return implementation
+
+
+def stored_type(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
+    """Return the type that a column has in the database, with its limits, some of which a dialect's own type lacks."""
+    below = undecorated(type_, dialect)
+    return implementation_of(below, dialect) if isinstance(below, (TypeDecorator, Enum)) else below
 
 
 def _is_sqlalchemys(type_: TypeEngine[Any]) -> bool:

@@ -22,10 +22,10 @@ from sqlaudit.flush import link_identity
 from sqlaudit.history import where_rows_are
 from sqlaudit.keytypes import MYSQL, Key, one_of
 from sqlaudit.models import TrackedModel, root_of
-from sqlaudit.readable import is_writable
 from sqlaudit.rows import Link, Row, attribute_of, display_key, found_by, keys_now, rows_now, rows_where, values_of
 from sqlaudit.statements import chunks
 from sqlaudit.tables import TrackedTable, tracked_table, unique_together
+from sqlaudit.writable import is_writable
 
 _ANY_DIALECT: Final = DefaultDialect()
 

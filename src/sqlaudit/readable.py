@@ -6,62 +6,69 @@ pickled, a key that encrypted. One such value must not keep others from being re
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from copy import copy
-from datetime import date, datetime, time
-from decimal import Decimal
+from datetime import date, datetime
+from decimal import Decimal, InvalidOperation
 from functools import cache
 from typing import Any, Final, cast
-from uuid import UUID
 
 from sqlalchemy import (
+    ARRAY,
     JSON,
     Boolean,
+    ColumnElement,
     Date,
-    DateTime,
     Dialect,
     Enum,
     Float,
     Integer,
-    LargeBinary,
     Numeric,
-    Time,
-    Uuid,
+    String,
+    type_coerce,
 )
-from sqlalchemy.types import NullType, TypeEngine
+from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
 
-from sqlaudit.keytypes import MYSQL, implementation_of
+from sqlaudit.keytypes import BYTES, MYSQL, AsStored, implementation_of
+from sqlaudit.texts import parser_of
 
 _TEXTS: Final = {
     "postgresql": (25, 1042, 1043),  # pg_type.oid of text, bpchar and varchar
     **dict.fromkeys(MYSQL, (249, 250, 251, 252, 253, 254)),  # the protocol's texts of every size, and strings
 }
 """What a driver calls the types of texts."""
-_DECIMAL: Final = {"postgresql": 1700}
+
+
+class Unread(str):
+    """A text that is no JSON, and not to be taken for a text in JSON."""
 
 
 class _Readable:
     """Mixed into the class of a type: what makes it give a value as it is that it fails to read."""
 
     def _cached_result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
-        parse = None
-        if coltype in _TEXTS.get(dialect.name, ()):
-            parse = _parser_of(implementation_of(cast("TypeEngine[Any]", self), dialect), dialect)
-        if parse is not None and isinstance(self, Numeric):
-            coltype = _DECIMAL.get(dialect.name)  # for which else there is no processor
+        type_ = implementation_of(cast("TypeEngine[Any]", self), dialect)
+        parse = parser_of(type_, dialect) if _may_be_text(type_, coltype, dialect) else None
+        is_decoded = dialect.name in MYSQL and (
+            isinstance(type_, String) or parse is not None
+        )  # it keeps texts as bytes
+        if parse is not None:
+            coltype = _coltype_of(type_, dialect)
         process = super()._cached_result_processor(dialect, coltype)  # type: ignore[misc]  # the type's own
         if isinstance(self, Date) and process is None:
             process = _as_date
-        if process is None and parse is None:
+        if process is None and parse is None and not is_decoded:
             return None
 
         def read(value: Any) -> Any:
             try:
-                parsed = parse(value) if parse is not None and isinstance(value, str) else value
-                return parsed if process is None else process(parsed)
+                text = value.decode() if is_decoded and isinstance(value, bytes) else value
+                parsed = parse(text) if parse is not None and isinstance(text, str) else text
+                if process is None or (type(parsed) is Decimal and isinstance(self, Numeric) and self.asdecimal):
+                    return parsed  # and not rounded, as SQLite's numbers are
+                return process(parsed)
             except Exception:  # whatever a type of the user's raises
-                return value
+                return Unread(value) if isinstance(type_, JSON) and isinstance(value, str) else value
 
         return read
 
@@ -78,33 +85,25 @@ class _Readable:
         return cast("TypeEngine[Any]", implementation)
 
 
+def _may_be_text(type_: TypeEngine[Any], coltype: object, dialect: Dialect) -> bool:
+    """Tell whether the values of a column may be texts, though they are not by its type."""
+    if dialect.name == "sqlite":
+        return isinstance(type_, (Integer, Boolean, Float, Numeric))
+    if dialect.name in MYSQL and isinstance(type_, BYTES):
+        return False
+    return coltype in _TEXTS.get(dialect.name, ())
+
+
+def _coltype_of(type_: TypeEngine[Any], dialect: Dialect) -> int | None:
+    """Return what a driver calls a type of numbers, for PostgreSQL's has a processor for no other."""
+    if dialect.name != "postgresql":
+        return None
+    item_type = type_.item_type if isinstance(type_, ARRAY) else type_
+    return 701 if isinstance(item_type, Float) else 1700  # double precision and numeric
+
+
 def _new(type_class: Any) -> Any:
     return type_class.__new__(type_class)
-
-
-def _parser_of(type_: TypeEngine[Any], dialect: Dialect) -> Callable[[str], Any] | None:
-    """Return what makes of a text the value that a driver gives for a type.
-
-    History keeps a column as text that has been of a type and has become of another: '12' is the number 12 by now.
-    """
-    if dialect.name == "postgresql" and isinstance(type_, JSON):
-        return cast("Any", dialect)._json_deserializer or json.loads
-    if isinstance(type_, Uuid) and not (type_.native_uuid and dialect.supports_native_uuid):
-        return None
-    return next((parse for kind, parse in _PARSERS if isinstance(type_, kind)), None)
-
-
-_PARSERS: Final[Sequence[tuple[type[TypeEngine[Any]], Callable[[str], Any]]]] = (
-    (Integer, int),
-    (Boolean, {"true": True, "false": False, "1": True, "0": False}.__getitem__),
-    (Float, float),
-    (Numeric, Decimal),
-    (DateTime, datetime.fromisoformat),
-    (Date, date.fromisoformat),
-    (Time, time.fromisoformat),
-    (Uuid, UUID),
-    (LargeBinary, lambda text: bytes.fromhex(text.removeprefix("\\x"))),
-)
 
 
 def _as_date(value: Any) -> Any:
@@ -112,6 +111,37 @@ def _as_date(value: Any) -> Any:
     if type(value) is datetime and value == datetime(value.year, value.month, value.day, tzinfo=value.tzinfo):
         return date(value.year, value.month, value.day)
     return value
+
+
+class Unrounded(TypeDecorator[Decimal]):
+    """A number with all digits that SQLite has of it, though its column may have had more when it was written."""
+
+    impl = Numeric
+    cache_ok = True
+
+    def __init__(self, number: Numeric[Any]) -> None:
+        super().__init__()
+        self.number = number
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return AsStored() if dialect.name == "sqlite" else self.number
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+        if dialect.name != "sqlite" or value is None:
+            return value
+        try:
+            return Decimal(str(value))
+        except InvalidOperation:
+            return value
+
+
+def unrounded(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Return a column as it is read to be written again."""
+    type_ = column.type
+    if not isinstance(type_, Numeric) or isinstance(type_, Float) or not type_.asdecimal:
+        return column
+    is_sqlalchemys = type(type_).__module__.startswith("sqlalchemy.")
+    return type_coerce(column, Unrounded(type_)) if is_sqlalchemys else column
 
 
 def readable(type_: TypeEngine[Any]) -> TypeEngine[Any]:
@@ -130,18 +160,3 @@ def _readable_class(type_class: Any) -> Any:
     # SQLAlchemy asks a class itself for cache_ok, and Alembic renders the name of a type's class, and its module.
     own = {name: vars(type_class)[name] for name in ("__module__", "cache_ok") if name in vars(type_class)}
     return type(type_class.__name__, (_Readable, type_class), own)
-
-
-def is_writable(value: Any, type_: TypeEngine[Any], dialect: Dialect) -> bool:
-    """Tell whether a value of history can be given to its column's type again, which has read it or has not."""
-    if value is None:
-        return True
-    if isinstance(type_, Enum):
-        return value in (type_.enums if type_.enum_class is None else tuple(type_.enum_class))
-    try:
-        process = type_.dialect_impl(dialect).bind_processor(dialect)
-        if process is not None:
-            process(value)
-    except Exception:  # whatever a type of the user's raises
-        return False
-    return True

@@ -22,6 +22,7 @@ from sqlaudit.history import moved, where_rows_are
 from sqlaudit.keytypes import Key, one_of
 from sqlaudit.models import TrackedModel, tracked_model
 from sqlaudit.period import was_valid
+from sqlaudit.readable import unrounded
 from sqlaudit.statements import chunks, may_be_respelt
 from sqlaudit.tables import TrackedTable
 
@@ -126,8 +127,9 @@ class Hierarchy:
         self.old: dict[Column[Any], Column[Any]] = dict(self.pairs)
         self._places = {old: place for place, (_, old) in enumerate(self.pairs)}
         keys = {live for table in self.tables for live in table.key}
+        self._of_keys = {place for place, (live, _) in enumerate(self.pairs) if live in keys}
         self._hiding = [
-            place for place, (live, _) in enumerate(self.pairs) if live not in keys and _hides_null(live.type)
+            place for place, (live, _) in enumerate(self.pairs) if place not in self._of_keys and _hides_null(live.type)
         ]
         self._names = {
             model: [(name, self._places[old]) for name, old in model.columns.items() if name in model.mapper.attrs]
@@ -166,7 +168,8 @@ class Hierarchy:
     def _select(self, columns: Sequence[ColumnElement[Any]], discriminator: Any) -> Select[Any]:
         nulls = [columns[place].is_(None) for place in self._hiding]
         kind = [] if discriminator is None else [discriminator]
-        labelled = [column.label(f"c{place}") for place, column in enumerate((*columns, *nulls, *kind))]
+        read = [column if place in self._of_keys else unrounded(column) for place, column in enumerate(columns)]
+        labelled = [column.label(f"c{place}") for place, column in enumerate((*read, *nulls, *kind))]
         return select(*labelled)
 
     def read(self, session: Session, statement: Select[Any], parameters: Mapping[str, Any] | None = None) -> list[Row]:

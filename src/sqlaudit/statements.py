@@ -52,6 +52,7 @@ from sqlalchemy import (
     or_,
     select,
     tuple_,
+    type_coerce,
     update,
 )
 from sqlalchemy.dialects import mysql
@@ -62,10 +63,12 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from sqlaudit.changes import Operation
+from sqlaudit.exceptions import CaptureError
 from sqlaudit.keytypes import (
     MYSQL,
     AsConstant,
     Key,
+    KeyArray,
     KeyTypes,
     bound,
     bound_list,
@@ -165,7 +168,13 @@ def pages(
         ends = [bound(column, value=value) for column, value in zip(read, page[-1], strict=True)]
         # By its name, for SQLAlchemy compares no booleans.
         behind = tuple_(*order) > tuple_(*ends) if len(ends) > 1 else order[0].bool_op(">")(ends[0])
-        page = list(keys_read(connection, statement.where(behind)))
+        last, page = page[-1], list(keys_read(connection, statement.where(behind)))
+        if page and page[-1] == last:
+            raise CaptureError(
+                f"The database does not find the keys behind {last}: the key of the live table and that of its history "
+                "are of different types; give them the same.",
+                last,
+            )
 
 
 def in_order(column: ColumnElement[Any], dialect: Dialect) -> ColumnElement[Any]:
@@ -238,7 +247,7 @@ def _differs_on_sqlite(element: differs, compiler: SQLCompiler, **kw: Any) -> st
 @compiles(differs, *MYSQL)
 def _differs_on_mysql(element: differs, compiler: SQLCompiler, **kw: Any) -> str:
     type_, left, right = _sides(element, compiler, **kw)
-    if not isinstance(type_, _COMPARED_BY_VALUE):
+    if not isinstance(type_, (*_COMPARED_BY_VALUE, mysql.BIT)):
         left, right = f"CAST({left} AS BINARY)", f"CAST({right} AS BINARY)"
     return f"NOT ({left} <=> {right})"
 
@@ -384,7 +393,7 @@ def _is_among_array(element: is_among, compiler: SQLCompiler, **kw: Any) -> str:
     if not isinstance(values.type, _IN_JSON) or isinstance(values.type, Enum):
         return _is_among(element, compiler, **kw)
     key = cast_type("BindParameter[Any]", values).key
-    return compiler.process(column == any_(bindparam(key, type_=ARRAY(values.type))), **kw)
+    return compiler.process(column == any_(bindparam(key, type_=KeyArray(values.type))), **kw)
 
 
 @compiles(is_among, "sqlite")
@@ -510,7 +519,7 @@ class Statements:
         columns = self._compared(columns)
         (column, *more) = columns
         if not more and takes_array(column, self.dialect):
-            return column == any_(bindparam("sqlaudit_keys", type_=ARRAY(column.type, dimensions=1)))
+            return column == any_(bindparam("sqlaudit_keys", type_=KeyArray(column.type)))
         if not more and goes_into_json(column, self.dialect):
             return one_of_json(column, bindparam("sqlaudit_keys", type_=JSONList(column.type)))
         return bound_list(columns, "sqlaudit_keys")
@@ -592,7 +601,7 @@ class Statements:
             pairs += [(live, other.c[old.key]) for live, old in table.columns if live not in table.key]
             differences.append(differs(table.key[0], other_key[0]))
         differences += [
-            differs(cast(live, Text()), cast(old, Text())) if live in self.as_text else differs(live, old)
+            differs(cast(live, Text()), self._text_of(old)) if live in self.as_text else differs(live, old)
             for live, old in pairs
         ]
         if not differences:
@@ -603,6 +612,10 @@ class Statements:
             .where(self._same(self.base.key, here), any_of(*differences))
             .correlate(history)
         )
+
+    def _text_of(self, old: ColumnElement[Any]) -> ColumnElement[Any]:
+        """Return a column of history as a text; MariaDB and MySQL would fail to make one of bytes that are none."""
+        return type_coerce(old, Text()) if self.dialect.name in MYSQL else cast(old, Text())
 
     def _may_change(self, column: Column[Any]) -> bool:
         """Whether a column may change in a row: one of the key, if it may be spelt in several ways, 'a' and 'A'."""

@@ -7,7 +7,6 @@ from typing import Any, Final, cast
 from uuid import uuid4
 
 from sqlalchemy import (
-    ARRAY,
     Column,
     ColumnElement,
     Connection,
@@ -40,7 +39,7 @@ from sqlalchemy.sql import operators
 from sqlalchemy.sql.compiler import DDLCompiler
 
 from sqlaudit.dependents import by_chain, chains_of
-from sqlaudit.keytypes import MYSQL, AsConstant, Key, RawKey, bound, one_of, raw
+from sqlaudit.keytypes import MYSQL, AsConstant, Key, KeyArray, RawKey, bound, one_of, raw
 from sqlaudit.references import Source, Sources
 from sqlaudit.statements import JSONList, SelectedKeys, fit_into_json, goes_into_json, one_of_json
 from sqlaudit.tables import options_of
@@ -144,9 +143,7 @@ def among(dialect: Dialect, key: Sequence[Any], keys: Sequence[Key], *, each: bo
 
 
 def _among_arrays(key: Sequence[Any], keys: Sequence[Key]) -> ColumnElement[bool]:
-    lists = [
-        literal([each[place] for each in keys], ARRAY(column.type, dimensions=1)) for place, column in enumerate(key)
-    ]
+    lists = [literal([each[place] for each in keys], KeyArray(column.type)) for place, column in enumerate(key)]
     if len(key) == 1:
         return cast("ColumnElement[bool]", key[0] == any_(lists[0]))
     names = [column(f"k{place}", each.type) for place, each in enumerate(key)]
