@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import copy
 from datetime import date, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from functools import cache
 from typing import Any, Final, cast
 
@@ -27,9 +27,9 @@ from sqlalchemy import (
     String,
     type_coerce,
 )
-from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
+from sqlalchemy.types import NullType, TypeEngine
 
-from sqlaudit.keytypes import BYTES, MYSQL, AsStored, implementation_of
+from sqlaudit.keytypes import BYTES, MYSQL, AsStored, stored_type
 from sqlaudit.texts import parser_of
 
 _TEXTS: Final = {
@@ -47,7 +47,7 @@ class _Readable:
     """Mixed into the class of a type: what makes it give a value as it is that it fails to read."""
 
     def _cached_result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
-        type_ = implementation_of(cast("TypeEngine[Any]", self), dialect)
+        type_ = stored_type(cast("TypeEngine[Any]", self), dialect)
         parse = parser_of(type_, dialect) if _may_be_text(type_, coltype, dialect) else None
         is_decoded = dialect.name in MYSQL and (
             isinstance(type_, String) or parse is not None
@@ -113,26 +113,13 @@ def _as_date(value: Any) -> Any:
     return value
 
 
-class Unrounded(TypeDecorator[Decimal]):
+class Unrounded(AsStored):
     """A number with all digits that SQLite has of it, though its column may have had more when it was written."""
 
-    impl = Numeric
     cache_ok = True
 
-    def __init__(self, number: Numeric[Any]) -> None:
-        super().__init__()
-        self.number = number
-
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        return AsStored() if dialect.name == "sqlite" else self.number
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
-        if dialect.name != "sqlite" or value is None:
-            return value
-        try:
-            return Decimal(str(value))
-        except InvalidOperation:
-            return value
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
+        return lambda value: None if value is None else Decimal(str(value))
 
 
 def unrounded(column: ColumnElement[Any]) -> ColumnElement[Any]:
@@ -140,8 +127,8 @@ def unrounded(column: ColumnElement[Any]) -> ColumnElement[Any]:
     type_ = column.type
     if not isinstance(type_, Numeric) or isinstance(type_, Float) or not type_.asdecimal:
         return column
-    is_sqlalchemys = type(type_).__module__.startswith("sqlalchemy.")
-    return type_coerce(column, Unrounded(type_)) if is_sqlalchemys else column
+    is_sqlalchemys = type(type_).__module__.startswith("sqlalchemy.") and "sqlite" not in type_._variant_mapping
+    return type_coerce(column, readable(type_).with_variant(Unrounded(), "sqlite")) if is_sqlalchemys else column
 
 
 def readable(type_: TypeEngine[Any]) -> TypeEngine[Any]:

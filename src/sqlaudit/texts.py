@@ -33,16 +33,16 @@ from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.dialects.postgresql.ranges import AbstractSingleRange
 from sqlalchemy.types import TypeEngine
 
-from sqlaudit.keytypes import implementation_of
+from sqlaudit.keytypes import stored_type
 
 Parser = Callable[[str], Any]
 
 
 def parser_of(type_: TypeEngine[Any], dialect: Dialect) -> Parser | None:
     """Return what makes of a text the value that a driver gives for a type, if there is one."""
-    type_ = implementation_of(type_, dialect)
-    if isinstance(type_, Uuid) and not (type_.native_uuid and dialect.supports_native_uuid):
-        return None
+    type_ = stored_type(type_, dialect)
+    if isinstance(type_, Uuid) and not (type_.native_uuid and dialect.name == "postgresql"):
+        return None  # a text to the type itself
     if dialect.name == "postgresql":
         if isinstance(type_, JSON):
             return cast("Any", dialect)._json_deserializer or json.loads
