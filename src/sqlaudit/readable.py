@@ -37,6 +37,8 @@ _TEXTS: Final = {
     **dict.fromkeys(MYSQL, (249, 250, 251, 252, 253, 254)),  # the protocol's texts of every size, and strings
 }
 """What a driver calls the types of texts."""
+_LARGE: Final = (249, 250, 251, 252)
+"""What a driver of MariaDB's and MySQL's calls TEXT and BLOB, of every size."""
 
 
 class Unread(str):
@@ -49,9 +51,7 @@ class _Readable:
     def _cached_result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
         type_ = stored_type(cast("TypeEngine[Any]", self), dialect)
         parse = parser_of(type_, dialect) if _may_be_text(type_, coltype, dialect) else None
-        is_decoded = dialect.name in MYSQL and (
-            isinstance(type_, String) or parse is not None
-        )  # it keeps texts as bytes
+        is_decoded = _may_be_bytes(type_, coltype, dialect)
         if parse is not None:
             coltype = _coltype_of(type_, dialect)
         process = super()._cached_result_processor(dialect, coltype)  # type: ignore[misc]  # the type's own
@@ -92,6 +92,16 @@ def _may_be_text(type_: TypeEngine[Any], coltype: object, dialect: Dialect) -> b
     if dialect.name in MYSQL and isinstance(type_, BYTES):
         return False
     return coltype in _TEXTS.get(dialect.name, ())
+
+
+def _may_be_bytes(type_: TypeEngine[Any], coltype: object, dialect: Dialect) -> bool:
+    """Tell whether MariaDB or MySQL may keep as bytes what is a text, or a number, by now."""
+    is_large = dialect.name in MYSQL and coltype in _LARGE
+    return (
+        is_large
+        and (isinstance(type_, String) or parser_of(type_, dialect) is not None)
+        and not isinstance(type_, BYTES)
+    )
 
 
 def _coltype_of(type_: TypeEngine[Any], dialect: Dialect) -> int | None:

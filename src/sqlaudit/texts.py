@@ -51,7 +51,7 @@ def parser_of(type_: TypeEngine[Any], dialect: Dialect) -> Parser | None:
         if isinstance(type_, AbstractSingleRange):
             return _range_parser(type_)
         if isinstance(type_, postgresql.INET):
-            is_text = dialect.driver == "psycopg2" or cast("Any", dialect)._native_inet_types is False
+            is_text = dialect.driver == "psycopg2" or getattr(dialect, "_native_inet_types", None) is False
             return _address_text if is_text else _address
     return next((parse for kind, parse in _PARSERS if isinstance(type_, kind)), None)
 
