@@ -11,12 +11,14 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from sqlaudit import (
+    CaptureError,
     QueryError,
     as_of,
     blame,
     changes_in,
     changesets,
     get_resource_changes,
+    record_changes,
     restore,
     track_table,
     undo,
@@ -228,3 +230,31 @@ def test_history_that_keeps_an_enum_as_text_is_written_read_and_compared(session
         session.delete(session.get_one(new, 1))
         session.commit()
         assert len(get_resource_changes(new, session, filter_fields=["value"])) == 4
+
+
+@pytest.mark.requires("limited_updates")
+def test_keys_that_a_database_does_not_find_behind_each_other_end_with_an_error(sessions):
+    def release_of(type_: Any) -> Any:
+        class Base(orm.DeclarativeBase):
+            pass
+
+        @track_table()
+        class Post(Base):
+            __tablename__ = "posts"
+            id = sa.Column(type_, primary_key=True)
+            title = sa.Column(sa.String(20))
+
+        return Post
+
+    old = release_of(sa.CHAR(32))
+    with sessions() as session:
+        old.metadata.create_all(session.connection())
+        session.add(old(id="0" * 31 + "5", title="a"))
+        session.commit()
+        session.connection().exec_driver_sql("ALTER TABLE posts MODIFY id UUID NOT NULL")
+        session.commit()
+    new = release_of(sa.Uuid())
+    with sessions() as session:
+        with pytest.raises(CaptureError, match="does not find the keys behind"):
+            record_changes(session, new)
+        session.rollback()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import copy
 from datetime import date, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from functools import cache
 from typing import Any, Final, cast
 
@@ -27,9 +27,9 @@ from sqlalchemy import (
     String,
     type_coerce,
 )
-from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
+from sqlalchemy.types import NullType, TypeEngine
 
-from sqlaudit.keytypes import BYTES, MYSQL, AsStored, implementation_of
+from sqlaudit.keytypes import BYTES, MYSQL, AsStored, stored_type
 from sqlaudit.texts import parser_of
 
 _TEXTS: Final = {
@@ -37,6 +37,8 @@ _TEXTS: Final = {
     **dict.fromkeys(MYSQL, (249, 250, 251, 252, 253, 254)),  # the protocol's texts of every size, and strings
 }
 """What a driver calls the types of texts."""
+_LARGE: Final = (249, 250, 251, 252)
+"""What a driver of MariaDB's and MySQL's calls TEXT and BLOB, of every size."""
 
 
 class Unread(str):
@@ -47,11 +49,9 @@ class _Readable:
     """Mixed into the class of a type: what makes it give a value as it is that it fails to read."""
 
     def _cached_result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
-        type_ = implementation_of(cast("TypeEngine[Any]", self), dialect)
+        type_ = stored_type(cast("TypeEngine[Any]", self), dialect)
         parse = parser_of(type_, dialect) if _may_be_text(type_, coltype, dialect) else None
-        is_decoded = dialect.name in MYSQL and (
-            isinstance(type_, String) or parse is not None
-        )  # it keeps texts as bytes
+        is_decoded = _may_be_bytes(type_, coltype, dialect)
         if parse is not None:
             coltype = _coltype_of(type_, dialect)
         process = super()._cached_result_processor(dialect, coltype)  # type: ignore[misc]  # the type's own
@@ -94,6 +94,16 @@ def _may_be_text(type_: TypeEngine[Any], coltype: object, dialect: Dialect) -> b
     return coltype in _TEXTS.get(dialect.name, ())
 
 
+def _may_be_bytes(type_: TypeEngine[Any], coltype: object, dialect: Dialect) -> bool:
+    """Tell whether MariaDB or MySQL may keep as bytes what is a text, or a number, by now."""
+    is_large = dialect.name in MYSQL and coltype in _LARGE
+    return (
+        is_large
+        and (isinstance(type_, String) or parser_of(type_, dialect) is not None)
+        and not isinstance(type_, BYTES)
+    )
+
+
 def _coltype_of(type_: TypeEngine[Any], dialect: Dialect) -> int | None:
     """Return what a driver calls a type of numbers, for PostgreSQL's has a processor for no other."""
     if dialect.name != "postgresql":
@@ -113,26 +123,13 @@ def _as_date(value: Any) -> Any:
     return value
 
 
-class Unrounded(TypeDecorator[Decimal]):
+class Unrounded(AsStored):
     """A number with all digits that SQLite has of it, though its column may have had more when it was written."""
 
-    impl = Numeric
     cache_ok = True
 
-    def __init__(self, number: Numeric[Any]) -> None:
-        super().__init__()
-        self.number = number
-
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        return AsStored() if dialect.name == "sqlite" else self.number
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
-        if dialect.name != "sqlite" or value is None:
-            return value
-        try:
-            return Decimal(str(value))
-        except InvalidOperation:
-            return value
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
+        return lambda value: None if value is None else Decimal(str(value))
 
 
 def unrounded(column: ColumnElement[Any]) -> ColumnElement[Any]:
@@ -140,8 +137,8 @@ def unrounded(column: ColumnElement[Any]) -> ColumnElement[Any]:
     type_ = column.type
     if not isinstance(type_, Numeric) or isinstance(type_, Float) or not type_.asdecimal:
         return column
-    is_sqlalchemys = type(type_).__module__.startswith("sqlalchemy.")
-    return type_coerce(column, Unrounded(type_)) if is_sqlalchemys else column
+    is_sqlalchemys = type(type_).__module__.startswith("sqlalchemy.") and "sqlite" not in type_._variant_mapping
+    return type_coerce(column, readable(type_).with_variant(Unrounded(), "sqlite")) if is_sqlalchemys else column
 
 
 def readable(type_: TypeEngine[Any]) -> TypeEngine[Any]:

@@ -33,16 +33,16 @@ from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.dialects.postgresql.ranges import AbstractSingleRange
 from sqlalchemy.types import TypeEngine
 
-from sqlaudit.keytypes import implementation_of
+from sqlaudit.keytypes import stored_type
 
 Parser = Callable[[str], Any]
 
 
 def parser_of(type_: TypeEngine[Any], dialect: Dialect) -> Parser | None:
     """Return what makes of a text the value that a driver gives for a type, if there is one."""
-    type_ = implementation_of(type_, dialect)
-    if isinstance(type_, Uuid) and not (type_.native_uuid and dialect.supports_native_uuid):
-        return None
+    type_ = stored_type(type_, dialect)
+    if isinstance(type_, Uuid) and not (type_.native_uuid and dialect.name == "postgresql"):
+        return None  # a text to the type itself
     if dialect.name == "postgresql":
         if isinstance(type_, JSON):
             return cast("Any", dialect)._json_deserializer or json.loads
@@ -51,7 +51,7 @@ def parser_of(type_: TypeEngine[Any], dialect: Dialect) -> Parser | None:
         if isinstance(type_, AbstractSingleRange):
             return _range_parser(type_)
         if isinstance(type_, postgresql.INET):
-            is_text = dialect.driver == "psycopg2" or cast("Any", dialect)._native_inet_types is False
+            is_text = dialect.driver == "psycopg2" or getattr(dialect, "_native_inet_types", None) is False
             return _address_text if is_text else _address
     return next((parse for kind, parse in _PARSERS if isinstance(type_, kind)), None)
 
