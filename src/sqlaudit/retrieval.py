@@ -137,8 +137,8 @@ def blame(session: Session | scoped_session[Any], model_class: type[Any], resour
     """Return, for each field of a row, its value and the version that gave it. One statement.
 
     Empty if the row has no history, or is deleted. Where versions have been removed, what was before is unknown, and
-    :attr:`~sqlaudit.changes.Blame.unknown_before` says so; where the last ones have been, :attr:`unknown_after
-    <sqlaudit.changes.Blame.unknown_after>` says that what came after is.
+    :attr:`~sqlaudit.changes.Blame.unknown_before` says so; where the last ones have been,
+    :attr:`~sqlaudit.changes.Blame.unknown_after` says that what came after is.
 
     :param resource_id: the primary key; a tuple if it is composite; text is converted
     :raises TrackingError: the model is not tracked
