@@ -88,6 +88,7 @@ def _travel(session: Any, rule: Any, ask: Any) -> Any:
         return ask(past)
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("ask", ASK)
 def test_a_row_whose_baseline_is_later_is_absent_or_told(adopted: Any, ask: str) -> None:
     with adopted() as session:

@@ -15,6 +15,8 @@ import sqlaudit
 from invariants import check_history, told
 from sqlaudit import ChangeLogReport, as_of, get_resource_changes, import_change_log, versions_of
 
+pytestmark = pytest.mark.spread
+
 NOON = datetime(2024, 5, 6, 12, 0, 0, 5, tzinfo=UTC)
 
 
@@ -242,7 +244,6 @@ def test_a_change_of_what_history_cannot_tell_is_no_insert(session: Session, cha
         ("born", "0000-00-00"),
     ],
 )
-@pytest.mark.spread
 def test_a_value_that_the_database_would_refuse_is_kept_as_a_text(session: Session, name: str, text: str) -> None:
     """Databases differ in what they take: it is in its field, or among what could not be read."""
     log(session, 4, 1, **{name: (None, text)})

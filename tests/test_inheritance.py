@@ -17,6 +17,8 @@ from sqlaudit import (
     versions_of,
 )
 
+pytestmark = pytest.mark.spread
+
 Name = sa.String(50)
 
 

@@ -24,6 +24,8 @@ from sqlaudit import (
     unregister_hooks,
 )
 
+pytestmark = pytest.mark.spread
+
 Name = sa.String(50)
 
 
@@ -186,7 +188,6 @@ def test_polymorphic_loads_after_the_rows_are_of_then_too(people, sessions):
             assert fresh.scalars(sa.select(person).options(eager)).all() == []
 
 
-@pytest.mark.spread
 @HIERARCHIES
 @pytest.mark.parametrize("option", [orm.lazyload, orm.joinedload, orm.selectinload, orm.subqueryload])
 def test_a_relationship_to_a_hierarchy_gives_objects_of_every_class(people, sessions, option):
