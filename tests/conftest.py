@@ -110,7 +110,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Run each case of a test that is marked ``spread`` on one of its databases, by turns."""
     tests = defaultdict[str, dict[Any, list[pytest.Item]]](lambda: defaultdict(list))
     for item in items:
-        if EFFORT == 1 and item.get_closest_marker("spread"):
+        if EFFORT == 1 and item.get_closest_marker("spread") and "target" in getattr(item, "fixturenames", ()):
             case = tuple(id(value) for name, value in item.callspec.params.items() if name != "target")
             tests[item.nodeid.partition("[")[0]][case].append(item)
     elsewhere = set[pytest.Item]()
