@@ -79,6 +79,7 @@ from sqlaudit.instant import (
 )
 from sqlaudit.models import TrackedModel, link_columns, root_of, tracked_model
 from sqlaudit.past import Past, beside_past, stays_in_past
+from sqlaudit.statements import WRITE
 from sqlaudit.tables import (
     INFO_KEY,
     find_association_tables,
@@ -271,7 +272,7 @@ def _do_orm_execute(state: ORMExecuteState) -> Any:
     ):
         if _is_first(state) and not _is_recording(state.session):
             return _record_statement(state)
-    else:
+    elif WRITE not in state.execution_options:
         notice_writes_within(statement)
     return None
 

@@ -47,7 +47,7 @@ from sqlaudit.history import checked_session, history_of, moved, version_info, w
 from sqlaudit.keytypes import are_bound_in_sql, one_of
 from sqlaudit.models import TrackedModel, root_of, tracked_model_of
 from sqlaudit.period import OPEN_END
-from sqlaudit.statements import any_of, differs, is_among
+from sqlaudit.statements import OURS, any_of, differs, is_among
 from sqlaudit.tables import TrackedTable
 
 _BATCH: Final = 500
@@ -605,7 +605,7 @@ def _built_once(model: TrackedModel, shape: tuple[Any, ...], build: Callable[[],
     cache, key = model.root.table.cache, (*model.family(), *shape)
     statement: Select[Any] | None = cache.get(key)
     if statement is None:
-        statement = cache[key] = build()
+        statement = cache[key] = build().execution_options(**OURS)
     return statement
 
 
