@@ -21,7 +21,7 @@ from sqlaudit import (
 )
 from sqlaudit.changesets import instant_of_changeset
 
-pytestmark = pytest.mark.usefixtures("clock")
+pytestmark = [pytest.mark.usefixtures("clock"), pytest.mark.spread]
 
 
 class Base(DeclarativeBase):
@@ -100,7 +100,6 @@ def test_changesets_tell_who_wrote_what_when_and_why(sessions, happened):
     assert (third.timestamp, third.reason, third.tables) == (at(2), None, ("changesets_customers",))
 
 
-@pytest.mark.spread
 @pytest.mark.parametrize(
     ("filters", "seconds"),
     [

@@ -21,6 +21,8 @@ from sqlaudit import (
     track_table,
 )
 
+pytestmark = pytest.mark.spread
+
 
 class Base(DeclarativeBase):
     pass
@@ -103,7 +105,6 @@ def expunged(session: Session, model: Any) -> Any:
     return past
 
 
-@pytest.mark.spread
 @pytest.mark.parametrize(
     "give",
     [
@@ -248,7 +249,6 @@ def house(session, base, engine) -> tuple[Session, Any, Any]:
     return session, Doctor, Patient
 
 
-@pytest.mark.spread
 @pytest.mark.parametrize(
     "load",
     [orm.lazyload, orm.joinedload, orm.selectinload, orm.subqueryload, orm.immediateload, orm.contains_eager],
@@ -294,7 +294,6 @@ BULK = {
 }
 
 
-@pytest.mark.spread
 @pytest.mark.parametrize("synchronize", [None, "auto", "evaluate", "fetch", False])
 @pytest.mark.parametrize("write", BULK.values(), ids=BULK)
 def test_a_bulk_statement_leaves_objects_of_the_past_alone(session, write, synchronize):
@@ -383,7 +382,6 @@ def test_what_is_refused_leaves_the_live_object_as_it_was(session):
 # --- sessions of the past ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.spread
 @pytest.mark.parametrize("load", [orm.lazyload, orm.joinedload, orm.selectinload, orm.subqueryload, orm.immediateload])
 def test_a_session_of_the_past_reads_a_statement_of_another_instant_as_of_that_one(session, load):
     with time_travel(session, at(1)) as past:

@@ -28,7 +28,7 @@ from sqlaudit import (
     versions_of,
 )
 
-pytestmark = pytest.mark.usefixtures("clock")
+pytestmark = [pytest.mark.usefixtures("clock"), pytest.mark.spread]
 
 
 class Base(DeclarativeBase):
@@ -512,7 +512,6 @@ def test_a_session_without_hooks_is_refused(sessions, happened, engine):
         undo(session, last_changeset(sessions))
 
 
-@pytest.mark.spread
 def test_an_undo_takes_the_same_statements_whatever_its_size(sessions, engine):
     counts = []
     for first, size in ((1000, 6), (2000, 99)):
