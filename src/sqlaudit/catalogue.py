@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -105,13 +105,20 @@ def _has_trigger(live: ColumnElement[Any]) -> ColumnElement[bool]:
 
 def has_triggers(connection: Connection, tracked: TrackedTable) -> bool:
     """Tell whether a live table has triggers, as far as the role of a connection may know. One statement, once."""
+    return _asked_once(connection, tracked, _any_trigger)
+
+
+def _asked_once(
+    connection: Connection, tracked: TrackedTable, question: Callable[[Connection, Table], ColumnElement[bool]]
+) -> bool:
+    """Return the answer of a database to a question about a live table, which it is asked once."""
     kept = tracked.statements.setdefault(connection.dialect, {})
-    if has_triggers not in kept:
-        kept[has_triggers] = bool(connection.scalar(select(_has_triggers(connection, tracked.live))))
-    return bool(kept[has_triggers])
+    if question not in kept:
+        kept[question] = bool(connection.scalar(select(question(connection, tracked.live))))
+    return bool(kept[question])
 
 
-def _has_triggers(connection: Connection, live: Table) -> ColumnElement[bool]:
+def _any_trigger(connection: Connection, live: Table) -> ColumnElement[bool]:
     schema = schema_of(connection, live)
     if connection.dialect.name == "postgresql":
         return _has_trigger(oid_of(connection, live))
@@ -140,15 +147,13 @@ def diverts_deletes(connection: Connection, table: Table) -> bool:
 
 def refuses_returning(connection: Connection, tracked: TrackedTable) -> bool:
     """Tell whether a rule keeps PostgreSQL from returning what is inserted into a live table. One statement, once."""
-    if connection.dialect.name != "postgresql":
-        return False
-    kept = tracked.statements.setdefault(connection.dialect, {})
-    if refuses_returning not in kept:
-        returns = and_(_RULES.c.ev_qual == "<>", func.pg_get_ruledef(_RULES.c.oid).icontains("RETURNING"))
-        on_insert = (_RULES.c.ev_class == oid_of(connection, tracked.live), _RULES.c.ev_type == "3")
-        refused = exists().where(*on_insert, _RULES.c.is_instead, not_(returns))
-        kept[refuses_returning] = bool(connection.scalar(select(refused)))
-    return bool(kept[refuses_returning])
+    return connection.dialect.name == "postgresql" and _asked_once(connection, tracked, _any_rule_without_returning)
+
+
+def _any_rule_without_returning(connection: Connection, live: Table) -> ColumnElement[bool]:
+    returns = and_(_RULES.c.ev_qual == "<>", func.pg_get_ruledef(_RULES.c.oid).icontains("RETURNING"))
+    on_insert = (_RULES.c.ev_class == oid_of(connection, live), _RULES.c.ev_type == "3")
+    return exists().where(*on_insert, _RULES.c.is_instead, not_(returns))
 
 
 def are_volatile(connection: Connection, names: Collection[str]) -> bool:

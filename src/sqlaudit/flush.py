@@ -558,8 +558,8 @@ class Flush:
         if goes or may_follow or not followed.isdisjoint(committed) or (may_change_late and followed - unit.keys):
             reason = None if self.restoring is None else self.restoring.reason_of(state)
             questions[place].parents[unit, reason].append(key)
-        is_written = goes or may_change_late or not unit.collections.issuperset(committed)
         whole = goes or may_change_late
+        is_written = whole or not unit.collections.issuperset(committed)
         if is_written and state not in self._blind and _is_blind(unit, committed, values, whole=whole):
             self._blind.add(state)
             questions[place].blind[unit].append(key)

@@ -203,12 +203,12 @@ def _confined(
     others_wait = connection.dialect.name == "sqlite" or (is_mysql and isinstance(keys, StoredKeys))
     if others_wait and _is_repeatable(clause):
         return clause
-    alone = _asks_alone(clause)
-    named = {source for each in values.values() for source in getattr(each, "_from_objects", ())}
-    single = isinstance(clause, Update) and alone and named <= {written}  # else the hint is rendered behind another
     if write.is_safe:
         write.foreseen = len(keys)
         return clause
+    alone = _asks_alone(clause)
+    named = {source for each in values.values() for source in getattr(each, "_from_objects", ())}
+    single = isinstance(clause, Update) and alone and named <= {written}  # else the hint is rendered behind another
     if single and is_mysql and written.primary_key:
         # It would rather walk through a small table, and wait for rows that are not its own.
         clause = clause.with_hint("FORCE INDEX (PRIMARY)", selectable=written)
