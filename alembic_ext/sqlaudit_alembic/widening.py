@@ -21,7 +21,6 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     Numeric,
-    SmallInteger,
     String,
     Text,
     Time,
@@ -31,6 +30,7 @@ from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.types import CHAR, TypeEngine
 
 from sqlaudit.keytypes import BYTES, MYSQL, stored_type
+from sqlaudit.writable import is_double, range_of
 
 _Type = TypeEngine[Any]
 _NUMBERS: Final = (Integer, Numeric, Boolean)
@@ -106,8 +106,7 @@ def _stored_by_mysql(type_: Any) -> _Type:
     if name in ("BLOB", "LARGEBINARY"):
         return LargeBinary(type_.length or 2**16)
     if isinstance(type_, Float):
-        is_double = isinstance(type_, (Double, mysql.DOUBLE, mysql.REAL)) or (type_.precision or 0) > 24
-        return Double() if is_double else REAL()
+        return Double() if is_double(type_) else REAL()
     if isinstance(type_, Numeric) and type_.precision is None:
         return Numeric(10, 0)
     if isinstance(type_, (DateTime, Time)) and not hasattr(type_, "fsp"):
@@ -174,13 +173,13 @@ def _float_holds(one: Any, other: _Type) -> bool:
 def _integer_holds(one: Any, other: _Type) -> bool:
     if not isinstance(other, (Integer, Boolean, mysql.BIT)):
         return False
-    (low, high), (other_low, other_high) = _range(one), _range(other)
+    (low, high), (other_low, other_high) = range_of(one), range_of(other)
     return low <= other_low and high >= other_high
 
 
 def _bits_hold(one: Any, other: Any) -> bool:
     if isinstance(one, mysql.BIT):
-        return isinstance(other, mysql.BIT) and _range(one) >= _range(other)
+        return isinstance(other, mysql.BIT) and range_of(one) >= range_of(other)
     if not isinstance(other, postgresql.BIT):
         return False
     return _length(one) >= _length(other) if one.varying else not other.varying and one.length == other.length
@@ -245,7 +244,7 @@ def _both(old: Any, new: Any) -> _Type | None:
         return String(int(length), collation=old.collation) if length < 2**14 else None
     whole = (Integer, mysql.BIT)
     if isinstance(old, whole) and isinstance(new, whole):
-        return BigInteger() if max(_range(old)[1], _range(new)[1]) < 2**63 else Numeric(20, 0)
+        return BigInteger() if max(range_of(old)[1], range_of(new)[1]) < 2**63 else Numeric(20, 0)
     if isinstance(old, _NUMBERS) and isinstance(new, _NUMBERS) and not isinstance(old, Float) | isinstance(new, Float):
         digits, scale = (max(pair) for pair in zip(_digits(old), _digits(new), strict=True))
         return Numeric() if inf in (digits, scale) else Numeric(int(digits + scale), int(scale))
@@ -287,22 +286,11 @@ def _text_length(type_: Any) -> float:
 def _digits(type_: Any) -> tuple[float, float]:
     """Return how many digits a number can have before the point, and behind it."""
     if isinstance(type_, (Integer, Boolean)):
-        return len(str(_range(type_)[1])), 0
+        return len(str(range_of(type_)[1])), 0
     if type_.precision is None:
         return inf, inf
     scale = type_.scale or 0
     return type_.precision - scale, scale
-
-
-def _range(type_: Any) -> tuple[int, int]:
-    if isinstance(type_, mysql.BIT):
-        return 0, 2 ** (type_.length or 1) - 1
-    name = type(type_).__name__
-    bits = 8 if isinstance(type_, Boolean) or name == "TINYINT" else 24 if name == "MEDIUMINT" else 32
-    bits = 64 if isinstance(type_, BigInteger) else 16 if isinstance(type_, SmallInteger) else bits
-    if getattr(type_, "unsigned", False):
-        return 0, 2**bits - 1
-    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
 
 
 def _bits(type_: Any) -> int:

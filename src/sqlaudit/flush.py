@@ -156,11 +156,8 @@ def others_listen(mapper: Mapper[Any], names: Iterable[str]) -> bool:
     :param names: the events
     """
     dispatch = mapper.dispatch
-    return any(
-        getattr(listener, "__module__", None) != "sqlaudit.hooks"
-        for name in names
-        for listener in getattr(dispatch, name)
-    )
+    listeners = (listener for name in names for listener in getattr(dispatch, name))
+    return not all((getattr(listener, "__module__", None) or "").startswith("sqlaudit.") for listener in listeners)
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,11 +99,20 @@ def _integer(type_: Any, value: Any, dialect: Dialect) -> bool:
         value = int(value)
     if not isinstance(value, (int, float, Decimal)) or value != int(value):
         return False
-    size = {"TINYINT": 8, "MEDIUMINT": 24}.get(type(type_).__name__, 32)
-    size = 64 if isinstance(type_, BigInteger) else 16 if isinstance(type_, SmallInteger) else size
+    low, high = range_of(type_)
+    return bool(low <= value <= high)
+
+
+def range_of(type_: Any) -> tuple[int, int]:
+    """Return the least and the greatest number that a column of whole numbers, of truths or of bits holds."""
+    if isinstance(type_, mysql.BIT):
+        return 0, 2 ** (type_.length or 1) - 1
+    name = type(type_).__name__
+    bits = 8 if isinstance(type_, Boolean) or name == "TINYINT" else 24 if name == "MEDIUMINT" else 32
+    bits = 64 if isinstance(type_, BigInteger) else 16 if isinstance(type_, SmallInteger) else bits
     if getattr(type_, "unsigned", False):
-        return bool(0 <= value < 2**size)
-    return bool(-(2 ** (size - 1)) <= value < 2 ** (size - 1))
+        return 0, 2**bits - 1
+    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
 
 
 def _numeric(type_: Any, value: Any, dialect: Dialect) -> bool:
@@ -135,10 +144,14 @@ def _float(type_: Any, value: Any, dialect: Dialect) -> bool:
         number = value
     if not isfinite(number):
         return dialect.name == "postgresql"
-    is_double = isinstance(type_, (Double, mysql.DOUBLE, mysql.REAL)) or (type_.precision or 0) > 24
-    if is_double or (dialect.name == "postgresql" and not isinstance(type_, REAL) and type_.precision is None):
+    if is_double(type_) or (dialect.name == "postgresql" and not isinstance(type_, REAL) and type_.precision is None):
         return True
     return bool(unpack("f", pack("f", number))[0] == number or float(f"{number:.6g}") == number)
+
+
+def is_double(type_: Any) -> bool:
+    """Tell whether a type of MariaDB's or of the standard's is said to be of double precision."""
+    return isinstance(type_, (Double, mysql.DOUBLE, mysql.REAL)) or (type_.precision or 0) > 24
 
 
 def _datetime(type_: Any, value: Any, dialect: Dialect) -> bool:
@@ -173,7 +186,7 @@ def _uuid(type_: Any, value: Any, dialect: Dialect) -> bool:
 def _bits(type_: Any, value: Any, dialect: Dialect) -> bool:
     if isinstance(type_, mysql.BIT):
         number = int.from_bytes(value, "big") if isinstance(value, bytes) else int(value)
-        return bool(0 <= number < 2 ** (type_.length or 1))
+        return number in range(range_of(type_)[1] + 1)
     if not set(value) <= {"0", "1"}:
         return False
     return len(value) <= (type_.length or inf) if type_.varying else len(value) == (type_.length or 1)
