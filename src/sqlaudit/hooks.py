@@ -395,7 +395,7 @@ def _attaching(session: Session, state: InstanceState[Any]) -> None:
 
 
 def _refuse_without_hooks(session: Session, state: InstanceState[Any]) -> None:
-    if isinstance(session, PastSession) or _do_orm_execute in session.dispatch.do_orm_execute:
+    if isinstance(session, PastSession) or records(session):
         return
     raise QueryError(
         f"{state.class_.__name__} {state.identity} {instant_of_state(state)} was given to a session without hooks, and "

@@ -30,7 +30,8 @@ from sqlaudit.past import BeforeBaseline, Past, Rules, S, Untracked, as_past, co
 from sqlaudit.period import OPEN_END, TICK
 from sqlaudit.tables import tracked_table
 
-_TOKEN: Final = "identity_token"
+TOKEN: Final = "identity_token"
+"""The execution option, of SQLAlchemy's, that objects are loaded with."""
 _LATEST: Final = OPEN_END - TICK  # an instant that open versions contain, for those who mean "for ever"
 
 
@@ -98,7 +99,7 @@ def instant_of_statement(statement: Past) -> Instant:
 
 def as_of_instant(statement: S, instant: Instant) -> S:
     """Return a statement that reads as of an instant, and whose objects are known by it."""
-    return as_past(statement, instant.when, instant.rules).execution_options(**{_TOKEN: instant})
+    return as_past(statement, instant.when, instant.rules).execution_options(**{TOKEN: instant})
 
 
 # --- they are read-only -----------------------------------------------------------------------------------------
@@ -265,7 +266,7 @@ class _PastQuery:
     def __init__(self, attribute: Any, state: InstanceState[Any]) -> None:
         super().__init__(attribute, state)  # type: ignore[call-arg]  # the collection's
         if (instant := instant_of_state(state)) is not None:
-            self._execution_options = self._execution_options.union({_TOKEN: instant})  # type: ignore[has-type]  # Query's
+            self._execution_options = self._execution_options.union({TOKEN: instant})  # type: ignore[has-type]  # Query's
 
     def _generate(self, session: Session | None = None) -> Query[Any]:
         query: Query[Any] = super()._generate(session)  # type: ignore[misc]  # the collection's
@@ -274,7 +275,7 @@ class _PastQuery:
             return query
         query_class: Any = type(query)
         past: Query[Any] = copied_as(_past_query_class(query_class), query)
-        return past.execution_options(**{_TOKEN: instant})
+        return past.execution_options(**{TOKEN: instant})
 
 
 class _WithPastStatement:
@@ -284,7 +285,7 @@ class _WithPastStatement:
 
     @property
     def statement(self) -> Any:
-        return as_of_instant(super().statement, self._execution_options[_TOKEN])  # type: ignore[misc]  # the query's
+        return as_of_instant(super().statement, self._execution_options[TOKEN])  # type: ignore[misc]  # the query's
 
 
 @cache

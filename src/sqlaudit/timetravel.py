@@ -45,6 +45,7 @@ from sqlaudit.changesets import instant_of_changeset
 from sqlaudit.exceptions import QueryError, ReadOnlyError
 from sqlaudit.history import history_of
 from sqlaudit.instant import (
+    TOKEN,
     Instant,
     as_of_instant,
     instant_from,
@@ -70,7 +71,6 @@ M = TypeVar("M")
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
-_TOKEN: Final = "identity_token"
 _CHANGESETS: Final = "sqlaudit_changesets"
 
 # --- the type of select(Customer), which differs between SQLAlchemy 2.0 and 2.1 ---------------------------------
@@ -232,7 +232,7 @@ def instant_of(state: ORMExecuteState) -> Instant | None:
     statement: Any = state.statement
     if isinstance(statement, Past) and statement._past_is_ready:
         return None
-    token = state.execution_options.get(_TOKEN)
+    token = state.execution_options.get(TOKEN)
     if isinstance(token, Instant) and isinstance(statement, StatementLambdaElement):
         # That is the instant of the first statement that the lambda gave; the one that it gives now knows its own.
         statement = statement._resolved
@@ -281,7 +281,7 @@ def read_past(state: ORMExecuteState, instant: Instant) -> Result[Any]:
         dialect = state.session.get_bind(**state.bind_arguments).dialect
         check_beginnings(state.session, cast(Past, past), state.parameters, dialect)
     with explained(chain.from_iterable(map(tracked_tables, metadata))):  # of which it asks if something is amiss
-        return execute_within(state, past, {_TOKEN: instant})
+        return execute_within(state, past, {TOKEN: instant})
 
 
 def execute_within(state: ORMExecuteState, statement: Executable, options: dict[str, Any] | None = None) -> Result[Any]:
@@ -347,11 +347,11 @@ class PastSession(Session):
 
     def _get_impl(self, *args: Any, **kw: Any) -> Any:
         self.instant = _looked_up(self, self.instant)
-        return super()._get_impl(*args, **{**kw, _TOKEN: self.instant})
+        return super()._get_impl(*args, **{**kw, TOKEN: self.instant})
 
     def _identity_lookup(self, *args: Any, **kw: Any) -> Any:
         loaded_for = kw.get("lazy_loaded_from")
-        kw[_TOKEN] = self.instant if loaded_for is None else instant_of_state(loaded_for)
+        kw[TOKEN] = self.instant if loaded_for is None else instant_of_state(loaded_for)
         return super()._identity_lookup(*args, **kw)
 
     def end(self) -> None:
