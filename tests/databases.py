@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from clock import Clock
-from recording import recording
+from registering import recording
 from servers import WITHOUT_TLS
 from sqlaudit import SQLAuditConfig, clear_config, set_config
 

@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session, sessionmaker
 import servers
 from clock import Clock
 from databases import Database, MariaDB, PostgreSQL, Server, SQLite
-from recording import recording
+from registering import recording
 from sqlaudit import (
     SQLAuditConfig,
     clear_audit_context,

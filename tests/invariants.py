@@ -7,9 +7,9 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from sqlaudit import OPEN_END, Operation, history_of
-from sqlaudit.models import tracked_model_of
 from sqlaudit.period import TICK
-from sqlaudit.tables import TrackedTable, tracked_table
+from sqlaudit.tracking.models import tracked_model_of
+from sqlaudit.tracking.tables import TrackedTable, tracked_table
 
 CONTEXT = ("changed_by", "impersonated_by", "reason", "extra")
 

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 import sqlaudit
-from sqlaudit.tables import tracked_table
+from sqlaudit.tracking.tables import tracked_table
 
 
 class Base(DeclarativeBase):

@@ -15,9 +15,9 @@ from sqlalchemy.orm import configure_mappers
 from sqlalchemy.types import NullType, TypeEngine
 
 from sqlaudit import SQLAuditError
-from sqlaudit.autogenerate import SET_UP, followed
-from sqlaudit.keytypes import MYSQL
-from sqlaudit.tables import INFO_KEY, AuditColumns, TrackedTable, guard_name, shortened, tracked_table
+from sqlaudit.sql.keys import MYSQL
+from sqlaudit.tracking.autogenerate import SET_UP, followed
+from sqlaudit.tracking.tables import INFO_KEY, AuditColumns, TrackedTable, guard_name, shortened, tracked_table
 from sqlaudit_alembic.inspection import takes_json_only
 from sqlaudit_alembic.ops import (
     BackfillHistoryOp,

@@ -13,7 +13,7 @@ from alembic.operations.base import Operations
 from sqlalchemy import Connection, event
 from sqlalchemy.schema import ExecutableDDLElement
 
-from sqlaudit.keytypes import MYSQL
+from sqlaudit.sql.keys import MYSQL
 
 _log = logging.getLogger(__name__)
 _undoing: WeakKeyDictionary[Connection, list[str]] = WeakKeyDictionary()

@@ -13,7 +13,7 @@ from sqlalchemy import table as sql_table
 from sqlalchemy.engine import Inspector
 
 from sqlaudit import HistoryTableError, SQLAuditError
-from sqlaudit.keytypes import MYSQL
+from sqlaudit.sql.keys import MYSQL
 from sqlaudit_alembic.ops import Place
 
 _TRANSLATION = "schema_translate_map"

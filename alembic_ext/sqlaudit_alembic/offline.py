@@ -16,9 +16,9 @@ from sqlalchemy.schema import ExecutableDDLElement
 from sqlalchemy.sql.compiler import DDLCompiler, SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from sqlaudit.keytypes import MYSQL
 from sqlaudit.period import UTCDateTime
-from sqlaudit.tables import audit_column_types
+from sqlaudit.sql.keys import MYSQL
+from sqlaudit.tracking.tables import audit_column_types
 
 
 class ForgetRun(ExecutableDDLElement):

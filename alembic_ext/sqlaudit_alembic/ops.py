@@ -17,7 +17,7 @@ from sqlalchemy import Column, Date, MetaData, Table
 from sqlalchemy.dialects import postgresql
 
 from sqlaudit import SQLAuditError
-from sqlaudit.tables import AuditColumns, TrackedTable, forget, shortened
+from sqlaudit.tracking.tables import AuditColumns, TrackedTable, forget, shortened
 
 
 @dataclass(frozen=True, slots=True)

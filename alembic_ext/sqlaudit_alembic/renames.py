@@ -14,7 +14,7 @@ from sqlalchemy.schema import CreateIndex, DropIndex, ExecutableDDLElement
 from sqlalchemy.sql.compiler import DDLCompiler
 
 from sqlaudit import SQLAuditError
-from sqlaudit.tables import shortened
+from sqlaudit.tracking.tables import shortened
 from sqlaudit_alembic.halfway import undo_if_rolled_back
 from sqlaudit_alembic.inspection import columns_of, inspector_of, key_of, need_history, need_live, need_name
 from sqlaudit_alembic.ops import CreateHistoryTableOp, Place, RenameTrackedColumnOp, RenameTrackedTableOp

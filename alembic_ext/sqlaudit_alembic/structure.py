@@ -10,8 +10,8 @@ from sqlalchemy import MetaData, Table
 from sqlalchemy.schema import CreateIndex, CreateTable, DropTable
 
 from sqlaudit import SQLAuditError
-from sqlaudit.keytypes import MYSQL
-from sqlaudit.tables import AddOpenGuard, collation_statements
+from sqlaudit.sql.keys import MYSQL
+from sqlaudit.tracking.tables import AddOpenGuard, collation_statements
 from sqlaudit_alembic.halfway import undo_if_rolled_back
 from sqlaudit_alembic.inspection import columns_of, inspector_of, key_of, need_history, need_name, need_schema
 from sqlaudit_alembic.ops import CreateHistoryTableOp, DropHistoryColumnOp, DropHistoryTableOp

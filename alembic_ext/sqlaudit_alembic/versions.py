@@ -27,10 +27,10 @@ from sqlalchemy import (
 from sqlalchemy.engine import Inspector
 
 from sqlaudit import HistoryTableError, Operation, SQLAuditError
-from sqlaudit.capture import Changeset, changeset_at, instant_given
 from sqlaudit.period import OpenEnd, is_open
-from sqlaudit.statements import CopyingInsert
-from sqlaudit.tables import audit_column_types
+from sqlaudit.recording.changeset import Changeset, changeset_at, instant_given
+from sqlaudit.recording.statements import CopyingInsert
+from sqlaudit.tracking.tables import audit_column_types
 from sqlaudit_alembic.inspection import columns_of, inspector_of, key_of, need_history, need_live
 from sqlaudit_alembic.offline import ForgetRun, RememberRun, RunChangeset, RunInstant
 from sqlaudit_alembic.ops import BackfillHistoryOp, Place, RenewHistoryOp

@@ -29,8 +29,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.types import CHAR, TypeEngine
 
-from sqlaudit.keytypes import BYTES, MYSQL, stored_type
-from sqlaudit.writable import is_double, range_of
+from sqlaudit.sql.fitting import is_double, range_of
+from sqlaudit.sql.keys import BYTES, MYSQL, stored_type
 
 _Type = TypeEngine[Any]
 _NUMBERS: Final = (Integer, Numeric, Boolean)

@@ -1,7 +1,6 @@
 """Temporal versioning for SQLAlchemy: who changed what, when and why, and what did it look like then?"""
 
 from sqlaudit.changes import Blame, Changeset, Conflict, FieldChange, Operation, Restored, RestoreReport
-from sqlaudit.changesets import changesets, instant_of_changeset
 from sqlaudit.config import SQLAuditConfig, clear_config, get_config, has_config, set_config
 from sqlaudit.context import (
     AuditContext,
@@ -22,22 +21,26 @@ from sqlaudit.exceptions import (
     TrackingError,
     UndoConflictError,
 )
-from sqlaudit.history import Version, history_of
-from sqlaudit.hooks import register_hooks, tracking_disabled, unregister_hooks
-from sqlaudit.maintenance import (
-    BackfillReport,
-    ChangeLogReport,
-    ImportReport,
-    backfill,
-    import_change_log,
-    import_continuum,
-)
+from sqlaudit.hooks.pausing import tracking_disabled
+from sqlaudit.hooks.sessions import register_hooks, unregister_hooks
+from sqlaudit.importing import ChangeLogReport, ImportReport, import_change_log, import_continuum
+from sqlaudit.maintenance import BackfillReport, backfill
+from sqlaudit.past.as_of import all_versions, as_of, between
+from sqlaudit.past.session import time_travel
+from sqlaudit.past.temporal_join import as_of_column
 from sqlaudit.period import OPEN_END
-from sqlaudit.reconcile import record_changes
-from sqlaudit.restore import restore, undo
-from sqlaudit.retrieval import blame, changes_in, get_resource_changes, stream_resource_changes, versions_of
-from sqlaudit.tables import AuditColumns
-from sqlaudit.timetravel import all_versions, as_of, as_of_column, between, time_travel
+from sqlaudit.recording.reconcile import record_changes
+from sqlaudit.restoring.restore import restore, undo
+from sqlaudit.retrieval.changesets import changesets, instant_of_changeset
+from sqlaudit.retrieval.field_changes import (
+    blame,
+    changes_in,
+    get_resource_changes,
+    stream_resource_changes,
+    versions_of,
+)
+from sqlaudit.tracking.history import Version, history_of
+from sqlaudit.tracking.tables import AuditColumns
 
 __all__ = [
     "OPEN_END",

@@ -13,15 +13,15 @@ from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.orm import Mapper
 from sqlalchemy.orm.exc import UnmappedClassError
 
-from sqlaudit import timetravel
-from sqlaudit.autogenerate import guard_autogenerate
 from sqlaudit.exceptions import TrackingError
-from sqlaudit.history import history_of
-from sqlaudit.hooks import look_again, track_with_base, watch
-from sqlaudit.models import Options, TrackedModel, tracked_model
-from sqlaudit.past import BeforeBaseline, Untracked
-from sqlaudit.tables import AuditColumns, tracked_table
-from sqlaudit.timetravel import MYPY, all_versions, as_of, between
+from sqlaudit.hooks.models import look_again, track_with_base, watch
+from sqlaudit.past import as_of as past_reads
+from sqlaudit.past.as_of import MYPY, all_versions, as_of, between
+from sqlaudit.past.rendering import BeforeBaseline, Untracked
+from sqlaudit.tracking.autogenerate import guard_autogenerate
+from sqlaudit.tracking.history import history_of
+from sqlaudit.tracking.models import Options, TrackedModel, tracked_model
+from sqlaudit.tracking.tables import AuditColumns, tracked_table
 
 M = TypeVar("M", bound=type[Any])
 
@@ -102,7 +102,7 @@ class Temporal:
     History: ClassVar[type[Any]] = cast("type[Any]", _History())
 
     if MYPY:
-        as_of = timetravel.AsOfMethod()
+        as_of = past_reads.AsOfMethod()
     else:
 
         @classmethod

@@ -12,7 +12,7 @@ from tests.benchmarks.columns import NOON, Columns
 from tests.benchmarks.reads import WIDE, fill_live
 
 from sqlaudit import OPEN_END, Operation, backfill, history_of, track_table
-from sqlaudit.tables import tracked_table
+from sqlaudit.tracking.tables import tracked_table
 
 LEAST = {"postgresql": 0.6}
 REPETITIONS = 3

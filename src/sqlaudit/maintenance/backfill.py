@@ -32,20 +32,23 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from sqlaudit.absent import codes_of, explained
 from sqlaudit.arguments import checked_count
-from sqlaudit.bulk.locking import keep_others_out
-from sqlaudit.capture import Capture, Changeset, changeset_at, instant_given, own_connection, warn_of_history_in_sight
 from sqlaudit.changes import Operation
-from sqlaudit.dependents import by_chain, lock
 from sqlaudit.exceptions import QueryError
-from sqlaudit.history import checked_session
-from sqlaudit.keytypes import MYSQL, Key, RawKey, bound, keys_read, raw
 from sqlaudit.maintenance.progress import Callback, told_to
-from sqlaudit.models import base_table_of
 from sqlaudit.period import OpenEnd, UTCDateTime
-from sqlaudit.statements import CHUNK, Statements, has_open_version, in_order
-from sqlaudit.tables import TrackedTable
+from sqlaudit.recording.bulk.locking import keep_others_out
+from sqlaudit.recording.capture import Capture
+from sqlaudit.recording.cascades import by_chain, lock
+from sqlaudit.recording.changeset import Changeset, changeset_at, instant_given, own_connection
+from sqlaudit.recording.policy import warn_of_history_in_sight
+from sqlaudit.recording.statements import Statements, has_open_version
+from sqlaudit.sql.batches import CHUNK, in_order
+from sqlaudit.sql.keys import MYSQL, Key, RawKey, bound, keys_read, raw
+from sqlaudit.tracking.missing import codes_of, explained
+from sqlaudit.tracking.models import base_table_of
+from sqlaudit.tracking.sessions import checked_session
+from sqlaudit.tracking.tables import TrackedTable
 
 T = TypeVar("T")
 _ATTEMPTS: Final = 10

@@ -12,6 +12,7 @@ try:
 except ImportError:
     Progress = None  # type: ignore[assignment,misc]  # the extra is not installed
 
+
 Callback = Callable[[int, int], object]
 """Is told the number of rows that are done, and that of all."""
 

@@ -1,0 +1,329 @@
+"""Which events of a mapped class tell of writes? Listeners of tracked models and of those that they follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any, Final
+from weakref import WeakSet
+
+from sqlalchemy import (
+    Column,
+    Connection,
+    Table,
+    event,
+    inspect,
+)
+from sqlalchemy.orm import (
+    ColumnProperty,
+    InstanceState,
+    Mapper,
+    RelationshipProperty,
+    Session,
+)
+from sqlalchemy.orm.mapper import _all_registries
+
+from sqlaudit.exceptions import QueryError
+from sqlaudit.hooks.schema import after_create, after_drop, before_create
+from sqlaudit.hooks.scope import DISABLED, is_recorded, records
+from sqlaudit.past.attributes import hide_if_excluded, mix_into
+from sqlaudit.past.collections import look_back_from
+from sqlaudit.past.objects import Instant, instant_of_state, refuse_change, refuse_reference
+from sqlaudit.past.running import PastSession
+from sqlaudit.recording.bulk.append_only import is_history, is_migrating, rewriting
+from sqlaudit.recording.flush import Flush, Updating
+from sqlaudit.recording.policy import uncaptured
+from sqlaudit.recording.side_writes import forget_written_with
+from sqlaudit.recording.units import followed_fields_changed, forget_unit, sources_of
+from sqlaudit.tracking.models import TrackedModel, link_columns, root_of, tracked_model
+from sqlaudit.tracking.registry import mappers_of, track_secondary
+from sqlaudit.tracking.tables import INFO_KEY, tracked_table
+
+
+def _attaching(session: Session, state: InstanceState[Any]) -> None:
+    """Keep an object of the past out of a session that would give it live rows, unless it is one no more.
+
+    Every session is asked, at the price of one call for an object that is added; loading asks nobody.
+    """
+    if instant_of_state(state) is not None:
+        _refuse_without_hooks(session, state)
+    elif isinstance(state.identity_token, Instant):  # make_transient() has made a new object of one of the past
+        state.identity_token, state.load_options = None, ()
+
+
+def _refuse_without_hooks(session: Session, state: InstanceState[Any]) -> None:
+    if isinstance(session, PastSession) or records(session):
+        return
+    raise QueryError(
+        f"{state.class_.__name__} {state.identity} {instant_of_state(state)} was given to a session without hooks, and "
+        "would refer to live rows; call register_hooks(), or register_hooks(your_sessionmaker), at start-up.",
+        state.obj(),
+    )
+
+
+class _AskedInMerges:
+    """The key of a tracked model: a merge sets it, and there is no event for an object that the merge has loaded."""
+
+    __slots__ = ()
+
+    def merge(self, session: Session, source: InstanceState[Any], *args: Any) -> None:
+        if instant_of_state(source) is not None:
+            _refuse_without_hooks(session, source)
+        super().merge(session, source, *args)  # type: ignore[misc]  # the property's
+
+
+def watch(model: TrackedModel) -> None:
+    """Listen to the events of a tracked model, of its subclasses, and of the MetaData that it is in."""
+    target = model.mapper.class_
+    for name, listener in MODEL_LISTENERS.items():
+        event.listen(target, name, listener, raw=True, retval=True, propagate=True)
+    event.listen(target, "after_mapper_constructed", _track_subclass, propagate=True)
+    event.listen(target, "mapper_configured", _track_links, propagate=True)
+    metadata = model.table.live.metadata
+    metadata.info.setdefault(INFO_KEY, WeakSet()).add(model.mapper.registry)
+    if not event.contains(metadata, "before_create", before_create):
+        event.listen(metadata, "before_create", before_create)
+        event.listen(metadata, "after_create", after_create)
+        event.listen(metadata, "before_drop", before_create)
+        event.listen(metadata, "after_drop", after_drop)
+    if not event.contains(Mapper, "mapper_configured", _warn_of_other_mapper):
+        event.listen(Mapper, "mapper_configured", _warn_of_other_mapper)
+        event.listen(Mapper, "mapper_configured", _watch_references)
+        event.listen(Mapper, "after_configured", _watch_followed)
+        event.listen(Column, "before_parent_attach", _adding_column)
+        event.listen(Column, "after_parent_attach", _column_added)
+        event.listen(object, "attribute_instrument", _attribute_added)
+        event.listen(Session, "before_attach", _attaching, raw=True)
+    look_again(model.mapper)
+
+
+def look_again(mapper: Mapper[Any]) -> None:
+    """Look at the mappers that were configured before a table was tracked, or its options were known."""
+    for each in mappers_of(mapper.registry):
+        if each.configured:
+            _track_links(each, each.class_)
+            _warn_of_other_mapper(each, each.class_)
+            _watch_references(each, each.class_)
+    _watch_followed()
+
+
+def _inserted(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
+    if (flush := _session_of(state).info.get(INFO_KEY)) is not None:
+        flush.group(state, connection).inserted.append(state)
+    else:
+        _unrecorded(mapper, connection, state)
+
+
+def _inserting(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
+    flush: Flush | None = _session_of(state).info.get(INFO_KEY)
+    if flush is not None and (flush.asks_late or flush.began is None):  # few do, and every insert comes here
+        flush.inserting(state, connection)
+
+
+def _updating(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
+    if (flush := _session_of(state).info.get(INFO_KEY)) is not None:
+        flush.writing(state, connection, doomed=False)
+        flush.group(state, connection).updating.append(Updating(state))
+    else:
+        _unrecorded(mapper, connection, state)
+
+
+def _updated(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
+    if state.key is None:  # a new object has taken the row of a deleted one: no before_update told of it
+        _inserted(mapper, connection, state)
+
+
+def _deleting(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
+    if (flush := _session_of(state).info.get(INFO_KEY)) is not None:
+        flush.writing(state, connection, doomed=True)
+    else:
+        refuse_change(state)
+
+
+def _deleted(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
+    if (flush := _session_of(state).info.get(INFO_KEY)) is not None:
+        flush.group(state, connection).deleted.append(state)
+    else:
+        _unrecorded(mapper, connection, state)
+
+
+_session_of: Final[Callable[[InstanceState[Any]], Session]] = attrgetter("session")
+
+
+def _unrecorded(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
+    refuse_change(state)
+    if is_recorded(connection):  # by its statements
+        return
+    name = mapper.class_.__name__
+    uncaptured(
+        f"{name} was written by a session without hooks, and its history does not show it; "
+        "call register_hooks(), or register_hooks(your_sessionmaker), at start-up.",
+        mapper.class_,
+    )
+
+
+MODEL_LISTENERS: Final[dict[str, Callable[..., Any]]] = {
+    "before_insert": _inserting,
+    "after_insert": _inserted,
+    "before_update": _updating,
+    "after_update": _updated,
+    "before_delete": _deleting,
+    "after_delete": _deleted,
+}
+
+
+def _warn_of_other_mapper(mapper: Mapper[Any], model_class: type[Any]) -> None:
+    """Let a class that is not tracked, but mapped to a tracked table or to a history, warn or raise when it writes."""
+    if tracked_model(mapper) is None and any(_is_live(table) or is_history(table) for table in mapper.tables):
+        for name in ("before_insert", "before_update", "before_delete"):
+            if not event.contains(model_class, name, _written_by_other_mapper):
+                event.listen(model_class, name, _written_by_other_mapper, raw=True, retval=True)
+
+
+def _watch_followed() -> None:
+    """Listen to the classes that are not tracked, but that tracked rows follow by foreign key."""
+    for mapper in [each for registry in _all_registries() for each in mappers_of(registry)]:
+        if mapper.configured and tracked_model(mapper) is None and sources_of(mapper):
+            for name, listener in _FOLLOWED_LISTENERS.items():
+                if not event.contains(mapper.class_, name, listener):
+                    event.listen(mapper.class_, name, listener, raw=True, retval=True)
+
+
+def _updating_followed(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
+    _write_followed(mapper, connection, state, doomed=False)
+
+
+def _deleting_followed(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
+    _write_followed(mapper, connection, state, doomed=True)
+
+
+def _write_followed(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any], *, doomed: bool) -> None:
+    if (flush := _session_of(state).info.get(INFO_KEY)) is not None:
+        flush.writing(state, connection, doomed=doomed)
+    elif (doomed or followed_fields_changed(state)) and not is_recorded(connection):
+        uncaptured(
+            f"{mapper.class_.__name__}, which is not tracked, was written by a session without hooks, and the history "
+            "of the rows that follow it by foreign key will not show what becomes of them; call register_hooks(), or "
+            "register_hooks(your_sessionmaker), at start-up.",
+            mapper.class_,
+        )
+
+
+_FOLLOWED_LISTENERS: Final[dict[str, Callable[..., Any]]] = {
+    "before_insert": _inserting,
+    "before_update": _updating_followed,
+    "before_delete": _deleting_followed,
+}
+
+
+def _is_live(table: object) -> bool:
+    tracked = tracked_table(table)
+    return tracked is not None and tracked.live is table
+
+
+def _written_by_other_mapper(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
+    """Warn of an object that is written to a tracked table, and refuse one that is written to a history.
+
+    :raises ReadOnlyError: it is
+    """
+    session = _session_of(state)
+    history: Any = next(filter(is_history, mapper.tables), None)
+    if history is not None and records(session) and not is_migrating(connection):
+        raise rewriting(history)
+    table = next(filter(_is_live, mapper.tables), None)
+    is_unseen = not session.info.get(DISABLED) and not is_recorded(connection)
+    if table is not None and tracked_model(mapper) is None and is_unseen:
+        uncaptured(
+            f"{mapper.class_.__name__} is not tracked and writes the tracked table {table.fullname!r}, whose history "
+            "does not show it; write its rows through the tracked model, or track this one and map it alone.",
+            mapper.class_,
+        )
+
+
+def _watch_references(mapper: Mapper[Any], model_class: type[Any]) -> None:
+    """Listen to what is given to the relationships to tracked models, which may be of the past."""
+    forget_written_with()
+    for relationship in mapper.relationships:
+        _watch_reference(model_class, relationship)
+
+
+def _watch_reference(model_class: type[Any], relationship: RelationshipProperty[Any]) -> None:
+    if not relationship.viewonly and tracked_model(relationship.mapper) is not None:
+        name = "append" if relationship.uselist else "set"
+        event.listen(getattr(model_class, relationship.key), name, refuse_reference, raw=True)
+
+
+def _track_subclass(mapper: Mapper[Any], model_class: type[Any]) -> None:
+    track_with_base(mapper)
+
+
+def track_with_base(mapper: Mapper[Any]) -> None:
+    """Track a class whose base class is tracked, unless it only reads rows of others: by a SELECT, or a union."""
+    only_reads = mapper.concrete and not isinstance(mapper.local_table, Table)
+    if tracked_model(mapper) is None and mapper.inherits is not None and not only_reads:
+        parent = tracked_model(mapper.inherits)
+        if parent is not None:
+            TrackedModel(mapper, parent.options_for_subclass())
+
+
+def _track_links(mapper: Mapper[Any], model_class: type[Any]) -> None:
+    """Track the association tables between this model and others that are tracked."""
+    model = tracked_model(mapper)
+    if model is not None:
+        model.table.complete()
+        mix_into(mapper.get_property_by_column(mapper.primary_key[0]), _AskedInMerges)
+        for prop in (*mapper.column_attrs, *mapper.relationships):
+            _look_at_attribute(model_class, prop)
+
+
+def _look_at_attribute(model_class: type[Any], prop: ColumnProperty[Any] | RelationshipProperty[Any]) -> None:
+    hide_if_excluded(model_class, prop)
+    if isinstance(prop, RelationshipProperty):
+        look_back_from(model_class, prop)
+        _track_link(prop)
+
+
+def _track_link(relationship: RelationshipProperty[Any]) -> None:
+    secondary = relationship.secondary
+    if isinstance(secondary, Table) and not relationship.viewonly and tracked_model(relationship.mapper) is not None:
+        track_secondary(secondary, link_columns(relationship), relationship.parent)
+        for mapper in mappers_of(relationship.mapper.registry):
+            if mapper.local_table is secondary:
+                _warn_of_other_mapper(mapper, mapper.class_)
+
+
+# A table may get columns, and a class attributes, at any time.
+
+
+def _adding_column(column: Column[Any], table: Table) -> None:
+    tracked = tracked_table(table)
+    if tracked is not None and tracked.live is table:
+        tracked.refuse_column(column)
+
+
+def _column_added(column: Column[Any], table: Table) -> None:
+    tracked = tracked_table(table)
+    if tracked is not None and tracked.live is table:
+        tracked.follow(column)
+        if not tracked.is_association:
+            _grow(root_of(tracked))
+
+
+def _attribute_added(model_class: type[Any], name: str, attribute: Any) -> None:
+    """Do for an attribute that a class gets later what is done for the others when its mapper is configured."""
+    mapper = inspect(model_class, raiseerr=False)
+    if not isinstance(mapper, Mapper) or not mapper.configured:
+        return
+    forget_written_with()
+    if isinstance(attribute.property, RelationshipProperty):
+        _watch_reference(model_class, attribute.property)
+    if (model := tracked_model(mapper)) is not None:
+        _grow(model)
+        if isinstance(attribute.property, (ColumnProperty, RelationshipProperty)):
+            _look_at_attribute(model_class, attribute.property)
+
+
+def _grow(model: TrackedModel) -> None:
+    model.grow()
+    for each in model.root.family():
+        forget_unit(each.mapper)

@@ -1,0 +1,59 @@
+"""How is recording paused? Within a block, for one session."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from sqlalchemy.orm import (
+    Session,
+    scoped_session,
+)
+
+from sqlaudit.exceptions import SQLAuditError
+from sqlaudit.hooks.scope import DISABLED
+
+
+class tracking_disabled:
+    """Leave what a session writes inside a ``with`` block (``async with`` for an ``AsyncSession``) out of history.
+
+    What was changed before the block is flushed first, and recorded; what was changed inside is flushed when it
+    ends. However it ends, tracking is on again afterwards.
+    """
+
+    def __init__(self, session: Any) -> None:
+        self._given = session
+        self._session: Session = getattr(session, "sync_session", None) or (
+            session() if isinstance(session, scoped_session) else session
+        )
+
+    def __enter__(self) -> Self:
+        if self._given is not self._session and hasattr(self._given, "run_sync"):
+            raise SQLAuditError("An AsyncSession needs: async with tracking_disabled(session).", self._given)
+        self._session.flush()
+        self._begin()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if kind is None:
+                self._session.flush()
+        finally:
+            self._end()
+
+    async def __aenter__(self) -> Self:
+        await self._given.flush()
+        self._begin()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if kind is None:
+                await self._given.flush()
+        finally:
+            self._end()
+
+    def _begin(self) -> None:
+        self._session.info[DISABLED] = self._session.info.get(DISABLED, 0) + 1
+
+    def _end(self) -> None:
+        self._session.info[DISABLED] -= 1

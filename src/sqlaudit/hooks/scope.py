@@ -1,0 +1,173 @@
+"""Who records what a session or a connection executes now? At most one recorder records a statement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+from weakref import WeakKeyDictionary, ref
+
+from sqlalchemy import (
+    Connection,
+    Engine,
+    RootTransaction,
+    event,
+)
+from sqlalchemy.orm import (
+    Session,
+)
+
+from sqlaudit.recording.bulk.recorder import Recorder
+from sqlaudit.recording.bulk.writes import roll_back
+from sqlaudit.recording.flush import Flush
+from sqlaudit.tracking.tables import INFO_KEY, tracked_table
+
+DISABLED: Final = "sqlaudit_disabled"
+RECORDING: Final = "sqlaudit_recording"
+
+
+def records(session: Session) -> bool:
+    """Tell whether a session records what it writes."""
+    return any(isinstance(session, each) if isinstance(each, type) else session is each for each in registered)
+
+
+registered: list[Any] = []
+
+
+class _Recording:
+    """The recording of what a session executes itself: whichever of its connections that is executed on is heard.
+
+    Nobody asks the session which connection that will be: its answer may be another one the second time.
+
+    :ivar flush: the flush that a listener executes the statement in, if it is executed in one; the statements of other
+        flushes are recorded elsewhere
+    """
+
+    def __init__(self, session: Session) -> None:
+        info = session.info
+        self.flush = info.get(INFO_KEY)
+        self.recorder = Recorder(
+            lambda _: session,
+            lambda _, table, __: bool(table is None or info.get(DISABLED)) or info.get(INFO_KEY) is not self.flush,
+            waits=True,
+        )
+        self._connections: set[Connection] = set()
+
+    def listen(self, connection: Connection) -> None:
+        if connection not in self._connections:
+            self._connections.add(connection)
+            self.recorder.listen(connection)
+
+    def end(self) -> None:
+        for connection in self._connections:
+            self.recorder.remove(connection)
+
+
+def is_recording(session: Session) -> bool:
+    """Tell whether what a session executes now is recorded already."""
+    recordings: list[_Recording] = session.info.get(RECORDING, [])
+    return bool(recordings) and recordings[-1].flush is session.info.get(INFO_KEY)
+
+
+def connections_of(session: Session) -> set[Connection]:
+    """Return the connections that a session has in its transaction; more may come."""
+    transaction = session.get_transaction()
+    return {each[0] for each in transaction._connections.values()} if transaction is not None else set()
+
+
+@contextmanager
+def recording_statements(session: Session) -> Iterator[None]:
+    """Record the statements that a session executes itself; those of its flushes are seen to elsewhere.
+
+    If one fails, what it did in part is undone; if recording fails, the transaction is rolled back.
+    """
+    recording = _Recording(session)
+    recordings: list[_Recording] = session.info.setdefault(RECORDING, [])
+    recordings.append(recording)
+    for connection in connections_of(session):
+        recording.listen(connection)
+    try:
+        yield
+    except Exception:
+        recording.recorder.settle_failed()
+        raise
+    finally:
+        recordings.remove(recording)
+        recording.end()
+    try:
+        recording.recorder.settle()
+    except BaseException:
+        roll_back(session)
+        raise
+
+
+recorded_engines: dict[Engine | Connection, Recorder] = {}
+
+
+def listen_to(session: Session, connection: Connection) -> None:
+    """Record what others execute on a connection of a session."""
+    note_session(session, connection)
+    if not is_recorded(connection) and not event.contains(connection, "before_execute", _connection_recorder.before):
+        _connection_recorder.listen(connection)
+
+
+def is_recorded(connection: Connection) -> bool:
+    return bool(recorded_engines) and not {
+        connection,
+        getattr(connection.engine, "_proxied", connection.engine),
+    }.isdisjoint(recorded_engines)
+
+
+_sessions: Final[WeakKeyDictionary[RootTransaction, list[ref[Session]]]] = WeakKeyDictionary()
+"""The sessions with hooks that are in a transaction; several share that of a connection that they are bound to."""
+
+
+def note_session(session: Session, connection: Connection) -> None:
+    transaction = connection.get_transaction()
+    if transaction is not None:
+        others = [each for each in _sessions.get(transaction, ()) if each() not in (session, None)]
+        _sessions[transaction] = [*others, ref(session)]
+
+
+def _sessions_on(connection: Connection) -> list[Session]:
+    """Return the sessions with hooks that are in the transaction of a connection."""
+    transaction = connection.get_transaction()
+    found = _sessions.get(transaction, ()) if transaction is not None else ()
+    return [session for each in found if (session := each()) is not None and session.in_transaction()]
+
+
+def session_on(connection: Connection) -> Session | None:
+    """Return the session with hooks that is in the transaction of a connection, if one is: rather one that writes."""
+    sessions = _sessions_on(connection)
+    return next((each for each in sessions if is_recording(each) or INFO_KEY in each.info), next(iter(sessions), None))
+
+
+def session_records_it(connection: Connection, table: Any, options: Mapping[str, Any]) -> bool:
+    """Tell whether a session with hooks sees to what a connection executes.
+
+    What listeners execute while a session flushes is not the session's own, whose statements have a cache of their
+    own, except those of links, which are like anybody's: they are recorded once, as statements or by their objects.
+
+    :param table: the table that is written; ``None`` if the SQL was written by hand, and a flush has none such
+    """
+    session = session_on(connection)
+    if session is None:
+        return False
+    if session.info.get(DISABLED) or table is None:
+        return bool(session.info.get(DISABLED))
+    flush: Flush | None = session.info.get(INFO_KEY)
+    if is_recording(session) or flush is None or not flush.is_writing:
+        return is_recording(session)
+    tracked = tracked_table(table)
+    if tracked is not None and tracked.is_association:
+        return flush.records_links
+    return options.get("compiled_cache") not in (None, connection.engine._compiled_cache)
+
+
+def _not_for_us(connection: Connection, table: Any, options: Mapping[str, Any]) -> bool:
+    session = session_on(connection)
+    return session is None or not records(session) or session_records_it(connection, table, options)
+
+
+_connection_recorder: Final = Recorder(session_on, _not_for_us)
+"""Records what is executed on the connections that sessions give away."""

@@ -1,0 +1,273 @@
+"""When does a session write tracked rows? Its events frame each flush and each statement.
+
+``before_flush`` and ``after_flush`` frame a :class:`~sqlaudit.recording.flush.Flush`; ``do_orm_execute`` runs reads of
+the past and records bulk statements. In a session without hooks the mapper events of tracked models
+(:mod:`~sqlaudit.hooks.models`) warn, or raise in strict mode, so that no write goes unnoticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import chain
+from typing import Any, Final
+
+from sqlalchemy import (
+    Connection,
+    Delete,
+    Update,
+    UpdateBase,
+    event,
+    inspect,
+)
+from sqlalchemy.orm import (
+    FromStatement,
+    InstanceState,
+    Mapper,
+    ORMExecuteState,
+    Session,
+    SessionTransaction,
+    UOWTransaction,
+    scoped_session,
+    sessionmaker,
+)
+
+from sqlaudit.exceptions import SQLAuditError
+from sqlaudit.hooks.engines import forget_engine, record_engine
+from sqlaudit.hooks.methods import unwrap_methods, wrap_methods
+from sqlaudit.hooks.models import MODEL_LISTENERS
+from sqlaudit.hooks.scope import (
+    DISABLED,
+    RECORDING,
+    connections_of,
+    is_recording,
+    listen_to,
+    note_session,
+    recorded_engines,
+    recording_statements,
+    registered,
+)
+from sqlaudit.past.objects import Instant, refuse_changes
+from sqlaudit.past.rendering import Past, beside_past, stays_in_past
+from sqlaudit.past.running import execute_within, instant_of, read_past
+from sqlaudit.recording.bulk.append_only import is_history
+from sqlaudit.recording.bulk.namesakes import is_namesake
+from sqlaudit.recording.bulk.parsing import notice_writes_within, source_written, table_written, unwrapped
+from sqlaudit.recording.flush import Flush
+from sqlaudit.recording.handwritten import NOTICED, notice_sql, text_of
+from sqlaudit.recording.restored import forget_restoring, prepare_restoring
+from sqlaudit.recording.side_writes import may_write_more
+from sqlaudit.recording.units import unit_of
+from sqlaudit.sql.own import WRITE
+from sqlaudit.tracking.history import Version
+from sqlaudit.tracking.sessions import where_rows_are
+from sqlaudit.tracking.tables import INFO_KEY, tracked_names
+
+try:
+    from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
+except ImportError:  # without greenlet there are none, and nothing is an instance of ()
+    AsyncSession = async_scoped_session = async_sessionmaker = ()  # type: ignore[assignment, misc]
+
+
+def register_hooks(target: Any = Session, *, engine: Any = None) -> None:
+    """Record what the target's sessions write to tracked tables, from now on.
+
+    Doing it twice does no more than doing it once, and sessions of overlapping targets record once.
+
+    :param target: ``Session`` (all sessions, those of an ``AsyncSession`` included), a subclass of it, a session,
+        a ``sessionmaker`` or ``scoped_session``, or their async kin
+    :param engine: an engine, or a connection, or their async kin, of which statements are recorded that pass no
+        session: ``connection.execute(update(table))``. SQL that was written by hand is handled as the configuration's
+        ``on_uncaptured`` says
+    :raises SQLAuditError: the target is none of these
+    """
+    if engine is not None:
+        record_engine(engine)
+    target = _session_class(target, make=True)
+    if not event.contains(target, "before_flush", _before_flush):
+        event.listen(target, "before_flush", _begin_flush, insert=True)
+        for name, listener in _SESSION_LISTENERS.items():
+            # what others write after the flush is then none of its own
+            event.listen(target, name, listener, insert=name == "after_flush")
+        wrap_methods(target)
+        registered.append(target)
+
+
+_NOT_GIVEN: Final[Any] = object()
+
+
+def unregister_hooks(target: Any = _NOT_GIVEN, *, engine: Any = None) -> None:
+    """Stop recording what the target's sessions write; nothing happens if they were not registered.
+
+    :param target: as :func:`register_hooks` takes it; by default all sessions, unless an engine is given
+    :param engine: the engine, or connection, to stop recording; sessions are then left alone, unless a target is given
+    """
+    if engine is not None:
+        forget_engine(engine)
+        if target is _NOT_GIVEN:
+            return
+    target = _session_class(Session if target is _NOT_GIVEN else target, make=False)
+    if event.contains(target, "before_flush", _before_flush):
+        event.remove(target, "before_flush", _begin_flush)
+        for name, listener in _SESSION_LISTENERS.items():
+            event.remove(target, name, listener)
+        unwrap_methods(target)
+        registered.remove(target)
+
+
+def registered_targets() -> tuple[Any, ...]:
+    """Return the session classes, the sessions, the engines and the connections that record."""
+    return (*registered, *recorded_engines)
+
+
+def _session_class(target: Any, *, make: bool) -> Any:
+    if isinstance(target, (scoped_session, async_scoped_session)):
+        target = target.session_factory
+    if isinstance(target, sessionmaker):
+        return target.class_
+    if isinstance(target, async_sessionmaker):
+        # An AsyncSession works through a Session, by default through Session itself: give the maker its own.
+        shared = target.kw.get("sync_session_class", target.class_.sync_session_class)
+        if make and not shared.__dict__.get("_sqlaudit_own"):
+            shared = type(shared.__name__, (shared,), {"_sqlaudit_own": True})
+            target.configure(sync_session_class=shared)
+        return shared
+    if isinstance(target, AsyncSession):
+        return target.sync_session
+    if isinstance(target, type) and issubclass(target, AsyncSession):
+        return target.sync_session_class
+    if isinstance(target, Session) or (isinstance(target, type) and issubclass(target, Session)):
+        return target
+    raise SQLAuditError(
+        f"{target!r} makes no sessions; give a Session class, a sessionmaker, or one of their async kin.", target
+    )
+
+
+def _begin_flush(session: Session, context: UOWTransaction, instances: object) -> None:
+    """Take the instant of a flush, before other listeners, which may set timestamps."""
+    flush: Flush | None = session.info.get(INFO_KEY)
+    if flush is None or flush.context is not context:  # else a listener of an overlapping target came first
+        flush = session.info[INFO_KEY] = Flush(session, context)
+        if not session.info.get(DISABLED):
+            flush.begin()
+
+
+def _before_flush(session: Session, context: UOWTransaction, instances: object) -> None:
+    flush: Flush = session.info[INFO_KEY]
+    if flush.is_announced:
+        return  # a listener of an overlapping target came first
+    flush.is_announced = True
+    prepare_restoring(session, context)
+    if session.info.get(DISABLED):
+        refuse_changes(session)
+        return
+    _hear_more(session, flush, chain(session._new, session._deleted, session._dirty_states))
+    flush.prepare()
+
+
+def _hear_more(session: Session, flush: Flush, states: Iterable[InstanceState[Any]]) -> None:
+    """Hear the statements of a flush if it may write what its objects don't tell.
+
+    Other listeners may, and defaults of columns; and links may go to an unknown place.
+    """
+    if not tracked_names or flush.is_heard:
+        return
+    mappers = {state.mapper for state in states} - flush.looked_at
+    flush.looked_at |= mappers
+    has_links = any(unit.links for unit in map(unit_of, mappers) if unit is not None)
+    if (has_links and flush.chooses) or any(may_write_more(mapper, MODEL_LISTENERS) for mapper in mappers):
+        flush.is_heard = True
+        for connection in connections_of(session):
+            listen_to(session, connection)
+
+
+def _after_transaction_create(session: Session, transaction: SessionTransaction) -> None:
+    """Look at what a flush has found to write besides: orphans, and objects that listeners have added."""
+    flush: Flush | None = session.info.get(INFO_KEY)
+    if flush is not None and flush.is_announced and not transaction.nested and not session.info.get(DISABLED):
+        _hear_more(session, flush, flush.context.states)
+
+
+def _after_flush(session: Session, context: UOWTransaction) -> None:
+    flush: Flush | None = session.info.pop(INFO_KEY, None)
+    if flush is not None and not session.info.get(DISABLED):
+        flush.record()
+    forget_restoring(session)
+
+
+def _after_soft_rollback(session: Session, transaction: SessionTransaction) -> None:
+    if not transaction.nested:  # a savepoint that a listener has rolled back does not end the flush
+        session.info.pop(INFO_KEY, None)
+    if INFO_KEY not in session.info:
+        forget_restoring(session)
+
+
+def _do_orm_execute(state: ORMExecuteState) -> Any:
+    mapper = inspect(state.bind_arguments.get("mapper"), raiseerr=False)  # a class, too, may be given
+    if isinstance(mapper, Mapper) and issubclass(mapper.class_, Version) and "bind" not in state.bind_arguments:
+        # A session with binds knows none for histories.
+        state.bind_arguments.update(where_rows_are(state.session, mapper.class_.__sqlaudit_model__.mapper))
+    instant = instant_of(state)
+    if instant is not None:
+        return read_past(state, instant)
+    if state.is_select and stays_in_past(state.statement) and not isinstance(state.statement, Past):
+        # selectin_polymorphic tells nobody for whom it loads: it finds live objects, which do no harm to the past ones.
+        state.statement = beside_past(state.statement)
+    statement = unwrapped(state.statement)
+    if isinstance(statement, (Update, Delete)) and not isinstance(state.statement, FromStatement):
+        state.statement = statement  # a lambda would not tell how it is to be followed
+        if state.is_orm_statement and not state.is_executemany:
+            _spare_past_objects(state)
+    writes_history = isinstance(statement, UpdateBase) and is_history(table_written(statement))
+    if state.session.info.get(DISABLED) and not writes_history:
+        return None
+    if (sql := text_of(statement)) is not None:
+        if _is_first(state):
+            state.update_execution_options(**{NOTICED: True})
+            notice_sql(sql, state.session.bind, *connections_of(state.session))
+    elif writes_history or (
+        isinstance(statement, UpdateBase) and (source_written(statement) is not None or is_namesake(statement))
+    ):
+        if _is_first(state) and not is_recording(state.session):
+            return _record_statement(state)
+    elif WRITE not in state.execution_options:
+        notice_writes_within(statement)
+    return None
+
+
+def _record_statement(state: ORMExecuteState) -> Any:
+    with recording_statements(state.session):
+        return execute_within(state, state.statement)
+
+
+def _spare_past_objects(state: ORMExecuteState) -> None:
+    """Let a bulk statement be followed by the objects of the rows that it writes, rather than by all that match."""
+    if state.update_delete_options._synchronize_session in ("auto", "evaluate") and any(
+        isinstance(token, Instant)
+        for _, _, token in state.session.identity_map.keys()  # noqa: SIM118  # quicker
+    ):
+        state.update_execution_options(synchronize_session="fetch")
+
+
+def _is_first(state: ORMExecuteState) -> bool:
+    """Tell whether no listener of an overlapping target has seen the statement yet."""
+    return _do_orm_execute not in list(state._events_todo)[: state._starting_event_idx]
+
+
+def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
+    if recorded_engines:  # who listen to the connection, and ask whose it is
+        note_session(session, connection)
+    for recording in session.info.get(RECORDING, ()):
+        recording.listen(connection)
+    flush: Flush | None = session.info.get(INFO_KEY)
+    if flush is not None and flush.is_heard:
+        listen_to(session, connection)
+
+
+_SESSION_LISTENERS: Final[dict[str, Callable[..., Any]]] = {
+    "after_transaction_create": _after_transaction_create,
+    "after_begin": _after_begin,
+    "before_flush": _before_flush,
+    "after_flush": _after_flush,
+    "after_soft_rollback": _after_soft_rollback,
+    "do_orm_execute": _do_orm_execute,
+}

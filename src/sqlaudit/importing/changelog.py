@@ -1,0 +1,399 @@
+"""How does the change log of sqlaudit 0.5 to 0.7 become history? From field changes, in texts, to whole rows.
+
+A log tells of one write of one row: when, by whom, and for each tracked field the text of its value before and after.
+What was a field's value at a time? What the last change before had made it, or else what the first change after found,
+or else what it is now. The log told of no deletion, and of no field but the tracked ones: a row that is gone gets a
+tombstone of now, and a column that was not tracked the value that it has now.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, tzinfo
+from operator import eq
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import (
+    JSON,
+    Column,
+    Connection,
+    DateTime,
+    Dialect,
+    FromClause,
+    Insert,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Uuid,
+    and_,
+    bindparam,
+    insert,
+    select,
+)
+from sqlalchemy.orm import Session
+from sqlalchemy.types import TypeEngine
+
+from sqlaudit.changes import Operation
+from sqlaudit.context import user_id_text
+from sqlaudit.exceptions import QueryError
+from sqlaudit.importing.targets import bring_up_to_date, columns_of, opened
+from sqlaudit.importing.values import UNREAD, read_text
+from sqlaudit.period import OPEN_END, TICK
+from sqlaudit.recording.cascades import by_chain
+from sqlaudit.recording.changeset import changeset_id_of
+from sqlaudit.sql.batches import CHUNK
+from sqlaudit.sql.keys import Key, one_of
+from sqlaudit.sql.own import OURS
+from sqlaudit.tracking.missing import explained
+from sqlaudit.tracking.models import TrackedModel, tracked_model_of
+from sqlaudit.tracking.tables import TrackedTable
+
+_metadata: Final = MetaData()
+_tables: Final = Table(
+    "SQLAuditTables",
+    _metadata,
+    Column("table_id", Integer, primary_key=True),
+    Column("table_name", String),
+    Column("resource_id_field", String),
+)
+_fields: Final = Table(
+    "SQLAuditFields",
+    _metadata,
+    Column("field_id", Integer, primary_key=True),
+    Column("table_id", Integer),
+    Column("field_name", String),
+)
+_logs: Final = Table(
+    "SQLAuditLogs",
+    _metadata,
+    Column("record_id", Uuid, primary_key=True),
+    Column("table_id", Integer),
+    Column("resource_id", String),
+    Column("timestamp", DateTime),
+    Column("changed_by", String),
+    Column("impersonated_by", String),
+    Column("reason", String),
+)
+_changes: Final = Table(
+    "SQLAuditFieldChanges",
+    _metadata,
+    Column("change_id", Integer, primary_key=True),
+    Column("record_id", Uuid),
+    Column("field_id", Integer),
+    Column("old_value", String),
+    Column("new_value", String),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeLogReport:
+    """What an import of a change log wrote.
+
+    :ivar rows: how many rows, living and gone, got the history that the log had of them
+    :ivar versions: how many versions these have
+    :ivar left_alone: how many rows had a history already, and were left alone
+    :ivar baselines: how many living rows the log knew nothing of; they have a baseline of now
+    :ivar recorded: how many versions of now make history agree with the live rows
+    :ivar unread: how many texts are no values of their columns; they are in ``extra["unread"]`` of their versions
+    """
+
+    rows: int
+    versions: int
+    left_alone: int
+    baselines: int
+    recorded: int
+    unread: int
+
+
+@dataclass(slots=True)
+class _Log:
+    """One write of one row, as the log tells it."""
+
+    id: UUID
+    at: datetime
+    changed_by: str | None
+    impersonated_by: str | None
+    reason: str | None
+    before: dict[str, str | None] = field(default_factory=dict)
+    after: dict[str, str | None] = field(default_factory=dict)
+
+
+def import_change_log(
+    where: Session | Connection, model_class: type[Any], *, time_zone: tzinfo = UTC
+) -> ChangeLogReport:
+    """Take over what sqlaudit 0.5 to 0.7 has logged of a model, in the caller's transaction.
+
+    Rows that have a history are left alone, and doing it twice does no more than doing it once. Two logs of one row and
+    one instant become two versions, the later one 1 µs behind. The log itself stays as it is.
+
+    :param where: a session or a connection; in a migration, ``op.get_bind()``
+    :param model_class: a tracked model with a key of one column, which the log names its rows by
+    :param time_zone: that of the log's times
+    :raises TrackingError: the model is not tracked
+    :raises QueryError: there is no such log, or it does not name the rows by their key
+    :raises ContextError: it names a user by more letters than history has room for
+    :raises HistoryTableError: the database lacks the history table
+    """
+    model = tracked_model_of(model_class)
+    with opened(where, model.root.table) as (session, connection), explained(model.chain):
+        importing = _Import(connection, model, time_zone)
+        importing.run()
+        baselines, recorded = bring_up_to_date(session, connection, model_class)
+    told = importing
+    return ChangeLogReport(told.rows, told.versions, told.left_alone, baselines, recorded, told.unread)
+
+
+class _Import:
+    def __init__(self, connection: Connection, model: TrackedModel, time_zone: tzinfo) -> None:
+        self.connection = connection
+        self.model = model
+        self.root = model.root.table
+        self.time_zone = time_zone
+        self.rows = self.versions = self.left_alone = self.unread = 0
+
+    def run(self) -> None:
+        table_id = self._table_id()
+        of_table = select(_logs.c.resource_id).where(_logs.c.table_id == table_id)
+        of_table = of_table.order_by(_logs.c.resource_id).distinct().limit(CHUNK)
+        ids = self.connection.scalars(of_table).all()
+        while ids:
+            by_key = {self._key(each): each for each in ids}
+            if twice := set(ids) - set(by_key.values()):
+                raise QueryError(
+                    f"The change log names rows of {self.root.live.fullname!r} in two ways, one of them "
+                    f"{', '.join(sorted(twice))}; name each row in one way there.",
+                    self.model,
+                )
+            self._import(by_key, table_id)
+            ids = self.connection.scalars(of_table.where(_logs.c.resource_id > ids[-1])).all()
+
+    def _table_id(self) -> int:
+        """Find the model in the log.
+
+        :raises QueryError: the log is not there, or does not name rows as needed
+        """
+        name = self.model.table.live.name
+        for table in _metadata.tables.values():
+            columns_of(self.connection, table.name, None, "is the change log of sqlaudit 0.5 to 0.7 in this database?")
+        logged = select(_tables).where(_tables.c.table_name == name)
+        found = self.connection.execute(logged).first()
+        if found is None:
+            raise QueryError(f"The change log has no table {name!r}; it has nothing to import of it.", self.model)
+        key = [self.model.mapper.get_property_by_column(column).key for column in self.model.mapper.primary_key]
+        if key != [found.resource_id_field]:
+            raise QueryError(
+                f"The change log names rows of {name!r} by {found.resource_id_field!r}, and their key is "
+                f"{', '.join(key)}; only logs by the key, of one column, can be imported.",
+                self.model,
+            )
+        return int(found.table_id)
+
+    def _key(self, resource_id: str) -> Key:
+        (column,) = self.root.key
+        value = read_text(resource_id, column.type, self.connection.dialect)
+        if value is UNREAD:
+            raise QueryError(
+                f"The change log names a row {resource_id!r}, which is no key of {self.root.live.fullname!r}; delete "
+                "its logs, or name the row in them by its key.",
+                self.model,
+            )
+        return (value,)
+
+    def _import(self, ids: Mapping[Key, str], table_id: int) -> None:
+        """Import what the log tells of some rows."""
+        known = select(*self.root.history_key).where(one_of(self.root.history_key, list(ids))).distinct()
+        recorded = {tuple(row) for row in self.connection.execute(known)}
+        self.left_alone += len(recorded)
+        new = {key: id for key, id in ids.items() if key not in recorded}
+        logs = self._logs_of(list(new.values()), table_id)
+        new = {key: id for key, id in new.items() if id in logs}  # a log without changes tells nothing
+        living = self._live_keys(list(new))
+        for chain, some in by_chain(self.connection, self.root, [key for key in new if key in living]):
+            model = next(each for each in self.model.root.family() if each.chain == chain)
+            states = self._live(model, some)
+            self._write(model, [(key, states[key], logs[new[key]]) for key in some])
+        gone = [key for key in new if key not in living]
+        unknown = _nothing_of(self.model)
+        self._write(self.model, [(key, unknown, logs[new[key]]) for key in gone])
+
+    def _live_keys(self, keys: list[Key]) -> set[Key]:
+        found = select(*self.root.key).where(one_of(self.root.key, keys))
+        return {tuple(row) for row in self.connection.execute(found)} if keys else set()
+
+    def _live(self, model: TrackedModel, keys: Sequence[Key]) -> dict[Key, dict[str, Any]]:
+        """Return the values of living rows, by their fields."""
+        named = _fields_of(model)
+        source: FromClause = self.root.live
+        for table in model.chain[1:]:
+            source = source.join(table.live, and_(*map(eq, self.root.key, table.key)))
+        chosen = select(*self.root.key, *named.values()).select_from(source).where(one_of(self.root.key, keys))
+        rows = self.connection.execute(chosen)
+        return {tuple(row[:1]): dict(zip(named, row[1:], strict=True)) for row in rows}
+
+    def _logs_of(self, ids: list[str], table_id: int) -> dict[str, list[_Log]]:
+        """Return the logs of rows, the oldest first."""
+        chosen = (
+            select(_logs, _fields.c.field_name, _changes.c.old_value, _changes.c.new_value)
+            .join(_changes, _changes.c.record_id == _logs.c.record_id)
+            .join(_fields, _fields.c.field_id == _changes.c.field_id)
+            .where(_logs.c.table_id == table_id, _logs.c.resource_id.in_(ids))
+            .order_by(_logs.c.resource_id, _logs.c.timestamp, _changes.c.change_id)
+        )
+        found: dict[str, dict[UUID, _Log]] = defaultdict(dict)
+        for row in self.connection.execute(chosen):
+            at = row.timestamp.replace(tzinfo=row.timestamp.tzinfo or self.time_zone).astimezone(UTC)
+            of_whom = f"of a log of {row.resource_id!r}"
+            changed_by = user_id_text(row.changed_by, f"changed_by {of_whom}")
+            impersonated_by = user_id_text(row.impersonated_by, f"impersonated_by {of_whom}")
+            log = _Log(row.record_id, at, changed_by, impersonated_by, row.reason)
+            log = found[row.resource_id].setdefault(row.record_id, log)
+            log.before.setdefault(row.field_name, row.old_value)
+            log.after[row.field_name] = row.new_value
+        return {id: list(logs.values()) for id, logs in found.items()}
+
+    def _write(self, model: TrackedModel, rows: Sequence[tuple[Key, Mapping[str, Any], list[_Log]]]) -> None:
+        reading = _Reading(_fields_of(model), self.connection.dialect)
+        versions = [each for key, live, logs in rows for each in self._versions(reading, key, live, logs)]
+        self.rows += len(rows)
+        self.versions += len(versions)
+        for table in model.chain if versions else ():
+            self.connection.execute(_insert_into(table), [_row_of(table, model, each) for each in versions])
+
+    def _versions(
+        self, reading: _Reading, key: Key, live: Mapping[str, Any], logs: Sequence[_Log]
+    ) -> Iterator[_Version]:
+        """Yield the versions of a row."""
+        state = reading.before(logs, live)
+        at, unread = logs[0].at, reading.take()
+        is_insert = reading.begins_with_insert(logs)
+        number = 1
+        if not is_insert:
+            audit = _audit(number, at, at, Operation.BASELINE, changeset_id=_changeset_id(logs[0]))
+            yield _Version(key, dict(state), audit)
+            number = 2
+        for place, log in enumerate(logs):
+            following = logs[place + 1].at if place + 1 < len(logs) else None
+            end = OPEN_END if following is None else max(following, at + TICK)
+            state |= reading.read(log.after)
+            unread |= reading.take()
+            operation = Operation.INSERT if is_insert and place == 0 else Operation.UPDATE
+            extra = {"unread": unread} if unread else None
+            yield _Version(key, dict(state), _audit(number, at, end, operation, log, extra))
+            self.unread += len(unread)
+            at, number, unread = end, number + 1, {}
+
+
+@dataclass(frozen=True, slots=True)
+class _Version:
+    key: Key
+    values: dict[str, Any]
+    audit: dict[str, Any]
+
+
+def _audit(
+    number: int,
+    begin: datetime,
+    end: datetime,
+    operation: Operation,
+    log: _Log | None = None,
+    extra: Any = None,
+    *,
+    changeset_id: UUID | None = None,
+) -> dict[str, Any]:
+    return {
+        "version": number,
+        "valid_from": begin,
+        "valid_to": end,
+        "operation": operation,
+        "changeset_id": changeset_id if log is None else _changeset_id(log),
+        "changed_by": log and log.changed_by,
+        "impersonated_by": log and log.impersonated_by,
+        "reason": log and log.reason,
+        "extra": extra,
+    }
+
+
+def _changeset_id(log: _Log) -> UUID:
+    return log.id if log.id.version == 7 else changeset_id_of(str(log.id), log.at)
+
+
+def _insert_into(table: TrackedTable) -> Insert:
+    ours = [table.role(role) for role, _ in table.names.items()]
+    values: dict[Any, Any] = {old: bindparam(old.key, type_=_null_as_null(old.type)) for _, old in table.columns}
+    statement = insert(table.history).values(values | {column: bindparam(column.key) for column in ours})
+    return statement.execution_options(**OURS)
+
+
+def _row_of(table: TrackedTable, model: TrackedModel, version: _Version) -> dict[str, Any]:
+    mapped = model.mapper._columntoproperty
+    values = {old.key: version.values[mapped[live].key] for live, old in table.columns if live in mapped}
+    values |= {column.key: value for column, value in zip(table.history_key, version.key, strict=True)}
+    return values | {table.role(role).key: value for role, value in version.audit.items()}
+
+
+def _null_as_null(type_: TypeEngine[Any]) -> TypeEngine[Any]:
+    """Return a type that keeps NULL apart from JSON's null: the log has only the former."""
+    return JSON(none_as_null=True) if isinstance(type_, JSON) else type_
+
+
+def _fields_of(model: TrackedModel) -> dict[str, Column[Any]]:
+    """Return the live columns that history stores, by the fields that have them."""
+    mapped = model.mapper._columntoproperty
+    return {mapped[live].key: live for table in model.chain for live, _ in table.columns if live in mapped}
+
+
+def _nothing_of(model: TrackedModel) -> dict[str, Any]:
+    """Return what is known of a row that is gone, by its fields: of which class its object was."""
+    nothing: dict[str, Any] = dict.fromkeys(_fields_of(model))
+    discriminator = model.discriminator
+    if discriminator is not None:
+        nothing[model.mapper.get_property_by_column(discriminator).key] = model.mapper.polymorphic_identity
+    return nothing
+
+
+# --- from texts to values ---------------------------------------------------------------------------------------
+
+
+class _Reading:
+    """Reads texts as values of fields, and remembers those that are none."""
+
+    def __init__(self, fields: Mapping[str, Column[Any]], dialect: Dialect) -> None:
+        self.fields = fields
+        self.dialect = dialect
+        self._unread: dict[str, str] = {}
+
+    def take(self) -> dict[str, str]:
+        """Return what could not be read since it was last asked."""
+        unread, self._unread = self._unread, {}
+        return unread
+
+    def read(self, texts: Mapping[str, str | None]) -> dict[str, Any]:
+        """Return the values of the fields that history stores; ``None`` for what cannot be read."""
+        values = {
+            name: read_text(text, self.fields[name].type, self.dialect)
+            for name, text in texts.items()
+            if name in self.fields
+        }
+        self._unread |= {name: str(texts[name]) for name, value in values.items() if value is UNREAD}
+        return {name: None if value is UNREAD else value for name, value in values.items()}
+
+    def before(self, logs: Sequence[_Log], live: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values before the first of the logs."""
+        return dict(live) | self.read(_before(logs))
+
+    def begins_with_insert(self, logs: Sequence[_Log]) -> bool:
+        """Tell whether nothing was there before the first of the logs: texts that cannot be read are something."""
+        known = [text for name, text in _before(logs).items() if name in self.fields]
+        return all(text is None for text in (*logs[0].before.values(), *known))
+
+
+def _before(logs: Sequence[_Log]) -> dict[str, str | None]:
+    """Return the texts of the fields before the first of the logs."""
+    texts: dict[str, str | None] = {}
+    for log in logs:
+        texts = log.before | texts
+    return texts

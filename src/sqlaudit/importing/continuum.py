@@ -1,0 +1,402 @@
+"""How do the version tables of SQLAlchemy-Continuum, or of sqlalchemy-history, become a history of ours?
+
+Both keep ``<table>_version`` beside a table: the row, the number of a transaction, and what that did, 0 for an insert,
+1 for an update, 2 for a delete. Periods follow from the order of the transactions alone: where a version of theirs says
+that it ends is not to be relied on, after a change of its key for instance. Values go from table to table; of what they
+wrote, only the transactions pass through Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+from uuid import uuid4
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    Connection,
+    DateTime,
+    FromClause,
+    Insert,
+    MetaData,
+    Select,
+    String,
+    Subquery,
+    Table,
+    and_,
+    case,
+    exists,
+    func,
+    insert,
+    inspect,
+    literal,
+    literal_column,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.orm import Session
+from sqlalchemy.types import NullType, TypeEngine
+
+from sqlaudit.changes import Operation
+from sqlaudit.context import user_id_text
+from sqlaudit.exceptions import QueryError
+from sqlaudit.importing.targets import bring_up_to_date, columns_of, opened
+from sqlaudit.period import OPEN_END, TICK, OpenEnd, as_utc
+from sqlaudit.recording.bulk.keys import DropTemporary
+from sqlaudit.recording.changeset import changeset_id_of
+from sqlaudit.sql.batches import CHUNK
+from sqlaudit.sql.keys import Key
+from sqlaudit.sql.own import OURS
+from sqlaudit.tracking.missing import explained
+from sqlaudit.tracking.models import base_table_of
+from sqlaudit.tracking.tables import TrackedTable, audit_column_types
+
+_INSERTED: Final = 0
+_DELETED: Final = 2
+_REMEDY: Final = "give the names that the other library has: table_name=…, transaction_table=…."
+_TIE: Final = timedelta(seconds=1)
+"""How far a transaction may seem to precede the one before it: some databases keep no fractions of seconds."""
+_TOLD: Final = ("changed_by", "extra", "changeset_id")
+"""The roles that a transaction tells."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImportReport:
+    """What an import wrote.
+
+    :ivar rows: how many rows, living and gone, got the history that the other library had of them
+    :ivar versions: how many versions these have
+    :ivar left_alone: how many rows had a history of ours already, and were left alone
+    :ivar baselines: how many living rows the other library knew nothing of; they have a baseline of now
+    :ivar recorded: how many versions of now make history agree with the live rows, where it had missed changes
+    """
+
+    rows: int
+    versions: int
+    left_alone: int
+    baselines: int
+    recorded: int
+
+
+def import_continuum(
+    where: Session | Connection,
+    model_class: Any,
+    *,
+    table_name: str = "%s_version",
+    transaction_column_name: str = "transaction_id",
+    operation_type_column_name: str = "operation_type",
+    transaction_table: str = "transaction",
+    transaction_schema: str | None = None,
+) -> ImportReport:
+    """Take over what SQLAlchemy-Continuum or sqlalchemy-history has recorded of a model, in the caller's transaction.
+
+    Each of their transactions becomes a changeset with its instant and its user; what else it tells, an address for
+    instance, is in ``extra``. It gets the same id whatever is imported first, so that all tables agree. Rows that have
+    a history of ours are left alone, and doing it twice does no more than doing it once. Transactions of one instant,
+    which MariaDB makes of many, follow each other by 1 µs, and so do two versions of a row if a clock went back.
+
+    :param where: a session or a connection; in a migration, ``op.get_bind()``
+    :param model_class: a tracked model, whose whole hierarchy is meant, or an association table
+    :param table_name: the other library's option of this name, as are the two that follow
+    :param transaction_table: the name of the table of transactions, whose times are UTC, and
+    :param transaction_schema: its schema
+    :raises TrackingError: the model is not tracked
+    :raises QueryError: there are no such tables, or they have versions without a transaction
+    :raises HistoryTableError: the database lacks the history table
+    """
+    names = _Names(
+        table_name, transaction_column_name, operation_type_column_name, transaction_table, transaction_schema
+    )
+    with opened(where, base_table_of(model_class)) as (session, connection):
+        return _import(session, connection, model_class, names)
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """The names that the other library's tables and columns have."""
+
+    versions: str
+    transaction_id: str
+    operation_type: str
+    transactions: str
+    schema: str | None
+
+
+def _import(session: Session, connection: Connection, model_class: Any, names: _Names) -> ImportReport:
+    root = base_table_of(model_class)
+    further = list(dict.fromkeys(table for chain in root.chains for table in chain[1:]))
+    with explained([root, *further]):
+        theirs, *others = [_version_table(connection, table, names) for table in (root, *further)]
+        left_alone = _count(connection, _rows_of(theirs, root).where(_has_history(root, theirs)))
+        with _transactions(connection, names, theirs) as transactions:
+            statement = _versions(root, theirs, transactions).execution_options(preserve_rowcount=True)
+            versions = connection.execute(statement).rowcount
+            for table, their in zip(further, others, strict=True):
+                connection.execute(_versions_further_down(root, table, their, transactions))
+        rows = _count(connection, _rows_of(theirs, root)) - left_alone
+        _keep_in_order(connection, [root, *further], theirs)
+        baselines, recorded = bring_up_to_date(session, connection, model_class)
+    return ImportReport(rows, versions, left_alone, baselines, recorded)
+
+
+def _count(connection: Connection, rows: Select[Any]) -> int:
+    return connection.scalar(select(func.count()).select_from(rows.subquery())) or 0
+
+
+# --- what they have ---------------------------------------------------------------------------------------------
+
+
+def _version_table(connection: Connection, table: TrackedTable, names: _Names) -> Table:
+    """Return a version table, with those of its columns that history has, by their keys, and theirs.
+
+    :raises QueryError: there is none, or it is none of theirs
+    """
+    name = names.versions.replace("%s", table.live.name)
+    needed = {*(column.name for column in table.key), names.transaction_id, names.operation_type}
+    there = columns_of(connection, name, table.live.schema, _REMEDY)
+    if lacking := needed - there:
+        raise QueryError(
+            f"{name!r} is to be imported as the history of {table.live.fullname!r} and has no column "
+            f"{', '.join(sorted(lacking))}; {_REMEDY}",
+            table.live,
+        )
+    stored = [Column(live.name, live.type, key=live.key) for live, _ in table.columns if live.name in there]
+    numbers = (
+        Column(names.transaction_id, BigInteger(), key="transaction_id"),
+        Column(names.operation_type, BigInteger(), key="operation_type"),
+    )
+    return Table(name, MetaData(), *stored, *numbers, schema=table.live.schema)
+
+
+def _key_in(table: TrackedTable, source: FromClause) -> list[ColumnElement[Any]]:
+    return [source.c[column.key] for column in table.key]
+
+
+def _rows_of(theirs: Table, root: TrackedTable) -> Select[Any]:
+    """Return the select of the keys that they know."""
+    return select(*_key_in(root, theirs)).distinct()
+
+
+def _has_history(root: TrackedTable, source: FromClause) -> ColumnElement[bool]:
+    ours = root.history.alias()
+    return exists(literal_column("1")).select_from(ours).where(_same(_key_in(root, ours), _key_in(root, source)))
+
+
+def _same(one: Sequence[ColumnElement[Any]], other: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
+    return and_(*(left == right for left, right in zip(one, other, strict=True)))
+
+
+# --- their transactions -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _transactions(connection: Connection, names: _Names, theirs: Table) -> Iterator[Table]:
+    """Give a temporary table of their transactions, as ours tell them."""
+    source, types = _table_of_transactions(connection, names, theirs), audit_column_types()
+    stored = Table(
+        f"sqlaudit_transactions_{uuid4().hex}",
+        MetaData(),
+        Column("number", BigInteger(), primary_key=True, autoincrement=False),
+        Column("valid_from", types["valid_from"]),
+        *(Column(role, types[role]) for role in _TOLD),
+        prefixes=["TEMPORARY"],
+    )
+    stored.create(connection)
+    last = None
+    for page in _pages_of(connection, source, names):
+        ours = [_as_ours(names.transactions, each) for each in page]
+        for each in ours:
+            if last is not None and last - _TIE < each["valid_from"] <= last:
+                each["valid_from"] = last + TICK
+            last = each["valid_from"]
+        connection.execute(insert(stored), ours)
+    yield stored
+    connection.execute(DropTemporary(stored))
+
+
+def _table_of_transactions(connection: Connection, names: _Names, theirs: Table) -> Table:
+    """Return their table of transactions.
+
+    :raises QueryError: there is none, or it lacks some that have versions
+    """
+    name = names.transactions
+    there = columns_of(connection, name, names.schema, _REMEDY)
+    if lacking := {"id", "issued_at"} - there:
+        raise QueryError(f"{name!r} has no column {', '.join(sorted(lacking))}: it tells no transactions.", name)
+    types: dict[str, TypeEngine[Any]] = {"id": BigInteger(), "issued_at": DateTime()}
+    columns = (Column(each, types.get(each, NullType())) for each in sorted(there))
+    source = Table(name, MetaData(), *columns, schema=names.schema)
+    is_told = and_(source.c.id == theirs.c.transaction_id, source.c.issued_at.is_not(None))
+    gone = ~exists(literal_column("1")).select_from(source).where(is_told)
+    if missing := connection.scalar(select(theirs.c.transaction_id).where(gone).limit(1)):
+        raise QueryError(
+            f"{theirs.name!r} has versions of transaction {missing}, and {name!r} does not tell when that was; insert "
+            "what is missing there, with its id and issued_at, or give another transaction_table=….",
+            name,
+        )
+    return source
+
+
+def _pages_of(connection: Connection, source: Table, names: _Names) -> Iterator[list[dict[str, Any]]]:
+    """Yield what their transactions tell, and what a plugin of theirs wrote beside them."""
+    meta = Table("transaction_meta", MetaData(), *map(Column, ("transaction_id", "key", "value")), schema=names.schema)
+    has_meta = inspect(connection).has_table(meta.name, schema=names.schema)
+    in_order = select(source).where(source.c.issued_at.is_not(None)).order_by(source.c.id).limit(CHUNK)
+    page = [dict(row) for row in connection.execute(in_order).mappings()]
+    while page:
+        by_id = {each["id"]: each for each in page}
+        told = select(meta).where(meta.c.transaction_id.in_(list(by_id)))
+        for number, key, value in connection.execute(told) if has_meta else ():
+            by_id[number].setdefault(key, value)
+        yield page
+        behind = in_order.where(source.c.id > page[-1]["id"])
+        page = [dict(row) for row in connection.execute(behind).mappings()]
+
+
+def _as_ours(name: str, transaction: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a transaction of theirs tells."""
+    given = dict(transaction)
+    number, at, user = given.pop("id"), given.pop("issued_at"), given.pop("user_id", None)
+    at = at.replace(tzinfo=UTC) if at.tzinfo is None else as_utc(at)
+    extra = {key: _as_json(value) for key, value in given.items() if value is not None}
+    changed_by = None if user is None else user_id_text(str(user), "the user_id of a transaction")
+    return {
+        "number": number,
+        "valid_from": at,
+        "changeset_id": changeset_id_of(f"{name} {number}", at),
+        "changed_by": changed_by,
+        "extra": extra or None,
+    }
+
+
+def _as_json(value: Any) -> Any:
+    return value if isinstance(value, (str, int, float, bool, list, dict)) else str(value)
+
+
+# --- their versions ---------------------------------------------------------------------------------------------
+
+
+def _versions(root: TrackedTable, theirs: Table, transactions: Table) -> Insert:
+    """Write the versions of all rows that have no history, in the order of the transactions."""
+    row = _key_in(root, theirs)
+    told = [transactions.c.valid_from, *(transactions.c[role] for role in _TOLD)]
+    before = func.lag(theirs.c.operation_type).over(partition_by=row, order_by=theirs.c.transaction_id)
+    known = (
+        select(*theirs.c, *told, before.label("sqlaudit_before"))
+        .join(transactions, transactions.c.number == theirs.c.transaction_id)
+        .where(~_has_history(root, theirs))
+        .subquery()
+    )
+    order: dict[str, Any] = {"partition_by": _key_in(root, known), "order_by": known.c.transaction_id}
+    numbered = (
+        select(
+            *known.c,
+            func.row_number().over(**order).label("sqlaudit_number"),
+            func.lead(known.c.valid_from).over(**order).label("sqlaudit_next"),
+        )
+        # A deletion of what is gone tells nothing.
+        .where(or_(known.c.operation_type != _DELETED, func.coalesce(known.c.sqlaudit_before, 0) != _DELETED))
+        .subquery()
+    )
+    audit = {
+        "version": numbered.c.sqlaudit_number,
+        "valid_from": numbered.c.valid_from,
+        "valid_to": _end_of(numbered),
+        "operation": _operation_of(numbered),
+        **{role: numbered.c[role] for role in _TOLD},
+    }
+    return _into(root, theirs, numbered, audit)
+
+
+def _operation_of(version: Subquery) -> ColumnElement[Any]:
+    is_first = or_(version.c.sqlaudit_number == literal_column("1"), version.c.sqlaudit_before == _DELETED)
+    return case(
+        (version.c.operation_type == _DELETED, _text(Operation.DELETE)),
+        (and_(is_first, version.c.operation_type == _INSERTED), _text(Operation.INSERT)),
+        (is_first, _text(Operation.BASELINE)),  # what was before is not known
+        else_=_text(Operation.UPDATE),
+    )
+
+
+def _end_of(version: Subquery) -> ColumnElement[Any]:
+    return case(
+        (version.c.operation_type == _DELETED, version.c.valid_from),
+        (version.c.sqlaudit_next.is_not(None), version.c.sqlaudit_next),
+        else_=OpenEnd(),
+    )
+
+
+def _text(operation: Operation) -> ColumnElement[str]:
+    return literal(str(operation), String())
+
+
+def _versions_further_down(root: TrackedTable, table: TrackedTable, theirs: Table, transactions: Table) -> Insert:
+    """Write the versions of a table further down the hierarchy: those that the base table has of a transaction."""
+    above = root.history.alias()
+    is_of = and_(
+        _same(_key_in(root, above), _key_in(table, theirs)),
+        above.c[root.role("changeset_id").key] == transactions.c.changeset_id,
+    )
+    ours = table.history.alias()
+    is_there = exists(literal_column("1")).where(
+        _same(_key_in(table, ours), _key_in(table, theirs)), ours.c[table.version.key] == above.c[root.version.key]
+    )
+    source = (
+        select(*theirs.c, *(above.c[root.role(role).key].label(f"sqlaudit_{role}") for role, _ in root.names.items()))
+        .join(transactions, transactions.c.number == theirs.c.transaction_id)
+        .join(above, is_of)
+        .where(~is_there)
+        .subquery()
+    )
+    return _into(table, theirs, source, {role: source.c[f"sqlaudit_{role}"] for role, _ in root.names.items()})
+
+
+def _into(table: TrackedTable, theirs: Table, source: Subquery, audit: Mapping[str, Any]) -> Insert:
+    stored = [(old, source.c[live.key]) for live, old in table.columns if live.key in theirs.c]
+    columns = [*(old for old, _ in stored), *map(table.role, audit)]
+    values = select(*(value for _, value in stored), *audit.values())
+    return insert(table.history).from_select(columns, values, include_defaults=False).execution_options(**OURS)
+
+
+# --- the order of time ------------------------------------------------------------------------------------------
+
+
+def _keep_in_order(connection: Connection, tables: Sequence[TrackedTable], theirs: Table) -> None:
+    """Move versions that don't begin later than the one before: of one instant, or after a clock went back."""
+    root = tables[0]
+    one, other = root.history.alias(), root.history.alias()
+    key = _key_in(root, one)
+    follows = and_(
+        _same(key, _key_in(root, other)), other.c[root.version.key] == one.c[root.version.key] + literal_column("1")
+    )
+    wrong = other.c[root.valid_from.key] <= one.c[root.valid_from.key]
+    imported = exists(literal_column("1")).select_from(theirs).where(_same(key, _key_in(root, theirs)))
+    found = select(*key).select_from(one.join(other, follows)).where(wrong, imported).distinct()
+    for row in [tuple(each) for each in connection.execute(found)]:
+        _move(connection, tables, row)
+
+
+def _move(connection: Connection, tables: Sequence[TrackedTable], key: Key) -> None:
+    root = tables[0]
+    of_row = select(root.version, root.valid_from, root.role("operation")).where(_same(root.history_key, _values(key)))
+    versions = connection.execute(of_row.order_by(root.version)).all()
+    instants: list[datetime] = []
+    for _, at, _ in versions:
+        instants.append(max(at, instants[-1] + TICK) if instants else at)
+    for place, (number, _, operation) in enumerate(versions):
+        begin, is_last = instants[place], place == len(versions) - 1
+        end = begin if operation is Operation.DELETE else OPEN_END if is_last else instants[place + 1]
+        for table in tables:
+            of_version = and_(_same(table.history_key, _values(key)), table.version == number)
+            moved = update(table.history).where(of_version).values({table.valid_from: begin, table.valid_to: end})
+            connection.execute(moved.execution_options(**OURS))
+
+
+def _values(key: Key) -> list[ColumnElement[Any]]:
+    return [literal(value) for value in key]

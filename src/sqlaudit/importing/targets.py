@@ -1,0 +1,56 @@
+"""Where does an import write, and what is there? In the transaction of a session, or of a connection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, func, inspect, select
+from sqlalchemy.orm import Session
+
+from sqlaudit.exceptions import QueryError
+from sqlaudit.maintenance.backfill import backfill
+from sqlaudit.recording.changeset import own_connection
+from sqlaudit.recording.reconcile import record_changes
+from sqlaudit.tracking.models import base_table_of
+from sqlaudit.tracking.sessions import checked_session
+from sqlaudit.tracking.tables import TrackedTable
+
+
+@contextmanager
+def opened(where: Session | Connection, table: TrackedTable) -> Iterator[tuple[Session, Connection]]:
+    """Give the session and the connection that write a table, in the caller's transaction, which stays open."""
+    if isinstance(where, Connection):
+        if not where.in_transaction():
+            where.begin()
+        with Session(where) as session:
+            yield session, where
+        return
+    session = checked_session(where)
+    session.flush()
+    yield session, own_connection(session, table.mapper)
+
+
+def bring_up_to_date(session: Session, connection: Connection, model_class: Any) -> tuple[int, int]:
+    """See that history agrees with the live rows after an import.
+
+    :return: how many rows got a baseline, and how many versions were written of changes that the import told nothing of
+    """
+    versions = select(func.count()).select_from(base_table_of(model_class).history)
+    baselines = backfill(session, model_class).rows
+    before = connection.scalar(versions) or 0
+    record_changes(session, model_class)
+    return baselines, (connection.scalar(versions) or 0) - before
+
+
+def columns_of(connection: Connection, name: str, schema: str | None, remedy: str) -> set[str]:
+    """Return the names of the columns of a table.
+
+    :param remedy: what to do if there is none
+    :raises QueryError: there is no such table
+    """
+    inspector = inspect(connection)
+    if not inspector.has_table(name, schema=schema):
+        raise QueryError(f"There is no table {name!r} to be imported; {remedy}", name)
+    return {column["name"] for column in inspector.get_columns(name, schema=schema)}

@@ -1,0 +1,85 @@
+"""Which value did a change log write as a text? One of its column's type, which the database can store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import date, datetime, time
+from decimal import Decimal
+from enum import Enum as PythonEnum
+from math import isfinite, isnan
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import JSON, BigInteger, Dialect, SmallInteger
+from sqlalchemy.types import TypeEngine
+
+from sqlaudit.sql.keys import implementation_of
+
+UNREAD: Final = object()
+"""Stands for the value of a text that is none of its column's."""
+
+
+def read_text(text: str | None, type_: TypeEngine[Any], dialect: Dialect) -> Any:
+    """Return the value of a type that the log has written as a text; ``UNREAD`` if it is none."""
+    if text is None:
+        return None
+    try:
+        python_type: type[Any] = dict if isinstance(type_, JSON) else type_.python_type
+    except NotImplementedError:
+        return UNREAD
+    if issubclass(python_type, PythonEnum):
+        return next((each for each in python_type if text in (each.name, str(each.value), str(each))), UNREAD)
+    with suppress(ValueError, ArithmeticError, KeyError):
+        value = _READERS[python_type](text)
+        if not _can_be_stored(value, type_, dialect):
+            return UNREAD
+        is_naive = isinstance(value, datetime) and not getattr(type_, "timezone", False)
+        return value.replace(tzinfo=None) if is_naive else value
+    return UNREAD
+
+
+def _can_be_stored(value: Any, type_: TypeEngine[Any], dialect: Dialect) -> bool:
+    """Tell whether a database takes a value for a column of a type: SQLite minds neither lengths nor precision."""
+    stored = implementation_of(type_, dialect)
+    is_strict = dialect.name != "sqlite"
+    match value:
+        case str():
+            length: int | None = getattr(stored, "length", None)
+            return not is_strict or length is None or len(value) <= length
+        case int():
+            is_big = isinstance(stored, BigInteger) or not is_strict
+            bits = 63 if is_big else 15 if isinstance(stored, SmallInteger) else 31
+            return -(1 << bits) <= value < 1 << bits
+        case float() | Decimal() if not isfinite(value):
+            return dialect.name == "postgresql" and isnan(value)
+        case Decimal():
+            precision: int | None = getattr(stored, "precision", None)
+            scale: int = getattr(stored, "scale", None) or 0
+            return not is_strict or precision is None or abs(round(value, scale)) < 10 ** (precision - scale)
+    return True
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _read_json(text: str) -> Any:
+    return json.loads(text, parse_constant=_no_number)
+
+
+_TRUTH: Final = {"1": True, "0": False, "true": True, "false": False}
+_READERS: Final[Mapping[type, Callable[[str], Any]]] = {
+    str: str,
+    int: int,
+    float: float,
+    bool: lambda text: _TRUTH[text.lower()],
+    Decimal: Decimal,
+    UUID: UUID,
+    datetime: datetime.fromisoformat,
+    date: date.fromisoformat,
+    time: time.fromisoformat,
+    dict: _read_json,
+    list: _read_json,
+}

@@ -1,0 +1,1 @@
+"""What did it look like then? Reads as of an instant."""

@@ -1,0 +1,125 @@
+"""How does one statement read the past? As of an instant, or through all versions.
+
+The objects that a past read returns carry the instant as their identity token (:mod:`sqlaudit.past.objects`): the
+session keeps them apart from the live objects, and whatever they load later is read as of the same instant.
+:mod:`sqlaudit.past.rendering` renders the SQL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from uuid import UUID
+
+from sqlalchemy import (
+    Select,
+    false,
+    select,
+)
+
+from sqlaudit.arguments import checked_range
+from sqlaudit.past.objects import as_of_instant, instant_from
+from sqlaudit.past.rendering import BeforeBaseline, Untracked
+from sqlaudit.period import as_utc
+from sqlaudit.tracking.history import history_of
+from sqlaudit.tracking.models import tracked_model_of
+
+M = TypeVar("M")
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+
+MYPY = False  # mypy takes it for true: it can copy the type of a function; pyright cannot, but infers what we return
+
+
+class AsOf(Protocol[R_co]):
+    def __call__(
+        self,
+        when: datetime | UUID | str,
+        *,
+        untracked: Untracked = "raise",
+        before_baseline: BeforeBaseline = "absent",
+    ) -> R_co: ...
+
+
+def _typed_like(
+    function: Callable[[M], R],
+) -> Callable[[Callable[Concatenate[Any, P], Any]], Callable[Concatenate[M, P], R]]:
+    return lambda given: given
+
+
+def _giving(function: Callable[[M], R]) -> Callable[[Callable[..., Any]], Callable[[Any, Any, M], AsOf[R]]]:
+    return lambda given: given
+
+
+if MYPY:
+
+    @_typed_like(select)
+    def as_of(
+        model_class: type[Any],
+        when: datetime | UUID | str,
+        *,
+        untracked: Untracked = "raise",
+        before_baseline: BeforeBaseline = "absent",
+    ) -> Any: ...
+
+    class AsOfMethod:
+        @_giving(select)
+        def __get__(self, instance: object, owner: Any) -> Any: ...
+
+else:
+
+    def as_of(
+        model_class: type[M],
+        when: datetime | UUID | str,
+        *,
+        untracked: Untracked = "raise",
+        before_baseline: BeforeBaseline = "absent",
+    ):
+        """Return ``select(model_class)`` as of an instant.
+
+        It composes like any select and runs in a session with hooks, sync or async. The objects are as they were
+        then, distinct from the live ones, and read-only: flushing a change of one raises. Whatever they load later is
+        as of the same instant. In a subquery, a CTE or a union it gives columns, beside the present or another instant.
+
+        :param when: an aware datetime, or a changeset id, also as text: the state right after that transaction. A
+            naive datetime is taken as local time, with a warning; one in the future is the present, with a warning
+        :param untracked: what to do with tables without history: ``"raise"``, or read them ``"live"``
+        :param before_baseline: what to do if a row that may be meant was there, but its history begins later, with a
+            baseline, or lacks what was before: leave it ``"absent"``, ``"warn"`` or ``"raise"``. The latter two take a
+            statement more for each table. A statement that gives the key asks of that row, others of all
+        :raises TrackingError: the model is not tracked
+        :raises QueryError: ``when`` is neither a datetime nor a changeset id
+        """
+        tracked_model_of(model_class)
+        return as_of_instant(select(model_class), instant_from(when, untracked, before_baseline))
+
+
+def between(model_class: type[Any], start: datetime, end: datetime) -> Select[Any]:
+    """Return the select of the versions whose period overlaps ``[start, end)``, in order.
+
+    A range that ends where it begins is empty, and overlaps none.
+
+    :param start: an aware datetime; a naive one is taken as local time, with a warning
+    :param end: the same; it is not included
+    :raises TrackingError: the model is not tracked
+    :raises QueryError: one of them is not a datetime, or the range ends before it begins
+    """
+    table = tracked_model_of(model_class).root.table
+    given = checked_range("The range", as_utc(start), as_utc(end))
+    valid_from, valid_to = table.valid_from, table.valid_to
+    statement = all_versions(model_class)
+    if given["since"] == given["until"]:
+        return statement.where(false())
+    return statement.where(valid_from < given["until"], valid_to > given["since"], valid_from < valid_to)
+
+
+def all_versions(model_class: type[Any]) -> Select[Any]:
+    """Return the select of all versions of a tracked model's rows, in order.
+
+    :raises TrackingError: the model is not tracked
+    """
+    table = tracked_model_of(model_class).root.table
+    return select(history_of(model_class)).order_by(table.valid_from, *table.history_key, table.version)

@@ -1,0 +1,87 @@
+"""What is unknown of an instant, because the history of a row begins later?
+
+A row whose first version is a baseline was there before, and so was one whose earlier versions have been removed; of
+what it was then, nothing is known. A read as of an instant leaves it out, warns, or raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, cast
+
+from sqlalchemy import ColumnElement, Dialect, Select, and_, exists, or_, select
+from sqlalchemy.orm import Session
+
+from sqlaudit.changes import Operation
+from sqlaudit.exceptions import QueryError, warn_caller
+from sqlaudit.past.rendering import Past, PastCompiler
+from sqlaudit.tracking.missing import explained
+from sqlaudit.tracking.sessions import where_rows_are
+from sqlaudit.tracking.tables import TrackedTable
+
+
+def check_beginnings(session: Session, statement: Past, parameters: Any, dialect: Dialect) -> None:
+    """Warn, or raise, if rows that a statement may read were there at its instant, but are not known of.
+
+    One statement for each table that it reads.
+
+    :raises QueryError: its rules say so, and a row is
+    """
+    compiled: Any = statement.compile(dialect=dialect)  # type: ignore[attr-defined]  # the statement's own
+    if not isinstance(compiled, PastCompiler):
+        return
+    names: dict[Any, str] = compiled.bind_names
+    values = compiled.construct_params(parameters if isinstance(parameters, dict) else None)
+    seen: set[Any] = set()
+    for past, tracked, key in compiled.past_reads:
+        rule, when = past._past_rules.before_baseline, cast(datetime, past._past_when.value)
+        parts = [names.get(part, part.key) for part in key or ()]
+        given = tuple(values[part] for part in parts) if parts and values.keys() >= set(parts) else None
+        if rule == "absent" or (tracked, given, when) in seen:
+            continue
+        seen.add((tracked, given, when))
+        found = _first_unknown(session, tracked, given, when)
+        if found is not None:
+            *row, number, operation, begins = found
+            name = f"{tracked.live.fullname!r} {row[0] if len(row) == 1 else tuple(row)!r}"
+            message = (
+                f"What {name} was as of {when.isoformat()} is unknown: its history begins with version {number}, of "
+                f"{begins.isoformat()}, {'a baseline' if operation is Operation.BASELINE else 'and lacks earlier ones'}"
+                "; read as of a later instant, give before_baseline='absent' to leave such rows out, or adopt tables "
+                "with backfill(…, at=…)."
+            )
+            if rule == "raise":
+                raise QueryError(message, tracked.live)
+            warn_caller(message)
+
+
+def _first_unknown(session: Session, tracked: TrackedTable, key: Sequence[Any] | None, when: datetime) -> Any:
+    """Return the key, the number, the operation and the beginning of a version before which its row is not known."""
+    source = getattr(session, "source", session)  # that of a time travel, which reads all versions
+    base = tracked.chains[0][0] if tracked.chains else tracked
+    statement = _unknown_before(base, when)
+    if base is not tracked:
+        of_table = (ours == theirs for ours, theirs in zip(tracked.history_key, base.history_key, strict=True))
+        statement = statement.where(exists().where(*of_table))
+    if key is not None:
+        statement = statement.where(*(column == part for column, part in zip(base.history_key, key, strict=True)))
+    with explained([base]):
+        return source.execute(statement, bind_arguments=where_rows_are(source, base.mapper)).first()
+
+
+def _unknown_before(table: TrackedTable, when: datetime) -> Select[Any]:
+    before, earlier = table.history.alias(), table.history.alias()
+
+    def of_row(other: Any) -> ColumnElement[bool]:
+        return and_(*(other.c[column.key] == column for column in table.history_key))
+
+    number, valid_from, operation = table.version, table.valid_from, table.role("operation")
+    follows = exists().where(of_row(before), before.c[number.key] == number - 1)
+    is_first = ~exists().where(of_row(earlier), earlier.c[number.key] < number, earlier.c[valid_from.key] > when)
+    return (
+        select(*table.history_key, number, operation, valid_from)
+        .where(valid_from > when, or_(operation == Operation.BASELINE, and_(number > 1, ~follows)), is_first)
+        .order_by(*table.history_key)
+        .limit(1)
+    )

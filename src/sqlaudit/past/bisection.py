@@ -1,0 +1,153 @@
+"""Which version of one row was true then? It is bisected, where a statement gives the row's key.
+
+A history holds a row's versions by number, not by time. Where a select equates the key of a tracked table with
+parameters, :func:`given_key` finds them, and :func:`version_at` looks for the number as one looks up a word in a
+dictionary: it reads a dozen versions of 10,000, by the primary key alone. This rests on a promise of a history:
+``valid_from`` does not decrease with the number. If the search comes upon a number that is missing, because somebody
+removed the version, the statement reads all versions of the row instead.
+
+The condition comes on top of that of the period, and a select in which the key is not found is merely slower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from typing import Any, Final, TypeAlias
+
+from sqlalchemy import (
+    BinaryExpression,
+    BindParameter,
+    BooleanClauseList,
+    ColumnClause,
+    ColumnElement,
+    Dialect,
+    FromClause,
+    Integer,
+    Join,
+    ScalarSelect,
+    String,
+    Uuid,
+    and_,
+    case,
+    func,
+    literal_column,
+    select,
+)
+from sqlalchemy.sql import operators
+
+from sqlaudit.tracking.tables import TrackedTable
+
+Key: TypeAlias = Sequence[BindParameter[Any]]
+_Place: TypeAlias = tuple[Any, str]
+"""A column of a select: the table or alias, and its key there."""
+_ONE: Final = literal_column("1", Integer())
+_TWO: Final = literal_column("2", Integer())
+
+
+def given_key(
+    tracked: TrackedTable,
+    source: FromClause,
+    where: Iterable[ColumnElement[bool]],
+    froms: Iterable[FromClause],
+    dialect: Dialect,
+) -> Key | None:
+    """Return the parameters that a select equates with the key of a tracked table, or ``None``.
+
+    :param source: the table, or its alias
+    :param where: the criteria of the select
+    :param froms: all that it selects from, joins and what they join
+    """
+    given = _given(where, [each for each in froms if isinstance(each, Join)])
+    key = [given[source, column.key] for column in tracked.key if (source, column.key) in given]
+    if len(key) < len(tracked.key):
+        return None
+    return key if all(_is_one_row(*pair, dialect) for pair in zip(tracked.key, key, strict=True)) else None
+
+
+def _is_one_row(column: ColumnElement[Any], parameter: BindParameter[Any], dialect: Dialect) -> bool:
+    """Tell whether the database compares by the rules of the column's type, by which a key is unique.
+
+    MySQL and MariaDB find the texts ``'5'`` and ``'05'`` equal to a number that is given for a text.
+    """
+    kind, given = column.type._type_affinity, parameter.type._type_affinity
+    comparable = (Integer, Uuid) if dialect.name in ("mysql", "mariadb") else (Integer, Uuid, String)
+    return kind is given and kind is not None and issubclass(kind, comparable)
+
+
+def _given(where: Iterable[ColumnElement[bool]], joins: Sequence[Join]) -> dict[_Place, BindParameter[Any]]:
+    """Return which columns have the value of which parameter in every row that a select gives, unless they are NULL.
+
+    The join of a row's tables hands its key on: both ways if it is an inner one, else from its left to its right, as
+    the ON of an outer join says nothing of the rows on its left.
+    """
+    given: dict[_Place, BindParameter[Any]] = {}
+    same: list[tuple[_Place, _Place]] = []
+    for left, right in _equalities(where):
+        if isinstance(left, ColumnClause) and isinstance(right, BindParameter):
+            given.setdefault(_place(left), right)
+        elif isinstance(left, ColumnClause) and isinstance(right, ColumnClause):
+            same.append((_place(left), _place(right)))
+    for join in joins:
+        if join.full or join.onclause is None:
+            continue
+        before, after = set(join.left._from_objects), set(join.right._from_objects)
+        for left, right in _equalities([join.onclause]):
+            if isinstance(left, ColumnClause) and isinstance(right, ColumnClause):
+                forwards = left.table in before and right.table in after
+                if forwards or (not join.isouter and left.table in after and right.table in before):
+                    same.append((_place(left), _place(right)))
+    while found := {to: given[place] for place, to in same if place in given and to not in given}:
+        given |= found
+    return given
+
+
+def _equalities(conditions: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    """Yield the sides, either way round, of the equations that hold wherever all the conditions do."""
+    for condition in conditions:
+        if isinstance(condition, BooleanClauseList) and condition.operator is operators.and_:
+            yield from _equalities(condition.clauses)
+        elif isinstance(condition, BinaryExpression) and condition.operator is operators.eq:
+            yield condition.left, condition.right
+            yield condition.right, condition.left
+
+
+def _place(column: ColumnClause[Any]) -> _Place:
+    return column.table, column.key
+
+
+def version_at(tracked: TrackedTable, key: Key, when: ColumnElement[datetime]) -> ColumnElement[int]:
+    """Return the number of a row's last version that begins no later than an instant.
+
+    A table further down its hierarchy lacks the versions of when its row was of another class: the base table has
+    them all.
+    """
+    base = tracked.chains[0][0] if tracked.chains else tracked
+    first, last, middle = base.history.alias(), base.history.alias(), base.history.alias()
+
+    def number(versions: FromClause) -> ColumnElement[int]:
+        return versions.c[base.version.key]
+
+    def of_row(versions: FromClause) -> ColumnElement[bool]:
+        return and_(*(versions.c[column.key] == value for column, value in zip(base.history_key, key, strict=True)))
+
+    # Together, SQLite would read every version for the smallest and the largest number.
+    lowest = select(func.min(number(first))).where(of_row(first)).scalar_subquery()
+    highest = select(func.max(number(last))).where(of_row(last)).scalar_subquery()
+    search = select(lowest.label("low"), (highest + _ONE).label("high")).cte(recursive=True, nesting=True)
+    low, high, has_begun = search.c.low, search.c.high, middle.c[base.valid_from.key] <= when
+    search = search.union_all(
+        select(case((has_begun, number(middle)), else_=low), case((has_begun, high), else_=number(middle)))
+        .join_from(search, middle, and_(of_row(middle), number(middle) == (low + high) // _TWO))
+        .where(high - low > _ONE)
+    )
+    found = select(search.c.low).where(search.c.high - search.c.low <= _ONE).scalar_subquery()
+    return func.coalesce(found, _last_begun(tracked, key, when))
+
+
+def _last_begun(tracked: TrackedTable, key: Key, when: ColumnElement[datetime]) -> ScalarSelect[int]:
+    """Return what :func:`version_at` does, by reading all versions of the row."""
+    every = tracked.history.alias()
+    of_row = (every.c[column.key] == value for column, value in zip(tracked.history_key, key, strict=True))
+    number, has_begun = every.c[tracked.version.key], every.c[tracked.valid_from.key] <= when
+    return select(number).where(*of_row, has_begun).order_by(number.desc()).limit(_ONE).scalar_subquery()

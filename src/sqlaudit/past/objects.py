@@ -1,0 +1,145 @@
+"""Which objects are of the past? Those whose identity token is an instant: what they may do, and what they lack."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy.orm import (
+    InstanceState,
+    Session,
+)
+from sqlalchemy.orm.attributes import instance_state
+from sqlalchemy.sql.lambdas import PyWrapper
+
+from sqlaudit.arguments import checked_when
+from sqlaudit.config import utc_now
+from sqlaudit.exceptions import QueryError, ReadOnlyError, warn_caller
+from sqlaudit.past.rendering import BeforeBaseline, Past, Rules, S, Untracked, as_past
+from sqlaudit.period import OPEN_END, TICK
+
+TOKEN: Final = "identity_token"
+"""The execution option, of SQLAlchemy's, that objects are loaded with."""
+_LATEST: Final = OPEN_END - TICK  # an instant that open versions contain, for those who mean "for ever"
+
+
+@dataclass(frozen=True, slots=True)
+class Instant:
+    """The identity token of objects that were read as of an instant.
+
+    :ivar when: in UTC; or the id of a changeset, which a session has still to look up
+    """
+
+    when: datetime | UUID
+    rules: Rules = Rules()  # noqa: RUF009  # frozen, and thus shared safely
+
+    def __str__(self) -> str:
+        return f"as of {self.when.isoformat() if isinstance(self.when, datetime) else f'changeset {self.when}'}"
+
+
+def instant_from(
+    when: datetime | UUID | str,
+    untracked: Untracked = "raise",
+    before_baseline: BeforeBaseline = "absent",
+    *,
+    text: bool = False,
+) -> Instant:
+    """Return the instant that a user means; one in the future is the present, with a warning.
+
+    :raises QueryError: ``when`` is neither a datetime nor a changeset id, or a rule no known word
+    """
+    if untracked not in ("raise", "live"):
+        raise QueryError(f"untracked is {untracked!r}; give 'raise' or 'live'.", untracked)
+    if before_baseline not in ("absent", "warn", "raise"):
+        raise QueryError(f"before_baseline is {before_baseline!r}; give 'absent', 'warn' or 'raise'.", before_baseline)
+    rules = Rules(untracked, text, before_baseline)
+    if isinstance(when, PyWrapper):
+        raise QueryError(
+            "A lambda is called once for all values of its variables, which an instant cannot be one of; make the "
+            "statement before it: statement = as_of(…), lambda_stmt(lambda: statement).",
+            when,
+        )
+    instant = checked_when(when)
+    if isinstance(instant, UUID):
+        return Instant(instant, rules)
+    if instant > utc_now():
+        warn_caller(f"{instant.isoformat()} is in the future; a read as of then gives the present.")
+    return Instant(min(instant, _LATEST), rules)
+
+
+def instant_of_object(obj: object) -> Instant | None:
+    """Return the instant that an object was read as of; ``None`` if it is a live one."""
+    return instant_of_state(instance_state(obj))
+
+
+def instant_of_state(state: InstanceState[Any]) -> Instant | None:
+    """Return the instant that the object of a state was read as of; ``None`` if it is a live one."""
+    token = state.key[2] if state.key else None  # merge(load=False) leaves state.identity_token empty
+    return token if isinstance(token, Instant) else None
+
+
+def instant_of_statement(statement: Past) -> Instant:
+    """Return the instant that a statement reads as of."""
+    when = statement._past_changeset or statement._past_when.value
+    assert when is not None
+    return Instant(when, statement._past_rules)
+
+
+def as_of_instant(statement: S, instant: Instant) -> S:
+    """Return a statement that reads as of an instant, and whose objects are known by it."""
+    return as_past(statement, instant.when, instant.rules).execution_options(**{TOKEN: instant})
+
+
+def refuse_change(state: InstanceState[Any]) -> None:
+    """Raise if an object was read as of an instant.
+
+    :raises ReadOnlyError: it was
+    """
+    instant = instant_of_state(state)
+    if instant is not None:
+        raise ReadOnlyError(
+            f"{state.class_.__name__} {state.identity} {instant} is read-only; "
+            "expunge or refresh it, and change the live object instead.",
+            state.obj(),
+        )
+
+
+def is_unchanged_past(session: Session, state: InstanceState[Any], *, doomed: bool = False) -> bool:
+    """Tell whether an object was read as of an instant; one that was given the values that it has is clean again.
+
+    :param doomed: whether it is to be deleted
+    :raises ReadOnlyError: it was read as of an instant, and is changed or doomed
+    """
+    if instant_of_state(state) is None:
+        return False
+    if doomed or session.is_modified(state.obj()):
+        refuse_change(state)
+    state._commit_all(state.dict, session.identity_map)
+    return True
+
+
+def refuse_changes(session: Session) -> None:
+    """Raise if the session holds changes of objects that were read as of an instant.
+
+    :raises ReadOnlyError: it does
+    """
+    for doomed, objects in ((False, session.dirty), (True, session.deleted)):
+        for obj in objects:
+            is_unchanged_past(session, instance_state(obj), doomed=doomed)
+
+
+def refuse_reference(state: InstanceState[Any], value: object, *args: object) -> None:
+    """Raise if an object is to refer to one of another instant, whose key it would take.
+
+    :raises ReadOnlyError: it is
+    """
+    instant = None if value is None else instant_of_object(value)
+    if instant is not None and instant != instant_of_state(state):
+        given: InstanceState[Any] = instance_state(value)
+        raise ReadOnlyError(
+            f"{given.class_.__name__} {given.identity} {instant} cannot be given to a {state.class_.__name__} that is "
+            "not of that instant; give the live object.",
+            value,
+        )

@@ -1,0 +1,456 @@
+"""How does a statement read the past? Statements whose tables are rendered as they were at an instant.
+
+:func:`as_past` turns a statement into one of a subclass, which renders every tracked table in it, ``FROM customers``,
+as ``(SELECT … FROM customers_history WHERE valid_from <= :when AND valid_to > :when) AS customers``, and leaves the
+rest as it is. Such a statement composes like the one that it was made of: in a subquery, a union or a CTE, beside the
+present or another instant. The instant is a parameter, so that SQLAlchemy's statement cache works.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache, lru_cache
+from itertools import chain
+from typing import Any, Final, Literal, TypeVar, cast
+from uuid import UUID
+
+from sqlalchemy import (
+    BindParameter,
+    Column,
+    ColumnElement,
+    Connection,
+    Enum,
+    Executable,
+    FromClause,
+    Select,
+    Table,
+    TypeCoerce,
+    and_,
+    bindparam,
+    null,
+    select,
+    type_coerce,
+)
+from sqlalchemy import cast as sql_cast
+from sqlalchemy.orm import FromStatement
+from sqlalchemy.orm.interfaces import CompileStateOption
+from sqlalchemy.orm.path_registry import PathRegistry
+from sqlalchemy.sql import visitors
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.visitors import InternalTraversal
+from sqlalchemy.types import TypeEngine
+
+from sqlaudit.exceptions import QueryError, ReadOnlyError
+from sqlaudit.past.bisection import Key, given_key, version_at
+from sqlaudit.period import UTCDateTime, range_contains, was_valid
+from sqlaudit.sql.old_values import readable
+from sqlaudit.tracking.registry import tracked_tables
+from sqlaudit.tracking.tables import TrackedTable, known_metadata, shortened, tracked_table
+
+Untracked = Literal["raise", "live"]
+BeforeBaseline = Literal["absent", "warn", "raise"]
+S = TypeVar("S", bound=Executable)
+_COMMENT: Final = re.compile(r"/\*.*?\*/|--[^\n]*|#[^\n]*", re.DOTALL)
+_WORD: Final = re.compile(r"\w+")
+_WRITES: Final = frozenset(
+    {"insert", "update", "delete", "merge", "replace", "truncate", "create", "alter", "drop", "copy", "call", "do"}
+)
+_READS_TABLES: Final = re.compile(r"\b(select|from|join|table|with)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a statement about the past may read that is not history.
+
+    :param untracked: what to do with tables without history: ``"raise"``, or read them ``"live"``
+    :param text: whether SQL that was written by hand, which cannot be turned to the past, may read tables
+    :param before_baseline: what to do with rows that were there, but of which nothing is known yet: leave them
+        ``"absent"``, or ``"warn"``, or ``"raise"``
+    """
+
+    untracked: Untracked = "raise"
+    text: bool = False
+    before_baseline: BeforeBaseline = "absent"
+
+
+class Past:
+    """Mixed into the class of a statement: what makes it read the past."""
+
+    _past_when: BindParameter[datetime]
+    _past_literal: BindParameter[datetime]
+    """The same, for where the database must plan for this very instant."""
+    _past_changeset: UUID | None
+    """What stands for the instant until a session has looked it up."""
+    _past_rules: Rules
+    _past_is_ready: bool
+    """Whether a session has seen to it that the objects it gives are known as past ones."""
+
+    def _compiler_dispatch(self, visitor: SQLCompiler, **kw: Any) -> str:
+        if self._past_changeset is not None:
+            raise QueryError(
+                "A read as of a changeset inside another statement cannot look up the changeset's instant; give the "
+                "instant: as_of(…, instant_of_changeset(session, changeset_id)).",
+                self,
+            )
+        if self._past_rules.before_baseline != "absent":
+            _refuse_unchecked(visitor, self)
+        with _looking_back(visitor, self):
+            return super()._compiler_dispatch(visitor, **kw)  # type: ignore[misc, no-any-return]  # the statement's own
+
+    def _execute_on_connection(self, connection: Connection, *args: Any, **kw: Any) -> Any:
+        if not self._past_is_ready:
+            raise QueryError(
+                "A read as of an instant was run outside a session with hooks, where its objects would be taken for "
+                "live ones; call register_hooks() and execute it in such a session.",
+                self,
+            )
+        return super()._execute_on_connection(connection, *args, **kw)  # type: ignore[misc]  # the statement's own
+
+    def from_statement(self, statement: Any) -> Any:
+        """Return the same objects, as of the same instant, selected by another statement."""
+        made = super().from_statement(statement)  # type: ignore[misc]  # Select's
+        made = as_past(made, self._past_changeset or cast(datetime, self._past_when.value), self._past_rules)
+        return made.execution_options(**self._execution_options)  # type: ignore[attr-defined]  # Executable's
+
+
+_EXTRA: Final = [
+    ("_past_when", InternalTraversal.dp_clauseelement),
+    ("_past_literal", InternalTraversal.dp_clauseelement),
+    ("_past_changeset", InternalTraversal.dp_plain_obj),
+    ("_past_rules", InternalTraversal.dp_plain_obj),
+]
+
+
+@lru_cache
+def _parameters(instant: datetime | None) -> tuple[BindParameter[Any], BindParameter[Any]]:
+    """Return what stands for an instant; the statements of a session, all as of one, share it."""
+    type_ = UTCDateTime()
+    return (
+        bindparam("sqlaudit_when", instant, type_=type_, unique=True),
+        bindparam("sqlaudit_instant", instant, type_=type_, unique=True, literal_execute=True),
+    )
+
+
+def as_past(statement: S, when: datetime | UUID, rules: Rules, *, ready: bool = False) -> S:
+    """Return a statement that reads as of ``when``.
+
+    :param ready: whether it is on its way through a session that knows
+    """
+    statement_class: Any = type(statement)
+    made = copied_as(_past_class(statement_class), statement._clone())  # type: ignore[attr-defined]  # ClauseElement's
+    made._past_changeset = when if isinstance(when, UUID) else None
+    instant = when if made._past_changeset is None else None
+    made._past_when, made._past_literal = _parameters(instant)
+    made._past_rules = rules
+    made._past_is_ready = ready
+    return cast(S, made)
+
+
+def copied_as(made_class: Any, original: Any) -> Any:
+    """Return a copy of an object as one of a subclass of its own class."""
+    made = made_class.__new__(made_class)
+    made.__dict__.update(original.__dict__)
+    return made
+
+
+class _StayInPast(CompileStateOption):
+    """Goes with past objects to whatever they load later, and refuses to load it from the present."""
+
+    propagate_to_loaders = True
+    _cache_key_traversal: Any = ()
+
+    def process_compile_state(self, compile_state: Any) -> None:
+        if not isinstance(compile_state.select_statement, Past) and not getattr(compile_state, "for_statement", False):
+            raise QueryError(
+                "What an object of the past lacks would be loaded from live rows by a session without hooks; call "
+                "register_hooks(), or add the object to a session that has them.",
+                compile_state.select_statement,
+            )
+
+
+_STAY_IN_PAST: Final = _StayInPast()
+
+
+def stays_in_past(statement: Any) -> bool:
+    """Tell whether a statement is for objects of the past, or loads what such objects lack."""
+    return any(isinstance(option, _StayInPast) for option in getattr(statement, "_with_options", ()))
+
+
+def whose_objects_stay(statement: S) -> S:
+    """Return a past statement whose objects load nothing from the present, whatever session they come to."""
+    return statement if stays_in_past(statement) else statement.options(_STAY_IN_PAST)
+
+
+def shorten_path(statement: Any) -> None:
+    """Let a lazy load of the past know the relationship that it is of, and not the whole way to it.
+
+    SQLAlchemy keeps the way for the sake of loader options, and compiles anew whatever is loaded by more than five
+    relationships. The option of ours needs no way; a relationship that is loaded at once does, so as not to recur.
+    """
+    path = statement._compile_options._current_path.path
+    is_lazy = len(path) > 2 and getattr(path[-1], "lazy", "immediate") != "immediate"
+    if is_lazy and all(isinstance(option, _StayInPast) for option in statement._with_options):
+        statement._compile_options += {"_current_path": PathRegistry.coerce(path[-2:])}
+
+
+def beside_past(statement: S) -> S:
+    """Return a statement of the present that was made from one whose objects stay in the past."""
+    made: Any = statement._clone()  # type: ignore[attr-defined]  # ClauseElement's
+    made._with_options = tuple(option for option in made._with_options if not isinstance(option, _StayInPast))
+    return cast(S, made)
+
+
+@cache
+def _past_class(statement_class: Any) -> type[Any]:
+    if issubclass(statement_class, Past):
+        return cast("type[Any]", statement_class)
+    namespace = {"inherit_cache": True, "_traverse_internals": [*statement_class._traverse_internals, *_EXTRA]}
+    if "_cache_key_traversal" in statement_class.__dict__:
+        namespace["_cache_key_traversal"] = [*statement_class._cache_key_traversal, *_EXTRA]
+    return type(f"Past{statement_class.__name__}", (Past, statement_class), namespace)
+
+
+@cache
+def _past_compiler_class(compiler_class: Any) -> type[Any]:
+    return type("PastCompiler", (PastCompiler, compiler_class), {})
+
+
+@contextmanager
+def _looking_back(compiler: SQLCompiler, statement: Past) -> Iterator[None]:
+    """Let a compiler render the past meanwhile."""
+    if not isinstance(compiler, PastCompiler):
+        compiler_class: Any = type(compiler)
+        compiler.__class__ = _past_compiler_class(compiler_class)
+        compiler = cast(PastCompiler, compiler)
+        compiler.past, compiler.past_reads = [], []
+        compiler.past_of_ctes = dict.fromkeys(compiler.ctes or ())
+    _refuse_live_objects(compiler, statement)
+    compiler.past.append((statement, len(compiler.stack)))
+    try:
+        yield
+    finally:
+        compiler.past.pop()
+
+
+def _refuse_unchecked(compiler: SQLCompiler, statement: Past) -> None:
+    """Raise if a past statement inside of another is to look for rows of which nothing is known yet: nobody would."""
+    around = compiler.past[0][0]._past_rules if isinstance(compiler, PastCompiler) and compiler.past else None
+    alone: Any = compiler.statement
+    if alone is not statement and (around is None or around.before_baseline == "absent"):
+        raise QueryError(
+            "A read as of an instant inside another statement cannot look for rows whose history begins later; give "
+            "before_baseline='absent' there, and to the outer statement, if that is as of an instant, what is wanted.",
+            statement,
+        )
+
+
+def _refuse_live_objects(compiler: SQLCompiler, statement: Past) -> None:
+    """Raise if a past statement inside of another gives objects, which would be taken for those of the other."""
+    outer: Any = compiler.statement
+    whole = outer is not statement and isinstance(outer, FromStatement)
+    for entity in _entities(compiler.compile_state):
+        if whole or any(isinstance(part, Past) for part in visitors.iterate(entity.selectable)):
+            name = entity.mapper.class_.__name__
+            raise QueryError(
+                f"A read as of an instant inside another statement gives columns, and no {name} objects; select its "
+                "columns, or make the outer statement the one that as_of() begins.",
+                statement,
+            )
+
+
+def _entities(compile_state: Any) -> Iterator[Any]:
+    """Yield what an ORM statement gives objects of: what it selects, and what its loader options name."""
+    for entity in getattr(compile_state, "_entities", ()):
+        if getattr(entity, "selectable", None) is not None:
+            yield entity
+    for key, value in getattr(compile_state, "attributes", {}).items():
+        path = key[1] if isinstance(key, tuple) and len(key) > 1 and isinstance(key[1], tuple) else ()
+        for part in (*path, value):
+            if getattr(part, "is_aliased_class", False):
+                yield part
+
+
+class PastCompiler(SQLCompiler):
+    """Renders tracked tables as of an instant where a :class:`Past` statement says so, and all else as ever.
+
+    :ivar past: the past statements that are being rendered, from the outermost in, and how deep each begins
+    :ivar past_reads: the past statement, table and key, as far as it is given, of each read
+    :ivar past_of_ctes: the past statement that each CTE was first rendered in, ``None`` for the present
+    """
+
+    past: list[tuple[Past, int]]
+    past_reads: list[tuple[Past, TrackedTable, Key | None]]
+    past_of_ctes: dict[Any, Past | None]
+
+    @property
+    def statement_in_past(self) -> Past | None:
+        return self.past[-1][0] if self.past else None
+
+    def visit_table(self, table: Table, asfrom: bool = False, **kw: Any) -> str:  # type: ignore[override]
+        statement, tracked = self.statement_in_past, tracked_table(table)
+        if not asfrom or statement is None or (tracked is not None and tracked.history == table):
+            return cast(str, super().visit_table(table, asfrom=asfrom, **kw))  # type: ignore[no-untyped-call]  # SQLAlchemy's
+        if tracked is None:
+            _refuse_untracked(table, statement._past_rules)
+            return cast(str, super().visit_table(table, asfrom=asfrom, **kw))  # type: ignore[no-untyped-call]  # SQLAlchemy's
+        alias: Any = kw.get("enclosing_alias")
+        is_aliased = getattr(alias, "element", None) is table
+        rows = self._render(self._rows(tracked, alias if is_aliased else table, statement), **kw)
+        if kw.get("from_linter"):
+            kw["from_linter"].froms[table] = table.fullname
+        if is_aliased:
+            return f"({rows})"
+        return f"({rows}){self.get_render_as_alias_suffix(self.preparer.quote(_alias_name(table)))}"  # type: ignore[no-untyped-call]  # SQLAlchemy's
+
+    def _render(self, rows: Select[Any], *, literal_binds: bool = False, **kw: Any) -> str:
+        recursive = bool(self.ctes) and self.ctes_recursive
+        try:
+            return self.process(rows, **({"literal_binds": True} if literal_binds else {}))
+        finally:  # a CTE of the statement itself may have the name of a table that it selects from
+            self.ctes_recursive = recursive
+
+    def _rows(self, tracked: TrackedTable, source: FromClause, statement: Past) -> Select[Any]:
+        """Return the select of a table's rows as of the instant of a statement.
+
+        :param source: what the statement knows them by: the table, or its alias
+        """
+        stored, period, when = dict(tracked.columns), (tracked.valid_from, tracked.valid_to), statement._past_when
+        around: Any = self.stack[-1] if self.stack else {}
+        where, froms = getattr(around.get("selectable"), "_where_criteria", ()), around.get("asfrom_froms", ())
+        key = given_key(tracked, source, where, froms, self.dialect)
+        self.past_reads.append((statement, tracked, key))
+        if key is not None:
+            valid = and_(was_valid(*period, when), tracked.version == version_at(tracked, key, when))
+        elif tracked.as_of_index and self.dialect.name == "postgresql":
+            valid = range_contains(*period, statement._past_literal)
+        else:
+            valid = was_valid(*period, when)
+        return select(
+            *(stored[column] if column in stored else self._no_value(column) for column in tracked.live.c)
+        ).where(valid)
+
+    def _no_value(self, column: Column[Any]) -> ColumnElement[Any]:
+        """The NULL of a column that is not stored; only PostgreSQL asks of which type."""
+        typed: ColumnElement[Any] | TypeCoerce[Any] = (
+            sql_cast(null(), column.type) if self.dialect.name == "postgresql" else type_coerce(null(), column.type)
+        )
+        return typed.label(column.name)
+
+    def visit_column(self, column: Any, *args: Any, **kw: Any) -> str:
+        rendered = super().visit_column(column, *args, **kw)
+        if column.is_literal:
+            self._refuse_text(rendered)
+        if not kw.get("include_table", True) or not self._is_in_past(column.table):
+            return rendered
+        name = super().visit_column(column, include_table=False)
+        return f"{self.preparer.quote(_alias_name(column.table))}.{name}"
+
+    def _add_to_result_map(self, keyname: str, name: str, objects: Any, type_: TypeEngine[Any]) -> None:
+        super()._add_to_result_map(keyname, name, objects, readable(type_) if self.past else type_)
+
+    def render_bind_cast(self, type_: TypeEngine[Any], dbapi_type: TypeEngine[Any], sqltext: str) -> str:
+        """Leave the type of an enum's value to what it is compared with: history may keep it as text."""
+        if self.past and isinstance(dbapi_type, Enum):
+            return sqltext
+        return cast(str, super().render_bind_cast(type_, dbapi_type, sqltext))  # type: ignore[no-untyped-call]  # SQLAlchemy's
+
+    def _is_in_past(self, table: Any) -> bool:
+        tracked = tracked_table(table)
+        return (
+            tracked is not None
+            and tracked.history != table
+            and bool(self.past)
+            and any(table in cast("set[Any]", entry["asfrom_froms"]) for entry in self.stack[self.past[0][1] :])
+        )
+
+    def visit_cte(self, cte: Any, *args: Any, **kw: Any) -> str | None:
+        seen = self.past_of_ctes.setdefault(cte._get_reference_cte(), self.statement_in_past)
+        if seen is not self.statement_in_past and not isinstance(cte.element, Past):
+            raise QueryError(
+                f"The CTE {cte.name!r} is used both in a read as of an instant and outside of it, where it would "
+                "give the same rows; make one for each.",
+                cte,
+            )
+        return super().visit_cte(cte, *args, **kw)
+
+    def visit_tablesample(self, tablesample: Any, *args: Any, **kw: Any) -> str:
+        if self.past:
+            raise QueryError(
+                "A sample is taken of a table, and the past of one is none; order by a random number, with a limit.",
+                tablesample,
+            )
+        return cast(str, super().visit_tablesample(tablesample, *args, **kw))  # type: ignore[no-untyped-call]  # SQLAlchemy's
+
+    def for_update_clause(self, select: Any, **kw: Any) -> str:
+        if self.past:  # which does not change
+            return ""
+        return cast(str, super().for_update_clause(select, **kw))  # type: ignore[no-untyped-call]  # SQLAlchemy's
+
+    def visit_textclause(self, textclause: Any, *args: Any, **kw: Any) -> str:
+        self._refuse_text(textclause.text, certainly=bool(kw.get("asfrom")) or not self.stack)
+        return cast(str, super().visit_textclause(textclause, *args, **kw))  # type: ignore[no-untyped-call]  # SQLAlchemy's
+
+    def _refuse_text(self, text: str, certainly: bool = False) -> None:
+        statement = self.statement_in_past
+        if statement is None:
+            return
+        if not self.stack and _is_write(text):
+            self._refuse_write()
+        if statement._past_rules.text:
+            return
+        if certainly or _READS_TABLES.search(text):
+            raise QueryError(
+                f"SQL that is written by hand reads live rows, and cannot be turned to the past: {text!r}; write it as "
+                "a select(), or allow it: time_travel(…, text=True).",
+                text,
+            )
+
+    def visit_insert(self, *args: Any, **kw: Any) -> str:
+        self._refuse_write()
+        return super().visit_insert(*args, **kw)  # type: ignore[no-untyped-call, no-any-return]  # SQLAlchemy's
+
+    def visit_update(self, *args: Any, **kw: Any) -> str:
+        self._refuse_write()
+        return super().visit_update(*args, **kw)
+
+    def visit_delete(self, *args: Any, **kw: Any) -> str:
+        self._refuse_write()
+        return super().visit_delete(*args, **kw)  # type: ignore[no-untyped-call, no-any-return]  # SQLAlchemy's
+
+    def _refuse_write(self) -> None:
+        if self.past:
+            raise ReadOnlyError("The past cannot be written; change the live rows, or restore an old state of them.")
+
+
+def _is_write(text: str) -> bool:
+    """Tell whether a whole statement that was written by hand seems to write."""
+    words = _WORD.findall(_COMMENT.sub(" ", text).lower())
+    return bool(words) and (words[0] in _WRITES or (words[0] == "with" and not _WRITES.isdisjoint(words)))
+
+
+def _refuse_untracked(table: Table, rules: Rules) -> None:
+    name = repr(getattr(table, "fullname", table.name))
+    if rules.untracked == "raise":
+        raise QueryError(
+            f"{name} has no history and cannot be read as of an instant; track it, or read it as it is now: "
+            "untracked='live'.",
+            table,
+        )
+    metadata = known_metadata()
+    if isinstance(table, Table) and table.metadata in metadata:
+        return
+    known = (each.live for each in chain(*map(tracked_tables, metadata)))
+    if any((live.name, live.schema) == (table.name, table.schema) for live in known):
+        raise QueryError(
+            f"{name} is tracked, but this is not the Table of its model, and would give the rows of now; write "
+            "the statement with the model, or with its __table__.",
+            table,
+        )
+
+
+def _alias_name(table: Table) -> str:
+    return table.name if table.schema is None else shortened(f"{table.schema}.{table.name}")

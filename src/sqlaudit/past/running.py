@@ -1,0 +1,199 @@
+"""How is a statement of the past run? In its session, or in a session that reads nothing but the past."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from itertools import chain
+from typing import Any, Final, NoReturn, cast
+from uuid import UUID
+
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Executable,
+    Result,
+    Table,
+    UpdateBase,
+    event,
+)
+from sqlalchemy.ext.horizontal_shard import ShardedSession
+from sqlalchemy.orm import ORMExecuteState, Session
+from sqlalchemy.orm.attributes import instance_state
+from sqlalchemy.schema import ExecutableDDLElement
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.sql.lambdas import StatementLambdaElement
+
+from sqlaudit.exceptions import QueryError, ReadOnlyError
+from sqlaudit.past.baselines import check_beginnings
+from sqlaudit.past.objects import TOKEN, Instant, instant_of_state, instant_of_statement, is_unchanged_past
+from sqlaudit.past.rendering import Past, as_past, shorten_path, whose_objects_stay
+from sqlaudit.retrieval.changesets import instant_of_changeset
+from sqlaudit.tracking.missing import explained
+from sqlaudit.tracking.registry import tracked_tables
+
+_CHANGESETS: Final = "sqlaudit_changesets"
+
+
+def instant_of(state: ORMExecuteState) -> Instant | None:
+    """Return the instant that a statement is to be run as of: its own, that of whom it loads for, or its session's.
+
+    ``None`` if it is of the present, or has been turned to the past already.
+    """
+    statement: Any = state.statement
+    if isinstance(statement, Past) and statement._past_is_ready:
+        return None
+    token = state.execution_options.get(TOKEN)
+    if isinstance(token, Instant) and isinstance(statement, StatementLambdaElement):
+        # That is the instant of the first statement that the lambda gave; the one that it gives now knows its own.
+        statement = statement._resolved
+        return instant_of_statement(statement) if isinstance(statement, Past) else token
+    if token is None and state.is_orm_statement and state.is_select:
+        options = state.load_options
+        token = options._identity_token
+        for loaded_for in (options._lazy_loaded_from, options._refresh_state):
+            if token is None and loaded_for is not None:
+                token = instant_of_state(loaded_for)
+    if isinstance(token, Instant):
+        return token
+    return state.session.instant if isinstance(state.session, PastSession) else None
+
+
+def read_past(state: ORMExecuteState, instant: Instant) -> Result[Any]:
+    """Run a statement as of an instant, in its own session and transaction.
+
+    :raises ReadOnlyError: it writes
+    """
+    statement: Executable = state.statement
+    if isinstance(statement, StatementLambdaElement):
+        statement = statement._resolved
+    if isinstance(statement, FunctionElement):
+        statement = statement.select()
+    if isinstance(statement, (UpdateBase, ExecutableDDLElement)):
+        raise ReadOnlyError(
+            f"The past ({instant}) cannot be written; change the live rows, or restore an old state of them.", statement
+        )
+    if isinstance(state.session, ShardedSession):
+        raise QueryError(
+            "A ShardedSession cannot read the past of all shards at once; read that of one: "
+            "time_travel(engine_of_the_shard, when).",
+            state.session,
+        )
+    instant = _looked_up(state.session, instant)
+    assert isinstance(instant.when, datetime)
+    mapper = state.bind_mapper
+    metadata = [mapper.local_table.metadata] if mapper and isinstance(mapper.local_table, Table) else []
+    past = as_past(statement, instant.when, instant.rules, ready=True)
+    if state.is_orm_statement:
+        past = whose_objects_stay(past)
+        if state.is_select and state.lazy_loaded_from is not None:
+            shorten_path(past)
+    if instant.rules.before_baseline != "absent":
+        dialect = state.session.get_bind(**state.bind_arguments).dialect
+        check_beginnings(state.session, cast(Past, past), state.parameters, dialect)
+    with explained(chain.from_iterable(map(tracked_tables, metadata))):  # of which it asks if something is amiss
+        return execute_within(state, past, {TOKEN: instant})
+
+
+def execute_within(state: ORMExecuteState, statement: Executable, options: dict[str, Any] | None = None) -> Result[Any]:
+    """Execute a statement within ``do_orm_execute``, as :meth:`ORMExecuteState.invoke_statement` does.
+
+    That gives ``get_bind()`` an argument of its own, which a session of the user's may not take.
+    """
+    result: Result[Any] = state.session._execute_internal(
+        statement,
+        state.parameters,
+        execution_options=state.local_execution_options.union(options or {}),
+        bind_arguments=dict(state.bind_arguments),
+        _parent_execute_state=state,
+    )
+    return result
+
+
+def _looked_up(session: Session, instant: Instant) -> Instant:
+    """Return an instant whose changeset, if it is given by one, has been looked up: once in a session."""
+    if isinstance(instant.when, datetime):
+        return instant
+    known: dict[UUID, datetime] = session.info.setdefault(_CHANGESETS, {})
+    if instant.when not in known:
+        known[instant.when] = instant_of_changeset(getattr(session, "source", session), instant.when)
+    return Instant(known[instant.when], instant.rules)
+
+
+class PastSession(Session):
+    """A read-only session in which every statement is as of one instant, by the connections of another session.
+
+    :ivar instant: as of when it reads
+    :ivar source: the session whose connections, and transaction, it uses
+    """
+
+    def __init__(self, source: Session, instant: Instant) -> None:
+        super().__init__(expire_on_commit=False)
+        self.source: Session = source.source if isinstance(source, PastSession) else source
+        self.instant = instant
+        self._is_over = False
+        self.info.update((key, value) for key, value in source.info.items() if not str(key).startswith("sqlaudit"))
+        for listener in self.source.dispatch.do_orm_execute:  # which may filter the rows of a tenant
+            if listener not in list(self.dispatch.do_orm_execute):
+                event.listen(self, "do_orm_execute", listener)
+        event.listen(self, "do_orm_execute", _execute_in_past)
+        event.listen(self, "before_flush", _refuse_flush)
+
+    def get_bind(self, *args: Any, **kw: Any) -> Engine | Connection:
+        return self.source.get_bind(*args, **kw)
+
+    def _connection_for_bind(self, *args: Any, **kw: Any) -> Connection:
+        if self._is_over:
+            raise QueryError(
+                f"The time travel is over; what is to be read {self.instant} must be read inside it.", self
+            )
+        return self.source._connection_for_bind(*args, **kw)
+
+    def _autoflush(self) -> None:
+        if self.autoflush:
+            self.source._autoflush()
+
+    def _get_impl(self, *args: Any, **kw: Any) -> Any:
+        self.instant = _looked_up(self, self.instant)
+        return super()._get_impl(*args, **{**kw, TOKEN: self.instant})
+
+    def _identity_lookup(self, *args: Any, **kw: Any) -> Any:
+        loaded_for = kw.get("lazy_loaded_from")
+        kw[TOKEN] = self.instant if loaded_for is None else instant_of_state(loaded_for)
+        return super()._identity_lookup(*args, **kw)
+
+    def end(self) -> None:
+        """Let go of the objects, and read no more."""
+        self.close()
+        self._is_over = True
+
+    def connection(self, *args: Any, **kw: Any) -> NoReturn:
+        """Raise: a bare connection would read live rows."""
+        raise QueryError(
+            f"A connection reads live rows, and cannot be turned to the past; execute the statement in the session, "
+            f"which reads {self.instant}.",
+            self,
+        )
+
+    def _refuse(self, *args: Any, **kw: Any) -> NoReturn:
+        raise ReadOnlyError(
+            f"This session reads {self.instant} and writes nothing; change the live rows in a session of the present.",
+            self,
+        )
+
+    add = add_all = delete = merge = merge_all = _refuse
+    bulk_save_objects = bulk_insert_mappings = bulk_update_mappings = _refuse
+
+
+def _execute_in_past(state: ORMExecuteState) -> Any:
+    instant = instant_of(state)
+    return None if instant is None else read_past(state, instant)
+
+
+def _refuse_flush(session: PastSession, *args: object) -> None:
+    changed = (obj for obj in session.dirty if not is_unchanged_past(session, instance_state(obj)))
+    for obj in (*session.new, *session.deleted, *changed):
+        raise ReadOnlyError(
+            f"{type(obj).__name__} was changed in a session that reads {session.instant} and writes nothing; "
+            "change the live object instead.",
+            obj,
+        )

@@ -1,0 +1,100 @@
+"""How does a whole session read the past? Within :class:`time_travel`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from sqlalchemy import (
+    Connection,
+    Engine,
+)
+from sqlalchemy.orm import Session, scoped_session
+
+from sqlaudit.exceptions import QueryError
+from sqlaudit.past.objects import instant_from
+from sqlaudit.past.rendering import BeforeBaseline, Untracked
+from sqlaudit.past.running import PastSession
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
+else:
+    try:
+        from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
+    except ImportError:  # without greenlet there are none, and nothing is an instance of ()
+        AsyncConnection = AsyncEngine = AsyncSession = async_scoped_session = ()
+
+
+class time_travel:
+    """Give a read-only session in which every query is as of an instant, inside a ``with`` block.
+
+    ORM and Core, joins, eager and lazy loads, subqueries, aggregates, ``get``: all of it reads the past. The session
+    uses the connections and the transaction of the given one. ``async with``, given an ``AsyncSession`` or
+    ``AsyncEngine``, gives an ``AsyncSession``. Writes raise; objects are detached when the block ends.
+
+    :param session_or_engine: a session, an engine or a connection, sync or async; it needs no hooks
+    :param when: an aware datetime, or a changeset id, also as text: the state right after that transaction. A naive
+        datetime is taken as local time, with a warning; one in the future is the present, with a warning
+    :param untracked: what to do with tables without history: ``"raise"``, or read them ``"live"``
+    :param before_baseline: what to do if a row that may be meant was there, but its history begins later, with a
+        baseline, or lacks what was before: leave it ``"absent"``, ``"warn"`` or ``"raise"``. The latter two take a
+        statement more for each table. A statement that gives the key asks of that row, others of all
+    :param text: whether to allow SQL that was written by hand, which cannot be rewritten and reads live rows
+    :raises QueryError: ``when`` is neither a datetime nor a changeset id, or there is nothing to read from
+    """
+
+    def __init__(
+        self,
+        session_or_engine: Any,
+        when: datetime | UUID | str,
+        *,
+        untracked: Untracked = "raise",
+        before_baseline: BeforeBaseline = "absent",
+        text: bool = False,
+    ) -> None:
+        self._instant = instant_from(when, untracked, before_baseline, text=text)
+        source = session_or_engine
+        if isinstance(source, (scoped_session, async_scoped_session)):
+            source = source()
+        self._made: Any = None
+        if isinstance(source, (Engine, Connection)):
+            source = self._made = Session(source)
+        elif isinstance(source, (AsyncEngine, AsyncConnection)):
+            source = self._made = AsyncSession(source)
+        if not isinstance(source, (Session, AsyncSession)):
+            raise QueryError(f"{session_or_engine!r} cannot be read; give a session or an engine.", session_or_engine)
+        self._source = source
+        self._past: Any = None
+
+    def __enter__(self) -> Session:
+        if not isinstance(self._source, Session):
+            raise QueryError("An AsyncSession or AsyncEngine needs: async with time_travel(…).", self._source)
+        past = self._past = PastSession(self._source, self._instant)
+        return past
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if kind is None:
+                self._past.flush()  # which raises if anything was changed
+        finally:
+            self._past.end()
+            if self._made is not None:
+                self._made.close()
+
+    async def __aenter__(self) -> AsyncSession:
+        if not isinstance(self._source, AsyncSession):
+            raise QueryError("A Session or Engine needs: with time_travel(…), without async.", self._source)
+        past = PastSession(self._source.sync_session, self._instant)
+        session = self._past = AsyncSession(sync_session_class=lambda **kw: past)  # type: ignore[arg-type]  # makes one
+        return session
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if kind is None:
+                await self._past.flush()
+        finally:
+            await self._past.close()
+            self._past.sync_session.end()
+            if self._made is not None:
+                await self._made.close()

@@ -1,0 +1,73 @@
+"""How does a row find what another one was at its own time? By a join on the period of a version."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Date,
+    DateTime,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import aliased
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeDecorator
+
+from sqlaudit.exceptions import QueryError
+from sqlaudit.period import UTCDateTime, was_valid
+from sqlaudit.sql.keys import implementation_of
+from sqlaudit.tracking.history import history_of
+from sqlaudit.tracking.models import tracked_model_of
+
+
+class _UTC(FunctionElement[datetime]):
+    """A column of dates or datetimes, naive ones being in UTC, to be compared with the ends of periods."""
+
+    type = UTCDateTime()
+    inherit_cache = True
+
+
+@compiles(_UTC)
+def _render_utc(element: _UTC, compiler: SQLCompiler, **kw: Any) -> str:
+    (column,) = element.clauses
+    type_, text = implementation_of(column.type, compiler.dialect), compiler.process(column, **kw)
+    if compiler.dialect.name == "postgresql" and not getattr(type_, "timezone", False):
+        return f"(CAST({text} AS TIMESTAMP) AT TIME ZONE 'UTC')"
+    if compiler.dialect.name == "sqlite" and isinstance(type_, Date):
+        return f"({text} || ' 00:00:00.000000')"
+    return text
+
+
+def as_of_column(model_class: type[Any], when: Any) -> tuple[Any, ColumnElement[bool]]:
+    """Return a model's versions, and the condition that they were true at another row's own time: a temporal join.
+
+    .. code-block:: python
+
+        customer, valid = as_of_column(Customer, Invoice.issued_at)
+        select(Invoice, customer).join(customer, (customer.id == Invoice.customer_id) & valid)
+
+    gives each invoice with the customer as it was when the invoice was issued, in one statement. With an outer join
+    it gives ``None`` for a row that was not there then.
+
+    A timestamp that Python makes while it is written, such as ``default=lambda: datetime.now(UTC)``, is not earlier
+    than the versions of the same flush, and the join finds them. Others are earlier: one that your code sets before
+    the flush; ``now()`` of PostgreSQL, which is the begin of the transaction; and one without fractions of a second
+    or of the day (``CURRENT_TIMESTAMP`` of SQLite, ``DATETIME`` of MariaDB and MySQL, a date), which is the begin of
+    its second or day. Give columns ``DATETIME(fsp=6)`` on MariaDB and MySQL.
+
+    :param when: a column of dates or datetimes, in UTC
+    :return: an alias of the model's history class, and the condition
+    :raises TrackingError: the model is not tracked
+    :raises QueryError: the column has no dates or datetimes
+    """
+    names = tracked_model_of(model_class).table.names
+    column = when.__clause_element__() if hasattr(when, "__clause_element__") else when
+    type_ = getattr(column, "type", None)
+    if not isinstance(type_.impl_instance if isinstance(type_, TypeDecorator) else type_, (DateTime, Date)):
+        raise QueryError(f"{when!r} is no column of dates or datetimes; give one, such as Invoice.issued_at.", when)
+    version = aliased(history_of(model_class))
+    instant = _UTC(column)
+    return version, was_valid(getattr(version, names.valid_from), getattr(version, names.valid_to), instant)

@@ -1,0 +1,69 @@
+"""Which rows is an INSERT given? Its VALUES, or the parameters of its executions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from typing import Any
+from typing import cast as cast_type
+
+from sqlalchemy import (
+    Column,
+)
+from sqlalchemy.engine.default import DefaultDialect
+
+from sqlaudit.recording.bulk.parsing import SQL, column_named, column_of_parameter, is_null, value_given
+from sqlaudit.recording.bulk.writes import Write
+from sqlaudit.sql.keys import Key
+from sqlaudit.tracking.foreign_keys import Source
+
+
+def rows_given(
+    write: Write, clause: Any, source: Source, columns: Iterable[Column[Any]]
+) -> list[dict[str, Any]] | None:
+    """Return the values that an INSERT gives to columns, by the keys of these; ``None`` if a query gives them.
+
+    NULL is none where the database makes a number of it.
+    """
+    if clause.select is not None:
+        return None
+    asked, parameters, number = set(columns), write.parameters, source.live.autoincrement_column
+    dialect = cast_type("DefaultDialect", write.connection.dialect)
+    is_numbered = number is not None and dialect.insert_null_pk_still_autoincrements
+    null_key = number.key if number is not None and is_numbered and number.default is None else None
+    given = [_named(clause, each) for several in clause._multi_values for each in several] or [clause._values or {}]
+    named = [_by_column(each, lambda name: column_named(clause, source, name), asked) for each in given]
+    own = _by_column(
+        {name: name for name in parameters[0]}, lambda name: column_of_parameter(clause, source, name), asked
+    )
+    if not own and not any(named):  # as of most keys that the database gives
+        return [{}] * (len(parameters) * len(named))
+    merged = (
+        (values | {key: each[name] for key, name in own.items() if name in each}, each)
+        for each in parameters
+        for values in named
+    )
+    return [
+        {
+            key: value_given(value, each, source.live.c[key])
+            for key, value in row.items()
+            if key != null_key or not is_null(value, each)
+        }
+        for row, each in merged
+    ]
+
+
+def _named(clause: Any, values: Any) -> Mapping[Any, Any]:
+    """Return the values of a row by the columns that they are for, where they are given in the order of these."""
+    return values if isinstance(values, Mapping) else dict(zip(clause.table.c, values, strict=False))
+
+
+def _by_column(
+    values: Mapping[Any, Any], column_of: Callable[[Any], Column[Any] | None], asked: Set[Column[Any]]
+) -> dict[str, Any]:
+    """Return values by the keys of the columns that they are for, as far as these are asked for."""
+    pairs = ((column_of(name), value) for name, value in values.items())
+    return {column.key: value for column, value in pairs if column is not None and column in asked}
+
+
+def columns_of(rows: Iterable[Mapping[str, Any]], columns: Sequence[Column[Any]]) -> list[Key]:
+    return [tuple([row.get(column.key, SQL) for column in columns]) for row in rows]

@@ -1,0 +1,246 @@
+"""Where are the keys of the rows that a statement is about to write? In Python, or many in a temporary table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final, cast
+from uuid import uuid4
+
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    Dialect,
+    Integer,
+    MetaData,
+    Select,
+    Table,
+    Text,
+    TwoPhaseTransaction,
+    and_,
+    any_,
+    case,
+    column,
+    exists,
+    false,
+    func,
+    insert,
+    literal,
+    literal_column,
+    or_,
+    select,
+    tuple_,
+)
+from sqlalchemy import cast as cast_to
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.schema import CreateTable, ExecutableDDLElement
+from sqlalchemy.sql import operators
+from sqlalchemy.sql.compiler import DDLCompiler
+
+from sqlaudit.recording.cascades import by_chain, chains_of
+from sqlaudit.sql.batches import SelectedKeys
+from sqlaudit.sql.keys import MYSQL, AsConstant, Key, KeyArray, RawKey, bound, one_of, raw
+from sqlaudit.sql.lists import JSONList, fit_into_json, goes_into_json, one_of_json
+from sqlaudit.tracking.foreign_keys import Source, Sources
+from sqlaudit.tracking.schema import options_of
+
+MANY: Final = 10_000
+"""How many keys Python keeps."""
+MAY_FAIL: Final = "sqlaudit_may_fail"
+"""The execution option of a statement whose failure is no failure of the one that it is for."""
+_SAVEPOINT: Final = "sqlaudit_keys"
+_LEFT: Final = "sqlaudit_left"
+
+
+class KnownKeys:
+    """Keys of rows, in Python.
+
+    :param rows: raw keys, each with whether the row has an open version
+    """
+
+    def __init__(self, connection: Connection, rows: Iterable[Sequence[Any]]) -> None:
+        self.connection = connection
+        self._is_recorded: dict[Key, bool] = {RawKey(row[:-1]): row[-1] for row in rows}
+
+    def __len__(self) -> int:
+        return len(self._is_recorded)
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._is_recorded)
+
+    @property
+    def unrecorded(self) -> list[Key]:
+        """Those of rows without an open version."""
+        return [key for key, is_recorded in self._is_recorded.items() if not is_recorded]
+
+    def by_chain(self, root: Source) -> Iterator[tuple[Sources, KnownKeys]]:
+        """Divide them by the tables that their objects live in."""
+        if len(chains := chains_of(root)) == 1:
+            yield chains[0], self
+            return
+        for chain, keys in by_chain(self.connection, root, list(self)):
+            yield chain, KnownKeys(self.connection, ((*key, self._is_recorded[key]) for key in keys))
+
+    def among(self, key: Sequence[Any]) -> ColumnElement[bool]:
+        """Return the condition that a row has one of the keys."""
+        return among(self.connection.dialect, key, list(self))
+
+
+class StoredKeys(SelectedKeys):
+    """Keys of rows, in a table that only the connection sees, until it drops it; else like :class:`KnownKeys`.
+
+    :param table: the columns of the key; whether the row has an open version; which of
+        :func:`~sqlaudit.recording.cascades.chains_of` its object lives in
+    :param criteria: which rows of the table these are
+    """
+
+    def __init__(self, connection: Connection, table: Table, *criteria: ColumnElement[bool]) -> None:
+        super().__init__(connection, select(*table.primary_key).where(*criteria))
+        self.table = table
+        self.criteria = criteria
+
+    @property
+    def unrecorded(self) -> StoredKeys:
+        return self._where(self.table.c.is_recorded == 0)
+
+    def by_chain(self, root: Source) -> Iterator[tuple[Sources, StoredKeys]]:
+        if len(chains := chains_of(root)) == 1:
+            yield chains[0], self
+            return
+        for place, chain in enumerate(chains):
+            if some := self._where(self.table.c.place == place):
+                yield chain, some
+
+    def drop(self) -> None:
+        _drop(self.connection, self.table)
+
+    def _where(self, criterion: ColumnElement[bool]) -> StoredKeys:
+        return StoredKeys(self.connection, self.table, *self.criteria, criterion)
+
+
+Keys = KnownKeys | StoredKeys
+
+
+def among(dialect: Dialect, key: Sequence[Any], keys: Sequence[Key], *, each: bool = False) -> ColumnElement[bool]:
+    """Return the condition that a row has one of the raw keys.
+
+    :param each: whether it is for a statement of many executions, which takes no list for a parameter
+    """
+    key = raw(key, dialect)
+    is_constant = isinstance(key[0].type, AsConstant)
+    if is_constant and each:  # nor constants
+        key, is_constant = [cast_to(column, Text()) for column in key], False
+    if dialect.name == "postgresql" and not is_constant:
+        return _among_arrays(key, keys)
+    if len(key) == 1 and goes_into_json(key[0], dialect) and fit_into_json(keys):
+        return one_of_json(key[0], literal([value for (value,) in keys], JSONList(key[0].type)))
+    if not keys:
+        return false()
+    if not each:
+        return one_of(key, keys)
+    same = ([column == bound(column, value=value) for column, value in zip(key, each, strict=True)] for each in keys)
+    return or_(*(and_(*one) for one in same))
+
+
+def _among_arrays(key: Sequence[Any], keys: Sequence[Key]) -> ColumnElement[bool]:
+    lists = [literal([each[place] for each in keys], KeyArray(column.type)) for place, column in enumerate(key)]
+    if len(key) == 1:
+        return cast("ColumnElement[bool]", key[0] == any_(lists[0]))
+    names = [column(f"k{place}", each.type) for place, each in enumerate(key)]
+    return tuple_(*key).in_(select(func.unnest(*lists).table_valued(*names).render_derived()))
+
+
+def place_of(root: Source, key: Sequence[Any]) -> ColumnElement[int]:
+    """Return which of :func:`~sqlaudit.recording.cascades.chains_of` has the row with a key."""
+    further = chains_of(root)[:-1]
+    if not further:
+        return literal_column("0", Integer())
+    there = (exists().where(*map(operators.eq, chain[-1].key, key)) for chain in further)
+    return case(*((each, place) for place, each in enumerate(there)), else_=len(further))
+
+
+def stored(
+    connection: Connection, chosen: Select[Any], key: Sequence[ColumnElement[Any]], live: Table, *, may_repeat: bool
+) -> StoredKeys | None:
+    """Store the keys of rows, or return ``None`` where the database gives no place to them.
+
+    :param chosen: selects what the table of :class:`StoredKeys` has
+    :param live: whose keys these are, and which says how they are compared
+    :param may_repeat: whether it may select a row several times
+    """
+    for left in connection.info.pop(_LEFT, ()):
+        _drop(connection, left)
+    table = Table(
+        f"sqlaudit_keys_{uuid4().hex}",
+        MetaData(),
+        *(Column(f"key_{place}", primary_key=True, autoincrement=False) for place in range(len(key))),
+        Column("is_recorded", Integer),
+        Column("place", Integer),
+        prefixes=["TEMPORARY"],
+        postgresql_on_commit="DROP",
+        **options_of(live),
+    )
+    for copy, original in zip(table.primary_key, key, strict=True):
+        copy.type = original.type  # set afterwards, it is shared without its DDL
+    if not _create(connection, table):
+        return None
+    if may_repeat:  # PostgreSQL locks no rows of a DISTINCT, but those that it is of
+        names = [f"sqlaudit_{place}" for place, _ in enumerate(table.c)]
+        named = chosen.with_only_columns(*map(ColumnElement.label, chosen.selected_columns, names))
+        chosen = select(named.subquery()).distinct()
+    connection.execute(insert(table).from_select(list(table.c), chosen))
+    return StoredKeys(connection, table)
+
+
+def _drop(connection: Connection, table: Table) -> None:
+    """Drop a table, now or with the next, for SQLite drops none as long as any result is being read."""
+    try:
+        connection.execute(DropTemporary(table), execution_options={MAY_FAIL: True})
+    except DBAPIError:  # elsewhere it goes with the transaction, or with the connection
+        connection.info.setdefault(_LEFT, []).append(table)
+
+
+def may_be_stored(connection: Connection, *, returns: bool) -> bool:
+    """Tell whether a transaction may have a temporary table, which would keep it from being prepared.
+
+    :param returns: whether it is for a statement with RETURNING, before whose end SQLite could not drop it
+    """
+    return (
+        not (returns and connection.dialect.name == "sqlite")
+        and not connection._is_autocommit_isolation()
+        and not isinstance(connection.get_transaction(), TwoPhaseTransaction)
+        and None not in (connection.get_execution_options().get("schema_translate_map") or {})
+    )
+
+
+def _create(connection: Connection, table: Table) -> bool:
+    """Create a table, and tell whether the database let us."""
+    dialect = connection.dialect
+    dialect.do_savepoint(connection, _SAVEPOINT)
+    try:
+        connection.execute(CreateTable(table), execution_options={MAY_FAIL: True})
+    except DBAPIError:
+        dialect.do_rollback_to_savepoint(connection, _SAVEPOINT)
+        return False
+    finally:
+        dialect.do_release_savepoint(connection, _SAVEPOINT)
+    return True
+
+
+class DropTemporary(ExecutableDDLElement):
+    """Drop a temporary table, and end no transaction."""
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+
+
+@compiles(DropTemporary)
+def _drop_temporary(element: DropTemporary, compiler: DDLCompiler, **kw: Any) -> str:
+    return f"DROP TABLE IF EXISTS {compiler.preparer.format_table(element.table)}"
+
+
+@compiles(DropTemporary, *MYSQL)
+def _drop_temporary_on_mysql(element: DropTemporary, compiler: DDLCompiler, **kw: Any) -> str:
+    # Without the word it would commit.
+    return f"DROP TEMPORARY TABLE IF EXISTS {compiler.preparer.format_table(element.table)}"

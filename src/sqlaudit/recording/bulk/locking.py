@@ -1,0 +1,336 @@
+"""Which rows is an UPDATE or DELETE about to write? They are locked, and it is confined to them."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence, Set
+from typing import Any, Final
+
+from sqlalchemy import (
+    CHAR,
+    Alias,
+    BindParameter,
+    ColumnElement,
+    Connection,
+    Delete,
+    GenerativeSelect,
+    Select,
+    String,
+    TextClause,
+    Update,
+    case,
+    false,
+    literal_column,
+    select,
+    true,
+    type_coerce,
+    update,
+)
+from sqlalchemy.orm.util import LoaderCriteriaOption
+from sqlalchemy.sql.elements import Grouping
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.sql.visitors import iterate
+
+from sqlaudit.exceptions import CaptureError
+from sqlaudit.recording.bulk.keys import MANY, Keys, KnownKeys, StoredKeys, among, may_be_stored, place_of, stored
+from sqlaudit.recording.bulk.parsing import (
+    Parameters,
+    are_known,
+    conflict_words,
+    is_bound_alike,
+    keys_given,
+    terms,
+    value_given,
+    values_set,
+)
+from sqlaudit.recording.bulk.writes import Write
+from sqlaudit.recording.policy import uncaptured
+from sqlaudit.recording.statements import has_open_version
+from sqlaudit.sql.batches import chunks
+from sqlaudit.sql.keys import MYSQL, Key, RawKey, one_of, raw
+from sqlaudit.sql.own import OURS
+from sqlaudit.tracking.foreign_keys import Source
+from sqlaudit.tracking.rights import lockable
+from sqlaudit.tracking.schema import keys_of_table
+from sqlaudit.tracking.tables import TrackedTable
+
+_STATE_OF_MYSQL: Final[Any] = select(
+    literal_column("@@warning_count"), literal_column("@@sql_mode"), literal_column("@@sql_safe_updates")
+).execution_options(**OURS)
+
+
+def prepare_change(write: Write, clause: Any, source: Source, parameters: Parameters) -> Any:
+    """Lock the rows that an UPDATE or DELETE is about to write, and return it confined to them."""
+    written = clause.table
+    key = [written.c[column.key] for column in source.key] if isinstance(written, Alias) else list(source.key)
+    values = {} if isinstance(clause, Delete) else values_set(clause, source, parameters)
+    if values:
+        write.conflict_words = conflict_words(clause, source, write.connection.dialect)
+    if "REPLACE" in write.conflict_words:
+        _expect_replaced(write, clause, source, key, values, parameters)
+    if not values.keys().isdisjoint(source.key):
+        new_key = [values.get(column, here) for column, here in zip(source.key, key, strict=True)]
+        moved = _lock_moving(write, clause, key, new_key, parameters)
+        return clause if moved is None else _confined(write, clause, key, moved, values, parameters)
+    if (isinstance(clause, Delete) or not clause._where_criteria) and not lockable(write.connection, [source.live]):
+        return _foresee(write, clause, key, values, parameters)
+    given = keys_given(clause, key, parameters)
+    keys = _lock_found(write, clause, source, key, parameters) if given is None else _lock_given(write, key, given)
+    if given is None:
+        _check_warnings(write, clause)
+    write.expect(keys, changed=None if isinstance(clause, Delete) else values.keys())
+    if given is not None and len(keys) == len(set(given)):
+        return clause  # nobody can add rows that it would write
+    return _confined(write, clause, key, keys, values, parameters)
+
+
+def _expect_replaced(
+    write: Write,
+    clause: Any,
+    source: Source,
+    key: Sequence[Any],
+    values: Mapping[Any, Any],
+    parameters: Parameters,
+) -> None:
+    """Find the rows that have the unique values that an UPDATE gives to others: SQLite deletes them."""
+    connection, columns_of = write.connection, dict(zip(source.live.c, clause.table.c, strict=True))
+    for columns in keys_of_table(source.live):
+        if not values.keys().isdisjoint(columns):
+            given = [_typed_as(column, values.get(column, columns_of[column])) for column in columns]
+            new = _rows_of(clause, given, key, lock=False).select_from(clause.table).correlate(None)
+            chosen = select(*raw(source.key, connection.dialect)).where(one_of(columns, new))
+            keys = {RawKey(row): None for each in parameters for row in connection.execute(chosen, each)}
+            write.expect(KnownKeys(connection, ((*key, False) for key in keys)), changed=None, is_replaced=True)
+
+
+def _foresee(write: Write, clause: Any, key: Sequence[Any], values: Mapping[Any, Any], parameters: Parameters) -> Any:
+    """Note the rows that a statement is about to write, though the role may not lock them, and return it as it is."""
+    read = raw(key, write.connection.dialect)
+    chosen = _rows_of(clause, [*read, _is_recorded(write.root, key)], key, lock=False)
+    rows = {tuple(row): None for each in parameters for row in write.connection.execute(chosen, each)}
+    keys = KnownKeys(write.connection, rows)
+    write.expect(keys, changed=None if isinstance(clause, Delete) else values.keys())
+    write.foreseen = len(keys)
+    return clause
+
+
+def _lock_given(write: Write, key: Sequence[Any], given: Sequence[Key]) -> KnownKeys:
+    """Lock the rows that a statement names."""
+    read = raw(key, write.connection.dialect)
+    chosen = select(*read, _is_recorded(write.root, key)).order_by(*key).with_for_update()
+    locked = (write.connection.execute(chosen.where(one_of(key, chunk))) for chunk in chunks(given))
+    return KnownKeys(write.connection, (row for rows in locked for row in rows))
+
+
+def _lock_found(write: Write, clause: Any, source: Source, key: Sequence[Any], parameters: Parameters) -> Keys:
+    """Lock the rows that a statement's criterion chooses."""
+    connection, is_recorded = write.connection, _is_recorded(write.root, key)
+    read = raw(key, connection.dialect)
+    chosen = _rows_of(clause, [*read, is_recorded], key)
+    has_key = set(source.key) == set(source.live.primary_key)
+    if len(parameters) == 1 and has_key and may_be_stored(connection, returns=bool(clause._returning)):
+        with connection.execute(chosen, parameters[0], execution_options={"stream_results": True}) as found:
+            rows = found.fetchmany(MANY + 1)
+        if len(rows) <= MANY:
+            return KnownKeys(connection, rows)
+        if connection.dialect.name not in MYSQL or (_is_repeatable(clause) and _locks_gaps(connection)):
+            told = [*key, case((is_recorded, 1), else_=0), place_of(write.root, key)]
+            every = _rows_of(clause, told, key).params(parameters[0])
+            write.stored = stored(connection, every, key, source.live, may_repeat=not _asks_alone(clause))
+        if write.stored is not None:
+            return write.stored
+    return KnownKeys(connection, (row for each in parameters for row in connection.execute(chosen, each)))
+
+
+def _lock_moving(
+    write: Write, clause: Any, key: Sequence[Any], new_key: Sequence[Any], parameters: Parameters
+) -> KnownKeys | None:
+    """Lock the rows that an UPDATE gives other keys, and note these.
+
+    :return: the rows, and those that they may be meanwhile; ``None`` if nobody knows
+    """
+    connection, width = write.connection, len(key)
+    values = [_typed_as(column, value) for value, column in zip(new_key, write.root.key, strict=True)]
+    read, moved = raw(key, connection.dialect), raw(values, connection.dialect)
+    chosen = _rows_of(clause, [*read, _is_recorded(write.root, key), *moved], key)
+    found = [tuple(row) for each in parameters for row in connection.execute(chosen, each)]
+    _check_warnings(write, clause)
+    write.moved_to = {RawKey(row[:width]): RawKey(row[width + 1 :]) for row in found}
+    meanwhile = _follow_moves(write, clause, key, new_key, parameters) if len(parameters) > 1 else ()
+    write.expect(KnownKeys(connection, (row[: width + 1] for row in found)), changed=None)
+    if meanwhile is None:
+        return None
+    return KnownKeys(connection, ((*each, True) for each in (*write.moved_to, *meanwhile)))
+
+
+def _check_warnings(write: Write, clause: Any) -> None:
+    """See whether MariaDB and MySQL take the criterion of a statement that has just been asked by a SELECT.
+
+    :raises CaptureError: the SELECT was only warned of what may make an UPDATE fail, 'abc' = 7, for instance
+    """
+    if write.connection.dialect.name not in MYSQL:
+        return
+    warnings, mode, write.is_safe = write.connection.execute(_STATE_OF_MYSQL).one()
+    if warnings and "STRICT" in mode and isinstance(clause, Update):
+        raise CaptureError(
+            f"The criterion of an UPDATE of the table {write.root.live.fullname!r} makes the database warn, of a value "
+            "that is compared with another type or of a division by zero, and may make the UPDATE fail; compare "
+            "columns with values of their types.",
+            write.root.live,
+        )
+
+
+def _typed_as(column: Any, value: Any) -> ColumnElement[Any]:
+    """Return a new value of a column, read as the column is, and bound as the statement binds it."""
+    if isinstance(value, BindParameter) and not value.type._isnull and not is_bound_alike(value, column):
+        value = Grouping(value)
+    return type_coerce(value, column.type)
+
+
+def _is_recorded(source: Source, key: Sequence[Any]) -> ColumnElement[bool]:
+    """Return the condition that a row needs no baseline."""
+    return has_open_version(source, key) if isinstance(source, TrackedTable) else true()
+
+
+def _confined(
+    write: Write,
+    clause: Any,
+    key: Sequence[Any],
+    keys: Keys,
+    values: Mapping[Any, Any],
+    parameters: Parameters,
+) -> Any:
+    """Return a statement that writes no other rows than those that have been locked."""
+    connection, written = write.connection, clause.table
+    is_mysql = connection.dialect.name in MYSQL
+    others_wait = connection.dialect.name == "sqlite" or (is_mysql and isinstance(keys, StoredKeys))
+    if others_wait and _is_repeatable(clause):
+        return clause
+    if write.is_safe:
+        write.foreseen = len(keys)
+        return clause
+    alone = _asks_alone(clause)
+    named = {source for each in values.values() for source in getattr(each, "_from_objects", ())}
+    single = isinstance(clause, Update) and alone and named <= {written}  # else the hint is rendered behind another
+    if single and is_mysql and written.primary_key:
+        # It would rather walk through a small table, and wait for rows that are not its own.
+        clause = clause.with_hint("FORCE INDEX (PRIMARY)", selectable=written)
+    if len(parameters) > 1:
+        return clause.where(among(connection.dialect, key, list(keys), each=True))
+    among_keys = keys.among(key)
+    write.confined_to = written, among_keys, len(write.moved_to) or len(keys)
+    if alone and not (is_mysql and _is_repeatable(clause)):  # asked again, it may choose other rows
+        clause = clause._generate()
+        clause._where_criteria = ()
+    return clause.where(among_keys)
+
+
+def _asks_alone(clause: Any) -> bool:
+    """Tell whether the criterion of a statement asks nothing but the table that it writes."""
+    return all(set(each._from_objects) <= {clause.table} for each in clause._where_criteria)
+
+
+def _is_repeatable(clause: Any) -> bool:
+    """Tell whether the criterion of a statement chooses the same rows again if nobody else has written any."""
+    is_limited = _limit_of(clause) is not None
+    return _asks_alone(clause) and not is_limited and not any(map(_may_differ, clause._where_criteria))
+
+
+def _locks_gaps(connection: Connection) -> bool:
+    """Tell whether MariaDB and MySQL let nobody add a row that a criterion chooses, once that has locked its rows."""
+    return connection.get_isolation_level() in ("REPEATABLE READ", "SERIALIZABLE")
+
+
+def _follow_moves(
+    write: Write, clause: Any, key: Sequence[Any], new_key: Sequence[Any], parameters: Parameters
+) -> Sequence[Key] | None:
+    """Note where rows end that one execution may move on from where another one has moved them.
+
+    :return: the keys that they have meanwhile; ``None`` if nobody knows, and they must be left to the statement
+    """
+    read = raw(key, write.connection.dialect)
+    # Given keys are those that are read.
+    is_plain = all(one is column or type(column.type) in (String, CHAR) for one, column in zip(read, key, strict=True))
+    old = keys_given(clause, key, parameters) if is_plain else None
+    seen = {*(old or ()), *write.moved_to, *write.moved_to.values()}
+    if old is not None and len(list(terms(clause._where_criteria))) == len(key) and _are_told_apart(seen):
+        if len(set(old)) == len(old) and set(old).isdisjoint(write.moved_to.values()):
+            return ()  # none is moved twice
+        new = [
+            tuple(
+                was if to is column else value_given(to, each, column)
+                for to, column, was in zip(new_key, key, one, strict=True)
+            )
+            for one, each in zip(old, parameters, strict=True)
+        ]
+        if are_known(new) and _are_told_apart({*seen, *new}):
+            for row in write.moved_to:
+                place = row
+                for before, after in zip(old, new, strict=True):
+                    place = after if place == before else place
+                write.moved_to[row] = place
+            return new
+    name = write.root.live.fullname
+    uncaptured(
+        f"A list of parameters moves rows of the table {name!r} by keys that it may move again, and history may not "
+        "show where they end; execute the statement once for each.",
+        write.root.live,
+    )
+    return None
+
+
+def _are_told_apart(keys: Set[Key]) -> bool:
+    """Tell whether every database takes different keys for different, also one that takes 'a' for 'Á' or for 'a '."""
+    return len({tuple(map(_spelt_loosely, key)) for key in keys}) == len(keys)
+
+
+def _spelt_loosely(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    letters = unicodedata.normalize("NFKD", value.casefold())
+    return "".join(letter for letter in letters if not unicodedata.combining(letter)).rstrip()
+
+
+def _may_differ(criterion: ColumnElement[bool]) -> bool:
+    """Tell whether a criterion may choose other rows when it is asked again: by ``random()``, or a LIMIT."""
+    return any(isinstance(each, (FunctionElement, TextClause, GenerativeSelect)) for each in iterate(criterion))
+
+
+def keep_others_out(connection: Connection, source: Source) -> None:
+    """Keep others from writing between two statements of ours, where rows cannot be locked, but the database is."""
+    if connection.dialect.name == "sqlite":  # by its first write, whether that finds a row or not
+        column = source.version if isinstance(source, TrackedTable) else source.key[0]
+        nothing = update(column.table).where(false()).values({column: column})
+        connection.execute(nothing.execution_options(**OURS))
+
+
+def _rows_of(clause: Any, columns: Sequence[Any], key: Sequence[Any], *, lock: bool = True) -> Select[Any]:
+    """Return the select of columns of the rows that a statement is about to write, which by default locks them."""
+    criteria = (*clause._where_criteria, *_criteria_added(clause))
+    statement = select(*columns).where(*criteria).order_by(*key).add_cte(*clause._independent_ctes)
+    if lock:
+        statement = statement.with_for_update(of=key[0].table)
+    return statement.limit(_limit_of(clause))
+
+
+def _criteria_added(clause: Any) -> list[ColumnElement[bool]]:
+    """Return the criteria that SQLAlchemy will add to a statement: of the class in a table, and of loader criteria."""
+    entity = clause.table._annotations.get("parententity")
+    if entity is None:
+        return []
+    given: dict[Any, list[Any]] = {}
+    for option in clause._with_options:
+        if isinstance(option, LoaderCriteriaOption):
+            option.get_global_criteria(given)
+    options = given.get(("additional_entity_criteria", entity.mapper), ())
+    added = [one._resolve_where_criteria(entity) for one in options if one.include_aliases or one.entity is entity]
+    if entity.mapper._single_table_criterion is not None:
+        added.append(entity.mapper._single_table_criterion)
+    adapter = entity._adapter if entity.is_aliased_class else None
+    return [adapter.traverse(criterion) for criterion in added] if adapter is not None else added
+
+
+def _limit_of(clause: Any) -> Any:
+    """Return how many rows MariaDB and MySQL are told to write at most."""
+    given = (clause.dialect_kwargs.get(f"{dialect}_limit") for dialect in MYSQL)
+    return next((limit for limit in given if limit is not None), None)

@@ -1,0 +1,326 @@
+"""What does a statement say that it writes?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from itertools import repeat
+from typing import Any, Final
+
+from sqlalchemy import (
+    Alias,
+    BinaryExpression,
+    BindParameter,
+    BooleanClauseList,
+    ClauseElement,
+    Column,
+    ColumnElement,
+    Delete,
+    Dialect,
+    Enum,
+    Insert,
+    Integer,
+    Join,
+    Null,
+    Select,
+    SelectBase,
+    StatementLambdaElement,
+    String,
+    Table,
+    TextualSelect,
+    Update,
+    UpdateBase,
+    bindparam,
+)
+from sqlalchemy.orm import FromStatement, Mapper
+from sqlalchemy.sql import operators
+from sqlalchemy.sql.cache_key import NO_CACHE
+from sqlalchemy.sql.visitors import iterate
+from sqlalchemy.types import ExternalType, TypeEngine
+
+from sqlaudit.recording.bulk.append_only import is_history, rewriting
+from sqlaudit.recording.handwritten import notice_sql
+from sqlaudit.recording.policy import uncaptured
+from sqlaudit.sql.keys import Key
+from sqlaudit.tracking.foreign_keys import Source, Untracked, referred_columns, untracked_source
+from sqlaudit.tracking.schema import words_of_constraints
+from sqlaudit.tracking.tables import TrackedTable, tracked_table
+
+Parameters = Sequence[Mapping[str, Any]]
+SQL: Final = object()
+"""Stands for a value that only the database knows."""
+
+
+def unwrapped(statement: Any) -> Any:
+    """Return the statement in a lambda, in ``select().from_statement()`` or in ``text().columns()``.
+
+    One that writes the rows of a class is one of its table, as it is executed, also if the class is selected from a
+    join of several (``with_polymorphic="*"``).
+    """
+    while isinstance(statement, (StatementLambdaElement, FromStatement, TextualSelect)):
+        statement = statement._resolved if isinstance(statement, StatementLambdaElement) else statement.element
+    if isinstance(statement, UpdateBase) and not isinstance(statement.table, Table):
+        mapper = statement.table._annotations.get("parententity")
+        if isinstance(mapper, Mapper):
+            names = dict.fromkeys(("entity_namespace", "parententity", "parentmapper"), mapper)
+            statement = statement._generate()
+            statement.table = mapper.local_table._annotate(names)
+    return statement
+
+
+def wrapped_as(given: Any, statement: Any) -> Any:
+    """Return a statement that loads the objects that a given one loads, if it does, by another one."""
+    if isinstance(given, StatementLambdaElement):
+        return wrapped_as(given._resolved, statement)
+    if isinstance(given, FromStatement):
+        given = given._generate()
+        given.element = statement
+        return given
+    return statement
+
+
+def notice_writes_within(statement: Any) -> None:
+    """Notice what a statement writes besides, or though it reads: by a CTE, or to a second table of one UPDATE.
+
+    :raises ReadOnlyError: it writes a history table
+    """
+    written = set[TrackedTable | None]()
+    for each in _writes_within(statement):
+        if isinstance(each, TextualSelect):
+            notice_sql(str(each.element))
+        elif is_history(table := table_written(each)):
+            raise rewriting(table)
+        else:
+            written.add(written_table(each))
+    if isinstance(statement, Update):
+        tables = {column.table for column in statement._values or () if isinstance(column, ColumnElement)}
+        if others := tables - {statement.table}:  # none, mostly
+            written |= _further_written(statement, others)
+    for tracked in written:
+        if tracked is not None:
+            name = tracked.live.fullname
+            uncaptured(
+                f"A statement writes the tracked table {name!r} besides, and its history will not show it; write each "
+                "table by a statement of its own, or call record_changes() then.",
+                tracked.live,
+            )
+
+
+def _further_written(statement: Update, tables: Iterable[Any]) -> set[TrackedTable | None]:
+    """Return which of the tables whose columns an UPDATE sets are not its own."""
+    mine, own = written_table(statement), _unaliased(statement.table)
+    further = [table for table in map(_unaliased, tables) if table is not own]
+    for table in further:
+        if is_history(table):
+            raise rewriting(table)
+    others = set(map(tracked_table, further))
+    return {each for each in others if each is not mine and not _are_of_one_row(each, mine)}
+
+
+def _writes_within(statement: Any) -> list[Any]:
+    """Return the statements that write in another one."""
+    if isinstance(statement, UpdateBase):
+        within = [*statement._independent_ctes, *getattr(statement, "_where_criteria", ())]
+        within += [getattr(statement, "select", None), *(getattr(statement, "_values", None) or {}).values()]
+    elif isinstance(statement, SelectBase):
+        within = [part for select in getattr(statement, "selects", (statement,)) for part in _parts_of(select)]
+        within += statement._independent_ctes
+    else:
+        return []
+    found = (each for start in within if not _is_simple(start) for each in _elements(start))
+    return [each for each in found if isinstance(each, (UpdateBase, TextualSelect))]
+
+
+def _elements(start: Any) -> Iterator[Any]:
+    """Yield what an element is made of, the tables of its columns included."""
+    seen, waiting = {start}, [start]
+    while waiting:
+        for element in iterate(waiting.pop()):
+            yield element
+            table = getattr(element, "table", None)
+            if table is not None and not isinstance(table, Table) and table not in seen:
+                seen.add(table)
+                waiting.append(table)
+
+
+def _parts_of(statement: Any) -> Iterator[Any]:
+    """Yield what a select is made of."""
+    if not isinstance(statement, Select):
+        yield statement
+        return
+    yield from statement._raw_columns
+    yield from statement._from_obj
+    yield from statement._where_criteria
+    yield from statement._having_criteria
+    yield from statement._independent_ctes
+    for target, criterion, left, _ in statement._setup_joins:
+        yield from (target, criterion, left)
+
+
+def _is_simple(element: Any) -> bool:
+    """Tell at once of most of what statements are made of that there is no statement in it."""
+    if isinstance(element, BinaryExpression):
+        return _is_simple(element.left) and _is_simple(element.right)
+    if isinstance(element, Column):
+        return isinstance(element.table, Table)
+    return not isinstance(element, ClauseElement) or isinstance(element, (BindParameter, Table))
+
+
+def can_be_foreseen(statement: Any, source: Source) -> bool:
+    """Tell whether the rows that a statement is about to write can be found without writing any."""
+    is_plain_insert = isinstance(statement, Insert) and statement._post_values_clause is None
+    if isinstance(source, Untracked) and not source.live.primary_key:
+        uncaptured(
+            f"A statement writes {source.live.fullname!r}, which has no primary key, and the history of the rows that "
+            "refer to its rows will not show what becomes of them; call record_changes() then.",
+            source.live,
+        )
+        return False
+    if is_plain_insert or not _writes_within(statement):
+        return True
+    notice_writes_within(statement)
+    uncaptured(
+        f"Which rows of the table {source.live.fullname!r} a statement writes is said by another that writes within "
+        "it, and history will not show them; execute that first, and name the rows by what it returns.",
+        source.live,
+    )
+    return False
+
+
+def _are_of_one_row(table: TrackedTable | None, other: TrackedTable | None) -> bool:
+    return table is not None and any(table in chain and other in chain for chain in table.chains)
+
+
+def _unaliased(table: Any) -> Any:
+    return table.element if isinstance(table, Alias) else table
+
+
+def written_table(clause: Any) -> TrackedTable | None:
+    """Return the tracked table that a statement writes."""
+    table = table_written(clause)
+    tracked = tracked_table(table)
+    if tracked is None or tracked.live.fullname != table.fullname:  # it is the history table
+        return None
+    if tracked.is_over:
+        uncaptured(
+            f"A statement writes the table {tracked.live.fullname!r}, the tracked class of which is no longer mapped "
+            "to it, and its history does not show it; track the class that is mapped to it now: track_table()(Model).",
+            tracked.live,
+        )
+        return None
+    return tracked
+
+
+def source_written(clause: Any) -> Source | None:
+    """Return the table that a statement writes, if it is tracked, or if tracked rows follow those that it may write."""
+    return None if isinstance(clause.table, Join) else written_table(clause) or followed_table(clause)
+
+
+def followed_table(clause: Any) -> Untracked | None:
+    """Return the table without history that a statement writes, if tracked rows follow those that it may write."""
+    table = table_written(clause)
+    is_plain_insert = isinstance(clause, Insert) and clause._post_values_clause is None and not clause._prefixes
+    return untracked_source(table) if isinstance(table, Table) and not is_plain_insert else None
+
+
+def is_followed(clause: Any, source: Untracked, parameters: Parameters) -> bool:
+    """Tell whether tracked rows follow what a statement does to the rows of a table without history."""
+    if isinstance(clause, Insert):
+        return True
+    changed = source.live.c if isinstance(clause, Delete) else values_set(clause, source, parameters)
+    return not referred_columns((source,)).isdisjoint(changed)
+
+
+def conflict_words(clause: Any, source: Source, dialect: Dialect) -> Set[str]:
+    """Return what an INSERT or UPDATE does about rows in its way: IGNORE, REPLACE, by a prefix or a constraint."""
+    said = " ".join(str(prefix).upper() for prefix, name in clause._prefixes if name in ("*", dialect.name))
+    if dialect.name == "sqlite" and "OR " not in said:
+        said = words_of_constraints(source.live)
+    return {word for word in ("IGNORE", "REPLACE") if word in said}
+
+
+def table_written(clause: Any) -> Any:
+    """Return the table that a statement says that it writes."""
+    annotations = clause._annotations  # of the ORM's statements for objects of several tables, one after the other
+    return _unaliased(annotations.get("_emit_update_table", annotations.get("_emit_insert_table", clause.table)))
+
+
+def column_named(clause: Any, source: Source, name: Any) -> Column[Any] | None:
+    """Return the column that a statement means by a name in its values: an attribute's, if it is one of the ORM's."""
+    if not isinstance(name, str):
+        return source.live.c.get(name.key)
+    entity = clause.table._annotations.get("parententity")
+    attribute = None if entity is None else entity.mapper.column_attrs.get(name)
+    return source.live.c.get(name) if attribute is None else attribute.columns[0]
+
+
+def column_of_parameter(clause: Any, source: Source, name: str) -> Column[Any] | None:
+    """Return the column that a parameter is for; the ORM calls them by the columns when it executes a statement."""
+    column = source.live.c.get(name)
+    return column_named(clause, source, name) if column is None else column
+
+
+def values_set(clause: Any, source: Source, parameters: Parameters) -> dict[Any, Any]:
+    """Return the columns that an UPDATE sets, with their values."""
+    pairs = [*(clause._values or {}).items(), *(getattr(clause, "_ordered_values", None) or ())]
+    values: dict[Any, Any] = {column_named(clause, source, name): value for name, value in pairs}
+    for name in parameters[0]:
+        if (column := column_of_parameter(clause, source, name)) is not None:
+            values[column] = bindparam(name, type_=column.type)
+    return values
+
+
+def keys_given(clause: Any, key: Sequence[Any], parameters: Parameters) -> list[Key] | None:
+    """Return the keys that a statement names; ``None`` if it names its rows otherwise."""
+    equations = [term for term in terms(clause._where_criteria) if getattr(term, "operator", None) is operators.eq]
+    by_column = {term.left: term.right for term in equations if isinstance(term.right, BindParameter)}
+    found = [by_column.get(column) for column in key]
+    if any(term is not None and not is_bound_alike(term, column) for term, column in zip(found, key, strict=True)):
+        return None
+    if any(term is None for term in found):
+        return None
+    keys = [tuple(map(value_given, found, repeat(each), key)) for each in parameters]
+    return keys if are_known(keys) else None
+
+
+def are_known(keys: Iterable[Key]) -> bool:
+    """Tell whether Python knows all values of some keys."""
+    return all(value is not SQL for key in keys for value in key)
+
+
+def terms(criteria: Iterable[Any]) -> Iterator[Any]:
+    for each in criteria:
+        if isinstance(each, BooleanClauseList) and each.operator is operators.and_:
+            yield from terms(each.clauses)
+        else:
+            yield each
+
+
+def is_bound_alike(parameter: BindParameter[Any], column: ColumnElement[Any]) -> bool:
+    """Tell whether a parameter is bound as the values of a column are: not ``type_coerce(value, String)``, say."""
+    one, other = parameter.type, column.type
+    if one is other:
+        return True
+    if not (_is_bound_as_it_is(one) and _is_bound_as_it_is(other)):
+        key = one._static_cache_key
+        return key is not NO_CACHE and bool(key == other._static_cache_key)
+    return one._type_affinity is other._type_affinity
+
+
+def _is_bound_as_it_is(type_: TypeEngine[Any]) -> bool:
+    return isinstance(type_, (Integer, String)) and not isinstance(type_, (Enum, ExternalType))
+
+
+def is_null(value: Any, parameters: Mapping[str, Any]) -> bool:
+    """Tell whether a statement is executed with NULL for a value."""
+    if isinstance(value, BindParameter):
+        value = parameters.get(value.key, value.effective_value)
+    return value is None or isinstance(value, Null)
+
+
+def value_given(value: Any, parameters: Mapping[str, Any], column: ColumnElement[Any]) -> Any:
+    """Return the value that a statement is executed with, if it is one of Python's, and bound as those of a column."""
+    if isinstance(value, BindParameter):
+        if not value.type._isnull and not is_bound_alike(value, column):
+            return SQL
+        value = parameters.get(value.key, value.effective_value)
+    return SQL if value is None or isinstance(value, ClauseElement) or hasattr(value, "__clause_element__") else value

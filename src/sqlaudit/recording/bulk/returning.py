@@ -1,0 +1,277 @@
+"""How does an INSERT return the keys of its rows, so that its caller gets what was asked for, and no more?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from functools import cache
+from typing import Any
+from typing import cast as cast_type
+
+from sqlalchemy import (
+    Column,
+    CursorResult,
+    Insert,
+    Integer,
+    select,
+)
+from sqlalchemy.engine.cursor import _NO_CURSOR_DML
+from sqlalchemy.engine.default import DefaultDialect
+
+from sqlaudit.recording.bulk.parsing import SQL
+from sqlaudit.recording.bulk.writes import Write, let_read_again
+from sqlaudit.recording.policy import uncaptured
+from sqlaudit.sql.batches import chunks
+from sqlaudit.sql.keys import MYSQL, Key, RawKey, differ_raw, one_of, raw
+from sqlaudit.tracking.catalogue import refuses_returning
+from sqlaudit.tracking.tables import TrackedTable
+
+
+def asks_for_keys(clause: Any, rows: Sequence[Mapping[str, Any]] | None) -> bool:
+    """Tell whether SQLAlchemy asks for the primary keys of the rows that an INSERT makes, as far as it expects any."""
+    if clause._return_defaults:
+        return True
+    return rows is not None and len(rows) == 1 and not (clause._returning or clause._multi_values or clause._inline)
+
+
+def tells_keys(write: Write, clause: Any, tracked: TrackedTable, rows: Sequence[Mapping[str, Any]] | None) -> bool:
+    """Tell whether the result of an INSERT has the keys of its rows on its own."""
+    if rows is None or clause._multi_values or not set(tracked.key) <= set(tracked.live.primary_key):
+        return False
+    made = made_by_database(tracked, rows)
+    if not made:
+        return bool(clause._return_defaults or not clause._returning)
+    if clause._inline or not asks_for_keys(clause, rows):
+        return False
+    if differ_raw(made, write.connection.dialect):
+        return False  # the program's types would read them
+    if len(rows) > 1 and len(tracked.key) > 1 and not clause._sort_by_parameter_order:
+        return False  # it would give rows the parts of each other's keys
+    number = tracked.live.autoincrement_column
+    if number is not None and number.default is not None and write.connection.dialect.name in MYSQL:
+        number = None  # they tell no number of a sequence
+    return all(
+        is_expected(write, clause, column, len(rows) > 1)
+        and (column is number or not any(column.key in row for row in rows))
+        for column in made
+    )
+
+
+def made_by_database(tracked: TrackedTable, rows: Iterable[Mapping[str, Any]]) -> list[Column[Any]]:
+    """Return the columns of the key that the database gives values, or computes them."""
+    return [column for column in tracked.key if not all(_is_in_python(column, row) for row in rows)]
+
+
+def is_expected(write: Write, clause: Any, column: Column[Any], many: bool) -> bool:
+    """Tell whether SQLAlchemy asks for the value that the database gives a column of the key."""
+    live, dialect = column.table, write.connection.dialect
+    number = live.autoincrement_column
+    if has_last_number(write, clause, live, many=many):
+        return column is number or column.default is not None
+    is_returned = live.implicit_returning and (
+        dialect.insert_executemany_returning if many else dialect.insert_returning
+    )
+    return is_returned and (column is number or column.default is not None or column.server_default is not None)
+
+
+def has_last_number(write: Write, clause: Any, live: Any, *, many: bool) -> bool:
+    """Tell whether SQLAlchemy takes the key of an INSERT from the ``lastrowid`` of its cursor."""
+    dialect = cast_type("DefaultDialect", write.connection.dialect)
+    can = dialect.postfetch_lastrowid and not dialect.favor_returning_over_lastrowid
+    return can and live.autoincrement_column is not None and not many and not clause._return_defaults
+
+
+def _is_in_python(column: Column[Any], row: Mapping[str, Any]) -> bool:
+    """Tell whether Python gives the value of a column, or its default does."""
+    default = column.default
+    is_default = default is not None and (default.is_callable or default.is_scalar)
+    return row[column.key] is not SQL if column.key in row else is_default
+
+
+def number_to_give(tracked: TrackedTable, clause: Any, rows: Sequence[Mapping[str, Any]] | None) -> Column[Any] | None:
+    """Return the column of the key by which the database numbers all rows of an INSERT."""
+    number = tracked.live.autoincrement_column
+    if number is None or number not in tracked.key or not isinstance(number.type, Integer):
+        return None
+    names = [clause._select_names or ()] if rows is None else rows
+    return None if number.default is not None or any(number.key in given for given in names) else number
+
+
+def keys_told(result: CursorResult[Any], tracked: TrackedTable) -> list[Key]:
+    places = [list(tracked.live.primary_key).index(column) for column in tracked.key]
+    told: Sequence[Any] = result.inserted_primary_key_rows
+    return [tuple([row[place] for place in places]) for row in told]
+
+
+def _counting(
+    write: Write, clause: Any, tracked: TrackedTable, rows: Sequence[Mapping[str, Any]] | None, changed: Set[Any]
+) -> Callable[[CursorResult[Any], Sequence[Key]], None]:
+    """Return what lets a result of MariaDB count, and have the ``lastrowid``, as it does without RETURNING.
+
+    :param changed: the columns that it changes of rows that it comes upon: these count twice
+    """
+    connection, key = write.connection, tracked.key
+    number = number_to_give(tracked, clause, rows)
+    is_key = asks_for_keys(clause, rows) and has_last_number(write, clause, tracked.live, many=False)
+    read = raw([*key, *changed], connection.dialect)
+
+    def values_of(keys: Iterable[Key]) -> dict[Key, tuple[Any, ...]]:
+        found = (
+            connection.execute(select(*read).where(one_of(read[: len(key)], chunk)).with_for_update())
+            for chunk in chunks(list(keys))
+        )
+        return {RawKey(row[: len(key)]): tuple(row[len(key) :]) for rows in found for row in rows}
+
+    before = values_of(each for _, keys in write.captures for each in keys) if changed else {}
+
+    def count(result: CursorResult[Any], keys: Sequence[Key]) -> None:
+        context: Any = result.context
+        after = values_of(before) if before else {}
+        new = dict.fromkeys(each for each in keys if each not in before)
+        if changed:
+            moved = len(before.keys() - after.keys())
+            differing = sum(before[each] != after[each] for each in before.keys() & after.keys())
+            context._rowcount = len(keys) + moved + differing
+        place = None if number is None else key.index(number)
+        last = 0 if place is None else min((each[place] for each in new or (() if rows is None else keys)), default=0)
+        context.get_lastrowid = lambda: last
+        if is_key:
+            context.inserted_primary_key_rows = context._setup_ins_pk_from_lastrowid()
+
+    return count
+
+
+def _return_nothing(result: CursorResult[Any]) -> None:
+    """Let a result be one of a statement that returns no rows."""
+    result._metadata = result._no_result_metadata
+    result.cursor_strategy = _NO_CURSOR_DML
+    result._reset_memoizations()
+
+
+def _can_return(write: Write, tracked: TrackedTable) -> bool:
+    """Tell whether the database can return the keys of rows that are inserted."""
+    dialect = write.connection.dialect
+    if refuses_returning(write.connection, tracked):
+        uncaptured(
+            f"A rule of the table {tracked.live.fullname!r} keeps PostgreSQL from returning the keys of what is "
+            "inserted, and history will not show the rows; give their keys, or call record_changes() then.",
+            tracked.live,
+        )
+        return False
+    if dialect.insert_executemany_returning if len(write.parameters) > 1 else dialect.insert_returning:
+        return True
+    uncaptured(
+        f"The keys of what is inserted into {tracked.live.fullname!r} are not given, and the database cannot return "
+        "them; its history will not show the rows. Give their keys, or add objects to a session.",
+        tracked.live,
+    )
+    return False
+
+
+def returning_defaults(
+    write: Write, clause: Any, tracked: TrackedTable, rows: Sequence[Mapping[str, Any]] | None
+) -> Any:
+    """Return an INSERT, whose keys SQLAlchemy asks for, that also returns those that SQLAlchemy does not expect."""
+    if not _can_return(write, tracked):
+        return clause
+    made, many = made_by_database(tracked, rows or ()), len(write.parameters) > 1
+    is_asked, columns = bool(clause._returning or clause._supplemental_returning), _raw_key(write, tracked)
+    returned = clause._return_defaults or any(
+        is_expected(write, clause, column, many) or any(column.key in row for row in rows or ()) for column in made
+    )
+
+    def keys_of(result: CursorResult[Any]) -> list[Key]:
+        told, rowcount, width = result.returned_defaults_rows or (), result.context.rowcount, len(columns)
+        if not is_asked:
+            result.context._rowcount = rowcount = len(told)
+            result.all()
+        if returned or is_asked:
+            result._metadata = _without_last(result._metadata, width)
+            own = [tuple(row[:-width]) for row in told]
+            let_read_again(result, own, rowcount)
+            result.context.returned_default_rows = result.all()
+            if is_asked:
+                let_read_again(result, own, rowcount)
+        else:
+            _return_nothing(result)
+        return [RawKey(row[-width:]) for row in told]
+
+    write.keys_of = keys_of
+    return clause.return_defaults(*clause._return_defaults_columns or (), supplemental_cols=columns)
+
+
+def returning_keys(
+    write: Write,
+    clause: Any,
+    tracked: TrackedTable,
+    rows: Sequence[Mapping[str, Any]] | None,
+    changed: Set[Any] = frozenset(),
+) -> Any:
+    """Return an INSERT that returns the keys of its rows behind what it returns, of which its result tells nothing.
+
+    :param changed: the columns that it changes of rows that it comes upon
+    """
+    if clause._return_defaults:
+        return returning_defaults(write, clause, tracked, None)
+    if not _can_return(write, tracked):
+        return clause
+    returns_rows, width = bool(clause._returning), len(tracked.key)
+    count = _counting(write, clause, tracked, rows, changed) if write.connection.dialect.name in MYSQL else None
+
+    def keys_of(result: CursorResult[Any]) -> list[Key]:
+        rowcount = result.context.rowcount
+        read = [tuple(row) for row in result.all()]
+        keys: list[Key] = [RawKey(row[-width:]) for row in read]
+        if returns_rows:
+            result._metadata = _without_last(result._metadata, width)
+            let_read_again(result, [row[:-width] for row in read], rowcount)
+        else:
+            result.context._rowcount = len(read)
+            result.context._is_explicit_returning = False
+            _return_nothing(result)
+            if count is not None:
+                count(result, keys)
+        return keys
+
+    write.keys_of = keys_of
+    columns = _raw_key(write, tracked)
+    if clause._annotations.get("dml_strategy") == "orm":
+        if returns_rows:
+            clause = clause._generate()
+            clause.__class__ = _returning_for_orm(clause.__class__)
+            clause.sqlaudit_columns = columns
+            return clause
+        clause = clause._annotate({"dml_strategy": "raw"})  # the ORM would load what is returned
+    elif not returns_rows:
+        clause = clause._generate()
+        clause._with_options = ()  # which are for what is loaded
+    return clause.returning(*columns)
+
+
+def _raw_key(write: Write, tracked: TrackedTable) -> list[Any]:
+    read = raw(tracked.key, write.connection.dialect)
+    return [column.label(f"sqlaudit_key_{place}") for place, column in enumerate(read)]
+
+
+@cache
+def _returning_for_orm(kind: type[Insert]) -> type[Any]:
+    """Return the class of INSERTs of which the ORM, when it compiles them, asks for the columns of what it loads."""
+
+    def returning(self: Any, *columns: Any, **kw: Any) -> Any:
+        return kind.returning(self, *columns, *self.sqlaudit_columns, **kw)
+
+    return type(kind.__name__, (kind,), {"returning": returning, "inherit_cache": True})
+
+
+def _without_last(metadata: Any, count: int) -> Any:
+    """Return what a result knows of its columns without the last ones."""
+    keys = list(metadata._keys)[:-count]
+    return metadata._make_new_metadata(
+        unpickled=False,
+        processors=[None] * len(keys),
+        keys=keys,
+        keymap={key: entry for key, entry in metadata._keymap.items() if entry[0] is None or entry[0] < len(keys)},
+        tuplefilter=None,
+        translated_indexes=None,
+        safe_for_cache=False,
+        keymap_by_result_column_idx=None,
+    )

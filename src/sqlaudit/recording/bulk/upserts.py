@@ -1,0 +1,254 @@
+"""Which rows does an upsert insert, and which does it update?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from functools import partial
+from typing import Any
+
+from sqlalchemy import (
+    Column,
+    Connection,
+    CursorResult,
+    Select,
+    TextClause,
+    select,
+)
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.sql.visitors import iterate
+
+from sqlaudit.recording.bulk.given import columns_of, rows_given
+from sqlaudit.recording.bulk.keys import KnownKeys
+from sqlaudit.recording.bulk.parsing import SQL, Parameters, are_known, conflict_words
+from sqlaudit.recording.bulk.returning import keys_told, made_by_database, returning_keys, tells_keys
+from sqlaudit.recording.bulk.writes import KeysOf, Write
+from sqlaudit.recording.policy import uncaptured
+from sqlaudit.sql.batches import chunks
+from sqlaudit.sql.keys import MYSQL, Key, keys_read, one_of, raw
+from sqlaudit.tracking.catalogue import are_volatile
+from sqlaudit.tracking.foreign_keys import Source, Untracked, referred_columns
+from sqlaudit.tracking.schema import keys_of_table
+from sqlaudit.tracking.tables import TrackedTable
+
+
+def prepare_followed_upsert(write: Write, clause: Any, source: Untracked, parameters: Parameters) -> Any:
+    """Lock the rows of a table without history that an INSERT may come upon, for tracked ones follow them."""
+    changed = _columns_changed(write, clause, source)
+    if referred_columns((source,)).isdisjoint(changed):
+        return clause
+    write.may_move = not changed.isdisjoint(source.key)
+    rows = rows_given(write, clause, source, source.live.c)
+    unique = list(keys_of_table(source.live))
+    if (clause._post_values_clause is not None and write.may_move) or _may_be_found_by_default(unique, rows):
+        _notice_unfound(source)
+    _find_present(write, clause, source, unique, rows, changed)
+    return clause
+
+
+def _notice_unfound(source: Source) -> None:
+    uncaptured(
+        f"A statement may come upon rows of {source.live.fullname!r} by a value that the database gives, and history "
+        "may not show what becomes of them; give all values that are unique, or update() or delete() the rows first.",
+        source.live,
+    )
+
+
+def prepare_upsert(write: Write, clause: Any, tracked: TrackedTable, parameters: Parameters) -> Any:
+    """Do the same for an INSERT that may come upon rows, which are locked, and changes, replaces or leaves them."""
+    key, changed = tracked.key, _columns_changed(write, clause, tracked)
+    write.may_update, write.may_move = True, not changed.isdisjoint(key)
+    rows = rows_given(write, clause, tracked, tracked.live.c)
+    unique = list(keys_of_table(tracked.live))
+    present = _find_present(write, clause, tracked, unique, rows, changed)
+    is_told, is_postgresql = clause._post_values_clause is not None, write.connection.dialect.name == "postgresql"
+    is_one_made = not is_told and len(rows or ()) == 1 and bool(made_by_database(tracked, rows or ()))
+    if is_one_made and tells_keys(write, clause, tracked, rows):
+        write.keys_of = lambda result: keys_told(result, tracked) if result.rowcount else []
+        return clause
+    if is_told and len(parameters) == 1 and write.connection.dialect.insert_returning:
+        # PostgreSQL tells the keys as it stores them; what it updates, it shows anyway.
+        is_exact = is_postgresql and changed and rows is not None and not made_by_database(tracked, rows)
+        if is_exact or _is_found_otherwise(tracked, unique, rows):
+            return returning_keys(write, clause, tracked, rows, changed)
+    if is_noticed := bool(changed) and _may_be_found_by_default(unique, rows):
+        _notice_unfound(tracked)
+    stays = [key] if key and not (write.may_move and is_told) else []  # what is replaced gets the given key
+    if not write.may_move:
+        stays += [columns for columns in unique if set(columns) != set(key) and changed.isdisjoint(columns)]
+    given = {tuple(columns): columns_of(rows or (), columns) for columns in (*stays, *unique)}
+    known = {columns: values for columns, values in given.items() if are_known(values)}
+    staying = {columns: values for columns, values in known.items() if columns in map(tuple, stays)}
+    if rows is None or not staying:
+        return returning_keys(write, clause, tracked, rows, changed)
+    write.keys_of = _looking_for_rows(
+        write,
+        tracked,
+        staying,
+        known if changed and not is_told else staying,  # what is replaced gives way to others with its values
+        present,
+        changed=changed,
+        is_noticed=is_noticed,
+    )
+    return clause
+
+
+def _looking_for_rows(
+    write: Write,
+    tracked: TrackedTable,
+    staying: Mapping[Any, Sequence[Key]],
+    kept: Mapping[Any, Sequence[Key]],
+    present: Mapping[Any, Set[Key]],
+    *,
+    changed: Set[Any],
+    is_noticed: bool,
+) -> KeysOf:
+    """Return what finds the rows that an upsert has inserted or come upon, and notes if one is missing.
+
+    What it has inserted has all values given; others may have inserted meanwhile what it has updated, by one of them.
+
+    :param staying: the values given that it does not change, by the columns that are unique
+    :param kept: those one of which is found of each row given
+    :param present: the keys of the rows that were there before, by such columns
+    :param is_noticed: whether sqlaudit has warned that it may come upon others
+    """
+    find = partial(_keys_by, write.connection, tracked.key, lock=_locks(write.connection, changed))
+    given = next(iter(staying.values()))
+
+    def keys_of(result: CursorResult[Any]) -> list[Key]:
+        found = find(staying)
+        keys = dict.fromkeys(each for keys in found for each in keys)
+        if any(len(keys) >= len(given) for keys in found) or not (missing := _not_found(find, kept, range(len(given)))):
+            return list(keys)
+        otherwise = {each for columns, keys in present.items() if columns not in staying for each in keys}
+        inserted = keys.keys() - set().union(*present.values())
+        is_left = not changed and 0 <= result.rowcount <= len(inserted)  # IGNORE leaves rows for other reasons, too
+        if len(missing) > len(otherwise) and not (is_left or is_noticed):
+            write.lost = given[missing[0]]
+        return list(keys)
+
+    return keys_of
+
+
+def _is_found_otherwise(
+    source: Source, unique: Sequence[Sequence[Any]], rows: Sequence[Mapping[str, Any]] | None
+) -> bool:
+    """Tell whether an upsert may come upon a row by a value that the database gives, or computes for an index."""
+    indexed = (each for index in source.live.indexes if index.unique for each in index.expressions)
+    if not all(isinstance(each, Column) for each in indexed):
+        return True
+    given = [columns_of(rows or (), columns) for columns in unique]
+    is_numbered = bool(source.live.primary_key) and all(value is SQL for key in given[0] for value in key)
+    return not all(map(are_known, given[is_numbered:]))
+
+
+def _may_be_found_by_default(unique: Sequence[Sequence[Any]], rows: Sequence[Mapping[str, Any]] | None) -> bool:
+    """Tell whether an upsert may come upon a row by the default of a column, not counting those that make keys."""
+    columns = {column for columns in unique for column in columns if not column.primary_key}
+    usual = [each for each in columns if each.default is not None or each.server_default is not None]
+    return any(column.key not in row for row in rows or () for column in usual)
+
+
+def _keys_by(
+    connection: Connection, key: Sequence[Any], known: Mapping[Any, Sequence[Key]], *, lock: bool
+) -> list[list[Key]]:
+    """Return the keys of the rows that have unique values, by the columns of these."""
+    return [_keys_where(connection, key, columns, values, lock=lock) for columns, values in known.items()]
+
+
+def _not_found(
+    find: Callable[[Mapping[Any, Sequence[Key]]], list[list[Key]]],
+    known: Mapping[Any, Sequence[Key]],
+    places: Sequence[int],
+) -> list[int]:
+    """Return the places of the rows given that are found by none of their unique values, looking for halves of them."""
+    found = find({columns: [values[place] for place in places] for columns, values in known.items()})
+    if any(len(keys) >= len(places) for keys in found):
+        return []
+    if len(places) == 1:
+        return list(places)
+    half = len(places) // 2
+    return [*_not_found(find, known, places[:half]), *_not_found(find, known, places[half:])]
+
+
+def _locks(connection: Connection, changed: Collection[Any]) -> bool:
+    """Tell whether the rows that an INSERT may come upon are locked: if it leaves them, the role need have no right to.
+
+    MariaDB and MySQL would not find all of them without a lock.
+    """
+    return bool(changed) or connection.dialect.name in MYSQL
+
+
+def _keys_where(
+    connection: Connection, key: Sequence[Any], columns: Sequence[Any], values: Sequence[Key], *, lock: bool
+) -> list[Key]:
+    """Return the keys of the rows whose columns have one of the values."""
+    chosen = _chosen(connection, key, lock=lock)
+    found = (keys_read(connection, chosen.where(one_of(columns, chunk))) for chunk in chunks(values))
+    return [each for keys in found for each in keys]
+
+
+def _chosen(connection: Connection, key: Sequence[Any], *, lock: bool) -> Select[Any]:
+    chosen = select(*raw(key, connection.dialect)).order_by(*key)
+    return chosen.with_for_update() if lock else chosen
+
+
+def _columns_changed(write: Write, clause: Any, source: Source) -> set[Any]:
+    """Return the columns that an INSERT changes of rows that it comes upon; all of them if it replaces these."""
+    if "REPLACE" in conflict_words(clause, source, write.connection.dialect):
+        return set(source.live.c)
+    told = clause._post_values_clause
+    values = dict(getattr(told, "update_values_to_set", None) or getattr(told, "update", None) or ())
+    columns = {column.key: column for column in source.live.c}
+    pairs = ((columns.get(each if isinstance(each, str) else each.key), value) for each, value in values.items())
+    return {column for column, value in pairs if not _is_itself(value, column)}
+
+
+def _is_itself(value: Any, column: Any) -> bool:
+    """Tell whether a column keeps its value: ``LAST_INSERT_ID(id)`` only tells it to MariaDB's ``lastrowid``."""
+    is_told = isinstance(value, FunctionElement) and getattr(value, "name", "").lower() == "last_insert_id"
+    return is_told and list(value.clauses) == [column]
+
+
+def _may_differ(connection: Connection, statement: Any) -> bool:
+    """Tell whether a select may find something else when it is executed again, or does something: by nextval(), say."""
+    parts = list(iterate(statement))
+    names = [getattr(each, "name", None) for each in parts if isinstance(each, FunctionElement)]
+    if None in names or any(isinstance(each, TextClause) and "(" in each.text for each in parts):
+        return True
+    return bool(names) and are_volatile(connection, {str(name).lower() for name in names})
+
+
+def _find_present(
+    write: Write,
+    clause: Any,
+    source: Source,
+    unique: Sequence[Sequence[Any]],
+    rows: Sequence[Mapping[str, Any]] | None,
+    changed: set[Any],
+) -> dict[Sequence[Any], set[Key]]:
+    """Find the rows that an INSERT may come upon, and give baselines to those without history.
+
+    :param changed: the columns that it changes of them
+    :return: their keys, by the columns that are unique
+    """
+    connection, key = write.connection, source.key
+    lock = _locks(connection, changed)
+    found: dict[Sequence[Any], set[Key]] = {}
+    if rows is None and _may_differ(connection, clause.select):
+        if changed:
+            _notice_unfound(source)
+        return found
+    for columns in unique:
+        if rows is not None:
+            given = [values for values in columns_of(rows, columns) if are_known([values])]
+            found[columns] = set(_keys_where(connection, key, columns, given, lock=lock))
+            continue
+        names = [name if isinstance(name, str) else name.key for name in clause._select_names]
+        if {column.key for column in columns} <= set(names):
+            given_by = clause.select.subquery()
+            values = select(*(list(given_by.c)[names.index(column.key)] for column in columns))
+            chosen = _chosen(connection, key, lock=lock).where(one_of(columns, values))
+            found[columns] = set(keys_read(connection, chosen))
+    keys = dict.fromkeys(key for keys in found.values() for key in keys)
+    write.expect(KnownKeys(connection, ((*key, False) for key in keys)), changed=None if write.may_move else changed)
+    return found

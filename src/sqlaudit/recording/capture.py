@@ -1,0 +1,565 @@
+"""Which versions does a change make? Rows written → versions, by set-based SQL in the same transaction.
+
+The common case takes two statements per table and operation, whatever the number of rows (:meth:`Capture.inserted`
+takes one): *close* the open versions, *snapshot* the live rows. The row counts tell for free whether that was all.
+If not (a row without history, a version of a later instant, a row that the same transaction has written before,
+an UPDATE that changed nothing), :meth:`Capture.settle` looks at each row's last version and brings history to
+agree with the live rows, whatever happened.
+
+Values never travel through Python, and no database clock is asked: bound parameters decide everything.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum, auto
+from functools import cached_property
+from typing import Any, cast
+
+from sqlalchemy import Column, Connection, CursorResult, null, update
+from sqlalchemy.exc import IntegrityError
+
+from sqlaudit.changes import Operation
+from sqlaudit.config import current_config
+from sqlaudit.context import AuditContext, get_audit_context, user_id_text
+from sqlaudit.period import OPEN_END, TICK, OpenEnd, is_open
+from sqlaudit.recording.changeset import Changeset
+from sqlaudit.recording.policy import uncaptured, warn_of_history_in_sight
+from sqlaudit.recording.statements import (
+    GUARDED_BY_KEY,
+    NO_USER_FIELDS,
+    Prepared,
+    Statements,
+    UserFields,
+    copying_into,
+    key_types_of,
+)
+from sqlaudit.sql.batches import Portion, Portionable, SelectedKeys, chunks, portions
+from sqlaudit.sql.comparing import may_be_respelt
+from sqlaudit.sql.keys import MYSQL, Key, KeyTypes, RawKey, is_raw
+from sqlaudit.sql.lists import fit_into_json
+from sqlaudit.sql.own import OURS
+from sqlaudit.tracking.catalogue import kept_as_text
+from sqlaudit.tracking.missing import explained
+from sqlaudit.tracking.rights import hides_rows
+from sqlaudit.tracking.tables import TrackedTable
+
+OldValues = Callable[[Key], Mapping[Column[Any], Any]]
+"""What is known of a row before it was changed: key → live column → value."""
+
+
+def _unknown(key: Key) -> Mapping[Column[Any], Any]:
+    return {}
+
+
+class Unseen(Enum):
+    """What is known of rows that are not found any more."""
+
+    DELETED = auto()
+    """They were deleted, as far as anybody knows."""
+    UPDATED = auto()
+    """They were updated, and are expected to be there."""
+    LEFT = auto()
+    """Nothing was done to rows that are hidden."""
+    UNKNOWN = auto()
+
+
+@dataclass(slots=True)
+class _Last:
+    """The last version of a row, as :meth:`Statements._last` reads it."""
+
+    key: Key
+    version: int
+    valid_from: datetime
+    valid_to: datetime
+    operation: Operation
+    ours: bool
+    same_context: bool
+    gone: bool
+    changed: bool
+
+    @property
+    def is_open(self) -> bool:
+        return self.valid_to == OPEN_END
+
+    @property
+    def agrees(self) -> bool:
+        return self.gone != self.is_open and not (self.is_open and self.changed)
+
+
+def _respelt(before: OldValues, given: Mapping[Key, Key]) -> OldValues:
+    return lambda key: before(given.get(key, key))
+
+
+class Capture:
+    """Writes versions of rows in one chain of tables, in the transaction of a connection.
+
+    :param user_fields: see :class:`Statements`
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        changeset: Changeset,
+        chain: tuple[TrackedTable, ...],
+        user_fields: UserFields = NO_USER_FIELDS,
+        context: AuditContext | None = None,
+    ) -> None:
+        self.connection = connection
+        self.changeset = changeset
+        self.chain = chain
+        self.user_fields = user_fields
+        self._chosen: dict[tuple[bool, bool], Statements] = {}
+        context = context or get_audit_context()
+        self.context = context
+        callback = None
+        if context.user_id is None and (get_user_id := current_config().get_user_id_callback) is not None:
+            callback = user_id_text(get_user_id(), "the id that get_user_id_callback gives")
+        by_row = self.by_row = user_fields is not NO_USER_FIELDS
+        self.user = context.user_id if context.user_id is not None or by_row else callback
+        self.parameters: dict[str, Any] = {
+            "sqlaudit_changeset": changeset.id,
+            "sqlaudit_user": self.user,
+            "sqlaudit_impersonated_by": context.impersonated_by,
+            "sqlaudit_reason": context.reason,
+            "sqlaudit_extra": context.extra,
+            "sqlaudit_at": changeset.at,
+        }
+        if by_row:
+            self.parameters["sqlaudit_callback_user"] = callback
+
+    def inserted(self, keys: Portionable[Key], *, must_be_found: bool = True) -> None:
+        """Write the first versions of new rows: one statement per table and portion.
+
+        :param must_be_found: see :meth:`settle`
+        """
+        for portion in self._portions(keys):
+            try:
+                complete = self._run(portion, "snapshot", Operation.INSERT, "new") == len(portion)
+            except IntegrityError:
+                if self.connection.dialect.name not in GUARDED_BY_KEY:
+                    raise
+                complete = False  # a key has a history: the database undid that statement, and nothing else
+            if not complete:
+                for chunk in chunks(self._unsettled(portion)):
+                    self.settle(chunk, inserted=frozenset(chunk), must_be_found=must_be_found)
+
+    def updated(self, keys: Portionable[Key], before: OldValues = _unknown, *, unseen: Unseen = Unseen.UPDATED) -> None:
+        """Write versions of rows that may have changed: two statements per table and portion.
+
+        :param before: what is known of the old values, by live column; for rows without history
+        :param unseen: see :meth:`settle`
+        """
+        for portion in self._portions(keys):
+            closed = self._run(portion, "close", "changed", True)
+            complete = closed == len(portion)
+            if closed:
+                self._run(portion, "snapshot", Operation.UPDATE, None if complete else "closed")
+            if not complete:
+                self.settle(self._unsettled(portion), before=before, unseen=unseen)
+
+    def deleted(self, keys: Portionable[Key], before: OldValues = _unknown) -> None:
+        """Write the tombstones of deleted rows: two statements per table and portion.
+
+        A trigger or a rule may have made something else of the deletion. On MariaDB and MySQL none can, and a look for
+        a deleted row would lock its neighbours.
+        """
+        what = "any" if self.connection.dialect.name in MYSQL else "gone"
+        for portion in self._portions(keys):
+            if self._run(portion, "tombstone", what, True):
+                complete = self._run(portion, "close", what, True) == len(portion)
+            else:
+                complete = False
+            if not complete:
+                self.settle(self._unsettled(portion), before=before)
+
+    def baseline(self, keys: Portionable[Key]) -> None:
+        """Write baselines of the live rows that have no open version, from the instant on.
+
+        A row that was deleted at a later instant gets its own when it is settled.
+        A change that follows in the same transaction ends them at the same instant; if none does,
+        :meth:`settle` takes them back.
+        """
+        for portion in self._portions(keys):
+            self._run(portion, "snapshot", Operation.BASELINE, "absent")
+
+    def adopt(self, keys: Sequence[Key]) -> int:
+        """Write baselines, which stay, of the live rows that have no open version; return how many.
+
+        They begin at the instant, or when the last version of the row has ended, if that is later.
+        """
+        return sum(self._begin(chunk, self._last(chunk)) for chunk in self._chunks(keys))
+
+    def keys_where(self, columns: tuple[Column[Any], ...], values: Sequence[Key]) -> tuple[set[Key], set[Key]]:
+        """Return the keys of the live rows, and of the recorded ones, whose ``columns`` have one of the values."""
+        found: tuple[set[Key], set[Key]] = (set(), set())
+        for chunk in self._chunks(values):
+            for keys, statement in zip(found, self._statements(chunk)("keys", columns), strict=True):
+                keys.update(map(RawKey if is_raw(chunk) else tuple, self._read(statement, chunk)))
+        return found
+
+    def settle(
+        self,
+        keys: Portionable[Key],
+        *,
+        inserted: Collection[Key] = frozenset(),
+        before: OldValues = _unknown,
+        must_be_found: bool = True,
+        unseen: Unseen = Unseen.DELETED,
+    ) -> None:
+        """Bring the history of rows to agree with the live rows, whatever happened to them.
+
+        What this transaction wrote under the same context is taken back first, so that one version tells the
+        whole change, and none tells a change that was undone. Agreeing rows are left alone.
+
+        :param inserted: the keys of rows that are known to be new: others without history have a baseline
+        :param before: what is known of old values, by live column
+        :param must_be_found: whether to notice if a new row has another key, or is none
+        :param unseen: what is known of rows that are not there any more
+        """
+        for chunk in self._chunks(keys):
+            if whole := self._whole(chunk):
+                self._settle(whole, inserted, before, must_be_found, unseen)
+
+    def _whole(self, keys: Sequence[Key]) -> Sequence[Key]:
+        """Return the keys that have no NULL in them, as SQLite's may: no row is found again by one that has."""
+        whole = [key for key in keys if all(value is not None for value in key)]
+        if len(whole) < len(keys):
+            live, partial = self.chain[0].live, next(key for key in keys if any(value is None for value in key))
+            uncaptured(
+                f"A row of the tracked table {live.fullname!r} has NULL in its key {partial}, by which no version can "
+                "be told from those of others, and its history does not show what became of it; give each row a key "
+                "without NULL.",
+                live,
+            )
+        return whole
+
+    def _settle(
+        self,
+        keys: Sequence[Key],
+        inserted: Collection[Key],
+        before: OldValues,
+        must_be_found: bool,
+        unseen: Unseen,
+    ) -> None:
+        last = self._last(keys)
+        hidden = self._hidden(last.values(), unseen)
+        keys = self._key_types.told_apart(keys)
+        given = self._as_recorded(keys, last)
+        if given is not None:
+            keys, inserted = list(given), {recorded for recorded, key in given.items() if key in inserted}
+            before = _respelt(before, given)
+        new = inserted
+        undone = [row for row in last.values() if not row.agrees and row.ours and row.same_context]
+        undone = [row for row in undone if row.key not in hidden]
+        if undone:
+            self._take_back(undone)
+            inserted = {*inserted, *(row.key for row in undone if row.operation is Operation.INSERT)}
+            last = self._last(keys)
+        untold = [key for key in keys if key not in inserted and (key not in last or not last[key].is_open)]
+        if untold := [key for key in untold if key not in last or not last[key].gone]:
+            self._baseline_of(untold, before, last)
+            last = self._last(keys)
+            hidden |= self._hidden([last[key] for key in untold if key in last], unseen)
+        gone: dict[datetime, list[Key]] = defaultdict(list)
+        changed: dict[datetime, list[Key]] = defaultdict(list)
+        fresh: dict[datetime, list[Key]] = defaultdict(list)
+        for key in dict.fromkeys((*last, *keys)):
+            row = last.get(key)
+            if key in hidden:
+                continue
+            if row is None or (not row.is_open and not row.gone):
+                fresh[self._instant(row)].append(key)
+            elif not row.agrees:
+                (gone if row.gone else changed)[self._instant(row)].append(key)
+        for at, some in gone.items():
+            self._run(some, "tombstone", "gone", False, at=at)
+            self._run(some, "close", "gone", False, at=at)
+        for at, some in changed.items():
+            self._run(some, "close", "changed", False, at=at)
+            self._run(some, "snapshot", Operation.UPDATE, "absent", at=at)
+            if len(self.chain) > 1:
+                self._run(some, "depart", at=at)
+        for at, some in fresh.items():
+            written = self._run(some, "snapshot", Operation.INSERT, "absent", at=at)
+            if written < len(some):
+                expected = [key for key in some if key in new or unseen is Unseen.UPDATED]
+                self._notice_unwritten(some, expected if must_be_found else [])
+        if must_be_found and (lost := [key for key in new if key in last and last[key].gone and not last[key].is_open]):
+            self._notice_unwritten(lost, lost)
+        if any(row.ours and row.operation is Operation.BASELINE for row in last.values()):
+            self._run(keys, "forget_baseline")
+
+    def _hidden(self, last: Iterable[_Last], unseen: Unseen) -> set[Key]:
+        """Return the keys of the rows that may be there, though the role of the connection sees them no more.
+
+        sqlaudit warns of them, and of rows that are gone after an UPDATE.
+        """
+        lost = [row.key for row in last if row.gone and row.is_open]
+        if not lost or unseen is Unseen.DELETED:
+            return set()
+        if unseen is Unseen.LEFT:
+            return set(lost)
+        live = self.chain[0].live
+        if hides_rows(self.connection, [table.live for table in self.chain]):
+            uncaptured(
+                f"Row security may hide the row {lost[0]} of the tracked table {live.fullname!r} from this role, or it "
+                "is deleted: history does not show which, and keeps its version open. Call record_changes() as a role "
+                "that the policies do not restrict.",
+                live,
+            )
+            return set(lost)
+        if unseen is Unseen.UPDATED:
+            uncaptured(
+                f"The row {lost[0]} of the tracked table {live.fullname!r} is not there after an UPDATE: history shows "
+                "it deleted. If a trigger has given it another key, history does not show that row; call "
+                "record_changes() then.",
+                live,
+            )
+        return set()
+
+    def _notice_unwritten(self, keys: Sequence[Key], new: Sequence[Key]) -> None:
+        """Warn of rows whose version could not be written.
+
+        :param new: those of the keys whose rows must be there
+        """
+        table = self.chain[0]
+        hides_history = hides_rows(self.connection, [table.history])
+        if hides_history:
+            self._notice_locked_history(keys, new)
+        live, recorded = self.keys_where(table.key, new)
+        if len(live) < len(new) or (len(recorded) < len(new) and not hides_history):
+            missing = next((key for key in new if key not in live or key not in recorded), new[0])
+            cause = "a trigger or a rule has written another row or none, or the database stores the key in another way"
+            remedy = "give keys that the database stores as they are given, or call record_changes() then"
+            if hides_rows(self.connection, [each.live for each in self.chain]):
+                cause = "row security hides it from the role that has inserted it"
+                remedy = "let a policy for SELECT show it, or call record_changes() as a role that sees it"
+            uncaptured(
+                f"A row of the tracked table {table.live.fullname!r} is not found by its key {missing}: {cause}. "
+                f"Its history does not show it; {remedy}.",
+                table.live,
+            )
+
+    def _notice_locked_history(self, keys: Sequence[Key], new: Sequence[Key]) -> None:
+        """Warn of rows that the role sees, but not their versions, or that it may not UPDATE these."""
+        table, last = self.chain[0], self._last(keys)
+        live, recorded = self.keys_where(table.key, keys)
+        if stuck := live - last.keys() - recorded.intersection(new):
+            uncaptured(
+                f"Row security keeps the role from the open version of the row {min(stuck)} in "
+                f"{table.history.fullname!r}, and history does not show what became of the row; give the history table "
+                f"the policies of {table.live.fullname!r}, with one for UPDATE.",
+                table.live,
+            )
+
+    def _as_recorded(self, keys: Sequence[Key], last: Mapping[Key, _Last]) -> dict[Key, Key] | None:
+        """Return the keys by those that their history has, if it spells some in another way: 'Ab' and 'aB', 1 and '1'.
+
+        For some databases and collations these are one row.
+        """
+        unknown = [key for key in keys if key not in last]
+        if not last or not unknown:
+            return None
+        may_be_one = any(may_be_respelt(column.type) for column in self.chain[0].key)
+        if not may_be_one and len({tuple(map(type, key)) for key in (*unknown, *last)}) == 1:
+            return None
+        if not self._last(unknown):
+            return None
+        given: dict[Key, Key] = {}
+        for key in keys:
+            for recorded in [key] if key in last else self._last([key]) or [key]:
+                given.setdefault(recorded, key)
+        return given
+
+    def _instant(self, last: _Last | None) -> datetime:
+        """Return the instant of a row's next version: the changeset's, or the first that is late enough."""
+        if last is None:
+            return self.changeset.at
+        if last.ours:
+            return last.valid_from
+        if last.is_open or last.operation is Operation.DELETE:
+            return max(self.changeset.at, last.valid_from + TICK)
+        return max(self.changeset.at, last.valid_to)
+
+    def _take_back(self, rows: Sequence[_Last]) -> None:
+        statements = self._statements([rows[0].key])
+        for row in rows:
+            parameters = self._selecting((row.key,))
+            for statement in statements("remove"):
+                statement.execute(self.connection, parameters | {"sqlaudit_version": row.version})
+            if row.operation is not Operation.INSERT:
+                for statement in statements("reopen"):
+                    statement.execute(self.connection, parameters | {"sqlaudit_version": row.version - 1})
+
+    def _begin(self, keys: Sequence[Key], last: Mapping[Key, _Last]) -> int:
+        """Write baselines of live rows that have no open version, none before the last version of its row ended."""
+        beginning: dict[datetime, list[Key]] = defaultdict(list)
+        for key in keys:
+            beginning[self._instant(last.get(key))].append(key)
+        return sum(self._run(some, "snapshot", Operation.BASELINE, "absent", at=at) for at, some in beginning.items())
+
+    def _baseline_of(self, keys: Sequence[Key], before: OldValues, last: Mapping[Key, _Last]) -> None:
+        """Write baselines of rows that have changed already, as far as their old values are known."""
+        self._begin(keys, last)
+        last = self._last(keys)
+        for table in self.chain:
+            changes: dict[tuple[Column[Any], ...], list[Key]] = {}
+            gone: list[Key] = []
+            for key in keys:
+                old_values = before(key)
+                known = [live for live, _ in table.columns if live in old_values]
+                is_respelt = key not in last and not last.keys() <= set(keys) and bool(self._last([key]))
+                if is_respelt or (key in last and last[key].is_open):
+                    columns = tuple(live for live in known if is_respelt or live not in table.key)
+                    changes.setdefault(columns, []).append(key)
+                elif known:
+                    gone.append(key)
+            self._overwrite(table, changes, before)
+            self._resurrect(table, gone, before, last)
+
+    def _overwrite(
+        self,
+        table: TrackedTable,
+        changes: Mapping[tuple[Column[Any], ...], list[Key]],
+        before: OldValues,
+    ) -> None:
+        for columns, keys in changes.items():
+            for key in keys if columns else ():
+                self.connection.execute(
+                    update(table.history)
+                    .where(
+                        *(column == value for column, value in zip(table.history_key, key, strict=True)),
+                        is_open(table.valid_to),
+                        table.role("operation") == Operation.BASELINE,
+                        table.role("changeset_id") == self.changeset.id,
+                    )
+                    .values({table.history.c[live.key]: _stored(before(key)[live]) for live in columns})
+                    .execution_options(**OURS)
+                )
+
+    def _resurrect(
+        self,
+        table: TrackedTable,
+        keys: Sequence[Key],
+        before: OldValues,
+        last: Mapping[Key, _Last],
+    ) -> None:
+        for key in keys:
+            values = {old: _stored(before(key).get(live)) for live, old in table.columns}
+            values |= dict(zip(table.history_key, key, strict=True))
+            values |= {
+                table.version: last[key].version + 1 if key in last else 1,
+                table.valid_from: self._instant(last.get(key)),
+                table.valid_to: OpenEnd(),
+                table.role("operation"): Operation.BASELINE,
+                table.role("changeset_id"): self.changeset.id,
+            }
+            self.connection.execute(copying_into(table).values(values).execution_options(**OURS))
+
+    def _last(self, keys: Sequence[Key]) -> dict[Key, _Last]:
+        (statement,) = self._statements(keys)("last")
+        found: dict[Key, _Last] = {}
+        width = len(self.chain[0].key)
+        rows = self._read(statement, keys).all()
+        recognised = self._key_types.recognised(keys, [row[:width] for row in rows])
+        if recognised is None:
+            return {key: last for asked in keys for key, last in self._last([asked]).items()}
+        for key, row in zip(recognised, rows, strict=True):
+            number, valid_from, valid_to, operation, changeset, *context, gone, changed, row_user = row[width:]
+            user = self.user if self.user is not None or not self.by_row else row_user
+            ours = changeset == self.changeset.id
+            expected = [user, self.context.impersonated_by, self.context.reason, self.context.extra]
+            found[key] = _Last(
+                key,
+                number,
+                valid_from,
+                valid_to,
+                operation,
+                ours,
+                ours and operation is not Operation.BASELINE and context == expected,
+                bool(gone),
+                bool(changed),
+            )
+        return found
+
+    # -- running statements
+
+    @cached_property
+    def _key_types(self) -> KeyTypes:
+        return key_types_of(self.chain[0], self.connection.dialect)
+
+    def _go_together(self, keys: Portionable[Key]) -> bool:
+        if isinstance(keys, SelectedKeys):
+            return True
+        is_cut = self.connection.dialect.name == "sqlite" and not fit_into_json(keys)
+        return not is_cut and (self._key_types.go_together or is_raw(keys))
+
+    def _portions(self, keys: Portionable[Key]) -> Iterator[Portion]:
+        """Yield keys as statements take them: one by one, if the program's own have types for which that is safer."""
+        return portions(keys) if self._go_together(keys) else ([key] for key in keys)
+
+    def _chunks(self, keys: Portionable[Key]) -> Iterator[Sequence[Key]]:
+        return chunks(keys) if self._go_together(keys) else ([key] for key in keys)
+
+    def _statements(self, keys: Portion) -> Statements:
+        dialect = self.connection.dialect
+        if isinstance(keys, SelectedKeys):
+            return Statements(self.chain, self.user_fields, True, dialect, keys, as_text=self._as_text())
+        chosen = len(keys) > 1, self._key_types.differs and is_raw(keys)
+        if chosen not in self._chosen:
+            many, raw_keys = chosen
+            statements = self.chain[-1].statements.setdefault(dialect, {})
+            if not any(isinstance(each, tuple) for each in statements):
+                warn_of_history_in_sight(self.connection, self.chain)
+            signature = (self.chain, self.user_fields, *chosen)
+            if signature not in statements:
+                statements[signature] = Statements(
+                    self.chain, self.user_fields, many, dialect, raw_keys=raw_keys, as_text=self._as_text()
+                )
+            self._chosen[chosen] = statements[signature]
+        return self._chosen[chosen]
+
+    def _as_text(self) -> Set[Column[Any]]:
+        kept = self.chain[-1].statements.setdefault(self.connection.dialect, {})
+        if kept_as_text not in kept:
+            kept[kept_as_text] = kept_as_text(self.connection, self.chain)
+        return cast("Set[Column[Any]]", kept[kept_as_text])
+
+    @staticmethod
+    def _selecting(keys: Portion) -> dict[str, Any]:
+        if isinstance(keys, SelectedKeys):
+            return {}
+        if len(keys) == 1:
+            return {f"sqlaudit_key_{index}": value for index, value in enumerate(keys[0])}
+        return {"sqlaudit_keys": [key[0] for key in keys] if len(keys[0]) == 1 else list(keys)}
+
+    def _unsettled(self, keys: Portion) -> Portion:
+        """Return those whose history may not agree with the live rows yet."""
+        if not isinstance(keys, SelectedKeys):
+            return keys
+        criterion = self._statements(keys).unsettled(keys.columns)
+        return SelectedKeys(self.connection, keys.chosen.where(criterion).params(self.parameters))
+
+    def _run(self, keys: Portion, step: str, *args: Any, at: datetime | None = None) -> int:
+        """Execute the statements of a step; return the number of rows that the base table's wrote."""
+        parameters = self.parameters | self._selecting(keys)
+        if at is not None:
+            parameters["sqlaudit_at"] = at
+        with explained(self.chain, record=True):
+            counts = [
+                statement.execute(self.connection, parameters).rowcount
+                for statement in self._statements(keys)(step, *args)
+            ]
+        return counts[0]
+
+    def _read(self, statement: Prepared, keys: Sequence[Key]) -> CursorResult[Any]:
+        with explained(self.chain, record=True):
+            return self.connection.execute(statement.statement, self.parameters | self._selecting(keys))
+
+
+def _stored(value: Any) -> Any:
+    return null() if value is None else value

@@ -1,0 +1,551 @@
+"""What did a flush do to tracked rows? From the unit of work's objects to the keys that capture needs.
+
+One :class:`Flush` lives in ``session.info["sqlaudit"]`` from ``before_flush`` to ``after_flush``. Work is
+proportional to the objects that the flush writes, never to those that the session holds.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, Final, cast
+
+from sqlalchemy import Column, Connection, inspect
+from sqlalchemy.orm import (
+    LoaderCallableStatus,
+    Mapper,
+    PassiveFlag,
+    Session,
+    UOWTransaction,
+)
+from sqlalchemy.orm.attributes import instance_state
+
+from sqlaudit.config import current_config
+from sqlaudit.context import AuditContext, get_audit_context
+from sqlaudit.past.objects import is_unchanged_past
+from sqlaudit.recording.capture import Capture, Unseen
+from sqlaudit.recording.cascades import Dependents, Occasion, record_moved
+from sqlaudit.recording.changeset import Changeset, changeset_of, instant_before, own_connection
+from sqlaudit.recording.policy import lacking, lacks_reason, lacks_user, notice_replacing
+from sqlaudit.recording.restored import RESTORING, Restoring, link_identity
+from sqlaudit.recording.side_writes import chooses_connections, others_listen
+from sqlaudit.recording.units import (
+    FOLLOWED,
+    State,
+    Unit,
+    changed_values,
+    concerns_tracking,
+    followed_fields_changed,
+    sources_of,
+    unit_of,
+)
+from sqlaudit.sql.keys import Key
+from sqlaudit.tracking.catalogue import has_triggers
+from sqlaudit.tracking.foreign_keys import Untracked
+from sqlaudit.tracking.models import link_columns
+from sqlaudit.tracking.tables import TrackedTable, tracked_table
+
+_Extent = tuple[str, ...]
+_DOOMED: Final[_Extent] = ("",)  # the name of no attribute
+
+
+class Updating:
+    """An object that is about to be updated, with what it told then.
+
+    After the UPDATE, attributes that were set to SQL expressions have been expired, and look like no change.
+    """
+
+    __slots__ = ("changed", "committed", "state")
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.committed = dict(state.committed_state)
+        self.changed = frozenset(changed_values(state))
+
+
+@dataclass(slots=True)
+class Group:
+    """The objects of one unit that a flush writes through one connection."""
+
+    unit: Unit
+    connection: Connection
+    reason: str | None = None
+    inserted: list[State] = field(default_factory=list)
+    updating: list[Updating] = field(default_factory=list)
+    deleted: list[State] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Links:
+    """The links of one association table that a flush may have changed."""
+
+    added: set[Key] = field(default_factory=set)
+    removed: set[Key] = field(default_factory=set)
+
+
+_LinksByTable = dict[tuple[TrackedTable, tuple[Column[Any], ...], Connection | None], _Links]
+
+
+@dataclass(slots=True)
+class _ToAsk:
+    """What the database must be asked before the objects of one base mapper and identity token are written.
+
+    :ivar blind: the keys of rows whose old values their objects don't know
+    :ivar parents: the keys of rows that others may follow
+    :ivar untracked: the objects of classes without history whose rows tracked ones may follow
+    :ivar links: the links that may change
+    :ivar asked: the connections that have been asked
+    """
+
+    blind: dict[Unit, list[Key]] = field(default_factory=lambda: defaultdict(list))
+    parents: dict[tuple[Unit, str | None], list[Key]] = field(default_factory=lambda: defaultdict(list))
+    untracked: dict[Mapper[Any], list[State]] = field(default_factory=lambda: defaultdict(list))
+    links: _LinksByTable = field(default_factory=lambda: defaultdict(_Links))
+    asked: set[Connection] = field(default_factory=set)
+
+
+_Questions = dict[tuple[Mapper[Any], Any], _ToAsk]
+
+
+def _is_blind(unit: Unit, committed: Mapping[str, Any], values: Mapping[str, Any], *, whole: bool) -> bool:
+    """Tell whether an object does not know its row as it was.
+
+    :param whole: whether any of its columns may change, and not only those that have changed, or do by themselves
+    """
+    return not values.keys() >= (unit.stored if whole else unit.needed) or any(
+        value is LoaderCallableStatus.NO_VALUE and name in unit.stored for name, value in committed.items()
+    )
+
+
+class Flush:
+    """What one flush does to tracked rows."""
+
+    def __init__(self, session: Session, context: UOWTransaction) -> None:
+        self.session = session
+        self.context = context
+        self.config = current_config()
+        self.restoring: Restoring | None = session.info.get(RESTORING)
+        self.began: datetime | None = None
+        """The instant before the flush, or before its first tracked row, if other listeners have brought that later."""
+        self.is_announced = False
+        self._groups: dict[tuple[Mapper[Any], Connection, str | None], Group] = {}
+        self._automatic: dict[State, dict[str, Any]] = {}
+        self._doomed: dict[tuple[Mapper[Any], Key], State] = {}
+        self._dependents = Dependents()
+        self._followed: list[tuple[Occasion, tuple[Untracked, ...], list[State]]] = []
+        self.prepared: dict[State, _Extent] | None = None
+        """What of each object had changed when it was prepared; ``None`` if none ever is."""
+        self._blind: set[State] = set()
+        self._baselines: list[tuple[Unit, Capture, list[Key]]] = []
+        self._told: set[tuple[Unit, Connection, Key]] = set()
+        self.chooses = chooses_connections(session)
+        self.asks_late = self.chooses or self.restoring is not None
+        self._questions: _Questions = defaultdict(_ToAsk)
+        self._followed_fields: dict[Unit, frozenset[str]] = {}
+        self._changed_late: dict[Unit, bool] = {}
+        self.looked_at: set[Mapper[Any]] = set()
+        """The mappers of which it is known whether writing their objects may execute more than the flush tells."""
+        self.is_heard = False
+        """Whether statements of links are recorded when they are executed, whoever executes them."""
+
+    def group(self, state: State, connection: Connection) -> Group:
+        """Return the place for an object of a tracked class that the flush writes through a connection."""
+        key = state.mapper, connection, None if self.restoring is None else self.restoring.reason_of(state)
+        try:
+            return self._groups[key]
+        except KeyError:
+            unit = cast(Unit, unit_of(state.mapper))
+            return self._groups.setdefault(key, Group(unit, connection, key[-1]))
+
+    def _context(self, reason: str | None) -> AuditContext:
+        """Return the context of what is written for a reason, which that of the context itself precedes."""
+        context = get_audit_context()
+        return context if reason is None or context.reason is not None else replace(context, reason=reason)
+
+    # -- before the flush
+
+    def begin(self) -> None:
+        """Take the instant, before any statement of the flush makes a timestamp, if it is to write tracked rows."""
+        session = self.session
+        if self.began is None and any(
+            map(concerns_tracking, (*session._new, *session._deleted, *session._dirty_states))
+        ):
+            self.began = instant_before(session)
+
+    def prepare(self) -> None:
+        """Ask what nobody can tell after the flush; if it chooses among connections, as soon as it has chosen.
+
+        :raises ContextError: the configuration requires a user or a reason, and there is none
+        """
+        self._require_context()
+        self.begin()
+        self.prepared = {}
+        doomed = self.session._deleted  # the public properties would make a set of all dirty objects
+        deleted = [state for state in doomed if concerns_tracking(state)]
+        dirty = [state for state in self.session._dirty_states if concerns_tracking(state) and state not in doomed]
+        for is_doomed, states in (True, deleted), (False, dirty):
+            for state in states:
+                self._look_at(state, is_doomed, self._questions)
+        if not self.chooses and self._questions:
+            connection = own_connection(self.session, None)
+            for questions in self._questions.values():
+                self._ask(questions, connection)
+            self._questions.clear()
+
+    def _begin_late(self, connection: Connection) -> None:
+        if self.began is None and self.prepared is not None:
+            self.began = instant_before(self.session, connection)
+
+    def inserting(self, state: State, connection: Connection) -> None:
+        """Ask before an object is inserted, which may take the row of one that goes."""
+        self._begin_late(connection)
+        if self.restoring is not None:
+            self.restoring.override_keys(state, connection)
+        if self._questions:
+            self._ask_about(state, connection)
+
+    def writing(self, state: State, connection: Connection, *, doomed: bool) -> None:
+        """Ask before an object is updated or deleted, on the connection that the flush does it by.
+
+        More may have become of the object than was known before the flush: other listeners may have changed or deleted
+        it since, or a cascade did.
+        """
+        if self._questions:
+            self._ask_about(state, connection)
+        if self.prepared is None:
+            return
+        self._begin_late(connection)
+        extent = _DOOMED if doomed else tuple(changed_values(state))
+        if extent and self.prepared.get(state) != extent:
+            self._require_context([state.obj()])
+            late: _Questions = defaultdict(_ToAsk)
+            self._look_at(state, doomed, late)
+            for questions in late.values():
+                self._ask(questions, connection)
+
+    def _ask_about(self, state: State, connection: Connection) -> None:
+        """Ask, once on each connection, what concerns the objects that are written with one."""
+        questions = self._questions.get((state.mapper.base_mapper, state.identity_token))
+        if questions is not None and connection not in questions.asked:
+            questions.asked.add(connection)
+            self._ask(questions, connection)
+
+    def _look_at(self, state: State, doomed: bool, questions: _Questions) -> None:
+        """Add what is to be asked because of an object."""
+        if is_unchanged_past(self.session, state, doomed=doomed):
+            return
+        place = state.mapper.base_mapper, state.identity_token
+        prepared = cast("dict[State, _Extent]", self.prepared)
+        unit = unit_of(state.mapper)
+        if unit is None or state.key is None:
+            if state.manager.info.get(FOLLOWED) is not None and (doomed or followed_fields_changed(state)):
+                prepared[state] = _DOOMED if doomed else tuple(changed_values(state))
+                questions[place].untracked[state.mapper].append(state)
+            return
+        key, committed, values = state.key[1], changed_values(state), state.dict
+        dies = doomed or (unit.has_orphans and state.mapper._is_orphan(state))
+        may_change_late = not dies and self._may_change_late(unit)
+        goes = dies or not unit.keys.isdisjoint(committed)
+        prepared[state] = _DOOMED if dies else tuple(committed)
+        if not committed and not dies and not may_change_late:
+            return
+        if goes:
+            self._doomed[unit.mapper.base_mapper, key] = state
+        elif may_change_late:
+            unchanged = unit.live.keys() & values.keys() - committed.keys()
+            self._automatic[state] = {name: values[name] for name in unchanged}
+        elif unit.automatic:
+            self._automatic[state] = {name: values[name] for name in unit.automatic if name in values}
+        if unit not in self._followed_fields:
+            self._followed_fields[unit] = unit.followed()
+        followed = self._followed_fields[unit]
+        may_follow = bool(self._doomed) and not unit.referring.isdisjoint(committed)  # to a row that goes
+        if goes or may_follow or not followed.isdisjoint(committed) or (may_change_late and followed - unit.keys):
+            reason = None if self.restoring is None else self.restoring.reason_of(state)
+            questions[place].parents[unit, reason].append(key)
+        whole = goes or may_change_late
+        is_written = whole or not unit.collections.issuperset(committed)
+        if is_written and state not in self._blind and _is_blind(unit, committed, values, whole=whole):
+            self._blind.add(state)
+            questions[place].blind[unit].append(key)
+        if (
+            unit.links
+            and not goes
+            and self.records_links
+            and any(relationship.key in committed for relationship in unit.links)
+        ):
+            self._collect_links(unit, state, None, questions[place].links)
+
+    def _may_change_late(self, unit: Unit) -> bool:
+        """Tell whether listeners may change an object after it has been looked at, even by SQL expressions."""
+        found = self._changed_late.get(unit)
+        if found is None:
+            found = self._changed_late[unit] = others_listen(unit.mapper, ("before_update",))
+        return found
+
+    def _ask(self, questions: _ToAsk, connection: Connection) -> None:
+        """Ask the database what nobody can tell after the flush."""
+        self._dependents.written = self._written_so_far()
+        for unit, keys in questions.blind.items():
+            occasion, user_fields = self._occasion(connection), unit.user_fields(self.config)
+            capture = Capture(connection, occasion.changeset, unit.model.chain, user_fields, occasion.context)
+            capture.baseline(keys)
+            self._baselines.append((unit, capture, keys))
+        for (table, columns, _), some in questions.links.items():
+            if some.removed and not _is_whole(table, columns):
+                capture = Capture(connection, self._changeset(connection), (table,))
+                live, _ = capture.keys_where(columns, list(some.removed))
+                capture.baseline(list(live))
+        for (unit, reason), keys in questions.parents.items():
+            self._dependents.find(self._occasion(connection, reason), unit.model.chain, keys)
+        for mapper, states in questions.untracked.items():
+            occasion, sources = self._occasion(connection), sources_of(mapper)
+            self._dependents.find(occasion, sources, [cast(Any, state.key)[1] for state in states])
+            self._followed.append((occasion, sources, states))
+
+    def _require_context(self, objects: Iterable[Any] | None = None) -> None:
+        config = self.config
+        if not config.require_reason and not config.require_user:
+            return
+        context = get_audit_context()
+        needs_reason, needs_user = lacks_reason(config, context), lacks_user(config, context)
+        if not needs_reason and not needs_user:
+            return
+        session = self.session
+        if objects is None:
+            changed = (obj for obj in session.dirty if session.is_modified(obj))
+            objects = (*session.new, *session.deleted, *changed)
+        for obj in objects:
+            state: State = inspect(obj)
+            unit = unit_of(state.mapper)
+            if unit is None:
+                continue
+            write = f"{state.mapper.class_.__name__} is to be written"
+            if needs_reason and (self.restoring is None or self.restoring.reason_of(state) is None):
+                raise lacking("reason", write, obj)
+            if not needs_user:
+                continue
+            fields = [column for column in unit.user_fields(config) if column is not None]
+            if all(getattr(obj, state.mapper.get_property_by_column(field).key) in (None, "") for field in fields):
+                raise lacking("user", write, obj)
+
+    def _written_so_far(self) -> set[tuple[TrackedTable, Key]]:
+        """Return the rows that the flush has written itself; what they were before is known, or was asked."""
+        written: set[tuple[TrackedTable, Key]] = set()
+        for group in self._groups.values():
+            states = (*group.inserted, *(update.state for update in group.updating))
+            keys = [group.unit.key_of(state) for state in states]
+            written.update((table, key) for table in group.unit.model.chain for key in keys)
+        return written
+
+    # -- after the flush
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether the flush has begun to write: what is executed in ``before_flush`` is not its own."""
+        return getattr(self.context, "transaction", None) is not None
+
+    @property
+    def records_links(self) -> bool:
+        """Whether the links that the flush writes are recorded after it, by the objects."""
+        return not self.is_heard or (self.restoring is not None and bool(self.restoring.links))
+
+    def record(self) -> None:
+        """Write the versions.
+
+        :raises ContextError: a listener has added what lacks a required user or reason
+        """
+        if not self._groups and not self._baselines and not self._followed:
+            return
+        for group in self._groups.values():
+            self._require_context(state.obj() for state in group.inserted)
+        links: _LinksByTable = defaultdict(_Links)
+        for group in self._groups.values():
+            self._record_group(group)
+            if group.unit.links and self.records_links:
+                for state in (*group.inserted, *(update.state for update in group.updating)):
+                    self._collect_links(group.unit, state, group.connection, links)
+                for state in group.deleted:
+                    self._collect_links(group.unit, state, group.connection, links, deleted=True)
+        for (table, columns, connection), some in links.items():
+            assert connection is not None
+            for reason, links_of_one in self._by_reason(table, columns, some).items():
+                self._record_links(connection, table, columns, links_of_one, reason)
+        self._dependents.settle()
+        for occasion, sources, states in self._followed:
+            record_moved(occasion, sources, [_key_now(state) for state in states if _has_moved(state)])
+        for unit, capture, keys in self._baselines:  # no change came of some after all
+            told = self._told
+            capture.settle([key for key in keys if (unit, capture.connection, key) not in told])
+
+    def _record_group(self, group: Group) -> None:
+        unit = group.unit
+        new: list[Key] = []
+        rewritten: dict[Key, State] = {}
+        updated: dict[Key, tuple[State, Mapping[str, Any]]] = {}
+        moved: dict[Key, tuple[State, Mapping[str, Any]]] = {}
+        moved_to: list[Key] = []
+        deleted = {cast(Any, state.key)[1]: (state, state.committed_state) for state in group.deleted}
+        for state in group.inserted:
+            key = unit.key_of(state)
+            if self._doomed and (replaced := self._doomed.get((unit.mapper.base_mapper, key), state)) is not state:
+                rewritten[key] = replaced  # an UPDATE, in truth: the flush deletes and inserts the same key
+            else:
+                new.append(key)
+        for update in group.updating:
+            state, changed = update.state, {**update.state.committed_state, **update.committed}
+            fields = {*update.changed, *changed_values(state)}
+            is_updated = self._may_change_late(unit) or not unit.watched.isdisjoint(fields)
+            if is_updated or (not unit.excluded.isdisjoint(fields) and self._has_triggers(unit, group.connection)):
+                key, old_key = unit.key_of(state), cast(Any, state.key)[1]
+                if key == old_key:
+                    updated[key] = (state, changed)
+                else:
+                    moved[old_key] = (state, changed)
+                    moved_to.append(key)
+
+        def old_of_updated(key: Key) -> Mapping[Column[Any], Any]:
+            state, changed = updated[key]
+            changed = {**changed, **self._automatic.get(state, {})}
+            return unit.old_values(state, changed, changed)
+
+        def old_of_lost(key: Key) -> Mapping[Column[Any], Any]:
+            if key in rewritten:
+                return unit.old_values(rewritten[key], rewritten[key].committed_state, unit.stored)
+            state, changed = moved.get(key) or deleted.get(key) or (None, {})
+            return {} if state is None else unit.old_values(state, changed, unit.stored)
+
+        if not (new or rewritten or updated or moved or deleted):
+            return
+        if self._baselines:
+            self._told.update((unit, group.connection, key) for key in (*rewritten, *updated, *moved, *deleted))
+        if new or updated or moved:
+            notice_replacing(group.connection, unit.model.chain)
+        changeset = self._changeset(group.connection)
+        context = self._context(group.reason)
+        capture = Capture(group.connection, changeset, unit.model.chain, unit.user_fields(self.config), context)
+        must_be_found = not (unit.referring and (self._doomed or self._followed))  # else it may go with its parent
+        if moved or rewritten or not deleted.keys().isdisjoint(new):
+            keys = dict.fromkeys((*moved, *moved_to, *rewritten, *deleted, *new))
+            fresh = {*moved_to, *new} - {*rewritten, *deleted}
+            capture.settle(list(keys), inserted=fresh, before=old_of_lost, must_be_found=must_be_found)
+        else:
+            capture.inserted(new, must_be_found=must_be_found)
+            capture.deleted(list(deleted), old_of_lost)
+        unseen = Unseen.UPDATED if must_be_found else Unseen.DELETED
+        capture.updated(list(updated), old_of_updated, unseen=unseen)
+        if moved_to:
+            record_moved(Occasion(group.connection, changeset, context), unit.model.chain, moved_to)
+
+    @staticmethod
+    def _has_triggers(unit: Unit, connection: Connection) -> bool:
+        """Tell whether a trigger may change what is stored of a row when a column is updated that is not."""
+        return any(has_triggers(connection, table) for table in unit.model.chain)
+
+    @staticmethod
+    def _collect_links(
+        unit: Unit,
+        state: State,
+        connection: Connection | None,
+        links: _LinksByTable,
+        deleted: bool = False,
+    ) -> None:
+        committed = state.committed_state
+        moved = state.key is not None and not unit.keys.isdisjoint(committed)
+        for relationship in unit.links:
+            if state.key is not None and not deleted and not moved and relationship.key not in committed:
+                continue
+            table = cast(TrackedTable, tracked_table(relationship.secondary))
+            columns = link_columns(relationship)
+            history = state.get_history(relationship.key, PassiveFlag.PASSIVE_NO_INITIALIZE)
+            found = links[table, columns, connection]
+            added, unchanged, removed = (list(items or ()) for items in history)
+            theirs = relationship.secondary_synchronize_pairs or ()
+            if moved:  # the links, too, go from the old key to the new one
+                added += unchanged
+            for items, then, kept in (
+                (added, False, found.added),
+                (removed + (unchanged if deleted or moved else []), True, found.removed),
+            ):
+                here = _values(state, unit.mapper, relationship.synchronize_pairs, then)
+                kept.update(
+                    here + _values(instance_state(item), relationship.mapper, theirs, then)
+                    for item in items
+                    if item is not None
+                )
+
+    def _by_reason(
+        self, table: TrackedTable, columns: tuple[Column[Any], ...], links: _Links
+    ) -> dict[str | None, _Links]:
+        reasons = {} if self.restoring is None else self.restoring.links
+        if not reasons:
+            return {None: links}
+        found: dict[str | None, _Links] = defaultdict(_Links)
+        for link in links.added:
+            found[reasons.get((table.live, link_identity(columns, link)))].added.add(link)
+        for link in links.removed:
+            found[reasons.get((table.live, link_identity(columns, link)))].removed.add(link)
+        return found
+
+    def _record_links(
+        self,
+        connection: Connection,
+        table: TrackedTable,
+        columns: tuple[Column[Any], ...],
+        links: _Links,
+        reason: str | None = None,
+    ) -> None:
+        changeset = self._changeset(connection)
+        capture = Capture(connection, changeset, (table,), context=self._context(reason))
+        touched = list(links.added | links.removed)
+        live, recorded = capture.keys_where(columns, touched)
+        if set(columns) >= set(table.key):
+            order = [columns.index(column) for column in table.key]
+            gone = {
+                tuple(link[index] for index in order): dict(zip(columns, link, strict=True)) for link in links.removed
+            }
+        else:
+            gone = {}
+        capture.settle(
+            list(live | recorded | (gone.keys() if _is_whole(table, columns) else set())),
+            inserted=live,
+            before=lambda key: gone.get(key, {}),
+        )
+
+    def _changeset(self, connection: Connection) -> Changeset:
+        return changeset_of(self.session, connection, self.began)
+
+    def _occasion(self, connection: Connection, reason: str | None = None) -> Occasion:
+        return Occasion(connection, self._changeset(connection), self._context(reason))
+
+
+def _has_moved(state: State) -> bool:
+    """Tell whether an object that is not tracked got another key, after it has been written."""
+    return state.key is not None and _key_now(state) != tuple(state.key[1])
+
+
+def _key_now(state: State) -> Key:
+    return tuple(state.mapper.primary_key_from_instance(state.obj()))
+
+
+def _is_whole(table: TrackedTable, columns: Iterable[Column[Any]]) -> bool:
+    """Tell whether the columns of a link are all that its table stores."""
+    return {live for live, _ in table.columns} <= set(columns)
+
+
+def _values(state: State, mapper: Mapper[Any], pairs: Iterable[tuple[Any, Any]], then: bool) -> Key:
+    """Return the values of an object that its links repeat: now, or before they were changed (``then``)."""
+    values = (
+        dict(
+            zip((mapper.get_property_by_column(column).key for column in mapper.primary_key), state.key[1], strict=True)
+        )
+        if state.key
+        else {}
+    )
+    values |= state.dict
+    if then:
+        committed = state.committed_state.items()
+        values |= {name: value for name, value in committed if not isinstance(value, LoaderCallableStatus)}
+    return tuple(values.get(mapper.get_property_by_column(column).key) for column, _ in pairs)

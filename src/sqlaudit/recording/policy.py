@@ -1,0 +1,71 @@
+"""What does the configuration require of a write? A user, a reason, and that no write goes unrecorded."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import Literal
+
+from sqlalchemy import Connection
+
+from sqlaudit.config import SQLAuditConfig, current_config
+from sqlaudit.context import AuditContext
+from sqlaudit.exceptions import CaptureError, ContextError, SQLAuditWarning, warn_caller
+from sqlaudit.tracking.rights import shows_more_in_history
+from sqlaudit.tracking.schema import words_of_constraints
+from sqlaudit.tracking.tables import TrackedTable
+
+
+def uncaptured(message: str, subject: object) -> None:
+    """Warn of a write that cannot be recorded.
+
+    :raises CaptureError: the configuration says so
+    """
+    config = current_config()
+    if config.strict or config.on_uncaptured == "raise":
+        raise CaptureError(message, subject)
+    if config.on_uncaptured == "warn":
+        warnings.warn(message, SQLAuditWarning, stacklevel=2)
+
+
+def warn_of_history_in_sight(connection: Connection, chain: Iterable[TrackedTable]) -> None:
+    """Warn if the role of a connection sees more of a history than of its live table. One statement on PostgreSQL."""
+    if (table := shows_more_in_history(connection, chain)) is not None:
+        warn_caller(
+            f"Row security restricts the role to some rows of the tracked table {table.live.fullname!r}, but not of "
+            f"{table.history.fullname!r}: it can read the history of all rows. Enable row level security for the "
+            "history table and create the same policies."
+        )
+
+
+def notice_replacing(connection: Connection, chain: Iterable[TrackedTable]) -> None:
+    """Notice that SQLite may have deleted rows in the way of those that a flush has written."""
+    if connection.dialect.name != "sqlite":
+        return
+    if replacing := next((table for table in chain if "REPLACE" in words_of_constraints(table.live)), None):
+        uncaptured(
+            f"A flush writes the table {replacing.live.fullname!r}, a constraint of which has ON CONFLICT REPLACE, and "
+            "history does not show rows that it deletes; write the table by statements: session.execute(insert(…)).",
+            replacing.live,
+        )
+
+
+def lacks_reason(config: SQLAuditConfig, context: AuditContext) -> bool:
+    """Tell whether a reason is required and not given."""
+    return config.require_reason and not context.reason
+
+
+def lacks_user(config: SQLAuditConfig, context: AuditContext) -> bool:
+    """Tell whether a user is required and given neither by the context nor by the callback: a row may name one yet."""
+    if not config.require_user or context.user_id is not None:
+        return False
+    return config.get_user_id_callback is None or config.get_user_id_callback() in (None, "")
+
+
+def lacking(what: Literal["reason", "user"], write: str, subject: object) -> ContextError:
+    """Return the error of a write without what is required."""
+    option = "user_id" if what == "user" else what
+    return ContextError(
+        f"{write} without a {what}, and require_{what} is set; write it within AuditContextManager({option}=…).",
+        subject,
+    )

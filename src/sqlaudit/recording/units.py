@@ -1,0 +1,155 @@
+"""What does a flush need to know of a mapped class? Its key, its columns, and what may change without being set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from sqlalchemy import ClauseElement, Column, Table
+from sqlalchemy.orm import (
+    InstanceState,
+    LoaderCallableStatus,
+    Mapper,
+    RelationshipDirection,
+)
+
+from sqlaudit.config import SQLAuditConfig
+from sqlaudit.recording.statements import NO_USER_FIELDS, UserFields
+from sqlaudit.sql.keys import Key
+from sqlaudit.tracking.foreign_keys import Untracked, referred_columns, untracked_source
+from sqlaudit.tracking.models import TrackedModel, tracked_model
+from sqlaudit.tracking.tables import INFO_KEY, tracked_table
+
+State = InstanceState[Any]
+_UNIT_KEY: Final = "sqlaudit_unit"
+FOLLOWED: Final = "sqlaudit_followed"
+
+
+class Unit:
+    """What the flush of a tracked model's objects needs to know of the model."""
+
+    def __init__(self, model: TrackedModel) -> None:
+        mapper = model.mapper
+        self.model = model
+        self.mapper = mapper
+        self.key_names = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
+        self.live: dict[str, Column[Any]] = {}
+        for table in model.chain:
+            for live, _ in table.columns:
+                if live in mapper._columntoproperty:
+                    self.live.setdefault(mapper.get_property_by_column(live).key, live)
+        self.stored = frozenset(self.live)
+        self.keys = frozenset(self.key_names)
+        self.automatic = frozenset(name for name, column in self.live.items() if self._is_automatic(column))
+        self.referring = frozenset(name for name, column in self.live.items() if column.foreign_keys)
+        self.needed = self.automatic | self.referring
+        columns = frozenset(prop.key for prop in mapper.column_attrs if isinstance(prop.columns[0], Column))
+        self.watched = columns if self.automatic else self.stored
+        self.excluded = columns - self.watched
+        self.collections = frozenset(
+            prop.key for prop in mapper.relationships if prop.direction is not RelationshipDirection.MANYTOONE
+        )
+        self.links = [
+            relationship
+            for relationship in mapper.relationships
+            if relationship.secondary is not None
+            and not relationship.viewonly
+            and tracked_table(relationship.secondary) is not None
+        ]
+        self.has_orphans = any(each._delete_orphans for each in mapper.iterate_to_root())
+        self._user_fields: dict[str | None, UserFields] = {}
+
+    def followed(self) -> frozenset[str]:
+        """Return the fields, the key's among them, that rows of other tables follow by foreign key."""
+        columns = referred_columns(self.model.chain)
+        return self.keys | {name for name, column in self.live.items() if column in columns}
+
+    def _is_automatic(self, column: Column[Any]) -> bool:
+        """Whether an UPDATE of other columns may change this one."""
+        return (
+            column.onupdate is not None
+            or column.server_onupdate is not None
+            or column.computed is not None
+            or column is self.mapper.version_id_col
+        )
+
+    def user_fields(self, config: SQLAuditConfig) -> UserFields:
+        """Return the columns that name the user of a row, before and after the callback."""
+        fallback = config.user_model_user_id_field
+        if fallback not in self._user_fields:
+            named = self.live.get(self.model.options.user_id_field or ""), self.live.get(fallback or "")
+            self._user_fields[fallback] = NO_USER_FIELDS if all(field is None for field in named) else named
+        return self._user_fields[fallback]
+
+    def key_of(self, state: State) -> Key:
+        """Return the key that a written object has now; its identity may be older."""
+        values = state.dict
+        try:
+            return tuple([values[name] for name in self.key_names])
+        except KeyError:
+            return tuple(state.key[1]) if state.key else tuple(self.mapper.primary_key_from_instance(state.obj()))
+
+    def old_values(self, state: State, changed: Mapping[str, Any], names: Iterable[str]) -> dict[Column[Any], Any]:
+        """Return what is known of an object's fields before they were ``changed``."""
+        known: dict[Column[Any], Any] = {}
+        for name in names:
+            value = changed[name] if name in changed else state.dict.get(name, LoaderCallableStatus.NO_VALUE)
+            if name in self.live and not isinstance(value, LoaderCallableStatus):
+                known[self.live[name]] = value
+        return known
+
+
+def unit_of(mapper: Mapper[Any]) -> Unit | None:
+    """Return the unit of a mapper, or ``None`` if its class is not tracked."""
+    unit: Unit | None = mapper.class_manager.info.get(_UNIT_KEY)
+    if unit is None and (model := tracked_model(mapper)) is not None:
+        unit = mapper.class_manager.info[_UNIT_KEY] = Unit(model)
+    return unit
+
+
+def forget_unit(mapper: Mapper[Any]) -> None:
+    """Let the unit of a mapper be made anew: its class has got columns or relationships."""
+    mapper.class_manager.info.pop(_UNIT_KEY, None)
+
+
+def concerns_tracking(state: State) -> bool:
+    """Tell whether an object is of a tracked class, or may be of the past: every flush asks it of every dirty one."""
+    info = state.manager.info
+    return INFO_KEY in info or info.get(FOLLOWED) is not None or (state.key is not None and state.key[2] is not None)
+
+
+def sources_of(mapper: Mapper[Any]) -> tuple[Untracked, ...]:
+    """Return the tables of a class that is not tracked whose rows tracked ones follow by foreign key."""
+    tables = (table for table in mapper.tables if isinstance(table, Table))
+    found = tuple(source for source in map(untracked_source, tables) if source and source.live.primary_key)
+    columns = referred_columns(found).intersection(mapper._columntoproperty)
+    names = frozenset(mapper._columntoproperty[column].key for column in columns)
+    mapper.class_manager.info[FOLLOWED] = names if found else None
+    return found
+
+
+def followed_fields_changed(state: State) -> bool:
+    """Tell whether fields of an object of such a class are about to change that rows of others refer to."""
+    names: frozenset[str] | None = state.manager.info.get(FOLLOWED)
+    return names is not None and not names.isdisjoint(changed_values(state))
+
+
+def changed_values(state: State) -> Mapping[str, Any]:
+    """Return the committed values of an object that a flush finds changed, as the unit of work does.
+
+    An attribute that was given an equal value, or another one and the old one again, is not among them.
+    """
+    committed = state.committed_state
+    unchanged = [name for name, old in committed.items() if _is_as_it_was(state, name, old)]
+    return {name: old for name, old in committed.items() if name not in unchanged} if unchanged else committed
+
+
+def _is_as_it_was(state: State, name: str, old: Any) -> bool:
+    value = state.dict.get(name, LoaderCallableStatus.NO_VALUE)
+    if isinstance(old, LoaderCallableStatus) or isinstance(value, LoaderCallableStatus):
+        return False
+    if name not in state.mapper.column_attrs:
+        return value is old
+    if isinstance(value, ClauseElement) or hasattr(value, "__clause_element__"):
+        return False
+    return state.manager[name].impl.is_equal(value, old) is True

@@ -1,0 +1,231 @@
+"""In which order do rows become what they were? Changes → flushes that foreign keys and unique values allow."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Column, ForeignKeyConstraint, Table
+
+from sqlaudit.changes import Operation, hashable
+from sqlaudit.exceptions import QueryError
+from sqlaudit.restoring.plan import Change, constraints_of, covering, foreign_keys, unique_columns
+from sqlaudit.restoring.rows import attribute_of
+from sqlaudit.sql.keys import Key
+from sqlaudit.tracking.models import TrackedModel, root_of
+from sqlaudit.tracking.tables import tracked_table
+
+
+@dataclass(slots=True)
+class Stages:
+    """The changes in the flushes that they need: mostly one.
+
+    :ivar loosened: columns to be set to NULL before all else: foreign keys of rows that shall go and refer in a
+        circle, and unique values that rows pass on in one
+    :ivar stages: the changes of each flush, in an order in which rows can be inserted
+    :ivar postponed: foreign keys of new rows, to be set when all else is done
+    :ivar ranks: those of :func:`table_ranks`
+    """
+
+    ranks: dict[TrackedModel, int]
+
+    loosened: list[tuple[Change, set[str]]] = field(default_factory=list)
+    stages: list[list[Change]] = field(default_factory=list)
+    postponed: list[tuple[Change, set[str]]] = field(default_factory=list)
+
+
+class Ordering:
+    """Puts changes in an order that foreign keys and unique constraints allow.
+
+    A flush saves the rows of one table after those of the tables that it refers to, updates them before it inserts
+    others, in the order in which these were added, and deletes last, in the opposite order of the tables. What
+    this does not give takes another flush.
+    """
+
+    def __init__(self, changes: Sequence[Change]) -> None:
+        self.changes = changes
+        self.ranks = table_ranks({change.model.root for change in changes})
+        self._after: dict[Change, list[Change]] = defaultdict(list)
+        self._waiting: dict[Change, int] = dict.fromkeys(changes, 0)
+        self._passing_on: dict[Change, dict[Change, set[Column[Any]]]] = defaultdict(dict)
+        """Who gets unique values from whom."""
+        self._stages = Stages(self.ranks)
+        self._by_table: dict[tuple[Operation, Table], list[Change]] = defaultdict(list)
+        for change in changes:
+            for table in change.model.chain:
+                self._by_table[change.operation, table.live].append(change)
+
+    def stages(self) -> Stages:
+        loosened: dict[Change, set[str]] = defaultdict(set)
+        postponed: dict[Change, set[str]] = defaultdict(set)
+        known: dict[tuple[Operation, ForeignKeyConstraint], dict[Key, Change]] = {}
+        for change in self.changes:
+            for constraint in constraints_of(change.model):
+                columns = [element.parent for element in constraint.elements]
+                before, after = change.had(columns), change.has(columns)
+                parent = self._providers(known, Operation.INSERT, constraint).get(after or ())
+                if parent is not None and parent is not change:
+                    if self._is_circular(constraint, change, parent):
+                        postponed[change].update(attribute_of(change.mapper, column) or "" for column in columns)
+                    else:
+                        self._let(parent, change)
+                parent = self._providers(known, Operation.DELETE, constraint).get(before or ())
+                if parent is not None and parent is not change:
+                    if change.operation is Operation.DELETE and self._is_circular(constraint, change, parent):
+                        loosened[change].update(attribute_of(change.mapper, column) or "" for column in columns)
+                    else:
+                        self._let(change, parent, covered=_is_covered(constraint))
+        self._order_unique_values()
+        self._stages.stages = self._levels(loosened)
+        self._stages.loosened = list(loosened.items())
+        self._stages.postponed = list(postponed.items())
+        return self._stages
+
+    def _providers(
+        self,
+        known: dict[tuple[Operation, ForeignKeyConstraint], dict[Key, Change]],
+        operation: Operation,
+        constraint: ForeignKeyConstraint,
+    ) -> dict[Key, Change]:
+        """Return the changes that bring, or take away, what a foreign key refers to, by its values."""
+        if (operation, constraint) not in known:
+            columns = [element.column for element in constraint.elements]
+            found = {}
+            for change in self._by_table.get((operation, constraint.referred_table), ()):
+                value = change.has(columns) if operation is Operation.INSERT else change.had(columns)
+                if value is not None:
+                    found[value] = change
+            known[operation, constraint] = found
+        return known[operation, constraint]
+
+    def _is_circular(self, constraint: ForeignKeyConstraint, child: Change, parent: Change) -> bool:
+        return (
+            self.ranks[parent.model.root] > self.ranks[child.model.root]
+            and child.operation is not Operation.UPDATE
+            and all(element.parent.nullable for element in constraint.elements)
+        )
+
+    def _let(self, first: Change, then: Change, *, covered: bool = False) -> None:
+        """Let a change be made before another; SQLAlchemy sees to it on its own if a relationship covers it."""
+        if covered and first.operation is then.operation is Operation.DELETE:
+            return
+        self._after[first].append(then)
+        self._waiting[then] += 1
+
+    def _order_unique_values(self) -> None:
+        givers: dict[tuple[tuple[Column[Any], ...], Any], Change] = {}
+        for change in self.changes:
+            if change.operation is not Operation.INSERT:
+                for columns in unique_columns(change.model):
+                    value = hashable(change.had(columns))
+                    if value is not None and value != hashable(change.has(columns)):
+                        givers[columns, value] = change
+        if givers:
+            for change in self.changes:
+                for columns in unique_columns(change.model) if change.operation is not Operation.DELETE else ():
+                    giver = givers.get((columns, hashable(change.has(columns))))
+                    if giver is not None and giver is not change:
+                        self._let(giver, change)
+                        self._passing_on[giver].setdefault(change, set()).update(columns)
+
+    def _break_circle(self, left: Collection[Change], loosened: dict[Change, set[str]]) -> Change:
+        """Return a change that can be made although others should be made before.
+
+        :raises QueryError: rows exchange unique values that cannot be NULL meanwhile
+        """
+        givers = [change for change in left if any(taker in left for taker in self._passing_on.get(change, ()))]
+        for change in givers:
+            columns = set().union(*self._passing_on[change].values())
+            names = {name for column in columns if column.nullable and (name := attribute_of(change.mapper, column))}
+            if len(names) == len(columns):
+                loosened[change] |= names
+                for taker in self._passing_on.pop(change):
+                    self._after[change].remove(taker)
+                    self._waiting[taker] -= 1
+                return next((each for each in left if not self._waiting[each]), change)
+        if givers:
+            raise QueryError(
+                f"{givers[0].name} exchanges a unique value with another row, and the column cannot be NULL meanwhile; "
+                "give one of the rows another value first.",
+                givers[0].model.mapper.class_,
+            )
+        return next(iter(left))  # rows of one table that refer to one another: let the database decide
+
+    def _levels(self, loosened: dict[Change, set[str]]) -> list[list[Change]]:
+        levels: dict[Change, int] = dict.fromkeys(self.changes, 0)
+        order: list[Change] = []
+        ready = [change for change in self.changes if not self._waiting[change]]
+        left = dict.fromkeys(self.changes)
+        while left:
+            if not ready:
+                ready.append(self._break_circle(left, loosened))
+            following: list[Change] = []
+            for change in ready:
+                if change not in left:
+                    continue
+                del left[change]
+                order.append(change)
+                for other in self._after[change]:
+                    if other in left:
+                        flushes = 0 if self._place(change) < self._place(other) or _both_new(change, other) else 1
+                        levels[other] = max(levels[other], levels[change] + flushes)
+                        self._waiting[other] -= 1
+                        if not self._waiting[other]:
+                            following.append(other)
+            ready = following
+        stages: dict[int, list[Change]] = defaultdict(list)
+        for change in order:
+            stages[levels[change]].append(change)
+        return [stages[level] for level in sorted(stages)]
+
+    def _place(self, change: Change) -> tuple[int, int, int]:
+        """Return the place of a change within a flush."""
+        rank = self.ranks[change.model.root]
+        if change.operation is Operation.DELETE:
+            return 1, -rank, 0
+        return 0, rank, 0 if change.operation is Operation.UPDATE else 1
+
+
+def _both_new(one: Change, other: Change) -> bool:
+    return one.operation is other.operation is Operation.INSERT and one.model.root is other.model.root
+
+
+def table_ranks(roots: Collection[TrackedModel]) -> dict[TrackedModel, int]:
+    """Return the ranks of hierarchies: those that others refer to come first.
+
+    In a circle, foreign keys that can be NULL are the ones that give way.
+    """
+    left = {
+        root: (set(parents_of(root)), set(parents_of(root, mandatory=True)))
+        for root in sorted(roots, key=lambda root: root.table.live.fullname)
+    }
+    ranks: dict[TrackedModel, int] = {}
+    while left:
+        free = (
+            root for which in (0, 1) for root, parents in left.items() if not parents[which] & (left.keys() - {root})
+        )
+        following = next(free, next(iter(left)))
+        ranks[following] = len(ranks)
+        del left[following]
+    return ranks
+
+
+def parents_of(root: TrackedModel, *, mandatory: bool = False) -> list[TrackedModel]:
+    """Return the hierarchies that the tables of one refer to, itself not among them.
+
+    :param mandatory: whether only foreign keys count that cannot be NULL
+    """
+    tables = dict.fromkeys(table.live for model in root.family() for table in model.chain)
+    referred = (
+        tracked_table(constraint.referred_table)
+        for constraint in foreign_keys(tables)
+        if not (mandatory and all(element.parent.nullable for element in constraint.elements))
+    )
+    parents = (root_of(table) for table in referred if table is not None and not table.is_association)
+    return [parent for parent in dict.fromkeys(parents) if parent is not root]
+
+
+def _is_covered(constraint: ForeignKeyConstraint) -> bool:
+    return any(not relationship.post_update for relationship in covering(constraint))

@@ -1,0 +1,636 @@
+"""What has to change so that rows are again as they were? From target rows and links to changes, checked.
+
+Everything that would make the restore fail is found here, by reads, before anything is written.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Final
+
+from sqlalchemy import JSON, Column, ForeignKeyConstraint, Table, select, type_coerce
+from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.orm import Mapper, RelationshipProperty, Session
+from sqlalchemy.types import NullType
+
+from sqlaudit.changes import Equality, Operation, differ, equalities_of, hashable
+from sqlaudit.exceptions import QueryError
+from sqlaudit.recording.restored import link_identity
+from sqlaudit.restoring.rows import (
+    Link,
+    Row,
+    attribute_of,
+    display_key,
+    found_by,
+    keys_now,
+    rows_now,
+    rows_where,
+    values_of,
+)
+from sqlaudit.sql.batches import chunks
+from sqlaudit.sql.fitting import is_writable
+from sqlaudit.sql.keys import MYSQL, Key, one_of
+from sqlaudit.tracking.models import TrackedModel, root_of
+from sqlaudit.tracking.schema import unique_together
+from sqlaudit.tracking.sessions import where_rows_are
+from sqlaudit.tracking.tables import TrackedTable, tracked_table
+
+_ANY_DIALECT: Final = DefaultDialect()
+
+GivenValues = Mapping[Any, Mapping[str, Any]]
+"""What users give for columns that history does not keep: class → attribute → value."""
+
+
+# --- changes ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False, slots=True)
+class Change:
+    """What has to be done to one row.
+
+    :ivar old: the values of the live row; empty if there is none
+    :ivar new: the values that it shall have; empty if it shall go
+    :ivar fields: the attributes that change: (old value, new value)
+    :ivar then: the version that the new values are of, if they are of one
+    """
+
+    operation: Operation
+    model: TrackedModel
+    key: Key
+    old: Mapping[str, Any]
+    new: dict[str, Any]
+    fields: dict[str, tuple[Any, Any]]
+    then: Row | None = None
+
+    @property
+    def mapper(self) -> Mapper[Any]:
+        return self.model.mapper
+
+    @property
+    def name(self) -> str:
+        return name_of(self.model, self.key)
+
+    def had(self, columns: Iterable[Any]) -> Key | None:
+        """Return the values of columns before the change; ``None`` if one is NULL."""
+        return values_of(self.mapper, self.old, columns)
+
+    def has(self, columns: Iterable[Any]) -> Key | None:
+        """Return the values of columns after the change; ``None`` if one is NULL."""
+        return values_of(self.mapper, self.new, columns)
+
+    def copied(self, name: str) -> Any:
+        """Return the SQL expression that copies a value from the version, as it cannot come by way of Python."""
+        if self.then is None or self.then.version is None or self.then.values.get(name) is not JSON.NULL:
+            return JSON.NULL
+        column = self.model.columns[name]
+        (table,) = (table for table in self.model.chain if table.history is column.table)
+        key = zip(table.history_key, self.then.key, strict=True)
+        version = select(type_coerce(column, NullType())).where(table.version == self.then.version)
+        return version.where(*(part == value for part, value in key)).scalar_subquery()
+
+
+@dataclass(frozen=True, slots=True)
+class LinkChange:
+    """A membership of a many-to-many relationship that has to be made, or ended.
+
+    :ivar link: the values of ``columns``
+    """
+
+    operation: Operation
+    table: TrackedTable
+    relationship: RelationshipProperty[Any]
+    columns: tuple[Column[Any], ...]
+    link: Link
+    key: Key
+
+    @property
+    def identity(self) -> frozenset[tuple[str, Any]]:
+        return link_identity(self.columns, self.link)
+
+    @property
+    def by_column(self) -> dict[Any, Any]:
+        return dict(zip(self.columns, self.link, strict=True))
+
+
+def name_of(model: TrackedModel, key: Key) -> str:
+    return f"{model.mapper.class_.__name__} {display_key(key)!r}"
+
+
+class Fields:
+    """Which attributes of a model can be written, and which columns need a value that history may lack."""
+
+    def __init__(self, model: TrackedModel) -> None:
+        mapper = model.mapper
+        self.model = model
+        self.columns: dict[str, Sequence[Column[Any]]] = {
+            name: mapper.attrs[name].columns for name in model.columns if name in mapper.attrs
+        }
+        self.equalities = equalities_of((name, column) for name, (column, *_) in self.columns.items())
+        self.key = frozenset(mapper.get_property_by_column(column).key for column in mapper.primary_key)
+        made = {name for name, (column, *_) in self.columns.items() if column.computed is not None}
+        counters = {name for name, (column, *_) in self.columns.items() if column is mapper.version_id_col}
+        always = {
+            name
+            for name, (column, *_) in self.columns.items()
+            if column.identity is not None and column.identity.always and name not in self.key
+        }
+        self.unwritten = frozenset(made | counters | always)
+        """What only the database, or the mapper, gives a value."""
+        self.automatic = frozenset(
+            name
+            for name, (column, *_) in self.columns.items()
+            if (column.onupdate is not None or column.server_onupdate is not None) and name not in self.unwritten
+        )
+        self.mandatory = frozenset(
+            name
+            for name, columns in self.columns.items()
+            if name not in self.unwritten and not all(column.nullable for column in columns)
+        )
+
+    @cached_property
+    def needed(self) -> list[tuple[Column[Any], str | None]]:
+        """The columns that a new row needs a value for, with their attributes, if they are mapped."""
+        mapper = self.model.mapper
+        discriminator = mapper.polymorphic_on
+        return [
+            (column, attribute_of(mapper, column))
+            for table in self.model.chain
+            for column in table.live.c
+            if _needs_value(column)
+            and column is not mapper.version_id_col
+            and column is not discriminator
+            and attribute_of(mapper, column) not in self.key
+        ]
+
+
+def _needs_value(column: Column[Any]) -> bool:
+    """Tell whether a new row needs a value for a column, because nothing else gives it one."""
+    return not (
+        column.nullable
+        or column.system
+        or column.default is not None
+        or column.server_default is not None
+        or column.computed is not None
+        or column.identity is not None
+    )
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------
+
+
+class Plan:
+    """The rows and links that shall be as they were.
+
+    :param values: what users give for columns that history does not keep
+    :param lock: whether it will be carried out, so that the live rows that it was made from must stay what they are
+    """
+
+    def __init__(self, session: Session, values: GivenValues, *, lock: bool) -> None:
+        self.session = session
+        self.values = values
+        self.lock = lock
+        self.targets: dict[TrackedModel, dict[Key, Row | None]] = defaultdict(dict)
+        self.links: dict[tuple[TrackedTable, Any], LinkChange] = {}
+        self.changes: list[Change] = []
+        self.respelt: dict[Change, set[Key]] = defaultdict(set)
+        """The keys of rows that are brought back, as others that refer to them spell them."""
+        self._fields: dict[TrackedModel, Fields] = {}
+        self._live: dict[TrackedModel, dict[Key, Row]] = defaultdict(dict)
+
+    def want(self, row: Row) -> None:
+        """Let a row be as it was."""
+        self.targets[row.model.root].setdefault(row.key, row)
+
+    def unwant(self, model: TrackedModel, key: Key) -> None:
+        """Let a row be gone."""
+        self.targets[model.root].setdefault(key, None)
+
+    def suffer(self, row: Row, fate: Callable[[Row], Row | None]) -> None:
+        """Let a row become what is left of it when one that it refers to goes, whatever else has become of it."""
+        targets = self.targets[row.model.root]
+        then = targets.get(row.key, row)
+        targets[row.key] = None if then is None else fate(then)
+
+    def link(self, change: LinkChange) -> None:
+        """Let a link be made, or ended."""
+        self.links.setdefault((change.table, change.identity), change)
+
+    def fields_of(self, model: TrackedModel) -> Fields:
+        if model not in self._fields:
+            self._fields[model] = Fields(model)
+        return self._fields[model]
+
+    # -- what has to change
+
+    def compare(self) -> None:
+        """Find the changes: one statement per hierarchy and 1,000 rows.
+
+        :raises QueryError: a row cannot become what it was
+        """
+        self.changes = []
+        for root, targets in self.targets.items():
+            live = self._live[root]
+            if unseen := [key for key in targets if key not in live]:
+                found = rows_now(self.session, root, root.table.key, unseen, lock=self.lock)
+                live.update((row.key, row) for row in found)
+            for key, then in targets.items():
+                change = self._change(live.get(key), then)
+                if change is not None:
+                    self.changes.append(change)
+
+    def _change(self, now: Row | None, then: Row | None) -> Change | None:
+        if then is None:
+            return None if now is None else self._deletion(now)
+        if now is None:
+            return self._insertion(then)
+        if now.model is not then.model:
+            raise QueryError(
+                f"{name_of(now.model, now.key)} was a {then.mapper.class_.__name__} then, and a row cannot change its "
+                "class; delete it first, or leave it out.",
+                now.model.mapper.class_,
+            )
+        return self._update(now, then)
+
+    @staticmethod
+    def _deletion(now: Row) -> Change:
+        fields = {name: (_shown(value), None) for name, value in now.values.items() if value is not None}
+        return Change(Operation.DELETE, now.model, now.key, now.values, {}, fields)
+
+    def _insertion(self, then: Row) -> Change:
+        fields, given = self.fields_of(then.model), self._given(then.model)
+        new = {name: value for name, value in then.values.items() if name not in fields.unwritten} | given
+        lacking = [name or column.name for column, name in fields.needed if name is None or new.get(name) is None]
+        if lacking:
+            raise QueryError(
+                f"{name_of(then.model, then.key)} cannot be brought back without {', '.join(lacking)}, of which its "
+                f"history has no value and which cannot be NULL; give {_as_values(then.model, lacking[0])}.",
+                then.model.mapper.class_,
+            )
+        for name in fields.mandatory:
+            if new.get(name) is None:
+                new.pop(name, None)  # it has a default
+        for name in new.keys() - given.keys():
+            self._refuse_unwritable(then, name, new[name])
+        told = {name: (None, _shown(value)) for name, value in new.items() if value is not None}
+        key = then.get(then.model.root.table.key) or then.key
+        return Change(Operation.INSERT, then.model, key, {}, new, told, then)
+
+    def _update(self, now: Row, then: Row) -> Change | None:
+        fields, given = self.fields_of(then.model), self._given(then.model)
+        new = dict(now.values)
+        for name, value in then.values.items():
+            if name in fields.unwritten:
+                continue  # a key may have been spelt in another way
+            if name in given and not self._is_writable(then, name, value):
+                value = given[name]
+            elif value is None and name in fields.mandatory:
+                if name not in given:
+                    raise QueryError(
+                        f"{name_of(then.model, then.key)} has no value of {name} in its version {then.version}, and "
+                        f"it cannot be NULL; give {_as_values(then.model, name)}.",
+                        then.model.mapper.class_,
+                    )
+                value = given[name]
+            new[name] = value
+        changed = {
+            name: (_shown(now.values.get(name)), _shown(value))
+            for name, value in new.items()
+            if _unlike(now.values.get(name), value, fields.equalities.get(name))
+        }
+        for name in changed:
+            if name not in given:
+                self._refuse_unwritable(then, name, new[name])
+        return Change(Operation.UPDATE, then.model, then.key, now.values, new, changed, then) if changed else None
+
+    def _refuse_unwritable(self, then: Row, name: str, value: Any) -> None:
+        """Raise if the type of a column reads an old value no longer, and would not write it."""
+        if self._is_writable(then, name, value):
+            return
+        raise QueryError(
+            f"{name_of(then.model, then.key)} has {value!r} as its {name} in its version {then.version}, and "
+            f"{then.model.columns[name].type!r} has no such value any more; give {_as_values(then.model, name)}.",
+            then.model.mapper.class_,
+        )
+
+    def _is_writable(self, then: Row, name: str, value: Any) -> bool:
+        column = then.model.columns.get(name)
+        bind = where_rows_are(self.session, then.mapper).get("bind")
+        return column is None or is_writable(value, column.type, bind.dialect if bind is not None else _ANY_DIALECT)
+
+    def _given(self, model: TrackedModel) -> dict[str, Any]:
+        given: dict[str, Any] = {}
+        for class_, values in self.values.items():
+            if issubclass(model.mapper.class_, class_):
+                given |= values
+        return given
+
+    # -- checks
+
+    def doomed(self) -> list[Change]:
+        return [change for change in self.changes if change.operation is Operation.DELETE]
+
+    def saved(self) -> list[Change]:
+        return [change for change in self.changes if change.operation is not Operation.DELETE]
+
+    def referring(self) -> Iterator[tuple[ForeignKeyConstraint, Row, Change]]:
+        """Yield the live rows, with the foreign key, that would still refer to rows that shall go.
+
+        One statement per foreign key and 1,000 rows.
+        """
+        for constraint, doomed in self._referred_to():
+            child = tracked_table(constraint.table)
+            if child is None or child.is_association or child.mapper is None:
+                continue
+            root, columns = root_of(child), [element.parent for element in constraint.elements]
+            for row in rows_now(self.session, root, columns, list(doomed), lock=self.lock):
+                value, then = row.get(columns), self.targets[root].get(row.key, row)
+                if then is row or (value in doomed and then is not None and then.get(columns) == value):
+                    # A value may not be kept, or be equal for the database alone.
+                    yield constraint, row, doomed.get(value or ()) or next(iter(doomed.values()))
+
+    def _referred_to(self) -> Iterator[tuple[ForeignKeyConstraint, dict[Key, Change]]]:
+        """Yield the foreign keys that refer to rows that shall go, and what they refer to."""
+        by_table: dict[Table, list[Change]] = defaultdict(list)
+        for change in self.doomed():
+            for table in change.model.chain:
+                by_table[table.live].append(change)
+        for metadata in {table.metadata for table in by_table}:
+            for constraint in foreign_keys(metadata.tables.values()):
+                changes = by_table.get(constraint.referred_table)
+                if changes and not _is_inheritance(constraint):
+                    columns = [element.column for element in constraint.elements]
+                    values = ((change.had(columns), change) for change in changes)
+                    yield constraint, {value: change for value, change in values if value is not None}
+
+    def referring_links(self) -> Iterator[tuple[TrackedTable, tuple[Column[Any], ...], list[Key]]]:
+        """Yield the association tables, with columns and values, that may have links to rows that shall go."""
+        for constraint, doomed in self._referred_to():
+            table = tracked_table(constraint.table)
+            if table is not None and table.is_association:
+                yield table, tuple([element.parent for element in constraint.elements]), list(doomed)
+
+    def check_untracked(self) -> None:
+        """See that no row without history keeps one from going: one statement per foreign key and 1,000 rows.
+
+        :raises QueryError: one does
+        """
+        for constraint, doomed in self._referred_to():
+            parent = tracked_table(constraint.referred_table)
+            assert parent is not None
+            if tracked_table(constraint.table) is not None or fate_of(constraint) is not None or _is_link(constraint):
+                continue
+            columns = [element.parent for element in constraint.elements]
+            for chunk in chunks(list(doomed)):
+                statement = select(*columns).where(one_of(columns, chunk)).limit(1)
+                found = self.session.execute(statement, bind_arguments=where_rows_are(self.session, parent.mapper))
+                for row in found:
+                    raise QueryError(
+                        f"A row of {constraint.table.fullname!r}, which has no history, refers to "
+                        f"{doomed[tuple(row)].name}, which would be deleted; delete it first.",
+                        constraint.table,
+                    )
+
+    def check_references(self) -> None:
+        """See that all that the rows and links shall refer to is there: one statement per foreign key and 1,000 rows.
+
+        :raises QueryError: something is not
+        """
+        wanted: dict[ForeignKeyConstraint, dict[Key, str]] = defaultdict(dict)
+        for change in self.saved():
+            for constraint in constraints_of(change.model):
+                columns = [element.parent for element in constraint.elements]
+                value = change.has(columns)
+                if value is not None and value != change.had(columns):
+                    wanted[constraint].setdefault(value, change.name)
+        for link in self.links.values():
+            if link.operation is Operation.INSERT:
+                self._check_other_columns(link)
+                for constraint in link.table.live.foreign_key_constraints:
+                    values = [link.by_column.get(element.parent) for element in constraint.elements]
+                    if None not in values:
+                        wanted[constraint].setdefault(tuple(values), f"A link of {link.table.live.fullname!r}")
+        for constraint, referrers in wanted.items():
+            absent = self._absent(constraint, referrers)
+            for value in absent:
+                raise QueryError(
+                    f"{referrers[value]} would refer to a row of {constraint.referred_table.fullname!r}, "
+                    f"{display_key(value)!r}, that does not exist any more; restore that one first, or include it.",
+                    constraint.referred_table,
+                )
+
+    @staticmethod
+    def _check_other_columns(link: LinkChange) -> None:
+        table = link.table.live
+        for column in table.c:
+            if column not in link.by_column and column is not table.autoincrement_column and _needs_value(column):
+                raise QueryError(
+                    f"A link of {table.fullname!r} cannot be made again without {column.name}, which cannot be NULL, "
+                    "and which a relationship gives no value; map a class to the table, or make the link yourself.",
+                    table,
+                )
+
+    def _absent(self, constraint: ForeignKeyConstraint, values: Collection[Key]) -> list[Key]:
+        """Return the values that no row, now and with the plan carried out, has that a foreign key refers to."""
+        columns = [element.column for element in constraint.elements]
+        table = constraint.referred_table
+        ours = [change for change in self.changes if any(each.live is table for each in change.model.chain)]
+        there = {change.has(columns) for change in ours}
+        gone = {change.had(columns) for change in ours} - there
+        unknown = [value for value in values if value not in there and value not in gone]
+        tracked = tracked_table(table) or tracked_table(constraint.table)
+        assert tracked is not None  # one end is
+        found = found_by(
+            unknown,
+            lambda some: ((row, row) for row in rows_where(self.session, tracked, select(*columns), columns, some)),
+        )
+        there.update(value for value, row in found.items() if row not in gone)
+        absent = [value for value in values if value not in there]
+        return self._not_brought_back(ours, absent) if columns == list(tracked.key) else absent
+
+    def _not_brought_back(self, changes: Collection[Change], keys: list[Key]) -> list[Key]:
+        """Return the keys but those of rows that the plan brings back, which may spell them in another way."""
+        back = {change.then.key: change for change in changes if change.operation is Operation.INSERT and change.then}
+        if not keys or not back:
+            return keys
+        table = next(iter(back.values())).model.root.table
+        spellings = select(*table.history_key, *keys_now(table))
+        width = len(table.key)
+
+        def read(some: Collection[Key]) -> Iterator[tuple[Key, Key]]:
+            for row in rows_where(self.session, table, spellings, table.history_key, some):
+                yield row[:width], row[width:]
+
+        found = found_by(keys, read)
+        for key, known in found.items():
+            if known in back:
+                self.respelt[back[known]].add(key)
+        return [key for key in keys if found.get(key) not in back]
+
+    def check_respelt(self) -> None:
+        """See that a key may be spelt as it was: MariaDB and MySQL lock that of a row that others refer to.
+
+        One statement per row whose key is respelt and foreign key that does not follow it.
+
+        :raises QueryError: it may not
+        """
+        for change in self.saved():
+            if change.operation is not Operation.UPDATE or self.fields_of(change.model).key.isdisjoint(change.fields):
+                continue
+            where = where_rows_are(self.session, change.mapper)
+            if where["bind"].dialect.name not in MYSQL:
+                continue
+            tables = {table.live for table in change.model.chain}
+            for constraint in foreign_keys(change.model.table.live.metadata.tables.values()):
+                if constraint.referred_table not in tables or (constraint.onupdate or "").upper() == "CASCADE":
+                    continue
+                value = change.had(element.column for element in constraint.elements)
+                columns = [element.parent for element in constraint.elements]
+                statement = select(*columns).where(one_of(columns, [value] if value else [])).limit(1)
+                if self.session.execute(statement, bind_arguments=dict(where)).first() is not None:
+                    raise QueryError(
+                        f"{change.name} cannot get back the spelling of its key, for rows of "
+                        f"{constraint.table.fullname!r} refer to it by a foreign key without ON UPDATE CASCADE; delete "
+                        "these first, or give the foreign key that option.",
+                        change.model.mapper.class_,
+                    )
+
+    def check_unique(self) -> None:
+        """See that unique values are free: one statement per unique constraint and 1,000 rows.
+
+        :raises QueryError: another row has one of them
+        """
+        changes = {(change.model.root, change.key): change for change in self.changes}
+        for (root, columns), takers in self._takers().items():
+            table = tracked_table(columns[0].table)
+            assert table is not None
+            width, wanted = len(columns), [value for taker in takers.values() if (value := taker.has(columns))]
+            for row in rows_where(self.session, table, select(*columns, *table.key), columns, wanted):
+                value, key = row[:width], row[width:]
+                holder = changes.get((root, key))
+                if holder is None or hashable(holder.had(columns)) == hashable(holder.has(columns)):
+                    like = (
+                        taker
+                        for taker in takers.values()
+                        if str(taker.has(columns)).casefold() == str(value).casefold()
+                    )
+                    taker = takers.get(hashable(value)) or next(
+                        like, next(iter(takers.values()))
+                    )  # as the collation sees it
+                    raise self._taken(taker, columns, name_of(root, key))
+
+    def _takers(self) -> dict[tuple[TrackedModel, tuple[Column[Any], ...]], dict[Any, Change]]:
+        """Return the changes by the unique values that they bring, in their :func:`hashable` form."""
+        takers: dict[tuple[TrackedModel, tuple[Column[Any], ...]], dict[Any, Change]] = defaultdict(dict)
+        for change in self.saved():
+            for columns in unique_columns(change.model):
+                value = hashable(change.has(columns))
+                if value is not None and value != hashable(change.had(columns)):
+                    other = takers[change.model.root, columns].setdefault(value, change)
+                    if other is not change:
+                        raise self._taken(change, columns, other.name)
+        return takers
+
+    @staticmethod
+    def _taken(taker: Change, columns: Sequence[Column[Any]], holder: str) -> QueryError:
+        names = ", ".join(attribute_of(taker.mapper, column) or column.name for column in columns)
+        return QueryError(
+            f"{taker.name} cannot get back its {names}, which {holder} has; change that row first, or restore it, too.",
+            taker.model.mapper.class_,
+        )
+
+
+def _unlike(old: Any, new: Any, equal: Equality | None) -> bool:
+    if old is JSON.NULL or new is JSON.NULL:
+        return old is not new
+    return differ(old, new, equal)
+
+
+def _shown(value: Any) -> Any:
+    return None if value is JSON.NULL else value
+
+
+def _as_values(model: TrackedModel, name: str) -> str:
+    """Return how a value is given to a restore or an undo."""
+    return f"values={{{model.mapper.class_.__name__}: {{{name!r}: …}}}}"
+
+
+# --- the schema -------------------------------------------------------------------------------------------------
+
+
+def foreign_keys(tables: Iterable[Table]) -> Iterator[ForeignKeyConstraint]:
+    for table in tables:
+        yield from sorted(table.foreign_key_constraints, key=lambda constraint: list(constraint.column_keys))
+
+
+def _is_inheritance(constraint: ForeignKeyConstraint) -> bool:
+    """Tell whether a foreign key only leads from the table of a subclass to that of its base."""
+    child, parent = tracked_table(constraint.table), tracked_table(constraint.referred_table)
+    if child is None or parent is None or child is parent or child.is_association or parent.is_association:
+        return False
+    return root_of(child) is root_of(parent) and {e.parent for e in constraint.elements} == set(child.key)
+
+
+def constraints_of(model: TrackedModel) -> list[ForeignKeyConstraint]:
+    """Return the foreign keys of the rows of a model, but for those between the tables of one object."""
+    return [
+        constraint
+        for constraint in foreign_keys(table.live for table in model.chain)
+        if not _is_inheritance(constraint)
+    ]
+
+
+def unique_columns(model: TrackedModel) -> Iterator[tuple[Column[Any], ...]]:
+    """Yield the columns of a model that are unique together, but for its key."""
+    for table in model.chain:
+        found = dict.fromkeys(unique_together(table.live))
+        yield from (columns for columns in found if set(columns) != set(table.key))
+
+
+def covering(constraint: ForeignKeyConstraint) -> Iterator[RelationshipProperty[Any]]:
+    """Yield the relationships from the referred side that follow a foreign key."""
+    pairs = {(element.column, element.parent) for element in constraint.elements}
+    owner = tracked_table(constraint.referred_table)
+    if owner is None or owner.mapper is None:
+        return
+    for mapper in owner.mapper.self_and_descendants:
+        for relationship in mapper.relationships:
+            if relationship.viewonly or relationship.secondary is not None or relationship.parent is not mapper:
+                continue
+            if set(relationship.synchronize_pairs) == pairs:
+                yield relationship
+
+
+def _is_link(constraint: ForeignKeyConstraint) -> bool:
+    """Tell whether the rows of a foreign key are links, which the unit of work ends with the object they lead from."""
+    owner = tracked_table(constraint.referred_table)
+    return owner is not None and any(
+        relationship.secondary is constraint.table and not relationship.viewonly
+        for mapper in (owner.mapper.self_and_descendants if owner.mapper else ())
+        for relationship in mapper.relationships
+    )
+
+
+SETTING_NULL: Final = ("SET NULL", "SET DEFAULT")
+
+
+def fate_of(constraint: ForeignKeyConstraint) -> Callable[[Row], Row | None] | None:
+    """Return what becomes of a row when the one that it refers to goes: the row after that, or ``None`` for its end.
+
+    ``None`` in place of a function: the database refuses to let the one go.
+    """
+    ondelete = (constraint.ondelete or "").upper()
+    columns = [element.parent for element in constraint.elements]
+    relationships = list(covering(constraint))
+    if ondelete == "CASCADE" or any(relationship.cascade.delete for relationship in relationships):
+        return lambda row: None
+    if all(column.nullable for column in columns) and (ondelete in SETTING_NULL or relationships):
+        return lambda row: _without(row, columns)
+    return None
+
+
+def _without(row: Row, columns: Sequence[Column[Any]]) -> Row:
+    names = [attribute_of(row.mapper, column) for column in columns]
+    return replace(row, values={**row.values, **{name: None for name in names if name}})

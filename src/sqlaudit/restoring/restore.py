@@ -1,0 +1,712 @@
+"""How do rows become what they were? Restoring a version, and undoing a changeset.
+
+Both are ordinary work of the session, in its transaction, and recorded as such: new versions with the context of
+whoever flushes, and a reason that names their source unless the context has one. History is never rewritten.
+
+Everything is read first, in sets, and whatever stands in the way raises before anything is changed. With an
+``AsyncSession``, use ``await session.run_sync(restore, Customer, 42, at=when)``.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from itertools import zip_longest
+from typing import Any, cast
+from uuid import UUID
+
+from sqlalchemy import BinaryExpression, BooleanClauseList, and_, func, inspect, select
+from sqlalchemy.exc import NoInspectionAvailable
+from sqlalchemy.ext.horizontal_shard import ShardedSession
+from sqlalchemy.orm import InstanceState, Mapper, RelationshipProperty, Session, scoped_session
+from sqlalchemy.sql import operators
+
+from sqlaudit.arguments import changeset_uuid
+from sqlaudit.changes import Conflict, Operation, Restored, RestoreReport
+from sqlaudit.exceptions import QueryError, ReadOnlyError, SQLAuditError, TrackingError, UndoConflictError
+from sqlaudit.hooks.scope import records
+from sqlaudit.past.objects import Instant
+from sqlaudit.past.running import PastSession
+from sqlaudit.period import OPEN_END, as_utc
+from sqlaudit.restoring.application import carry_out
+from sqlaudit.restoring.ordering import Ordering
+from sqlaudit.restoring.plan import Change, GivenValues, LinkChange, Plan, fate_of, name_of
+from sqlaudit.restoring.rows import (
+    Columns,
+    Row,
+    Written,
+    display_key,
+    keys_now,
+    links_at,
+    links_now,
+    links_told,
+    rows_at,
+    rows_now,
+    rows_of_versions,
+    rows_where,
+    that_came_later,
+    written_by,
+)
+from sqlaudit.retrieval.changesets import instant_of_changeset, tables_of_changeset
+from sqlaudit.retrieval.ids import ids_given
+from sqlaudit.sql.keys import Key, one_of
+from sqlaudit.tracking.history import Version
+from sqlaudit.tracking.missing import explained
+from sqlaudit.tracking.models import TrackedModel, link_columns, root_of, tracked_model, tracked_model_of
+from sqlaudit.tracking.registry import mappers_of
+from sqlaudit.tracking.sessions import checked_session, where_rows_are
+from sqlaudit.tracking.tables import TrackedTable, tracked_table
+
+_AnySession = Session | scoped_session[Any]
+_Paths = dict[str, tuple[RelationshipProperty[Any], Any]]
+
+
+def restore(
+    session: _AnySession,
+    version: Any,
+    key: Any = None,
+    *,
+    at: datetime | int | UUID | str | None = None,
+    include: Iterable[str] = (),
+    values: Mapping[Any, Any] | None = None,
+    dry_run: bool = False,
+) -> RestoreReport:
+    """Let a row be as it was, by a version of it, or by its class, its key and ``at``.
+
+    A changed row gets its old values, a deleted one is brought back with its key. Excluded columns are left alone.
+    Nothing happens to a row that is in that state already. One statement per table, path and 1,000 rows.
+
+    :param version: an instance of a history class, or a tracked class
+    :param key: the primary key, if a class was given; a tuple if it is composite
+    :param at: an aware datetime, the number of a version, or a changeset id: the state right after that transaction
+    :param include: relationships whose rows shall be as they were at the same instant, as dotted paths: changed and
+        deleted ones are restored; of collections, rows that came later are deleted, and those that were elsewhere go
+        back; of many-to-many relationships, only links that came later go, and further columns of links that are made
+        again get their defaults
+    :param values: values for columns that history does not keep, for rows that are brought back: by attribute of the
+        class, or by class and attribute
+    :param dry_run: only tell what would be done
+    :raises QueryError: there is no such state, a path does not exist, or a row cannot be what it was
+    :raises TrackingError: the class is not tracked
+    :raises SQLAuditError: the session does not record what it writes
+    """
+    session = _writing_session(session)
+    model, wanted, at = _subject(version, key, at)
+    paths = _paths(model.mapper, include)
+    given = _given(values, model)
+    _flush_first(session, dry_run)
+    row, instant = _state(session, model, wanted, at)
+    plan = Plan(session, given, lock=not dry_run)
+    plan.want(row)
+    _Including(plan, instant).include(paths, [row], [])
+    assert row.valid_from is not None
+    reason = f"restored from version {row.version} of {row.valid_from.isoformat()}"
+    if paths:
+        reason += f", with {', '.join(sorted(paths))}"
+    _complete(plan)
+    return _done(plan, reason, dry_run)
+
+
+def undo(
+    session: _AnySession,
+    changeset_id: UUID | str,
+    *,
+    force: bool = False,
+    dry_run: bool = False,
+    values: Mapping[Any, Any] | None = None,
+) -> RestoreReport:
+    """Take back all that one database transaction did to tracked rows and links.
+
+    What it inserted is deleted, what it deleted is brought back, what it changed gets the values from before it.
+    An undo is a changeset itself, and can be undone. A few statements per table that the changeset touched and 1,000
+    rows.
+
+    :param force: take it back even if rows have changed since, and lose these changes
+    :param dry_run: only tell what would be done
+    :param values: values for columns that history does not keep, for rows that are brought back: by class and attribute
+    :raises UndoConflictError: a later transaction has changed one of the rows, or refers to one that would be deleted
+    :raises QueryError: there is no such changeset, or a row cannot be what it was
+    :raises SQLAuditError: the session does not record what it writes
+    """
+    session = _writing_session(session)
+    wanted, given = changeset_uuid(changeset_id), _given(values, None)
+    _flush_first(session, dry_run)
+    plan = Plan(session, given, lock=not dry_run)
+    undoing = _Undoing(plan, wanted)
+    undoing.fill()
+    _complete(plan, None if force else undoing.later)
+    return _done(plan, f"undo of changeset {wanted}", dry_run)
+
+
+# --- what is asked for ------------------------------------------------------------------------------------------
+
+
+def _writing_session(session: object) -> Session:
+    """Return the session, which records what it writes.
+
+    :raises SQLAuditError: it does not
+    """
+    if hasattr(session, "run_sync"):
+        raise QueryError(
+            "An AsyncSession was given; write through its run_sync: await session.run_sync(restore, version).", session
+        )
+    session = checked_session(session)
+    if isinstance(session, PastSession):
+        raise ReadOnlyError(
+            f"This session reads {session.instant} and writes nothing; restore in a session of the present.", session
+        )
+    if isinstance(session, ShardedSession):
+        raise QueryError(
+            "A ShardedSession cannot restore, for a key may be in several shards; use a session on the engine of the "
+            "shard.",
+            session,
+        )
+    if not records(session):
+        raise SQLAuditError(
+            "The session has no hooks, and what it restores would not be recorded; call register_hooks(), or "
+            "register_hooks(your_sessionmaker), at start-up.",
+            session,
+        )
+    return session
+
+
+def _flush_first(session: Session, dry_run: bool) -> None:
+    """Let the database have what the session holds.
+
+    :raises QueryError: the session is doing so already
+    """
+    if dry_run:
+        session._autoflush()
+    elif session._flushing:
+        raise QueryError(
+            "The session is flushing, and what a restore needs to write before cannot be; restore before the flush, or "
+            "after the commit.",
+            session,
+        )
+    else:
+        session.flush()
+
+
+def _subject(version: Any, key: Any, at: Any) -> tuple[TrackedModel, Any, Any]:
+    """Return the model, the key and the state that are meant.
+
+    :raises SQLAuditError: there are none
+    """
+    if isinstance(version, type):
+        if issubclass(version, Version):
+            raise QueryError(f"{version.__qualname__} is a history class; give one of its versions.", version)
+        model = tracked_model_of(version)
+        if at is None:
+            raise QueryError(
+                f"When was {version.__name__} {key!r} as it shall be? Give at=: a datetime, a version number, or a "
+                "changeset id.",
+                version,
+            )
+        return model, key, at
+    if not isinstance(version, Version):
+        raise _no_version(version)
+    if key is not None or at is not None:
+        raise QueryError(
+            f"{type(version).__qualname__} is a version, which has its key and its instant; give it alone.", version
+        )
+    identity = inspect(cast(Any, version)).identity
+    if identity is None:
+        raise QueryError(f"{version!r} was never read from a history; give a version of versions_of().", version)
+    return version.__sqlaudit_model__, tuple(identity[:-1]), identity[-1]
+
+
+def _no_version(given: Any) -> SQLAuditError:
+    """Return the error that tells what was given in place of a version."""
+    name = type(given).__name__
+    try:
+        state = inspect(given)
+    except NoInspectionAvailable:
+        state = None
+    if not isinstance(state, InstanceState):
+        return QueryError(f"{given!r} is no version; give one of versions_of(), or a class, a key and at=.", given)
+    if tracked_model(state.mapper) is None:
+        return TrackingError(
+            f"{name} is not a tracked model, and has no versions; decorate it with @track_table().", given
+        )
+    if isinstance(state.identity_token, Instant):
+        return ReadOnlyError(
+            f"{name} {state.identity} {state.identity_token} is no version; "
+            f"give restore(session, {name}, {state.identity}, at=…).",
+            given,
+        )
+    return QueryError(
+        f"This {name} is the live row, and no version of it; give restore(session, {name}, key, at=…).", given
+    )
+
+
+def _given(values: Mapping[Any, Any] | None, model: TrackedModel | None) -> GivenValues:
+    """Return the values that users give, by class.
+
+    :raises QueryError: they are of no such class, or of no such attribute
+    """
+    if not isinstance(values, Mapping | None):
+        raise QueryError(f"values is {values!r}; give a dict: by attribute, or by class and attribute.", values)
+    by_class: dict[Any, Mapping[str, Any]] = {}
+    for name, value in (values or {}).items():
+        if isinstance(name, type):
+            by_class[name] = value
+        elif model is not None:
+            by_class[model.mapper.class_] = {**by_class.get(model.mapper.class_, {}), name: value}
+        else:
+            raise QueryError(f"values has {name!r}; give them by class: values={{Customer: {{{name!r}: …}}}}.", values)
+    for class_, given in by_class.items():
+        mapper = tracked_model_of(class_).mapper
+        known = {name for each in mapper.self_and_descendants for name in each.column_attrs.keys()}  # noqa: SIM118
+        if not isinstance(given, Mapping) or (unknown := sorted(set(map(str, given)) - known)):
+            what = ", ".join(map(repr, unknown)) if isinstance(given, Mapping) else repr(given)
+            raise QueryError(
+                f"{class_.__name__} has no column {what} to give a value for; it has {', '.join(sorted(known))}.",
+                values,
+            )
+    return by_class
+
+
+# --- the state at an instant ------------------------------------------------------------------------------------
+
+
+def _state(session: Session, model: TrackedModel, key: Any, at: Any) -> tuple[Row, datetime]:
+    """Return the row in the state that is meant, and the instant of that.
+
+    :raises QueryError: there is none
+    """
+    found = ids_given(model.root.table.history_key, [key])["ids"]
+    keys = [each if isinstance(each, tuple) else (each,) for each in found]
+    if isinstance(at, bool) or not isinstance(at, (datetime, int, UUID, str)):
+        raise QueryError(f"at is {at!r}; give a datetime, a version number, or a changeset id.", at)
+    if isinstance(at, int):
+        rows = rows_of_versions(session, model, dict.fromkeys(keys, at)) if -(2**31) < at < 2**31 else []
+        instant = rows[0].valid_from if rows else None
+        what = f"no version {at}"
+    else:
+        instant = as_utc(at) if isinstance(at, datetime) else instant_of_changeset(session, at)
+        rows = rows_at(session, model, model.root.table.key, keys, instant)
+        what = f"no state at {instant.isoformat()}"
+    rows = [row for row in rows if issubclass(row.mapper.class_, model.mapper.class_)]
+    if not rows or instant is None:
+        raise _no_state(session, model, key, keys, what)
+    (row,) = rows
+    if row.operation is Operation.DELETE:
+        raise QueryError(
+            f"Version {row.version} of {name_of(model, row.key)} tells of its deletion; restore the one before: "
+            "version.previous.",
+            row.model.mapper.class_,
+        )
+    return row, instant
+
+
+def _no_state(session: Session, model: TrackedModel, key: Any, keys: Sequence[Key], what: str) -> QueryError:
+    name, table = f"{model.mapper.class_.__name__} {key!r}", model.root.table
+    statement = select(func.min(table.valid_from), func.min(table.version), func.max(table.version))
+    with explained([table]):
+        found = [
+            session.execute(
+                statement.where(one_of(table.history_key, [each])), bind_arguments=where_rows_are(session, table.mapper)
+            ).one()
+            for each in keys
+        ]
+    if not found or found[0][0] is None:
+        return QueryError(f"{name} has {what}: it has no history; look for its key.", model.mapper.class_)
+    begin, first, last = found[0]
+    return QueryError(
+        f"{name} has {what}; its history begins at {begin.isoformat()} and has the versions {first} to {last}, "
+        "see versions_of().",
+        model.mapper.class_,
+    )
+
+
+# --- what comes with it -----------------------------------------------------------------------------------------
+
+
+def _paths(mapper: Mapper[Any], paths: Iterable[str]) -> _Paths:
+    """Return dotted paths as a tree of relationships.
+
+    :raises QueryError: one does not exist, or leads to what has no history
+    """
+    if not isinstance(paths, Iterable):
+        raise QueryError(f"include is {paths!r}; give a list of dotted paths of relationships.", paths)
+    tree: _Paths = {}
+    for path in [paths] if isinstance(paths, str) else paths:
+        here, where = tree, mapper
+        for name in str(path).split("."):
+            relationship = _includable(where).get(name)
+            if relationship is None:
+                raise _no_path(where, path, name)
+            here = here.setdefault(name, (relationship, {}))[1]
+            where = relationship.mapper
+    return tree
+
+
+def _includable(mapper: Mapper[Any]) -> dict[str, RelationshipProperty[Any]]:
+    return {
+        relationship.key: relationship
+        for each in mapper.self_and_descendants
+        for relationship in each.relationships
+        if _is_includable(relationship)
+    }
+
+
+def _is_includable(relationship: RelationshipProperty[Any]) -> bool:
+    if relationship.viewonly or tracked_model(relationship.mapper) is None:
+        return False
+    if not all(_is_kept(column) for pair in relationship.local_remote_pairs for column in pair):
+        return False
+    if relationship.secondary is not None:
+        return tracked_table(relationship.secondary) is not None and _is_plain(relationship.secondaryjoin)
+    return _is_plain(relationship.primaryjoin)
+
+
+def _is_kept(column: Any) -> bool:
+    table = tracked_table(column.table)
+    return table is not None and any(live is column for live, _ in table.columns)
+
+
+def _is_plain(condition: Any) -> bool:
+    """Tell whether a join only says that columns are equal."""
+    if isinstance(condition, BooleanClauseList):
+        return condition.operator is operators.and_ and all(map(_is_plain, condition.clauses))
+    return isinstance(condition, BinaryExpression) and condition.operator is operators.eq
+
+
+def _no_path(mapper: Mapper[Any], path: str, name: str) -> QueryError:
+    names = ", ".join(sorted(_includable(mapper))) or "none"
+    return QueryError(
+        f"{mapper.class_.__name__} has no relationship {name!r} to include ({path!r}); those that lead to tracked "
+        f"models by columns that are equal and not excluded, and can be written: {names}.",
+        mapper.class_,
+    )
+
+
+class _Including:
+    """Lets the rows that others are related to be as they were at an instant."""
+
+    def __init__(self, plan: Plan, instant: datetime) -> None:
+        self.plan = plan
+        self.session = plan.session
+        self.instant = instant
+
+    def include(self, paths: _Paths, then: Collection[Row], doomed: Collection[Row]) -> None:
+        """Follow relationships from rows of the instant, and from live ones that shall go."""
+        for relationship, further in paths.values():
+            sources = [
+                [row for row in rows if relationship.parent.class_ in row.mapper.class_.__mro__]
+                for rows in (then, doomed)
+            ]
+            found: list[Row]
+            going: list[Row]
+            if relationship.secondary is not None:
+                found, going = self._linked(relationship, *sources), []
+            elif relationship.direction.name == "MANYTOONE":
+                found, going = self._referred(relationship, sources[0]), []
+            else:
+                found, going = self._collected(relationship, *sources)
+            for row in found:
+                self.plan.want(row)
+            for row in going:
+                self.plan.unwant(row.model, row.key)
+            if further and (found or going):
+                self.include(further, found, going)
+
+    def _then(
+        self, relationship: RelationshipProperty[Any], columns: Sequence[Any], values: Collection[Key]
+    ) -> list[Row]:
+        rows = rows_at(self.session, _model_of(relationship), columns, values, self.instant)
+        return [row for row in rows if issubclass(row.mapper.class_, relationship.mapper.class_)]
+
+    def _referred(self, relationship: RelationshipProperty[Any], then: Collection[Row]) -> list[Row]:
+        ours, theirs = zip(*relationship.local_remote_pairs, strict=True)
+        return self._then(relationship, theirs, _distinct(row.get(ours) for row in then))
+
+    def _collected(
+        self, relationship: RelationshipProperty[Any], then: Collection[Row], doomed: Collection[Row]
+    ) -> tuple[list[Row], list[Row]]:
+        """Return the rows that were in the collections, and those in them now that came later."""
+        ours, theirs = zip(*relationship.local_remote_pairs, strict=True)
+        values = _distinct(row.get(ours) for row in then)
+        found = self._then(relationship, theirs, values)
+        now = rows_now(
+            self.session,
+            _model_of(relationship),
+            theirs,
+            _distinct([*values, *(row.get(ours) for row in doomed)]),
+        )
+        known = {row.key for row in found}
+        strangers = {
+            row.key: row
+            for row in now
+            if row.key not in known and issubclass(row.mapper.class_, relationship.mapper.class_)
+        }
+        table = _model_of(relationship).root.table
+        for row in rows_at(self.session, _model_of(relationship), table.key, list(strangers), self.instant):
+            self.plan.want(row)  # it was elsewhere
+            del strangers[row.key]
+        late = that_came_later(self.session, table, list(strangers), self.instant)
+        return found, [row for key, row in strangers.items() if key in late]
+
+    def _linked(
+        self, relationship: RelationshipProperty[Any], then: Collection[Row], doomed: Collection[Row]
+    ) -> list[Row]:
+        """Let links be made and ended; return the rows at their other ends."""
+        table = cast(TrackedTable, tracked_table(relationship.secondary))
+        columns = link_columns(relationship)
+        ours, by = zip(*relationship.synchronize_pairs, strict=True)
+        theirs = [column for column, _ in relationship.secondary_synchronize_pairs or ()]
+        values = _distinct(row.get(ours) for row in then)
+        before = links_at(self.session, table, columns, by, values, self.instant)
+        now = links_now(self.session, table, columns, by, _distinct([*values, *(row.get(ours) for row in doomed)]))
+        late = that_came_later(
+            self.session, table, [key for link, key in now.items() if link not in before], self.instant
+        )
+        for link, key in before.items():
+            if link not in now:
+                self.plan.link(LinkChange(Operation.INSERT, table, relationship, columns, link, key))
+        for link, key in now.items():
+            if link not in before and key in late:
+                self.plan.link(LinkChange(Operation.DELETE, table, relationship, columns, link, key))
+        return self._then(relationship, theirs, _distinct(link[len(by) :] for link in before))
+
+
+def _model_of(relationship: RelationshipProperty[Any]) -> TrackedModel:
+    model = tracked_model(relationship.mapper)
+    assert model is not None
+    return model
+
+
+def _distinct(values: Iterable[Key | None]) -> list[Key]:
+    return [value for value in dict.fromkeys(values) if value is not None]
+
+
+# --- what a changeset did ---------------------------------------------------------------------------------------
+
+
+class _Undoing:
+    """Lets all that a changeset touched be as it was before it."""
+
+    def __init__(self, plan: Plan, changeset_id: UUID) -> None:
+        self.plan = plan
+        self.session = plan.session
+        self.changeset_id = changeset_id
+        self.written: dict[TrackedTable, list[Written]] = {}
+
+    def fill(self) -> None:
+        """Fill the plan."""
+        tables = tables_of_changeset(self.session, self.changeset_id)
+        for root in dict.fromkeys(root_of(table) for table in tables if not table.is_association):
+            self.written[root.table] = written_by(self.session, root.table, self.changeset_id)
+            self._want_rows(root, self.written[root.table])
+        for table in tables:
+            if table.is_association:
+                self.written[table] = written_by(self.session, table, self.changeset_id)
+                self._want_links(table, self.written[table])
+
+    def later(self) -> list[Conflict]:
+        """Return what has changed since: to be asked when the rows are locked, and nothing more can."""
+        return [conflict for table, written in self.written.items() for conflict in self._later(table, written)]
+
+    def _want_rows(self, root: TrackedModel, written: Collection[Written]) -> None:
+        numbers = {each.key: each.before for each in written if each.before is not None}
+        rows = {row.key: row for row in rows_of_versions(self.session, root, numbers)}
+        for each in written:
+            if each.before is None:
+                self.plan.unwant(root, each.key)
+            elif each.key in rows and rows[each.key].operation is not Operation.DELETE:
+                self.plan.want(rows[each.key])
+            else:
+                raise QueryError(
+                    f"What {name_of(root, each.key)} was before changeset {self.changeset_id} is not in its history "
+                    "any more; the changeset cannot be undone as a whole, restore single rows.",
+                    root.mapper.class_,
+                )
+
+    def _want_links(self, table: TrackedTable, written: Collection[Written]) -> None:
+        relationship = _relationship_through(table)
+        columns = link_columns(relationship)
+        wanted = [(*each.key, each.before) for each in written if each.before is not None]
+        gone = [each.key for each in written if each.before is None]
+        number = (*table.history_key, table.version)
+        before = self._links(table, columns, number, wanted)
+        made = self._links(table, columns, table.history_key, gone)
+        now = links_now(self.session, table, columns, columns, _distinct(link for link, _ in [*before, *made]))
+        for link, key in before:
+            if link not in now:
+                self.plan.link(LinkChange(Operation.INSERT, table, relationship, columns, link, key))
+        for link, key in made:
+            if link in now:
+                self.plan.link(LinkChange(Operation.DELETE, table, relationship, columns, link, key))
+
+    def _links(
+        self, table: TrackedTable, columns: Columns, by: Sequence[Any], values: Collection[Key]
+    ) -> list[tuple[Key, Key]]:
+        """Return the links, and their keys, that versions tell."""
+        width = len(columns)
+        found = rows_where(self.session, table, select(*links_told(table, columns)), by, values)
+        return list(dict.fromkeys((row[:width], row[width:]) for row in found))
+
+    def _later(self, table: TrackedTable, written: Collection[Written]) -> list[Conflict]:
+        """Return the changes that rows of a table have had since, also those whose versions have been removed."""
+        if not written:
+            return []
+        ours = table.history.alias()
+        key, number, changeset = table.history_key, table.version.key, table.role("changeset_id")
+        last = (
+            select(*(ours.c[column.key] for column in key), func.max(ours.c[number]).label("sqlaudit_last"))
+            .where(
+                ours.c[changeset.key] == self.changeset_id,
+                ours.c[table.role("operation").key] != Operation.BASELINE,
+            )
+            .group_by(*(ours.c[column.key] for column in key))
+            .subquery()
+        )
+        same = and_(*(column == last.c[column.key] for column in key))
+        told = table.role("changed_by"), table.valid_from, changeset
+        is_later = table.version > last.c.sqlaudit_last
+        statement = (
+            select(*key, *told, is_later, table.valid_to, table.role("operation"))
+            .select_from(table.history.join(last, same))
+            .where(table.version >= last.c.sqlaudit_last)
+            .order_by(*key, table.version)
+        )
+        if self.plan.lock:  # a locking read sees beyond the snapshot that the transaction may have
+            statement = statement.with_for_update(read=True, of=table.history)
+        with explained([table]):
+            rows = self.session.execute(statement, bind_arguments=where_rows_are(self.session, table.mapper)).all()
+        found = []
+        for row, following in zip_longest(rows, rows[1:]):
+            *values, later, ended, operation = row
+            if later:
+                found.append(_conflict(table, tuple(values[: len(key)]), *values[len(key) :]))
+            elif (following is None or not following[-3]) and operation is not Operation.DELETE and ended != OPEN_END:
+                # The version that has ended this one is missing.
+                found.append(_conflict(table, tuple(values[: len(key)]), timestamp=ended))
+        return list({(each.key, each.changeset_id): each for each in found}.values())
+
+
+def _conflict(
+    table: TrackedTable, key: Key, changed_by: Any = None, timestamp: Any = None, changeset: Any = None
+) -> Conflict:
+    model = table.live if table.is_association else root_of(table).mapper.class_
+    return Conflict(
+        model=model, key=display_key(key), changed_by=changed_by, timestamp=timestamp, changeset_id=changeset
+    )
+
+
+def _relationship_through(table: TrackedTable) -> RelationshipProperty[Any]:
+    """Return a relationship that writes an association table."""
+    assert table.mapper is not None
+    for mapper in sorted(mappers_of(table.mapper.registry), key=lambda mapper: mapper is not table.mapper):
+        for relationship in mapper.relationships:
+            if relationship.secondary is table.live and not relationship.viewonly:
+                return relationship
+    raise QueryError(
+        f"No relationship writes {table.live.fullname!r} any more; its links cannot be undone.", table.live
+    )
+
+
+# --- what follows from it ---------------------------------------------------------------------------------------
+
+
+def _complete(plan: Plan, later: Callable[[], list[Conflict]] | None = None) -> None:
+    """Add to a plan what its deletions bring along, and check it.
+
+    :param later: tells the changes that must not be lost; ``None`` if there are none such
+    :raises UndoConflictError: there are some
+    :raises QueryError: a row or link cannot be what it was
+    """
+    while True:
+        plan.compare()
+        referring = list(plan.referring())
+        if later is not None:
+            conflicts = [*later(), *_last_changes(plan, [row for _, row, _ in referring])]
+            conflicts += _links_of_doomed(plan, conflicting=True)
+            if conflicts:
+                raise _conflict_error(list(dict.fromkeys(conflicts)))
+            break
+        _links_of_doomed(plan, conflicting=False)
+        if not referring:
+            break
+        for constraint, row, doomed in referring:
+            fate = fate_of(constraint)
+            if fate is None:
+                raise QueryError(
+                    f"{name_of(row.model, row.key)} refers to {doomed.name}, which would be deleted; include it, or "
+                    "delete it first.",
+                    row.mapper.class_,
+                )
+            plan.suffer(row, fate)
+    plan.check_untracked()
+    plan.check_references()
+    plan.check_unique()
+    plan.check_respelt()
+
+
+def _last_changes(plan: Plan, rows: Collection[Row]) -> list[Conflict]:
+    """Return the last change of each of the live rows."""
+    by_root: dict[TrackedModel, dict[Key, None]] = defaultdict(dict)
+    for row in rows:
+        by_root[row.model.root][row.key] = None
+    return [conflict for root, keys in by_root.items() for conflict in _latest(plan.session, root.table, list(keys))]
+
+
+def _latest(session: Session, table: TrackedTable, keys: Collection[Key]) -> Iterator[Conflict]:
+    key = table.history_key
+    told = table.role("changed_by"), table.valid_from, table.role("changeset_id")
+    statement = select(*keys_now(table), *told).order_by(*key, table.version)
+    found = {row[: len(key)]: row[len(key) :] for row in rows_where(session, table, statement, key, keys)}
+    for each in keys:
+        yield _conflict(table, each, *found.get(each, ()))
+
+
+def _links_of_doomed(plan: Plan, *, conflicting: bool) -> list[Conflict]:
+    """Let the links of rows that shall go be ended, or return those that are not in the plan."""
+    conflicts: list[Conflict] = []
+    for table, by, values in plan.referring_links():
+        relationship = _relationship_through(table)
+        columns = link_columns(relationship)
+        strangers = {}
+        for link, key in links_now(plan.session, table, columns, by, values).items():
+            change = LinkChange(Operation.DELETE, table, relationship, columns, link, key)
+            if (table, change.identity) not in plan.links:
+                strangers[key] = change
+        if conflicting:
+            conflicts += _latest(plan.session, table, list(strangers))
+        else:
+            for change in strangers.values():
+                plan.link(change)
+    return conflicts
+
+
+def _conflict_error(conflicts: Sequence[Conflict]) -> UndoConflictError:
+    told = [
+        f"{getattr(each.model, '__name__', None) or each.model.fullname} {each.key!r}"
+        f" (by {each.changed_by or 'unknown'} at {each.timestamp})"
+        for each in conflicts
+    ]
+    more = f" and {len(told) - 10} more" if len(told) > 10 else ""
+    return UndoConflictError(
+        f"Later changes would be lost: {', '.join(told[:10])}{more}; undo these first, or give force=True.",
+        conflicts[0].model,
+        conflicts,
+    )
+
+
+def _done(plan: Plan, reason: str, dry_run: bool) -> RestoreReport:
+    report = RestoreReport((*map(_reported, plan.changes), *map(_reported_link, plan.links.values())))
+    stages = Ordering(plan.changes).stages()
+    if report and not dry_run:
+        carry_out(plan, stages, reason)
+    return report
+
+
+def _reported(change: Change) -> Restored:
+    return Restored(change.operation, change.mapper.class_, display_key(change.key), change.fields)
+
+
+def _reported_link(change: LinkChange) -> Restored:
+    made = change.operation is Operation.INSERT
+    fields = {column.key: (None, value) if made else (value, None) for column, value in change.by_column.items()}
+    return Restored(change.operation, change.table.live, display_key(change.key), fields)

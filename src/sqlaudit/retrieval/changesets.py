@@ -1,0 +1,327 @@
+"""What did one database transaction do? Changesets, looked for in every history table that a session can read."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    FromClause,
+    Integer,
+    MetaData,
+    bindparam,
+    case,
+    func,
+    inspect,
+    literal,
+    literal_column,
+    select,
+    union_all,
+)
+from sqlalchemy.exc import UnboundExecutionError
+from sqlalchemy.orm import Session, scoped_session
+
+from sqlaudit.arguments import changeset_uuid, checked_count, checked_range, checked_user
+from sqlaudit.changes import Changeset, Operation
+from sqlaudit.exceptions import QueryError
+from sqlaudit.sql.batches import chunks
+from sqlaudit.tracking.missing import explained
+from sqlaudit.tracking.models import tracked_model
+from sqlaudit.tracking.registry import find_association_tables, tracked_tables
+from sqlaudit.tracking.sessions import checked_session, where_rows_are
+from sqlaudit.tracking.tables import TrackedTable, guard_name, known_metadata
+
+_TABLES_PER_STATEMENT: Final = 100
+_existing: WeakKeyDictionary[Engine, set[tuple[str | None, str]]] = WeakKeyDictionary()
+"""The history tables that were seen in a database, by schema and name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The tracked tables that lie on one bind of a session.
+
+    :param bind_arguments: those that lead a statement there
+    """
+
+    bind_arguments: dict[str, Any]
+    tables: tuple[TrackedTable, ...]
+
+
+def known_tables(session: Session) -> list[Place]:
+    """Return every tracked table, association tables included, that a session can read.
+
+    Those of models that the session has no bind for are left out. If several MetaData have tracked tables, those
+    that the database lacks are, too: one statement per bind and schema, until all have been seen.
+    """
+    by_bind: dict[Any, list[TrackedTable]] = defaultdict(list)
+    arguments: dict[Any, dict[str, Any]] = {}
+    metadata = known_metadata()
+    for each in metadata:
+        find_association_tables(each)
+        for table in tracked_tables(each):
+            if table.mapper is not None and tracked_model(table.mapper) is None:
+                continue  # its registry has been disposed of
+            try:
+                where = where_rows_are(session, table.mapper)
+            except UnboundExecutionError:
+                continue
+            bind = where.get("bind")
+            arguments.setdefault(bind, where)
+            by_bind[bind].append(table)
+    if len(metadata) > 1:
+        by_bind = {bind: _that_exist(session, arguments[bind], tables) for bind, tables in by_bind.items()}
+    return [Place(arguments[bind], tuple(tables)) for bind, tables in by_bind.items() if tables]
+
+
+def _that_exist(session: Session, where: dict[str, Any], tables: Collection[TrackedTable]) -> list[TrackedTable]:
+    """Return the tables whose history is in the database; all of them for shards, which may differ.
+
+    If several MetaData have tables of one name, those of the one that fits the database best.
+    """
+    if "bind" not in where:
+        return list(tables)
+    connection = session.connection(bind_arguments=dict(where))  # it takes the bind out
+    names = {table: (connection.schema_for_object(table.history), table.history.name) for table in tables}
+    seen = _existing.setdefault(connection.engine, set())
+    if not seen.issuperset(names.values()):
+        seen.update(_history_tables(connection, {schema for schema, _ in names.values()}))
+    by_name: dict[tuple[str | None, str], list[TrackedTable]] = defaultdict(list)
+    for table, name in names.items():
+        if name in seen:
+            by_name[name].append(table)
+    if len(by_name) == sum(map(len, by_name.values())):
+        return [table for table, name in names.items() if name in seen]
+    fits = _fitness(connection, names, by_name)
+    return [max(those, key=lambda table: fits[table.live.metadata]) for those in by_name.values()]
+
+
+def _fitness(
+    connection: Connection,
+    names: Mapping[TrackedTable, tuple[str | None, str]],
+    by_name: Mapping[tuple[str | None, str], Collection[TrackedTable]],
+) -> dict[MetaData, tuple[float, int]]:
+    """Tell how well each MetaData fits a database: by the columns of tables that others have, and by its tables."""
+    inspector = inspect(connection)
+    agreeing: dict[MetaData, list[float]] = defaultdict(list)
+    for (schema, name), those in by_name.items():
+        if len(those) > 1:
+            columns = {column["name"] for column in inspector.get_columns(name, schema)}
+            for table in those:
+                ours = {column.name for column in table.history.c}
+                columns.discard(guard_name(table))
+                agreeing[table.live.metadata].append(len(ours & columns) / len(ours | columns))
+    there = Counter(table.live.metadata for those in by_name.values() for table in those)
+    known = Counter(table.live.metadata for table in names)
+    return {
+        each: (sum(agreeing[each]) / (len(agreeing[each]) or 1) * count / known[each], count)
+        for each, count in there.items()
+    }
+
+
+def _history_tables(connection: Connection, schemas: Iterable[str | None]) -> Iterator[tuple[str | None, str]]:
+    inspector = inspect(connection)
+    there = {*inspector.get_schema_names(), None} if set(schemas) - {None} else {None}
+    for schema in there.intersection(schemas):
+        yield from ((schema, name) for name in inspector.get_table_names(schema))
+
+
+# --- all changesets ---------------------------------------------------------------------------------------------
+
+
+def changesets(
+    session: Session | scoped_session[Any],
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    user_id: str | int | UUID | None = None,
+    limit: int | None = None,
+    newest_first: bool = False,
+) -> list[Changeset]:
+    """Return what each database transaction wrote, oldest first; two entries if its audit context changed meanwhile.
+
+    One statement per bind and 100 tracked tables; two of them with a filter or a limit. A backfill is a changeset
+    of its own, the baselines that a first change brings along are not told.
+
+    :param since: the first instant, included; an aware datetime
+    :param until: the last instant, included
+    :param user_id: by whom the changes were made
+    :param limit: how many entries to return at most
+    :param newest_first: turn the order around
+    :raises QueryError: a filter does not make sense
+    """
+    session = checked_session(session)
+    parameters: dict[str, Any] = dict(checked_range("The range", since, until))
+    if user_id is not None:
+        parameters["user"] = checked_user("user_id", user_id)
+    count = None if limit is None else checked_count("limit", limit)
+    places = known_tables(session)
+    if parameters or count is not None:
+        wanted = _chosen(session, places, parameters, count, newest_first)
+        found = [entry for ids in chunks(wanted) for entry in _entries(session, places, ids)]
+    else:
+        found = list(_entries(session, places, None))
+    found = [entry for entry in found if "user" not in parameters or entry.changed_by == parameters["user"]]
+    found.sort(key=_place_in_time, reverse=newest_first)
+    return found[:count]
+
+
+def _place_in_time(entry: Changeset) -> tuple[Any, ...]:
+    context = (entry.changed_by, entry.impersonated_by, entry.reason)
+    return (entry.timestamp, entry.changeset_id, *(text or "" for text in context), _text_of(entry.extra))
+
+
+def _text_of(extra: Any) -> str:
+    return json.dumps(extra, sort_keys=True)
+
+
+def _chosen(
+    session: Session, places: Iterable[Place], parameters: dict[str, Any], limit: int | None, newest_first: bool
+) -> list[UUID]:
+    """Return the ids of the changesets that a filter lets through, in the order of their instants."""
+
+    def ids(table: TrackedTable) -> Any:
+        at, changeset = func.max(table.valid_from).label("at"), table.role("changeset_id")
+        statement = select(changeset, at).group_by(changeset)
+        if "since" in parameters:
+            statement = statement.where(table.valid_from >= bindparam("since"))
+        if "until" in parameters:
+            statement = statement.where(table.valid_from <= bindparam("until"))
+        if "user" in parameters:
+            statement = statement.where(table.role("changed_by") == bindparam("user"))
+        if limit is None:
+            return statement
+        order = (at, changeset)
+        statement = statement.order_by(*(column.desc() if newest_first else column for column in order)).limit(limit)
+        return select(statement.subquery())
+
+    instants: dict[UUID, datetime] = {}
+    for changeset_id, at in read_all(session, places, ids, parameters):
+        instants[changeset_id] = max(at, instants.get(changeset_id, at))
+    chosen = sorted(instants, key=lambda changeset_id: (instants[changeset_id], changeset_id), reverse=newest_first)
+    return chosen[:limit]
+
+
+def _entries(session: Session, places: Sequence[Place], ids: Sequence[UUID] | None) -> Iterator[Changeset]:
+    """Yield what all changesets wrote under each context, or those of the ids."""
+    numbers = {table: number for number, table in enumerate(table for place in places for table in place.tables)}
+
+    def contexts(table: TrackedTable) -> Any:
+        changeset = table.role("changeset_id")
+        columns = [changeset, *(table.role(role) for role in ("changed_by", "impersonated_by", "reason", "extra"))]
+        baseline: ColumnElement[str] = literal_column(
+            f"'{Operation.BASELINE.value}'"
+        )  # no parameter: pg8000 sends two, of other names
+        is_baseline = case((table.role("operation") == baseline, literal_column("1")), else_=literal_column("0")).label(
+            "is_baseline"
+        )
+        statement = select(
+            literal(numbers[table], Integer), is_baseline, func.max(table.valid_from), *columns
+        ).group_by(*columns, is_baseline)
+        return statement if ids is None else statement.where(changeset.in_(ids))
+
+    names = {number: table.live.fullname for table, number in numbers.items()}
+    written: dict[UUID, dict[tuple[Any, ...], tuple[set[str], Any]]] = defaultdict(dict)
+    instants: dict[UUID, datetime] = {}
+    for number, is_baseline, at, changeset_id, *who_and_why, extra in read_all(session, places, contexts, {}):
+        instants[changeset_id] = max(at, instants.get(changeset_id, at))
+        context = (bool(is_baseline), *who_and_why, _text_of(extra))
+        written[changeset_id].setdefault(context, (set(), extra))[0].add(names[number])
+    for changeset_id, contexts_of_one in written.items():
+        only_baselines = all(is_baseline for is_baseline, *_ in contexts_of_one)
+        for (is_baseline, changed_by, impersonated_by, reason, _), (tables, extra) in contexts_of_one.items():
+            if only_baselines or not is_baseline:
+                yield Changeset(
+                    changeset_id=changeset_id,
+                    timestamp=instants[changeset_id],
+                    changed_by=changed_by,
+                    reason=reason,
+                    impersonated_by=impersonated_by,
+                    extra=extra,
+                    tables=tuple(sorted(tables)),
+                )
+
+
+# --- one changeset ----------------------------------------------------------------------------------------------
+
+
+def instant_of_changeset(session: Session | scoped_session[Any], changeset_id: UUID | str) -> datetime:
+    """Return the instant that a changeset stands for: the first at which all that it did was done.
+
+    One statement per bind and 100 tracked tables.
+
+    :raises QueryError: ``changeset_id`` is no UUID, or no history has a version of such a changeset
+    """
+    session = checked_session(session)
+    wanted = changeset_uuid(changeset_id)
+
+    def latest(table: TrackedTable) -> Any:
+        return select(func.max(table.valid_from)).where(is_of_changeset(table))
+
+    rows = read_all(session, known_tables(session), latest, {"changeset": wanted})
+    instants: list[datetime] = [row[0] for row in rows if row[0] is not None]
+    if instants:
+        return max(instants)
+    raise unknown_changeset(wanted)
+
+
+def tables_of_changeset(session: Session, changeset_id: UUID) -> list[TrackedTable]:
+    """Return the tables of which a changeset has versions: one statement per bind and 100 tracked tables.
+
+    :raises QueryError: there are none
+    """
+    places = known_tables(session)
+    tables = [table for place in places for table in place.tables]
+    numbers = {table: number for number, table in enumerate(tables)}
+
+    def count(table: TrackedTable) -> Any:
+        return select(literal(numbers[table], Integer), func.count()).where(is_of_changeset(table))
+
+    counted = read_all(session, places, count, {"changeset": changeset_id})
+    if touched := {number for number, versions in counted if versions}:
+        return [tables[number] for number in sorted(touched)]
+    raise unknown_changeset(changeset_id)
+
+
+def unknown_changeset(changeset_id: UUID) -> QueryError:
+    return QueryError(
+        f"No history that this session can read has a changeset {changeset_id}; give the audit_changeset_id of a "
+        "version, and a session with binds for the tables that it changed.",
+        changeset_id,
+    )
+
+
+def is_of_changeset(table: TrackedTable, history: FromClause | None = None) -> ColumnElement[bool]:
+    """Return the condition that a version is of the changeset that the parameter names.
+
+    :param history: an alias of the history table
+    """
+    column = (table.history if history is None else history).c[table.role("changeset_id").key]
+    return column == bindparam("changeset", type_=column.type)
+
+
+def read_all(
+    session: Session,
+    places: Iterable[Place],
+    selecting: Callable[[TrackedTable], Any],
+    parameters: dict[str, Any],
+) -> Iterator[Sequence[Any]]:
+    """Yield the rows that a select of each table gives: one statement per bind and 100 tables.
+
+    :param selecting: gives the select of a table; all have the same columns
+    """
+    session._autoflush()
+    for place in places:
+        for start in range(0, len(place.tables), _TABLES_PER_STATEMENT):
+            tables = place.tables[start : start + _TABLES_PER_STATEMENT]
+            with explained(tables):
+                statement = union_all(*map(selecting, tables))
+                yield from session.execute(statement, parameters, bind_arguments=place.bind_arguments)

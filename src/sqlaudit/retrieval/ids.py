@@ -1,0 +1,130 @@
+"""Which rows does a reader ask for? Ids as Python values or texts, converted to the types of the key."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from datetime import date, datetime, time
+from decimal import Decimal
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Integer,
+    Uuid,
+    bindparam,
+    tuple_,
+)
+from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from sqlaudit.sql.keys import are_bound_in_sql, one_of
+from sqlaudit.sql.lists import is_among
+
+_WHOLE_NUMBER: Final = re.compile(r"[+-]?[0-9]+")
+_FROM_TEXT: Final[Mapping[type[Any], Callable[[str], Any]]] = {
+    date: date.fromisoformat,
+    datetime: datetime.fromisoformat,
+    time: time.fromisoformat,
+    Decimal: Decimal,
+    float: float,
+}
+_ANY_DIALECT: Final = DefaultDialect()
+
+
+def ids_listed(value: Any, *, composite: bool = False) -> list[Any]:
+    """Return one value or several as a list; text is one, and a tuple is one composite id."""
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable) or (composite and isinstance(value, tuple)):
+        return [value]
+    return list(value)
+
+
+def ids_given(columns: Sequence[ColumnElement[Any]], ids: Iterable[Any]) -> dict[str, list[Any]]:
+    """Return the parameter of :func:`has_id`: the ids, as far as they are of the columns' types."""
+    matching: list[Any] = []
+    for value in ids:
+        values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+        if len(values) == len(columns):
+            with suppress(TypeError, ValueError, LookupError, ArithmeticError, AttributeError):
+                key = tuple(_converted(part, column.type) for part, column in zip(values, columns, strict=True))
+                matching.append(key if len(columns) > 1 else key[0])
+    return {"ids": matching}
+
+
+def has_id(columns: Sequence[ColumnElement[Any]], given: Mapping[str, Any]) -> ColumnElement[bool]:
+    """Return the condition that the columns have one of the ids."""
+    if are_bound_in_sql(columns):
+        return one_of(columns, [key if len(columns) > 1 else (key,) for key in given["ids"]])
+    # The widest integer, so that an id that its column cannot hold is compared like any other, and matches nothing.
+    types = [BigInteger() if isinstance(column.type, Integer) else column.type for column in columns]
+    if len(columns) == 1:
+        return is_among(columns[0], bindparam("ids", type_=types[0], expanding=True))
+    return tuple_(*columns, types=types).in_(bindparam("ids", expanding=True))
+
+
+def _converted(value: Any, type_: TypeEngine[Any]) -> Any:
+    """Return an id as a value of a key column's Python type.
+
+    :raises ValueError: it cannot be one (or another error of the type's own)
+    """
+    if isinstance(type_, TypeDecorator):
+        return _accepted(value, type_)
+    if isinstance(type_, Uuid):
+        found = value if isinstance(value, UUID) else UUID(hex=_text(value))
+        return found if type_.as_uuid else str(found)
+    wanted = _python_type_of(type_)
+    if wanted is None:
+        return value
+    if isinstance(value, bool) != (wanted is bool):
+        raise ValueError(value)
+    if wanted is int:
+        return _whole_number(value, type_)
+    if wanted is str:
+        return _text(str(value) if isinstance(value, (int, UUID)) else value)
+    if not isinstance(value, wanted):
+        value = _FROM_TEXT[wanted](str(value) if isinstance(value, int) else _text(value))
+    return value
+
+
+def _accepted(value: Any, type_: TypeDecorator[Any]) -> Any:
+    """Return an id as a value that a user's own type takes: as it is, or else converted for the type below."""
+    below = type_.impl_instance
+    taken = _python_type_of(below)
+    try:
+        bound = type_.process_bind_param(value, _ANY_DIALECT)
+        if taken is None or isinstance(bound, taken):
+            return value
+    except NotImplementedError:
+        own = _python_type_of(type_)
+        is_own = own is not None and own is not taken and isinstance(value, own)  # an Interval
+        return value if is_own or type_._has_bind_expression else _converted(value, below)
+    except (TypeError, ValueError, AttributeError):
+        pass
+    value = _converted(value, below)
+    type_.process_bind_param(value, _ANY_DIALECT)
+    return value
+
+
+def _python_type_of(type_: TypeEngine[Any]) -> type[Any] | None:
+    try:
+        return type_.python_type
+    except NotImplementedError:  # SQLAlchemy 2.0 asks no type below
+        return None
+
+
+def _whole_number(value: Any, type_: TypeEngine[Any]) -> int:
+    number = int(value) if isinstance(value, str) and _WHOLE_NUMBER.fullmatch(value) else value
+    is_unsigned = any(getattr(each, "unsigned", False) for each in (type_, *type_._variant_mapping.values()))
+    if not isinstance(number, int) or not -(1 << 63) <= number < 1 << (64 if is_unsigned else 63):
+        raise ValueError(value)
+    return number
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError(value)
+    value.encode()
+    return value

@@ -1,0 +1,123 @@
+"""How do many keys go into statements? In batches, or by a select that finds them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import islice
+from typing import Any, Final, Protocol, TypeVar
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Dialect,
+    Enum,
+    Select,
+    func,
+    select,
+    tuple_,
+)
+from sqlalchemy.dialects import mysql
+
+from sqlaudit.exceptions import CaptureError
+from sqlaudit.sql.keys import MYSQL, Key, bound, implementation_of, keys_read, one_of, raw
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+CHUNK: Final = 1000
+"""Keys that one statement is given."""
+
+
+class Portionable(Protocol[T_co]):
+    """What can be taken in portions, wherever it is kept."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[T_co]: ...
+
+
+def chunks(keys: Portionable[T], size: int = CHUNK) -> Iterator[Sequence[T]]:
+    """Yield the keys in portions that one statement takes."""
+    if isinstance(keys, (list, tuple)) and len(keys) <= size:
+        if keys:
+            yield keys
+        return
+    remaining = iter(keys)
+    while chunk := list(islice(remaining, size)):
+        yield chunk
+
+
+class SelectedKeys:
+    """Keys of rows, wherever a select finds them.
+
+    :param chosen: selects them, and nothing else
+    """
+
+    def __init__(self, connection: Connection, chosen: Select[Any]) -> None:
+        self.connection = connection
+        self.chosen = chosen
+
+    @cached_property
+    def _count(self) -> int:
+        return self.connection.scalar(select(func.count()).select_from(self.chosen.subquery())) or 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Key]:
+        for page in pages(self.connection, self.chosen, self.columns):
+            yield from page
+
+    @property
+    def columns(self) -> list[ColumnElement[Any]]:
+        return list(self.chosen.selected_columns)
+
+    def among(self, key: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
+        """Return the condition that a row has one of the keys."""
+        return one_of(key, self.chosen)
+
+
+Portion = Sequence[Key] | SelectedKeys
+"""Keys that one statement takes."""
+
+
+def portions(keys: Portionable[Key]) -> Iterator[Portion]:
+    """Yield keys as statements take them: all at once, if they can select them themselves.
+
+    MariaDB and MySQL would walk through the whole history to select its rows by others, and lock it.
+    """
+    if not isinstance(keys, SelectedKeys) or keys.connection.dialect.name in MYSQL:
+        yield from chunks(keys)
+    elif keys:
+        yield keys
+
+
+def pages(
+    connection: Connection, statement: Select[Any], columns: Sequence[ColumnElement[Any]]
+) -> Iterator[Sequence[Key]]:
+    """Yield what a select of keys finds, page by page: the next begins behind the last key."""
+    order = [in_order(column, connection.dialect) for column in columns]
+    read = raw(columns, connection.dialect)
+    statement = statement.with_only_columns(*read, maintain_column_froms=True).order_by(*order).limit(CHUNK)
+    page = list(keys_read(connection, statement))
+    while page:
+        yield page
+        ends = [bound(column, value=value) for column, value in zip(read, page[-1], strict=True)]
+        # By its name, for SQLAlchemy compares no booleans.
+        behind = tuple_(*order) > tuple_(*ends) if len(ends) > 1 else order[0].bool_op(">")(ends[0])
+        last, page = page[-1], list(keys_read(connection, statement.where(behind)))
+        if page and page[-1] == last:
+            raise CaptureError(
+                f"The database does not find the keys behind {last}: the key of the live table and that of its history "
+                "are of different types; give them the same.",
+                last,
+            )
+
+
+def in_order(column: ColumnElement[Any], dialect: Dialect) -> ColumnElement[Any]:
+    """Return what gives a column one order, whether rows are sorted by it or compared with a value.
+
+    MariaDB and MySQL sort an ENUM or a SET by its number, and compare its text.
+    """
+    has_number = dialect.name in MYSQL and isinstance(implementation_of(column.type, dialect), (Enum, mysql.SET))
+    return func.concat(column, type_=column.type) if has_number else column

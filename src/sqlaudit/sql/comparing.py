@@ -1,0 +1,99 @@
+"""Do two columns hold different values? SQL that is exact to the byte on every database."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import (
+    ARRAY,
+    Boolean,
+    Date,
+    DateTime,
+    Enum,
+    Float,
+    Integer,
+    LargeBinary,
+    Numeric,
+    String,
+    Time,
+    Uuid,
+    false,
+)
+from sqlalchemy.dialects import mysql
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from sqlaudit.sql.batches import chunks
+from sqlaudit.sql.keys import MYSQL, implementation_of
+
+_GROUP: Final = 50
+
+
+class differs(FunctionElement[bool]):
+    """Whether two columns of one type hold different values, to the byte, NULL being a value like others.
+
+    ``IS DISTINCT FROM`` alone would not tell 'a' from 'A' under a case-insensitive collation, nor compare
+    PostgreSQL's ``json`` at all, nor tell its intervals of 30 days and one month apart.
+    """
+
+    type = Boolean()
+    inherit_cache = True
+
+
+COMPARED_BY_VALUE: Final = (Integer, Numeric, Float, Boolean, DateTime, Date, Time, Uuid, LargeBinary)
+
+
+def may_be_respelt(type_: TypeEngine[Any]) -> bool:
+    """Tell whether a database may take two values of a type for one key: 'Ab' and 'aB', by a collation or a type."""
+    return isinstance(type_, TypeDecorator) or not isinstance(type_, (*COMPARED_BY_VALUE, Enum))
+
+
+def _sides(element: differs, compiler: SQLCompiler, **kw: Any) -> tuple[TypeEngine[Any], str, str]:
+    left, right = element.clauses
+    return implementation_of(left.type, compiler.dialect), compiler.process(left, **kw), compiler.process(right, **kw)
+
+
+@compiles(differs)
+def _differs(element: differs, compiler: SQLCompiler, **kw: Any) -> str:
+    type_, left, right = _sides(element, compiler, **kw)
+    if isinstance(type_, ARRAY):
+        type_ = implementation_of(type_.item_type, compiler.dialect)
+    as_text = isinstance(type_, Enum) or type(type_).__name__ in ("CITEXT", "INTERVAL", "JSON", "JSONB")
+    if as_text or not isinstance(type_, (*COMPARED_BY_VALUE, String)):
+        left, right = f"CAST({left} AS TEXT)", f"CAST({right} AS TEXT)"
+    elif isinstance(type_, String) and type_.collation is not None:
+        left, right = f'{left} COLLATE "C"', f'{right} COLLATE "C"'
+    return f"{left} IS DISTINCT FROM {right}"
+
+
+@compiles(differs, "sqlite")
+def _differs_on_sqlite(element: differs, compiler: SQLCompiler, **kw: Any) -> str:
+    type_, left, right = _sides(element, compiler, **kw)
+    return f"{left} IS NOT {right}" if isinstance(type_, COMPARED_BY_VALUE) else f"{left} COLLATE BINARY IS NOT {right}"
+
+
+@compiles(differs, *MYSQL)
+def _differs_on_mysql(element: differs, compiler: SQLCompiler, **kw: Any) -> str:
+    type_, left, right = _sides(element, compiler, **kw)
+    if not isinstance(type_, (*COMPARED_BY_VALUE, mysql.BIT)):
+        left, right = f"CAST({left} AS BINARY)", f"CAST({right} AS BINARY)"
+    return f"NOT ({left} <=> {right})"
+
+
+class any_of(FunctionElement[bool]):
+    """Whether one of many conditions is met.
+
+    SQLite refuses an expression of a depth of more than 1000, and each ``OR`` adds to it: these go by groups.
+    """
+
+    type = Boolean()
+    inherit_cache = True
+
+
+@compiles(any_of)
+def _any_of(element: any_of, compiler: SQLCompiler, **kw: Any) -> str:
+    conditions = [compiler.process(condition, **kw) for condition in element.clauses]
+    groups = [" OR ".join(group) for group in chunks(conditions, _GROUP)]
+    return f"(({') OR ('.join(groups)}))" if groups else compiler.process(false(), **kw)

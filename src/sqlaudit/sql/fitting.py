@@ -1,0 +1,230 @@
+"""Can a column hold an old value again? Its type may have changed since: by arithmetic, before anything is written.
+
+A database would cut the value, round it, or fail. SQLite, which minds no types, holds every value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal, InvalidOperation
+from ipaddress import ip_interface
+from math import inf, isfinite
+from struct import pack, unpack
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import (
+    ARRAY,
+    REAL,
+    BigInteger,
+    Boolean,
+    Date,
+    DateTime,
+    Dialect,
+    Double,
+    Enum,
+    Float,
+    Integer,
+    Interval,
+    Numeric,
+    SmallInteger,
+    String,
+    Time,
+    Uuid,
+)
+from sqlalchemy.dialects import mysql, postgresql
+from sqlalchemy.dialects.postgresql.ranges import AbstractRange
+from sqlalchemy.types import BINARY, TypeDecorator, TypeEngine
+
+from sqlaudit.sql.keys import BYTES, MYSQL, stored_type
+from sqlaudit.sql.old_values import Unread
+
+
+def is_writable(value: Any, type_: TypeEngine[Any], dialect: Dialect) -> bool:
+    """Tell whether a value of history can be given to its column's type again, which has read it or has not."""
+    if value is None:
+        return True
+    if isinstance(value, Unread):
+        return False
+    if isinstance(type_, Enum):
+        return value in (type_.enums if type_.enum_class is None else tuple(type_.enum_class))
+    is_own = not isinstance(type_._variant_mapping.get(dialect.name, type_), TypeDecorator)
+    try:
+        process = type_.dialect_impl(dialect).bind_processor(dialect)
+        bound = value if process is None else process(value)
+        return dialect.name == "sqlite" or _holds(stored_type(type_, dialect), value if is_own else bound, dialect)
+    except Exception:  # whatever a type of the user's raises
+        return False
+
+
+_KNOWN: Final = (str, bytes, int, float, Decimal, date, datetime, time, timedelta, UUID, list, dict, set)
+"""What is judged; a driver may be given values of its own."""
+
+
+def _holds(type_: Any, value: Any, dialect: Dialect) -> bool:
+    holds = next((holds for kind, holds in _RULES if isinstance(type_, kind)), None)
+    return holds is None or not isinstance(value, _KNOWN) or holds(type_, value, dialect)
+
+
+def _text(type_: Any, value: Any, dialect: Dialect) -> bool:
+    if not isinstance(value, str):
+        return not isinstance(value, bytes)
+    if dialect.name in MYSQL and (size := _SIZES.get(type(type_).__name__.upper())):
+        return len(value.encode()) < size
+    return len(value) <= (type_.length or inf)
+
+
+def _bytes(type_: Any, value: Any, dialect: Dialect) -> bool:
+    if isinstance(value, str):
+        return False
+    if dialect.name not in MYSQL or not isinstance(value, bytes):
+        return True
+    if isinstance(type_, BINARY):
+        return len(value) == (type_.length or 1)  # it would be filled up
+    size = _SIZES.get(type(type_).__name__.upper()) if type_.length is None else type_.length + 1
+    return len(value) < (size or inf)
+
+
+_SIZES: Final = {
+    **dict.fromkeys(("TINYTEXT", "TINYBLOB"), 2**8),
+    **dict.fromkeys(("TEXT", "UNICODETEXT", "BLOB", "LARGEBINARY"), 2**16),
+    **dict.fromkeys(("MEDIUMTEXT", "MEDIUMBLOB"), 2**24),
+}
+"""How many bytes are too many for MariaDB and MySQL."""
+
+
+def _integer(type_: Any, value: Any, dialect: Dialect) -> bool:
+    if isinstance(value, str):
+        value = int(value)
+    if not isinstance(value, (int, float, Decimal)) or value != int(value):
+        return False
+    low, high = range_of(type_)
+    return bool(low <= value <= high)
+
+
+def range_of(type_: Any) -> tuple[int, int]:
+    """Return the least and the greatest number that a column of whole numbers, of truths or of bits holds."""
+    if isinstance(type_, mysql.BIT):
+        return 0, 2 ** (type_.length or 1) - 1
+    name = type(type_).__name__
+    bits = 8 if isinstance(type_, Boolean) or name == "TINYINT" else 24 if name == "MEDIUMINT" else 32
+    bits = 64 if isinstance(type_, BigInteger) else 16 if isinstance(type_, SmallInteger) else bits
+    if getattr(type_, "unsigned", False):
+        return 0, 2**bits - 1
+    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+
+
+def _numeric(type_: Any, value: Any, dialect: Dialect) -> bool:
+    if not isinstance(value, (str, int, float, Decimal)):
+        return False
+    try:
+        number = Decimal(repr(value) if isinstance(value, float) else value)
+    except InvalidOperation:
+        return False
+    if not number.is_finite():
+        return dialect.name == "postgresql" and (number.is_nan() or type_.precision is None)
+    precision, scale = type_.precision, type_.scale or 0
+    if precision is None:
+        if dialect.name not in MYSQL:
+            return True
+        precision = 10
+    whole, _, fraction = format(abs(number), "f").partition(".")
+    return len(whole.lstrip("0")) <= precision - scale and len(fraction.rstrip("0")) <= scale
+
+
+def _float(type_: Any, value: Any, dialect: Dialect) -> bool:
+    if isinstance(value, (int, Decimal)):
+        number = float(value)
+        if Decimal(repr(number)) != value:
+            return False
+    elif not isinstance(value, float):
+        return False
+    else:
+        number = value
+    if not isfinite(number):
+        return dialect.name == "postgresql"
+    if is_double(type_) or (dialect.name == "postgresql" and not isinstance(type_, REAL) and type_.precision is None):
+        return True
+    return bool(unpack("f", pack("f", number))[0] == number or float(f"{number:.6g}") == number)
+
+
+def is_double(type_: Any) -> bool:
+    """Tell whether a type of MariaDB's or of the standard's is said to be of double precision."""
+    return isinstance(type_, (Double, mysql.DOUBLE, mysql.REAL)) or (type_.precision or 0) > 24
+
+
+def _datetime(type_: Any, value: Any, dialect: Dialect) -> bool:
+    if not isinstance(value, datetime):
+        return isinstance(value, date)
+    if isinstance(type_, mysql.TIMESTAMP) and not 1970 <= value.year <= 2038:
+        return False
+    return _has_fraction(type_, value.microsecond, dialect)
+
+
+def _date(type_: Any, value: Any, dialect: Dialect) -> bool:
+    return isinstance(value, date) and (not isinstance(value, datetime) or value.time() == time())
+
+
+def _time(type_: Any, value: Any, dialect: Dialect) -> bool:
+    if isinstance(value, timedelta):
+        return dialect.name in MYSQL and _has_fraction(type_, value.microseconds, dialect)
+    return isinstance(value, time) and _has_fraction(type_, value.microsecond, dialect)
+
+
+def _has_fraction(type_: Any, microsecond: int, dialect: Dialect) -> bool:
+    """Tell whether a type has the fraction of a second: without a precision, MariaDB's has no digit of it."""
+    digits = getattr(type_, "fsp", getattr(type_, "precision", None))
+    digits = (0 if dialect.name in MYSQL else 6) if digits is None else digits
+    return bool(microsecond % 10 ** (6 - digits) == 0)
+
+
+def _uuid(type_: Any, value: Any, dialect: Dialect) -> bool:
+    return isinstance(value, UUID) or UUID(value) is not None
+
+
+def _bits(type_: Any, value: Any, dialect: Dialect) -> bool:
+    if isinstance(type_, mysql.BIT):
+        number = int.from_bytes(value, "big") if isinstance(value, bytes) else int(value)
+        return number in range(range_of(type_)[1] + 1)
+    if not set(value) <= {"0", "1"}:
+        return False
+    return len(value) <= (type_.length or inf) if type_.varying else len(value) == (type_.length or 1)
+
+
+def _array(type_: Any, value: Any, dialect: Dialect) -> bool:
+    item_type = stored_type(type_.item_type, dialect)
+    return isinstance(value, list) and all(
+        item is None or (_array(type_, item, dialect) if isinstance(item, list) else _holds(item_type, item, dialect))
+        for item in value
+    )
+
+
+def _set(type_: Any, value: Any, dialect: Dialect) -> bool:
+    return set(value.split(",") if isinstance(value, str) else value) - {""} <= set(type_.values)
+
+
+def _only(*kinds: type) -> Callable[[Any, Any, Dialect], bool]:
+    return lambda type_, value, dialect: isinstance(value, kinds)
+
+
+_RULES: Final[Sequence[tuple[Any, Callable[[Any, Any, Dialect], bool]]]] = (
+    (mysql.YEAR, lambda type_, value, dialect: 1901 <= int(value) <= 2155 or int(value) == 0),
+    (mysql.SET, _set),
+    (String, _text),
+    (Boolean, _only(bool, int)),
+    (Float, _float),
+    (Numeric, _numeric),
+    (Integer, _integer),
+    (DateTime, _datetime),
+    (Date, _date),
+    (Time, _time),
+    (Uuid, _uuid),
+    ((Interval, postgresql.INTERVAL), _only(timedelta)),
+    (AbstractRange, lambda type_, value, dialect: not isinstance(value, str)),
+    (postgresql.INET, lambda type_, value, dialect: ip_interface(value) is not None),
+    (postgresql.HSTORE, _only(dict)),
+    ((mysql.BIT, postgresql.BIT), _bits),
+    (BYTES, _bytes),
+    (ARRAY, _array),
+)

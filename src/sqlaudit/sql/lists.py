@@ -1,0 +1,99 @@
+"""How does one parameter carry many values? As an array, or as JSON, where there is no limit to their number."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any, Final
+from typing import cast as cast_type
+
+from sqlalchemy import (
+    BindParameter,
+    Boolean,
+    ColumnElement,
+    Dialect,
+    Enum,
+    Integer,
+    String,
+    Uuid,
+    any_,
+    bindparam,
+    func,
+    select,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from sqlaudit.sql.keys import AsConstant, Key, KeyArray, implementation_of
+
+_IN_JSON: Final = (Integer, String, Uuid)
+
+
+class JSONList(TypeDecorator[list[Any]]):
+    """Many values in one parameter, for databases that have no arrays."""
+
+    impl = String
+    cache_ok = True
+
+    def __init__(self, item_type: TypeEngine[Any]) -> None:
+        super().__init__()
+        self.item_type = item_type
+
+    def process_bind_param(self, value: list[Any] | None, dialect: Dialect) -> str:
+        processor = self.item_type.dialect_impl(dialect).bind_processor(dialect)
+        return json.dumps(value if processor is None else [processor(item) for item in value or ()])
+
+
+def takes_array(column: ColumnElement[Any], dialect: Dialect) -> bool:
+    """Tell whether an array is how a database takes many values of a column."""
+    return dialect.name == "postgresql" and not isinstance(column.type, AsConstant)
+
+
+def goes_into_json(column: ColumnElement[Any], dialect: Dialect) -> bool:
+    """Tell whether a :class:`JSONList` is how a database takes many values of a column."""
+    return dialect.name == "sqlite" and isinstance(implementation_of(column.type, dialect), _IN_JSON)
+
+
+def fit_into_json(keys: Iterable[Key]) -> bool:
+    """Tell whether SQLite reads keys from JSON as they are: it cuts texts off at a NUL."""
+    return not any(isinstance(value, str) and "\0" in value for key in keys for value in key)
+
+
+def one_of_json(column: ColumnElement[Any], values: BindParameter[Any]) -> ColumnElement[bool]:
+    return column.in_(select(func.json_each(values).table_valued("value").c.value))
+
+
+class is_among(FunctionElement[bool]):
+    """Whether a column has one of the values that a parameter lists, however many there are.
+
+    :param clauses: the column, and an expanding parameter, which a database has a limit for
+    """
+
+    type = Boolean()
+    inherit_cache = True
+
+
+@compiles(is_among)
+def _is_among(element: is_among, compiler: SQLCompiler, **kw: Any) -> str:
+    column, values = element.clauses
+    return compiler.process(column.in_(cast_type("BindParameter[Any]", values)), **kw)
+
+
+@compiles(is_among, "postgresql")
+def _is_among_array(element: is_among, compiler: SQLCompiler, **kw: Any) -> str:
+    column, values = element.clauses
+    if not isinstance(values.type, _IN_JSON) or isinstance(values.type, Enum):
+        return _is_among(element, compiler, **kw)
+    key = cast_type("BindParameter[Any]", values).key
+    return compiler.process(column == any_(bindparam(key, type_=KeyArray(values.type))), **kw)
+
+
+@compiles(is_among, "sqlite")
+def _is_among_json(element: is_among, compiler: SQLCompiler, **kw: Any) -> str:
+    column, values = element.clauses
+    if not goes_into_json(values, compiler.dialect):
+        return _is_among(element, compiler, **kw)
+    key = cast_type("BindParameter[Any]", values).key
+    return compiler.process(one_of_json(column, bindparam(key, type_=JSONList(values.type))), **kw)

@@ -1,0 +1,1 @@
+"""What is tracked, and where are its versions kept?"""

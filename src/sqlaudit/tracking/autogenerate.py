@@ -1,0 +1,97 @@
+"""Does Alembic compare tracked tables without the plugin that knows history? Then the comparison stops.
+
+Alembic calls what is registered with ``alembic.autogenerate.comparators`` in every comparison, whatever plugins it
+lists. sqlaudit registers :func:`refuse_unfollowed` there when a model is tracked: at once, if the process has imported
+Alembic; otherwise when it does. A process that never imports Alembic never imports it for this, either.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any, Final
+from weakref import WeakSet
+
+from sqlaudit.exceptions import SQLAuditError
+from sqlaudit.tracking.tables import tracked_table
+
+_AUTOGENERATE: Final = "alembic.autogenerate"
+SET_UP: Final = (
+    "In env.py, call sqlaudit_alembic.register() and list the plugin: "
+    'context.configure(…, autogenerate_plugins=["alembic.autogenerate.*", "sqlaudit"]).'
+)
+followed: Final[WeakSet[Any]] = WeakSet()
+"""The comparisons (``AutogenContext``) in which the plugin takes part."""
+_guarded: Final[WeakSet[ModuleType]] = WeakSet()
+
+
+def guard_autogenerate() -> None:
+    """Let no comparison of Alembic's run on tracked tables without the plugin."""
+    module = sys.modules.get(_AUTOGENERATE)
+    if module is not None:
+        _guard(module)
+    elif not any(isinstance(finder, _WaitForAlembic) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _WaitForAlembic())
+
+
+def _guard(module: ModuleType) -> None:
+    if module not in _guarded and hasattr(module, "comparators"):
+        _guarded.add(module)
+        module.comparators.dispatch_for("schema")(refuse_unfollowed)
+
+
+def refuse_unfollowed(autogen_context: Any, upgrade_ops: object, schemas: object) -> None:
+    """Stop a comparison of tracked tables in which the plugin takes no part.
+
+    :raises SQLAuditError: it would propose to drop what only history has
+    """
+    if autogen_context in followed:
+        return
+    names = [table.fullname for table in autogen_context.sorted_tables if _is_tracked(table)]
+    if names:
+        raise SQLAuditError(
+            f"Alembic compares {', '.join(names)} without the plugin of sqlaudit, and would propose to drop history of "
+            f"these tables. {SET_UP}",
+            names,
+        )
+
+
+def _is_tracked(table: Any) -> bool:
+    tracked = tracked_table(table)
+    return tracked is not None and tracked.history.name != table.name
+
+
+class _WaitForAlembic(MetaPathFinder):
+    """Sees the import of Alembic's autogenerate, once."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != _AUTOGENERATE:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _GuardingLoader(spec.loader)
+        return spec
+
+
+class _GuardingLoader(Loader):
+    """Loads a module by its own loader, and guards it."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__loader__ = self.loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self.loader
+        self.loader.exec_module(module)
+        _guard(module)

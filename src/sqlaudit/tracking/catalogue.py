@@ -1,0 +1,215 @@
+"""What does the catalogue of a database say of a table?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Final
+
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    Integer,
+    Select,
+    Table,
+    Text,
+    and_,
+    cast,
+    column,
+    exists,
+    func,
+    literal_column,
+    not_,
+    or_,
+    select,
+    table,
+    union_all,
+)
+from sqlalchemy.dialects.postgresql import OID, REGCLASS
+
+from sqlaudit.tracking.schema import schema_of
+from sqlaudit.tracking.tables import TrackedTable
+
+_ATTRIBUTES: Final = table(
+    "pg_attribute", *map(column, ("attrelid", "attname", "attnum", "attidentity", "atttypid")), schema="pg_catalog"
+)
+_DEFAULTS: Final = table("pg_attrdef", *map(column, ("adrelid", "adnum", "adbin")), schema="pg_catalog")
+_FUNCTIONS: Final = table("pg_proc", *map(column, ("proname", "provolatile")), schema="pg_catalog")
+_RULES: Final = table(
+    "pg_rewrite", *map(column, ("oid", "ev_class", "ev_type", "is_instead", "ev_qual")), schema="pg_catalog"
+)
+_TRIGGERS: Final = table(
+    "pg_trigger", *map(column, ("tgrelid", "tgisinternal")), column("tgtype", Integer()), schema="pg_catalog"
+)
+_TYPES: Final = table("pg_type", *map(column, ("oid", "typcategory")), schema="pg_catalog")
+_TEXT, _ARRAY = "S", "A"
+"""Categories of types, as ``pg_type`` has them."""
+_TRIGGERS_OF_MYSQL: Final = table(
+    "TRIGGERS", *map(column, ("EVENT_OBJECT_SCHEMA", "EVENT_OBJECT_TABLE")), schema="INFORMATION_SCHEMA"
+)
+_COLUMNS_OF_MYSQL: Final = table(
+    "COLUMNS", *map(column, ("TABLE_SCHEMA", "TABLE_NAME", "COLUMN_NAME", "DATA_TYPE")), schema="INFORMATION_SCHEMA"
+)
+_TEXTS_OF_MYSQL: Final = (
+    *("char", "varchar", "binary", "varbinary", "enum", "set"),
+    *(size + kind for kind in ("text", "blob") for size in ("tiny", "", "medium", "long")),
+)
+"""Their texts, and their bytes, which they compare with each other as they are."""
+
+_VOLATILE: Final = frozenset(
+    {
+        "rand",
+        "random",
+        "randomblob",
+        "random_bytes",
+        "uuid",
+        "uuid_short",
+        "sys_guid",
+        "sysdate",
+        "next_value",
+        "nextval",
+    }
+)
+"""Names of functions of the other databases."""
+
+
+def oid_of(connection: Connection, table: Table) -> ColumnElement[Any]:
+    """Return the number of a table that may be absent, as PostgreSQL's catalogue has it."""
+    return func.to_regclass(_name_of(connection, table), type_=OID())
+
+
+def sequence_of(key: Column[Any], connection: Connection) -> Select[Any]:
+    """Return the select of the sequence that numbers rows, if whoever inserts them may do that himself."""
+    name = _name_of(connection, key.table)
+    live = cast(name, REGCLASS)
+    sequence = cast(func.pg_get_serial_sequence(name, key.name), REGCLASS)
+    default = func.pg_get_expr(_DEFAULTS.c.adbin, _DEFAULTS.c.adrelid)
+    of_column = (_DEFAULTS.c.adrelid == _ATTRIBUTES.c.attrelid, _DEFAULTS.c.adnum == _ATTRIBUTES.c.attnum)
+    return (
+        select(cast(sequence, Text))
+        .select_from(_ATTRIBUTES.outerjoin(_DEFAULTS, and_(*of_column)))
+        .where(_ATTRIBUTES.c.attrelid == live, _ATTRIBUTES.c.attname == key.name)
+        .where(
+            or_(
+                _ATTRIBUTES.c.attidentity == "d",  # of two kinds, the one that may be given
+                default == func.format("nextval(%L::regclass)", cast(sequence, Text)),
+            )
+        )
+        .where(func.has_sequence_privilege(sequence, "USAGE"), func.has_column_privilege(live, key.name, "INSERT"))
+        .where(~_has_trigger(live))  # which may number them otherwise
+    )
+
+
+def _has_trigger(live: ColumnElement[Any]) -> ColumnElement[bool]:
+    return exists().where(_TRIGGERS.c.tgrelid == live, not_(_TRIGGERS.c.tgisinternal))
+
+
+def has_triggers(connection: Connection, tracked: TrackedTable) -> bool:
+    """Tell whether a live table has triggers, as far as the role of a connection may know. One statement, once."""
+    return _asked_once(connection, tracked, _any_trigger)
+
+
+def _asked_once(
+    connection: Connection, tracked: TrackedTable, question: Callable[[Connection, Table], ColumnElement[bool]]
+) -> bool:
+    """Return the answer of a database to a question about a live table, which it is asked once."""
+    kept = tracked.statements.setdefault(connection.dialect, {})
+    if question not in kept:
+        kept[question] = bool(connection.scalar(select(question(connection, tracked.live))))
+    return bool(kept[question])
+
+
+def _any_trigger(connection: Connection, live: Table) -> ColumnElement[bool]:
+    schema = schema_of(connection, live)
+    if connection.dialect.name == "postgresql":
+        return _has_trigger(oid_of(connection, live))
+    if connection.dialect.name == "sqlite":
+        kind, owner = column("type", Text()), column("tbl_name", Text())
+        master = table("sqlite_master", kind, owner, schema=schema)
+        return exists().select_from(master).where(kind == "trigger", func.lower(owner) == live.name.lower())
+    there = {"EVENT_OBJECT_SCHEMA": schema or func.database(), "EVENT_OBJECT_TABLE": live.name}
+    return exists().where(*(_TRIGGERS_OF_MYSQL.c[name] == value for name, value in there.items()))
+
+
+def diverts_deletes(connection: Connection, table: Table) -> bool:
+    """Tell whether a trigger or a rule may make something else of a DELETE. One statement, on PostgreSQL."""
+    if connection.dialect.name != "postgresql":
+        return False
+    live = oid_of(connection, table)
+    on_delete, before_or_instead = 8, 2 | 64  # TRIGGER_TYPE_DELETE, TRIGGER_TYPE_BEFORE, TRIGGER_TYPE_INSTEAD
+    has_trigger = exists().where(
+        _TRIGGERS.c.tgrelid == live,
+        _TRIGGERS.c.tgtype.bitwise_and(on_delete) != 0,
+        _TRIGGERS.c.tgtype.bitwise_and(before_or_instead) != 0,
+    )
+    has_rule = exists().where(_RULES.c.ev_class == live, _RULES.c.ev_type == literal_column("'4'"))
+    return bool(connection.scalar(select(or_(has_trigger, has_rule))))
+
+
+def refuses_returning(connection: Connection, tracked: TrackedTable) -> bool:
+    """Tell whether a rule keeps PostgreSQL from returning what is inserted into a live table. One statement, once."""
+    return connection.dialect.name == "postgresql" and _asked_once(connection, tracked, _any_rule_without_returning)
+
+
+def _any_rule_without_returning(connection: Connection, live: Table) -> ColumnElement[bool]:
+    returns = and_(_RULES.c.ev_qual == "<>", func.pg_get_ruledef(_RULES.c.oid).icontains("RETURNING"))
+    on_insert = (_RULES.c.ev_class == oid_of(connection, live), _RULES.c.ev_type == "3")
+    return exists().where(*on_insert, _RULES.c.is_instead, not_(returns))
+
+
+def are_volatile(connection: Connection, names: Collection[str]) -> bool:
+    """Tell whether one of some functions may give something else when it is called again, or do something."""
+    if connection.dialect.name != "postgresql":
+        return not _VOLATILE.isdisjoint(names)
+    volatile = exists().where(_FUNCTIONS.c.proname.in_(names), _FUNCTIONS.c.provolatile == "v")
+    return "next_value" in names or bool(connection.scalar(select(volatile)))
+
+
+def _name_of(connection: Connection, table: Table) -> ColumnElement[str]:
+    schema, name = schema_of(connection, table), func.quote_ident(table.name)
+    return name if schema is None else func.concat(func.quote_ident(schema), ".", name)
+
+
+def kept_as_text(connection: Connection, chain: Sequence[TrackedTable]) -> frozenset[Column[Any]]:
+    """Return the live columns that are compared with history by their texts, for history has another type.
+
+    It holds what a column was before. PostgreSQL compares a number with no text; in a statement that writes, MariaDB
+    and MySQL fail where the text is no number. One statement, on these databases, once for a table.
+    """
+    if connection.dialect.name == "sqlite":
+        return frozenset()
+    named = _typed_otherwise if connection.dialect.name == "postgresql" else _typed_otherwise_on_mysql
+    names = (named(connection, tracked, literal_column(str(place), Integer())) for place, tracked in enumerate(chain))
+    found = set(map(tuple, connection.execute(union_all(*names))))
+    return frozenset(
+        live for place, tracked in enumerate(chain) for live, _ in tracked.columns if (place, live.name) in found
+    )
+
+
+def _typed_otherwise(connection: Connection, tracked: TrackedTable, place: ColumnElement[int]) -> Select[Any]:
+    here, past, kind, past_kind = _ATTRIBUTES.alias(), _ATTRIBUTES.alias(), _TYPES.alias(), _TYPES.alias()
+    return (
+        select(place, here.c.attname)
+        .join_from(here, past, and_(past.c.attname == here.c.attname, past.c.attnum > 0))
+        .join(kind, kind.c.oid == here.c.atttypid)
+        .join(past_kind, past_kind.c.oid == past.c.atttypid)
+        .where(here.c.attrelid == oid_of(connection, tracked.live))
+        .where(past.c.attrelid == oid_of(connection, tracked.history))
+        .where(here.c.atttypid != past.c.atttypid)
+        .where(
+            or_(
+                and_(past_kind.c.typcategory == _TEXT, kind.c.typcategory != _TEXT),
+                past_kind.c.typcategory == _ARRAY,
+                kind.c.typcategory == _ARRAY,
+            )
+        )
+    )
+
+
+def _typed_otherwise_on_mysql(connection: Connection, tracked: TrackedTable, place: ColumnElement[int]) -> Select[Any]:
+    here, past = _COLUMNS_OF_MYSQL.alias(), _COLUMNS_OF_MYSQL.alias()
+    statement = select(place, here.c.COLUMN_NAME).join_from(here, past, past.c.COLUMN_NAME == here.c.COLUMN_NAME)
+    for columns, owner in ((here.c, tracked.live), (past.c, tracked.history)):
+        schema = schema_of(connection, owner) or func.database()
+        statement = statement.where(columns["TABLE_SCHEMA"] == schema, columns["TABLE_NAME"] == owner.name)
+    return statement.where(past.c.DATA_TYPE.in_(_TEXTS_OF_MYSQL), here.c.DATA_TYPE.not_in(_TEXTS_OF_MYSQL))

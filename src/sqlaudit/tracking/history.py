@@ -1,0 +1,274 @@
+"""What is a version? The history class of a model, made when it is first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import fields
+from typing import Any, ClassVar, cast
+
+from sqlalchemy import (
+    Column,
+    Connection,
+    FromClause,
+    Select,
+    Table,
+    and_,
+    event,
+    inspect,
+    literal_column,
+    select,
+)
+from sqlalchemy.orm import Mapper, Session, column_property, object_session
+from sqlalchemy.orm.exc import UnmappedColumnError
+from sqlalchemy.sql import visitors
+
+from sqlaudit.changes import FieldChange, Operation, VersionInfo, diff, equalities_of
+from sqlaudit.exceptions import ReadOnlyError
+from sqlaudit.tracking.models import TrackedModel, tracked_model_of
+from sqlaudit.tracking.sessions import where_rows_are
+
+
+class Version:
+    """Base of every history class: one row of a history table, whole and read-only.
+
+    The attributes are those of the model, and the columns of :class:`AuditColumns`.
+    """
+
+    __sqlaudit_model__: ClassVar[TrackedModel]
+
+    @property
+    def previous(self) -> Any:
+        """The version before this one, or ``None`` if there is none, or it has been removed. One statement."""
+        return neighbour(self, -1)
+
+    @property
+    def next(self) -> Any:
+        """The version after this one, or ``None`` if there is none, or it has been removed. One statement."""
+        return neighbour(self, +1)
+
+    @property
+    def changes(self) -> list[FieldChange]:
+        """What this version changed: at most one statement."""
+        return changes_of(self)
+
+    @property
+    def extra_columns(self) -> dict[str, Any]:
+        """The values, as the driver gives them, of columns that the model has no longer. One statement per table.
+
+        :raises SQLAuditError: the version belongs to no session
+        """
+        return extra_columns_of(self)
+
+
+def history_of(model_class: type[Any]) -> type[Any]:
+    """Return the history class of a tracked model, a subclass of :class:`Version`.
+
+    :raises TrackingError: the model is not tracked
+    """
+    model = tracked_model_of(model_class)
+    if model.history_class is None or model.has_grown:
+        for each in model.root.family():
+            if each.history_class is None:
+                each.history_class = _make_history_class(each)
+            elif each.has_grown:
+                _let_grow(each)
+            each.has_grown = False
+    return cast("type[Any]", model.history_class)
+
+
+def _make_history_class(model: TrackedModel) -> type[Version]:
+    mapper, table, parent = model.mapper, model.table, model.parent
+    table.complete()
+    history_class = cast(
+        "type[Version]",
+        type(
+            f"{mapper.class_.__name__}.History",  # its registry warns of two classes of one name
+            (Version if parent is None else history_of(parent.mapper.class_),),
+            {
+                "__module__": mapper.class_.__module__,
+                "__qualname__": f"{mapper.class_.__qualname__}.History",
+                "__doc__": f"A version of {mapper.class_.__name__}.",
+                "__sqlaudit_model__": model,
+            },
+        ),
+    )
+    options: dict[str, Any] = {}
+    inherited = set(inspect(parent.history_class).columns.values()) if parent else set()
+    properties = _stored_properties(model, inherited)
+    if parent is None or parent.table is not table:
+        for _, name in table.names.items():
+            properties[name] = [table.history.c[name], *(each.history.c[name] for each in reversed(model.chain[:-1]))]
+    mapped_columns = inherited.union(*properties.values())
+    options["exclude_properties"] = [column.key for column in table.history.c if column not in mapped_columns]
+    if parent is None:
+        if model.discriminator is not None:
+            options["polymorphic_on"] = moved(model.discriminator, dict(table.columns))
+            options["with_polymorphic"] = "*"
+    else:
+        options["inherits"] = parent.history_class
+        if parent.table is not table:
+            options["inherit_condition"] = and_(
+                *(
+                    ours == theirs
+                    for ours, theirs in zip(
+                        (*table.history_key, table.version),
+                        (*parent.table.history_key, parent.table.version),
+                        strict=True,
+                    )
+                )
+            )
+    if mapper.polymorphic_identity is not None:
+        options["polymorphic_identity"] = mapper.polymorphic_identity
+    local_table = table.history if parent is None or parent.table is not table else None
+    mapper.registry.map_imperatively(history_class, local_table, properties=properties, **options)
+    _let_mutable_types_be_known(history_class, model)
+    for name in ("before_insert", "before_update", "before_delete"):
+        event.listen(history_class, name, _refuse_change)
+    return history_class
+
+
+def _stored_properties(model: TrackedModel, inherited: Collection[Any]) -> dict[str, list[Any]]:
+    """Return the stored columns of a model by the names of their attributes, without those that its base class has."""
+    properties: dict[str, list[Any]] = {}
+    histories: dict[FromClause, Table] = {each.live: each.history for each in model.chain}
+    for live, column in model.table.columns:
+        if column in inherited:
+            continue
+        try:
+            mapped = model.mapper.get_property_by_column(live)
+        except UnmappedColumnError:
+            if column in set(model.columns.values()):
+                properties[live.key] = [column]
+        else:  # in a joined subclass, one attribute may stand for columns of several tables
+            properties[mapped.key] = [histories[each.table].c[each.key] for each in mapped.columns]
+    return properties
+
+
+def _let_grow(model: TrackedModel) -> None:
+    """Give a history class the attributes that its model has got since."""
+    mapper: Mapper[Any] = inspect(model.history_class)
+    above = model.parent and inspect(model.parent.history_class)
+    for name, columns in _stored_properties(model, set(above.columns.values()) if above else ()).items():
+        if not mapper.has_property(name):
+            mapper.add_property(name, column_property(*columns))
+
+
+def _let_mutable_types_be_known(history_class: type[Version], model: TrackedModel) -> None:
+    """Let ``Mutable`` types, which SQLAlchemy knows by their identity alone, track the values of versions, too.
+
+    While it looks for them, the columns of history have the types of the live columns.
+    """
+    types = [(old, live.type, old.type) for table in model.chain for live, old in table.columns]
+
+    def begin(*_: object) -> None:
+        for column, type_, _readable in types:
+            column.type = type_
+
+    def end(*_: object) -> None:
+        for column, _type, readable in types:
+            column.type = readable
+
+    event.listen(history_class, "before_mapper_configured", begin)
+    event.listen(history_class, "mapper_configured", end)
+
+
+def moved(expression: Any, columns: Mapping[Any, Any]) -> Any:
+    """Return an expression on the live table as one on the history table."""
+    by_key = {live.key: old for live, old in columns.items()}
+    tables = {live.table for live in columns}
+
+    def replaced(element: Any, **kw: Any) -> Any:
+        if isinstance(element, Column) and element.table in tables:
+            return by_key.get(element.key)
+        return None
+
+    return visitors.replacement_traverse(expression, {}, replaced)
+
+
+def _refuse_change(mapper: Mapper[Any], connection: Connection, version: Version) -> None:
+    raise ReadOnlyError(
+        f"{type(version).__qualname__} {inspect(version).identity} is a version, and history is never rewritten; "
+        "expunge the version, and change the live object or restore an old state of it instead.",
+        version,
+    )
+
+
+def version_info(version: Version) -> dict[str, Any]:
+    """Return the arguments of :class:`~sqlaudit.changes.VersionInfo` for a version."""
+    names = version.__sqlaudit_model__.table.names
+    info = {field.name: getattr(version, getattr(names, field.name, ""), None) for field in fields(VersionInfo)}
+    return {**info, "timestamp": getattr(version, names.valid_from)}
+
+
+def neighbour(version: Version, distance: int) -> Any:
+    """Return the version ``distance`` places after (or before) this one in the life of its row, or ``None``.
+
+    One statement, for models whose own columns hide :attr:`Version.previous` or :attr:`Version.next`, too.
+
+    :raises SQLAuditError: the version belongs to no session
+    """
+    model = version.__sqlaudit_model__.root
+    identity = inspect(version).identity
+    session: Session | None = object_session(version)
+    if session is None or identity is None:
+        raise ReadOnlyError(
+            f"{type(version).__qualname__} belongs to no session; add it to one to read its neighbours.", version
+        )
+    table = model.table
+    *key, number = identity
+    return session.scalar(
+        select(history_of(model.mapper.class_)).where(
+            *(column == value for column, value in zip(table.history_key, key, strict=True)),
+            table.version == number + distance,
+        ),
+        bind_arguments=where_rows_are(session, model.mapper),
+    )
+
+
+def extra_columns_of(version: Version) -> dict[str, Any]:
+    """Return what history keeps of a version beyond its model, as :attr:`Version.extra_columns` does."""
+    model, session, identity = version.__sqlaudit_model__, object_session(version), inspect(version).identity
+    if session is None or identity is None:
+        raise ReadOnlyError(
+            f"{type(version).__qualname__} belongs to no session; add it to one to read its extra columns.", version
+        )
+    extra: dict[str, Any] = {}
+    for table in model.chain:
+        of_version = zip((*table.history_key, table.version), identity, strict=True)
+        statement: Select[Any] = (
+            select(literal_column("*")).select_from(table.history).where(*(c == v for c, v in of_version))
+        )
+        known = {column.name for column in table.history.c}
+        row = session.execute(statement, bind_arguments=where_rows_are(session, model.mapper)).mappings().one()
+        extra |= {name: value for name, value in row.items() if name not in known}
+    return extra
+
+
+def changes_of(version: Version) -> list[FieldChange]:
+    """Return what a version changed, as :attr:`Version.changes` does."""
+    model = version.__sqlaudit_model__
+    chosen = model.options.tracked_fields
+    names = [name for name in model.columns if chosen is None or name in chosen]
+    info = version_info(version)
+    operation: Operation = info["operation"]
+    before = neighbour(version, -1) if operation is Operation.UPDATE else None
+    field = model.options.resource_id_field
+    keys = [field] if field else [model.mapper.get_property_by_column(column).key for column in model.root.table.key]
+    resource_id = tuple(getattr(version, key) for key in keys)
+    return [
+        FieldChange(
+            **info,
+            resource_type=model.label,
+            resource_id=resource_id if len(resource_id) > 1 else resource_id[0],
+            field_name=name,
+            old_value=old,
+            new_value=new,
+        )
+        for name, old, new in diff(
+            names,
+            operation,
+            None if before is None else [getattr(before, name, None) for name in names],
+            [getattr(version, name) for name in names],
+            equalities_of((name, model.columns[name]) for name in names),
+        )
+    ]

@@ -1,0 +1,325 @@
+"""What makes a class tracked? Its options, its tables, its fields.
+
+The mapper of a tracked model carries a :class:`TrackedModel` in ``mapper.class_manager.info["sqlaudit"]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, cast
+
+from sqlalchemy import (
+    BinaryExpression,
+    Column,
+    ColumnClause,
+    ColumnElement,
+    FromClause,
+    Table,
+    inspect,
+)
+from sqlalchemy.exc import NoInspectionAvailable
+from sqlalchemy.orm import Mapper, RelationshipProperty
+from sqlalchemy.orm.exc import UnmappedColumnError
+from sqlalchemy.sql import operators, visitors
+
+from sqlaudit.exceptions import TrackingError
+from sqlaudit.tracking.tables import INFO_KEY, AuditColumns, TrackedTable, refuse_clash, tracked_table
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What :func:`sqlaudit.track_table` was told."""
+
+    tracked_fields: frozenset[str] | None = None
+    exclude: frozenset[str] = frozenset()
+    table_label: str | None = None
+    resource_id_field: str | None = None
+    user_id_field: str | None = None
+    history_table_name: str | None = None
+    audit_columns: AuditColumns = AuditColumns()  # noqa: RUF009  # frozen, and thus shared safely
+    as_of_index: bool = False
+
+
+class TrackedModel:
+    """A tracked class: its options, its tables from the base of its hierarchy to its own, its fields."""
+
+    def __init__(self, mapper: Mapper[Any], options: Options, *, is_decorated: bool = False) -> None:
+        self.mapper = mapper
+        self.options = options
+        self.is_decorated = is_decorated
+        self.parent = None if mapper.inherits is None or mapper.concrete else tracked_model(mapper.inherits)
+        self.table: TrackedTable
+        self.history_class: type[Any] | None = None  # made by history_of()
+        self.has_grown = False
+        """Whether it has got attributes that its history class may lack."""
+        self._make_table()
+        mapper.class_manager.info[INFO_KEY] = self
+
+    def _make_table(self) -> None:
+        mapper, options = self.mapper, self.options
+        fields = {name for name, column in mapper.columns.items() if isinstance(column, Column)}
+        refuse_clash(options.audit_columns, mapper.class_.__name__, fields - options.exclude, mapper.class_)
+        local = mapper.local_table
+        if not isinstance(local, Table):
+            raise TrackingError(
+                f"{mapper.class_.__name__} is mapped to {local.description!r}, which is no table; track the models of "
+                "the tables that it is made of.",
+                mapper.class_,
+            )
+        if self.parent is not None and local is self.parent.table.live:
+            self.table = self.parent.table
+        else:
+            self.table = TrackedTable(
+                local,
+                self._key(),
+                exclude=[
+                    column.name
+                    for column in local.c
+                    if self._name_of(column) in options.exclude and column not in set(mapper.primary_key)
+                ],
+                name=options.history_table_name,
+                names=options.audit_columns,
+                as_of_index=options.as_of_index,
+                mapper=mapper,
+            )
+        for table in self.chain:
+            if self.chain not in table.chains:
+                table.chains.append(self.chain)
+
+    def _key(self) -> list[Column[Any]]:
+        """Return the columns of the own table that identify a row, in the order of the base table's."""
+        if self.parent is None:
+            return [cast("Column[Any]", column) for column in self.mapper.primary_key]
+        mapper, base = self.mapper, self.root.table
+        name, equal = mapper.class_.__name__, _EqualColumns(mapper)
+        if not equal.are(mapper.primary_key, base.key):
+            raise TrackingError(
+                f"{name} has another primary key than {base.live.fullname!r}, by which the versions of its base class "
+                "are found; leave primary_key out of its __mapper_args__.",
+                mapper.class_,
+            )
+        found = [equal.column_of(mapper.local_table, column) for column in base.key]
+        if any(column is None for column in found):
+            raise TrackingError(
+                f"The table {mapper.local_table.description!r} of {name} has no column that is equal to the key of "
+                f"{base.live.fullname!r}, by which its versions are found; let its foreign key refer to that key, or "
+                "to a column that is equal to it.",
+                mapper.class_,
+            )
+        return found
+
+    def _name_of(self, column: Column[Any]) -> str:
+        try:
+            return self.mapper.get_property_by_column(column).key
+        except UnmappedColumnError:
+            return column.key
+
+    def set_options(self, options: Options) -> None:
+        """Take the options of a decorated subclass, which was tracked with its base class.
+
+        :raises TrackingError: they come too late, or are those of the base
+        """
+        name = self.mapper.class_.__name__
+        inherited = self.options
+        shares_table = self.parent is not None and self.table is self.parent.table
+        indexes = options.as_of_index and not inherited.as_of_index
+        if shares_table and (options.history_table_name or options.exclude - inherited.exclude or indexes):
+            raise TrackingError(
+                f"{name} shares the table {self.table.live.fullname!r} with its base class; exclude its columns, and "
+                "name and index the history table there.",
+                self.mapper.class_,
+            )
+        if options.audit_columns not in (AuditColumns(), inherited.audit_columns) and self.parent is not None:
+            raise TrackingError(
+                f"{name} inherits the names of our columns; give audit_columns to its base class.", self.mapper.class_
+            )
+        self.is_decorated = True
+        self.options = replace(
+            options,
+            tracked_fields=inherited.tracked_fields if options.tracked_fields is None else options.tracked_fields,
+            exclude=options.exclude | inherited.exclude,
+            resource_id_field=options.resource_id_field or inherited.resource_id_field,
+            user_id_field=options.user_id_field or inherited.user_id_field,
+            audit_columns=inherited.audit_columns if self.parent is not None else options.audit_columns,
+            as_of_index=options.as_of_index or inherited.as_of_index,
+        )
+        if not shares_table and (
+            options.history_table_name or options.exclude or options.audit_columns != inherited.audit_columns or indexes
+        ):
+            if self.history_class is not None:
+                raise TrackingError(
+                    f"The history of {name} is in use already; decorate it right after it is defined.",
+                    self.mapper.class_,
+                )
+            self.table.discard()
+            for other in self.chain:
+                other.chains.remove(self.chain)
+            self.__dict__.pop("chain", None)
+            self._make_table()
+
+    def options_for_subclass(self) -> Options:
+        """Return the options that subclasses inherit: all but the name of a history table and the label."""
+        return replace(self.options, history_table_name=None, table_label=None)
+
+    @cached_property
+    def chain(self) -> tuple[TrackedTable, ...]:
+        """The tables that hold one object: base table first; one table but for joined inheritance."""
+        above = self.parent.chain if self.parent else ()
+        return above if self.table in above else (*above, self.table)
+
+    @property
+    def discriminator(self) -> Any:
+        """What tells the class of a row in its own tables; None if nothing does, as in a union of concrete tables."""
+        expression, tables = self.mapper.polymorphic_on, {table.live for table in self.root.chain}
+        if expression is None:
+            return None
+        columns = [each for each in visitors.iterate(expression) if isinstance(each, ColumnClause)]
+        return None if columns and all(column.table not in tables for column in columns) else expression
+
+    @property
+    def root(self) -> TrackedModel:
+        """The topmost model whose objects share this one's tables."""
+        return self.parent.root if self.parent else self
+
+    def family(self) -> list[TrackedModel]:
+        """Return this model and all below it whose objects are objects of this one, from the top down."""
+        return [
+            model
+            for mapper in self.mapper.self_and_descendants
+            if (model := tracked_model(mapper)) is not None and model.root is self.root
+        ]
+
+    @cached_property
+    def columns(self) -> dict[str, Column[Any]]:
+        """The stored fields, inherited ones included: attribute name → history column."""
+        columns = dict(self.parent.columns) if self.parent else {}
+        for live, history in self.table.columns:
+            try:
+                name = self.mapper.get_property_by_column(live).key
+            except UnmappedColumnError:
+                if self.parent is None and live.key not in columns and self._is_unmapped(live):
+                    columns[live.key] = history
+            else:
+                columns.setdefault(name, history)
+        return columns
+
+    def grow(self) -> None:
+        """Forget what was made of its columns, its own and its family's: it has got more."""
+        for model in self.root.family():
+            model.__dict__.pop("columns", None)
+            model.has_grown = True
+
+    def _is_unmapped(self, column: Column[Any]) -> bool:
+        return not any(column in mapper._columntoproperty for mapper in self.mapper.self_and_descendants)
+
+    @property
+    def stored(self) -> frozenset[str]:
+        """The attribute names of the stored columns."""
+        return frozenset(self.columns)
+
+    @property
+    def label(self) -> str:
+        return self.options.table_label or self.mapper.class_.__name__
+
+    def reported(self) -> list[tuple[str, Column[Any]]]:
+        """Return the fields that reads report, with their history columns, those of subclasses included."""
+        found: dict[Column[Any], str] = {}
+        for model in self.family():
+            chosen = model.options.tracked_fields
+            for name, column in model.columns.items():
+                if chosen is None or name in chosen:
+                    found.setdefault(column, name)
+        return [(name, column) for column, name in found.items()]
+
+    def resource_id_columns(self) -> list[Column[Any]]:
+        """Return the history columns that give the id of a row to its readers."""
+        field = self.options.resource_id_field
+        return [self.columns[field]] if field else list(self.root.table.history_key)
+
+
+class _EqualColumns:
+    """Which columns of an object's tables have one value, for its tables are joined by them."""
+
+    def __init__(self, mapper: Mapper[Any]) -> None:
+        self._sets: list[set[Any]] = []
+        while mapper.inherits is not None and not mapper.concrete:
+            if mapper.inherit_condition is not None:
+                self._read(mapper.inherit_condition)
+            mapper = mapper.inherits
+
+    def _read(self, condition: ColumnElement[bool]) -> None:
+        for element in visitors.iterate(condition):
+            if isinstance(element, BinaryExpression) and element.operator is operators.eq:
+                same = {element.left._deannotate(), element.right._deannotate()}
+                self._sets = [*self._merged(same)]
+
+    def _merged(self, same: set[Any]) -> Iterator[set[Any]]:
+        for each in self._sets:
+            if same.isdisjoint(each):
+                yield each
+            else:
+                same = same | each
+        yield same
+
+    def _equal_to(self, column: Any) -> set[Any]:
+        return next((each for each in self._sets if column in each), {column})
+
+    def column_of(self, table: FromClause, column: Any) -> Any:
+        """Return the column of a table that has the value of another column, or ``None``."""
+        return next((each for each in (*table.primary_key, *table.c) if each in self._equal_to(column)), None)
+
+    def are(self, left: Sequence[Any], right: Sequence[Any]) -> bool:
+        return len(left) == len(right) and all(a in self._equal_to(b) for a, b in zip(left, right, strict=True))
+
+
+def tracked_model(mapper: Mapper[Any]) -> TrackedModel | None:
+    """Return what makes the class of a mapper tracked, or ``None``."""
+    return mapper.class_manager.info.get(INFO_KEY)
+
+
+def tracked_model_of(model_class: type[Any]) -> TrackedModel:
+    """Return what makes a class tracked.
+
+    :raises TrackingError: it is not
+    """
+    try:
+        mapper = inspect(model_class)
+    except NoInspectionAvailable:
+        mapper = None
+    model = tracked_model(mapper) if isinstance(mapper, Mapper) else None
+    if model is None:
+        name = getattr(model_class, "__name__", repr(model_class))
+        raise TrackingError(f"{name} is not a tracked model; decorate it with @track_table().", model_class)
+    return model
+
+
+def root_of(table: TrackedTable) -> TrackedModel:
+    """Return the topmost model of the hierarchy whose objects have rows in a table that is no association table."""
+    model = tracked_model(cast("Mapper[Any]", table.mapper))
+    assert model is not None
+    return model.root
+
+
+def link_columns(relationship: RelationshipProperty[Any]) -> tuple[Column[Any], ...]:
+    """Return the columns of an association table that refer to its ends: this side's, then the other's."""
+    pairs = (*relationship.synchronize_pairs, *(relationship.secondary_synchronize_pairs or ()))
+    return tuple([column for _, column in pairs])  # type: ignore[misc]  # of a Table, all are Columns
+
+
+def base_table_of(source: Any) -> TrackedTable:
+    """Return the table that holds a row for every object of a tracked model's hierarchy, or an association table.
+
+    :raises TrackingError: it is neither a tracked model nor a tracked table
+    """
+    if not isinstance(source, Table):
+        return tracked_model_of(source).root.table
+    table = tracked_table(source)
+    if table is None or table.live is not source:
+        raise TrackingError(
+            f"{source.fullname!r} is no tracked table; give a tracked model, or an association table between such "
+            "models, after sqlalchemy.orm.configure_mappers().",
+            source,
+        )
+    return table if table.is_association else table.chains[0][0]

@@ -1,0 +1,61 @@
+"""Which tables are tracked? The tables of models, and the association tables between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import (
+    Column,
+    MetaData,
+    Table,
+)
+from sqlalchemy.orm import Mapper, registry
+from sqlalchemy.orm.mapper import _all_registries
+
+from sqlaudit.tracking.tables import INFO_KEY, TrackedTable, tracked_table
+
+
+def track_secondary(secondary: Table, columns: Iterable[Column[Any]], mapper: Mapper[Any]) -> TrackedTable:
+    """Give an association table, whose links these columns make, a history table."""
+    tracked = tracked_table(secondary)
+    if tracked is None or tracked.is_over:
+        key = secondary.primary_key or columns
+        tracked = TrackedTable(secondary, key, is_association=True, mapper=mapper)
+    return tracked
+
+
+def tracked_tables(metadata: MetaData) -> list[TrackedTable]:
+    """Return the tracked tables of a MetaData."""
+    return [
+        tracked
+        for table in metadata.tables.values()
+        if (tracked := tracked_table(table)) is not None and tracked.live is table
+    ]
+
+
+def find_association_tables(metadata: MetaData) -> None:
+    """Configure the mappers of a MetaData's tracked models, which makes the association tables between them known.
+
+    Mappers that cannot be configured yet, for a class that they refer to is not mapped, are left as they were: nothing
+    can be written by their relationships before they are configured.
+    """
+    for each in list(metadata.info.get(INFO_KEY, ())):
+        try:
+            each.configure(cascade=True)
+        except Exception as error:
+            _let_try_again(error)
+
+
+def _let_try_again(error: Exception) -> None:
+    """Let mappers forget that configuring them has failed, for it was tried earlier than the user would have done."""
+    for mapper in [mapper for each in _all_registries() for mapper in mappers_of(each)]:
+        if mapper._configure_failed is error:
+            del mapper._configure_failed
+            for prop in mapper._props.values():
+                prop._configure_started = prop._configure_finished
+
+
+def mappers_of(of: registry) -> list[Mapper[Any]]:
+    """Return the mappers of a registry; its own list of them raises while a class of it is not mapped."""
+    return [manager.mapper for manager in list(of._managers) if manager.is_mapped]

@@ -1,0 +1,70 @@
+"""What does a table's definition say? Its unique columns, its conflict clauses, its schema on a connection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from sqlalchemy import (
+    Column,
+    Connection,
+    PrimaryKeyConstraint,
+    Table,
+    TableClause,
+    UniqueConstraint,
+    inspect,
+)
+
+_ON_CONFLICT: Final = "sqlaudit_on_conflict"
+_TABLE_OPTIONS: Final = ("engine", "charset", "default_charset", "collate", "default_collate")
+
+
+def unique_together(table: Table, *, partial: bool = False) -> Iterator[tuple[Column[Any], ...]]:
+    """Yield the columns of a table that are unique together, but for its primary key.
+
+    :param partial: also those that are unique only among some rows
+    """
+    for constraint in table.constraints:
+        if isinstance(constraint, UniqueConstraint):
+            yield tuple(constraint.columns)
+    for index in table.indexes:
+        has_condition = any(option.get("where") is not None for option in index.dialect_options.values())
+        columns = [each for each in index.expressions if isinstance(each, Column)]
+        if index.unique and len(columns) == len(index.expressions) and (partial or not has_condition):
+            yield tuple(columns)
+
+
+def options_of(table: Table) -> dict[str, Any]:
+    """Return what MariaDB and MySQL are told of a table when it is created: how it compares texts, say."""
+    names = [f"{dialect}_{option}" for dialect in ("mysql", "mariadb") for option in _TABLE_OPTIONS]
+    return {name: table.kwargs[name] for name in names if table.kwargs.get(name) is not None}
+
+
+def keys_of_table(table: Table) -> Iterator[tuple[Column[Any], ...]]:
+    """Yield the columns of a table that are unique together, its primary key first."""
+    if table.primary_key:
+        yield tuple(table.primary_key)
+    yield from unique_together(table, partial=True)
+
+
+def words_of_constraints(table: Table) -> str:
+    """Return what SQLite does about rows in the way of new values, as the constraints of a table say: REPLACE, say."""
+    if (words := table.info.get(_ON_CONFLICT)) is None:
+        unique = [each for each in table.constraints if isinstance(each, (PrimaryKeyConstraint, UniqueConstraint))]
+        names = ("sqlite_on_conflict_unique", "sqlite_on_conflict_primary_key")
+        said = [each.dialect_kwargs.get("sqlite_on_conflict") for each in unique]
+        said += [column.dialect_kwargs.get(name) for each in unique for column in each.columns for name in names]
+        words = table.info[_ON_CONFLICT] = " ".join(each.upper() for each in said if each)
+    return words
+
+
+def schema_of(connection: Connection, table: Table | TableClause) -> str | None:
+    """Return the schema that a table has on a connection, which may translate it."""
+    translated = connection.get_execution_options().get("schema_translate_map") or {}
+    schema: str | None = translated.get(table.schema, table.schema)
+    return schema
+
+
+def is_there(connection: Connection, table: Table) -> bool:
+    """Tell whether a table is in the database of a connection. One statement."""
+    return inspect(connection).has_table(table.name, schema=schema_of(connection, table))

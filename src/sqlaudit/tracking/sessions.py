@@ -1,0 +1,43 @@
+"""Which session is meant, and which of its connections reads a model's rows?"""
+
+from __future__ import annotations
+
+from inspect import signature
+from typing import Any
+
+from sqlalchemy.ext.horizontal_shard import ShardedSession
+from sqlalchemy.orm import Mapper, Session, scoped_session
+
+from sqlaudit.exceptions import QueryError
+
+
+def checked_session(session: object) -> Session:
+    """Return the Session that was given, itself or scoped.
+
+    :raises QueryError: it is none
+    """
+    if isinstance(session, scoped_session):
+        session = session()
+    if isinstance(session, Session):
+        return session
+    if hasattr(session, "run_sync"):
+        raise QueryError(
+            "An AsyncSession was given; read through its run_sync: await session.run_sync(versions_of, Customer, 42).",
+            session,
+        )
+    raise QueryError(f"{session!r} is not a Session; give one.", session)
+
+
+def where_rows_are(session: Session, mapper: Mapper[Any] | None) -> dict[str, Any]:
+    """Return the bind arguments of reads of a mapper's rows, and of their history, which lies beside them."""
+    if isinstance(session, ShardedSession) or not _takes_bind(session):
+        return {"mapper": mapper}
+    return {"bind": session.get_bind(mapper)}
+
+
+def _takes_bind(session: Session) -> bool:
+    """Tell whether ``get_bind()`` takes more than mapper and clause, as SQLAlchemy's own does."""
+    if getattr(session.get_bind, "__func__", None) is Session.get_bind:
+        return True
+    parameters = signature(session.get_bind).parameters.values()
+    return any(each.name == "bind" or each.kind is each.VAR_KEYWORD for each in parameters)
