@@ -203,7 +203,6 @@ def test_an_orphan_that_was_brought_back_is_one_again(sessions, people):
         del ada.items["i2"]
     with sessions.begin() as session:
         restore(session, Item, 2, at=at(0))
-        session.flush()
         ada = session.get_one(Person, 1)
         assert sorted(ada.items) == ["i1", "i2"]
         del ada.items["i2"]
@@ -216,7 +215,6 @@ def test_an_object_that_the_session_has_just_deleted_comes_back(sessions, people
         passport = session.get_one(Passport, 1)
         session.delete(passport)
         restore(session, Passport, 1, at=at(0))
-        session.flush()
         assert session.get_one(Passport, 1).number == "P1"
     assert state_of(sessions) == people
 
@@ -452,7 +450,6 @@ def test_rows_that_a_listener_hides_are_restored(engine, base, loaded):
             held = [session.scalars(sa.select(each), execution_options=every).all() for each in (Folder, File)]
             assert bool(held[0]) is loaded
             undo(session, unlinking, force=True)
-            session.flush()
             assert sorted(tuple(row) for row in session.execute(sa.select(marked))) == [(1, 1), (1, 2)]
             restore(session, Folder, 1, at=1, include=["files"])
         assert state() == before

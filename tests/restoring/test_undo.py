@@ -200,7 +200,6 @@ def test_a_rolled_back_undo_leaves_nothing(sessions, happened):
     before = state_of(sessions)
     with sessions() as session:
         undo(session, last_changeset(sessions))
-        session.flush()
         session.rollback()
     assert state_of(sessions) == before
 

@@ -116,7 +116,7 @@ def _inserted(mapper: Mapper[Any], connection: Connection, state: InstanceState[
 
 def _inserting(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
     flush: Flush | None = _session_of(state).info.get(INFO_KEY)
-    if flush is not None and (flush.asks_late or flush.began is None):  # few do, and every insert comes here
+    if flush is not None and (flush.chooses or flush.began is None):  # few do, and every insert comes here
         flush.inserting(state, connection)
 
 

@@ -54,7 +54,6 @@ from sqlaudit.recording.bulk.namesakes import is_namesake
 from sqlaudit.recording.bulk.parsing import notice_writes_within, source_written, table_written, unwrapped
 from sqlaudit.recording.flush import Flush
 from sqlaudit.recording.handwritten import NOTICED, notice_sql, text_of
-from sqlaudit.recording.restored import forget_restoring, prepare_restoring
 from sqlaudit.recording.side_writes import may_write_more
 from sqlaudit.recording.units import unit_of
 from sqlaudit.sql.own import WRITE
@@ -156,7 +155,6 @@ def _before_flush(session: Session, context: UOWTransaction, instances: object) 
     if flush.is_announced:
         return  # a listener of an overlapping target came first
     flush.is_announced = True
-    prepare_restoring(session, context)
     if session.info.get(DISABLED):
         refuse_changes(session)
         return
@@ -191,14 +189,11 @@ def _after_flush(session: Session, context: UOWTransaction) -> None:
     flush: Flush | None = session.info.pop(INFO_KEY, None)
     if flush is not None and not session.info.get(DISABLED):
         flush.record()
-    forget_restoring(session)
 
 
 def _after_soft_rollback(session: Session, transaction: SessionTransaction) -> None:
     if not transaction.nested:  # a savepoint that a listener has rolled back does not end the flush
         session.info.pop(INFO_KEY, None)
-    if INFO_KEY not in session.info:
-        forget_restoring(session)
 
 
 def _do_orm_execute(state: ORMExecuteState) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, cast
 
@@ -23,13 +23,12 @@ from sqlalchemy.orm import (
 from sqlalchemy.orm.attributes import instance_state
 
 from sqlaudit.config import current_config
-from sqlaudit.context import AuditContext, get_audit_context
+from sqlaudit.context import get_audit_context
 from sqlaudit.past.objects import is_unchanged_past
 from sqlaudit.recording.capture import Capture, Unseen
 from sqlaudit.recording.cascades import Dependents, Occasion, record_moved
 from sqlaudit.recording.changeset import Changeset, changeset_of, instant_before, own_connection
 from sqlaudit.recording.policy import lacking, lacks_reason, lacks_user, notice_replacing
-from sqlaudit.recording.restored import RESTORING, Restoring, link_identity
 from sqlaudit.recording.side_writes import chooses_connections, others_listen
 from sqlaudit.recording.units import (
     FOLLOWED,
@@ -71,7 +70,6 @@ class Group:
 
     unit: Unit
     connection: Connection
-    reason: str | None = None
     inserted: list[State] = field(default_factory=list)
     updating: list[Updating] = field(default_factory=list)
     deleted: list[State] = field(default_factory=list)
@@ -100,7 +98,7 @@ class _ToAsk:
     """
 
     blind: dict[Unit, list[Key]] = field(default_factory=lambda: defaultdict(list))
-    parents: dict[tuple[Unit, str | None], list[Key]] = field(default_factory=lambda: defaultdict(list))
+    parents: dict[Unit, list[Key]] = field(default_factory=lambda: defaultdict(list))
     untracked: dict[Mapper[Any], list[State]] = field(default_factory=lambda: defaultdict(list))
     links: _LinksByTable = field(default_factory=lambda: defaultdict(_Links))
     asked: set[Connection] = field(default_factory=set)
@@ -126,11 +124,10 @@ class Flush:
         self.session = session
         self.context = context
         self.config = current_config()
-        self.restoring: Restoring | None = session.info.get(RESTORING)
         self.began: datetime | None = None
         """The instant before the flush, or before its first tracked row, if other listeners have brought that later."""
         self.is_announced = False
-        self._groups: dict[tuple[Mapper[Any], Connection, str | None], Group] = {}
+        self._groups: dict[tuple[Mapper[Any], Connection], Group] = {}
         self._automatic: dict[State, dict[str, Any]] = {}
         self._doomed: dict[tuple[Mapper[Any], Key], State] = {}
         self._dependents = Dependents()
@@ -141,7 +138,6 @@ class Flush:
         self._baselines: list[tuple[Unit, Capture, list[Key]]] = []
         self._told: set[tuple[Unit, Connection, Key]] = set()
         self.chooses = chooses_connections(session)
-        self.asks_late = self.chooses or self.restoring is not None
         self._questions: _Questions = defaultdict(_ToAsk)
         self._followed_fields: dict[Unit, frozenset[str]] = {}
         self._changed_late: dict[Unit, bool] = {}
@@ -152,17 +148,12 @@ class Flush:
 
     def group(self, state: State, connection: Connection) -> Group:
         """Return the place for an object of a tracked class that the flush writes through a connection."""
-        key = state.mapper, connection, None if self.restoring is None else self.restoring.reason_of(state)
+        key = state.mapper, connection
         try:
             return self._groups[key]
         except KeyError:
             unit = cast(Unit, unit_of(state.mapper))
-            return self._groups.setdefault(key, Group(unit, connection, key[-1]))
-
-    def _context(self, reason: str | None) -> AuditContext:
-        """Return the context of what is written for a reason, which that of the context itself precedes."""
-        context = get_audit_context()
-        return context if reason is None or context.reason is not None else replace(context, reason=reason)
+            return self._groups.setdefault(key, Group(unit, connection))
 
     # -- before the flush
 
@@ -201,8 +192,6 @@ class Flush:
     def inserting(self, state: State, connection: Connection) -> None:
         """Ask before an object is inserted, which may take the row of one that goes."""
         self._begin_late(connection)
-        if self.restoring is not None:
-            self.restoring.override_keys(state, connection)
         if self._questions:
             self._ask_about(state, connection)
 
@@ -263,8 +252,7 @@ class Flush:
         followed = self._followed_fields[unit]
         may_follow = bool(self._doomed) and not unit.referring.isdisjoint(committed)  # to a row that goes
         if goes or may_follow or not followed.isdisjoint(committed) or (may_change_late and followed - unit.keys):
-            reason = None if self.restoring is None else self.restoring.reason_of(state)
-            questions[place].parents[unit, reason].append(key)
+            questions[place].parents[unit].append(key)
         whole = goes or may_change_late
         is_written = whole or not unit.collections.issuperset(committed)
         if is_written and state not in self._blind and _is_blind(unit, committed, values, whole=whole):
@@ -298,8 +286,8 @@ class Flush:
                 capture = Capture(connection, self._changeset(connection), (table,))
                 live, _ = capture.keys_where(columns, list(some.removed))
                 capture.baseline(list(live))
-        for (unit, reason), keys in questions.parents.items():
-            self._dependents.find(self._occasion(connection, reason), unit.model.chain, keys)
+        for unit, keys in questions.parents.items():
+            self._dependents.find(self._occasion(connection), unit.model.chain, keys)
         for mapper, states in questions.untracked.items():
             occasion, sources = self._occasion(connection), sources_of(mapper)
             self._dependents.find(occasion, sources, [cast(Any, state.key)[1] for state in states])
@@ -323,7 +311,7 @@ class Flush:
             if unit is None:
                 continue
             write = f"{state.mapper.class_.__name__} is to be written"
-            if needs_reason and (self.restoring is None or self.restoring.reason_of(state) is None):
+            if needs_reason:
                 raise lacking("reason", write, obj)
             if not needs_user:
                 continue
@@ -350,7 +338,7 @@ class Flush:
     @property
     def records_links(self) -> bool:
         """Whether the links that the flush writes are recorded after it, by the objects."""
-        return not self.is_heard or (self.restoring is not None and bool(self.restoring.links))
+        return not self.is_heard
 
     def record(self) -> None:
         """Write the versions.
@@ -371,8 +359,7 @@ class Flush:
                     self._collect_links(group.unit, state, group.connection, links, deleted=True)
         for (table, columns, connection), some in links.items():
             assert connection is not None
-            for reason, links_of_one in self._by_reason(table, columns, some).items():
-                self._record_links(connection, table, columns, links_of_one, reason)
+            self._record_links(connection, table, columns, some)
         self._dependents.settle()
         for occasion, sources, states in self._followed:
             record_moved(occasion, sources, [_key_now(state) for state in states if _has_moved(state)])
@@ -424,7 +411,7 @@ class Flush:
         if new or updated or moved:
             notice_replacing(group.connection, unit.model.chain)
         changeset = self._changeset(group.connection)
-        context = self._context(group.reason)
+        context = get_audit_context()
         capture = Capture(group.connection, changeset, unit.model.chain, unit.user_fields(self.config), context)
         must_be_found = not (unit.referring and (self._doomed or self._followed))  # else it may go with its parent
         if moved or rewritten or not deleted.keys().isdisjoint(new):
@@ -476,29 +463,15 @@ class Flush:
                     if item is not None
                 )
 
-    def _by_reason(
-        self, table: TrackedTable, columns: tuple[Column[Any], ...], links: _Links
-    ) -> dict[str | None, _Links]:
-        reasons = {} if self.restoring is None else self.restoring.links
-        if not reasons:
-            return {None: links}
-        found: dict[str | None, _Links] = defaultdict(_Links)
-        for link in links.added:
-            found[reasons.get((table.live, link_identity(columns, link)))].added.add(link)
-        for link in links.removed:
-            found[reasons.get((table.live, link_identity(columns, link)))].removed.add(link)
-        return found
-
     def _record_links(
         self,
         connection: Connection,
         table: TrackedTable,
         columns: tuple[Column[Any], ...],
         links: _Links,
-        reason: str | None = None,
     ) -> None:
         changeset = self._changeset(connection)
-        capture = Capture(connection, changeset, (table,), context=self._context(reason))
+        capture = Capture(connection, changeset, (table,))
         touched = list(links.added | links.removed)
         live, recorded = capture.keys_where(columns, touched)
         if set(columns) >= set(table.key):
@@ -517,8 +490,8 @@ class Flush:
     def _changeset(self, connection: Connection) -> Changeset:
         return changeset_of(self.session, connection, self.began)
 
-    def _occasion(self, connection: Connection, reason: str | None = None) -> Occasion:
-        return Occasion(connection, self._changeset(connection), self._context(reason))
+    def _occasion(self, connection: Connection) -> Occasion:
+        return Occasion(connection, self._changeset(connection), get_audit_context())
 
 
 def _has_moved(state: State) -> bool:

@@ -1,4 +1,4 @@
-"""How does the unit of work carry out a plan? Changes and links → objects that are new, dirty or deleted.
+"""How does the unit of work carry out a plan? Changes and links → objects that are new, dirty or deleted → flushes.
 
 Columns are set, not relationships: snapshots are columns, and the relationships of a restored object are read when
 they are asked for. What the unit of work would load object by object is loaded in sets before.
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
-from sqlalchemy import JSON, Column, Dialect, Subquery, literal, null, select
+from sqlalchemy import JSON, Column, Connection, Dialect, Subquery, Table, literal, null, select
 from sqlalchemy.orm import (
     LoaderCallableStatus,
     Mapper,
@@ -25,8 +26,9 @@ from sqlalchemy.orm.attributes import flag_modified, instance_dict, instance_sta
 
 from sqlaudit.changes import Operation
 from sqlaudit.exceptions import QueryError
-from sqlaudit.recording.restored import Restoring, forget_restoring, restoring
-from sqlaudit.restoring.ordering import Stages, parents_of
+from sqlaudit.recording.changeset import own_connection
+from sqlaudit.restoring.ordering import Stages
+from sqlaudit.restoring.overriding import overriding_keys, tables_that_make_keys
 from sqlaudit.restoring.plan import Change, LinkChange, Plan, constraints_of, covering
 from sqlaudit.restoring.rows import attribute_of, found_by, locked, stores_null
 from sqlaudit.sql.batches import chunks
@@ -37,12 +39,9 @@ from sqlaudit.tracking.sessions import where_rows_are
 _QUERIES: Final = ("dynamic", "write_only")
 
 
-def carry_out(plan: Plan, stages: Stages, reason: str) -> None:
-    """Let the session make the changes of a plan, when it flushes; if one flush cannot, all but the last are made now.
-
-    :param reason: why, if the context of the flush does not say
-    """
-    application = _Application(plan, stages, reason)
+def carry_out(plan: Plan, stages: Stages) -> None:
+    """Flush the changes of a plan."""
+    application = _Application(plan, stages)
     with plan.session.no_autoflush:
         try:
             application.run()
@@ -52,68 +51,74 @@ def carry_out(plan: Plan, stages: Stages, reason: str) -> None:
 
 
 class _Application:
-    def __init__(self, plan: Plan, stages: Stages, reason: str) -> None:
+    def __init__(self, plan: Plan, stages: Stages) -> None:
         self.plan = plan
         self.stages = stages
         self.session: Session = plan.session
-        self.reason = reason
         self.links = list(plan.links.values())
         self.objects: dict[Change, Any] = {}
         self._nulls: dict[Mapper[Any], _Nulls] = {}
 
     def run(self) -> None:
-        stages = self.stages
+        """Make the changes in as many flushes as foreign keys and unique values need.
+
+        One table's rows are saved before those that refer to them, and deleted after them. The unit of work takes its
+        order from relationships; restored rows have columns set, and not every foreign key has a relationship.
+        """
+        stages, flush = self.stages, self.session.flush
         self._load()
-        self._leave_out_the_moved()
-        for change, names in stages.loosened:
-            self._set_null(change, names)
-        if stages.loosened:
-            self.session.flush()
-        postponed = dict(stages.postponed)
-        self._change_links(Operation.DELETE)
-        for number, stage in enumerate(stages.stages):
-            if number:
-                self.session.flush()
-            self._make(stage, postponed)
-        self._change_links(Operation.INSERT)
-        if postponed:
-            self.session.flush()
-        for change, names in postponed.items():
-            for name in names:
-                set_attribute(self.objects[change], name, change.new[name])
-            self._touch(self.objects[change], names)
+        moved = {id(obj) for change, obj in self.objects.items() if change.operation is Operation.UPDATE}
+        self._leave_out(moved)
+        with self._given_keys():
+            for change, names in stages.loosened:
+                for name in names:
+                    self._set(change, self.objects[change], name, None)
+            flush()
+            self._change_links(Operation.DELETE)
+            flush()
+            postponed = dict(stages.postponed)
+            for stage in stages.stages:
+                for changes in self._by_rank(change for change in stage if change.operation is not Operation.DELETE):
+                    self._save(changes, postponed)
+                    flush()
+                doomed = [change for change in stage if change.operation is Operation.DELETE]
+                for changes in reversed(self._by_rank(doomed)):
+                    self._delete(changes)
+                    flush()
+                self._expire_collections(doomed)
+            self._change_links(Operation.INSERT)
+            for change, names in postponed.items():
+                for name in names:
+                    set_attribute(self.objects[change], name, change.new[name])
+            flush()
+
+    def _by_rank(self, changes: Iterable[Change]) -> list[list[Change]]:
+        """Return the changes of each table, those that others refer to first."""
+        by_rank: dict[int, list[Change]] = defaultdict(list)
+        for change in changes:
+            by_rank[self.stages.ranks[change.model.root]].append(change)
+        return [by_rank[rank] for rank in sorted(by_rank)]
+
+    @contextmanager
+    def _given_keys(self) -> Iterator[None]:
+        """Let new rows have their old keys, also in tables whose keys the database always makes."""
+        by_connection: dict[Connection, set[Table]] = defaultdict(set)
+        for change in self.plan.changes:
+            if change.operation is Operation.INSERT and (tables := tables_that_make_keys(change.mapper)):
+                by_connection[own_connection(self.session, change.mapper)] |= tables
+        with ExitStack() as stack:
+            for connection, tables in by_connection.items():
+                stack.enter_context(overriding_keys(connection, tables))
+            yield
 
     def withdraw(self) -> None:
         """Take back what the session would write, for something (a validator of the model) has refused it."""
-        forget_restoring(self.session)
         for change, obj in self.objects.items():
             if instance_state(obj).pending:
                 self.session.expunge(obj)
             elif change.operation is not Operation.INSERT and instance_state(obj).persistent:
                 self.session.add(obj)
                 self.session.expire(obj)
-
-    # -- the next flush
-
-    def _touch(self, obj: Any, names: Iterable[str] = ()) -> None:
-        """Tell the next flush why an object is written, and in which order.
-
-        :param names: the attributes that were set
-        """
-        found: Restoring = restoring(self.session)
-        values = instance_dict(obj)
-        found.reasons[instance_state(obj)] = self.reason, {name: values[name] for name in names if name in values}
-        if not found.order:
-            found.order = self._order()
-
-    def _order(self) -> set[tuple[Mapper[Any], Mapper[Any]]]:
-        ranks = self.stages.ranks
-        pairs = ((parent, child) for child in ranks for parent in parents_of(child) if parent in ranks)
-        return {
-            (parent.mapper.base_mapper, child.mapper.base_mapper)
-            for parent, child in pairs
-            if ranks[parent] < ranks[child] and parent.mapper.base_mapper is not child.mapper.base_mapper
-        }
 
     # -- what is there
 
@@ -180,37 +185,41 @@ class _Application:
         self.session.expire(obj)
         return obj
 
-    def _leave_out_the_moved(self) -> None:
-        """Keep those that get another parent, or none, from going with the one that they have now."""
-        moved = {id(obj) for change, obj in self.objects.items() if change.operation is Operation.UPDATE}
+    def _leave_out(self, others: Collection[int]) -> None:
+        """Keep objects from being deleted with the one that refers to them: they get another parent, or are gone.
+
+        :param others: their ids, by :func:`id`
+        """
         for change, obj in self.objects.items():
-            if change.operation is Operation.DELETE and moved:
+            if change.operation is Operation.DELETE and others:
                 for relationship in _downwards(change.mapper):
                     items = _loaded(obj, relationship)
-                    if any(id(item) in moved for item in items):
-                        kept = [item for item in items if id(item) not in moved]
+                    if any(id(item) in others for item in items):
+                        kept = [item for item in items if id(item) not in others]
                         value = kept if relationship.uselist else (kept or [None])[0]
                         set_committed_value(obj, relationship.key, value)
 
     # -- rows
 
-    def _make(self, stage: Sequence[Change], postponed: Mapping[Change, set[str]]) -> None:
-        written = self._written_together(stage)
-        inserted = [change for change in stage if change.operation is Operation.INSERT]
+    def _save(self, changes: Sequence[Change], postponed: Mapping[Change, set[str]]) -> None:
+        written = self._written_together(changes)
+        inserted = [change for change in changes if change.operation is Operation.INSERT]
         for change in inserted:
-            obj = self.objects[change] = self._new(change, postponed.get(change, set()))
-            self._touch(obj)
+            self.objects[change] = self._new(change, postponed.get(change, set()))
         self._give_parents(inserted)
         self.session.add_all([self.objects[change] for change in inserted])
-        for change in stage:
-            obj = self.objects[change]
+        for change in changes:
             if change.operation is Operation.UPDATE:
-                self._update(change, obj, written[change.model])
-                self._touch(obj, change.fields)
-            elif change.operation is Operation.DELETE:
-                self._touch(obj)
+                self._update(change, self.objects[change], written[change.model])
+        self._expire_collections(changes)
+
+    def _delete(self, changes: Sequence[Change]) -> None:
+        gone = {id(obj) for obj in self.objects.values() if instance_state(obj).deleted}
+        self._leave_out(gone)
+        for change in changes:
+            obj = self.objects[change]
+            if id(obj) not in gone:  # by a cascade
                 self.session.delete(obj)
-        self._expire_collections(stage)
 
     def _new(self, change: Change, postponed: set[str]) -> Any:
         """Make an object without calling its ``__init__``, which may do more than to set attributes."""
@@ -279,12 +288,6 @@ class _Application:
             values[name] = change.mapper.attrs[name].columns[0]
             flag_modified(obj, name)
 
-    def _set_null(self, change: Change, names: set[str]) -> None:
-        obj = self.objects[change]
-        for name in names:
-            self._set(change, obj, name, None)
-        self._touch(obj, names)
-
     def _give_parents(self, inserted: Sequence[Change]) -> None:
         """Let new rows know the parents without which the unit of work would take them for orphans."""
         children: dict[RelationshipProperty[Any], list[Change]] = defaultdict(list)
@@ -318,15 +321,13 @@ class _Application:
         eager = [] if relationship.lazy in _QUERIES else [selectinload(relationship.class_attribute)]
         owners = self._ends(relationship.parent, ours, {change.link[:width] for change in changes}, eager)
         others = self._ends(relationship.mapper, theirs, {change.link[width:] for change in changes}, [])
-        going = {id(obj) for change, obj in self.objects.items() if change.operation is Operation.DELETE}
         names = [attribute_of(relationship.parent, column) or "" for column in ours]
         for link, owner in owners.items():
             if eager and instance_state(owner).persistent and link != tuple([getattr(owner, name) for name in names]):
                 self.session.expire(owner, [relationship.key])  # eager loading knows of one spelling alone
         for change in changes:
             owner, other = owners.get(change.link[:width]), others.get(change.link[width:])
-            restoring(self.session).links[change.table.live, change.identity] = self.reason
-            if owner is None or other is None or (id(owner) in going and eager):
+            if owner is None or other is None:
                 for reverse in relationship._reverse_property if other is not None else ():
                     if reverse.key in instance_dict(other) and reverse.lazy not in _QUERIES:
                         self.session.expire(other, [reverse.key])

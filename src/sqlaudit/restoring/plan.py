@@ -18,7 +18,6 @@ from sqlalchemy.types import NullType
 
 from sqlaudit.changes import Equality, Operation, differ, equalities_of, hashable
 from sqlaudit.exceptions import QueryError
-from sqlaudit.recording.restored import link_identity
 from sqlaudit.restoring.rows import (
     Link,
     Row,
@@ -108,7 +107,8 @@ class LinkChange:
 
     @property
     def identity(self) -> frozenset[tuple[str, Any]]:
-        return link_identity(self.columns, self.link)
+        """What tells a link from others, from whichever side it is seen."""
+        return frozenset(zip((column.key for column in self.columns), self.link, strict=True))
 
     @property
     def by_column(self) -> dict[Any, Any]:

@@ -1,7 +1,7 @@
 """How do rows become what they were? Restoring a version, and undoing a changeset.
 
-Both are ordinary work of the session, in its transaction, and recorded as such: new versions with the context of
-whoever flushes, and a reason that names their source unless the context has one. History is never rewritten.
+Both are ordinary work of the session, in its transaction, and end with a flush: new versions with the context of
+the caller, and a reason that names their source unless the context has one. History is never rewritten.
 
 Everything is read first, in sets, and whatever stands in the way raises before anything is changed. With an
 ``AsyncSession``, use ``await session.run_sync(restore, Customer, 42, at=when)``.
@@ -24,6 +24,7 @@ from sqlalchemy.sql import operators
 
 from sqlaudit.arguments import changeset_uuid
 from sqlaudit.changes import Conflict, Operation, Restored, RestoreReport
+from sqlaudit.context import AuditContextManager, get_audit_context
 from sqlaudit.exceptions import QueryError, ReadOnlyError, SQLAuditError, TrackingError, UndoConflictError
 from sqlaudit.hooks.scope import records
 from sqlaudit.past.objects import Instant
@@ -75,7 +76,8 @@ def restore(
     """Let a row be as it was, by a version of it, or by its class, its key and ``at``.
 
     A changed row gets its old values, a deleted one is brought back with its key. Excluded columns are left alone.
-    Nothing happens to a row that is in that state already. One statement per table, path and 1,000 rows.
+    Nothing happens to a row that is in that state already. What was done is flushed, in the session's transaction. One
+    statement per table, path and 1,000 rows.
 
     :param version: an instance of a history class, or a tracked class
     :param key: the primary key, if a class was given; a tuple if it is composite
@@ -119,8 +121,8 @@ def undo(
     """Take back all that one database transaction did to tracked rows and links.
 
     What it inserted is deleted, what it deleted is brought back, what it changed gets the values from before it.
-    An undo is a changeset itself, and can be undone. A few statements per table that the changeset touched and 1,000
-    rows.
+    What was done is flushed, in the session's transaction. An undo is a changeset itself, and can be undone. A few
+    statements per table that the changeset touched and 1,000 rows.
 
     :param force: take it back even if rows have changed since, and lose these changes
     :param dry_run: only tell what would be done
@@ -696,9 +698,9 @@ def _conflict_error(conflicts: Sequence[Conflict]) -> UndoConflictError:
 
 def _done(plan: Plan, reason: str, dry_run: bool) -> RestoreReport:
     report = RestoreReport((*map(_reported, plan.changes), *map(_reported_link, plan.links.values())))
-    stages = Ordering(plan.changes).stages()
     if report and not dry_run:
-        carry_out(plan, stages, reason)
+        with AuditContextManager(reason=get_audit_context().reason or reason):
+            carry_out(plan, Ordering(plan.changes).stages())
     return report
 
 

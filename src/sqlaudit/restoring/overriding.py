@@ -1,0 +1,47 @@
+"""How does a key that the database always makes come back? By ``OVERRIDING SYSTEM VALUE``, within a block."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from sqlalchemy import Connection, Table, event
+from sqlalchemy.orm import Mapper
+
+_HEAD: Final = re.compile(r'INSERT INTO (?:[^("]|"(?:[^"]|"")*")+\((?:[^)"]|"(?:[^"]|"")*")*\)')
+
+
+def tables_that_make_keys(mapper: Mapper[Any]) -> set[Table]:
+    """Return the tables of a mapper that have a key that is ``GENERATED ALWAYS``."""
+    return {
+        table
+        for table in mapper.tables
+        if isinstance(table, Table)
+        and any(column.identity is not None and column.identity.always for column in table.primary_key)
+    }
+
+
+@contextmanager
+def overriding_keys(connection: Connection, tables: Collection[Table]) -> Iterator[None]:
+    """Let what a connection inserts into the tables within the block have the keys that it is given.
+
+    SQLAlchemy has no construct for it, and the unit of work none of its own statements to give away.
+    """
+
+    def override(
+        connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
+    ) -> tuple[str, Any]:
+        if context is not None and context.isinsert and context.compiled.statement.table in tables:
+            statement = _HEAD.sub(lambda head: f"{head[0]} OVERRIDING SYSTEM VALUE", statement, count=1)
+        return statement, parameters
+
+    if connection.dialect.name != "postgresql":
+        yield
+        return
+    event.listen(connection, "before_cursor_execute", override, retval=True)
+    try:
+        yield
+    finally:
+        event.remove(connection, "before_cursor_execute", override)
