@@ -169,13 +169,17 @@ def _hear_more(session: Session, flush: Flush, states: Iterable[InstanceState[An
     """
     if not tracked_names or flush.is_heard:
         return
-    mappers = {state.mapper for state in states} - flush.looked_at
-    flush.looked_at |= mappers
-    has_links = any(unit.links for unit in map(unit_of, mappers) if unit is not None)
-    if (has_links and flush.chooses) or any(may_write_more(mapper, MODEL_LISTENERS) for mapper in mappers):
-        flush.is_heard = True
-        for connection in connections_of(session):
-            listen_to(session, connection)
+    for state in states:
+        mapper = state.mapper
+        if mapper in flush.looked_at:
+            continue
+        flush.looked_at.add(mapper)
+        has_links = flush.chooses and (unit := unit_of(mapper)) is not None and unit.links
+        if has_links or may_write_more(mapper, MODEL_LISTENERS):
+            flush.is_heard = True
+            for connection in connections_of(session):
+                listen_to(session, connection)
+            return
 
 
 def _after_transaction_create(session: Session, transaction: SessionTransaction) -> None:

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum, auto
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from sqlalchemy import Column, Connection, CursorResult, null, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from sqlaudit.changes import Operation
 from sqlaudit.config import current_config
@@ -43,12 +43,15 @@ from sqlaudit.sql.keys import MYSQL, Key, KeyTypes, RawKey, is_raw
 from sqlaudit.sql.lists import fit_into_json
 from sqlaudit.sql.own import OURS
 from sqlaudit.tracking.catalogue import kept_as_text
-from sqlaudit.tracking.missing import explained
+from sqlaudit.tracking.missing import explain, explained
 from sqlaudit.tracking.rights import hides_rows
 from sqlaudit.tracking.tables import TrackedTable
 
 OldValues = Callable[[Key], Mapping[Column[Any], Any]]
 """What is known of a row before it was changed: key → live column → value."""
+
+
+_KEY_NAMES: Final = tuple(f"sqlaudit_key_{index}" for index in range(100))
 
 
 def _unknown(key: Key) -> Mapping[Column[Any], Any]:
@@ -499,7 +502,9 @@ class Capture:
         return not is_cut and (self._key_types.go_together or is_raw(keys))
 
     def _portions(self, keys: Portionable[Key]) -> Iterator[Portion]:
-        """Yield keys as statements take them: one by one, if the program's own have types for which that is safer."""
+        """Return keys as statements take them: one by one, if the program's own have types for which that is safer."""
+        if isinstance(keys, list) and len(keys) == 1:
+            return iter([keys])
         return portions(keys) if self._go_together(keys) else ([key] for key in keys)
 
     def _chunks(self, keys: Portionable[Key]) -> Iterator[Sequence[Key]]:
@@ -513,10 +518,10 @@ class Capture:
         if chosen not in self._chosen:
             many, raw_keys = chosen
             statements = self.chain[-1].statements.setdefault(dialect, {})
-            if not any(isinstance(each, tuple) for each in statements):
-                warn_of_history_in_sight(self.connection, self.chain)
             signature = (self.chain, self.user_fields, *chosen)
             if signature not in statements:
+                if not any(isinstance(each, tuple) for each in statements):
+                    warn_of_history_in_sight(self.connection, self.chain)
                 statements[signature] = Statements(
                     self.chain, self.user_fields, many, dialect, raw_keys=raw_keys, as_text=self._as_text()
                 )
@@ -534,7 +539,7 @@ class Capture:
         if isinstance(keys, SelectedKeys):
             return {}
         if len(keys) == 1:
-            return {f"sqlaudit_key_{index}": value for index, value in enumerate(keys[0])}
+            return dict(zip(_KEY_NAMES, keys[0], strict=False))
         return {"sqlaudit_keys": [key[0] for key in keys] if len(keys[0]) == 1 else list(keys)}
 
     def _unsettled(self, keys: Portion) -> Portion:
@@ -549,12 +554,15 @@ class Capture:
         parameters = self.parameters | self._selecting(keys)
         if at is not None:
             parameters["sqlaudit_at"] = at
-        with explained(self.chain, record=True):
-            counts = [
-                statement.execute(self.connection, parameters).rowcount
-                for statement in self._statements(keys)(step, *args)
-            ]
-        return counts[0]
+        first = None
+        try:
+            for statement in self._statements(keys)(step, *args):
+                rowcount = statement.execute(self.connection, parameters).rowcount
+                first = rowcount if first is None else first
+        except DBAPIError as error:
+            explain(error, self.chain, record=True)
+            raise
+        return first or 0
 
     def _read(self, statement: Prepared, keys: Sequence[Key]) -> CursorResult[Any]:
         with explained(self.chain, record=True):

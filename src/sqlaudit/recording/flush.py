@@ -124,6 +124,7 @@ class Flush:
         self.session = session
         self.context = context
         self.config = current_config()
+        self._requires = self.config.require_reason or self.config.require_user
         self.began: datetime | None = None
         """The instant before the flush, or before its first tracked row, if other listeners have brought that later."""
         self.is_announced = False
@@ -170,8 +171,10 @@ class Flush:
 
         :raises ContextError: the configuration requires a user or a reason, and there is none
         """
-        self._require_context()
-        self.begin()
+        if self._requires:
+            self._require_context()
+        if self.began is None:
+            self.begin()
         self.prepared = {}
         doomed = self.session._deleted  # the public properties would make a set of all dirty objects
         deleted = [state for state in doomed if concerns_tracking(state)]
@@ -208,7 +211,8 @@ class Flush:
         self._begin_late(connection)
         extent = _DOOMED if doomed else tuple(changed_values(state))
         if extent and self.prepared.get(state) != extent:
-            self._require_context([state.obj()])
+            if self._requires:
+                self._require_context([state.obj()])
             late: _Questions = defaultdict(_ToAsk)
             self._look_at(state, doomed, late)
             for questions in late.values():
@@ -294,10 +298,7 @@ class Flush:
             self._followed.append((occasion, sources, states))
 
     def _require_context(self, objects: Iterable[Any] | None = None) -> None:
-        config = self.config
-        if not config.require_reason and not config.require_user:
-            return
-        context = get_audit_context()
+        config, context = self.config, get_audit_context()
         needs_reason, needs_user = lacks_reason(config, context), lacks_user(config, context)
         if not needs_reason and not needs_user:
             return
@@ -347,8 +348,9 @@ class Flush:
         """
         if not self._groups and not self._baselines and not self._followed:
             return
-        for group in self._groups.values():
-            self._require_context(state.obj() for state in group.inserted)
+        if self._requires:
+            for group in self._groups.values():
+                self._require_context(state.obj() for state in group.inserted)
         links: _LinksByTable = defaultdict(_Links)
         for group in self._groups.values():
             self._record_group(group)
@@ -408,8 +410,8 @@ class Flush:
             return
         if self._baselines:
             self._told.update((unit, group.connection, key) for key in (*rewritten, *updated, *moved, *deleted))
-        if new or updated or moved:
-            notice_replacing(group.connection, unit.model.chain)
+        if unit.replacing and (new or updated or moved):
+            notice_replacing(group.connection, unit.replacing[0])
         changeset = self._changeset(group.connection)
         context = get_audit_context()
         capture = Capture(group.connection, changeset, unit.model.chain, unit.user_fields(self.config), context)
@@ -419,10 +421,13 @@ class Flush:
             fresh = {*moved_to, *new} - {*rewritten, *deleted}
             capture.settle(list(keys), inserted=fresh, before=old_of_lost, must_be_found=must_be_found)
         else:
-            capture.inserted(new, must_be_found=must_be_found)
-            capture.deleted(list(deleted), old_of_lost)
-        unseen = Unseen.UPDATED if must_be_found else Unseen.DELETED
-        capture.updated(list(updated), old_of_updated, unseen=unseen)
+            if new:
+                capture.inserted(new, must_be_found=must_be_found)
+            if deleted:
+                capture.deleted(list(deleted), old_of_lost)
+        if updated:
+            unseen = Unseen.UPDATED if must_be_found else Unseen.DELETED
+            capture.updated(list(updated), old_of_updated, unseen=unseen)
         if moved_to:
             record_moved(Occasion(group.connection, changeset, context), unit.model.chain, moved_to)
 

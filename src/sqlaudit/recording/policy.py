@@ -12,7 +12,6 @@ from sqlaudit.config import SQLAuditConfig, current_config
 from sqlaudit.context import AuditContext
 from sqlaudit.exceptions import CaptureError, ContextError, SQLAuditWarning, warn_caller
 from sqlaudit.tracking.rights import shows_more_in_history
-from sqlaudit.tracking.schema import words_of_constraints
 from sqlaudit.tracking.tables import TrackedTable
 
 
@@ -38,15 +37,13 @@ def warn_of_history_in_sight(connection: Connection, chain: Iterable[TrackedTabl
         )
 
 
-def notice_replacing(connection: Connection, chain: Iterable[TrackedTable]) -> None:
-    """Notice that SQLite may have deleted rows in the way of those that a flush has written."""
-    if connection.dialect.name != "sqlite":
-        return
-    if replacing := next((table for table in chain if "REPLACE" in words_of_constraints(table.live)), None):
+def notice_replacing(connection: Connection, table: TrackedTable) -> None:
+    """Warn that SQLite may have deleted rows in the way of those that a flush has written to a table."""
+    if connection.dialect.name == "sqlite":
         uncaptured(
-            f"A flush writes the table {replacing.live.fullname!r}, a constraint of which has ON CONFLICT REPLACE, and "
+            f"A flush writes the table {table.live.fullname!r}, a constraint of which has ON CONFLICT REPLACE, and "
             "history does not show rows that it deletes; write the table by statements: session.execute(insert(…)).",
-            replacing.live,
+            table.live,
         )
 
 

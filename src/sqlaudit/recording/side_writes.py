@@ -31,9 +31,11 @@ def others_listen(mapper: Mapper[Any], names: Iterable[str]) -> bool:
 
     :param names: the events
     """
-    dispatch = mapper.dispatch
-    listeners = (listener for name in names for listener in getattr(dispatch, name))
-    return not all((getattr(listener, "__module__", None) or "").startswith("sqlaudit.") for listener in listeners)
+    for name in names:
+        for listener in getattr(mapper.dispatch, name):
+            if not (getattr(listener, "__module__", None) or "").startswith("sqlaudit."):
+                return True
+    return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from sqlaudit.recording.statements import NO_USER_FIELDS, UserFields
 from sqlaudit.sql.keys import Key
 from sqlaudit.tracking.foreign_keys import Untracked, referred_columns, untracked_source
 from sqlaudit.tracking.models import TrackedModel, tracked_model
+from sqlaudit.tracking.schema import words_of_constraints
 from sqlaudit.tracking.tables import INFO_KEY, tracked_table
 
 State = InstanceState[Any]
@@ -56,6 +57,7 @@ class Unit:
             and not relationship.viewonly
             and tracked_table(relationship.secondary) is not None
         ]
+        self.replacing = [table for table in model.chain if "REPLACE" in words_of_constraints(table.live)]
         self.has_orphans = any(each._delete_orphans for each in mapper.iterate_to_root())
         self._user_fields: dict[str | None, UserFields] = {}
 
@@ -140,8 +142,11 @@ def changed_values(state: State) -> Mapping[str, Any]:
     An attribute that was given an equal value, or another one and the old one again, is not among them.
     """
     committed = state.committed_state
-    unchanged = [name for name, old in committed.items() if _is_as_it_was(state, name, old)]
-    return {name: old for name, old in committed.items() if name not in unchanged} if unchanged else committed
+    changed = {}
+    for name, old in committed.items():
+        if not _is_as_it_was(state, name, old):
+            changed[name] = old
+    return changed
 
 
 def _is_as_it_was(state: State, name: str, old: Any) -> bool:

@@ -33,6 +33,7 @@ from sqlaudit.restoring.plan import Change, LinkChange, Plan, constraints_of, co
 from sqlaudit.restoring.rows import attribute_of, found_by, locked, stores_null
 from sqlaudit.sql.batches import chunks
 from sqlaudit.sql.keys import Key, one_of
+from sqlaudit.sql.own import OURS
 from sqlaudit.tracking.models import TrackedModel
 from sqlaudit.tracking.sessions import where_rows_are
 
@@ -168,7 +169,7 @@ class _Application:
             statement = locked(statement, model)
         for chunk in chunks(keys):
             where = one_of(model.root.table.key, chunk)
-            yield from self.session.scalars(statement.where(where), execution_options=execution).unique()
+            yield from self.session.scalars(statement.where(where), execution_options={**OURS, **execution}).unique()
 
     def _hidden(self, mapper: Mapper[Any], key: Key) -> Any:
         """Return the object of a row that queries do not find, because a listener of the user's leaves out some rows.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -22,6 +23,7 @@ from sqlaudit.sql.batches import chunks
 from sqlaudit.sql.comparing import may_be_respelt
 from sqlaudit.sql.keys import Key, one_of
 from sqlaudit.sql.old_values import unrounded
+from sqlaudit.sql.own import OURS
 from sqlaudit.tracking.history import moved
 from sqlaudit.tracking.missing import explained
 from sqlaudit.tracking.models import TrackedModel, tracked_model
@@ -138,22 +140,20 @@ class Hierarchy:
             for model in family
         }
 
-    def live(self, *, lock: bool = False) -> Select[Any]:
-        """Return the select of the live rows.
-
-        :param lock: whether nobody else shall change them until the transaction ends
-        """
+    @cached_property
+    def live(self) -> Select[Any]:
+        """The select of the live rows."""
         base = self.root.table
         source: Any = base.live
         for table in self.tables[1:]:
             matches = zip(table.key, base.key, strict=True)
             source = source.outerjoin(table.live, and_(*(one == other for one, other in matches)))
         discriminator = self.root.discriminator
-        statement = self._select([live for live, _ in self.pairs], discriminator).select_from(source)
-        return locked(statement, self.root) if lock else statement
+        return self._select([live for live, _ in self.pairs], discriminator).select_from(source)
 
+    @cached_property
     def versions(self) -> Select[Any]:
-        """Return the select of all versions."""
+        """The select of all versions."""
         base = self.root.table
         source: Any = base.history
         for table in self.tables[1:]:
@@ -177,10 +177,9 @@ class Hierarchy:
     def read(self, session: Session, statement: Select[Any], parameters: Mapping[str, Any] | None = None) -> list[Row]:
         """Return the rows of :meth:`live` or :meth:`versions`, with further conditions."""
         with explained(self.tables):
-            result = session.execute(
-                statement, dict(parameters or {}), bind_arguments=where_rows_are(session, self.root.table.mapper)
-            )
-            return [self._row(row) for row in result]
+            where = where_rows_are(session, self.root.table.mapper)
+            rows = session.execute(statement, parameters, execution_options=OURS, bind_arguments=where)
+            return [self._row(row) for row in rows]
 
     def _row(self, row: Sequence[Any]) -> Row:
         end = len(self.pairs)
@@ -243,7 +242,7 @@ def rows_now(
 ) -> list[Row]:
     """Return the live rows whose columns have one of the values: one statement per 1,000."""
     hierarchy = hierarchy_of(model)
-    statement = hierarchy.live(lock=lock)
+    statement = locked(hierarchy.live, hierarchy.root) if lock else hierarchy.live
     return [row for chunk in chunks(values) for row in hierarchy.read(session, statement.where(one_of(columns, chunk)))]
 
 
@@ -252,7 +251,7 @@ def rows_at(
 ) -> list[Row]:
     """Return the rows whose columns had one of the values at an instant: one statement per 1,000."""
     hierarchy, table = hierarchy_of(model), model.root.table
-    statement = hierarchy.versions().where(was_valid(table.valid_from, table.valid_to, instant))
+    statement = hierarchy.versions.where(was_valid(table.valid_from, table.valid_to, instant))
     old = [hierarchy.old[column] for column in columns]
     return [row for chunk in chunks(values) for row in hierarchy.read(session, statement.where(one_of(old, chunk)))]
 
@@ -260,7 +259,7 @@ def rows_at(
 def rows_of_versions(session: Session, model: TrackedModel, numbers: Mapping[Key, int]) -> list[Row]:
     """Return the rows as versions tell them, given by key and number: one statement per 1,000."""
     hierarchy, table = hierarchy_of(model), model.root.table
-    statement = hierarchy.versions()
+    statement = hierarchy.versions
     columns = (*table.history_key, table.version)
     wanted = [(*key, number) for key, number in numbers.items()]
     return [row for chunk in chunks(wanted) for row in hierarchy.read(session, statement.where(one_of(columns, chunk)))]
@@ -299,7 +298,8 @@ def rows_where(
     where = where_rows_are(session, table.mapper)
     for chunk in chunks(values):
         with explained([table]):
-            rows = session.execute(statement.where(one_of(columns, chunk)), bind_arguments=where).all()
+            found = statement.where(one_of(columns, chunk))
+            rows = session.execute(found, execution_options=OURS, bind_arguments=where).all()
         yield from (tuple(row) for row in rows)
 
 

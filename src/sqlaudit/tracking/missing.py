@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from sqlalchemy import Table
@@ -42,41 +43,27 @@ def _complaint_of(error: DBAPIError) -> str:
     return _fields_of(error).get("M", str(error.orig)).partition("\n")[0]
 
 
-class explained:
-    """Within a ``with`` block, turn the complaint of a database into the remedy, if it is of a history table.
+@contextmanager
+def explained(tables: Iterable[TrackedTable], *, record: bool = False) -> Iterator[None]:
+    """Within a ``with`` block, turn the complaint of a database into the remedy, as :func:`explain` does."""
+    try:
+        yield
+    except DBAPIError as error:
+        explain(error, tables, record=record)
+        raise
 
-    :param tables: those whose history the statements inside use
-    :param record: whether the statements record what the user writes
+
+def explain(error: DBAPIError, tables: Iterable[TrackedTable], *, record: bool = False) -> None:
+    """Raise an error that names the remedy, if the complaint of a database is of a history table.
+
+    :param tables: those whose history the failed statement uses
+    :param record: whether the statement records what the user writes
     :raises HistoryTableError: the history table of one of them, or a column of it, is absent
     :raises CaptureError: the role of the connection may not record
     """
-
-    __slots__ = ("_record", "_tables")
-
-    def __init__(self, tables: Iterable[TrackedTable], *, record: bool = False) -> None:
-        self._tables = tables
-        self._record = record
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, DBAPIError):
-            return
-        codes, complaint = codes_of(error), _complaint_of(error)
-        if self._record and not codes.isdisjoint(_FORBIDDEN):
-            self._explain_forbidden(error, complaint)
-        absent = [table for table in self._tables if _is_of(complaint, table)]
-        if absent and (not codes.isdisjoint(_ABSENT) or any(phrase in complaint for phrase in _PHRASES)):
-            names = " or ".join(repr(table.history.fullname) for table in absent)
-            raise HistoryTableError(
-                f"The database lacks the history table {names}, or a column of it; create it with "
-                f"metadata.create_all(engine), or by a migration that Alembic generates. It said: {complaint}",
-                absent[-1].live,
-            ) from error
-
-    def _explain_forbidden(self, error: DBAPIError, complaint: str) -> None:
-        for table in self._tables:
+    tables, codes, complaint = list(tables), codes_of(error), _complaint_of(error)
+    if record and not codes.isdisjoint(_FORBIDDEN):
+        for table in tables:
             if _is_named(complaint, table.history) or _is_named(complaint, table.live):
                 raise CaptureError(
                     f"The role may not record what it writes to {table.live.fullname!r}: grant it SELECT on "
@@ -84,6 +71,14 @@ class explained:
                     f"whose policies, if it has any, must be those of the live table. The database said: {complaint}",
                     table.live,
                 ) from error
+    absent = [table for table in tables if _is_of(complaint, table)]
+    if absent and (not codes.isdisjoint(_ABSENT) or any(phrase in complaint for phrase in _PHRASES)):
+        names = " or ".join(repr(table.history.fullname) for table in absent)
+        raise HistoryTableError(
+            f"The database lacks the history table {names}, or a column of it; create it with "
+            f"metadata.create_all(engine), or by a migration that Alembic generates. It said: {complaint}",
+            absent[-1].live,
+        ) from error
 
 
 def _is_named(complaint: str, table: Table) -> bool:
