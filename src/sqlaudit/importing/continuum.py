@@ -51,8 +51,10 @@ from sqlaudit.period import OPEN_END, TICK, OpenEnd, as_utc
 from sqlaudit.recording.bulk.keys import DropTemporary
 from sqlaudit.recording.changeset import changeset_id_of
 from sqlaudit.sql.batches import CHUNK
+from sqlaudit.sql.comparing import all_equal
 from sqlaudit.sql.keys import Key
 from sqlaudit.sql.own import OURS
+from sqlaudit.tracking.aliases import HistoryAlias
 from sqlaudit.tracking.missing import explained
 from sqlaudit.tracking.models import base_table_of
 from sqlaudit.tracking.tables import TrackedTable, audit_column_types
@@ -184,12 +186,8 @@ def _rows_of(theirs: Table, root: TrackedTable) -> Select[Any]:
 
 
 def _has_history(root: TrackedTable, source: FromClause) -> ColumnElement[bool]:
-    ours = root.history.alias()
-    return exists(literal_column("1")).select_from(ours).where(_same(_key_in(root, ours), _key_in(root, source)))
-
-
-def _same(one: Sequence[ColumnElement[Any]], other: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
-    return and_(*(left == right for left, right in zip(one, other, strict=True)))
+    ours = HistoryAlias(root)
+    return exists(literal_column("1")).select_from(ours.clause).where(ours.is_of(_key_in(root, source)))
 
 
 # --- their transactions -----------------------------------------------------------------------------------------
@@ -338,19 +336,12 @@ def _text(operation: Operation) -> ColumnElement[str]:
 
 def _versions_further_down(root: TrackedTable, table: TrackedTable, theirs: Table, transactions: Table) -> Insert:
     """Write the versions of a table further down the hierarchy: those that the base table has of a transaction."""
-    above = root.history.alias()
-    is_of = and_(
-        _same(_key_in(root, above), _key_in(table, theirs)),
-        above.c[root.role("changeset_id").key] == transactions.c.changeset_id,
-    )
-    ours = table.history.alias()
-    is_there = exists(literal_column("1")).where(
-        _same(_key_in(table, ours), _key_in(table, theirs)), ours.c[table.version.key] == above.c[root.version.key]
-    )
+    above, ours, key = HistoryAlias(root), HistoryAlias(table), _key_in(table, theirs)
+    is_there = exists(literal_column("1")).where(ours.is_of(key), ours.version == above.version)
     source = (
-        select(*theirs.c, *(above.c[root.role(role).key].label(f"sqlaudit_{role}") for role, _ in root.names.items()))
+        select(*theirs.c, *(above.role(role).label(f"sqlaudit_{role}") for role, _ in root.names.items()))
         .join(transactions, transactions.c.number == theirs.c.transaction_id)
-        .join(above, is_of)
+        .join(above.clause, and_(above.is_of(key), above.changeset_id == transactions.c.changeset_id))
         .where(~is_there)
         .subquery()
     )
@@ -370,21 +361,20 @@ def _into(table: TrackedTable, theirs: Table, source: Subquery, audit: Mapping[s
 def _keep_in_order(connection: Connection, tables: Sequence[TrackedTable], theirs: Table) -> None:
     """Move versions that don't begin later than the one before: of one instant, or after a clock went back."""
     root = tables[0]
-    one, other = root.history.alias(), root.history.alias()
-    key = _key_in(root, one)
-    follows = and_(
-        _same(key, _key_in(root, other)), other.c[root.version.key] == one.c[root.version.key] + literal_column("1")
-    )
-    wrong = other.c[root.valid_from.key] <= one.c[root.valid_from.key]
-    imported = exists(literal_column("1")).select_from(theirs).where(_same(key, _key_in(root, theirs)))
-    found = select(*key).select_from(one.join(other, follows)).where(wrong, imported).distinct()
+    one, other = HistoryAlias(root), HistoryAlias(root)
+    follows = and_(other.is_of(one.key), other.version == one.version + literal_column("1"))
+    imported = exists(literal_column("1")).select_from(theirs).where(one.is_of(_key_in(root, theirs)))
+    wrong = other.valid_from <= one.valid_from
+    found = select(*one.key).select_from(one.clause.join(other.clause, follows)).where(wrong, imported).distinct()
     for row in [tuple(each) for each in connection.execute(found)]:
         _move(connection, tables, row)
 
 
 def _move(connection: Connection, tables: Sequence[TrackedTable], key: Key) -> None:
     root = tables[0]
-    of_row = select(root.version, root.valid_from, root.role("operation")).where(_same(root.history_key, _values(key)))
+    of_row = select(root.version, root.valid_from, root.role("operation")).where(
+        all_equal(root.history_key, _values(key))
+    )
     versions = connection.execute(of_row.order_by(root.version)).all()
     instants: list[datetime] = []
     for _, at, _ in versions:
@@ -393,7 +383,7 @@ def _move(connection: Connection, tables: Sequence[TrackedTable], key: Key) -> N
         begin, is_last = instants[place], place == len(versions) - 1
         end = begin if operation is Operation.DELETE else OPEN_END if is_last else instants[place + 1]
         for table in tables:
-            of_version = and_(_same(table.history_key, _values(key)), table.version == number)
+            of_version = and_(all_equal(table.history_key, _values(key)), table.version == number)
             moved = update(table.history).where(of_version).values({table.valid_from: begin, table.valid_to: end})
             connection.execute(moved.execution_options(**OURS))
 

@@ -44,7 +44,9 @@ from sqlaudit.recording.changeset import Changeset, changeset_at, instant_given,
 from sqlaudit.recording.policy import warn_of_history_in_sight
 from sqlaudit.recording.statements import Statements, has_open_version
 from sqlaudit.sql.batches import CHUNK, in_order
+from sqlaudit.sql.comparing import all_equal
 from sqlaudit.sql.keys import MYSQL, Key, RawKey, bound, keys_read, raw
+from sqlaudit.tracking.aliases import HistoryAlias
 from sqlaudit.tracking.missing import codes_of, explained
 from sqlaudit.tracking.models import base_table_of
 from sqlaudit.tracking.sessions import checked_session
@@ -334,16 +336,14 @@ class _Ranges(Statements):
 
     def _baseline(self) -> list[Executable]:
         """Write baselines of the live rows that have no history, but for those that others have locked."""
-        base = self.base
-        past = base.history.alias()
-        there = [past.c[column.key] for column in base.history_key]
+        base, past = self.base, HistoryAlias(self.base)
         rows: Any = base.live
         for table in self.chain[1:]:
-            rows = rows.join(table.live, self._same(base.key, table.key))
+            rows = rows.join(table.live, all_equal(base.key, table.key))
         live = select(*(live for live, _ in base.columns)).select_from(rows).where(self._rows(base.key))
         live = self._by_key(live, base.live, base.key)
         for table in self.below:
-            live = live.where(~exists(literal_column("1")).where(self._same(base.key, table.key)))
+            live = live.where(~exists(literal_column("1")).where(all_equal(base.key, table.key)))
         columns: Sequence[ColumnElement[Any]] = [live for live, _ in base.columns]
         locked = live.with_for_update(read=self.dialect.name == "postgresql", skip_locked=True)
         if base.is_association and not base.live.primary_key:  # its rows may be there twice
@@ -353,7 +353,7 @@ class _Ranges(Statements):
             key: Sequence[ColumnElement[Any]] = [once.c[column.key] for column in base.key]
         else:
             key = base.key
-        has_history = exists(literal_column("1")).where(self._same(there, key), self._rows(there))
+        has_history = exists(literal_column("1")).where(past.is_of(key), self._rows(past.key))
         statement = locked.where(~has_history).add_columns(
             literal_column("1"),
             bindparam("sqlaudit_at", type_=UTCDateTime()),

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, Dialect, Select, and_, exists, or_, select
+from sqlalchemy import Dialect, Select, and_, exists, or_, select
 from sqlalchemy.orm import Session
 
 from sqlaudit.changes import Operation
 from sqlaudit.exceptions import QueryError, warn_caller
 from sqlaudit.past.rendering import Past, PastCompiler
+from sqlaudit.tracking.aliases import HistoryAlias
 from sqlaudit.tracking.missing import explained
 from sqlaudit.tracking.sessions import where_rows_are
 from sqlaudit.tracking.tables import TrackedTable
@@ -71,14 +72,10 @@ def _first_unknown(session: Session, tracked: TrackedTable, key: Sequence[Any] |
 
 
 def _unknown_before(table: TrackedTable, when: datetime) -> Select[Any]:
-    before, earlier = table.history.alias(), table.history.alias()
-
-    def of_row(other: Any) -> ColumnElement[bool]:
-        return and_(*(other.c[column.key] == column for column in table.history_key))
-
-    number, valid_from, operation = table.version, table.valid_from, table.role("operation")
-    follows = exists().where(of_row(before), before.c[number.key] == number - 1)
-    is_first = ~exists().where(of_row(earlier), earlier.c[number.key] < number, earlier.c[valid_from.key] > when)
+    here, before, earlier = HistoryAlias(table, table.history), HistoryAlias(table), HistoryAlias(table)
+    number, valid_from, operation = here.version, here.valid_from, here.operation
+    follows = exists().where(before.is_version_of(here, -1))
+    is_first = ~exists().where(earlier.is_of(here.key), earlier.version < number, earlier.valid_from > when)
     return (
         select(*table.history_key, number, operation, valid_from)
         .where(valid_from > when, or_(operation == Operation.BASELINE, and_(number > 1, ~follows)), is_first)

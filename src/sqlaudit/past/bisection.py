@@ -36,6 +36,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql import operators
 
+from sqlaudit.tracking.aliases import HistoryAlias
 from sqlaudit.tracking.tables import TrackedTable
 
 Key: TypeAlias = Sequence[BindParameter[Any]]
@@ -123,22 +124,15 @@ def version_at(tracked: TrackedTable, key: Key, when: ColumnElement[datetime]) -
     them all.
     """
     base = tracked.chains[0][0] if tracked.chains else tracked
-    first, last, middle = base.history.alias(), base.history.alias(), base.history.alias()
-
-    def number(versions: FromClause) -> ColumnElement[int]:
-        return versions.c[base.version.key]
-
-    def of_row(versions: FromClause) -> ColumnElement[bool]:
-        return and_(*(versions.c[column.key] == value for column, value in zip(base.history_key, key, strict=True)))
-
+    first, last, middle = HistoryAlias(base), HistoryAlias(base), HistoryAlias(base)
     # Together, SQLite would read every version for the smallest and the largest number.
-    lowest = select(func.min(number(first))).where(of_row(first)).scalar_subquery()
-    highest = select(func.max(number(last))).where(of_row(last)).scalar_subquery()
+    lowest = select(func.min(first.version)).where(first.is_of(key)).scalar_subquery()
+    highest = select(func.max(last.version)).where(last.is_of(key)).scalar_subquery()
     search = select(lowest.label("low"), (highest + _ONE).label("high")).cte(recursive=True, nesting=True)
-    low, high, has_begun = search.c.low, search.c.high, middle.c[base.valid_from.key] <= when
+    low, high, has_begun = search.c.low, search.c.high, middle.valid_from <= when
     search = search.union_all(
-        select(case((has_begun, number(middle)), else_=low), case((has_begun, high), else_=number(middle)))
-        .join_from(search, middle, and_(of_row(middle), number(middle) == (low + high) // _TWO))
+        select(case((has_begun, middle.version), else_=low), case((has_begun, high), else_=middle.version))
+        .join_from(search, middle.clause, and_(middle.is_of(key), middle.version == (low + high) // _TWO))
         .where(high - low > _ONE)
     )
     found = select(search.c.low).where(search.c.high - search.c.low <= _ONE).scalar_subquery()
@@ -147,7 +141,6 @@ def version_at(tracked: TrackedTable, key: Key, when: ColumnElement[datetime]) -
 
 def _last_begun(tracked: TrackedTable, key: Key, when: ColumnElement[datetime]) -> ScalarSelect[int]:
     """Return what :func:`version_at` does, by reading all versions of the row."""
-    every = tracked.history.alias()
-    of_row = (every.c[column.key] == value for column, value in zip(tracked.history_key, key, strict=True))
-    number, has_begun = every.c[tracked.version.key], every.c[tracked.valid_from.key] <= when
-    return select(number).where(*of_row, has_begun).order_by(number.desc()).limit(_ONE).scalar_subquery()
+    every = HistoryAlias(tracked)
+    begun = select(every.version).where(every.is_of(key), every.valid_from <= when)
+    return begun.order_by(every.version.desc()).limit(_ONE).scalar_subquery()

@@ -6,7 +6,7 @@ the same statements run on a distributed PostgreSQL, too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, Final
 from typing import cast as cast_type
 from weakref import WeakKeyDictionary, ref
@@ -20,6 +20,7 @@ from sqlalchemy import (
     DateTime,
     Dialect,
     Executable,
+    Exists,
     FromClause,
     Insert,
     Integer,
@@ -52,10 +53,11 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 from sqlaudit.changes import Operation
 from sqlaudit.period import OpenEnd, UTCDateTime, is_open
 from sqlaudit.sql.batches import SelectedKeys
-from sqlaudit.sql.comparing import COMPARED_BY_VALUE, any_of, differs
+from sqlaudit.sql.comparing import COMPARED_BY_VALUE, all_equal, any_of, differs
 from sqlaudit.sql.keys import MYSQL, KeyArray, KeyTypes, bound, bound_list, implementation_of, raw
 from sqlaudit.sql.lists import JSONList, goes_into_json, one_of_json, takes_array
 from sqlaudit.sql.own import OURS
+from sqlaudit.tracking.aliases import HistoryAlias
 from sqlaudit.tracking.tables import TrackedTable
 
 UserFields = tuple[Column[Any] | None, Column[Any] | None]
@@ -114,16 +116,25 @@ def copying_into(table: TrackedTable) -> Insert:
     return (CopyingInsert if has_dates else Insert)(table.history)
 
 
+_ONE: Final[ColumnElement[Any]] = literal_column("1")
 _at = bindparam("sqlaudit_at", type_=UTCDateTime())
 
 
 def has_open_version(table: TrackedTable, key: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
     """Return the condition that the row with a key has an open version."""
-    past = table.cache.get("past")
+    past = table.cache.get(HistoryAlias)
     if past is None:  # an alias makes all its columns anew
-        past = table.cache["past"] = table.history.alias()
-    same = (past.c[column.key] == value for column, value in zip(table.history_key, key, strict=True))
-    return exists(literal_column("1")).where(*same, is_open(past.c[table.valid_to.key]))
+        past = table.cache[HistoryAlias] = HistoryAlias(table)
+    return _exists(past, past.is_of(key), past.is_open)
+
+
+def _exists(source: FromClause | HistoryAlias, *criteria: ColumnElement[bool]) -> Exists:
+    clause = source.clause if isinstance(source, HistoryAlias) else source
+    return exists(select(_ONE).select_from(clause).where(*criteria))
+
+
+def _literal(operation: Operation) -> ColumnElement[Any]:
+    return literal_column(f"'{operation.value}'")
 
 
 def key_types_of(table: TrackedTable, dialect: Dialect) -> KeyTypes:
@@ -263,15 +274,11 @@ class Statements:
         """Return columns as they are compared with the keys."""
         return raw(columns, self.dialect) if self.raw_keys else columns
 
-    @staticmethod
-    def _same(left: Iterable[ColumnElement[Any]], right: Iterable[ColumnElement[Any]]) -> ColumnElement[bool]:
-        return and_(*(one == other for one, other in zip(left, right, strict=True)))
-
     def _live(self) -> FromClause:
         """The live rows of whole objects, though a row further down may be gone without that of the base table."""
         source: FromClause = self.base.live
         for table in self.chain[1:]:
-            source = source.outerjoin(table.live, self._same(self.base.key, table.key))
+            source = source.outerjoin(table.live, all_equal(self.base.key, table.key))
         return source
 
     def _user(self, columns: Mapping[Any, ColumnElement[Any]] | None) -> ColumnElement[Any]:
@@ -291,57 +298,49 @@ class Statements:
 
     def _context(self, operation: Operation, user: ColumnElement[Any]) -> list[ColumnElement[Any]]:
         """Our columns after the period, in the order of :class:`~sqlaudit.tracking.history.AuditColumns`."""
-        text: ColumnElement[str] = literal_column(f"'{operation.value}'")
-        changeset = bindparam("sqlaudit_changeset", type_=self.base.role("changeset_id").type)
+        text: ColumnElement[str] = _literal(operation)
         if operation is Operation.BASELINE:
-            return [text, changeset, null(), null(), null(), null()]
+            return [text, self._changeset, null(), null(), null(), null()]
         return [
             text,
-            changeset,
+            self._changeset,
             user,
             bindparam("sqlaudit_impersonated_by", type_=String()),
             bindparam("sqlaudit_reason", type_=self.base.role("reason").type),
             bindparam("sqlaudit_extra", type_=self.base.role("extra").type),
         ]
 
-    @staticmethod
-    def _audit_columns(table: TrackedTable, of: Any = None) -> list[Column[Any]]:
-        return [(table.history if of is None else of).c[name] for _, name in table.names.items()]
+    @property
+    def _changeset(self) -> ColumnElement[Any]:
+        return bindparam("sqlaudit_changeset", type_=self.base.role("changeset_id").type)
 
     def _into(self, table: TrackedTable, source: Any) -> Executable:
-        names = [*(history for _, history in table.columns), *self._audit_columns(table)]
-        return copying_into(table).from_select(names, source, include_defaults=False)
+        history = HistoryAlias(table, table.history)
+        return copying_into(table).from_select([*history.stored, *history.audit], source, include_defaults=False)
 
-    def _changed(self, history: Any) -> ColumnElement[bool]:
+    def _changed(self, history: HistoryAlias) -> ColumnElement[bool]:
         """Whether the live row differs from an open version in any stored column, or in the tables that it has."""
         source, differences = self._live(), []
-        pairs = [(live, history.c[old.key]) for live, old in self.base.columns if self._may_change(live)]
-        here = [history.c[column.key] for column in self.base.history_key]
+        pairs = [(live, old) for live, old in history.columns if self._may_change(live)]
         for table in self.chain[1:]:
-            other = table.history.alias()
-            other_key = [other.c[column.key] for column in table.history_key]
+            other = HistoryAlias(table)
             source = source.outerjoin(
-                other,
+                other.clause,
                 and_(
-                    self._same(self.base.key, other_key),
-                    other.c[table.version.key] == history.c[self.base.version.key],
-                    is_open(other.c[table.valid_to.key]),
+                    all_equal(self.base.key, other.key),
+                    other.version == history.version,
+                    other.is_open,
                 ),
             )
-            pairs += [(live, other.c[old.key]) for live, old in table.columns if live not in table.key]
-            differences.append(differs(table.key[0], other_key[0]))
+            pairs += [(live, old) for live, old in other.columns if live not in table.key]
+            differences.append(differs(table.key[0], other.key[0]))
         differences += [
             differs(cast(live, Text()), self._text_of(old)) if live in self.as_text else differs(live, old)
             for live, old in pairs
         ]
         if not differences:
             return false()
-        return exists(
-            select(literal_column("1"))
-            .select_from(source)
-            .where(self._same(self.base.key, here), any_of(*differences))
-            .correlate(history)
-        )
+        return _exists(source, all_equal(self.base.key, history.key), any_of(*differences)).correlate(history.clause)
 
     def _text_of(self, old: ColumnElement[Any]) -> ColumnElement[Any]:
         """Return a column of history as a text; MariaDB and MySQL would fail to make one of bytes that are none."""
@@ -353,9 +352,9 @@ class Statements:
             implementation_of(column.type, self.dialect), COMPARED_BY_VALUE
         )
 
-    def _newest(self, past: Any, here: ColumnElement[bool]) -> Select[Any]:
+    def _newest(self, past: HistoryAlias, here: ColumnElement[bool]) -> Select[Any]:
         """The number of a row's last version."""
-        number = past.c[self.base.version.key]
+        number = past.version
         if self.dialect.name in MYSQL:
             # They would walk back through the whole index for LIMIT, and wait for whoever has locked another row.
             return select(func.max(number)).where(here)
@@ -372,26 +371,23 @@ class Statements:
         leads = set(list(source.primary_key)[: len(key)]) == set(key)
         return statement.with_hint(text="FORCE INDEX (PRIMARY)", selectable=source) if leads else statement
 
-    def _gone(self, history: Any) -> ColumnElement[bool]:
-        here = [history.c[column.key] for column in self.base.history_key]
-        return ~exists(select(literal_column("1")).select_from(self.base.live).where(self._same(self.base.key, here)))
+    def _gone(self, history: HistoryAlias) -> ColumnElement[bool]:
+        return ~_exists(self.base.live, all_equal(self.base.key, history.key))
 
     def unsettled(self, key: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
         """Return the condition that the history of the row with a key does not agree with the live row.
 
         A baseline of this changeset's agrees with it, and yet nothing followed.
         """
-        base = self.base
-        past = base.history.alias()
-        operation, changeset = (past.c[base.role(role).key] for role in ("operation", "changeset_id"))
-        ours = bindparam("sqlaudit_changeset", type_=changeset.type)
-        agrees = exists(literal_column("1")).where(
-            self._same([past.c[column.key] for column in base.history_key], key),
-            is_open(past.c[base.valid_to.key]),
-            or_(operation != literal_column(f"'{Operation.BASELINE.value}'"), changeset != ours),
+        base, past = self.base, HistoryAlias(self.base)
+        agrees = _exists(
+            past,
+            past.is_of(key),
+            past.is_open,
+            or_(past.operation != _literal(Operation.BASELINE), past.changeset_id != self._changeset),
             ~self._changed(past),
         )
-        is_live = exists(literal_column("1")).where(self._same(base.key, key))
+        is_live = _exists(base.live, all_equal(base.key, key))
         has_null = or_(*(column.is_(None) for column in key))  # of which Python tells
         return or_(has_null, and_(is_live, ~agrees), and_(~is_live, has_open_version(base, key)))
 
@@ -404,13 +400,10 @@ class Statements:
         number 1; see :data:`GUARDED_BY_KEY`); ``"closed"`` those whose version was closed at the instant;
         ``"absent"`` those without an open version, or a later one.
         """
-        base = self.base
-        past = base.history.alias()
-        here = self._same([past.c[column.key] for column in base.history_key], base.key)
+        base, past = self.base, HistoryAlias(self.base)
+        here = past.is_of(base.key)
         last = self._newest(past, here).scalar_subquery()
-        number = (
-            literal_column("1") if guard == "new" else func.coalesce(last, literal_column("0")) + literal_column("1")
-        )
+        number = _ONE if guard == "new" else func.coalesce(last, literal_column("0")) + _ONE
         statement = select(
             *(live for live, _ in base.columns), number, _at, OpenEnd(), *self._context(operation, self._user(None))
         ).where(self._rows(base.key))
@@ -418,17 +411,13 @@ class Statements:
         whole = all(field is None or field in of_base for field in self.user_fields)
         statement = self._by_key(statement.select_from(base.live if whole else self._live()), base.live, base.key)
         if guard == "new" and self.dialect.name not in GUARDED_BY_KEY:
-            statement = statement.where(~exists(select(literal_column("1")).select_from(past).where(here)))
+            statement = statement.where(~_exists(past, here))
         if guard in ("closed", "absent"):
             statement = statement.where(~has_open_version(base, base.key))
         if guard == "absent":
-            statement = statement.where(
-                ~exists(select(literal_column("1")).select_from(past).where(here, past.c[base.valid_from.key] > _at))
-            )
+            statement = statement.where(~_exists(past, here, past.valid_from > _at))
         if guard == "closed":
-            statement = statement.where(
-                exists(select(literal_column("1")).select_from(past).where(here, past.c[base.valid_to.key] == _at))
-            )
+            statement = statement.where(_exists(past, here, past.valid_to == _at))
         if base.is_association and not base.live.primary_key:  # its rows may be there twice
             # Not DISTINCT, which makes PostgreSQL take the untyped literals for text.
             statement = statement.group_by(*(live for live, _ in base.columns))
@@ -439,18 +428,15 @@ class Statements:
 
     def _follow(self, table: TrackedTable, source: Any, values: list[Any]) -> Executable:
         """Write, of a table further down, the versions that the base table has open from this changeset."""
-        above = self.base.history.alias()
+        above = HistoryAlias(self.base)
         here = [source.c[column.key] for column in table.key]
         statement = (
-            select(*values, *self._audit_columns(self.base, above))
-            .select_from(
-                source.join(above, self._same([above.c[column.key] for column in self.base.history_key], here))
-            )
+            select(*values, *above.audit)
+            .select_from(source.join(above.clause, above.is_of(here)))
             .where(
                 self._rows(here),
-                is_open(above.c[self.base.valid_to.key]),
-                above.c[self.base.role("changeset_id").key]
-                == bindparam("sqlaudit_changeset", type_=self.base.role("changeset_id").type),
+                above.is_open,
+                above.changeset_id == self._changeset,
                 ~has_open_version(table, here),
             )
         )
@@ -468,25 +454,16 @@ class Statements:
             )
             statement = self._by_key(statement, history, table.history_key)
             if table is not self.base:
-                above = self.base.history
-                statement = statement.where(
-                    exists(
-                        select(literal_column("1"))
-                        .select_from(above)
-                        .where(
-                            self._same(self.base.history_key, table.history_key),
-                            self.base.version == table.version,
-                            self.base.valid_to != OpenEnd(),
-                        )
-                    )
-                )
+                base = self.base
+                same = all_equal(base.history_key, table.history_key), base.version == table.version
+                statement = statement.where(_exists(base.history, *same, base.valid_to != OpenEnd()))
             else:
                 if guarded:
                     statement = statement.where(table.valid_from < _at)
                 if what == "changed":
-                    statement = statement.where(self._changed(history))
+                    statement = statement.where(self._changed(HistoryAlias(table, history)))
                 elif what == "gone":
-                    statement = statement.where(self._gone(history))
+                    statement = statement.where(self._gone(HistoryAlias(table, history)))
             statements.append(statement)
         return statements
 
@@ -494,59 +471,43 @@ class Statements:
         """Write the tombstones of rows whose versions are still open."""
         statements: list[Executable] = []
         for table in self.chain:
-            past = table.history.alias()
-            here = [past.c[column.key] for column in table.history_key]
-            values = [past.c[old.key] for _, old in table.columns]
+            past = HistoryAlias(table)
             if table is self.base:
-                user = self._user({live: past.c[old.key] for live, old in table.columns})
-                statement = select(
-                    *values,
-                    past.c[table.version.key] + literal_column("1"),
-                    _at,
-                    _at,
-                    *self._context(Operation.DELETE, user),
-                )
+                user, ended = self._user(dict(past.columns)), past.version + _ONE
+                statement = select(*past.stored, ended, _at, _at, *self._context(Operation.DELETE, user))
                 if guarded:
-                    statement = statement.where(past.c[table.valid_from.key] < _at)
+                    statement = statement.where(past.valid_from < _at)
                 if what == "gone":
                     statement = statement.where(self._gone(past))
             else:
-                above = self.base.history.alias()
+                above = HistoryAlias(self.base)
                 statement = (
-                    select(*values, *self._audit_columns(self.base, above))
-                    .select_from(
-                        past.join(above, self._same([above.c[column.key] for column in self.base.history_key], here))
-                    )
-                    .where(
-                        above.c[self.base.version.key] == past.c[table.version.key] + literal_column("1"),
-                        above.c[self.base.role("operation").key] == literal_column(f"'{Operation.DELETE.value}'"),
-                    )
+                    select(*past.stored, *above.audit)
+                    .select_from(past.clause.join(above.clause, above.is_of(past.key)))
+                    .where(above.version == past.version + _ONE, above.operation == _literal(Operation.DELETE))
                 )
-            statement = statement.where(self._rows(here), is_open(past.c[table.valid_to.key]))
-            statements.append(self._into(table, self._by_key(statement, past, here)))
+            statement = statement.where(self._rows(past.key), past.is_open)
+            statements.append(self._into(table, self._by_key(statement, past.clause, past.key)))
         return statements
 
     def _depart(self) -> list[Executable]:
         """Write the tombstones of rows further down that are gone, while that of the base table has a new version."""
         statements: list[Executable] = []
         for table in self.chain[1:]:
-            past, above = table.history.alias(), self.base.history.alias()
-            here = [past.c[column.key] for column in table.history_key]
-            told: dict[str, ColumnElement[Any]] = {role: above.c[name] for role, name in self.base.names.items()}
-            told |= {"operation": literal_column(f"'{Operation.DELETE.value}'"), "valid_to": told["valid_from"]}
+            past, above = HistoryAlias(table), HistoryAlias(self.base)
+            told = {role: above.role(role) for role, _ in self.base.names.items()}
+            told |= {"operation": _literal(Operation.DELETE), "valid_to": above.valid_from}
             statement = (
-                select(*(past.c[old.key] for _, old in table.columns), *told.values())
-                .select_from(
-                    past.join(above, self._same([above.c[column.key] for column in self.base.history_key], here))
-                )
+                select(*past.stored, *told.values())
+                .select_from(past.clause.join(above.clause, above.is_of(past.key)))
                 .where(
-                    self._rows(here),
-                    is_open(above.c[self.base.valid_to.key]),
-                    told["version"] == past.c[table.version.key] + literal_column("1"),
-                    told["changeset_id"] == bindparam("sqlaudit_changeset", type_=self.base.role("changeset_id").type),
-                    told["valid_from"] == past.c[table.valid_to.key],
-                    past.c[table.role("operation").key] != literal_column(f"'{Operation.DELETE.value}'"),
-                    ~exists(select(literal_column("1")).select_from(table.live).where(self._same(table.key, here))),
+                    self._rows(past.key),
+                    above.is_open,
+                    above.version == past.version + _ONE,
+                    above.changeset_id == self._changeset,
+                    above.valid_from == past.valid_to,
+                    past.operation != _literal(Operation.DELETE),
+                    ~_exists(table.live, all_equal(table.key, past.key)),
                 )
             )
             statements.append(self._into(table, statement))
@@ -569,7 +530,7 @@ class Statements:
             .where(
                 self._row(table.history_key),
                 table.version == bindparam("sqlaudit_version", type_=Integer()),
-                table.role("operation") != literal_column(f"'{Operation.DELETE.value}'"),
+                table.role("operation") != _literal(Operation.DELETE),
             )
             .values({table.valid_to: OpenEnd()})
             for table in self.chain
@@ -581,39 +542,29 @@ class Statements:
             delete(table.history).where(
                 self._rows(table.history_key),
                 is_open(table.valid_to),
-                table.role("operation") == literal_column(f"'{Operation.BASELINE.value}'"),
-                table.role("changeset_id") == bindparam("sqlaudit_changeset", type_=table.role("changeset_id").type),
+                table.role("operation") == _literal(Operation.BASELINE),
+                table.role("changeset_id") == self._changeset,
             )
             for table in self.chain
         ]
 
     def _last(self) -> list[Executable]:
         """Read the last version of each row, and how it stands to the live row."""
-        base = self.base
-        history, past = base.history, base.history.alias()
-        here = self._same([past.c[column.key] for column in base.history_key], base.history_key)
-        newest = self._newest(past, here).with_for_update(read=True).scalar_subquery()
+        base, history, past = self.base, HistoryAlias(self.base, self.base.history), HistoryAlias(self.base)
+        newest = self._newest(past, past.is_of(base.history_key)).with_for_update(read=True).scalar_subquery()
         user: ColumnElement[Any] = null()
         if self.user_fields is not NO_USER_FIELDS:
             row = (
                 select(self._user(None))
                 .select_from(self._live())
-                .where(self._same(base.key, base.history_key))
+                .where(all_equal(base.key, base.history_key))
                 .scalar_subquery()
             )
             user = func.coalesce(row, self._user(dict(base.columns)))
         statement = (
             select(
                 *self.key_types.read(base.history_key, raw_ones=self.raw_keys),
-                base.version,
-                base.valid_from,
-                base.valid_to,
-                base.role("operation"),
-                base.role("changeset_id"),
-                base.role("changed_by"),
-                base.role("impersonated_by"),
-                base.role("reason"),
-                base.role("extra"),
+                *history.audit,
                 case((self._gone(history), 1), else_=0).label("sqlaudit_gone"),
                 case((self._changed(history), 1), else_=0).label("sqlaudit_changed"),
                 user.label("sqlaudit_row_user"),
@@ -621,14 +572,13 @@ class Statements:
             .where(self._rows(base.history_key), base.version == newest)
             .with_for_update()
         )
-        return [self._by_key(statement, history, base.history_key)]
+        return [self._by_key(statement, base.history, base.history_key)]
 
     def _keys(self, columns: tuple[Column[Any], ...]) -> list[Executable]:
         """Find the rows, live or recorded, whose ``columns`` of the base table have one of the given values."""
-        history = self.base.history
         return [
             select(*self._compared(self.base.key)).where(self._rows(columns)),
             select(*self._compared(self.base.history_key)).where(
-                self._rows([history.c[column.key] for column in columns]), is_open(self.base.valid_to)
+                self._rows([self.base.history.c[column.key] for column in columns]), is_open(self.base.valid_to)
             ),
         ]

@@ -16,7 +16,7 @@ from itertools import zip_longest
 from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import BinaryExpression, BooleanClauseList, and_, func, inspect, select
+from sqlalchemy import BinaryExpression, BooleanClauseList, func, inspect, select
 from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.orm import InstanceState, Mapper, RelationshipProperty, Session, scoped_session
@@ -51,7 +51,9 @@ from sqlaudit.restoring.rows import (
 )
 from sqlaudit.retrieval.changesets import instant_of_changeset, tables_of_changeset
 from sqlaudit.retrieval.ids import ids_given
+from sqlaudit.sql.comparing import all_equal
 from sqlaudit.sql.keys import Key, one_of
+from sqlaudit.tracking.aliases import HistoryAlias
 from sqlaudit.tracking.history import Version
 from sqlaudit.tracking.missing import explained
 from sqlaudit.tracking.models import TrackedModel, link_columns, root_of, tracked_model, tracked_model_of
@@ -553,23 +555,18 @@ class _Undoing:
         """Return the changes that rows of a table have had since, also those whose versions have been removed."""
         if not written:
             return []
-        ours = table.history.alias()
-        key, number, changeset = table.history_key, table.version.key, table.role("changeset_id")
+        ours, key = HistoryAlias(table), table.history_key
         last = (
-            select(*(ours.c[column.key] for column in key), func.max(ours.c[number]).label("sqlaudit_last"))
-            .where(
-                ours.c[changeset.key] == self.changeset_id,
-                ours.c[table.role("operation").key] != Operation.BASELINE,
-            )
-            .group_by(*(ours.c[column.key] for column in key))
+            select(*ours.key, func.max(ours.version).label("sqlaudit_last"))
+            .where(ours.changeset_id == self.changeset_id, ours.operation != Operation.BASELINE)
+            .group_by(*ours.key)
             .subquery()
         )
-        same = and_(*(column == last.c[column.key] for column in key))
-        told = table.role("changed_by"), table.valid_from, changeset
+        told = table.role("changed_by"), table.valid_from, table.role("changeset_id")
         is_later = table.version > last.c.sqlaudit_last
         statement = (
             select(*key, *told, is_later, table.valid_to, table.role("operation"))
-            .select_from(table.history.join(last, same))
+            .select_from(table.history.join(last, all_equal(key, [last.c[column.key] for column in key])))
             .where(table.version >= last.c.sqlaudit_last)
             .order_by(*key, table.version)
         )

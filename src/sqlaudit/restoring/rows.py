@@ -20,10 +20,11 @@ from sqlalchemy.types import TypeEngine
 from sqlaudit.changes import Operation
 from sqlaudit.period import was_valid
 from sqlaudit.sql.batches import chunks
-from sqlaudit.sql.comparing import may_be_respelt
+from sqlaudit.sql.comparing import all_equal, may_be_respelt
 from sqlaudit.sql.keys import Key, one_of
 from sqlaudit.sql.old_values import unrounded
 from sqlaudit.sql.own import OURS
+from sqlaudit.tracking.aliases import HistoryAlias
 from sqlaudit.tracking.history import moved
 from sqlaudit.tracking.missing import explained
 from sqlaudit.tracking.models import TrackedModel, tracked_model
@@ -93,16 +94,15 @@ def keys_now(table: TrackedTable, history: FromClause | None = None) -> list[Col
     here: list[ColumnElement[Any]] = [versions.c[column.key] for column in table.history_key]
     if not any(may_be_respelt(column.type) for column in table.key):
         return here
-    live, newest = table.live.alias(), table.history.alias()
-    of_live = [live.c[column.key] == part for column, part in zip(table.key, here, strict=True)]
-    of_newest = [newest.c[column.key] == part for column, part in zip(table.history_key, here, strict=True)]
-    order = newest.c[table.version.key].desc()
+    live, newest = table.live.alias(), HistoryAlias(table)
+    of_live, of_newest = all_equal([live.c[column.key] for column in table.key], here), newest.is_of(here)
+    order = newest.version.desc()
     return [
         func.coalesce(
-            select(live.c[column.key]).where(*of_live).limit(1).scalar_subquery(),
-            select(newest.c[old.key]).where(*of_newest).order_by(order).limit(1).scalar_subquery(),
+            select(live.c[column.key]).where(of_live).limit(1).scalar_subquery(),
+            select(old).where(of_newest).order_by(order).limit(1).scalar_subquery(),
         )
-        for column, old in zip(table.key, table.history_key, strict=True)
+        for column, old in zip(table.key, newest.key, strict=True)
     ]
 
 
@@ -271,22 +271,12 @@ def that_came_later(session: Session, table: TrackedTable, keys: Collection[Key]
     Those that were there all along, before anything was recorded of them, are not among them, nor are those of which
     versions from before have been removed.
     """
-    earlier, before = table.history.alias(), table.history.alias()
+    here, earlier, before = HistoryAlias(table, table.history), HistoryAlias(table), HistoryAlias(table)
     statement = select(*keys_now(table)).where(
-        table.role("operation") == Operation.INSERT,
-        table.valid_from > instant,
-        or_(
-            table.version == 1,
-            exists().where(
-                *(before.c[column.key] == column for column in table.history_key),
-                before.c[table.version.key] == table.version - 1,
-            ),
-        ),
-        ~exists().where(
-            *(earlier.c[column.key] == column for column in table.history_key),
-            earlier.c[table.version.key] < table.version,
-            earlier.c[table.valid_from.key] > instant,
-        ),
+        here.operation == Operation.INSERT,
+        here.valid_from > instant,
+        or_(here.version == 1, exists().where(before.is_version_of(here, -1))),
+        ~exists().where(earlier.is_of(here.key), earlier.version < here.version, earlier.valid_from > instant),
     )
     return set(rows_where(session, table, statement, table.history_key, keys))
 

@@ -19,7 +19,6 @@ from uuid import UUID
 from sqlalchemy import (
     Column,
     ColumnElement,
-    FromClause,
     Row,
     Select,
     and_,
@@ -40,6 +39,7 @@ from sqlaudit.sql.comparing import any_of, differs
 from sqlaudit.sql.keys import are_bound_in_sql
 from sqlaudit.sql.lists import is_among
 from sqlaudit.sql.own import OURS
+from sqlaudit.tracking.aliases import HistoryAlias
 from sqlaudit.tracking.history import history_of, moved, version_info
 from sqlaudit.tracking.missing import explained
 from sqlaudit.tracking.models import TrackedModel, root_of, tracked_model_of
@@ -190,17 +190,16 @@ def changes_in(session: Session | scoped_session[Any], changeset_id: UUID | str)
 
 
 def _link_changes(session: Session, table: TrackedTable, changeset_id: UUID) -> Iterator[FieldChange]:
-    now, before = table.history.alias("now_0"), table.history.alias("before_0")
+    now, before = (HistoryAlias(table, table.history.alias(name)) for name in ("now_0", "before_0"))
     names = sorted(old.key for _, old in table.columns)
     equalities = equalities_of((name, table.history.c[name]) for name in names)
-    key = [now.c[column.key] for column in table.history_key]
-    roles = [now.c[getattr(table.names, name)] for name in _ROLES]
-    number_before = before.c[table.version.key]
+    key, roles = now.key, map(now.role, _ROLES)
+    values = [each.clause.c[name] for each in (now, before) for name in names]
     statement = (
-        select(*roles, *key, *(now.c[name] for name in names), *(before.c[name] for name in names), number_before)
-        .select_from(now.outerjoin(before, _same_version(table, before, table, now, distance=-1)))
-        .where(is_of_changeset(table, now))
-        .order_by(*key, now.c[table.version.key])
+        select(*roles, *key, *values, before.version)
+        .select_from(now.clause.outerjoin(before.clause, before.is_version_of(now, -1)))
+        .where(is_of_changeset(table, now.clause))
+        .order_by(*key, now.version)
     )
     ids = len(_ROLES)
     new = ids + len(key)
@@ -278,39 +277,37 @@ class _Reading:
     def _build(self) -> Select[Any]:
         model, base = self.model, self.model.root.table
         tables = list(dict.fromkeys(table for each in model.family() for table in each.chain))
-        now = {table: table.history.alias(f"now_{place}") for place, table in enumerate(tables)}
-        before = {table: table.history.alias(f"before_{place}") for place, table in enumerate(tables)}
-        owner = {table.history: table for table in tables}
-        source: FromClause = now[base]
+        now, before, both = (_aliases(tables, name) for name in ("now", "before", "both"))
+        here, there = now[base.history], before[base.history]
+        source = here.clause
         for table in tables[1:]:
-            source = source.join(
-                now[table], _same_version(table, now[table], base, now[base]), isouter=table not in model.chain
-            )
-        new = [now[owner[column.table]].c[column.key] for _, column in self.fields]
-        ids = [now[owner[column.table]].c[column.key] for column in self.ids]
-        roles = {role: now[base].c[name] for role, name in base.names.items()}
+            other = now[table.history]
+            source = source.join(other.clause, other.is_version_of(here), isouter=table not in model.chain)
+        new = [now[column.table].clause.c[column.key] for _, column in self.fields]
+        ids = [now[column.table].clause.c[column.key] for column in self.ids]
+        roles = {role: here.role(role) for role, _ in base.names.items()}
         ours = [roles[name] for name in _ROLES]
         if self.of_one_row:
             statement = select(*ours, *ids, *new).select_from(source).where(has_id(ids, self.parameters))
             return statement.order_by(roles["version"].desc() if self.newest_first else roles["version"])
-        source = source.outerjoin(before[base], _same_version(base, before[base], base, now[base], distance=-1))
+        source = source.outerjoin(there.clause, there.is_version_of(here, -1))
         for table in tables[1:]:
-            source = source.outerjoin(before[table], _same_version(table, before[table], base, before[base]))
-        old = [before[owner[column.table]].c[column.key] for _, column in self.fields]
-        number_before = before[base].c[base.version.key]
-        key = [now[base].c[column.key] for column in base.history_key]
-        order: list[ColumnElement[Any]] = [roles["valid_from"], *key, roles["version"]]
+            other = before[table.history]
+            source = source.outerjoin(other.clause, other.is_version_of(there))
+        old = [before[column.table].clause.c[column.key] for _, column in self.fields]
+        order: list[ColumnElement[Any]] = [roles["valid_from"], *here.key, roles["version"]]
         order = [column.desc() for column in order] if self.newest_first else order
         if self.is_wide:  # two rows, first that of the version before
-            both = {table: table.history.alias(f"both_{place}") for place, table in enumerate(tables)}
-            number = both[base].c[base.version.key]
-            of_row = (both[base].c[old.key] == here for old, here in zip(base.history_key, key, strict=True))
-            source = source.join(both[base], and_(*of_row, number.between(roles["version"] - 1, roles["version"])))
+            two = both[base.history]
+            is_one = and_(two.is_of(here.key), two.version.between(roles["version"] - 1, roles["version"]))
+            source = source.join(two.clause, is_one)
             for table in tables[1:]:
-                source = source.outerjoin(both[table], _same_version(table, both[table], base, both[base]))
-            values, order = [both[owner[column.table]].c[column.key] for _, column in self.fields], [*order, number]
+                other = both[table.history]
+                source = source.outerjoin(other.clause, other.is_version_of(two))
+            values, number = [both[column.table].clause.c[column.key] for _, column in self.fields], two.version
+            order = [*order, number]
         else:
-            values, number = [*new, *old], number_before
+            values, number = [*new, *old], there.version
         statement = select(*ours, *ids, *values, number).select_from(source).order_by(*order)
         statement = statement.where(
             or_(
@@ -320,15 +317,14 @@ class _Reading:
                 ),
                 and_(
                     roles["operation"] == Operation.UPDATE,
-                    number_before.is_not(None),
+                    there.version.is_not(None),
                     any_of(*(differs(one, other) for one, other in zip(new, old, strict=True))),
                 ),
             )
         )
         if (identities := _identities(model)) is not None:
             discriminator, values = identities
-            here = {live: now[base].c[old.key] for live, old in base.columns}
-            statement = statement.where(moved(discriminator, here).in_(values))
+            statement = statement.where(moved(discriminator, dict(here.columns)).in_(values))
         given = self.parameters
         if "ids" in given:
             statement = statement.where(has_id(ids, self.parameters))
@@ -337,7 +333,7 @@ class _Reading:
                 is_among(roles["changed_by"], bindparam("users", type_=roles["changed_by"].type, expanding=True))
             )
         if "changeset" in given:
-            statement = statement.where(is_of_changeset(base, now[base]))
+            statement = statement.where(is_of_changeset(base, here.clause))
         if "since" in given:
             statement = statement.where(roles["valid_from"] >= bindparam("since"))
         if "until" in given:
@@ -451,12 +447,11 @@ def _chosen_fields(model: TrackedModel, chosen: str | Iterable[str] | None) -> t
     return tuple((name, column) for name, column in fields if name in names)
 
 
-def _same_version(table: Any, one: Any, base: Any, other: Any, distance: int = 0) -> ColumnElement[bool]:
-    keys = zip(table.history_key, base.history_key, strict=True)
-    return and_(
-        *(one.c[left.key] == other.c[right.key] for left, right in keys),
-        one.c[table.version.key] == other.c[base.version.key] + distance,
-    )
+def _aliases(tables: Iterable[TrackedTable], name: str) -> dict[Any, HistoryAlias]:
+    """Return an alias of each history table, by the table."""
+    return {
+        table.history: HistoryAlias(table, table.history.alias(f"{name}_{place}")) for place, table in enumerate(tables)
+    }
 
 
 def _identities(model: TrackedModel) -> tuple[Any, list[Any]] | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 from sqlalchemy import (
     ARRAY,
     Boolean,
+    ColumnElement,
     Date,
     DateTime,
     Enum,
@@ -17,6 +19,7 @@ from sqlalchemy import (
     String,
     Time,
     Uuid,
+    and_,
     false,
 )
 from sqlalchemy.dialects import mysql
@@ -29,6 +32,11 @@ from sqlaudit.sql.batches import chunks
 from sqlaudit.sql.keys import MYSQL, implementation_of
 
 _GROUP: Final = 50
+
+
+def all_equal(left: Iterable[ColumnElement[Any]], right: Iterable[Any]) -> ColumnElement[bool]:
+    """Return the condition that columns are equal to others, or to values, each to each."""
+    return and_(*(one == other for one, other in zip(left, right, strict=True)))
 
 
 class differs(FunctionElement[bool]):

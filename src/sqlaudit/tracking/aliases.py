@@ -1,0 +1,83 @@
+"""How does a statement name the columns of a history table that it reads more than once? By what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Column, ColumnElement, FromClause, and_
+
+from sqlaudit.period import is_open
+from sqlaudit.sql.comparing import all_equal
+from sqlaudit.tracking.tables import TrackedTable
+
+
+class HistoryAlias:
+    """A history table in the FROM clause of a statement.
+
+    :param clause: what stands there; by default a new alias of the history table
+    """
+
+    __slots__ = ("clause", "table")
+
+    def __init__(self, table: TrackedTable, clause: FromClause | None = None) -> None:
+        self.table = table
+        self.clause: FromClause = table.history.alias() if clause is None else clause
+
+    def role(self, role: str) -> ColumnElement[Any]:
+        """Return the audit column of a role: a field of :class:`~sqlaudit.AuditColumns`."""
+        name: str = getattr(self.table.names, role)
+        return self.clause.c[name]
+
+    @property
+    def key(self) -> list[ColumnElement[Any]]:
+        """The columns that identify a row."""
+        return [self.clause.c[column.key] for column in self.table.key]
+
+    @property
+    def stored(self) -> list[ColumnElement[Any]]:
+        """The columns that hold what the live row held, in the order of ``table.columns``."""
+        return [self.clause.c[column.key] for _, column in self.table.columns]
+
+    @property
+    def columns(self) -> list[tuple[Column[Any], ColumnElement[Any]]]:
+        """The stored columns: (live column, column of this alias)."""
+        return [(live, self.clause.c[column.key]) for live, column in self.table.columns]
+
+    @property
+    def audit(self) -> list[ColumnElement[Any]]:
+        """The audit columns, in the order of :class:`~sqlaudit.AuditColumns`."""
+        return [self.clause.c[name] for _, name in self.table.names.items()]
+
+    @property
+    def version(self) -> ColumnElement[int]:
+        return self.role("version")
+
+    @property
+    def valid_from(self) -> ColumnElement[Any]:
+        return self.role("valid_from")
+
+    @property
+    def valid_to(self) -> ColumnElement[Any]:
+        return self.role("valid_to")
+
+    @property
+    def operation(self) -> ColumnElement[Any]:
+        return self.role("operation")
+
+    @property
+    def changeset_id(self) -> ColumnElement[Any]:
+        return self.role("changeset_id")
+
+    @property
+    def is_open(self) -> ColumnElement[bool]:
+        """The condition that a version has not ended."""
+        return is_open(self.valid_to)
+
+    def is_of(self, key: Sequence[Any]) -> ColumnElement[bool]:
+        """Return the condition that a version is one of the row with a key."""
+        return all_equal(self.key, key)
+
+    def is_version_of(self, other: HistoryAlias, distance: int = 0) -> ColumnElement[bool]:
+        """Return the condition that a version is one of the same row, so many numbers after that of another alias."""
+        return and_(self.is_of(other.key), self.version == other.version + distance)
