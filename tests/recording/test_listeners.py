@@ -7,6 +7,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.orm import Mapped, Session, load_only, mapped_column, relationship, sessionmaker
 
+from clock import Clock, at
 from databases import Database
 from invariants import check_history, told
 from sqlaudit import SQLAuditConfig, record_changes, set_config, track_table, tracking_disabled
@@ -248,6 +249,20 @@ def test_what_a_default_writes_by_the_connection_is_recorded(
         assert session.get_one(counter, 1).n == 1
         for each in (counter, parcel):
             check_history(session, each)
+
+
+def test_the_first_flush_of_an_engine_is_recorded_once(base: Any, engine: sa.Engine, sessions: Sessions) -> None:
+    clock = Clock()
+    set_config(SQLAuditConfig(strict=True, clock=clock))
+    parcel = model_of(base)
+    event.listen(parcel, "before_insert", lambda *_: None)
+    base.metadata.create_all(engine)
+    engine.clear_compiled_cache()  # as empty as that of the unit of work
+    with sessions.begin() as session:
+        session.add(parcel(id=1, name="a"))
+    assert clock.now == at(0)
+    with sessions() as session:
+        check_history(session, parcel)
 
 
 # --- sessions that share a connection -----------------------------------------------------------------------------

@@ -161,7 +161,8 @@ def session_records_it(connection: Connection, table: Any, options: Mapping[str,
     tracked = tracked_table(table)
     if tracked is not None and tracked.is_association:
         return flush.records_links
-    return options.get("compiled_cache") not in (None, connection.engine._compiled_cache)
+    cache = options.get("compiled_cache")  # compared by identity: two empty caches are equal
+    return cache is not None and cache is not connection.engine._compiled_cache
 
 
 def _not_for_us(connection: Connection, table: Any, options: Mapping[str, Any]) -> bool:
