@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-from sqlalchemy.orm import (
-    Session,
-    scoped_session,
-)
-
 from sqlaudit.exceptions import SQLAuditError
 from sqlaudit.hooks.scope import DISABLED
+from sqlaudit.tracking.sessions import checked_session
 
 
 class tracking_disabled:
@@ -22,9 +18,7 @@ class tracking_disabled:
 
     def __init__(self, session: Any) -> None:
         self._given = session
-        self._session: Session = getattr(session, "sync_session", None) or (
-            session() if isinstance(session, scoped_session) else session
-        )
+        self._session = checked_session(getattr(session, "sync_session", session))
 
     def __enter__(self) -> Self:
         if self._given is not self._session and hasattr(self._given, "run_sync"):

@@ -12,6 +12,7 @@ from sqlalchemy import (
     Engine,
     Executable,
     Result,
+    Sequence,
     Table,
     UpdateBase,
     event,
@@ -68,7 +69,7 @@ def read_past(state: ORMExecuteState, instant: Instant) -> Result[Any]:
         statement = statement._resolved
     if isinstance(statement, FunctionElement):
         statement = statement.select()
-    if isinstance(statement, (UpdateBase, ExecutableDDLElement)):
+    if isinstance(statement, (UpdateBase, ExecutableDDLElement, Sequence)):
         raise ReadOnlyError(
             f"The past ({instant}) cannot be written; change the live rows, or restore an old state of them.", statement
         )
@@ -127,7 +128,7 @@ class PastSession(Session):
     """
 
     def __init__(self, source: Session, instant: Instant) -> None:
-        super().__init__(expire_on_commit=False)
+        super().__init__(expire_on_commit=False, query_cls=source._query_cls)
         self.source: Session = source.source if isinstance(source, PastSession) else source
         self.instant = instant
         self._is_over = False

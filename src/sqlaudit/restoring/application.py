@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
-from sqlalchemy import JSON, Column, Connection, Dialect, Subquery, Table, literal, null, select
+from sqlalchemy import JSON, Column, Connection, Dialect, Subquery, Table, literal, null, select, update
 from sqlalchemy.orm import (
     LoaderCallableStatus,
     Mapper,
@@ -92,6 +92,7 @@ class _Application:
                 for name in names:
                     set_attribute(self.objects[change], name, change.new[name])
             flush()
+            self._write_unmapped()
 
     def _by_rank(self, changes: Iterable[Change]) -> list[list[Change]]:
         """Return the changes of each table, those that others refer to first."""
@@ -288,6 +289,27 @@ class _Application:
         elif name in self.plan.fields_of(change.model).automatic:
             values[name] = change.mapper.attrs[name].columns[0]
             flag_modified(obj, name)
+
+    def _write_unmapped(self) -> None:
+        """Write the columns that are mapped to no attribute, behind the flush of their rows. One statement per row."""
+        for change in [change for change in self.plan.changes if change.unmapped]:
+            for table in change.model.chain:
+                automatic = {
+                    column: column
+                    for column in table.live.c
+                    if column.onupdate is not None or column.server_onupdate is not None
+                }
+                values = {
+                    column: null() if value is None else value
+                    for column, (_, value) in change.unmapped.items()
+                    if column.table is table.live
+                }
+                if values:
+                    key = (column == part for column, part in zip(table.key, change.key, strict=True))
+                    self.session.execute(
+                        update(table.live).where(*key).values(automatic | values),
+                        bind_arguments=where_rows_are(self.session, change.mapper),
+                    )
 
     def _give_parents(self, inserted: Sequence[Change]) -> None:
         """Let new rows know the parents without which the unit of work would take them for orphans."""

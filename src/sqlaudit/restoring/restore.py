@@ -22,17 +22,17 @@ from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.orm import InstanceState, Mapper, RelationshipProperty, Session, scoped_session
 from sqlalchemy.sql import operators
 
-from sqlaudit.arguments import changeset_uuid
+from sqlaudit.arguments import changeset_uuid, checked_when
 from sqlaudit.changes import Conflict, Operation, Restored, RestoreReport
 from sqlaudit.context import AuditContextManager, get_audit_context
 from sqlaudit.exceptions import QueryError, ReadOnlyError, SQLAuditError, TrackingError, UndoConflictError
 from sqlaudit.hooks.scope import records
 from sqlaudit.past.objects import Instant
 from sqlaudit.past.running import PastSession
-from sqlaudit.period import OPEN_END, as_utc
+from sqlaudit.period import OPEN_END
 from sqlaudit.restoring.application import carry_out
 from sqlaudit.restoring.ordering import Ordering
-from sqlaudit.restoring.plan import Change, GivenValues, LinkChange, Plan, fate_of, name_of
+from sqlaudit.restoring.plan import Change, GivenValues, LinkChange, Plan, fate_of, name_of, shown
 from sqlaudit.restoring.rows import (
     Columns,
     Row,
@@ -288,7 +288,8 @@ def _state(session: Session, model: TrackedModel, key: Any, at: Any) -> tuple[Ro
         instant = rows[0].valid_from if rows else None
         what = f"no version {at}"
     else:
-        instant = as_utc(at) if isinstance(at, datetime) else instant_of_changeset(session, at)
+        given = checked_when(at)
+        instant = given if isinstance(given, datetime) else instant_of_changeset(session, given)
         rows = rows_at(session, model, model.root.table.key, keys, instant)
         what = f"no state at {instant.isoformat()}"
     rows = [row for row in rows if issubclass(row.mapper.class_, model.mapper.class_)]
@@ -702,7 +703,8 @@ def _done(plan: Plan, reason: str, dry_run: bool) -> RestoreReport:
 
 
 def _reported(change: Change) -> Restored:
-    return Restored(change.operation, change.mapper.class_, display_key(change.key), change.fields)
+    fields = change.fields | {column.key: (old, shown(new)) for column, (old, new) in change.unmapped.items()}
+    return Restored(change.operation, change.mapper.class_, display_key(change.key), fields)
 
 
 def _reported_link(change: LinkChange) -> Restored:

@@ -16,11 +16,14 @@ from sqlalchemy import (
     Integer,
     Uuid,
     bindparam,
+    inspect,
     tuple_,
 )
 from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.orm import InstanceState
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
+from sqlaudit.exceptions import QueryError
 from sqlaudit.sql.keys import are_bound_in_sql, one_of
 from sqlaudit.sql.lists import is_among
 
@@ -43,9 +46,14 @@ def ids_listed(value: Any, *, composite: bool = False) -> list[Any]:
 
 
 def ids_given(columns: Sequence[ColumnElement[Any]], ids: Iterable[Any]) -> dict[str, list[Any]]:
-    """Return the parameter of :func:`has_id`: the ids, as far as they are of the columns' types."""
+    """Return the parameter of :func:`has_id`: the ids, as far as they are of the columns' types.
+
+    :raises QueryError: one is an object of a mapped class
+    """
     matching: list[Any] = []
     for value in ids:
+        if isinstance(inspect(value, raiseerr=False), InstanceState):
+            raise QueryError(f"{value!r} is an object, and no id; give its key.", value)
         values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
         if len(values) == len(columns):
             with suppress(TypeError, ValueError, LookupError, ArithmeticError, AttributeError):

@@ -44,27 +44,32 @@ def _complaint_of(error: DBAPIError) -> str:
 
 
 @contextmanager
-def explained(tables: Iterable[TrackedTable], *, record: bool = False) -> Iterator[None]:
+def explained(tables: Iterable[TrackedTable], **options: bool) -> Iterator[None]:
     """Within a ``with`` block, turn the complaint of a database into the remedy, as :func:`explain` does."""
     try:
         yield
     except DBAPIError as error:
-        explain(error, tables, record=record)
+        explain(error, tables, **options)
         raise
 
 
-def explain(error: DBAPIError, tables: Iterable[TrackedTable], *, record: bool = False) -> None:
+def explain(
+    error: DBAPIError, tables: Iterable[TrackedTable], *, record: bool = False, reads_as_user: bool = False
+) -> None:
     """Raise an error that names the remedy, if the complaint of a database is of a history table.
 
     :param tables: those whose history the failed statement uses
     :param record: whether the statement records what the user writes
+    :param reads_as_user: whether it needs the rights on live tables that the statement of the user needs; its own
+        complaint is left alone then
     :raises HistoryTableError: the history table of one of them, or a column of it, is absent
     :raises CaptureError: the role of the connection may not record
     """
     tables, codes, complaint = list(tables), codes_of(error), _complaint_of(error)
     if record and not codes.isdisjoint(_FORBIDDEN):
         for table in tables:
-            if _is_named(complaint, table.history) or _is_named(complaint, table.live):
+            is_live = not reads_as_user and _is_named(complaint, table.live)
+            if is_live or _is_named(complaint, table.history):
                 raise CaptureError(
                     f"The role may not record what it writes to {table.live.fullname!r}: grant it SELECT on "
                     f"{table.live.fullname!r}, and SELECT, INSERT, UPDATE and DELETE on {table.history.fullname!r}, "

@@ -19,14 +19,17 @@ _ON_CONFLICT: Final = "sqlaudit_on_conflict"
 _TABLE_OPTIONS: Final = ("engine", "charset", "default_charset", "collate", "default_collate")
 
 
-def unique_together(table: Table, *, partial: bool = False) -> Iterator[tuple[Column[Any], ...]]:
+def unique_together(table: Table, *, partial: bool = False, deferred: bool = True) -> Iterator[tuple[Column[Any], ...]]:
     """Yield the columns of a table that are unique together, but for its primary key.
 
     :param partial: also those that are unique only among some rows
+    :param deferred: also those that the database compares at the end of the transaction only
     """
     for constraint in table.constraints:
         if isinstance(constraint, UniqueConstraint):
-            yield tuple(constraint.columns)
+            is_deferred = constraint.deferrable and (constraint.initially or "").upper() == "DEFERRED"
+            if deferred or not is_deferred:
+                yield tuple(constraint.columns)
     for index in table.indexes:
         has_condition = any(option.get("where") is not None for option in index.dialect_options.values())
         columns = [each for each in index.expressions if isinstance(each, Column)]
