@@ -34,11 +34,12 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from sqlaudit.arguments import checked_count
 from sqlaudit.changes import Operation
+from sqlaudit.context import get_audit_context
 from sqlaudit.exceptions import QueryError
 from sqlaudit.maintenance.progress import Callback, told_to
 from sqlaudit.period import OpenEnd, UTCDateTime
 from sqlaudit.recording.bulk.locking import keep_others_out
-from sqlaudit.recording.capture import Capture
+from sqlaudit.recording.capture import WriteContext
 from sqlaudit.recording.cascades import by_chain, lock
 from sqlaudit.recording.changeset import Changeset, changeset_at, instant_given, own_connection
 from sqlaudit.recording.policy import warn_of_history_in_sight
@@ -291,7 +292,7 @@ class _Backfill:
         for chain, some in by_chain(connection, self.table, keys):
             for table in chain:
                 lock(connection, table.key, some)
-            written += Capture(connection, self.changeset, chain).adopt(some)
+            written += WriteContext(connection, self.changeset, get_audit_context()).capture(chain).adopt(some)
         return written
 
 

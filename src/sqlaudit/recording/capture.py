@@ -24,7 +24,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from sqlaudit.changes import Operation
 from sqlaudit.config import current_config
-from sqlaudit.context import AuditContext, get_audit_context, user_id_text
+from sqlaudit.context import AuditContext, user_id_text
 from sqlaudit.period import OPEN_END, TICK, OpenEnd, is_open
 from sqlaudit.recording.changeset import Changeset
 from sqlaudit.recording.policy import uncaptured, warn_of_history_in_sight
@@ -43,6 +43,7 @@ from sqlaudit.sql.keys import MYSQL, Key, KeyTypes, RawKey, is_raw
 from sqlaudit.sql.lists import fit_into_json
 from sqlaudit.sql.own import OURS
 from sqlaudit.tracking.catalogue import kept_as_text
+from sqlaudit.tracking.foreign_keys import Chain
 from sqlaudit.tracking.missing import explain, explained
 from sqlaudit.tracking.rights import hides_rows
 from sqlaudit.tracking.tables import TrackedTable
@@ -97,27 +98,32 @@ def _respelt(before: OldValues, given: Mapping[Key, Key]) -> OldValues:
     return lambda key: before(given.get(key, key))
 
 
+@dataclass(frozen=True, slots=True)
+class WriteContext:
+    """Who writes tracked rows, in which transaction, and through which connection."""
+
+    connection: Connection
+    changeset: Changeset
+    context: AuditContext
+
+    def capture(self, chain: Chain, user_fields: UserFields = NO_USER_FIELDS) -> Capture:
+        """Return what writes the versions of rows in a chain of tables.
+
+        :param user_fields: see :class:`~sqlaudit.recording.statements.Statements`
+        """
+        return Capture(self, chain, user_fields)
+
+
 class Capture:
-    """Writes versions of rows in one chain of tables, in the transaction of a connection.
+    """Writes versions of rows in one chain of tables, in the transaction of a connection."""
 
-    :param user_fields: see :class:`Statements`
-    """
-
-    def __init__(
-        self,
-        connection: Connection,
-        changeset: Changeset,
-        chain: tuple[TrackedTable, ...],
-        user_fields: UserFields = NO_USER_FIELDS,
-        context: AuditContext | None = None,
-    ) -> None:
-        self.connection = connection
-        self.changeset = changeset
+    def __init__(self, write: WriteContext, chain: Chain, user_fields: UserFields) -> None:
+        self.connection = write.connection
+        self.changeset = changeset = write.changeset
+        self.context = context = write.context
         self.chain = chain
         self.user_fields = user_fields
         self._chosen: dict[tuple[bool, bool], Statements] = {}
-        context = context or get_audit_context()
-        self.context = context
         callback = None
         if context.user_id is None and (get_user_id := current_config().get_user_id_callback) is not None:
             callback = user_id_text(get_user_id(), "the id that get_user_id_callback gives")

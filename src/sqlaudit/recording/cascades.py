@@ -6,17 +6,13 @@ Nobody tells afterwards what their foreign keys did: the rows are found, and loc
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar, cast, overload
 
 from sqlalchemy import ColumnElement, Connection, Table, exists, literal_column, select
 from sqlalchemy.sql.schema import ForeignKeyConstraint
 
-from sqlaudit.config import current_config
-from sqlaudit.context import AuditContext
-from sqlaudit.recording.capture import Capture
-from sqlaudit.recording.changeset import Changeset
-from sqlaudit.recording.policy import lacking, lacks_reason, lacks_user
+from sqlaudit.recording.capture import Capture, WriteContext
+from sqlaudit.recording.policy import lacking, require_context
 from sqlaudit.recording.statements import key_types_of
 from sqlaudit.sql.batches import Portionable, chunks
 from sqlaudit.sql.keys import Key, RawKey, having, is_raw, keys_read, raw
@@ -29,30 +25,6 @@ from sqlaudit.tracking.tables import TrackedTable
 S = TypeVar("S", bound=Source)
 
 
-@dataclass(frozen=True, slots=True)
-class Occasion:
-    """In which transaction, and by whom, rows are written."""
-
-    connection: Connection
-    changeset: Changeset
-    context: AuditContext
-
-    def capture(self, chain: Sources) -> Capture:
-        return Capture(self.connection, self.changeset, cast("Chain", chain), context=self.context)
-
-    def require_context(self, source: Source) -> None:
-        """See that there are a user and a reason, if they are required, for what follows an untracked row.
-
-        :raises ContextError: there are not
-        """
-        config, name = current_config(), source.live.fullname
-        write = f"Tracked rows are to be changed with those of the table {name!r} that they refer to"
-        if lacks_reason(config, self.context):
-            raise lacking("reason", write, source.live)
-        if lacks_user(config, self.context):
-            raise lacking("user", write, source.live)
-
-
 class Dependents:
     """The rows that go, or change, with others."""
 
@@ -60,9 +32,9 @@ class Dependents:
         self.written: set[tuple[TrackedTable, Key]] = set()
         """Rows that somebody else records."""
         self._found: list[tuple[Capture, Sequence[Key]]] = []
-        self._referred: list[tuple[Occasion, Sources, Portionable[Key]]] = []
+        self._referred: list[tuple[WriteContext, Sources, Portionable[Key]]] = []
 
-    def find(self, occasion: Occasion, sources: Sources, keys: Portionable[Key]) -> None:
+    def find(self, write: WriteContext, sources: Sources, keys: Portionable[Key]) -> None:
         """Find what depends on rows that are about to be deleted, or to get other keys.
 
         The rows are locked first, so that no other transaction adds a dependent one meanwhile.
@@ -70,20 +42,22 @@ class Dependents:
         :param sources: the tables that the rows are in
         """
         before = len(self._found)
-        self._find(occasion, sources, keys, set())
+        self._find(write, sources, keys, set())
         if len(self._found) > before and isinstance(sources[0], Untracked):
-            occasion.require_context(sources[0])
+            live = sources[0].live
+            told = f"Tracked rows are to be changed with those of the table {live.fullname!r} that they refer to"
+            require_context(lacking(write.context), told, live)
 
     def _find(
-        self, occasion: Occasion, sources: Sources, keys: Portionable[Key], seen: set[tuple[Source, Key]]
+        self, write: WriteContext, sources: Sources, keys: Portionable[Key], seen: set[tuple[Source, Key]]
     ) -> None:
         if not (followers := followers_of(sources)):
             return
-        connection, key = occasion.connection, sources[0].key
+        connection, key = write.connection, sources[0].key
         if isinstance(sources[0], TrackedTable):
-            occasion.capture(sources).baseline(keys)
+            write.capture(cast("Chain", sources)).baseline(keys)
         if any(_moves_with_other_columns(sources, *each) for each in followers):
-            self._referred.append((occasion, sources, keys))
+            self._referred.append((write, sources, keys))
         to_lock = lockable(connection, list({sources[0].live, *(follower.live for follower, _ in followers)}))
         for chunk in chunks(keys):
             if sources[0].live in to_lock:
@@ -96,10 +70,10 @@ class Dependents:
                 for chain, some in by_chain(connection, follower, new):
                     if isinstance(follower, TrackedTable):
                         untold = [each for each in some if (follower, each) not in self.written]
-                        capture = occasion.capture(chain)
+                        capture = write.capture(cast("Chain", chain))
                         capture.baseline(untold)
                         self._found.append((capture, untold))
-                    self._find(occasion, chain, some, seen)
+                    self._find(write, chain, some, seen)
 
     def number_in(self, source: Source) -> int:
         """Return how many of them are in a table."""
@@ -109,12 +83,12 @@ class Dependents:
         """Record what has become of them."""
         for capture, keys in self._found:
             capture.settle(keys)
-        for occasion, sources, referred in self._referred:
+        for write, sources, referred in self._referred:
             for chunk in chunks(referred):
-                record_moved(occasion, sources, chunk)
+                record_moved(write, sources, chunk)
 
 
-def record_moved(occasion: Occasion, sources: Sources, keys: Portionable[Key]) -> None:
+def record_moved(write: WriteContext, sources: Sources, keys: Portionable[Key]) -> None:
     """Record the rows whose own keys the database changed with those of the rows that they refer to.
 
     :param keys: the new keys of these
@@ -122,13 +96,13 @@ def record_moved(occasion: Occasion, sources: Sources, keys: Portionable[Key]) -
     for follower, constraint in followers_of(sources):
         if not any(element.parent in follower.key for element in constraint.elements):
             continue
-        to_lock = lockable(occasion.connection, [follower.live])
+        to_lock = lockable(write.connection, [follower.live])
         for chunk in chunks(keys):
-            found = _followers_in(occasion.connection, sources, follower, constraint, chunk, to_lock)
-            for chain, some in by_chain(occasion.connection, follower, found):
+            found = _followers_in(write.connection, sources, follower, constraint, chunk, to_lock)
+            for chain, some in by_chain(write.connection, follower, found):
                 if isinstance(follower, TrackedTable):
-                    occasion.capture(chain).settle(some, inserted=frozenset(some))
-                record_moved(occasion, chain, some)
+                    write.capture(cast("Chain", chain)).settle(some, inserted=frozenset(some))
+                record_moved(write, chain, some)
 
 
 def _moves_with_other_columns(sources: Sources, follower: Source, constraint: ForeignKeyConstraint) -> bool:

@@ -25,10 +25,10 @@ from sqlalchemy.orm.attributes import instance_state
 from sqlaudit.config import current_config
 from sqlaudit.context import get_audit_context
 from sqlaudit.past.objects import is_unchanged_past
-from sqlaudit.recording.capture import Capture, Unseen
-from sqlaudit.recording.cascades import Dependents, Occasion, record_moved
-from sqlaudit.recording.changeset import Changeset, changeset_of, instant_before, own_connection
-from sqlaudit.recording.policy import lacking, lacks_reason, lacks_user, notice_replacing
+from sqlaudit.recording.capture import Capture, Unseen, WriteContext
+from sqlaudit.recording.cascades import Dependents, record_moved
+from sqlaudit.recording.changeset import changeset_of, instant_before, own_connection
+from sqlaudit.recording.policy import lacking, notice_replacing, require_context
 from sqlaudit.recording.side_writes import chooses_connections, others_listen
 from sqlaudit.recording.units import (
     FOLLOWED,
@@ -132,7 +132,7 @@ class Flush:
         self._automatic: dict[State, dict[str, Any]] = {}
         self._doomed: dict[tuple[Mapper[Any], Key], State] = {}
         self._dependents = Dependents()
-        self._followed: list[tuple[Occasion, tuple[Untracked, ...], list[State]]] = []
+        self._followed: list[tuple[WriteContext, tuple[Untracked, ...], list[State]]] = []
         self.prepared: dict[State, _Extent] | None = None
         """What of each object had changed when it was prepared; ``None`` if none ever is."""
         self._blind: set[State] = set()
@@ -281,44 +281,37 @@ class Flush:
         """Ask the database what nobody can tell after the flush."""
         self._dependents.written = self._written_so_far()
         for unit, keys in questions.blind.items():
-            occasion, user_fields = self._occasion(connection), unit.user_fields(self.config)
-            capture = Capture(connection, occasion.changeset, unit.model.chain, user_fields, occasion.context)
+            capture = self._write_context(connection).capture(unit.model.chain, unit.user_fields(self.config))
             capture.baseline(keys)
             self._baselines.append((unit, capture, keys))
         for (table, columns, _), some in questions.links.items():
             if some.removed and not _is_whole(table, columns):
-                capture = Capture(connection, self._changeset(connection), (table,))
+                capture = self._write_context(connection).capture((table,))
                 live, _ = capture.keys_where(columns, list(some.removed))
                 capture.baseline(list(live))
         for unit, keys in questions.parents.items():
-            self._dependents.find(self._occasion(connection), unit.model.chain, keys)
+            self._dependents.find(self._write_context(connection), unit.model.chain, keys)
         for mapper, states in questions.untracked.items():
-            occasion, sources = self._occasion(connection), sources_of(mapper)
-            self._dependents.find(occasion, sources, [cast(Any, state.key)[1] for state in states])
-            self._followed.append((occasion, sources, states))
+            write, sources = self._write_context(connection), sources_of(mapper)
+            self._dependents.find(write, sources, [cast(Any, state.key)[1] for state in states])
+            self._followed.append((write, sources, states))
 
     def _require_context(self, objects: Iterable[Any] | None = None) -> None:
-        config, context = self.config, get_audit_context()
-        needs_reason, needs_user = lacks_reason(config, context), lacks_user(config, context)
-        if not needs_reason and not needs_user:
+        session, lacks = self.session, lacking(get_audit_context())
+        if lacks is None:
             return
-        session = self.session
         if objects is None:
             changed = (obj for obj in session.dirty if session.is_modified(obj))
             objects = (*session.new, *session.deleted, *changed)
         for obj in objects:
             state: State = inspect(obj)
             unit = unit_of(state.mapper)
-            if unit is None:
-                continue
-            write = f"{state.mapper.class_.__name__} is to be written"
-            if needs_reason:
-                raise lacking("reason", write, obj)
-            if not needs_user:
-                continue
-            fields = [column for column in unit.user_fields(config) if column is not None]
-            if all(getattr(obj, state.mapper.get_property_by_column(field).key) in (None, "") for field in fields):
-                raise lacking("user", write, obj)
+            if unit is not None:
+                fields = [column for column in unit.user_fields(self.config) if column is not None]
+                users = [getattr(obj, state.mapper.get_property_by_column(field).key) for field in fields]
+                names_user = any(user not in (None, "") for user in users)
+                write = f"{state.mapper.class_.__name__} is to be written"
+                require_context(lacks, write, obj, row_names_user=names_user)
 
     def _written_so_far(self) -> set[tuple[TrackedTable, Key]]:
         """Return the rows that the flush has written itself; what they were before is known, or was asked."""
@@ -363,8 +356,8 @@ class Flush:
             assert connection is not None
             self._record_links(connection, table, columns, some)
         self._dependents.settle()
-        for occasion, sources, states in self._followed:
-            record_moved(occasion, sources, [_key_now(state) for state in states if _has_moved(state)])
+        for write, sources, states in self._followed:
+            record_moved(write, sources, [_key_now(state) for state in states if _has_moved(state)])
         for unit, capture, keys in self._baselines:  # no change came of some after all
             told = self._told
             capture.settle([key for key in keys if (unit, capture.connection, key) not in told])
@@ -412,9 +405,8 @@ class Flush:
             self._told.update((unit, group.connection, key) for key in (*rewritten, *updated, *moved, *deleted))
         if unit.replacing and (new or updated or moved):
             notice_replacing(group.connection, unit.replacing[0])
-        changeset = self._changeset(group.connection)
-        context = get_audit_context()
-        capture = Capture(group.connection, changeset, unit.model.chain, unit.user_fields(self.config), context)
+        write = self._write_context(group.connection)
+        capture = write.capture(unit.model.chain, unit.user_fields(self.config))
         must_be_found = not (unit.referring and (self._doomed or self._followed))  # else it may go with its parent
         if moved or rewritten or not deleted.keys().isdisjoint(new):
             keys = dict.fromkeys((*moved, *moved_to, *rewritten, *deleted, *new))
@@ -429,7 +421,7 @@ class Flush:
             unseen = Unseen.UPDATED if must_be_found else Unseen.DELETED
             capture.updated(list(updated), old_of_updated, unseen=unseen)
         if moved_to:
-            record_moved(Occasion(group.connection, changeset, context), unit.model.chain, moved_to)
+            record_moved(write, unit.model.chain, moved_to)
 
     @staticmethod
     def _has_triggers(unit: Unit, connection: Connection) -> bool:
@@ -475,8 +467,7 @@ class Flush:
         columns: tuple[Column[Any], ...],
         links: _Links,
     ) -> None:
-        changeset = self._changeset(connection)
-        capture = Capture(connection, changeset, (table,))
+        capture = self._write_context(connection).capture((table,))
         touched = list(links.added | links.removed)
         live, recorded = capture.keys_where(columns, touched)
         if set(columns) >= set(table.key):
@@ -492,11 +483,8 @@ class Flush:
             before=lambda key: gone.get(key, {}),
         )
 
-    def _changeset(self, connection: Connection) -> Changeset:
-        return changeset_of(self.session, connection, self.began)
-
-    def _occasion(self, connection: Connection) -> Occasion:
-        return Occasion(connection, self._changeset(connection), get_audit_context())
+    def _write_context(self, connection: Connection) -> WriteContext:
+        return WriteContext(connection, changeset_of(self.session, connection, self.began), get_audit_context())
 
 
 def _has_moved(state: State) -> bool:

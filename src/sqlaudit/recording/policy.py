@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from typing import Literal
 
 from sqlalchemy import Connection
 
-from sqlaudit.config import SQLAuditConfig, current_config
+from sqlaudit.config import current_config
 from sqlaudit.context import AuditContext
 from sqlaudit.exceptions import CaptureError, ContextError, SQLAuditWarning, warn_caller
 from sqlaudit.tracking.rights import shows_more_in_history
@@ -47,22 +46,28 @@ def notice_replacing(connection: Connection, table: TrackedTable) -> None:
         )
 
 
-def lacks_reason(config: SQLAuditConfig, context: AuditContext) -> bool:
-    """Tell whether a reason is required and not given."""
-    return config.require_reason and not context.reason
-
-
-def lacks_user(config: SQLAuditConfig, context: AuditContext) -> bool:
-    """Tell whether a user is required and given neither by the context nor by the callback: a row may name one yet."""
+def lacking(context: AuditContext) -> str | None:
+    """Return what a context lacks that the configuration requires: ``"reason"``, ``"user"``, or ``None``."""
+    config = current_config()
+    if config.require_reason and not context.reason:
+        return "reason"
     if not config.require_user or context.user_id is not None:
-        return False
-    return config.get_user_id_callback is None or config.get_user_id_callback() in (None, "")
+        return None
+    callback = config.get_user_id_callback
+    return "user" if callback is None or callback() in (None, "") else None
 
 
-def lacking(what: Literal["reason", "user"], write: str, subject: object) -> ContextError:
-    """Return the error of a write without what is required."""
-    option = "user_id" if what == "user" else what
-    return ContextError(
-        f"{write} without a {what}, and require_{what} is set; write it within AuditContextManager({option}=…).",
-        subject,
-    )
+def require_context(lacks: str | None, write: str, subject: object, *, row_names_user: bool = False) -> None:
+    """Raise if a write lacks a required user or reason.
+
+    :param lacks: what the context lacks, see :func:`lacking`
+    :param write: what is to be written, as the beginning of the message
+    :param row_names_user: whether the written row, or its table, has a column that names the user
+    :raises ContextError: there is no user, or no reason
+    """
+    if lacks is not None and not (lacks == "user" and row_names_user):
+        option = "user_id" if lacks == "user" else lacks
+        raise ContextError(
+            f"{write} without a {lacks}, and require_{lacks} is set; write it within AuditContextManager({option}=…).",
+            subject,
+        )

@@ -8,13 +8,14 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, FromClause, and_, select, true
 from sqlalchemy.orm import Session
 
+from sqlaudit.context import get_audit_context
 from sqlaudit.period import is_open
 from sqlaudit.recording.bulk.locking import keep_others_out
-from sqlaudit.recording.bulk.recorder import user_fields_of
-from sqlaudit.recording.capture import Capture, Unseen
+from sqlaudit.recording.capture import Unseen, WriteContext
 from sqlaudit.recording.cascades import by_chain
 from sqlaudit.recording.changeset import changeset_of, own_connection
 from sqlaudit.recording.policy import warn_of_history_in_sight
+from sqlaudit.recording.units import user_fields_of
 from sqlaudit.retrieval.ids import ids_given, ids_listed
 from sqlaudit.sql.batches import chunks, pages
 from sqlaudit.sql.keys import Key
@@ -42,10 +43,10 @@ def record_changes(session: Session, model_class: Any, which: Any = None) -> Non
     connection = own_connection(session, root.mapper)
     warn_of_history_in_sight(connection, [root])
     keep_others_out(connection, root)
-    changeset = changeset_of(session, connection)
+    write = WriteContext(connection, changeset_of(session, connection), get_audit_context())
     for keys in _pages(connection, root, model_class, which):
         for chain, some in by_chain(connection, root, keys):
-            capture = Capture(connection, changeset, chain, user_fields_of(chain))
+            capture = write.capture(chain, user_fields_of(chain))
             capture.settle(some, inserted=frozenset(some), must_be_found=False, unseen=Unseen.UNKNOWN)
 
 

@@ -13,11 +13,11 @@ from sqlalchemy.orm import (
     RelationshipDirection,
 )
 
-from sqlaudit.config import SQLAuditConfig
+from sqlaudit.config import SQLAuditConfig, current_config
 from sqlaudit.recording.statements import NO_USER_FIELDS, UserFields
 from sqlaudit.sql.keys import Key
-from sqlaudit.tracking.foreign_keys import Untracked, referred_columns, untracked_source
-from sqlaudit.tracking.models import TrackedModel, tracked_model
+from sqlaudit.tracking.foreign_keys import Chain, Untracked, referred_columns, untracked_source
+from sqlaudit.tracking.models import TrackedModel, root_of, tracked_model
 from sqlaudit.tracking.schema import words_of_constraints
 from sqlaudit.tracking.tables import INFO_KEY, tracked_table
 
@@ -158,3 +158,14 @@ def _is_as_it_was(state: State, name: str, old: Any) -> bool:
     if isinstance(value, ClauseElement) or hasattr(value, "__clause_element__"):
         return False
     return state.manager[name].impl.is_equal(value, old) is True
+
+
+def user_fields_of(chain: Chain) -> UserFields:
+    """Return the columns that name the user of a row of a chain of tables, as the configuration is now."""
+    if chain[0].is_association:
+        return NO_USER_FIELDS
+    root = root_of(chain[0])
+    model = next((model for model in root.family() if model.chain == chain), root)
+    unit = unit_of(model.mapper)
+    assert unit is not None
+    return unit.user_fields(current_config())

@@ -14,7 +14,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from sqlaudit.changes import Operation
-from sqlaudit.config import current_config
 from sqlaudit.context import get_audit_context
 from sqlaudit.recording.bulk.append_only import refuse_rewriting
 from sqlaudit.recording.bulk.inserts import prepare_insert
@@ -33,16 +32,15 @@ from sqlaudit.recording.bulk.parsing import (
 )
 from sqlaudit.recording.bulk.upserts import prepare_followed_upsert
 from sqlaudit.recording.bulk.writes import Write, roll_back, transactions_of
-from sqlaudit.recording.capture import Capture
-from sqlaudit.recording.cascades import Occasion
-from sqlaudit.recording.changeset import Changeset, changeset_of, instant_before
+from sqlaudit.recording.capture import WriteContext
+from sqlaudit.recording.changeset import changeset_of, instant_before
 from sqlaudit.recording.handwritten import NOTICED, notice_sql, text_of
-from sqlaudit.recording.policy import lacking, lacks_reason, lacks_user, uncaptured
-from sqlaudit.recording.statements import NO_USER_FIELDS, UserFields
-from sqlaudit.recording.units import unit_of
+from sqlaudit.recording.policy import lacking, require_context, uncaptured
+from sqlaudit.recording.statements import NO_USER_FIELDS
+from sqlaudit.recording.units import user_fields_of
 from sqlaudit.sql.keys import Key
 from sqlaudit.sql.own import WRITE
-from sqlaudit.tracking.foreign_keys import Chain, Source, Untracked
+from sqlaudit.tracking.foreign_keys import Source, Untracked
 from sqlaudit.tracking.missing import explained
 from sqlaudit.tracking.models import root_of
 from sqlaudit.tracking.tables import INFO_KEY, TrackedTable
@@ -83,14 +81,9 @@ class Recorder:
             event.remove(target, "before_cursor_execute", self.before_cursor)
             event.remove(target.engine, "handle_error", self.failed)
 
-    def changeset(self, connection: Connection, began: datetime) -> Changeset:
-        return changeset_of(self.session_on(connection), connection, began)
-
-    def occasion(self, connection: Connection, began: datetime) -> Occasion:
-        return Occasion(connection, self.changeset(connection, began), get_audit_context())
-
-    def capture(self, connection: Connection, began: datetime, chain: Chain) -> Capture:
-        return Capture(connection, self.changeset(connection, began), chain, user_fields_of(chain))
+    def write_context(self, connection: Connection, began: datetime) -> WriteContext:
+        changeset = changeset_of(self.session_on(connection), connection, began)
+        return WriteContext(connection, changeset, get_audit_context())
 
     def _began(self, connection: Connection) -> datetime:
         """Return the instant before the first of the statements whose versions have not been written yet."""
@@ -217,8 +210,7 @@ class Recorder:
         write = Write(
             recorder=self,
             began=began,
-            occasion=partial(self.occasion, connection, began),
-            capture=partial(self.capture, connection, began),
+            context=partial(self.write_context, connection, began),
             connection=connection,
             root=root,
             operation=Operation(clause.__visit_name__),
@@ -277,20 +269,6 @@ def _require_context(tracked: TrackedTable, *, is_flushing: bool) -> None:
     :param is_flushing: whether the session flushes, which has asked for the user of the links of its objects
     :raises ContextError: there are not
     """
-    config, context = current_config(), get_audit_context()
+    names_user = (tracked.is_association and is_flushing) or user_fields_of((tracked,)) is not NO_USER_FIELDS
     write = f"The table {tracked.live.fullname!r} is to be written"
-    if lacks_reason(config, context):
-        raise lacking("reason", write, tracked.live)
-    is_asked = tracked.is_association and is_flushing
-    if not is_asked and lacks_user(config, context) and user_fields_of((tracked,)) is NO_USER_FIELDS:
-        raise lacking("user", write, tracked.live)
-
-
-def user_fields_of(chain: Chain) -> UserFields:
-    if chain[0].is_association:
-        return NO_USER_FIELDS
-    root = root_of(chain[0])
-    model = next((model for model in root.family() if model.chain == chain), root)
-    unit = unit_of(model.mapper)
-    assert unit is not None
-    return unit.user_fields(current_config())
+    require_context(lacking(get_audit_context()), write, tracked.live, row_names_user=names_user)

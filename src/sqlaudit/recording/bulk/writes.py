@@ -15,13 +15,14 @@ from sqlaudit.changes import Operation
 from sqlaudit.exceptions import CaptureError
 from sqlaudit.recording.bulk.keys import Keys, StoredKeys
 from sqlaudit.recording.bulk.parsing import Parameters
-from sqlaudit.recording.capture import Capture, Unseen
-from sqlaudit.recording.cascades import Dependents, Occasion, by_chain, record_moved
+from sqlaudit.recording.capture import Capture, Unseen, WriteContext
+from sqlaudit.recording.cascades import Dependents, by_chain, record_moved
 from sqlaudit.recording.policy import uncaptured
+from sqlaudit.recording.units import user_fields_of
 from sqlaudit.sql.batches import Portionable
 from sqlaudit.sql.keys import Key
 from sqlaudit.tracking.catalogue import diverts_deletes
-from sqlaudit.tracking.foreign_keys import Chain, Source, Untracked, referred_columns
+from sqlaudit.tracking.foreign_keys import Chain, Source, Sources, Untracked, referred_columns
 from sqlaudit.tracking.tables import TrackedTable
 
 _SAVEPOINT: Final = "sqlaudit"
@@ -34,8 +35,7 @@ class Write:
 
     :ivar recorder: whose it is
     :ivar began: the instant before it, for a changeset that begins with it
-    :ivar occasion: gives the transaction, and who writes
-    :ivar capture: gives what writes the versions of rows in a chain of tables
+    :ivar context: gives the transaction, and who writes
     :ivar statement: gives the statement, as long as anybody holds it
     :ivar root: the table, tracked or followed by tracked rows, or for the table of a subclass that of its base
     :ivar is_further: whether it is the table of a subclass
@@ -63,8 +63,7 @@ class Write:
 
     recorder: object
     began: datetime
-    occasion: Callable[[], Occasion]
-    capture: Callable[[Chain], Capture]
+    context: Callable[[], WriteContext]
     connection: Connection
     root: Source
     operation: Operation
@@ -92,6 +91,11 @@ class Write:
     is_done: bool = False
     transactions: tuple[Any, Any] = (None, None)
 
+    def capture(self, chain: Sources) -> Capture:
+        """Return what writes the versions of rows in a chain of tracked tables."""
+        tracked = cast("Chain", chain)
+        return self.context().capture(tracked, user_fields_of(tracked))
+
     def begin(self) -> None:
         """Make it possible to undo what the statement does before it fails, where the database keeps that."""
         connection = self.connection
@@ -107,11 +111,11 @@ class Write:
         """
         for chain, some in keys.by_chain(self.root):
             if isinstance(self.root, TrackedTable):
-                capture = self.capture(cast("Chain", chain))
+                capture = self.capture(chain)
                 capture.baseline(some.unrecorded)
                 (self.replaced if is_replaced else self.captures).append((capture, some))
             if changed is None or not referred_columns(chain).isdisjoint(changed):
-                self.dependents.find(self.occasion(), chain, some)
+                self.dependents.find(self.context(), chain, some)
 
     def done(self, result: CursorResult[Any]) -> None:
         """Note what the statement has done."""
@@ -165,14 +169,14 @@ class Write:
                 self.root.live,
             )
         for chain, new in by_chain(self.connection, self.root, self.inserted):
-            capture = self.capture(cast("Chain", chain))
+            capture = self.capture(chain)
             if self.may_update or self.is_further:
                 unseen = Unseen.LEFT if self.may_update else Unseen.DELETED
                 capture.settle(new, inserted=frozenset(new), must_be_found=not self.may_update, unseen=unseen)
             else:
                 capture.inserted(new)
             if self.may_move:
-                record_moved(self.occasion(), chain, new)
+                record_moved(self.context(), chain, new)
         for capture, keys in self.replaced:
             capture.settle(keys)
         for capture, keys in self.captures:
@@ -180,7 +184,7 @@ class Write:
                 moved = [self.moved_to[key] for key in keys]
                 every = list(dict.fromkeys([*keys, *moved]))
                 capture.settle(every, inserted=frozenset(moved), must_be_found=not self.conflict_words)
-                record_moved(self.occasion(), capture.chain, moved)
+                record_moved(self.context(), capture.chain, moved)
             elif self.operation is Operation.UPDATE:
                 capture.updated(keys, unseen=Unseen.DELETED if "REPLACE" in self.conflict_words else Unseen.UPDATED)
             elif self.is_whole and not self.is_further:
@@ -189,7 +193,7 @@ class Write:
                 capture.settle(keys, unseen=Unseen.DELETED if self.is_whole else Unseen.UNKNOWN)
         self.dependents.settle()
         if isinstance(self.root, Untracked):
-            record_moved(self.occasion(), (self.root,), list(self.moved_to.values()))
+            record_moved(self.context(), (self.root,), list(self.moved_to.values()))
 
     def _require_found(self) -> None:
         """See that the rows which were locked are found by their keys; the statement wrote fewer, as triggers may want.
