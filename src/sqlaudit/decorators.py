@@ -17,7 +17,7 @@ from sqlaudit.exceptions import TrackingError
 from sqlaudit.hooks.models import look_again, track_with_base, watch
 from sqlaudit.past import as_of as past_reads
 from sqlaudit.past.as_of import MYPY, all_versions, as_of, between
-from sqlaudit.past.rendering import BeforeBaseline, Untracked
+from sqlaudit.past.rendering import BeforeBaseline, UntrackedPolicy
 from sqlaudit.tracking.autogenerate import guard_autogenerate
 from sqlaudit.tracking.history import history_of
 from sqlaudit.tracking.models import Options, TrackedModel, tracked_model
@@ -110,7 +110,7 @@ class Temporal:
             cls,
             when: datetime | UUID | str,
             *,
-            untracked: Untracked = "raise",
+            untracked: UntrackedPolicy = "raise",
             before_baseline: BeforeBaseline = "absent",
         ):
             """Return ``select(cls)`` as of an instant: see :func:`sqlaudit.as_of`."""

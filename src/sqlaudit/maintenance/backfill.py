@@ -41,7 +41,7 @@ from sqlaudit.period import OpenEnd, UTCDateTime
 from sqlaudit.recording.bulk.locking import keep_others_out
 from sqlaudit.recording.capture import WriteContext
 from sqlaudit.recording.cascades import by_chain, lock
-from sqlaudit.recording.changeset import Changeset, changeset_at, instant_given, own_connection
+from sqlaudit.recording.changeset import ChangesetStamp, changeset_at, instant_given, own_connection
 from sqlaudit.recording.policy import warn_of_history_in_sight
 from sqlaudit.recording.statements import Statements, has_open_version
 from sqlaudit.sql.batches import CHUNK, in_order
@@ -193,7 +193,7 @@ def _has_collided(error: DBAPIError) -> bool:
 
 class _Backfill:
     def __init__(
-        self, table: TrackedTable, changeset: Changeset, run: _Runner, chunk_size: int, tell: Callback | None
+        self, table: TrackedTable, changeset: ChangesetStamp, run: _Runner, chunk_size: int, tell: Callback | None
     ) -> None:
         self.table = table
         self.changeset = changeset

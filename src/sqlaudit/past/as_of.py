@@ -20,7 +20,7 @@ from sqlalchemy import (
 
 from sqlaudit.arguments import checked_range
 from sqlaudit.past.objects import as_of_instant, instant_from
-from sqlaudit.past.rendering import BeforeBaseline, Untracked
+from sqlaudit.past.rendering import BeforeBaseline, UntrackedPolicy
 from sqlaudit.period import as_utc
 from sqlaudit.tracking.history import history_of
 from sqlaudit.tracking.models import tracked_model_of
@@ -39,7 +39,7 @@ class AsOf(Protocol[R_co]):
         self,
         when: datetime | UUID | str,
         *,
-        untracked: Untracked = "raise",
+        untracked: UntrackedPolicy = "raise",
         before_baseline: BeforeBaseline = "absent",
     ) -> R_co: ...
 
@@ -61,7 +61,7 @@ if MYPY:
         model_class: type[Any],
         when: datetime | UUID | str,
         *,
-        untracked: Untracked = "raise",
+        untracked: UntrackedPolicy = "raise",
         before_baseline: BeforeBaseline = "absent",
     ) -> Any: ...
 
@@ -75,7 +75,7 @@ else:
         model_class: type[M],
         when: datetime | UUID | str,
         *,
-        untracked: Untracked = "raise",
+        untracked: UntrackedPolicy = "raise",
         before_baseline: BeforeBaseline = "absent",
     ):
         """Return ``select(model_class)`` as of an instant.

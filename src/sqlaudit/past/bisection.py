@@ -39,7 +39,7 @@ from sqlalchemy.sql import operators
 from sqlaudit.tracking.aliases import HistoryAlias
 from sqlaudit.tracking.tables import TrackedTable
 
-Key: TypeAlias = Sequence[BindParameter[Any]]
+GivenKey: TypeAlias = Sequence[BindParameter[Any]]
 _Place: TypeAlias = tuple[Any, str]
 """A column of a select: the table or alias, and its key there."""
 _ONE: Final = literal_column("1", Integer())
@@ -52,7 +52,7 @@ def given_key(
     where: Iterable[ColumnElement[bool]],
     froms: Iterable[FromClause],
     dialect: Dialect,
-) -> Key | None:
+) -> GivenKey | None:
     """Return the parameters that a select equates with the key of a tracked table, or ``None``.
 
     :param source: the table, or its alias
@@ -117,7 +117,7 @@ def _place(column: ColumnClause[Any]) -> _Place:
     return column.table, column.key
 
 
-def version_at(tracked: TrackedTable, key: Key, when: ColumnElement[datetime]) -> ColumnElement[int]:
+def version_at(tracked: TrackedTable, key: GivenKey, when: ColumnElement[datetime]) -> ColumnElement[int]:
     """Return the number of a row's last version that begins no later than an instant.
 
     A table further down its hierarchy lacks the versions of when its row was of another class: the base table has
@@ -139,7 +139,7 @@ def version_at(tracked: TrackedTable, key: Key, when: ColumnElement[datetime]) -
     return func.coalesce(found, _last_begun(tracked, key, when))
 
 
-def _last_begun(tracked: TrackedTable, key: Key, when: ColumnElement[datetime]) -> ScalarSelect[int]:
+def _last_begun(tracked: TrackedTable, key: GivenKey, when: ColumnElement[datetime]) -> ScalarSelect[int]:
     """Return what :func:`version_at` does, by reading all versions of the row."""
     every = HistoryAlias(tracked)
     begun = select(every.version).where(every.is_of(key), every.valid_from <= when)

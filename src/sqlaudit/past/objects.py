@@ -17,7 +17,7 @@ from sqlalchemy.sql.lambdas import PyWrapper
 from sqlaudit.arguments import checked_when
 from sqlaudit.config import utc_now
 from sqlaudit.exceptions import QueryError, ReadOnlyError, warn_caller
-from sqlaudit.past.rendering import BeforeBaseline, Past, Rules, S, Untracked, as_past
+from sqlaudit.past.rendering import BeforeBaseline, Past, Rules, S, UntrackedPolicy, as_past
 from sqlaudit.period import OPEN_END, TICK
 
 TOKEN: Final = "identity_token"
@@ -41,7 +41,7 @@ class Instant:
 
 def instant_from(
     when: datetime | UUID | str,
-    untracked: Untracked = "raise",
+    untracked: UntrackedPolicy = "raise",
     before_baseline: BeforeBaseline = "absent",
     *,
     text: bool = False,

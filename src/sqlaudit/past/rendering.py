@@ -47,14 +47,14 @@ from sqlalchemy.sql.visitors import InternalTraversal
 from sqlalchemy.types import TypeEngine
 
 from sqlaudit.exceptions import QueryError, ReadOnlyError
-from sqlaudit.past.bisection import Key, given_key, version_at
+from sqlaudit.past.bisection import GivenKey, given_key, version_at
 from sqlaudit.period import UTCDateTime, range_contains, was_valid
 from sqlaudit.sql.keys import implementation_of
 from sqlaudit.sql.old_values import readable
 from sqlaudit.tracking.registry import tracked_tables
 from sqlaudit.tracking.tables import TrackedTable, known_metadata, shortened, tracked_table
 
-Untracked = Literal["raise", "live"]
+UntrackedPolicy = Literal["raise", "live"]
 BeforeBaseline = Literal["absent", "warn", "raise"]
 S = TypeVar("S", bound=Executable)
 _COMMENT: Final = re.compile(r"/\*.*?\*/|--[^\n]*|#[^\n]*", re.DOTALL)
@@ -75,7 +75,7 @@ class Rules:
         ``"absent"``, or ``"warn"``, or ``"raise"``
     """
 
-    untracked: Untracked = "raise"
+    untracked: UntrackedPolicy = "raise"
     text: bool = False
     before_baseline: BeforeBaseline = "absent"
 
@@ -286,7 +286,7 @@ class PastCompiler(SQLCompiler):
     """
 
     past: list[tuple[Past, int]]
-    past_reads: list[tuple[Past, TrackedTable, Key | None]]
+    past_reads: list[tuple[Past, TrackedTable, GivenKey | None]]
     past_of_ctes: dict[Any, Past | None]
 
     @property

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, scoped_session
 
 from sqlaudit.exceptions import QueryError
 from sqlaudit.past.objects import instant_from
-from sqlaudit.past.rendering import BeforeBaseline, Untracked
+from sqlaudit.past.rendering import BeforeBaseline, UntrackedPolicy
 from sqlaudit.past.running import PastSession
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class time_travel:
         session_or_engine: Any,
         when: datetime | UUID | str,
         *,
-        untracked: Untracked = "raise",
+        untracked: UntrackedPolicy = "raise",
         before_baseline: BeforeBaseline = "absent",
         text: bool = False,
     ) -> None:

@@ -26,7 +26,7 @@ from sqlaudit.changes import Operation
 from sqlaudit.config import current_config
 from sqlaudit.context import AuditContext, user_id_text
 from sqlaudit.period import OPEN_END, TICK, OpenEnd, is_open
-from sqlaudit.recording.changeset import Changeset
+from sqlaudit.recording.changeset import ChangesetStamp
 from sqlaudit.recording.policy import uncaptured, warn_of_history_in_sight
 from sqlaudit.recording.statements import (
     GUARDED_BY_KEY,
@@ -103,7 +103,7 @@ class WriteContext:
     """Who writes tracked rows, in which transaction, and through which connection."""
 
     connection: Connection
-    changeset: Changeset
+    changeset: ChangesetStamp
     context: AuditContext
 
     def capture(self, chain: Chain, user_fields: UserFields = NO_USER_FIELDS) -> Capture:

@@ -16,7 +16,7 @@ from sqlaudit.recording.policy import lacking, require_context
 from sqlaudit.recording.statements import key_types_of
 from sqlaudit.sql.batches import Portionable, chunks
 from sqlaudit.sql.keys import Key, RawKey, having, is_raw, keys_read, raw
-from sqlaudit.tracking.foreign_keys import Chain, Source, Sources, Untracked, followers_of
+from sqlaudit.tracking.foreign_keys import Chain, FollowedTable, Source, Sources, followers_of
 from sqlaudit.tracking.missing import explained
 from sqlaudit.tracking.rights import lockable
 from sqlaudit.tracking.schema import is_there
@@ -43,7 +43,7 @@ class Dependents:
         """
         before = len(self._found)
         self._find(write, sources, keys, set())
-        if len(self._found) > before and isinstance(sources[0], Untracked):
+        if len(self._found) > before and isinstance(sources[0], FollowedTable):
             live = sources[0].live
             told = f"Tracked rows are to be changed with those of the table {live.fullname!r} that they refer to"
             require_context(lacking(write.context), told, live)
@@ -177,7 +177,7 @@ def lock(connection: Connection, key: Sequence[ColumnElement[Any]], keys: Sequen
     return list(keys_read(connection, chosen.order_by(*key).with_for_update()))
 
 
-def _present(connection: Connection, table: TrackedTable | Untracked, keys: Sequence[Key]) -> list[Key]:
+def _present(connection: Connection, table: TrackedTable | FollowedTable, keys: Sequence[Key]) -> list[Key]:
     """Return those keys that rows of a tracked table have."""
     types = key_types_of(cast("TrackedTable", table), connection.dialect)
     found: list[Key] | None = None

@@ -29,7 +29,7 @@ OWN: Final[Mapping[str, Any]] = {}
 
 
 @dataclass(frozen=True, slots=True)
-class Changeset:
+class ChangesetStamp:
     """What all versions of one database transaction share.
 
     :ivar id: a UUIDv7
@@ -61,9 +61,9 @@ def instant_given(at: datetime | None) -> datetime:
     return instant
 
 
-def changeset_at(at: datetime) -> Changeset:
+def changeset_at(at: datetime) -> ChangesetStamp:
     """Return a changeset of no transaction in particular, at an instant in UTC."""
-    return Changeset(uuid7(), at)
+    return ChangesetStamp(uuid7(), at)
 
 
 def changeset_id_of(name: str, at: datetime) -> UUID:
@@ -74,7 +74,7 @@ def changeset_id_of(name: str, at: datetime) -> UUID:
     return UUID(int=milliseconds << 80 | 7 << 76 | random_a << 64 | 2 << 62 | random_b)
 
 
-def changeset_of(session: Session | None, connection: Connection, began: datetime | None = None) -> Changeset:
+def changeset_of(session: Session | None, connection: Connection, began: datetime | None = None) -> ChangesetStamp:
     """Return the changeset of the transaction that a session, if there is one, is in on a connection.
 
     It is found again by the database transaction, which may outlive the session, and by the session's
@@ -99,10 +99,10 @@ def instant_before(session: Session | None, connection: Connection | None = None
     return current_config().now() if changeset is None else changeset.at
 
 
-def _changeset_known(session: Session | None, connection: Connection | None) -> Changeset | None:
+def _changeset_known(session: Session | None, connection: Connection | None) -> ChangesetStamp | None:
     for within, key in ((connection, INFO_KEY), (session, _CHANGESET)):
         transaction = None if within is None else within.get_transaction()
         remembered = None if within is None else within.info.get(key)
         if remembered is not None and transaction is not None and remembered[0]() is transaction:
-            return cast(Changeset, remembered[1])
+            return cast(ChangesetStamp, remembered[1])
     return None

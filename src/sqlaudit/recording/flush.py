@@ -42,7 +42,7 @@ from sqlaudit.recording.units import (
 )
 from sqlaudit.sql.keys import Key
 from sqlaudit.tracking.catalogue import has_triggers
-from sqlaudit.tracking.foreign_keys import Untracked
+from sqlaudit.tracking.foreign_keys import FollowedTable
 from sqlaudit.tracking.models import link_columns
 from sqlaudit.tracking.tables import TrackedTable, tracked_table
 
@@ -132,7 +132,7 @@ class Flush:
         self._automatic: dict[State, dict[str, Any]] = {}
         self._doomed: dict[tuple[Mapper[Any], Key], State] = {}
         self._dependents = Dependents()
-        self._followed: list[tuple[WriteContext, tuple[Untracked, ...], list[State]]] = []
+        self._followed: list[tuple[WriteContext, tuple[FollowedTable, ...], list[State]]] = []
         self.prepared: dict[State, _Extent] | None = None
         """What of each object had changed when it was prepared; ``None`` if none ever is."""
         self._blind: set[State] = set()

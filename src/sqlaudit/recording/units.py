@@ -16,7 +16,7 @@ from sqlalchemy.orm import (
 from sqlaudit.config import SQLAuditConfig, current_config
 from sqlaudit.recording.statements import NO_USER_FIELDS, UserFields
 from sqlaudit.sql.keys import Key
-from sqlaudit.tracking.foreign_keys import Chain, Untracked, referred_columns, untracked_source
+from sqlaudit.tracking.foreign_keys import Chain, FollowedTable, referred_columns, untracked_source
 from sqlaudit.tracking.models import TrackedModel, root_of, tracked_model
 from sqlaudit.tracking.schema import words_of_constraints
 from sqlaudit.tracking.tables import INFO_KEY, tracked_table
@@ -120,7 +120,7 @@ def concerns_tracking(state: State) -> bool:
     return INFO_KEY in info or info.get(FOLLOWED) is not None or (state.key is not None and state.key[2] is not None)
 
 
-def sources_of(mapper: Mapper[Any]) -> tuple[Untracked, ...]:
+def sources_of(mapper: Mapper[Any]) -> tuple[FollowedTable, ...]:
     """Return the tables of a class that is not tracked whose rows tracked ones follow by foreign key."""
     tables = (table for table in mapper.tables if isinstance(table, Table))
     found = tuple(source for source in map(untracked_source, tables) if source and source.live.primary_key)

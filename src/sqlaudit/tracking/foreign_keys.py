@@ -23,7 +23,7 @@ _links: Final[WeakKeyDictionary[Table, WeakKeyDictionary[ForeignKeyConstraint, N
 
 
 @dataclass(frozen=True, slots=True)
-class Untracked:
+class FollowedTable:
     """A table without history whose rows tracked ones follow; it answers what a tracked one does."""
 
     live: Table
@@ -36,7 +36,7 @@ class Untracked:
         return tuple(self.live.primary_key) or tuple(sorted(referred_columns((self,)), key=lambda column: column.name))
 
 
-Source = TrackedTable | Untracked
+Source = TrackedTable | FollowedTable
 Chain = tuple[TrackedTable, ...]
 Sources = tuple[Source, ...]
 
@@ -45,7 +45,7 @@ def followers_of(sources: Sources) -> list[tuple[Source, ForeignKeyConstraint]]:
     """Return the tables whose rows the database changes on its own with those of some tables, and their links."""
     own = dict.fromkeys(source.live for source in sources)
     return [
-        (tracked_table(link.table) or Untracked(link.table), link)
+        (tracked_table(link.table) or FollowedTable(link.table), link)
         for live in own
         for link in _links_to(live)
         if link.table not in own or link.table is live  # a table of a subclass goes with that of its base
@@ -57,13 +57,13 @@ def referred_columns(sources: Sources) -> set[Column[Any]]:
     return {element.column for _, link in followers_of(sources) for element in link.elements}
 
 
-def untracked_source(table: Table) -> Untracked | None:
+def untracked_source(table: Table) -> FollowedTable | None:
     """Return a table without history whose rows tracked ones follow."""
     links = _links_to(table)
-    return Untracked(links[0].referred_table) if links and tracked_table(table) is None else None
+    return FollowedTable(links[0].referred_table) if links and tracked_table(table) is None else None
 
 
-def untracked_sources() -> Iterator[Untracked]:
+def untracked_sources() -> Iterator[FollowedTable]:
     """Yield all tables without history whose rows tracked ones follow."""
     _read_new()
     yield from filter(None, map(untracked_source, list(_links)))

@@ -41,7 +41,7 @@ from sqlaudit.recording.bulk.append_only import is_history, rewriting
 from sqlaudit.recording.handwritten import notice_sql
 from sqlaudit.recording.policy import uncaptured
 from sqlaudit.sql.keys import Key
-from sqlaudit.tracking.foreign_keys import Source, Untracked, referred_columns, untracked_source
+from sqlaudit.tracking.foreign_keys import FollowedTable, Source, referred_columns, untracked_source
 from sqlaudit.tracking.schema import words_of_constraints
 from sqlaudit.tracking.tables import TrackedTable, tracked_table
 
@@ -168,7 +168,7 @@ def _is_simple(element: Any) -> bool:
 def can_be_foreseen(statement: Any, source: Source) -> bool:
     """Tell whether the rows that a statement is about to write can be found without writing any."""
     is_plain_insert = isinstance(statement, Insert) and statement._post_values_clause is None
-    if isinstance(source, Untracked) and not source.live.primary_key:
+    if isinstance(source, FollowedTable) and not source.live.primary_key:
         uncaptured(
             f"A statement writes {source.live.fullname!r}, which has no primary key, and the history of the rows that "
             "refer to its rows will not show what becomes of them; call record_changes() then.",
@@ -215,14 +215,14 @@ def source_written(clause: Any) -> Source | None:
     return None if isinstance(clause.table, Join) else written_table(clause) or followed_table(clause)
 
 
-def followed_table(clause: Any) -> Untracked | None:
+def followed_table(clause: Any) -> FollowedTable | None:
     """Return the table without history that a statement writes, if tracked rows follow those that it may write."""
     table = table_written(clause)
     is_plain_insert = isinstance(clause, Insert) and clause._post_values_clause is None and not clause._prefixes
     return untracked_source(table) if isinstance(table, Table) and not is_plain_insert else None
 
 
-def is_followed(clause: Any, source: Untracked, parameters: Parameters) -> bool:
+def is_followed(clause: Any, source: FollowedTable, parameters: Parameters) -> bool:
     """Tell whether tracked rows follow what a statement does to the rows of a table without history."""
     if isinstance(clause, Insert):
         return True

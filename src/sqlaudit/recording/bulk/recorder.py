@@ -40,7 +40,7 @@ from sqlaudit.recording.statements import NO_USER_FIELDS
 from sqlaudit.recording.units import user_fields_of
 from sqlaudit.sql.keys import Key
 from sqlaudit.sql.own import WRITE
-from sqlaudit.tracking.foreign_keys import Source, Untracked
+from sqlaudit.tracking.foreign_keys import FollowedTable, Source
 from sqlaudit.tracking.missing import explained
 from sqlaudit.tracking.models import root_of
 from sqlaudit.tracking.tables import INFO_KEY, TrackedTable
@@ -131,7 +131,7 @@ class Recorder:
         elif (
             not isinstance(statement, UpdateBase)
             or (source := source_written(statement)) is None
-            or (isinstance(source, Untracked) and not is_followed(statement, source, multiple or [single]))
+            or (isinstance(source, FollowedTable) and not is_followed(statement, source, multiple or [single]))
         ):
             notice_writes_within(statement)
             if is_namesake(statement) and self._is_new(connection, table_written(statement), options):
@@ -240,7 +240,7 @@ class Recorder:
 
 
 def _root_of(source: Source) -> Source:
-    return source if isinstance(source, Untracked) or source.is_association else root_of(source).table
+    return source if isinstance(source, FollowedTable) or source.is_association else root_of(source).table
 
 
 def _prepared(write: Write, clause: Any, source: Source, parameters: Parameters) -> Any:

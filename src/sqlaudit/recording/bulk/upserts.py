@@ -26,12 +26,12 @@ from sqlaudit.recording.policy import uncaptured
 from sqlaudit.sql.batches import chunks
 from sqlaudit.sql.keys import MYSQL, Key, keys_read, one_of, raw
 from sqlaudit.tracking.catalogue import are_volatile
-from sqlaudit.tracking.foreign_keys import Source, Untracked, referred_columns
+from sqlaudit.tracking.foreign_keys import FollowedTable, Source, referred_columns
 from sqlaudit.tracking.schema import keys_of_table
 from sqlaudit.tracking.tables import TrackedTable
 
 
-def prepare_followed_upsert(write: Write, clause: Any, source: Untracked, parameters: Parameters) -> Any:
+def prepare_followed_upsert(write: Write, clause: Any, source: FollowedTable, parameters: Parameters) -> Any:
     """Lock the rows of a table without history that an INSERT may come upon, for tracked ones follow them."""
     changed = _columns_changed(write, clause, source)
     if referred_columns((source,)).isdisjoint(changed):

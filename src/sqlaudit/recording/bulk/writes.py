@@ -22,7 +22,7 @@ from sqlaudit.recording.units import user_fields_of
 from sqlaudit.sql.batches import Portionable
 from sqlaudit.sql.keys import Key
 from sqlaudit.tracking.catalogue import diverts_deletes
-from sqlaudit.tracking.foreign_keys import Chain, Source, Sources, Untracked, referred_columns
+from sqlaudit.tracking.foreign_keys import Chain, FollowedTable, Source, Sources, referred_columns
 from sqlaudit.tracking.tables import TrackedTable
 
 _SAVEPOINT: Final = "sqlaudit"
@@ -192,7 +192,7 @@ class Write:
             else:
                 capture.settle(keys, unseen=Unseen.DELETED if self.is_whole else Unseen.UNKNOWN)
         self.dependents.settle()
-        if isinstance(self.root, Untracked):
+        if isinstance(self.root, FollowedTable):
             record_moved(self.context(), (self.root,), list(self.moved_to.values()))
 
     def _require_found(self) -> None:
