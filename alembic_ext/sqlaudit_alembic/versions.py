@@ -28,7 +28,7 @@ from sqlalchemy.engine import Inspector
 
 from sqlaudit import HistoryTableError, Operation, SQLAuditError
 from sqlaudit.period import OpenEnd, is_open
-from sqlaudit.recording.changeset import Changeset, changeset_at, instant_given
+from sqlaudit.recording.changeset import ChangesetStamp, changeset_at, instant_given
 from sqlaudit.recording.statements import CopyingInsert
 from sqlaudit.tracking.tables import audit_column_types
 from sqlaudit_alembic.inspection import columns_of, inspector_of, key_of, need_history, need_live
@@ -36,7 +36,7 @@ from sqlaudit_alembic.offline import ForgetRun, RememberRun, RunChangeset, RunIn
 from sqlaudit_alembic.ops import BackfillHistoryOp, Place, RenewHistoryOp
 from sqlaudit_alembic.structure import created
 
-_changesets: WeakKeyDictionary[MigrationContext, Changeset] = WeakKeyDictionary()
+_changesets: WeakKeyDictionary[MigrationContext, ChangesetStamp] = WeakKeyDictionary()
 _remembered: WeakSet[MigrationContext] = WeakSet()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from dataclasses import fields as dataclass_fields
 from datetime import datetime
 from itertools import chain, islice, pairwise
@@ -80,9 +81,17 @@ def get_resource_changes(
     :raises TrackingError: the model is not tracked
     :raises QueryError: a filter does not make sense
     """
-    reading = _Reading(
-        model_class, filter_resource_ids, filter_fields, filter_user_ids, filter_date_range, limit, offset, newest_first
+    query = _ChangeQuery(
+        model=tracked_model_of(model_class),
+        resource_ids=filter_resource_ids,
+        fields=filter_fields,
+        user_ids=filter_user_ids,
+        dates=filter_date_range,
+        limit=limit,
+        offset=offset,
+        newest_first=newest_first,
     )
+    reading = _Reading(query)
     if session is None:
         with configured_session() as made:
             return list(reading.changes(made))
@@ -105,10 +114,17 @@ def stream_resource_changes(
 
     The statement stays open until the iterator is exhausted or closed.
     """
-    reading = _Reading(
-        model_class, filter_resource_ids, filter_fields, filter_user_ids, filter_date_range, limit, offset, newest_first
+    query = _ChangeQuery(
+        model=tracked_model_of(model_class),
+        resource_ids=filter_resource_ids,
+        fields=filter_fields,
+        user_ids=filter_user_ids,
+        dates=filter_date_range,
+        limit=limit,
+        offset=offset,
+        newest_first=newest_first,
     )
-    return reading.changes(checked_session(session), yield_per=_BATCH)
+    return _Reading(query).changes(checked_session(session), yield_per=_BATCH)
 
 
 def versions_of(session: Session | scoped_session[Any], model_class: type[Any], resource_id: Any) -> list[Any]:
@@ -182,7 +198,7 @@ def changes_in(session: Session | scoped_session[Any], changeset_id: UUID | str)
     roots = dict.fromkeys(root_of(table) for table in tables if not table.is_association)
     found: list[FieldChange] = []
     for root in roots:
-        reading = _Reading(root.mapper.class_, None, None, None, None, None, 0, False, wanted)
+        reading = _Reading(_ChangeQuery(model=root, changeset_id=wanted))
         found.extend(reading.changes(session))
     for table in links:
         found.extend(_link_changes(session, table, wanted))
@@ -232,46 +248,50 @@ def _versions(
             yield version
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ChangeQuery:
+    """Which field changes a reader asks for, as :func:`get_resource_changes` takes it."""
+
+    model: TrackedModel
+    resource_ids: Any = None
+    fields: str | Iterable[str] | None = None
+    user_ids: Any = None
+    dates: tuple[datetime | None, datetime | None] | None = None
+    limit: int | None = None
+    offset: int = 0
+    newest_first: bool = False
+    changeset_id: UUID | None = None
+
+
 class _Reading:
     """One statement over the versions of a model, each beside the version before it."""
 
-    def __init__(
-        self,
-        model_class: type[Any],
-        resource_ids: Any,
-        fields: str | Iterable[str] | None,
-        user_ids: Any,
-        dates: tuple[datetime | None, datetime | None] | None,
-        limit: int | None,
-        offset: int,
-        newest_first: bool,
-        changeset_id: UUID | None = None,
-    ) -> None:
-        self.model = model = tracked_model_of(model_class)
-        self.newest_first = newest_first
-        self.offset = checked_count("offset", offset)
-        self.end = None if limit is None else self.offset + checked_count("limit", limit)
-        self.fields = _chosen_fields(model, fields)
+    def __init__(self, query: _ChangeQuery) -> None:
+        self.model = model = query.model
+        self.newest_first = query.newest_first
+        self.offset = checked_count("offset", query.offset)
+        self.end = None if query.limit is None else self.offset + checked_count("limit", query.limit)
+        self.fields = _chosen_fields(model, query.fields)
         self.ids = tuple(model.resource_id_columns())
-        self.parameters: dict[str, Any] = dict(_date_range(dates))
-        if resource_ids is not None:
-            self.parameters |= ids_given(self.ids, ids_listed(resource_ids, composite=len(self.ids) > 1))
+        self.parameters: dict[str, Any] = dict(_date_range(query.dates))
+        if query.resource_ids is not None:
+            self.parameters |= ids_given(self.ids, ids_listed(query.resource_ids, composite=len(self.ids) > 1))
         # The versions of one row, in the order of their numbers, come beside one another without a join.
         self.of_one_row = (
             not model.options.resource_id_field
             and len(self.parameters.get("ids", ())) == 1
             and len(self.parameters) == 1
-            and user_ids is None
+            and query.user_ids is None
             and _identities(model) is None
         )
-        if changeset_id is not None:
-            self.parameters["changeset"] = changeset_id
-        if user_ids is not None:
-            self.parameters["users"] = [checked_user("filter_user_ids", user) for user in ids_listed(user_ids)]
+        if query.changeset_id is not None:
+            self.parameters["changeset"] = query.changeset_id
+        if query.user_ids is not None:
+            self.parameters["users"] = [checked_user("filter_user_ids", user) for user in ids_listed(query.user_ids)]
         self.is_wide = len(self.fields) > _WIDE and not self.of_one_row
         if self.end is not None and not self.of_one_row:
             self.parameters |= {"limit": self.end * 2 if self.is_wide else self.end, "offset": 0}
-        shape = ("changes", self.fields, self.ids, frozenset(self.parameters), newest_first, self.of_one_row)
+        shape = ("changes", self.fields, self.ids, frozenset(self.parameters), self.newest_first, self.of_one_row)
         self.statement = _built_once(model, shape, self._build)
 
     def _build(self) -> Select[Any]:
