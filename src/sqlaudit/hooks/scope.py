@@ -17,6 +17,7 @@ from sqlalchemy.orm import (
     Session,
 )
 
+from sqlaudit.hooks.sessions import _origins
 from sqlaudit.recording.bulk.recorder import Recorder
 from sqlaudit.recording.bulk.writes import roll_back
 from sqlaudit.recording.flush import Flush
@@ -112,10 +113,8 @@ def listen_to(session: Session, connection: Connection) -> None:
 
 
 def is_recorded(connection: Connection) -> bool:
-    return bool(recorded_engines) and not {
-        connection,
-        getattr(connection.engine, "_proxied", connection.engine),
-    }.isdisjoint(recorded_engines)
+    """Tell whether a connection is registered, its engine, or one from which that came by ``execution_options()``."""
+    return bool(recorded_engines) and any(each in recorded_engines for each in _origins(connection))
 
 
 _sessions: Final[WeakKeyDictionary[RootTransaction, list[ref[Session]]]] = WeakKeyDictionary()

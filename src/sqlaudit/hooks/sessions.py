@@ -7,7 +7,7 @@ the past and records bulk statements. In a session without hooks the mapper even
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any, Final
 
@@ -53,7 +53,7 @@ from sqlaudit.recording.bulk.append_only import is_history
 from sqlaudit.recording.bulk.namesakes import is_namesake
 from sqlaudit.recording.bulk.parsing import notice_writes_within, source_written, table_written, unwrapped
 from sqlaudit.recording.flush import Flush
-from sqlaudit.recording.handwritten import NOTICED, notice_sql, text_of
+from sqlaudit.recording.handwritten import NOTICED, is_told_by_text, notice_text
 from sqlaudit.recording.side_writes import may_write_more
 from sqlaudit.recording.units import unit_of
 from sqlaudit.sql.own import WRITE
@@ -219,10 +219,10 @@ def _do_orm_execute(state: ORMExecuteState) -> Any:
     writes_history = isinstance(statement, UpdateBase) and is_history(table_written(statement))
     if state.session.info.get(DISABLED) and not writes_history:
         return None
-    if (sql := text_of(statement)) is not None:
+    if is_told_by_text(statement):
         if _is_first(state):
             state.update_execution_options(**{NOTICED: True})
-            notice_sql(sql, state.session.bind, *connections_of(state.session))
+            notice_text(statement, state.session.bind, *connections_of(state.session))
     elif writes_history or (
         isinstance(statement, UpdateBase) and (source_written(statement) is not None or is_namesake(statement))
     ):
@@ -270,3 +270,11 @@ _SESSION_LISTENERS: Final[dict[str, Callable[..., Any]]] = {
     "after_soft_rollback": _after_soft_rollback,
     "do_orm_execute": _do_orm_execute,
 }
+
+
+def _origins(connection: Connection) -> Iterator[Any]:
+    yield connection
+    engine: Any = connection.engine
+    while engine is not None:
+        yield engine
+        engine = getattr(engine, "_proxied", None)

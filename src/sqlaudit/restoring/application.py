@@ -57,6 +57,7 @@ class _Application:
         self.stages = stages
         self.session: Session = plan.session
         self.links = list(plan.links.values())
+        self.loosened = dict(stages.loosened)
         self.objects: dict[Change, Any] = {}
         self._nulls: dict[Mapper[Any], _Nulls] = {}
 
@@ -71,7 +72,7 @@ class _Application:
         moved = {id(obj) for change, obj in self.objects.items() if change.operation is Operation.UPDATE}
         self._leave_out(moved)
         with self._given_keys():
-            for change, names in stages.loosened:
+            for change, names in self.loosened.items():
                 for name in names:
                     self._set(change, self.objects[change], name, None)
             flush()
@@ -271,8 +272,9 @@ class _Application:
         return written
 
     def _update(self, change: Change, obj: Any, names: set[str]) -> None:
-        for name in sorted(names):
-            if name in change.fields:
+        loosened = self.loosened.get(change, set())
+        for name in sorted(names | loosened):
+            if name in change.fields or name in loosened:
                 self._set(change, obj, name, change.new[name])
             else:
                 self._keep(change, obj, name)

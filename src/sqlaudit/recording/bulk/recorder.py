@@ -34,7 +34,7 @@ from sqlaudit.recording.bulk.upserts import prepare_followed_upsert
 from sqlaudit.recording.bulk.writes import Write, roll_back, transactions_of
 from sqlaudit.recording.capture import WriteContext
 from sqlaudit.recording.changeset import changeset_of, instant_before
-from sqlaudit.recording.handwritten import NOTICED, notice_sql, text_of
+from sqlaudit.recording.handwritten import NOTICED, is_told_by_text, notice_sql, notice_text
 from sqlaudit.recording.policy import lacking, require_context, uncaptured
 from sqlaudit.recording.statements import NO_USER_FIELDS
 from sqlaudit.recording.units import user_fields_of
@@ -125,9 +125,9 @@ class Recorder:
         statement = unwrapped(clause)
         if isinstance(statement, UpdateBase):
             refuse_rewriting(table_written(statement), statement, connection)
-        if (sql := text_of(statement)) is not None:
+        if is_told_by_text(statement):
             if self._is_new(connection, None, options):
-                notice_sql(sql, connection)
+                notice_text(statement, connection)
         elif (
             not isinstance(statement, UpdateBase)
             or (source := source_written(statement)) is None
