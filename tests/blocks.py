@@ -1,4 +1,4 @@
-"""The code blocks of a Markdown file: executed from top to bottom, with the output that the file shows."""
+"""The code blocks of a Markdown file: executed in their order, with the output that the file shows."""
 
 import re
 import sys
@@ -9,41 +9,70 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from sqlaudit import unregister_hooks
+from sqlaudit import clear_audit_context, clear_config, unregister_hooks
 
 ROOT = Path(__file__).parent.parent
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_PART = re.compile(r"^```(\w+)\n(.*?)^```$|^## ([^\n]+)$", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
 
 
-def blocks(file: Path) -> list[tuple[str, str, int]]:
-    """Return the language, the text and the line of every block."""
+Block = tuple[str, str, int]
+"""Its language, its text, and the line that it begins at."""
+
+
+def blocks(file: Path) -> list[Block]:
+    """Return every block of a file."""
     text = file.read_text()
-    return [(found[1], found[2], text.count("\n", 0, found.start(2))) for found in _BLOCK.finditer(text)]
+    return [(block[1], block[2], text.count("\n", 0, block.start(2))) for block in _BLOCK.finditer(text)]
 
 
-def run_blocks(file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> int:
-    """Execute the Python blocks as one module, compare what they print with the text blocks, and count these."""
+def sections(file: Path) -> dict[str, list[Block]]:
+    """Return the blocks below each second-level heading that has Python, each after those above the first heading.
+
+    A reader copies the set-up at the top of a page and one section.
+    """
+    text = file.read_text()
+    title, found = "", {"": []}  # type: tuple[str, dict[str, list[Block]]]
+    for part in _PART.finditer(text):
+        if part[3]:
+            title = part[3]
+            found[title] = []
+        else:
+            found[title].append((part[1], part[2], text.count("\n", 0, part.start(2))))
+    setup = found.pop("")
+    with_python = {title: own for title, own in found.items() if any(language == "python" for language, *_ in own)}
+    if not with_python and any(language == "python" for language, *_ in setup):
+        return {"": setup}
+    return {title: setup + own for title, own in with_python.items()}
+
+
+def run_blocks(
+    code: list[Block], file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> int:
+    """Execute the Python blocks as one module, compare what they print with the blocks of output, and count these."""
     module = ModuleType(f"blocks_of_{file.stem}")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     try:
-        shown = _run(file, vars(module), capsys)
+        return _run(code, file, vars(module), capsys)
     finally:
         unregister_hooks()
-        for engine in [each for each in vars(module).values() if isinstance(each, sa.Engine)]:
+        clear_config()
+        clear_audit_context()
+        for engine in [value for value in vars(module).values() if isinstance(value, sa.Engine)]:
             unregister_hooks(engine=engine)
             engine.dispose()
-    return shown
 
 
-def _run(file: Path, namespace: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> int:
+def _run(code: list[Block], file: Path, namespace: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> int:
     shown = 0
-    for language, text, line in blocks(file):
+    for language, text, line in code:
         if language == "python":
             assert not capsys.readouterr().out, "this output of the block before is not shown"
             exec(compile("\n" * line + text, file.name, "exec"), namespace)
-        elif language == "text":
-            assert capsys.readouterr().out == text
+        elif language in ("text", "sql"):  # SQL that nothing printed is for the reader to execute
+            printed = "".join(f"{row.rstrip()}\n" for row in capsys.readouterr().out.splitlines())
+            assert printed == text or (language == "sql" and not printed)
             shown += 1
     assert not capsys.readouterr().out, "this output of the last block is not shown"
     return shown

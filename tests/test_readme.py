@@ -29,7 +29,7 @@ TIME_TRAVEL = ROOT / "examples" / "time_travel.py"
 def test_the_readme_runs_from_top_to_bottom_and_prints_what_it_shows(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run_blocks(README, capsys, monkeypatch)
+    assert run_blocks(blocks(README), README, capsys, monkeypatch)
 
 
 def test_the_readme_names_the_two_commands() -> None:
