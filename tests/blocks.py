@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import async_sessionmaker
+from sqlalchemy.orm import sessionmaker
 
-from sqlaudit import clear_audit_context, clear_config, unregister_hooks
+from sqlaudit import unregister_hooks
 
 ROOT = Path(__file__).parent.parent
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -57,11 +59,12 @@ def run_blocks(
         return _run(code, file, vars(module), capsys)
     finally:
         unregister_hooks()
-        clear_config()
-        clear_audit_context()
-        for engine in [value for value in vars(module).values() if isinstance(value, sa.Engine)]:
-            unregister_hooks(engine=engine)
-            engine.dispose()
+        for value in vars(module).values():
+            if isinstance(value, (sessionmaker, async_sessionmaker)):
+                unregister_hooks(value)
+            elif isinstance(value, sa.Engine):
+                unregister_hooks(engine=value)
+                value.dispose()
 
 
 def _run(code: list[Block], file: Path, namespace: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> int:
