@@ -16,7 +16,8 @@ from sqlaudit import unregister_hooks
 ROOT = Path(__file__).parent.parent
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _PART = re.compile(r"^```(\w+)\n(.*?)^```$|^## ([^\n]+)$", re.DOTALL | re.MULTILINE)
-_LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
+_LINK = re.compile(r"\]\(([^)#]*)(#[^)]*)?\)")
+_HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 
 Block = tuple[str, str, int]
@@ -73,15 +74,29 @@ def _run(code: list[Block], file: Path, namespace: dict[str, Any], capsys: pytes
         if language == "python":
             assert not capsys.readouterr().out, "this output of the block before is not shown"
             exec(compile("\n" * line + text, file.name, "exec"), namespace)
-        elif language in ("text", "sql"):  # SQL that nothing printed is for the reader to execute
-            printed = "".join(f"{row.rstrip()}\n" for row in capsys.readouterr().out.splitlines())
-            assert printed == text or (language == "sql" and not printed)
+        elif language == "text":
+            assert "".join(f"{row.rstrip()}\n" for row in capsys.readouterr().out.splitlines()) == text
+            shown += 1
+        elif language == "sql" and (printed := capsys.readouterr().out):  # other SQL is for the reader to execute
+            assert printed.split() == text.split()
             shown += 1
     assert not capsys.readouterr().out, "this output of the last block is not shown"
     return shown
 
 
 def broken_links(file: Path) -> list[str]:
-    """Return the links to files that are not there."""
-    links = [link for link in _LINK.findall(file.read_text()) if "://" not in link]
-    return [link for link in links if not (file.parent / link).exists()]
+    """Return the links to files, or to headings of pages, that are not there."""
+    return [
+        f"{path}{anchor}"
+        for path, anchor in _LINK.findall(file.read_text())
+        if "://" not in path and not _is_there((file.parent / path) if path else file, anchor.removeprefix("#"))
+    ]
+
+
+def _is_there(file: Path, anchor: str) -> bool:
+    return file.exists() and (not anchor or file.suffix != ".md" or anchor in _anchors(file))
+
+
+def _anchors(page: Path) -> set[str]:
+    titles = _HEADING.findall(re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE))
+    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", title).strip().lower()) for title in titles}
