@@ -84,5 +84,7 @@ class SphinxRoles(griffe.Extension):
             elif isinstance(member, griffe.Attribute):
                 if member.value and str(member.value).startswith("_"):
                     member.value = "None"  # what a descriptor gives the class
+                elif member.value and str(member.value) in obj.parent.members:
+                    member.value = "..."  # a function of its module
             elif isinstance(member, griffe.Module | griffe.Class):
                 self._spell_out(member)
