@@ -70,6 +70,19 @@ class SphinxRoles(griffe.Extension):
     def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
         for obj in pkg.modules.values():
             self._spell_out(obj)
+        for name, member in list(pkg.members.items()):
+            if member.is_alias and self._is_module(pkg, member.target_path):
+                function = f"{member.target_path}.{name}"  # of the same name
+                pkg.set_member(name, griffe.Alias(name, function, parent=pkg))
+
+    @staticmethod
+    def _is_module(pkg: griffe.Module, path: str) -> bool:
+        found: Any = pkg
+        for name in path.split(".")[1:]:
+            found = found.members.get(name)
+            if found is None or found.is_alias:
+                return False
+        return bool(found.is_module)
 
     def _spell_out(self, obj: griffe.Object) -> None:
         for member in obj.members.values():

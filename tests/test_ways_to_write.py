@@ -221,7 +221,7 @@ def while_paused(sessions: Any, engine: sa.Engine) -> None:
 WAYS: dict[str, Callable[[Any, sa.Engine], None]] = {
     "`session.add`, `session.delete`, `session.merge`, changed attributes and collections": by_objects,
     "what the database does then: `ON DELETE CASCADE`, `SET NULL`, `ON UPDATE CASCADE`": by_cascades,
-    "such a foreign key action that reaches tracked rows through rows of untracked tables": (by_untracked_rows),
+    "a foreign key action that reaches tracked rows through rows of untracked tables": (by_untracked_rows),
     "`bulk_save_objects`, `bulk_insert_mappings`, `bulk_update_mappings`": by_bulk_methods,
     "`session.execute` of `insert`, `update`, `delete`; `Query.update`, `Query.delete`": by_statements,
     "… with `ON CONFLICT`, `ON DUPLICATE KEY`, `IGNORE`, `OR REPLACE`": by_upserts,
