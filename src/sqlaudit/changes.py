@@ -18,7 +18,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 
 class Operation(StrEnum):
-    """What made a version: ``INSERT``, ``UPDATE``, ``DELETE`` or ``BASELINE``, each equal to its text in small letters."""
+    """What made a version: ``INSERT``, ``UPDATE``, ``DELETE`` or ``BASELINE``, equal to its text in small letters."""
 
     INSERT = "insert"
     UPDATE = "update"
