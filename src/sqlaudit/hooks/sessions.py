@@ -73,10 +73,10 @@ def register_hooks(target: Any = Session, *, engine: Any = None) -> None:
     Call it once, when the application starts. To call it twice does no harm: a session of two targets records once.
 
     :param target: ``Session``, the default, means all sessions, those of ``AsyncSession`` included. Or a subclass of
-        ``Session``, a session, a ``sessionmaker`` or ``scoped_session``, or their async kin
+        ``Session``, a session, a ``sessionmaker`` or ``scoped_session``, or their async counterparts
     :param engine: also record statements that are executed on this engine or connection (sync or async) outside of any
-        session, such as ``connection.execute(update(table))``. SQL by hand is treated as the configuration's
-        ``on_uncaptured`` says
+        session, such as ``connection.execute(update(table))``. Hand-written SQL is treated as the
+        configuration's ``on_uncaptured`` says
     :raises SQLAuditError: the target is none of these
     """
     if engine is not None:

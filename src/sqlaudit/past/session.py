@@ -45,7 +45,7 @@ class time_travel:
     :param before_baseline: what to do if a row may have existed then, but its history begins later with a baseline, or
         versions are missing: leave the row ``"absent"``, ``"warn"`` or ``"raise"``. The latter two execute one more
         statement per table. A read by key checks that row, any other read checks all rows
-    :param text: allow SQL by hand, which cannot be rewritten and reads the present rows
+    :param text: allow hand-written SQL, which cannot be rewritten and reads the present rows
     :raises QueryError: ``when`` is neither a datetime nor a changeset id, or there is nothing to read from
     """
 

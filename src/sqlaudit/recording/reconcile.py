@@ -28,9 +28,9 @@ from sqlaudit.tracking.tables import TrackedTable
 def record_changes(session: Session, model_class: Any, which: Any = None) -> None:
     """Compare rows with their history, and record the differences as changes of this transaction.
 
-    Use it for what sqlaudit could not record: SQL by hand, other clients, triggers. The database compares each live row
-    with its open version. A row without history is recorded as inserted. Rows that agree with their history are left
-    alone.
+    Use it for what sqlaudit could not record: hand-written SQL, other clients, triggers. The database compares each
+    live row with its open version. A row without history is recorded as inserted. Rows that agree with their history
+    are left alone.
 
     It executes a few statements per 1,000 rows, in flat memory and in the order of the keys. If row security hides a
     row from the role of the session, sqlaudit does not take the row for deleted, and warns if its version is open.

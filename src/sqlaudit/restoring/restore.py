@@ -125,7 +125,7 @@ def undo(
 ) -> RestoreReport:
     """Take back what one database transaction did to tracked rows and links.
 
-    Rows that it inserted are deleted, rows that it deleted come back, and fields that it changed get their values from
+    Rows that it inserted are deleted, rows that it deleted come back, and rows that it changed become what they were
     before. It ends with a flush in the session's transaction. An undo is a changeset itself, and can be undone. It
     executes a few statements per table that the changeset wrote and 1,000 rows.
 
