@@ -45,8 +45,8 @@ def _spelt_out(
             found: Any = function.modules_collection[function.resolve(name[0])]
         except (KeyError, griffe.NameResolutionError):
             return name[0]
-        is_ours = found.path.startswith("sqlaudit") and found.is_attribute
-        value = str(found.value) if is_ours else ""
+        is_name = found.path.startswith("sqlaudit") and found.is_attribute
+        value = str(found.value) if is_name else ""
         is_type = "[" in value or "|" in value
         return value if is_type and "TypeVar" not in value else name[0]
 

@@ -19,7 +19,6 @@ _PART = re.compile(r"^```(\w+)\n(.*?)^```$|^## ([^\n]+)$", re.DOTALL | re.MULTIL
 _LINK = re.compile(r"\]\(([^)#]*)(#[^)]*)?\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
-
 Block = tuple[str, str, int]
 """Its language, its text, and the line that it begins at."""
 
@@ -36,7 +35,8 @@ def sections(file: Path) -> dict[str, list[Block]]:
     A reader copies the set-up at the top of a page and one section.
     """
     text = file.read_text()
-    title, found = "", {"": []}  # type: tuple[str, dict[str, list[Block]]]
+    title = ""
+    found: dict[str, list[Block]] = {title: []}
     for part in _PART.finditer(text):
         if part[3]:
             title = part[3]

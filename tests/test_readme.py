@@ -38,6 +38,10 @@ def test_the_readme_names_the_two_commands() -> None:
     assert commands[1] == 'pip install -e ".[test]" && pytest'
 
 
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text().splitlines()) <= 200
+
+
 @pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")), ids=lambda page: page.name)
 def test_every_file_that_a_page_of_the_project_links_is_there(page: Path) -> None:
     assert broken_links(page) == []
