@@ -146,8 +146,7 @@ class CreateHistoryTableOp(_Structure):
         as_of_index: bool = False,
         **options: Any,
     ) -> None:
-        """Create a history table, with the columns of sqlaudit and its indexes, one of which refuses a second open
-        version.
+        """Create a history table with the columns and indexes of sqlaudit. One index refuses a second open version.
 
         :param table: the name of the live table
         :param columns: the columns of the live table that the history stores
