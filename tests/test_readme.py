@@ -29,13 +29,17 @@ TIME_TRAVEL = ROOT / "examples" / "time_travel.py"
 def test_the_readme_runs_from_top_to_bottom_and_prints_what_it_shows(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run_blocks(README, capsys, monkeypatch)
+    assert run_blocks(blocks(README), README, capsys, monkeypatch)
 
 
 def test_the_readme_names_the_two_commands() -> None:
     commands = "".join(text for language, text, _ in blocks(README) if language == "bash").splitlines()
     assert commands[0] == "pip install . && python examples/quickstart.py"
     assert commands[1] == 'pip install -e ".[test]" && pytest'
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text().splitlines()) <= 200
 
 
 @pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")), ids=lambda page: page.name)

@@ -52,7 +52,7 @@ _guards: list[object] = []
 
 
 def register() -> None:
-    """Register this plugin with Alembic as ``sqlaudit``, if that has not been done in this process."""
+    """Register the plugin with Alembic as ``sqlaudit``, once in a process. Call it in ``env.py``."""
     if _NAME not in plugins._all_plugins:
         Plugin.setup_plugin_from_module(sys.modules[__name__], _NAME)
     if compare.refuse_to_drop not in _guards:  # for comparisons that don't list the plugin
@@ -61,7 +61,7 @@ def register() -> None:
 
 
 def setup(plugin: Plugin) -> None:
-    """Add to a plugin what autogenerate does for history; :func:`register` sees to it."""
+    """Add what autogenerate does for history to a plugin. :func:`register` calls it."""
     render.register()
     plugin.add_autogenerate_comparator(
         compare.complete_metadata, "autogenerate", "sqlaudit_models", priority=DispatchPriority.FIRST

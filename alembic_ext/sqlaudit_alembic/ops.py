@@ -146,11 +146,14 @@ class CreateHistoryTableOp(_Structure):
         as_of_index: bool = False,
         **options: Any,
     ) -> None:
-        """Create a history table, with our columns, its indexes and what refuses a second open version.
+        """Create a history table with the columns and indexes of sqlaudit. One index refuses a second open version.
 
-        :param columns: the columns of the live table that history stores
-        :param key: the names of those that identify a row
-        :param as_of_index: whether to index the periods
+        :param table: the name of the live table
+        :param columns: the columns of the live table that the history stores
+        :param key: the names of the columns that identify a row
+        :param as_of_index: add the indexes of ``track_table(as_of_index=True)``
+        :param options: ``history_table``, ``audit_columns`` (a dict of role and name) and ``schema``, if they are not
+            the defaults
         """
         operations.invoke(cls(_place(table, options), columns, key, as_of_index))
 
@@ -174,9 +177,14 @@ class DropHistoryTableOp(_Structure):
         as_of_index: bool = False,
         **options: Any,
     ) -> None:
-        """Drop the history table of a live table, which may be gone.
+        """Drop a history table with all its versions. The live table need not exist any more.
 
-        The columns and the key serve to create it again, if the operation is reversed.
+        :param table: the name of the live table
+        :param columns: the columns of the history, to create it again if the operation is reversed
+        :param key: its key, for the same purpose
+        :param as_of_index: whether it has these indexes, for the same purpose
+        :param options: ``history_table``, ``audit_columns`` (a dict of role and name) and ``schema``, if they are not
+            the defaults
         """
         operations.invoke(cls(_place(table, options), columns, key, as_of_index))
 
@@ -233,10 +241,14 @@ class BackfillHistoryOp(_Writing):
     ) -> None:
         """Write an open baseline for each row without history: one statement, one changeset, one instant.
 
-        :param key: the names of the key columns, and
-        :param columns: of all columns that history stores, any other one of the live table being excluded; to be given
-            in ``--sql`` mode, if the history table is not created in the same run
-        :param at: an aware datetime; the present if omitted: when the migration, or its ``--sql`` script, runs
+        :param table: the name of the live table
+        :param key: the names of the key columns. Needed in ``--sql`` mode, if the same run does not create the history
+            table
+        :param columns: the names of all columns that the history stores; any other column of the live table is
+            excluded. Needed in the same case
+        :param at: an aware datetime; if omitted, the time at which the migration, or its ``--sql`` script, runs
+        :param options: ``history_table``, ``audit_columns`` (a dict of role and name) and ``schema``, if they are not
+            the defaults
         """
         operations.invoke(cls(_place(table, options), key=key, columns=columns, at=at))
 
@@ -258,10 +270,10 @@ class RenewHistoryOp(_Writing):
         at: datetime | None = None,
         **options: Any,
     ) -> None:
-        """Close every open version, and write a baseline of the live row behind it: two statements.
+        """Close every open version, and write a baseline of the live row after it: two statements.
 
-        What a migration did to the rows is thus in history from now on, and is nobody's edit. The parameters are those
-        of :meth:`BackfillHistoryOp.backfill_history`.
+        The history then has what a migration did to the rows, and no user is named for it. The parameters are those of
+        ``op.backfill_history``.
         """
         operations.invoke(cls(_place(table, options), key=key, columns=columns, at=at))
 
@@ -329,9 +341,13 @@ class DropHistoryColumnOp(HistoryOp):
     def drop_history_column(
         cls, operations: Operations, table: str, column: str, *, type_: Any = None, **options: Any
     ) -> None:
-        """Drop a column of a history table, and all that it tells.
+        """Drop a column of a history table with all its values.
 
-        :param type_: its type, which the reverse needs
+        :param table: the name of the live table
+        :param column: the name of the column
+        :param type_: its type, to add the column again if the operation is reversed
+        :param options: ``history_table``, ``audit_columns`` (a dict of role and name) and ``schema``, if they are not
+            the defaults
         """
         operations.invoke(cls(_place(table, options), column, type_))
 
@@ -365,7 +381,14 @@ class RenameTrackedColumnOp(_Rename):
 
     @classmethod
     def rename_tracked_column(cls, operations: Operations, table: str, old: str, new: str, **options: Any) -> None:
-        """Rename a column of a live table and of its history table; keys, too."""
+        """Rename a column of a live table and of its history table. It may be a column of the key.
+
+        :param table: the name of the live table
+        :param old: the name of the column now
+        :param new: its new name
+        :param options: ``history_table``, ``audit_columns`` (a dict of role and name) and ``schema``, if they are not
+            the defaults
+        """
         operations.invoke(cls(_place(table, options), old, new))
 
     def reverse(self) -> MigrateOperation:
@@ -394,12 +417,16 @@ class RenameTrackedTableOp(_Rename):
         as_of_index: bool = False,
         **options: Any,
     ) -> None:
-        """Rename a live table and its history table.
+        """Rename a live table, its history table, and the indexes of sqlaudit.
 
-        A history table that was given a name (``history_table=``) keeps it.
+        A history table that was given a name of its own keeps it.
 
-        :param key: the names of the key columns; to be given in ``--sql`` mode on SQLite, which makes indexes anew
-        :param as_of_index: whether the periods are indexed; to be given in ``--sql`` mode
+        :param old: the name of the live table now
+        :param new: its new name
+        :param key: the names of the key columns. Needed in ``--sql`` mode on SQLite, which creates indexes anew
+        :param as_of_index: whether the history has these indexes. Needed in ``--sql`` mode
+        :param options: ``history_table``, ``audit_columns`` (a dict of role and name) and ``schema``, if they are not
+            the defaults
         """
         operations.invoke(cls(_place(old, options), old, new, key, as_of_index))
 

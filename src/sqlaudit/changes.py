@@ -18,7 +18,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 
 class Operation(StrEnum):
-    """What made a version."""
+    """What made a version: ``INSERT``, ``UPDATE``, ``DELETE`` or ``BASELINE``, equal to its text in small letters."""
 
     INSERT = "insert"
     UPDATE = "update"
@@ -49,10 +49,19 @@ class VersionInfo:
 class FieldChange(VersionInfo):
     """A difference in one field between two consecutive versions of a row.
 
-    :param resource_id: the key of the row (a tuple if it is composite), or the value of ``resource_id_field``
-    :param resource_type: the label of the table
-    :param old_value: a value of the column's Python type; ``None`` for an insert
-    :param new_value: the same; ``None`` for a delete
+    :param version: the number of the version in the history of its row, from 1
+    :param timestamp: the instant of the version, in UTC
+    :param operation: what made the version
+    :param changeset_id: the database transaction; the same for all versions that it wrote, in all tables
+    :param changed_by: the user; ``None`` if no user is known
+    :param impersonated_by: the user who really acted, if ``changed_by`` was impersonated
+    :param reason: why
+    :param extra: what else the audit context held
+    :param resource_type: the label of the table, by default the name of the class
+    :param resource_id: the key of the row, a tuple if it is composite; or the value of ``resource_id_field``
+    :param field_name: the name of the attribute
+    :param old_value: the value before, of the column's Python type; ``None`` for an insert
+    :param new_value: the value after; ``None`` for a delete
     """
 
     resource_type: str
@@ -64,9 +73,14 @@ class FieldChange(VersionInfo):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changeset:
-    """What one database transaction wrote, and by whom, when and why.
+    """What one database transaction wrote, by whom, when and why.
 
-    :param timestamp: the instant, in UTC
+    :param changeset_id: the id of the transaction in all histories
+    :param timestamp: the instant of the transaction, in UTC
+    :param changed_by: the user; ``None`` if no user is known
+    :param reason: why
+    :param impersonated_by: the user who really acted, if ``changed_by`` was impersonated
+    :param extra: what else the audit context held
     :param tables: the full names of the tables whose rows it changed, sorted
     """
 
@@ -81,14 +95,14 @@ class Changeset:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conflict:
-    """A later change of a row, which an undo would lose.
+    """A later change of a row, which an :func:`undo` would lose.
 
     :param model: the class of the row, or the association table of a link
     :param key: the key of the row; a tuple if it is composite
-    :param changed_by: who made the change; ``None`` if that is not known
-    :param timestamp: when it was made; ``None`` if the row has no history
-    :param changeset_id: the transaction that made the change; ``None`` if the row has no history, or if the version of
-        the change has been removed
+    :param changed_by: the user who made the change; ``None`` if no user is known
+    :param timestamp: the instant of the change; ``None`` if the row has no history
+    :param changeset_id: the transaction that made the change; ``None`` if the row has no history, or the version of the
+        change has been removed
     """
 
     model: Any
@@ -99,12 +113,12 @@ class Conflict:
 
 
 class Restored(NamedTuple):
-    """What a restore did, or would do, to one row or link.
+    """What :func:`restore` or :func:`undo` did, or would do, to one row or link.
 
-    :ivar operation: ``insert``: it was brought back; ``update``: it was changed; ``delete``: it was removed
-    :ivar model: its class; the association table of a link
-    :ivar key: a tuple if it is composite
-    :ivar fields: field → (value before, value after), for those that differ
+    :ivar operation: ``insert``: the row came back; ``update``: it was changed; ``delete``: it was deleted
+    :ivar model: the class of the row, or the association table of a link
+    :ivar key: the key of the row; a tuple if it is composite
+    :ivar fields: for each field that differs, the value before and the value after
     """
 
     operation: Operation
@@ -115,7 +129,10 @@ class Restored(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RestoreReport:
-    """What a restore did, or would do: falsy if that is nothing."""
+    """What :func:`restore` or :func:`undo` did, or would do. Iterate over it; it is falsy if there was nothing to do.
+
+    :param items: one :class:`Restored` per row or link
+    """
 
     items: tuple[Restored, ...]
 
@@ -128,13 +145,22 @@ class RestoreReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blame(VersionInfo):
-    """The value of one field, and the version that gave it.
+    """The value of one field, and the version that set it.
 
-    :param unknown_before: whether the value may be older: history knows it only from this version on, a baseline or the
-        first one after versions that have been removed. Nobody is named then: ``changed_by``, ``impersonated_by``,
-        ``reason`` and ``extra`` are ``None``
-    :param unknown_after: whether the value may have changed since: the last version has ended, and the one that ended
-        it has been removed. Nobody is named then, either
+    :param version: the number of the version in the history of its row, from 1
+    :param timestamp: the instant of the version, in UTC
+    :param operation: what made the version
+    :param changeset_id: the database transaction; the same for all versions that it wrote, in all tables
+    :param changed_by: the user; ``None`` if no user is known
+    :param impersonated_by: the user who really acted, if ``changed_by`` was impersonated
+    :param reason: why
+    :param extra: what else the audit context held
+    :param value: the value of the field
+    :param unknown_before: the value may be older than this version, which is a baseline, or the first one after
+        versions that have been removed. Nobody is named then: ``changed_by``, ``impersonated_by``, ``reason`` and
+        ``extra`` are ``None``
+    :param unknown_after: the value may have changed since, because the last version has been removed. Nobody is named
+        then
     """
 
     value: Any

@@ -22,20 +22,21 @@ def utc_now() -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class SQLAuditConfig:
-    """The settings of this process.
+    """The settings of this process, for :func:`set_config`.
 
-    :param session_factory: gives the session of a read that is called without one: a callable that returns a
-        session, a generator of one (``yield db``) or a context manager of one; a ``sessionmaker`` is one
-    :param user_model: the class of the application's users, for the application's own use
-    :param user_model_user_id_field: the name of a column; a changed row that has it names its user by it,
-        if nothing else does
-    :param get_user_id_callback: gives the id of the acting user if no context does; ``None`` if there is none
-    :param clock: gives the instant of a changeset: an aware datetime
-    :param on_uncaptured: what to do when a write to a tracked table cannot be recorded: ``"warn"``, ``"raise"`` before
-        it is executed, where that can be known, or ``"ignore"`` it
+    :param session_factory: makes the session of a read that is called without one: a ``sessionmaker``, or a function
+        that returns a session, yields one (``yield db``) or returns a context manager of one
+    :param user_model: the class of the application's users; sqlaudit does not use it
+    :param user_model_user_id_field: the name of a column. If nothing else names a user, and a changed row has this
+        column, its value names the user
+    :param get_user_id_callback: a function that returns the id of the acting user, or ``None``. It is called if no
+        audit context names a user
+    :param clock: a function that returns the instant of a changeset, as an aware datetime
+    :param on_uncaptured: what to do about a write to a tracked table that cannot be recorded: ``"warn"``, ``"raise"``,
+        if possible before the write is executed, or ``"ignore"``
     :param strict: the same as ``on_uncaptured="raise"``
-    :param require_user: refuse to flush changes of tracked rows for which no user is known
-    :param require_reason: refuse to flush changes of tracked rows without a reason in the context
+    :param require_user: refuse to flush changes of tracked rows if no user is known
+    :param require_reason: refuse to flush changes of tracked rows if the audit context has no reason
     """
 
     session_factory: Callable[[], Any] | None = None
@@ -59,9 +60,9 @@ class SQLAuditConfig:
             )
 
     def now(self) -> datetime:
-        """Return the clock's instant in UTC.
+        """Return the instant of the clock, in UTC.
 
-        :raises SQLAuditError: the clock gave a naive datetime
+        :raises SQLAuditError: the clock returned a naive datetime
         """
         instant = self.clock()
         if not isinstance(instant, datetime) or instant.tzinfo is None:
@@ -85,9 +86,9 @@ def set_config(config: SQLAuditConfig) -> None:
 
 
 def get_config() -> SQLAuditConfig:
-    """Return the configuration that was set.
+    """Return the configuration of this process.
 
-    :raises SQLAuditError: none was
+    :raises SQLAuditError: no configuration was set
     """
     if _current is None:
         raise SQLAuditError("sqlaudit is not configured; call set_config(SQLAuditConfig(…)) first.")
@@ -95,12 +96,12 @@ def get_config() -> SQLAuditConfig:
 
 
 def has_config() -> bool:
-    """Tell whether a configuration was set."""
+    """Return whether a configuration was set."""
     return _current is not None
 
 
 def clear_config() -> None:
-    """Return to the defaults."""
+    """Return to the default settings."""
     global _current
     _current = None
 

@@ -45,12 +45,12 @@ class _Extra:
 class AuditContext:
     """Who changes something, why, on whose behalf, and anything else worth keeping.
 
-    :param user_id: the user who acts; an int or a UUID is kept as its text, of at most 255 characters, and an empty
-        text is no user
+    :param user_id: the user who acts. An int or a UUID is stored as text, of at most 255 characters. An empty text
+        means no user
     :param reason: why
-    :param impersonated_by: the user who really acts, if ``user_id`` is impersonated; as ``user_id``
+    :param impersonated_by: the user who really acts, if ``user_id`` is impersonated; of the same types as ``user_id``
     :param extra: any value that JSON can express: a request id, an address …
-    :raises ContextError: an id is too long, a text is one that no database takes, or ``extra`` is not JSON
+    :raises ContextError: an id is too long, a text has a character that databases refuse, or ``extra`` is not JSON
     """
 
     user_id: str | None = None
@@ -162,7 +162,7 @@ _current: ContextVar[_Frame] = ContextVar("sqlaudit_context", default=_Frame(Non
 
 
 def get_audit_context() -> AuditContext:
-    """Return the current context; an empty one if none was set."""
+    """Return the current context. It is empty if none was set."""
     return _current.get().context
 
 
@@ -172,15 +172,17 @@ def set_audit_context(
     impersonated_by: type_of_user_id | None = None,
     extra: Any = None,
 ) -> None:
-    """Replace the whole context of this thread or task, until the block that surrounds the call ends.
+    """Replace the whole context of this thread or task, until the surrounding block ends.
 
-    :raises ContextError: see :class:`AuditContext`
+    The parameters are those of :class:`AuditContext`.
+
+    :raises ContextError: a value is invalid: see :class:`AuditContext`
     """
     _set(_context(user_id, reason, impersonated_by, extra))
 
 
 def clear_audit_context() -> None:
-    """Forget the context of this thread or task, until the block that surrounds the call ends."""
+    """Empty the context of this thread or task, until the surrounding block ends."""
     _set(_EMPTY)
 
 
@@ -198,17 +200,24 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class AuditContextManager:
-    """Overlay the context with what is given: in a ``with`` or ``async with`` block, or in a decorated function.
+    """Set the audit context for a ``with`` or ``async with`` block, or for a decorated function.
 
-    What is not given keeps its value from the surrounding context, which returns when the block ends. One manager can
-    be used by many threads and tasks at once, and again within its own block.
+    .. code-block:: python
 
-    As a decorator it takes functions, coroutine functions, generator functions of both kinds, and class and static
-    methods. The context is set while the function runs, for a generator each time that it is resumed, and never where
-    the caller goes on. A coroutine or generator that a function returns runs in the context, too; any other object is
-    returned as it is.
+        with AuditContextManager(user_id="ana", reason="moved"):
+            session.commit()
 
-    :raises ContextError: see :class:`AuditContext`
+    What is not given keeps its value from the surrounding context, and two dicts as ``extra`` are merged. The
+    surrounding context returns when the block ends. One manager can be used by many threads and tasks at once, and
+    again within its own block.
+
+    As a decorator it takes functions, coroutine functions, generator functions of both kinds, class methods and static
+    methods. The context is set while the function runs; for a generator each time that it is resumed, and not while its
+    caller runs. A coroutine or generator that the function returns runs in the context, too.
+
+    The parameters are those of :class:`AuditContext`.
+
+    :raises ContextError: a value is invalid: see :class:`AuditContext`
     """
 
     def __init__(

@@ -37,23 +37,31 @@ def track_table(
     audit_columns: AuditColumns | None = None,
     as_of_index: bool = False,
 ) -> Callable[[M], M]:
-    """Give a mapped class, and its subclasses, a history.
+    """Give a mapped class, and its subclasses, a history table.
 
-    The class gets ``History``, its history class, ``as_of(when)``, ``between(start, end)`` and ``all_versions()``,
-    unless it has attributes of these names; :func:`~sqlaudit.history_of`, :func:`~sqlaudit.as_of`,
-    :func:`~sqlaudit.between` and :func:`~sqlaudit.all_versions` do the same. Type checkers know them of classes that
-    inherit from :class:`Temporal`.
+    The class gets four attributes, unless it has attributes of these names: ``History``, its history class, and the
+    methods ``as_of(when)``, ``between(start, end)`` and ``all_versions()``. The functions :func:`~sqlaudit.history_of`,
+    :func:`~sqlaudit.as_of`, :func:`~sqlaudit.between` and :func:`~sqlaudit.all_versions` do the same. Type checkers see
+        the attributes if the class inherits from :class:`Temporal`.
 
-    :param tracked_fields: the attributes whose changes are reported; all if omitted. Every stored column is kept
-    :param table_label: what field changes call the table; the name of the class if omitted
-    :param resource_id_field: the attribute that identifies a row to readers; its primary key if omitted
-    :param user_id_field: the attribute that names the user of a change if the context does not
-    :param exclude: the attributes whose columns are never stored and never cause a version
-    :param history_table_name: ``<table>_history`` if omitted
-    :param audit_columns: other names for our columns, if the model has columns of these names
-    :param as_of_index: whether to index the history for reads of many rows as of an instant: the periods, and the
-        foreign keys that the live table has indexes of. A row that is read by its key needs none, and writes pay
-    :raises TrackingError: the class cannot be tracked so
+    Every version stores the whole row. The options choose which fields are reported, and which columns are never
+    stored.
+
+    .. code-block:: python
+
+        @track_table(exclude=["password_hash"])
+        class User(Base): ...
+
+    :param tracked_fields: the attributes whose changes are reported; all if omitted
+    :param table_label: the name that field changes give to the table; the name of the class if omitted
+    :param resource_id_field: the attribute that field changes name a row by; the primary key if omitted
+    :param user_id_field: the attribute that names the user of a change if the audit context names none
+    :param exclude: the attributes whose columns are never stored, and whose changes alone make no version
+    :param history_table_name: the name of the history table; ``<table>_history`` if omitted
+    :param audit_columns: other names for the columns of sqlaudit, if the model has columns of the same names
+    :param as_of_index: add indexes for reads of many rows as of an instant: of the periods, and of the foreign keys
+        that are indexed in the live table. A read of a row by its key needs none. Writes take longer
+    :raises TrackingError: the class cannot be tracked, or an option does not fit it
     """
 
     def decorate(model_class: M) -> M:
@@ -97,7 +105,13 @@ class _History:
 
 
 class Temporal:
-    """Mixin for tracked models, by which type checkers know what :func:`track_table` gives them."""
+    """A mixin that tells type checkers which attributes :func:`track_table` adds to a model.
+
+    .. code-block:: python
+
+        @track_table()
+        class Customer(Temporal, Base): ...
+    """
 
     History: ClassVar[type[Any]] = cast("type[Any]", _History())
 
@@ -118,12 +132,12 @@ class Temporal:
 
     @classmethod
     def between(cls, start: datetime, end: datetime) -> Select[Any]:
-        """Return the select of the versions of a range: see :func:`sqlaudit.between`."""
+        """Select the versions of a time range: see :func:`sqlaudit.between`."""
         return between(cls, start, end)
 
     @classmethod
     def all_versions(cls) -> Select[Any]:
-        """Return the select of all versions: see :func:`sqlaudit.all_versions`."""
+        """Select all versions: see :func:`sqlaudit.all_versions`."""
         return all_versions(cls)
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 
 class SQLAuditError(Exception):
-    """Base of every error that sqlaudit raises on its own account.
+    """Base class of all errors of sqlaudit.
 
-    ``subject`` is the object that the error is about (a model, a table, a version …), if there is one.
+    :ivar subject: the object that the error is about: a model, a table, a version …; or ``None``
     """
 
     def __init__(self, message: str, subject: object = None) -> None:
@@ -28,25 +28,25 @@ class ContextError(SQLAuditError):
 
 
 class CaptureError(SQLAuditError):
-    """A write to a tracked table cannot be recorded; it has not been kept."""
+    """A write to a tracked table cannot be recorded. Nothing of the write has been kept."""
 
 
 class HistoryTableError(CaptureError):
-    """A history table, or a column of it, is absent from the database, or holds less than that of the live table."""
+    """The database lacks a history table or a column of it, or a column of history holds less than the live one."""
 
 
 class ReadOnlyError(SQLAuditError):
-    """Something tried to change the past: a version, or an object read as of an instant."""
+    """Something tried to change the past: a version, or an object that was read as of an instant."""
 
 
 class QueryError(SQLAuditError, ValueError):
-    """An argument of a read does not make sense."""
+    """An argument of a read, of :func:`restore` or of :func:`undo` is invalid or cannot be fulfilled."""
 
 
 class UndoConflictError(SQLAuditError):
-    """What a changeset did cannot be undone, for rows have changed since.
+    """A changeset cannot be undone, because its rows have changed since. Nothing has been written.
 
-    :ivar conflicts: a :class:`~sqlaudit.changes.Conflict` for each later change
+    :ivar conflicts: a :class:`Conflict` for each later change
     """
 
     def __init__(self, message: str, subject: object = None, conflicts: Iterable[object] = ()) -> None:
@@ -55,7 +55,7 @@ class UndoConflictError(SQLAuditError):
 
 
 class SQLAuditWarning(UserWarning):
-    """Something deserves attention, but nothing was lost."""
+    """Something needs attention: most often a write that cannot be recorded."""
 
 
 def warn_caller(message: str) -> None:

@@ -21,6 +21,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 from sqlaudit.exceptions import QueryError, warn_caller
 
 OPEN_END: Final = datetime(9999, 12, 31, tzinfo=UTC)
+"""The ``valid_to`` of a current version, whose period has no end yet."""
 TICK: Final = timedelta(microseconds=1)
 
 _WITHOUT_TIME_ZONES = frozenset({"sqlite", "mysql", "mariadb"})

@@ -10,10 +10,15 @@ from sqlaudit.tracking.sessions import checked_session
 
 
 class tracking_disabled:
-    """Leave what a session writes inside a ``with`` block (``async with`` for an ``AsyncSession``) out of history.
+    """Record nothing of what a session writes inside a ``with`` block, or ``async with`` for an ``AsyncSession``.
 
-    What was changed before the block is flushed first, and recorded; what was changed inside is flushed when it
-    ends. However it ends, tracking is on again afterwards.
+    .. code-block:: python
+
+        with tracking_disabled(session):
+            session.add(Customer(name="Test"))
+
+    Changes from before the block are flushed and recorded when it begins. Changes from inside it are flushed when it
+    ends. Recording is on again after the block, however it ends.
     """
 
     def __init__(self, session: Any) -> None:

@@ -68,15 +68,15 @@ except ImportError:  # without greenlet there are none, and nothing is an instan
 
 
 def register_hooks(target: Any = Session, *, engine: Any = None) -> None:
-    """Record what the target's sessions write to tracked tables, from now on.
+    """Record what the sessions of a target write to tracked tables, from now on.
 
-    Doing it twice does no more than doing it once, and sessions of overlapping targets record once.
+    Call it once, when the application starts. To call it twice does no harm: a session of two targets records once.
 
-    :param target: ``Session`` (all sessions, those of an ``AsyncSession`` included), a subclass of it, a session,
-        a ``sessionmaker`` or ``scoped_session``, or their async kin
-    :param engine: an engine, or a connection, or their async kin, of which statements are recorded that pass no
-        session: ``connection.execute(update(table))``. SQL that was written by hand is handled as the configuration's
-        ``on_uncaptured`` says
+    :param target: ``Session``, the default, means all sessions, those of ``AsyncSession`` included. Or a subclass of
+        ``Session``, a session, a ``sessionmaker`` or ``scoped_session``, or their async counterparts
+    :param engine: also record statements that are executed on this engine or connection (sync or async) outside of any
+        session, such as ``connection.execute(update(table))``. Hand-written SQL is treated as the
+        configuration's ``on_uncaptured`` says
     :raises SQLAuditError: the target is none of these
     """
     if engine is not None:
@@ -95,10 +95,10 @@ _NOT_GIVEN: Final[Any] = object()
 
 
 def unregister_hooks(target: Any = _NOT_GIVEN, *, engine: Any = None) -> None:
-    """Stop recording what the target's sessions write; nothing happens if they were not registered.
+    """Stop recording what the sessions of a target write. If they were not registered, nothing happens.
 
-    :param target: as :func:`register_hooks` takes it; by default all sessions, unless an engine is given
-    :param engine: the engine, or connection, to stop recording; sessions are then left alone, unless a target is given
+    :param target: what :func:`register_hooks` was given; all sessions if neither a target nor an engine is given
+    :param engine: the engine or connection to stop recording. Sessions are left alone, unless a target is given, too
     """
     if engine is not None:
         forget_engine(engine)

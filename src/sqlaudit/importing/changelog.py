@@ -91,14 +91,15 @@ _changes: Final = Table(
 
 @dataclass(frozen=True, slots=True)
 class ChangeLogReport:
-    """What an import of a change log wrote.
+    """What :func:`import_change_log` wrote.
 
-    :ivar rows: how many rows, living and gone, got the history that the log had of them
-    :ivar versions: how many versions these have
-    :ivar left_alone: how many rows had a history already, and were left alone
-    :ivar baselines: how many living rows the log knew nothing of; they have a baseline of now
-    :ivar recorded: how many versions of now make history agree with the live rows
-    :ivar unread: how many texts are no values of their columns; they are in ``extra["unread"]`` of their versions
+    :param rows: the number of rows, deleted ones included, whose history was taken over from the log
+    :param versions: the number of their versions
+    :param left_alone: the number of rows that had a history already
+    :param baselines: the number of live rows that the log did not know; they have a baseline of now
+    :param recorded: the number of versions of now that make the history agree with the live rows
+    :param unread: the number of texts that are no values of their columns; they are in ``extra["unread"]`` of their
+        versions
     """
 
     rows: int
@@ -125,17 +126,17 @@ class _Log:
 def import_change_log(
     where: Session | Connection, model_class: type[Any], *, time_zone: tzinfo = UTC
 ) -> ChangeLogReport:
-    """Take over what sqlaudit 0.5 to 0.7 has logged of a model, in the caller's transaction.
+    """Take over what sqlaudit 0.5 to 0.7 logged of a model, in the caller's transaction.
 
-    Rows that have a history are left alone, and doing it twice does no more than doing it once. Two logs of one row and
-    one instant become two versions, the later one 1 µs behind. The log itself stays as it is.
+    Rows that have a history are left alone, so a second import does nothing more. Two entries of one row and one
+    instant become two versions, the later one 1 µs after the earlier. The log itself stays as it is.
 
     :param where: a session or a connection; in a migration, ``op.get_bind()``
-    :param model_class: a tracked model with a key of one column, which the log names its rows by
-    :param time_zone: that of the log's times
+    :param model_class: a tracked model with a key of one column, by which the log names its rows
+    :param time_zone: the time zone of the log's times
     :raises TrackingError: the model is not tracked
     :raises QueryError: there is no such log, or it does not name the rows by their key
-    :raises ContextError: it names a user by more letters than history has room for
+    :raises ContextError: the log names a user by more characters than the history can hold
     :raises HistoryTableError: the database lacks the history table
     """
     model = tracked_model_of(model_class)

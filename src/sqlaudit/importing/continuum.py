@@ -70,13 +70,14 @@ _TOLD: Final = ("changed_by", "extra", "changeset_id")
 
 @dataclass(frozen=True, slots=True)
 class ImportReport:
-    """What an import wrote.
+    """What :func:`import_continuum` wrote.
 
-    :ivar rows: how many rows, living and gone, got the history that the other library had of them
-    :ivar versions: how many versions these have
-    :ivar left_alone: how many rows had a history of ours already, and were left alone
-    :ivar baselines: how many living rows the other library knew nothing of; they have a baseline of now
-    :ivar recorded: how many versions of now make history agree with the live rows, where it had missed changes
+    :param rows: the number of rows, deleted ones included, whose history was taken over from the other library
+    :param versions: the number of their versions
+    :param left_alone: the number of rows that had a history of sqlaudit already
+    :param baselines: the number of live rows that the other library did not know; they have a baseline of now
+    :param recorded: the number of versions of now that make the history agree with the live rows, because the other
+        library had missed changes
     """
 
     rows: int
@@ -96,20 +97,22 @@ def import_continuum(
     transaction_table: str = "transaction",
     transaction_schema: str | None = None,
 ) -> ImportReport:
-    """Take over what SQLAlchemy-Continuum or sqlalchemy-history has recorded of a model, in the caller's transaction.
+    """Take over what SQLAlchemy-Continuum or sqlalchemy-history recorded of a model, in the caller's transaction.
 
-    Each of their transactions becomes a changeset with its instant and its user; what else it tells, an address for
-    instance, is in ``extra``. It gets the same id whatever is imported first, so that all tables agree. Rows that have
-    a history of ours are left alone, and doing it twice does no more than doing it once. Transactions of one instant,
-    which MariaDB makes of many, follow each other by 1 µs, and so do two versions of a row if a clock went back.
+    Each transaction of the other library becomes a changeset with its instant and its user; its further columns, such
+    as an address, become ``extra``. A transaction gets the same id whichever table is imported first. Rows that have a
+    history of sqlaudit are left alone, so a second import does nothing more. Transactions of one instant, which the
+    seconds of MariaDB make of many, follow each other by 1 µs, and so do two versions of a row if a clock went back.
 
     :param where: a session or a connection; in a migration, ``op.get_bind()``
-    :param model_class: a tracked model, whose whole hierarchy is meant, or an association table
-    :param table_name: the other library's option of this name, as are the two that follow
-    :param transaction_table: the name of the table of transactions, whose times are UTC, and
-    :param transaction_schema: its schema
+    :param model_class: a tracked model, whose whole hierarchy is imported, or an association table
+    :param table_name: the option of the other library of this name
+    :param transaction_column_name: the option of the other library of this name
+    :param operation_type_column_name: the option of the other library of this name
+    :param transaction_table: the name of the table of transactions, whose times are UTC
+    :param transaction_schema: the schema of the table of transactions
     :raises TrackingError: the model is not tracked
-    :raises QueryError: there are no such tables, or they have versions without a transaction
+    :raises QueryError: the tables do not exist, or a version has no transaction
     :raises HistoryTableError: the database lacks the history table
     """
     names = _Names(

@@ -62,11 +62,13 @@ _COLLISIONS: Final = {"40001", "40P01", 1205, 1213, "SQLITE_BUSY", "SQLITE_BUSY_
 
 @dataclass(frozen=True, slots=True)
 class BackfillReport:
-    """What a backfill wrote.
+    """What :func:`backfill` wrote.
 
-    :ivar rows: how many rows have a baseline of it; each in as many tables as its object lives in
-    :ivar changeset_id: the changeset of all these baselines, and of nothing else, also within a session's transaction
-    :ivar at: the instant, in UTC, that they begin at; a row whose deletion is recorded later begins after it
+    :param rows: the number of rows that got a baseline. With joined inheritance a row counts once, although each of its
+        tables gets one
+    :param changeset_id: the changeset of all these baselines, and of nothing else
+    :param at: the instant at which they begin, in UTC. The baseline of a row whose deletion is recorded later begins
+        after that deletion
     """
 
     rows: int
@@ -82,21 +84,26 @@ def backfill(
     chunk_size: int = 10_000,
     progress: Callback | bool | None = None,
 ) -> BackfillReport:
-    """Write baselines, open from now on, of all rows of a model that have no history.
+    """Write a baseline for each row that has no history: the row as it is now, as the first version of its history.
 
-    The model's whole hierarchy is meant; of a link, give the association table. Rows that have an open version are
-    left alone, so it may be done again, and goes on where it was interrupted. The application may write meanwhile.
+    With a model, the rows of its whole hierarchy get baselines; of links, give the association table. Rows that have an
+    open version are left alone, so you can stop it and start it again. The application can go on writing.
 
-    :param where: an engine: each portion is a transaction of its own; or a session or a connection: all is done in
-        its transaction, and the rows stay locked until that ends. From asynchronous code,
-        ``await connection.run_sync(lambda c: backfill(c.engine, Customer))``
-    :param at: the instant from which on the rows are taken to have been as they are: an aware datetime, not in the
-        future; a naive one is taken as local time, with a warning. Now, by the configured clock, if omitted
-    :param chunk_size: the rows of a portion
-    :param progress: ``True`` for a bar on the terminal (it needs the extra ``progress``), or a function that is told
-        the number of rows that are done, and that of all
+    .. code-block:: python
+
+        backfill(engine, Customer)
+
+    :param where: an engine: each portion of rows is a transaction of its own. Or a session or a connection: everything
+        happens in its transaction, and the rows stay locked until that ends. In asynchronous code, ``await
+        connection.run_sync(lambda c: backfill(c.engine, Customer))``
+    :param model_class: a tracked model, or an association table
+    :param at: the instant since which the rows are known to have been as they are: an aware datetime, not in the
+        future. A naive one is taken as local time, with a warning. Now, by the configured clock, if omitted
+    :param chunk_size: the number of rows of a portion
+    :param progress: ``True`` for a bar on the terminal, which needs the extra ``progress``; or a function that is
+        called with the number of rows done and the number of all rows
     :raises TrackingError: the model is not tracked
-    :raises QueryError: an argument makes no sense
+    :raises QueryError: an argument is invalid
     :raises HistoryTableError: the database lacks the history table
     """
     table = base_table_of(model_class)

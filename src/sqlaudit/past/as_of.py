@@ -80,16 +80,22 @@ else:
     ):
         """Return ``select(model_class)`` as of an instant.
 
-        It composes like any select and runs in a session with hooks, sync or async. The objects are as they were
-        then, distinct from the live ones, and read-only: flushing a change of one raises. Whatever they load later is
-        as of the same instant. In a subquery, a CTE or a union it gives columns, beside the present or another instant.
+        .. code-block:: python
 
-        :param when: an aware datetime, or a changeset id, also as text: the state right after that transaction. A
-            naive datetime is taken as local time, with a warning; one in the future is the present, with a warning
-        :param untracked: what to do with tables without history: ``"raise"``, or read them ``"live"``
-        :param before_baseline: what to do if a row that may be meant was there, but its history begins later, with a
-            baseline, or lacks what was before: leave it ``"absent"``, ``"warn"`` or ``"raise"``. The latter two take a
-            statement more for each table. A statement that gives the key asks of that row, others of all
+            session.scalars(as_of(Customer, then).where(Customer.city == "Rome"))
+
+        Extend it like any select, and execute it in a session with hooks, sync or async. Its objects are as they were
+        then. They are distinct from the live objects, and read-only: the flush of a changed one raises. What they load
+        later is read as of the same instant. In a subquery, a CTE or a union it gives columns, beside the present or
+        another instant.
+
+        :param model_class: a tracked model
+        :param when: an aware datetime; or a changeset id, also as text: the state right after that transaction. A naive
+            datetime is taken as local time, with a warning. An instant in the future means the present, with a warning
+        :param untracked: what to do with tables without history: ``"raise"``, or read their present rows: ``"live"``
+        :param before_baseline: what to do if a row may have existed then, but its history begins later with a baseline,
+            or versions are missing: leave the row ``"absent"``, ``"warn"`` or ``"raise"``. The latter two execute one
+            more statement per table. A read by key checks that row, any other read checks all rows
         :raises TrackingError: the model is not tracked
         :raises QueryError: ``when`` is neither a datetime nor a changeset id
         """
@@ -98,14 +104,15 @@ else:
 
 
 def between(model_class: type[Any], start: datetime, end: datetime) -> Select[Any]:
-    """Return the select of the versions whose period overlaps ``[start, end)``, in order.
+    """Select the versions whose period overlaps ``[start, end)``, in the order of time.
 
-    A range that ends where it begins is empty, and overlaps none.
+    A range that ends where it begins is empty, and overlaps no period.
 
+    :param model_class: a tracked model
     :param start: an aware datetime; a naive one is taken as local time, with a warning
-    :param end: the same; it is not included
+    :param end: the same; not included
     :raises TrackingError: the model is not tracked
-    :raises QueryError: one of them is not a datetime, or the range ends before it begins
+    :raises QueryError: an end is not a datetime, or the range ends before it begins
     """
     table = tracked_model_of(model_class).root.table
     given = checked_range("The range", as_utc(start), as_utc(end))
@@ -117,8 +124,9 @@ def between(model_class: type[Any], start: datetime, end: datetime) -> Select[An
 
 
 def all_versions(model_class: type[Any]) -> Select[Any]:
-    """Return the select of all versions of a tracked model's rows, in order.
+    """Select all versions of a model's rows, in the order of time.
 
+    :param model_class: a tracked model
     :raises TrackingError: the model is not tracked
     """
     table = tracked_model_of(model_class).root.table

@@ -27,20 +27,25 @@ else:
 
 
 class time_travel:
-    """Give a read-only session in which every query is as of an instant, inside a ``with`` block.
+    """A ``with`` block with a read-only session in which every query reads the past.
 
-    ORM and Core, joins, eager and lazy loads, subqueries, aggregates, ``get``: all of it reads the past. The session
-    uses the connections and the transaction of the given one. ``async with``, given an ``AsyncSession`` or
-    ``AsyncEngine``, gives an ``AsyncSession``. Writes raise; objects are detached when the block ends.
+    .. code-block:: python
+
+        with time_travel(session, then) as past:
+            past.get(Customer, 1)
+
+    It covers the ORM and Core, joins, eager and lazy loads, subqueries, aggregates and ``get``. The session uses the
+    connections and the transaction of the session that you give. ``async with``, given an ``AsyncSession`` or
+    ``AsyncEngine``, gives an ``AsyncSession``. Writes raise. Objects are detached when the block ends.
 
     :param session_or_engine: a session, an engine or a connection, sync or async; it needs no hooks
-    :param when: an aware datetime, or a changeset id, also as text: the state right after that transaction. A naive
-        datetime is taken as local time, with a warning; one in the future is the present, with a warning
-    :param untracked: what to do with tables without history: ``"raise"``, or read them ``"live"``
-    :param before_baseline: what to do if a row that may be meant was there, but its history begins later, with a
-        baseline, or lacks what was before: leave it ``"absent"``, ``"warn"`` or ``"raise"``. The latter two take a
-        statement more for each table. A statement that gives the key asks of that row, others of all
-    :param text: whether to allow SQL that was written by hand, which cannot be rewritten and reads live rows
+    :param when: an aware datetime; or a changeset id, also as text: the state right after that transaction. A naive
+        datetime is taken as local time, with a warning. An instant in the future means the present, with a warning
+    :param untracked: what to do with tables without history: ``"raise"``, or read their present rows: ``"live"``
+    :param before_baseline: what to do if a row may have existed then, but its history begins later with a baseline, or
+        versions are missing: leave the row ``"absent"``, ``"warn"`` or ``"raise"``. The latter two execute one more
+        statement per table. A read by key checks that row, any other read checks all rows
+    :param text: allow hand-written SQL, which cannot be rewritten and reads the present rows
     :raises QueryError: ``when`` is neither a datetime nor a changeset id, or there is nothing to read from
     """
 

@@ -42,24 +42,27 @@ def _render_utc(element: _UTC, compiler: SQLCompiler, **kw: Any) -> str:
 
 
 def as_of_column(model_class: type[Any], when: Any) -> tuple[Any, ColumnElement[bool]]:
-    """Return a model's versions, and the condition that they were true at another row's own time: a temporal join.
+    """Join each row with the version of another row that was true at a time which the first row holds: a temporal join.
 
     .. code-block:: python
 
         customer, valid = as_of_column(Customer, Invoice.issued_at)
-        select(Invoice, customer).join(customer, (customer.id == Invoice.customer_id) & valid)
+        select(Invoice, customer).join(
+            customer, (customer.id == Invoice.customer_id) & valid
+        )
 
-    gives each invoice with the customer as it was when the invoice was issued, in one statement. With an outer join
-    it gives ``None`` for a row that was not there then.
+    selects each invoice with the customer as it was when the invoice was issued, in one statement. An outer join gives
+    ``None`` for a row that did not exist then.
 
     A timestamp that Python makes while it is written, such as ``default=lambda: datetime.now(UTC)``, is not earlier
-    than the versions of the same flush, and the join finds them. Others are earlier: one that your code sets before
-    the flush; ``now()`` of PostgreSQL, which is the begin of the transaction; and one without fractions of a second
-    or of the day (``CURRENT_TIMESTAMP`` of SQLite, ``DATETIME`` of MariaDB and MySQL, a date), which is the begin of
-    its second or day. Give columns ``DATETIME(fsp=6)`` on MariaDB and MySQL.
+    than the versions of the same flush, and the join finds these. Other timestamps are earlier: one that your code sets
+    before the flush; ``now()`` of PostgreSQL, the begin of the transaction; and one without fractions of a second or of
+    the day, the begin of its second or day (``CURRENT_TIMESTAMP`` of SQLite, ``DATETIME`` of MariaDB and MySQL, a
+    date). Use ``DATETIME(fsp=6)`` on MariaDB and MySQL.
 
+    :param model_class: a tracked model
     :param when: a column of dates or datetimes, in UTC
-    :return: an alias of the model's history class, and the condition
+    :return: an alias of the model's history class, and the condition that its version was true then
     :raises TrackingError: the model is not tracked
     :raises QueryError: the column has no dates or datetimes
     """

@@ -27,16 +27,25 @@ from sqlaudit.tracking.tables import TrackedTable
 
 
 def record_changes(session: Session, model_class: Any, which: Any = None) -> None:
-    """Record what SQL that passed sqlaudit by has done to rows of a model, or of an association table.
+    """Compare rows with their history, and record the differences as changes of this transaction.
 
-    Live rows are compared with their open versions, in the database, and what is missing is written, as changes of
-    this transaction in its context: a row without history is taken for a new one. Rows that agree are left alone.
-    A few statements per 1,000 rows, in flat memory and in the order of their keys. Where row security restricts the
-    role, a row that it does not see is not taken for deleted, and sqlaudit warns if its version is open.
+    Use it for what sqlaudit could not record: hand-written SQL, other clients, triggers. The database compares each
+    live row with its open version. A row without history is recorded as inserted. Rows that agree with their history
+    are left alone.
 
-    :param which: the rows: a list of keys, or a criterion, which a row need fulfil now or in its open version; all of
-        them if omitted
-    :raises TrackingError: the class is not tracked
+    It executes a few statements per 1,000 rows, in flat memory and in the order of the keys. If row security hides a
+    row from the role of the session, sqlaudit does not take the row for deleted, and warns if its version is open.
+
+    .. code-block:: python
+
+        record_changes(session, Customer)
+        record_changes(session, Customer, Customer.city == "Rome")
+        record_changes(session, Customer, [1, 2, 3])
+
+    :param session: a session that records
+    :param model_class: a tracked model, or an association table
+    :param which: a list of keys, or a criterion that the live row or its open version fulfils; all rows if omitted
+    :raises TrackingError: the model is not tracked
     """
     session, root = checked_session(session), base_table_of(model_class)
     session.flush()

@@ -75,25 +75,30 @@ def restore(
     values: Mapping[Any, Any] | None = None,
     dry_run: bool = False,
 ) -> RestoreReport:
-    """Let a row be as it was, by a version of it, or by its class, its key and ``at``.
+    """Make a row what it was, given a version of it, or its class, its key and ``at``.
 
-    A changed row gets its old values, a deleted one is brought back with its key. Excluded columns are left alone.
-    Nothing happens to a row that is in that state already. What was done is flushed, in the session's transaction. One
-    statement per table, path and 1,000 rows.
+    .. code-block:: python
 
-    :param version: an instance of a history class, or a tracked class
-    :param key: the primary key, if a class was given; a tuple if it is composite
+        restore(session, Customer, 1, at=then, include=["orders"])
+
+    A changed row gets its old values, a deleted row comes back with its key. A row that is in that state already is
+    left alone, and so are excluded columns. It ends with a flush in the session's transaction. If the audit context has
+    no reason, the reason names the version. It executes one statement per table, path and 1,000 rows.
+
+    :param session: a session that records; with an ``AsyncSession``, ``await session.run_sync(restore, version)``
+    :param version: an object of a history class, or a tracked class
+    :param key: the primary key, if a class was given; a tuple if the key is composite
     :param at: an aware datetime, the number of a version, or a changeset id: the state right after that transaction
-    :param include: relationships whose rows shall be as they were at the same instant, as dotted paths: changed and
-        deleted ones are restored; of collections, rows that came later are deleted, and those that were elsewhere go
-        back; of many-to-many relationships, only links that came later go, and further columns of links that are made
-        again get their defaults
-    :param values: values for columns that history does not keep, for rows that are brought back: by attribute of the
+    :param include: relationships whose rows shall be as they were at the same instant, too, as dotted paths. Changed
+        and deleted rows are restored. In collections, rows that came later are deleted, and rows that belong elsewhere
+        now come back. Of many-to-many relationships, only links that came later are deleted; links that are made again
+        get the defaults of their further columns
+    :param values: values for columns that the history does not keep, for rows that come back: by attribute of the
         class, or by class and attribute
-    :param dry_run: only tell what would be done
-    :raises QueryError: there is no such state, a path does not exist, or a row cannot be what it was
+    :param dry_run: only report what would be done
+    :raises QueryError: there is no such state, a path does not exist, or a row cannot become what it was
     :raises TrackingError: the class is not tracked
-    :raises SQLAuditError: the session does not record what it writes
+    :raises SQLAuditError: the session does not record
     """
     session = _writing_session(session)
     model, wanted, at = _subject(version, key, at)
@@ -120,18 +125,20 @@ def undo(
     dry_run: bool = False,
     values: Mapping[Any, Any] | None = None,
 ) -> RestoreReport:
-    """Take back all that one database transaction did to tracked rows and links.
+    """Take back what one database transaction did to tracked rows and links.
 
-    What it inserted is deleted, what it deleted is brought back, what it changed gets the values from before it.
-    What was done is flushed, in the session's transaction. An undo is a changeset itself, and can be undone. A few
-    statements per table that the changeset touched and 1,000 rows.
+    Rows that it inserted are deleted, rows that it deleted come back, and rows that it changed become what they were
+    before. It ends with a flush in the session's transaction. An undo is a changeset itself, and can be undone. It
+    executes a few statements per table that the changeset wrote and 1,000 rows.
 
-    :param force: take it back even if rows have changed since, and lose these changes
-    :param dry_run: only tell what would be done
-    :param values: values for columns that history does not keep, for rows that are brought back: by class and attribute
-    :raises UndoConflictError: a later transaction has changed one of the rows, or refers to one that would be deleted
-    :raises QueryError: there is no such changeset, or a row cannot be what it was
-    :raises SQLAuditError: the session does not record what it writes
+    :param session: a session that records; with an ``AsyncSession``, ``await session.run_sync(undo, changeset_id)``
+    :param changeset_id: the ``audit_changeset_id`` of a version, or the ``changeset_id`` of a :class:`Changeset`
+    :param force: undo even if rows have changed since, and lose these later changes
+    :param dry_run: only report what would be done
+    :param values: values for columns that the history does not keep, for rows that come back: by class and attribute
+    :raises UndoConflictError: a later transaction changed one of the rows, or refers to one that would be deleted
+    :raises QueryError: there is no such changeset, or a row cannot become what it was
+    :raises SQLAuditError: the session does not record
     """
     session = _writing_session(session)
     wanted, given = changeset_uuid(changeset_id), _given(values, None)

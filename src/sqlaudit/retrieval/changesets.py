@@ -146,17 +146,20 @@ def changesets(
     limit: int | None = None,
     newest_first: bool = False,
 ) -> list[Changeset]:
-    """Return what each database transaction wrote, oldest first; two entries if its audit context changed meanwhile.
+    """Return what each database transaction wrote, oldest first.
 
-    One statement per bind and 100 tracked tables; two of them with a filter or a limit. A backfill is a changeset
-    of its own, the baselines that a first change brings along are not told.
+    A transaction whose audit context changed has an entry for each context. A :func:`backfill` is a changeset of its
+    own. Baselines that a first change wrote are not listed.
 
+    It executes one statement per bind and 100 tracked tables; two with a filter or a limit.
+
+    :param session: a session
     :param since: the first instant, included; an aware datetime
-    :param until: the last instant, included
-    :param user_id: by whom the changes were made
-    :param limit: how many entries to return at most
-    :param newest_first: turn the order around
-    :raises QueryError: a filter does not make sense
+    :param until: the last instant, included; an aware datetime
+    :param user_id: the user who made the changes
+    :param limit: the greatest number of entries to return
+    :param newest_first: reverse the order
+    :raises QueryError: a filter is invalid
     """
     session = checked_session(session)
     parameters: dict[str, Any] = dict(checked_range("The range", since, until))
@@ -254,11 +257,13 @@ def _entries(session: Session, places: Sequence[Place], ids: Sequence[UUID] | No
 
 
 def instant_of_changeset(session: Session | scoped_session[Any], changeset_id: UUID | str) -> datetime:
-    """Return the instant that a changeset stands for: the first at which all that it did was done.
+    """Return the instant of a changeset: what a changeset id stands for where a time is expected.
 
     One statement per bind and 100 tracked tables.
 
-    :raises QueryError: ``changeset_id`` is no UUID, or no history has a version of such a changeset
+    :param session: a session
+    :param changeset_id: the ``audit_changeset_id`` of a version, or the ``changeset_id`` of a :class:`Changeset`
+    :raises QueryError: ``changeset_id`` is no UUID, or no history has a version of this changeset
     """
     session = checked_session(session)
     wanted = changeset_uuid(changeset_id)

@@ -64,22 +64,23 @@ def get_resource_changes(
     offset: int = 0,
     newest_first: bool = False,
 ) -> list[FieldChange]:
-    """Return the field changes of a tracked model's rows, oldest first. One statement.
+    """Return the field changes of a model's rows, oldest first. One statement.
 
-    Their order is (instant, key, version, field). An update after a version that has been removed reports none, for
-    what it changed is unknown; so does a baseline.
+    Their order is by instant, key, version and field. A baseline reports no field changes. Neither does an update whose
+    previous version has been removed, because what it changed is unknown.
 
-    :param session: ``None``: one of the configured ``session_factory``
-    :param filter_resource_ids: one id or several; a tuple is one composite id; ids may be text, and one that cannot
-        be converted to the key's type matches nothing
-    :param filter_fields: one field name or several
-    :param filter_user_ids: the ids of one user or of several, by whom the changes were made
-    :param filter_date_range: (from, to), both included; either may be ``None``; aware datetimes
-    :param limit: how many changes to return at most
-    :param offset: how many changes to leave out first
-    :param newest_first: turn the order around
+    :param model_class: a tracked model
+    :param session: a session; if omitted, the configured ``session_factory`` makes one
+    :param filter_resource_ids: one id or several. A tuple is one composite id. Ids may be text; an id that cannot be
+        converted to the type of the key matches nothing
+    :param filter_fields: the name of one field or of several
+    :param filter_user_ids: the id of one user or of several
+    :param filter_date_range: ``(from, to)``, aware datetimes, both included; either may be ``None``
+    :param limit: the greatest number of field changes to return
+    :param offset: the number of field changes to leave out first
+    :param newest_first: reverse the order
     :raises TrackingError: the model is not tracked
-    :raises QueryError: a filter does not make sense
+    :raises QueryError: a filter is invalid
     """
     query = _ChangeQuery(
         model=tracked_model_of(model_class),
@@ -110,9 +111,10 @@ def stream_resource_changes(
     offset: int = 0,
     newest_first: bool = False,
 ) -> Generator[FieldChange]:
-    """Yield what :func:`get_resource_changes` returns, in flat memory.
+    """Yield the field changes of a model's rows one by one, in flat memory.
 
-    The statement stays open until the iterator is exhausted or closed.
+    The parameters are those of :func:`get_resource_changes`. The statement stays open until the iterator is exhausted
+    or closed.
     """
     query = _ChangeQuery(
         model=tracked_model_of(model_class),
@@ -128,22 +130,25 @@ def stream_resource_changes(
 
 
 def versions_of(session: Session | scoped_session[Any], model_class: type[Any], resource_id: Any) -> list[Any]:
-    """Return the versions of one row, oldest first: instances of the model's history class. One statement.
+    """Return the versions of one row, oldest first, as objects of the model's history class. One statement.
 
-    :param resource_id: the primary key; a tuple if it is composite; text is converted
+    :param session: a session; with an ``AsyncSession``, ``await session.run_sync(versions_of, Customer, 1)``
+    :param model_class: a tracked model
+    :param resource_id: the primary key, also as text; a tuple if the key is composite
     :raises TrackingError: the model is not tracked
     """
     return list(_versions(session, model_class, resource_id))
 
 
 def blame(session: Session | scoped_session[Any], model_class: type[Any], resource_id: Any) -> dict[str, Blame]:
-    """Return, for each field of a row, its value and the version that gave it. One statement.
+    """Return, for each field of a row, its value and the version that set it. One statement.
 
-    Empty if the row has no history, or is deleted. Where versions have been removed, what was before is unknown, and
-    :attr:`~sqlaudit.changes.Blame.unknown_before` says so; where the last ones have been,
-    :attr:`~sqlaudit.changes.Blame.unknown_after` says that what came after is.
+    The dict is empty if the row has no history or is deleted. Where versions have been removed, the origin of a value
+    is unknown: see ``unknown_before`` and ``unknown_after`` of :class:`Blame`.
 
-    :param resource_id: the primary key; a tuple if it is composite; text is converted
+    :param session: a session
+    :param model_class: a tracked model
+    :param resource_id: the primary key, also as text; a tuple if the key is composite
     :raises TrackingError: the model is not tracked
     """
     with closing(_versions(session, model_class, resource_id, newest_first=True, yield_per=_BATCH)) as versions:
@@ -185,11 +190,13 @@ def _field_names(model: TrackedModel) -> list[str]:
 def changes_in(session: Session | scoped_session[Any], changeset_id: UUID | str) -> list[FieldChange]:
     """Return the field changes that one database transaction made, in all tables.
 
-    One statement per hierarchy of models or association table that it touched, and one per bind and 100 tracked
-    tables to find these. Those of a model come in the order of (key, version, field); the resource type of a link
-    is the name of its table, each of its columns is a field.
+    It executes one statement per bind and 100 tracked tables to find the tables that the transaction wrote, and then
+    one per hierarchy of models or association table. The changes of a model are in the order of key, version and field.
+    For a link, the resource type is the name of its association table, and each of its columns is a field.
 
-    :raises QueryError: ``changeset_id`` is no UUID, or no history has a version of such a changeset
+    :param session: a session
+    :param changeset_id: the ``audit_changeset_id`` of a version, or the ``changeset_id`` of a :class:`Changeset`
+    :raises QueryError: ``changeset_id`` is no UUID, or no history has a version of this changeset
     """
     session = checked_session(session)
     wanted = changeset_uuid(changeset_id)

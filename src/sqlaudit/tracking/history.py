@@ -29,31 +29,31 @@ from sqlaudit.tracking.sessions import where_rows_are
 
 
 class Version:
-    """Base of every history class: one row of a history table, whole and read-only.
+    """Base class of every history class, such as ``Customer.History``: one row of a history table, read-only.
 
-    The attributes are those of the model, and the columns of :class:`AuditColumns`.
+    Its attributes are those of the model, and the columns of sqlaudit: see :class:`AuditColumns`.
     """
 
     __sqlaudit_model__: ClassVar[TrackedModel]
 
     @property
     def previous(self) -> Any:
-        """The version before this one, or ``None`` if there is none, or it has been removed. One statement."""
+        """The version before this one; ``None`` if there is none, or it has been removed. One statement."""
         return neighbour(self, -1)
 
     @property
     def next(self) -> Any:
-        """The version after this one, or ``None`` if there is none, or it has been removed. One statement."""
+        """The version after this one; ``None`` if there is none, or it has been removed. One statement."""
         return neighbour(self, +1)
 
     @property
     def changes(self) -> list[FieldChange]:
-        """What this version changed: at most one statement."""
+        """The field changes of this version. At most one statement."""
         return changes_of(self)
 
     @property
     def extra_columns(self) -> dict[str, Any]:
-        """The values, as the driver gives them, of columns that the model has no longer. One statement per table.
+        """The values, as the driver gives them, of columns that the model no longer has. One statement per table.
 
         :raises SQLAuditError: the version belongs to no session
         """
@@ -61,8 +61,9 @@ class Version:
 
 
 def history_of(model_class: type[Any]) -> type[Any]:
-    """Return the history class of a tracked model, a subclass of :class:`Version`.
+    """Return the history class of a model, a subclass of :class:`Version`. ``Customer.History`` is the same class.
 
+    :param model_class: a tracked model
     :raises TrackingError: the model is not tracked
     """
     model = tracked_model_of(model_class)

@@ -55,7 +55,23 @@ unread: Final[set[ref[TrackedTable]]] = set()
 
 @dataclass(frozen=True, slots=True)
 class AuditColumns:
-    """The names of our columns in a history table, for models whose own columns clash with them."""
+    """Other names for the columns of sqlaudit in a history table, for models that have columns of the same names.
+
+    .. code-block:: python
+
+        @track_table(audit_columns=AuditColumns(valid_from="audit_from"))
+        class Price(Base): ...
+
+    :param version: the number of the version in the history of its row, from 1
+    :param valid_from: when the version began to be true, included
+    :param valid_to: when it ceased to be true, not included; :data:`OPEN_END` for the current version
+    :param operation: what made the version, an :class:`Operation`
+    :param changeset_id: the database transaction that wrote the version
+    :param changed_by: the user
+    :param impersonated_by: the user who really acted, if ``changed_by`` was impersonated
+    :param reason: why
+    :param extra: what else the audit context held, as JSON
+    """
 
     version: str = "audit_version"
     valid_from: str = "valid_from"
