@@ -17,7 +17,6 @@ from sqlalchemy.orm import (
     Session,
 )
 
-from sqlaudit.hooks.sessions import _origins
 from sqlaudit.recording.bulk.recorder import Recorder
 from sqlaudit.recording.bulk.writes import roll_back
 from sqlaudit.recording.flush import Flush
@@ -110,6 +109,14 @@ def listen_to(session: Session, connection: Connection) -> None:
     note_session(session, connection)
     if not is_recorded(connection) and not event.contains(connection, "before_execute", _connection_recorder.before):
         _connection_recorder.listen(connection)
+
+
+def _origins(connection: Connection) -> Iterator[Any]:
+    yield connection
+    engine: Any = connection.engine
+    while engine is not None:
+        yield engine
+        engine = getattr(engine, "_proxied", None)
 
 
 def is_recorded(connection: Connection) -> bool:

@@ -7,7 +7,7 @@ the past and records bulk statements. In a session without hooks the mapper even
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any, Final
 
@@ -270,11 +270,3 @@ _SESSION_LISTENERS: Final[dict[str, Callable[..., Any]]] = {
     "after_soft_rollback": _after_soft_rollback,
     "do_orm_execute": _do_orm_execute,
 }
-
-
-def _origins(connection: Connection) -> Iterator[Any]:
-    yield connection
-    engine: Any = connection.engine
-    while engine is not None:
-        yield engine
-        engine = getattr(engine, "_proxied", None)
