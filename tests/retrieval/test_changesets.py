@@ -299,3 +299,19 @@ def test_of_two_tables_of_one_name_the_one_in_the_database_is_read(sessions, hap
         first = changesets(session)[0]
         assert [each.resource_type for each in changes_in(session, first.changeset_id)].count("Tag") == 1
         assert "OldTag" not in {each.resource_type for each in changes_in(session, first.changeset_id)}
+
+
+def test_of_two_tables_with_equal_histories_the_one_whose_live_table_is_there_is_read(sessions, happened, base):
+    @sqlaudit.track_table(exclude=["hidden"])
+    class Twin(base):
+        __tablename__ = Tag.__tablename__
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        text: Mapped[str | None] = mapped_column(sa.String(50))
+        hidden: Mapped[str | None] = mapped_column(sa.String(50))
+
+    with sessions() as session:
+        first = changesets(session)[0]
+        told = {each.resource_type for each in changes_in(session, first.changeset_id)}
+        assert "Tag" in told
+        assert "Twin" not in told

@@ -27,7 +27,9 @@ from sqlalchemy import (
     select,
     union_all,
 )
-from sqlalchemy.exc import UnboundExecutionError
+from sqlalchemy.engine import Inspector
+from sqlalchemy.engine.interfaces import ReflectedColumn
+from sqlalchemy.exc import NoSuchTableError, UnboundExecutionError
 from sqlalchemy.orm import Session, scoped_session
 
 from sqlaudit.arguments import changeset_uuid, checked_count, checked_range, checked_user
@@ -114,17 +116,27 @@ def _fitness(
     agreeing: dict[MetaData, list[float]] = defaultdict(list)
     for (schema, name), those in by_name.items():
         if len(those) > 1:
-            columns = {column["name"] for column in inspector.get_columns(name, schema)}
+            columns = {("history", column["name"]) for column in inspector.get_columns(name, schema)}
             for table in those:
-                ours = {column.name for column in table.history.c}
-                columns.discard(guard_name(table))
-                agreeing[table.live.metadata].append(len(ours & columns) / len(ours | columns))
-    there = Counter(table.live.metadata for those in by_name.values() for table in those)
-    known = Counter(table.live.metadata for table in names)
+                live = connection.schema_for_object(table.live), table.live.name
+                there = {*columns, *(("live", column["name"]) for column in _columns(inspector, *live))}
+                there.discard(("history", guard_name(table)))
+                known = {("history", column.name) for column in table.history.c}
+                known |= {("live", column.name) for column in table.live.c}
+                agreeing[table.live.metadata].append(len(known & there) / len(known | there))
+    existing = Counter(table.live.metadata for those in by_name.values() for table in those)
+    all_tables = Counter(table.live.metadata for table in names)
     return {
-        each: (sum(agreeing[each]) / (len(agreeing[each]) or 1) * count / known[each], count)
-        for each, count in there.items()
+        each: (sum(agreeing[each]) / (len(agreeing[each]) or 1) * count / all_tables[each], count)
+        for each, count in existing.items()
     }
+
+
+def _columns(inspector: Inspector, schema: str | None, name: str) -> Sequence[ReflectedColumn]:
+    try:
+        return inspector.get_columns(name, schema)
+    except NoSuchTableError:
+        return ()
 
 
 def _history_tables(connection: Connection, schemas: Iterable[str | None]) -> Iterator[tuple[str | None, str]]:
