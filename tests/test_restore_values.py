@@ -95,6 +95,15 @@ class Blank(sa.TypeDecorator[str]):
         return value or None
 
 
+class Stripped(Blank):
+    """Text that is never NULL, and that takes nothing but text."""
+
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Any) -> str:
+        return "" if value is None else value.strip()
+
+
 class ReadAsNone(Blank):
     """Text of old that is read as None, which is written as NULL."""
 
@@ -142,6 +151,7 @@ CASES: dict[str, tuple[Any, list[Any]]] = {
 ALIKE: dict[str, tuple[Any, list[Any]]] = {
     "evaluates_none": (sa.String(50).evaluates_none(), [NULL, "", "a"]),
     "blank": (Blank(), [NULL, "", "a"]),
+    "stripped": (Stripped(), [NULL, "", "a"]),
     "read_as_none": (ReadAsNone(), [NULL, "", "a"]),
     "strict": (Strict(), [NULL, "A", "B"]),
     "shouted": (Shouted(), [NULL, "A", "NOTHING"]),

@@ -16,6 +16,7 @@ from uuid import UUID
 
 from sqlalchemy import (
     ARRAY,
+    JSON,
     REAL,
     BigInteger,
     Boolean,
@@ -43,7 +44,7 @@ from sqlaudit.readable import Unread
 
 def is_writable(value: Any, type_: TypeEngine[Any], dialect: Dialect) -> bool:
     """Tell whether a value of history can be given to its column's type again, which has read it or has not."""
-    if value is None:
+    if value is None or value is JSON.NULL:  # what looks like None is not given: the database copies it
         return True
     if isinstance(value, Unread):
         return False
