@@ -467,6 +467,99 @@ def test_rows_that_a_listener_hides_are_restored(engine, base, loaded):
             assert everyone.all() == [1]
 
 
+def partly_mapped(base: Any, how: dict[str, Any]) -> Any:
+    """A class that knows two columns of its table."""
+    table = sa.Table(
+        "leads",
+        base.metadata,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("name", sa.String(50)),
+        sa.Column("legacy", sa.String(50)),
+        sa.Column("code", sa.String(10), server_default="new", nullable=False),
+        sa.Column("data", sa.JSON),
+        sa.Column("touched", sa.Integer, default=0, onupdate=99),
+    )
+    return type("Lead", (base,), {"__table__": table, "__mapper_args__": how})
+
+
+def of_a_sibling(base: Any) -> Any:
+    """A class that shares its table with one that has more columns."""
+
+    class Contact(base):
+        __tablename__ = "leads"
+        __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "contact"}
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        kind: Mapped[str] = mapped_column(sa.String(10))
+        name: Mapped[str | None] = mapped_column(sa.String(50))
+
+    class Lead(Contact):
+        __mapper_args__ = {"polymorphic_identity": "lead"}
+
+        legacy: Mapped[str | None] = mapped_column(sa.String(50))
+        code: Mapped[str | None] = mapped_column(sa.String(10), server_default="new")
+        data: Mapped[Any] = mapped_column(sa.JSON, nullable=True)
+        touched: Mapped[int | None] = mapped_column(default=0, onupdate=99)
+
+    return Contact
+
+
+PARTLY_MAPPED = {
+    "included": lambda base: partly_mapped(base, {"include_properties": ["id", "name"]}),
+    "excluded": lambda base: partly_mapped(base, {"exclude_properties": ["legacy", "code", "data", "touched"]}),
+    "sibling": of_a_sibling,
+}
+
+
+@pytest.mark.parametrize("case", PARTLY_MAPPED)
+def test_columns_to_which_a_class_maps_no_attribute_come_back(engine, base, case):
+    model = sqlaudit.track_table()(PARTLY_MAPPED[case](base))
+    table = model.__table__
+
+    def held() -> list[Any]:
+        with engine.connect() as connection:
+            columns = [sa.type_coerce(table.c.data, sa.String) if c is table.c.data else c for c in table.c]
+            return list(connection.execute(sa.select(*columns)))
+
+    with recording(engine, base.metadata) as sessions:
+        states = [held()]
+
+        def write(session: Session, step: int) -> None:
+            rows = sa.update(table).where(table.c.id == 1)
+            if step == 0:
+                session.add(model(id=1, name="Ada"))
+            elif step == 1:
+                session.execute(rows.values(legacy="old", code="a", data=["x"], touched=1))
+            elif step == 2:
+                session.execute(rows.values(legacy=None, code="b", data=sa.null(), touched=2))
+            elif step == 3:
+                session.get_one(model, 1).name = "Eve"
+            elif step == 4:
+                session.execute(rows.values(legacy="older", data=sa.JSON.NULL, touched=sa.null()))
+            else:
+                session.delete(session.get_one(model, 1))
+
+        for step in range(6):
+            with sessions.begin() as session:
+                write(session, step)
+            states.append(held())
+        with sessions() as session:
+            done = [each.changeset_id for each in changesets(session)]
+        for changeset, before in zip(reversed(done), reversed(states[:-1]), strict=True):
+            with sessions.begin() as session:
+                assert undo(session, changeset, force=True)
+            assert held() == before
+        for version in (2, 5):
+            with sessions.begin() as session:
+                restore(session, model, 1, at=version)
+                assert not restore(session, model, 1, at=version)
+            assert held() == states[version]
+        with sessions() as session:
+            check_history(session, model)
+            last, *_ = changesets(session, newest_first=True)
+            assert last.reason.startswith("restored from version 5")
+
+
 def test_a_link_that_lacks_a_value_is_refused(engine, base):
     rated = sa.Table(
         "rated",

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import JSON, Column, Dialect, Subquery, literal, null, select
+from sqlalchemy import JSON, Column, Dialect, Subquery, literal, null, select, update
 from sqlalchemy.orm import (
     LoaderCallableStatus,
     Mapper,
@@ -24,6 +24,7 @@ from sqlalchemy.orm import (
 from sqlalchemy.orm.attributes import flag_modified, instance_dict, instance_state, set_attribute, set_committed_value
 
 from sqlaudit.changes import Operation
+from sqlaudit.context import AuditContextManager, get_audit_context
 from sqlaudit.exceptions import QueryError
 from sqlaudit.flush import Restoring, forget_restoring, restoring
 from sqlaudit.history import where_rows_are
@@ -82,6 +83,7 @@ class _Application:
             for name in names:
                 set_attribute(self.objects[change], name, change.new[name])
             self._touch(self.objects[change], names)
+        self._write_unmapped()
 
     def withdraw(self) -> None:
         """Take back what the session would write, for something (a validator of the model) has refused it."""
@@ -284,6 +286,32 @@ class _Application:
         for name in names:
             self._set(change, obj, name, None)
         self._touch(obj, names)
+
+    def _write_unmapped(self) -> None:
+        """Write the columns that are mapped to no attribute, behind the flush of their rows. One statement per row."""
+        changes = [change for change in self.plan.changes if change.unmapped]
+        if not changes:
+            return
+        self.session.flush()
+        with AuditContextManager(reason=get_audit_context().reason or self.reason):
+            for change in changes:
+                for table in change.model.chain:
+                    automatic = {
+                        column: column
+                        for column in table.live.c
+                        if column.onupdate is not None or column.server_onupdate is not None
+                    }
+                    values = {
+                        column: null() if value is None else value
+                        for column, (_, value) in change.unmapped.items()
+                        if column.table is table.live
+                    }
+                    if values:
+                        key = (column == part for column, part in zip(table.key, change.key, strict=True))
+                        self.session.execute(
+                            update(table.live).where(*key).values(automatic | values),
+                            bind_arguments=where_rows_are(self.session, change.mapper),
+                        )
 
     def _give_parents(self, inserted: Sequence[Change]) -> None:
         """Let new rows know the parents without which the unit of work would take them for orphans."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final
 
@@ -44,6 +44,7 @@ class Change:
     :ivar new: the values that it shall have; empty if it shall go
     :ivar fields: the attributes that change: (old value, new value)
     :ivar then: the version that the new values are of, if they are of one
+    :ivar unmapped: the live columns that change and are mapped to no attribute: (old value, new value)
     """
 
     operation: Operation
@@ -53,6 +54,7 @@ class Change:
     new: dict[str, Any]
     fields: dict[str, tuple[Any, Any]]
     then: Row | None = None
+    unmapped: Mapping[Column[Any], tuple[Any, Any]] = field(default_factory=dict)
 
     @property
     def mapper(self) -> Mapper[Any]:
@@ -245,7 +247,7 @@ class Plan:
 
     @staticmethod
     def _deletion(now: Row) -> Change:
-        fields = {name: (_shown(value), None) for name, value in now.values.items() if value is not None}
+        fields = {name: (shown(value), None) for name, value in now.values.items() if value is not None}
         return Change(Operation.DELETE, now.model, now.key, now.values, {}, fields)
 
     def _insertion(self, then: Row) -> Change:
@@ -263,9 +265,9 @@ class Plan:
                 new.pop(name, None)  # it has a default
         for name in new.keys() - given.keys():
             self._refuse_unwritable(then, name, new[name])
-        told = {name: (None, _shown(value)) for name, value in new.items() if value is not None}
+        told = {name: (None, shown(value)) for name, value in new.items() if value is not None}
         key = then.get(then.model.root.table.key) or then.key
-        return Change(Operation.INSERT, then.model, key, {}, new, told, then)
+        return Change(Operation.INSERT, then.model, key, {}, new, told, then, _unmapped({}, then))
 
     def _update(self, now: Row, then: Row) -> Change | None:
         fields, given = self.fields_of(then.model), self._given(then.model)
@@ -285,14 +287,17 @@ class Plan:
                 value = given[name]
             new[name] = value
         changed = {
-            name: (_shown(now.values.get(name)), _shown(value))
+            name: (shown(now.values.get(name)), shown(value))
             for name, value in new.items()
             if _unlike(now.values.get(name), value, fields.equalities.get(name))
         }
         for name in changed:
             if name not in given:
                 self._refuse_unwritable(then, name, new[name])
-        return Change(Operation.UPDATE, then.model, then.key, now.values, new, changed, then) if changed else None
+        unmapped = _unmapped(now.unmapped, then)
+        if not changed and not unmapped:
+            return None
+        return Change(Operation.UPDATE, then.model, then.key, now.values, new, changed, then, unmapped)
 
     def _refuse_unwritable(self, then: Row, name: str, value: Any) -> None:
         """Raise if the type of a column reads an old value no longer, and would not write it."""
@@ -537,7 +542,22 @@ def _unlike(old: Any, new: Any, equal: Equality | None) -> bool:
     return differ(old, new, equal)
 
 
-def _shown(value: Any) -> Any:
+def _unmapped(now: Mapping[Column[Any], Any], then: Row) -> dict[Column[Any], tuple[Any, Any]]:
+    """Return the columns that no attribute is mapped to and that have to change: (old value, new value).
+
+    :param now: the values of the live row; empty if there is none, and a new one gets the defaults of the columns
+    """
+    changed = {}
+    for column, value in then.unmapped.items():
+        is_written = column.computed is None and not (column.identity is not None and column.identity.always)
+        has_default = column not in now and not (column.default is None and column.server_default is None)
+        if is_written and (has_default or _unlike(now.get(column), value, None)):
+            changed[column] = shown(now.get(column)), value
+    return changed
+
+
+def shown(value: Any) -> Any:
+    """Return a value of a :class:`~sqlaudit.rows.Row` as its readers know it."""
     return None if value is JSON.NULL else value
 
 

@@ -35,7 +35,7 @@ from sqlaudit.keytypes import Key, one_of
 from sqlaudit.models import TrackedModel, link_columns, root_of, tracked_model, tracked_model_of
 from sqlaudit.ordering import Ordering
 from sqlaudit.period import OPEN_END, as_utc
-from sqlaudit.plan import Change, GivenValues, LinkChange, Plan, fate_of, name_of
+from sqlaudit.plan import Change, GivenValues, LinkChange, Plan, fate_of, name_of, shown
 from sqlaudit.retrieval import ids_given
 from sqlaudit.rows import (
     Columns,
@@ -701,7 +701,8 @@ def _done(plan: Plan, reason: str, dry_run: bool) -> RestoreReport:
 
 
 def _reported(change: Change) -> Restored:
-    return Restored(change.operation, change.mapper.class_, display_key(change.key), change.fields)
+    fields = change.fields | {column.key: (old, shown(new)) for column, (old, new) in change.unmapped.items()}
+    return Restored(change.operation, change.mapper.class_, display_key(change.key), fields)
 
 
 def _reported_link(change: LinkChange) -> Restored:

@@ -40,12 +40,14 @@ class Row:
     :param key: as the row spells it now, or spelt it last, see :func:`keys_now`
     :param values: attribute → value; NULL is ``None``; ``JSON.NULL`` is what is ``None`` in Python alone: the null of
         JSON, or what a type of the user's reads as ``None``
+    :param unmapped: live column → value, of the columns to which the class of the object maps no attribute
     :param version: the number of the version that they were read from; ``None`` for the live row
     """
 
     model: TrackedModel
     key: Key
     values: Mapping[str, Any]
+    unmapped: Mapping[Column[Any], Any]
     version: int | None = None
     valid_from: datetime | None = None
     operation: Operation | None = None
@@ -135,6 +137,15 @@ class Hierarchy:
             model: [(name, self._places[old]) for name, old in model.columns.items() if name in model.mapper.attrs]
             for model in family
         }
+        self._unmapped = {
+            model: [
+                (live, self._places[old])
+                for table in model.chain
+                for live, old in table.columns
+                if attribute_of(model.mapper, live) is None
+            ]
+            for model in family
+        }
 
     def live(self, *, lock: bool = False) -> Select[Any]:
         """Return the select of the live rows.
@@ -193,7 +204,9 @@ class Hierarchy:
             end += 1
         of_version, key = row[end : end + 3], tuple(row[end + 3 :])
         key = key or tuple([values[self._places[column]] for column in self.root.table.history_key])
-        return Row(model, key, {name: values[place] for name, place in self._names[model]}, *of_version)
+        mapped = {name: values[place] for name, place in self._names[model]}
+        unmapped = {column: values[place] for column, place in self._unmapped[model]}
+        return Row(model, key, mapped, unmapped, *of_version)
 
     def _model(self, identity: Any, values: Sequence[Any]) -> TrackedModel:
         mapper = self.root.mapper.polymorphic_map.get(identity)
