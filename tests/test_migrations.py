@@ -990,6 +990,73 @@ def test_our_columns_may_have_other_names(project, recorder, engine):
         check_history(session, Client)
 
 
+def release_with(audit_columns: AuditColumns = AuditColumns(), history_table: str | None = None, **columns: Any) -> Any:  # noqa: B008
+    """A release of the model of :func:`models` with options of its history."""
+
+    class Base(orm.DeclarativeBase):
+        pass
+
+    body = {"__tablename__": "customers", "id": sa.Column(sa.Integer, primary_key=True, autoincrement=False)}
+    customer = type("Customer", (Base,), {**body, "name": sa.Column(sa.String(50), nullable=False), **columns})
+    Base.Customer = track_table(audit_columns=audit_columns, history_table_name=history_table)(customer)
+    releases.append(Base.registry)
+    return Base
+
+
+@pytest.mark.parametrize("role", [role for role, _ in AuditColumns().items()])
+def test_a_column_of_ours_that_gets_another_name_is_renamed_by_hand_and_never_added_empty(project, recorder, role):
+    base, usual = begin(project, recorder, models()), getattr(AuditColumns(), role)
+    with recorder() as session, AuditContextManager(user_id="ada", reason="why"):
+        session.get(base.Customer, 1).name = "Eve"
+        session.commit()
+    columns = AuditColumns(**{role: "our_own"})
+    later = release_with(columns, **{usual: sa.Column(usual, sa.Integer)})
+    project.release(later)
+    with pytest.raises(SQLAuditError, match=r"no column our_own.*ALTER TABLE customers_history RENAME COLUMN"):
+        project.autogenerate()
+    project.write(f"op.execute('ALTER TABLE customers_history RENAME COLUMN {usual} TO our_own')")
+    project.upgrade()
+    project.migrate()
+    with recorder() as session:
+        session.get(later.Customer, 1).__setattr__(usual, 7)
+        session.commit()
+        check_history(session, later.Customer)
+        versions = versions_of(session, later.Customer, 1)
+        assert [getattr(version, usual) for version in versions] == [None, None, 7]
+        assert [getattr(version, columns.changed_by) for version in versions] == [None, "ada", None]
+
+
+def test_a_key_of_more_columns_is_refused_until_its_rows_get_a_new_history(project, recorder, engine):
+    begin(project, recorder, models(tenant=lambda: sa.Column(sa.Integer, nullable=False, server_default="1")))
+    if engine.dialect.name == "sqlite":  # which makes a primary key with a new table
+        project.write("op.drop_table('customers')")
+    elif engine.dialect.name == "postgresql":
+        project.write(
+            "op.execute('ALTER TABLE customers DROP CONSTRAINT customers_pkey, ADD PRIMARY KEY (id, tenant)'\n)"
+        )
+    else:
+        project.write(
+            "op.execute('ALTER TABLE customers MODIFY id INTEGER, DROP PRIMARY KEY, ADD PRIMARY KEY (id, tenant)')"
+        )
+    project.upgrade()
+
+    def release(history_table: str | None) -> Any:
+        tenant = sa.Column(sa.Integer, primary_key=True, autoincrement=False, server_default="1")
+        project.release(base := release_with(history_table=history_table, tenant=tenant))
+        return base
+
+    release(None)
+    with pytest.raises(SQLAuditError, match=r"The primary key of 'customers' is id, tenant.*history_table_name"):
+        project.autogenerate()
+    base = release("tenants_customers")
+    project.migrate()
+    with recorder() as session:
+        session.add(base.Customer(id=1, tenant=2, name="Bob"))
+        session.commit()
+        check_history(session, base.Customer)
+    assert sa.inspect(engine).has_table("customers_history")
+
+
 class Size(enum.Enum):
     small = "s"
     large = "l"

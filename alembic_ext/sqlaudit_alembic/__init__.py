@@ -68,5 +68,8 @@ def setup(plugin: Plugin) -> None:
     )
     plugin.add_autogenerate_comparator(compare.compare_types, "column", "types", priority=DispatchPriority.FIRST)
     plugin.add_autogenerate_comparator(
+        compare.refuse_other_columns_and_keys, "table", "sqlaudit_shape", priority=DispatchPriority.FIRST
+    )
+    plugin.add_autogenerate_comparator(
         compare.follow_history, "autogenerate", "sqlaudit_history", priority=DispatchPriority.LAST
     )

@@ -142,8 +142,9 @@ class _Kept:
             names = ", ".join(orphans)
             raise SQLAuditError(
                 f"The database has {names} and the history of it, and target_metadata has not: it would be "
-                "dropped. Import the modules of all models in env.py. If the models are gone for good, say so: "
-                f"context.configure(…, {DROPPED_OPTION}={orphans!r}); their history will be kept.",
+                "dropped. Import the modules of all models in env.py. If a table has another name now, rename it by "
+                "hand, before you generate: op.rename_tracked_table(old, new). If the models are gone for good, say "
+                f"so: context.configure(…, {DROPPED_OPTION}={orphans!r}); their history will be kept.",
                 orphans,
             )
 
@@ -286,6 +287,41 @@ def compare_types(
     if operation.modify_type is not None:
         _log.info("Detected that %r.%r has to hold %r, and what it holds", table, name, wanted.type)
     return PriorityDispatchResult.STOP
+
+
+def refuse_other_columns_and_keys(
+    autogen_context: AutogenContext,
+    operations: ops.ModifyTableOps,
+    schema: str | None,
+    table: str,
+    existing: Table | None,
+    wanted: Table | None,
+) -> PriorityDispatchResult:
+    """Stop if a history table lacks one of our columns, or has another key than the model.
+
+    :raises SQLAuditError: it does
+    """
+    tracked = _tracked(autogen_context, schema, table)
+    if existing is None or tracked is None or tracked.history.name != table:
+        return PriorityDispatchResult.CONTINUE
+    names = {name for _, name in tracked.names.items()}
+    if lacking := sorted(names - {column.name for column in existing.c}):
+        raise SQLAuditError(
+            f"The history table {table!r} has no column {', '.join(lacking)}, which the audit_columns of "
+            f"{tracked.live.fullname!r} name. Autogenerate would add an empty one: rename the old column in a revision "
+            f"of your own, op.execute('ALTER TABLE {table} RENAME COLUMN … TO {lacking[0]}'), and generate then.",
+            tracked.live,
+        )
+    before = [column.name for column in existing.primary_key if column.name not in names]
+    now = [column.name for column in tracked.history_key]
+    if set(before) != set(now):
+        raise SQLAuditError(
+            f"The primary key of {tracked.live.fullname!r} is {', '.join(now)}, and its history {table!r} has the key "
+            f"{', '.join(before)}, by which different rows would share their versions. Give the rows a new history, "
+            "track_table(history_table_name=…), which autogenerate creates and fills; the old one stays.",
+            tracked.live,
+        )
+    return PriorityDispatchResult.CONTINUE
 
 
 def _renewals(
