@@ -305,6 +305,7 @@ class PostgreSQL(Server):
             "cheap_temporary_tables",
             "concurrent_writes",
             "cyclic_cascades",
+            "deferred_constraints",
             "enum_types",
             "identity_always",
             "on_conflict",

@@ -562,6 +562,40 @@ def test_rows_that_exchanged_unique_values_get_them_back(sessions):
     assert state_of(sessions) == before
 
 
+@pytest.mark.requires("deferred_constraints")
+@pytest.mark.parametrize("ways", ["exchanged", "moved_on", "passed_to_a_new_row"])
+def test_unique_values_that_the_database_compares_at_the_end_go_back(engine, base, ways):
+    @sqlaudit.track_table()
+    class Item(base):
+        __tablename__ = "list_items"
+        __table_args__ = (sa.UniqueConstraint("place", deferrable=True, initially="DEFERRED"),)
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        place: Mapped[int]
+
+    def places() -> list[tuple[int, int]]:
+        with sessions() as session:
+            check_history(session, Item)
+            return [tuple(row) for row in session.execute(sa.select(Item.id, Item.place).order_by(Item.id))]
+
+    with recording(engine, base.metadata) as sessions:
+        with sessions.begin() as session:
+            session.add_all([Item(id=number, place=number) for number in range(1, 5)])
+        before = places()
+        with sessions.begin() as session:
+            items = session.scalars(sa.select(Item).order_by(Item.id)).all()
+            if ways == "passed_to_a_new_row":
+                session.delete(items[0])
+                session.add(Item(id=5, place=1))
+            for item in items[1:]:
+                item.place = 6 - item.place if ways == "exchanged" else item.place + 1
+        after = places()
+        for expected in (before, after, before):
+            with sessions.begin() as session:
+                undo(session, last_changeset(sessions))
+            assert places() == expected
+
+
 def test_a_unique_value_goes_back_from_a_row_that_must_go_last(engine, base):
     @sqlaudit.track_table()
     class Seat(base):

@@ -118,13 +118,15 @@ class Ordering:
         givers: dict[tuple[tuple[Column[Any], ...], Any], Change] = {}
         for change in self.changes:
             if change.operation is not Operation.INSERT:
-                for columns in unique_columns(change.model):
+                for columns in unique_columns(change.model, deferred=False):
                     value = hashable(change.had(columns))
                     if value is not None and value != hashable(change.has(columns)):
                         givers[columns, value] = change
         if givers:
             for change in self.changes:
-                for columns in unique_columns(change.model) if change.operation is not Operation.DELETE else ():
+                if change.operation is Operation.DELETE:
+                    continue
+                for columns in unique_columns(change.model, deferred=False):
                     giver = givers.get((columns, hashable(change.has(columns))))
                     if giver is not None and giver is not change:
                         self._let(giver, change)

@@ -591,10 +591,13 @@ def constraints_of(model: TrackedModel) -> list[ForeignKeyConstraint]:
     ]
 
 
-def unique_columns(model: TrackedModel) -> Iterator[tuple[Column[Any], ...]]:
-    """Yield the columns of a model that are unique together, but for its key."""
+def unique_columns(model: TrackedModel, *, deferred: bool = True) -> Iterator[tuple[Column[Any], ...]]:
+    """Yield the columns of a model that are unique together, but for its key.
+
+    :param deferred: also those that the database compares at the end of the transaction only
+    """
     for table in model.chain:
-        found = dict.fromkeys(unique_together(table.live))
+        found = dict.fromkeys(unique_together(table.live, deferred=deferred))
         yield from (columns for columns in found if set(columns) != set(table.key))
 
 

@@ -435,14 +435,17 @@ def tracked_table(table: object) -> TrackedTable | None:
     return tracked if tracked is not None and (tracked.live == table or tracked.history == table) else None
 
 
-def unique_together(table: Table, *, partial: bool = False) -> Iterator[tuple[Column[Any], ...]]:
+def unique_together(table: Table, *, partial: bool = False, deferred: bool = True) -> Iterator[tuple[Column[Any], ...]]:
     """Yield the columns of a table that are unique together, but for its primary key.
 
     :param partial: also those that are unique only among some rows
+    :param deferred: also those that the database compares at the end of the transaction only
     """
     for constraint in table.constraints:
         if isinstance(constraint, UniqueConstraint):
-            yield tuple(constraint.columns)
+            is_deferred = constraint.deferrable and (constraint.initially or "").upper() == "DEFERRED"
+            if deferred or not is_deferred:
+                yield tuple(constraint.columns)
     for index in table.indexes:
         has_condition = any(option.get("where") is not None for option in index.dialect_options.values())
         columns = [each for each in index.expressions if isinstance(each, Column)]
