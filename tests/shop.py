@@ -441,6 +441,31 @@ def recursive_cte(session, of):
 
 
 @question
+def grouped_by_key(session, of):
+    """What else is selected depends on the key that is grouped by, as databases know of tables."""
+    boss, count = orm.aliased(Customer), sa.func.count(Order.id)
+    who = orm.load_only(Customer.name, Customer.city)
+    found = session.execute(
+        of(Customer)
+        .options(who)
+        .outerjoin(Customer.orders)
+        .add_columns(count)
+        .group_by(Customer.id)
+        .having(Customer.name != "nobody")
+        .order_by(sa.func.lower(Customer.name), Customer.id)
+    )
+    bosses = of(Customer).join(Customer.boss.of_type(boss)).with_only_columns(boss.name, sa.func.count())
+    lines = of(Line).join(Line.order).with_only_columns(Line.product, Order.amount, sa.func.count())
+    totals = of(Customer).join(Customer.orders).with_only_columns(Customer.name, sa.func.sum(Order.amount))
+    return [
+        [(customer.name, customer.city, orders) for customer, orders in found],
+        rows(session, bosses.group_by(boss.id).order_by(boss.id)),
+        rows(session, lines.group_by(Line.order_id, Line.number, Order.id).order_by(Order.id, Line.number)),
+        rows(session, totals.group_by(Customer.id).order_by(Customer.id)),
+    ]
+
+
+@question
 def union(session, of):
     cities = of(Customer).with_only_columns(Customer.city).where(Customer.city.is_not(None))
     streets = of(Address).with_only_columns(Address.street)

@@ -1094,6 +1094,40 @@ def test_ranges_and_versions_of_untracked_models_raise():
             ask()
 
 
+def test_a_column_that_cannot_be_grouped_by_is_counted_in_groups_by_key(base, engine, sessions, clock):
+    @track_table()
+    class Note(base):
+        __tablename__ = "travel_notes"
+        id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+        title: orm.Mapped[str] = orm.mapped_column(sa.String(20))
+        data: orm.Mapped[dict[str, int] | None] = orm.mapped_column(sa.JSON)
+
+    base.metadata.create_all(engine)
+    with sessions.begin() as session:
+        session.add(Note(id=1, title="then", data={"a": 1}))
+    with sessions.begin() as session:
+        session.get_one(Note, 1).title = "now"
+    with sessions() as session, time_travel(session, at(0)) as past:
+        statement = sa.select(Note.title, sa.func.count(Note.data)).group_by(Note.id)
+        assert past.execute(statement).all() == [("then", 1)]
+
+
+def test_versions_are_grouped_by_the_key_of_their_row(session):
+    history = sqlaudit.history_of(Customer)
+    statement = sa.select(history.id, sa.func.max(history.audit_version)).group_by(history.id).order_by(history.id)
+    with time_travel(session, at(0)) as past:
+        assert past.execute(statement).all() == session.execute(statement).all()
+
+
+def test_a_session_of_the_past_makes_the_queries_of_its_source(shop):
+    class Queries(orm.Query):
+        def of_rome(self):
+            return self.filter(Customer.city == "Rome")
+
+    with shop(query_cls=Queries) as session, time_travel(session, at(0)) as past:
+        assert [customer.name for customer in past.query(Customer).of_rome()] == ["Ada"]
+
+
 def test_a_past_session_has_the_info_of_its_source_and_nothing_of_the_hooks(shop):
     with shop(info={"tenant": 1}) as session:
         session.add(Tag(id=9, label="new"))

@@ -9,7 +9,7 @@ present or another instant. The instant is a parameter, so that SQLAlchemy's sta
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,6 +23,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
+    Dialect,
     Enum,
     Executable,
     FromClause,
@@ -36,6 +37,7 @@ from sqlalchemy import (
     type_coerce,
 )
 from sqlalchemy import cast as sql_cast
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import FromStatement
 from sqlalchemy.orm.interfaces import CompileStateOption
 from sqlalchemy.orm.path_registry import PathRegistry
@@ -46,6 +48,7 @@ from sqlalchemy.types import TypeEngine
 
 from sqlaudit.bisection import Key, given_key, version_at
 from sqlaudit.exceptions import QueryError, ReadOnlyError
+from sqlaudit.keytypes import implementation_of
 from sqlaudit.period import UTCDateTime, range_contains, was_valid
 from sqlaudit.readable import readable
 from sqlaudit.tables import TrackedTable, known_metadata, shortened, tracked_table, tracked_tables
@@ -384,6 +387,17 @@ class PastCompiler(SQLCompiler):
             )
         return cast(str, super().visit_tablesample(tablesample, *args, **kw))  # type: ignore[no-untyped-call]  # SQLAlchemy's
 
+    def group_by_clause(self, select: Any, **kw: Any) -> str:
+        """Group by the other columns of a row, too, where a statement groups by its key.
+
+        PostgreSQL and MySQL know that they depend on the primary key of a table, but of a subquery they do not.
+        """
+        rendered = cast(str, super().group_by_clause(select, **kw))  # type: ignore[no-untyped-call]  # SQLAlchemy's
+        if not self.past or not rendered or self.dialect.name not in _KNOWS_DEPENDENCE:
+            return rendered
+        further = _dependent_on_groups(select, self.dialect)
+        return ", ".join((rendered, *(self.process(column, **kw) for column in further)))
+
     def for_update_clause(self, select: Any, **kw: Any) -> str:
         if self.past:  # which does not change
             return ""
@@ -423,6 +437,46 @@ class PastCompiler(SQLCompiler):
     def _refuse_write(self) -> None:
         if self.past:
             raise ReadOnlyError("The past cannot be written; change the live rows, or restore an old state of them.")
+
+
+_KNOWS_DEPENDENCE: Final = frozenset({"postgresql", "mysql"})
+
+
+def _dependent_on_groups(statement: Select[Any], dialect: Dialect) -> dict[Any, None]:
+    """Return the columns that a statement uses of tracked tables whose keys it groups by.
+
+    Those of JSON are left out on PostgreSQL, which cannot group by them.
+    """
+    grouped = {(each.table, each.key) for each in _columns_in(statement._group_by_clauses)}
+    sources = {source for source, _ in grouped if _has_whole_key(source, grouped)}
+    if not sources:
+        return {}
+    parts = (*statement.inner_columns, *statement._having_criteria, *statement._order_by_clauses)
+    return dict.fromkeys(
+        each
+        for each in _columns_in(chain.from_iterable(map(visitors.iterate, parts)))
+        if each.table in sources and (each.table, each.key) not in grouped and _can_be_grouped(each.type, dialect)
+    )
+
+
+def _has_whole_key(source: Any, columns: Collection[tuple[Any, str]]) -> bool:
+    """Tell whether the key of a tracked table, or of an alias of one, is among columns."""
+    table = getattr(source, "element", source)
+    tracked = tracked_table(table)
+    return (
+        tracked is not None
+        and tracked.history != table
+        and all((source, column.key) in columns for column in tracked.key)
+    )
+
+
+def _columns_in(elements: Iterable[Any]) -> Iterator[Column[Any]]:
+    return (each for each in elements if isinstance(each, Column))
+
+
+def _can_be_grouped(type_: TypeEngine[Any], dialect: Dialect) -> bool:
+    stored = implementation_of(type_, dialect)
+    return not isinstance(stored, postgresql.JSON) or isinstance(stored, postgresql.JSONB)
 
 
 def _is_write(text: str) -> bool:

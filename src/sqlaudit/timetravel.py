@@ -320,7 +320,7 @@ class PastSession(Session):
     """
 
     def __init__(self, source: Session, instant: Instant) -> None:
-        super().__init__(expire_on_commit=False)
+        super().__init__(expire_on_commit=False, query_cls=source._query_cls)
         self.source: Session = source.source if isinstance(source, PastSession) else source
         self.instant = instant
         self._is_over = False
