@@ -19,7 +19,7 @@ from sqlalchemy.orm import (
 
 from invariants import check_history, told
 from recording import recording
-from sqlaudit import AuditContextManager, track_table
+from sqlaudit import AuditContextManager, ContextError, SQLAuditConfig, set_config, track_table
 
 Sessions = sessionmaker[Session]
 
@@ -318,6 +318,19 @@ def test_columns_that_the_database_fills_are_in_the_links_history(sessions: Sess
     with sessions.begin() as session:
         link(session, "extra", 1)
     check(sessions, extra, [("insert", 1, 1, 3)], *PAIR, "weight")
+
+
+def test_a_statement_that_writes_links_needs_the_required_user(sessions: Sessions) -> None:
+    set_config(SQLAuditConfig(require_user=True))
+    making = sa.insert(plain).values(post_id=1, tag_id=1)
+    with sessions.begin() as session:
+        for execute in (session.execute, session.connection().execute):
+            with pytest.raises(ContextError, match="'post_tags' is to be written without a user"):
+                execute(making)
+        with AuditContextManager(user_id="ana"):
+            session.execute(making)
+    with sessions() as session:
+        assert session.scalars(sa.select(Base.metadata.tables["post_tags_history"].c.audit_changed_by)).all() == ["ana"]
 
 
 def test_links_of_write_only_collections_are_recorded(sessions: Sessions) -> None:

@@ -47,15 +47,18 @@ class explained:
 
     :param tables: those whose history the statements inside use
     :param record: whether the statements record what the user writes
+    :param reads_as_user: whether they need the rights on live tables that the statement of the user needs; its own
+        complaint is left alone then
     :raises HistoryTableError: the history table of one of them, or a column of it, is absent
     :raises CaptureError: the role of the connection may not record
     """
 
-    __slots__ = ("_record", "_tables")
+    __slots__ = ("_reads_as_user", "_record", "_tables")
 
-    def __init__(self, tables: Iterable[TrackedTable], *, record: bool = False) -> None:
+    def __init__(self, tables: Iterable[TrackedTable], *, record: bool = False, reads_as_user: bool = False) -> None:
         self._tables = tables
         self._record = record
+        self._reads_as_user = reads_as_user
 
     def __enter__(self) -> None:
         pass
@@ -77,7 +80,8 @@ class explained:
 
     def _explain_forbidden(self, error: DBAPIError, complaint: str) -> None:
         for table in self._tables:
-            if _is_named(complaint, table.history) or _is_named(complaint, table.live):
+            is_live = not self._reads_as_user and _is_named(complaint, table.live)
+            if is_live or _is_named(complaint, table.history):
                 raise CaptureError(
                     f"The role may not record what it writes to {table.live.fullname!r}: grant it SELECT on "
                     f"{table.live.fullname!r}, and SELECT, INSERT, UPDATE and DELETE on {table.history.fullname!r}, "

@@ -382,7 +382,8 @@ class Capture:
         """
         for chunk in self._chunks(keys):
             if whole := self._whole(chunk):
-                self._settle(whole, inserted, before, must_be_found, unseen)
+                with explained(self.chain, record=True):
+                    self._settle(whole, inserted, before, must_be_found, unseen)
 
     def _whole(self, keys: Sequence[Key]) -> Sequence[Key]:
         """Return the keys that have no NULL in them, as SQLite's may: no row is found again by one that has."""

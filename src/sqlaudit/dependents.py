@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast, overload
 
-from sqlalchemy import ColumnElement, Connection, Table, and_, select
+from sqlalchemy import ColumnElement, Connection, Table, exists, literal_column, select
 from sqlalchemy.sql.schema import ForeignKeyConstraint
 
 from sqlaudit.absent import explained
@@ -188,8 +188,8 @@ def _followers_in(
     referred = owner.live.alias()
     refers = [element.parent == referred.c[element.column.key] for element in constraint.elements]
     key, dialect = [referred.c[column.key] for column in owner.key], connection.dialect
-    rows = select(referred).where(and_(*refers), having(key, keys, dialect))
-    found = select(*raw(follower.key, dialect)).where(rows.exists())
+    is_referred = exists(literal_column("1")).where(*refers, having(key, keys, dialect))
+    found = select(*raw(follower.key, dialect)).where(is_referred)
     return list(keys_read(connection, found.with_for_update() if follower.live in to_lock else found))
 
 

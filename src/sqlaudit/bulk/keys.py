@@ -155,7 +155,7 @@ def place_of(root: Source, key: Sequence[Any]) -> ColumnElement[int]:
     further = chains_of(root)[:-1]
     if not further:
         return literal_column("0", Integer())
-    there = (exists().where(*map(operators.eq, chain[-1].key, key)) for chain in further)
+    there = (exists(literal_column("1")).where(*map(operators.eq, chain[-1].key, key)) for chain in further)
     return case(*((each, place) for place, each in enumerate(there)), else_=len(further))
 
 

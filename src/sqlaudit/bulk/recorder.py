@@ -50,7 +50,7 @@ from sqlaudit.keytypes import Key
 from sqlaudit.models import root_of
 from sqlaudit.references import Chain, Source, Untracked
 from sqlaudit.statements import NO_USER_FIELDS, WRITE, UserFields
-from sqlaudit.tables import TrackedTable
+from sqlaudit.tables import INFO_KEY, TrackedTable
 
 
 class Recorder:
@@ -213,7 +213,8 @@ class Recorder:
     ) -> tuple[Any, Parameters]:
         """Return a statement and its parameters as they are to be executed, so that it can be recorded."""
         if isinstance(source, TrackedTable):
-            _require_context(source)
+            session = self.session_on(connection)
+            _require_context(source, is_flushing=session is not None and INFO_KEY in session.info)
         notice_writes_within(clause)
         if not self.waits:
             self._undo_unfinished(connection, dead=True)
@@ -235,9 +236,10 @@ class Recorder:
         else:
             connection.info.setdefault(WRITE, []).append(write)
         try:
-            # An UPDATE that has a criterion needs the rights that the look for its rows needs.
-            asks_more = not (isinstance(clause, Update) and clause._where_criteria)
-            with explained([source] if isinstance(source, TrackedTable) else [], record=asks_more):
+            # The look for its rows needs no more than an UPDATE that has a criterion.
+            asks_no_more = isinstance(clause, Update) and bool(clause._where_criteria)
+            tables = [source] if isinstance(source, TrackedTable) else []
+            with explained(tables, record=True, reads_as_user=asks_no_more):
                 if not (is_insert and is_one):
                     keep_others_out(connection, source)
                 if not is_one:
@@ -274,16 +276,18 @@ def _is_where_history_is(connection: Connection, source: Source, options: Mappin
     return False
 
 
-def _require_context(tracked: TrackedTable) -> None:
+def _require_context(tracked: TrackedTable, *, is_flushing: bool) -> None:
     """See that there are a user and a reason, if they are required.
 
+    :param is_flushing: whether the session flushes, which has asked for the user of the links of its objects
     :raises ContextError: there are not
     """
     config, context = current_config(), get_audit_context()
     write = f"The table {tracked.live.fullname!r} is to be written"
     if lacks_reason(config, context):
         raise lacking("reason", write, tracked.live)
-    if not tracked.is_association and lacks_user(config, context) and user_fields_of((tracked,)) is NO_USER_FIELDS:
+    is_asked = tracked.is_association and is_flushing
+    if not is_asked and lacks_user(config, context) and user_fields_of((tracked,)) is NO_USER_FIELDS:
         raise lacking("user", write, tracked.live)
 
 
