@@ -102,10 +102,14 @@ def test_the_clock_gives_the_instants_in_utc(session):
     assert version.valid_from.tzinfo is UTC
 
 
-def test_a_naive_clock_fails_the_flush_and_nothing_is_written(session):
-    set_config(SQLAuditConfig(clock=lambda: datetime(2024, 1, 1)))  # noqa: DTZ001  # what is tested
+@pytest.mark.parametrize(
+    ("instant", "what"),
+    [(datetime(2024, 1, 1), "naive"), (1704067200.0, "gave 1704067200.0"), (None, "gave None")],  # noqa: DTZ001  # what is tested
+)
+def test_a_clock_without_aware_instants_fails_the_flush_and_nothing_is_written(session, instant, what):
+    set_config(SQLAuditConfig(clock=lambda: instant))
     session.add(Page(id=1))
-    with pytest.raises(SQLAuditError, match="naive"):
+    with pytest.raises(SQLAuditError, match=what):
         session.commit()
     session.rollback()
     assert stored(session) == ([], 0)

@@ -1117,6 +1117,11 @@ def test_values_for_what_does_not_exist_are_refused(sessions, ada, values):
         restore(session, Customer, 1, at=at(0), values=values)
 
 
+def test_a_text_that_is_no_changeset_id_is_refused(sessions, ada):
+    with sessions() as session, pytest.raises(QueryError, match="not a datetime, and no changeset id"):
+        restore(session, Customer, 1, at="2024-01-01")
+
+
 def test_a_tombstone_is_no_state(sessions, ada):
     delete(sessions, Customer, 1)
     with sessions() as session:

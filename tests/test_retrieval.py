@@ -559,6 +559,23 @@ def test_what_is_no_session_raises_at_the_call(read, given, hint):
             other(given, Customer, 1)
 
 
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda session, given: get_resource_changes(Customer, session, filter_resource_ids=given),
+        lambda session, given: get_resource_changes(Customer, session, filter_resource_ids=[1, given]),
+        lambda session, given: versions_of(session, Customer, given),
+        lambda session, given: blame(session, Customer, given),
+        lambda session, given: sqlaudit.record_changes(session, Customer, [given]),
+        lambda session, given: sqlaudit.restore(session, Customer, given, at=1),
+    ],
+    ids=["filter", "filter of several", "versions", "blame", "record changes", "restore"],
+)
+def test_an_object_is_no_id(story, read):
+    with pytest.raises(QueryError, match="give its key"):
+        read(story, story.get_one(Customer, 2))
+
+
 # --- bad input --------------------------------------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ from invariants import check_history, told
 from recording import recording
 from sqlaudit import (
     AuditContextManager,
+    QueryError,
     blame,
     get_resource_changes,
     history_of,
@@ -573,6 +574,12 @@ def test_one_session_pauses_without_the_others(sessions: Sessions) -> None:
             loud.commit()
         check(loud)
         assert told(loud, Author, "name") == [("insert", "a")]
+
+
+@pytest.mark.parametrize("given", ["an engine", "sessions"])
+def test_tracking_is_disabled_in_a_session_only(engine: sa.Engine, sessions: Any, given: str) -> None:
+    with pytest.raises(QueryError, match="is not a Session; give one"):
+        tracking_disabled(engine if given == "an engine" else sessions)
 
 
 def test_tracking_can_be_disabled_in_an_async_session(async_engine: AsyncEngine) -> None:

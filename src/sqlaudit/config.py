@@ -64,11 +64,10 @@ class SQLAuditConfig:
         :raises SQLAuditError: the clock gave a naive datetime
         """
         instant = self.clock()
-        if instant.tzinfo is None:
+        if not isinstance(instant, datetime) or instant.tzinfo is None:
+            what = f"the naive datetime {instant}" if isinstance(instant, datetime) else repr(instant)
             raise SQLAuditError(
-                f"The configured clock gave the naive datetime {instant}; return an aware one, "
-                "such as datetime.now(UTC).",
-                instant,
+                f"The configured clock gave {what}; return an aware datetime, such as datetime.now(UTC).", instant
             )
         return instant.astimezone(UTC)
 

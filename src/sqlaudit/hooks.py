@@ -66,7 +66,7 @@ from sqlaudit.flush import (
     unit_of,
 )
 from sqlaudit.handwritten import NOTICED, notice_sql, text_of
-from sqlaudit.history import Version, where_rows_are
+from sqlaudit.history import Version, checked_session, where_rows_are
 from sqlaudit.instant import (
     Instant,
     hide_if_excluded,
@@ -621,9 +621,7 @@ class tracking_disabled:
 
     def __init__(self, session: Any) -> None:
         self._given = session
-        self._session: Session = getattr(session, "sync_session", None) or (
-            session() if isinstance(session, scoped_session) else session
-        )
+        self._session = checked_session(getattr(session, "sync_session", session))
 
     def __enter__(self) -> Self:
         if self._given is not self._session and hasattr(self._given, "run_sync"):

@@ -24,7 +24,7 @@ from sqlalchemy.sql import operators
 
 from sqlaudit.absent import explained
 from sqlaudit.apply import carry_out
-from sqlaudit.arguments import changeset_uuid
+from sqlaudit.arguments import changeset_uuid, checked_when
 from sqlaudit.changes import Conflict, Operation, Restored, RestoreReport
 from sqlaudit.changesets import instant_of_changeset, tables_of_changeset
 from sqlaudit.exceptions import QueryError, ReadOnlyError, SQLAuditError, TrackingError, UndoConflictError
@@ -34,7 +34,7 @@ from sqlaudit.instant import Instant
 from sqlaudit.keytypes import Key, one_of
 from sqlaudit.models import TrackedModel, link_columns, root_of, tracked_model, tracked_model_of
 from sqlaudit.ordering import Ordering
-from sqlaudit.period import OPEN_END, as_utc
+from sqlaudit.period import OPEN_END
 from sqlaudit.plan import Change, GivenValues, LinkChange, Plan, fate_of, name_of, shown
 from sqlaudit.retrieval import ids_given
 from sqlaudit.rows import (
@@ -282,7 +282,8 @@ def _state(session: Session, model: TrackedModel, key: Any, at: Any) -> tuple[Ro
         instant = rows[0].valid_from if rows else None
         what = f"no version {at}"
     else:
-        instant = as_utc(at) if isinstance(at, datetime) else instant_of_changeset(session, at)
+        given = checked_when(at)
+        instant = given if isinstance(given, datetime) else instant_of_changeset(session, given)
         rows = rows_at(session, model, model.root.table.key, keys, instant)
         what = f"no state at {instant.isoformat()}"
     rows = [row for row in rows if issubclass(row.mapper.class_, model.mapper.class_)]

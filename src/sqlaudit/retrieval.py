@@ -29,12 +29,13 @@ from sqlalchemy import (
     Uuid,
     and_,
     bindparam,
+    inspect,
     or_,
     select,
     tuple_,
 )
 from sqlalchemy.engine.default import DefaultDialect
-from sqlalchemy.orm import Session, class_mapper, scoped_session, with_polymorphic
+from sqlalchemy.orm import InstanceState, Session, class_mapper, scoped_session, with_polymorphic
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from sqlaudit.absent import explained
@@ -508,9 +509,14 @@ def ids_listed(value: Any, *, composite: bool = False) -> list[Any]:
 
 
 def ids_given(columns: Sequence[ColumnElement[Any]], ids: Iterable[Any]) -> dict[str, list[Any]]:
-    """Return the parameter of :func:`_has_id`: the ids, as far as they are of the columns' types."""
+    """Return the parameter of :func:`_has_id`: the ids, as far as they are of the columns' types.
+
+    :raises QueryError: one is an object of a mapped class
+    """
     matching: list[Any] = []
     for value in ids:
+        if isinstance(inspect(value, raiseerr=False), InstanceState):
+            raise QueryError(f"{value!r} is an object, and no id; give its key.", value)
         values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
         if len(values) == len(columns):
             with suppress(TypeError, ValueError, LookupError, ArithmeticError, AttributeError):
