@@ -393,6 +393,7 @@ WRITES: dict[str, Callable[[Session], Any]] = {
     ),
     "drop": lambda past: past.execute(sa.schema.DropTable(Memo.__table__)),
     "ddl": lambda past: past.execute(sa.DDL("DROP TABLE memos")),
+    "sequence": lambda past: past.scalar(sa.Sequence("memos_id_seq")),
 }
 
 

@@ -22,6 +22,7 @@ from sqlalchemy import (
     Executable,
     Result,
     Select,
+    Sequence,
     Table,
     UpdateBase,
     event,
@@ -258,7 +259,7 @@ def read_past(state: ORMExecuteState, instant: Instant) -> Result[Any]:
         statement = statement._resolved
     if isinstance(statement, FunctionElement):
         statement = statement.select()
-    if isinstance(statement, (UpdateBase, ExecutableDDLElement)):
+    if isinstance(statement, (UpdateBase, ExecutableDDLElement, Sequence)):
         raise ReadOnlyError(
             f"The past ({instant}) cannot be written; change the live rows, or restore an old state of them.", statement
         )
