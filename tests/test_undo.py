@@ -562,6 +562,61 @@ def test_rows_that_exchanged_unique_values_get_them_back(sessions):
     assert state_of(sessions) == before
 
 
+# the columns of a list's items that can be NULL, what is unique, and what the rows 1, 2 and 3 exchange
+EXCHANGES = {
+    "all": (["list", "place"], [("list", "place")], {1: {"place": 2}, 2: {"place": 1}}),
+    "what_changes": (["place"], [("list", "place")], {1: {"place": 2}, 2: {"place": 1}}),
+    "what_stays": (["list"], [("list", "place")], {1: {"place": 2}, 2: {"place": 1}}),
+    "of_two_constraints": (
+        ["place", "name"],
+        [("list", "place"), ("name",)],
+        {1: {"place": 2, "name": 2}, 2: {"place": 1, "name": 1}},
+    ),
+    "with_two_others": (
+        ["place", "name"],
+        [("list", "place"), ("name",)],
+        {1: {"place": 2}, 2: {"place": 1, "name": 3}, 3: {"name": 2}},
+    ),
+    "all_around": (["list"], [("list", "place")], {1: {"place": 2}, 2: {"place": 3}, 3: {"place": 1}}),
+}
+
+
+@pytest.mark.parametrize("case", EXCHANGES)
+def test_values_that_are_unique_together_go_back_and_nothing_else_changes(engine, base, case):
+    nullable, unique, exchanged = EXCHANGES[case]
+    columns = {name: mapped_column(sa.Integer, nullable=name in nullable) for name in ("list", "place", "name")}
+    constraints = tuple([sa.UniqueConstraint(*names) for names in unique])
+    members = {"id": mapped_column(sa.Integer, primary_key=True), "__table_args__": constraints, **columns}
+    item = sqlaudit.track_table()(type("Item", (base,), {"__tablename__": "list_items", **members}))
+
+    def rows() -> list[Any]:
+        with sessions() as session:
+            check_history(session, item)
+            return session.execute(sa.select(item.__table__).order_by(item.id)).all()
+
+    with recording(engine, base.metadata) as sessions:
+        with sessions.begin() as session:
+            session.add_all([item(id=number, list=1, place=number, name=number) for number in range(1, 4)])
+        before = rows()
+        with sessions.begin() as session:
+            for away in (100, 0):
+                for number, values in exchanged.items():
+                    session.execute(
+                        sa.update(item)
+                        .where(item.id == number)
+                        .values({name: value + away for name, value in values.items()})
+                    )
+        after = rows()
+        assert after != before
+        for expected in (before, after, before):
+            with sessions.begin() as session:
+                report = undo(session, last_changeset(sessions))
+            assert rows() == expected
+            assert {each.key: {*each.fields} for each in report} == {
+                number: {*values} for number, values in exchanged.items()
+            }
+
+
 @pytest.mark.requires("deferred_constraints")
 @pytest.mark.parametrize("ways", ["exchanged", "moved_on", "passed_to_a_new_row"])
 def test_unique_values_that_the_database_compares_at_the_end_go_back(engine, base, ways):

@@ -59,6 +59,7 @@ class _Application:
         self.session: Session = plan.session
         self.reason = reason
         self.links = list(plan.links.values())
+        self.loosened = dict(stages.loosened)
         self.objects: dict[Change, Any] = {}
         self._nulls: dict[Mapper[Any], _Nulls] = {}
 
@@ -66,9 +67,9 @@ class _Application:
         stages = self.stages
         self._load()
         self._leave_out_the_moved()
-        for change, names in stages.loosened:
+        for change, names in self.loosened.items():
             self._set_null(change, names)
-        if stages.loosened:
+        if self.loosened:
             self.session.flush()
         postponed = dict(stages.postponed)
         self._change_links(Operation.DELETE)
@@ -262,8 +263,9 @@ class _Application:
         return written
 
     def _update(self, change: Change, obj: Any, names: set[str]) -> None:
-        for name in sorted(names):
-            if name in change.fields:
+        loosened = self.loosened.get(change, set())
+        for name in sorted(names | loosened):
+            if name in change.fields or name in loosened:
                 self._set(change, obj, name, change.new[name])
             else:
                 self._keep(change, obj, name)

@@ -49,8 +49,8 @@ class Ordering:
         self.ranks = table_ranks({change.model.root for change in changes})
         self._after: dict[Change, list[Change]] = defaultdict(list)
         self._waiting: dict[Change, int] = dict.fromkeys(changes, 0)
-        self._passing_on: dict[Change, dict[Change, set[Column[Any]]]] = defaultdict(dict)
-        """Who gets unique values from whom."""
+        self._passing_on: dict[Change, dict[Change, set[tuple[Column[Any], ...]]]] = defaultdict(dict)
+        """Who gets unique values from whom, and of which columns."""
         self._stages = Stages(self.ranks)
         self._by_table: dict[tuple[Operation, Table], list[Change]] = defaultdict(list)
         for change in changes:
@@ -129,31 +129,36 @@ class Ordering:
                 for columns in unique_columns(change.model, deferred=False):
                     giver = givers.get((columns, hashable(change.has(columns))))
                     if giver is not None and giver is not change:
-                        self._let(giver, change)
-                        self._passing_on[giver].setdefault(change, set()).update(columns)
+                        if change not in self._passing_on[giver]:
+                            self._let(giver, change)
+                        self._passing_on[giver].setdefault(change, set()).add(columns)
 
-    def _break_circle(self, left: Collection[Change], loosened: dict[Change, set[str]]) -> Change:
-        """Return a change that can be made although others should be made before.
+    def _break_circle(self, left: Collection[Change], loosened: dict[Change, set[str]]) -> list[Change]:
+        """Return changes that can be made although others should be made before.
 
         :raises QueryError: rows exchange unique values that cannot be NULL meanwhile
         """
-        givers = [change for change in left if any(taker in left for taker in self._passing_on.get(change, ()))]
-        for change in givers:
-            columns = set().union(*self._passing_on[change].values())
-            names = {name for column in columns if column.nullable and (name := attribute_of(change.mapper, column))}
-            if len(names) == len(columns):
-                loosened[change] |= names
-                for taker in self._passing_on.pop(change):
+        stuck = None
+        for change in left:
+            takers = {taker: given for taker, given in self._passing_on.get(change, {}).items() if taker in left}
+            names = [_loosest(change, columns) for columns in set().union(*takers.values())]
+            if None in names:
+                stuck = stuck or change
+            elif takers:
+                loosened[change].update(filter(None, names))
+                for taker in takers:
+                    del self._passing_on[change][taker]
                     self._after[change].remove(taker)
                     self._waiting[taker] -= 1
-                return next((each for each in left if not self._waiting[each]), change)
-        if givers:
+                if free := [taker for taker in takers if not self._waiting[taker]]:
+                    return free
+        if stuck is not None:
             raise QueryError(
-                f"{givers[0].name} exchanges a unique value with another row, and the column cannot be NULL meanwhile; "
+                f"{stuck.name} exchanges a unique value with another row, and no column of it can be NULL meanwhile; "
                 "give one of the rows another value first.",
-                givers[0].model.mapper.class_,
+                stuck.model.mapper.class_,
             )
-        return next(iter(left))  # rows of one table that refer to one another: let the database decide
+        return [next(iter(left))]  # rows of one table that refer to one another: let the database decide
 
     def _levels(self, loosened: dict[Change, set[str]]) -> list[list[Change]]:
         levels: dict[Change, int] = dict.fromkeys(self.changes, 0)
@@ -162,7 +167,7 @@ class Ordering:
         left = dict.fromkeys(self.changes)
         while left:
             if not ready:
-                ready.append(self._break_circle(left, loosened))
+                ready = self._break_circle(left, loosened)
             following: list[Change] = []
             for change in ready:
                 if change not in left:
@@ -188,6 +193,16 @@ class Ordering:
         if change.operation is Operation.DELETE:
             return 1, -rank, 0
         return 0, rank, 0 if change.operation is Operation.UPDATE else 1
+
+
+def _loosest(change: Change, columns: Sequence[Column[Any]]) -> str | None:
+    """Return an attribute that frees a unique value while it is NULL: one that changes anyway, if there is one."""
+    names = [
+        name
+        for column in columns
+        if column.nullable and column.computed is None and (name := attribute_of(change.mapper, column))
+    ]
+    return next((name for name in names if name in change.fields), names[0] if names else None)
 
 
 def _both_new(one: Change, other: Change) -> bool:
