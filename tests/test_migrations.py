@@ -27,6 +27,7 @@ from invariants import check_history, told
 from sqlaudit import (
     AuditColumns,
     AuditContextManager,
+    HistoryTableError,
     QueryError,
     SQLAuditConfig,
     SQLAuditError,
@@ -1678,6 +1679,45 @@ def test_a_live_column_becomes_of_another_kind(project, recorder, engine, case):
         check_history(session, later.Customer)
         session.delete(session.get(later.Customer, 1))
         session.commit()
+        check_history(session, later.Customer)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "value", "conversion"),
+    [
+        (sa.String(10), sa.String(100), "x" * 50, "value"),
+        (sa.Integer(), sa.BigInteger(), 2**40, "value"),
+        (sa.Integer(), sa.String(50), "x" * 50, "value::text"),
+    ],
+    ids=["longer", "greater", "of_another_kind"],
+)
+@pytest.mark.parametrize("write", ["flush", "bulk"])
+def test_a_live_column_that_alone_was_changed_by_hand_is_told_with_the_remedy(
+    project, recorder, engine, before, after, value, conversion, write
+):
+    begin(project, recorder, models(value=lambda: sa.Column(before)))
+    types = f"type_=sa.{after!r}, existing_type=sa.{before!r}, postgresql_using={conversion!r}"
+    project.write(f"with op.batch_alter_table('customers') as batch:\n    batch.alter_column('value', {types})")
+    project.upgrade()
+    later = models(value=lambda: sa.Column(after))
+    project.release(later)
+
+    def give_value() -> None:
+        with recorder() as session:
+            if write == "flush":
+                session.get(later.Customer, 1).value = value
+            else:
+                session.execute(sa.update(later.Customer).values(value=value))
+            session.commit()
+
+    if engine.dialect.name != "sqlite":  # which minds no types
+        with pytest.raises(HistoryTableError, match="'customers_history' cannot hold what its column in 'customers'"):
+            give_value()
+        project.config.attributes["options"] = {"render_as_batch": True}
+        project.migrate()
+    give_value()
+    with recorder() as session:
+        assert told(session, later.Customer, "value")[-1] == ("update", value)
         check_history(session, later.Customer)
 
 

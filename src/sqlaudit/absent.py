@@ -15,6 +15,7 @@ from sqlaudit.tables import TrackedTable
 _ABSENT: Final = {"42P01", "42703", 1146, 1054}  # no such table, no such column: of PostgreSQL and of MariaDB
 _PHRASES: Final = ("no such table", "no such column", "has no column")  # of SQLite
 _FORBIDDEN: Final = {"42501", 1142, 1143}  # to the role, or by a policy: of PostgreSQL and of MariaDB
+_UNFIT: Final = {"22001", "22003", "42804", "42883", 1264, 1265, 1366, 1406}  # too long, too great, of another type
 _COLUMN: Final = re.compile(r"""column(?::| named)? ["']?(.+?)["']?(?: of | does not exist| in '|$)""")
 
 
@@ -49,7 +50,8 @@ class explained:
     :param record: whether the statements record what the user writes
     :param reads_as_user: whether they need the rights on live tables that the statement of the user needs; its own
         complaint is left alone then
-    :raises HistoryTableError: the history table of one of them, or a column of it, is absent
+    :raises HistoryTableError: the history table of one of them, or a column of it, is absent, or holds less than that
+        of the live table
     :raises CaptureError: the role of the connection may not record
     """
 
@@ -77,6 +79,18 @@ class explained:
                 f"metadata.create_all(engine), or by a migration that Alembic generates. It said: {complaint}",
                 absent[-1].live,
             ) from error
+        if self._record and not codes.isdisjoint(_UNFIT):
+            self._explain_unfit(error, complaint)
+
+    def _explain_unfit(self, error: DBAPIError, complaint: str) -> None:
+        for table in self._tables:
+            if _is_named(str(error.statement).partition(" SELECT ")[0], table.history):
+                raise HistoryTableError(
+                    f"A column of the history table {table.history.fullname!r} cannot hold what its column in "
+                    f"{table.live.fullname!r} holds; change its type, too, by a migration that Alembic generates. "
+                    f"The database said: {complaint}",
+                    table.live,
+                ) from error
 
     def _explain_forbidden(self, error: DBAPIError, complaint: str) -> None:
         for table in self._tables:

@@ -32,7 +32,7 @@ class CaptureError(SQLAuditError):
 
 
 class HistoryTableError(CaptureError):
-    """A history table, or a column of it, is absent from the database."""
+    """A history table, or a column of it, is absent from the database, or holds less than that of the live table."""
 
 
 class ReadOnlyError(SQLAuditError):
