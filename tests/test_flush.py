@@ -359,18 +359,42 @@ def test_the_baseline_of_an_edit_in_place_has_the_old_content(sessions: Sessions
 
 
 @pytest.mark.usefixtures("older")
-@pytest.mark.parametrize("expire", [False, True])
-def test_the_baseline_has_the_old_values_of_automatic_columns(sessions: Sessions, expire: bool) -> None:
+@pytest.mark.parametrize("state", ["loaded", "expired", "set"])
+def test_the_baseline_has_the_old_values_of_automatic_columns(sessions: Sessions, state: str) -> None:
     with sessions.begin() as session:
         product = session.get_one(Product, 1)
-        if expire:
+        if state == "expired":
             session.expire(product)
+        if state == "set":
+            product.touched = 4
         product.price = 2
     with sessions() as session:
         check_history(session, Product)
         assert told(session, Product, "price", "stock", "total", "touched", "notes") == [
             ("baseline", 1, 7, 7, 3, "one"),
             ("update", 2, 7, 14, 4, "one"),
+        ]
+
+
+@pytest.mark.usefixtures("older")
+@pytest.mark.parametrize("state", ["loaded", "expired", "set"])
+def test_the_baseline_of_a_row_that_gets_another_key_has_the_old_values_of_automatic_columns(
+    sessions: Sessions, state: str
+) -> None:
+    with sessions.begin() as session:
+        product = session.get_one(Product, 1)
+        assert product.notes == "one"
+        if state == "expired":
+            session.expire(product)
+        if state == "set":
+            product.touched = 4
+        product.id = 9
+    with sessions() as session:
+        check_history(session, Product)
+        assert told(session, Product, "id", "stock", "total", "touched", "notes") == [
+            ("baseline", 1, 7, 7, 3, "one"),
+            ("delete", 1, 7, 7, 3, "one"),
+            ("insert", 9, 7, 7, 4, "one"),
         ]
 
 

@@ -543,10 +543,10 @@ class Flush:
             return
         if goes:
             self._doomed[unit.mapper.base_mapper, key] = state
-        elif may_change_late:
+        if may_change_late:
             unchanged = unit.live.keys() & values.keys() - committed.keys()
             self._automatic[state] = {name: values[name] for name in unchanged}
-        elif unit.automatic:
+        elif unit.automatic and not dies:
             self._automatic[state] = {name: values[name] for name in unit.automatic if name in values}
         if unit not in self._followed_fields:
             self._followed_fields[unit] = unit.followed()
@@ -698,14 +698,16 @@ class Flush:
 
         def old_of_updated(key: Key) -> Mapping[Column[Any], Any]:
             state, changed = updated[key]
-            changed = {**changed, **self._automatic.get(state, {})}
+            changed = self._with_automatic(state, changed)
             return unit.old_values(state, changed, changed)
 
         def old_of_lost(key: Key) -> Mapping[Column[Any], Any]:
             if key in rewritten:
                 return unit.old_values(rewritten[key], rewritten[key].committed_state, unit.stored)
             state, changed = moved.get(key) or deleted.get(key) or (None, {})
-            return {} if state is None else unit.old_values(state, changed, unit.stored)
+            if state is None:
+                return {}
+            return unit.old_values(state, self._with_automatic(state, changed), unit.stored)
 
         if not (new or rewritten or updated or moved or deleted):
             return
@@ -728,6 +730,10 @@ class Flush:
         capture.updated(list(updated), old_of_updated, unseen=unseen)
         if moved_to:
             record_moved(Occasion(group.connection, changeset, context), unit.model.chain, moved_to)
+
+    def _with_automatic(self, state: State, changed: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the old values of an object, also of fields that have changed by themselves, and were not set."""
+        return {**self._automatic.get(state, {}), **changed}
 
     @staticmethod
     def _has_triggers(unit: Unit, connection: Connection) -> bool:
