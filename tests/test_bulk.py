@@ -104,6 +104,10 @@ STATEMENTS: dict[str, Callable[[Session], Any]] = {
         sa.update(Item).where(Part.item_id == Item.id, Part.id == UUID(int=2)).values(stock=9),
         execution_options={"synchronize_session": False},
     ),
+    "update from another table of none": lambda s: s.execute(
+        sa.update(Item).where(Part.item_id == Item.id, Part.id == UUID(int=99)).values(stock=Part.item_id),
+        execution_options={"synchronize_session": False},
+    ),
     "update from a query": lambda s: s.execute(
         (lambda parts: sa.update(Item).where(Item.id == parts.c.item_id).values(stock=9))(
             sa.select(Part.item_id).distinct().subquery("parts_of_items")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker, with_loader_criteria
 
 import sqlaudit
 from counting import counted
@@ -174,6 +174,22 @@ def test_a_statement_that_asks_other_tables_records_what_it_changes(sessions: se
         session.commit()
         check_history(session, Animal)
         assert session.scalar(sa.select(sa.func.count()).where(animals.c.weight == 9)) == MANY
+
+
+def test_a_criterion_that_is_added_to_a_subquery_is_added_where_many_rows_are_looked_for(
+    sessions: sessionmaker[Session],
+) -> None:
+    with sessions() as session, session.begin():
+        session.execute(sa.insert(Tick), [{"id": n, "place": n % 50} for n in range(1, MANY + 1)])
+        session.execute(sa.insert(Bite), [{"tick": n, "nth": n % 50} for n in range(1, MANY + 1)])
+    bitten = sa.update(Tick).where(Tick.id.in_(sa.select(Bite.tick))).values(place=99)
+    with sessions() as session:
+        session.execute(
+            bitten.options(with_loader_criteria(Bite, Bite.nth > 0)), execution_options={"synchronize_session": False}
+        )
+        session.commit()
+        check_history(session, Tick)
+        assert session.scalar(sa.select(sa.func.count()).where(ticks.c.place == 99)) == MANY - MANY // 50
 
 
 def test_a_statement_that_fails_leaves_nothing_and_the_next_one_works(sessions: sessionmaker[Session]) -> None:

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Mapped, Session, mapped_column, sessionmaker
 
 import sqlaudit
-from databases import Database
+from databases import SQLALCHEMY_2_1, Database
 from invariants import check_history, told
 from sqlaudit import CaptureError, ReadOnlyError
 from stock import do_nothing, insert_of, upsert
@@ -493,6 +494,59 @@ def test_what_a_statement_wrote_is_not_kept_by_the_cache_of_statements(
     recorded = written_by(sessions)
     gc.collect()
     assert recorded() is None
+
+
+ITEMS: dict[str, Callable[[Any], Any]] = {
+    "an item of an array": lambda box: sa.update(box).where(box.id == 1).values({box.numbers[2]: 9}),
+    "a part of an array": lambda box: sa.update(box).values({box.numbers[2:3]: [8, 9]}),
+    "items of a table": lambda box: box.__table__.update().values({box.__table__.c.numbers[1]: 9}),
+    "items in an order": lambda box: sa.update(box).ordered_values((box.numbers[1], 9), (box.n, 5)),
+}
+if SQLALCHEMY_2_1:
+    ITEMS["an item of a document"] = lambda box: sa.update(box).values(
+        {box.document["a"]: sa.cast(5, postgresql.JSONB)}
+    )
+
+
+@pytest.mark.requires("arrays")
+@pytest.mark.parametrize("name", ITEMS)
+def test_an_update_of_items_is_recorded(base: Any, sessions: Maker, name: str) -> None:
+    def box(table: str) -> Any:
+        columns = {
+            "id": mapped_column(sa.Integer, primary_key=True, autoincrement=False),
+            "numbers": mapped_column(postgresql.ARRAY(sa.Integer)),
+            "document": mapped_column(postgresql.JSONB),
+            "n": mapped_column(sa.Integer),
+        }
+        return type(table.title(), (base,), {"__tablename__": table, **columns})
+
+    plain, tracked = box("plain"), sqlaudit.track_table()(box("tracked"))
+    begin(
+        sessions, base, *(box(id=id, numbers=[1, 2, 3], document={"a": 1}) for box in (plain, tracked) for id in (1, 2))
+    )
+    rows = []
+    with sessions() as session:
+        for model in (plain, tracked):
+            statement = ITEMS[name](model)
+            count = session.execute(statement, execution_options={"synchronize_session": False}).rowcount
+            session.commit()
+            rows.append((count, session.execute(sa.select(model.__table__).order_by(model.id)).all()))
+    assert rows[0] == rows[1]
+    check(sessions, tracked)
+
+
+def test_a_parameter_that_is_called_like_a_column_that_is_set_is_refused(
+    base: Any, sessions: Maker, thing: Any
+) -> None:
+    begin(sessions, base, thing(id=1, name="a"))
+    things: Any = thing.__table__
+    statement = things.update().where(things.c.name == sa.bindparam("name")).values(n=sa.bindparam("value"))
+    with sessions() as session:
+        for each in (statement, statement.where(sa.func.lower(things.c.name) == sa.bindparam("name"))):
+            with pytest.raises(sa.exc.CompileError, match="'name' is reserved"):
+                session.execute(each, {"name": "a", "value": 5})
+        session.commit()
+        assert told(session, thing, "name", "n") == [("insert", "a", 0)]
 
 
 # --- record_changes() and SQL by hand

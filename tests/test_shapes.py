@@ -509,6 +509,112 @@ def test_a_class_is_written_by_its_table_whatever_it_is_selected_from(selected_f
         check_history(session, tracked[0])
 
 
+# --- statements that name other classes than the one that they write ------------------------------------------------
+# What SQLAlchemy adds of a class to a select, it adds to those within a statement, and not to the statement itself.
+
+
+def _first_two(animal: Any) -> Any:
+    return with_loader_criteria(animal, lambda cls: cls.id < 3, include_aliases=True)
+
+
+NAMING: dict[str, Any] = {
+    "a subclass": lambda toy, animal, dog: sa.update(toy).where(toy.owner == dog.id).values(n=5),
+    "a subclass, and its values": lambda toy, animal, dog: (
+        sa.update(toy).where(toy.owner == dog.id).values(n=dog.n + 5)
+    ),
+    "a subclass in a subquery": lambda toy, animal, dog: (
+        sa.update(toy).where(toy.owner.in_(sa.select(dog.id))).values(n=5)
+    ),
+    "a subclass that is written": lambda toy, animal, dog: sa.update(dog).where(toy.owner == dog.id).values(n=5),
+    "a class that is restricted": lambda toy, animal, dog: (
+        sa.update(toy).where(toy.owner == animal.id).values(n=5).options(_first_two(animal))
+    ),
+    "one in a subquery": lambda toy, animal, dog: (
+        sa.update(toy).where(toy.owner.in_(sa.select(animal.id))).values(n=5).options(_first_two(animal))
+    ),
+    "one in a subquery of a deletion": lambda toy, animal, dog: (
+        sa.delete(toy).where(toy.owner.in_(sa.select(animal.id))).options(_first_two(animal))
+    ),
+    "one in an EXISTS": lambda toy, animal, dog: (
+        sa.update(toy).where(sa.exists().where(animal.id == toy.owner)).values(n=5).options(_first_two(animal))
+    ),
+    "one in a scalar subquery": lambda toy, animal, dog: (
+        sa.update(toy)
+        .where(toy.id <= sa.select(sa.func.max(animal.id)).scalar_subquery())
+        .values(n=5)
+        .options(_first_two(animal))
+    ),
+    "one by a relationship": lambda toy, animal, dog: (
+        sa.update(toy).where(toy.animal.has(animal.n == 0)).values(n=5).options(_first_two(animal))
+    ),
+    "one in a value": lambda toy, animal, dog: (
+        sa.update(toy)
+        .values(n=sa.select(sa.func.count(animal.id)).where(animal.id >= toy.id).scalar_subquery())
+        .options(_first_two(animal))
+    ),
+    "one in the value of a key": lambda toy, animal, dog: (
+        sa.update(toy)
+        .where(toy.id == 6)
+        .values(id=sa.select(sa.func.max(animal.id) + 10).scalar_subquery())
+        .options(_first_two(animal))
+    ),
+    "nothing, by the table alone": lambda toy, animal, dog: (
+        sa.update(dog).values(n=5).execution_options(dml_strategy="core_only").options(_first_two(animal))
+    ),
+}
+
+
+@pytest.mark.spread
+@pytest.mark.parametrize("name", NAMING)
+def test_a_statement_that_names_other_classes_writes_the_same_rows(name, base, engine, sessions):
+    def family(prefix: str) -> tuple[Any, Any, Any]:
+        animal = type(
+            f"{prefix}Animal",
+            (base,),
+            {
+                "__tablename__": f"{prefix}_animals",
+                "id": mapped_column(sa.Integer, primary_key=True, autoincrement=False),
+                "kind": mapped_column(sa.String(10)),
+                "n": mapped_column(sa.Integer, default=0),
+                "__mapper_args__": {"polymorphic_on": "kind", "polymorphic_identity": "animal"},
+            },
+        )
+        dog = type(f"{prefix}Dog", (animal,), {"__mapper_args__": {"polymorphic_identity": "dog"}})
+        toy = type(
+            f"{prefix}Toy",
+            (base,),
+            {
+                "__tablename__": f"{prefix}_toys",
+                "id": mapped_column(sa.Integer, primary_key=True, autoincrement=False),
+                "owner": mapped_column(sa.ForeignKey(f"{prefix}_animals.id")),
+                "n": mapped_column(sa.Integer, default=0),
+                "animal": relationship(animal),
+            },
+        )
+        return toy, animal, dog
+
+    plain, tracked = family("plain"), family("tracked")
+    for model in tracked[:2]:
+        track_table()(model)
+    base.metadata.create_all(engine)
+    written = []
+    for toy, animal, dog in (plain, tracked):
+        with sessions() as session:
+            session.add_all((dog if id % 2 else animal)(id=id) for id in range(1, 5))
+            session.flush()
+            session.add_all(toy(id=id, owner=id % 4 + 1) for id in range(1, 7))
+            session.commit()
+            statement = NAMING[name](toy, animal, dog)
+            count = session.execute(statement, execution_options={"synchronize_session": False}).rowcount
+            session.commit()
+            tables = (toy.__table__, animal.__table__)
+            written.append((count, [session.execute(sa.select(each).order_by(each.c.id)).all() for each in tables]))
+    assert written[0] == written[1]
+    with sessions() as session:
+        for model in tracked[:2]:
+            check_history(session, model)
+
+
 # --- keys with NULL, and very wide tables -----------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from typing import Any, Final, cast
 from uuid import uuid4
 
 from sqlalchemy import (
+    Boolean,
     Column,
     ColumnElement,
     Connection,
@@ -22,7 +23,6 @@ from sqlalchemy import (
     case,
     column,
     exists,
-    false,
     func,
     insert,
     literal,
@@ -134,8 +134,8 @@ def among(dialect: Dialect, key: Sequence[Any], keys: Sequence[Key], *, each: bo
         return _among_arrays(key, keys)
     if len(key) == 1 and goes_into_json(key[0], dialect) and fit_into_json(keys):
         return one_of_json(key[0], literal([value for (value,) in keys], JSONList(key[0].type)))
-    if not keys:
-        return false()
+    if not keys:  # false() would swallow what joins the tables of the statement, which SQLAlchemy warns of
+        return literal_column("1 = 0", Boolean())
     if not each:
         return one_of(key, keys)
     same = ([column == bound(column, value=value) for column, value in zip(key, each, strict=True)] for each in keys)
@@ -184,11 +184,12 @@ def stored(
         copy.type = original.type  # set afterwards, it is shared without its DDL
     if not _create(connection, table):
         return None
+    options = chosen._with_options  # which SQLAlchemy looks for in the outermost statement
     if may_repeat:  # PostgreSQL locks no rows of a DISTINCT, but those that it is of
         names = [f"sqlaudit_{place}" for place, _ in enumerate(table.c)]
         named = chosen.with_only_columns(*map(ColumnElement.label, chosen.selected_columns, names))
         chosen = select(named.subquery()).distinct()
-    connection.execute(insert(table).from_select(list(table.c), chosen))
+    connection.execute(insert(table).from_select(list(table.c), chosen).options(*options))
     return StoredKeys(connection, table)
 
 

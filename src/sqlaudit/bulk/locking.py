@@ -26,7 +26,6 @@ from sqlalchemy import (
     type_coerce,
     update,
 )
-from sqlalchemy.orm.util import LoaderCriteriaOption
 from sqlalchemy.sql.elements import Grouping
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.visitors import iterate
@@ -35,7 +34,9 @@ from sqlaudit.bulk.keys import MANY, Keys, KnownKeys, StoredKeys, among, may_be_
 from sqlaudit.bulk.reading import (
     Parameters,
     are_known,
+    as_core,
     conflict_words,
+    criteria_options,
     is_bound_alike,
     keys_given,
     terms,
@@ -95,7 +96,8 @@ def _expect_replaced(
         if not values.keys().isdisjoint(columns):
             given = [_typed_as(column, values.get(column, columns_of[column])) for column in columns]
             new = _rows_of(clause, given, key, lock=False).select_from(clause.table).correlate(None)
-            chosen = select(*raw(source.key, connection.dialect)).where(one_of(columns, new))
+            found = select(*raw(source.key, connection.dialect)).where(one_of(columns, new))
+            chosen = found.options(*criteria_options(clause))
             keys = {RawKey(row): None for each in parameters for row in connection.execute(chosen, each)}
             write.expect(KnownKeys(connection, ((*key, False) for key in keys)), changed=None, is_replaced=True)
 
@@ -132,7 +134,7 @@ def _lock_found(write: Write, clause: Any, source: Source, key: Sequence[Any], p
             return KnownKeys(connection, rows)
         if connection.dialect.name not in MYSQL or (_is_repeatable(clause) and _locks_gaps(connection)):
             told = [*key, case((is_recorded, 1), else_=0), place_of(write.root, key)]
-            every = _rows_of(clause, told, key).params(parameters[0])
+            every = _rows_of(clause, told, key, parameters=parameters[0])
             write.stored = stored(connection, every, key, source.live, may_repeat=not _asks_alone(clause))
         if write.stored is not None:
             return write.stored
@@ -216,10 +218,17 @@ def _confined(
         return clause.where(among(connection.dialect, key, list(keys), each=True))
     among_keys = keys.among(key)
     write.confined_to = written, among_keys, len(write.moved_to) or len(keys)
-    if alone and not (is_mysql and _is_repeatable(clause)):  # asked again, it may choose other rows
+    is_refused = not {getattr(column, "key", None) for column in values}.isdisjoint(_names_asked(clause))
+    if alone and not is_refused and not (is_mysql and _is_repeatable(clause)):  # asked again, it may choose other rows
         clause = clause._generate()
         clause._where_criteria = ()
     return clause.where(among_keys)
+
+
+def _names_asked(clause: Any) -> set[str]:
+    """Return the names of the parameters in a criterion; SQLAlchemy refuses those of columns that a statement sets."""
+    parts = (part for criterion in clause._where_criteria for part in iterate(criterion))
+    return {part.key for part in parts if isinstance(part, BindParameter)}
 
 
 def _asks_alone(clause: Any) -> bool:
@@ -301,10 +310,23 @@ def keep_others_out(connection: Connection, source: Source) -> None:
         connection.execute(nothing.execution_options(**OURS))
 
 
-def _rows_of(clause: Any, columns: Sequence[Any], key: Sequence[Any], *, lock: bool = True) -> Select[Any]:
-    """Return the select of columns of the rows that a statement is about to write, which by default locks them."""
+def _rows_of(
+    clause: Any,
+    columns: Sequence[Any],
+    key: Sequence[Any],
+    *,
+    lock: bool = True,
+    parameters: Mapping[str, Any] | None = None,
+) -> Select[Any]:
+    """Return the select of columns of the rows that a statement is about to write, which by default locks them.
+
+    :param parameters: those that it is given now
+    """
     criteria = (*clause._where_criteria, *_criteria_added(clause))
-    statement = select(*columns).where(*criteria).order_by(*key).add_cte(*clause._independent_ctes)
+    statement = as_core(select(*columns)).where(*criteria).order_by(*key).add_cte(*clause._independent_ctes)
+    if parameters:  # before there are options, which SQLAlchemy 2.0 cannot copy
+        statement = statement.params(parameters)
+    statement = statement.options(*criteria_options(clause))
     if lock:
         statement = statement.with_for_update(of=key[0].table)
     return statement.limit(_limit_of(clause))
@@ -313,12 +335,11 @@ def _rows_of(clause: Any, columns: Sequence[Any], key: Sequence[Any], *, lock: b
 def _criteria_added(clause: Any) -> list[ColumnElement[bool]]:
     """Return the criteria that SQLAlchemy will add to a statement: of the class in a table, and of loader criteria."""
     entity = clause.table._annotations.get("parententity")
-    if entity is None:
+    if entity is None or clause._annotations.get("dml_strategy") == "core_only":
         return []
     given: dict[Any, list[Any]] = {}
-    for option in clause._with_options:
-        if isinstance(option, LoaderCriteriaOption):
-            option.get_global_criteria(given)
+    for option in criteria_options(clause):
+        option.get_global_criteria(given)
     options = given.get(("additional_entity_criteria", entity.mapper), ())
     added = [one._resolve_where_criteria(entity) for one in options if one.include_aliases or one.entity is entity]
     if entity.mapper._single_table_criterion is not None:

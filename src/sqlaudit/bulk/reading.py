@@ -32,6 +32,7 @@ from sqlalchemy import (
     bindparam,
 )
 from sqlalchemy.orm import FromStatement, Mapper
+from sqlalchemy.orm.util import LoaderCriteriaOption
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.cache_key import NO_CACHE
 from sqlalchemy.sql.visitors import iterate
@@ -91,7 +92,7 @@ def notice_writes_within(statement: Any) -> None:
         else:
             written.add(written_table(each))
     if isinstance(statement, Update):
-        tables = {column.table for column in statement._values or () if isinstance(column, ColumnElement)}
+        tables = {_whole(column).table for column in statement._values or () if isinstance(column, ColumnElement)}
         if others := tables - {statement.table}:  # none, mostly
             written |= _further_written(statement, others)
     for tracked in written:
@@ -174,6 +175,14 @@ def can_be_foreseen(statement: Any, source: Source) -> bool:
             source.live,
         )
         return False
+    if (name := _compiled_as(statement)) is not None:
+        uncaptured(
+            f"A statement of the class {name!r}, which is compiled in a way of its own, writes the table "
+            f"{source.live.fullname!r}, and history will not show its rows; use SQLAlchemy's insert(), update() or "
+            "delete(), or call record_changes() then.",
+            source.live,
+        )
+        return False
     if is_plain_insert or not _writes_within(statement):
         return True
     notice_writes_within(statement)
@@ -183,6 +192,12 @@ def can_be_foreseen(statement: Any, source: Source) -> bool:
         source.live,
     )
     return False
+
+
+def _compiled_as(statement: Any) -> str | None:
+    """Return the class of a statement if it is one of the user's own, which he has compiled: to REPLACE INTO, say."""
+    kinds = (kind for kind in type(statement).__mro__ if not kind.__module__.startswith(("sqlalchemy.", "sqlaudit.")))
+    return next((kind.__name__ for kind in kinds if "_compiler_dispatcher" in vars(kind)), None)
 
 
 def _are_of_one_row(table: TrackedTable | None, other: TrackedTable | None) -> bool:
@@ -243,13 +258,33 @@ def table_written(clause: Any) -> Any:
     return _unaliased(annotations.get("_emit_update_table", annotations.get("_emit_insert_table", clause.table)))
 
 
+def criteria_options(clause: Any) -> list[LoaderCriteriaOption]:
+    """Return the loader criteria of a statement, which SQLAlchemy adds to the selects of classes within it, too."""
+    return [option for option in clause._with_options if isinstance(option, LoaderCriteriaOption)]
+
+
+def as_core(statement: Select[Any]) -> Select[Any]:
+    """Return a select to whose criteria the ORM adds none, as it adds none to those of an UPDATE or DELETE.
+
+    It would of each class that they name: those of the class in its table, and loader criteria.
+    """
+    return statement._set_propagate_attrs({"compile_state_plugin": "default", "plugin_subject": None})
+
+
 def column_named(clause: Any, source: Source, name: Any) -> Column[Any] | None:
     """Return the column that a statement means by a name in its values: an attribute's, if it is one of the ORM's."""
     if not isinstance(name, str):
-        return source.live.c.get(name.key)
+        return source.live.c.get(_whole(name).key)
     entity = clause.table._annotations.get("parententity")
     attribute = None if entity is None else entity.mapper.column_attrs.get(name)
     return source.live.c.get(name) if attribute is None else attribute.columns[0]
+
+
+def _whole(column: Any) -> Any:
+    """Return the column of which a statement sets an item: of an array, ``column[2]``, or of a document."""
+    while isinstance(column, BinaryExpression):
+        column = column.left
+    return column
 
 
 def column_of_parameter(clause: Any, source: Source, name: str) -> Column[Any] | None:
