@@ -9,10 +9,14 @@ from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.expression import Executable
 
 import sqlaudit
+from databases import SQLALCHEMY_2_1
 from invariants import check_history
 from stock import (
     SOURCES,
@@ -196,6 +200,35 @@ def by_namesakes(sessions: Any, engine: sa.Engine) -> None:
         session.commit()
 
 
+class Hinted(sa.Insert):
+    inherit_cache = False
+
+
+class Reprice(Executable, sa.ClauseElement):
+    inherit_cache = False
+
+
+@compiles(Hinted)
+def _hinted(element: Hinted, compiler: SQLCompiler, **kw: Any) -> str:
+    text: str = compiler.visit_insert(element, **kw)  # type: ignore[no-untyped-call]  # SQLAlchemy's
+    return text.replace("INTO", "/* a hint */ INTO", 1)
+
+
+@compiles(Reprice)
+def _reprice(element: Reprice, compiler: SQLCompiler, **kw: Any) -> str:
+    return "UPDATE bulk_items SET price = 3"
+
+
+def by_classes_of_the_users(sessions: Any, engine: sa.Engine) -> None:
+    with sessions() as session:
+        session.execute(Reprice())
+        session.connection().execute(Reprice())
+        session.execute(Hinted(items).values(title="new", stock=1, price=1))
+        if not SQLALCHEMY_2_1:
+            session.connection().execute(items.update().values(stock=3).compile(engine))
+        session.commit()
+
+
 def by_hand(sessions: Any, engine: sa.Engine) -> None:
     with sessions() as session:
         session.execute(sa.text("UPDATE bulk_items SET price = 3"))
@@ -240,6 +273,9 @@ WAYS: dict[str, Callable[[Any, sa.Engine], None]] = {
     "statements of a `ShardedSession`": by_shards,
     "the same, of another `Table` of the tracked one's name: a reflected one, `table()`": by_namesakes,
     "`text()`, `exec_driver_sql`, by a session, its connection, or a connection of a registered engine": by_hand,
+    "statements of your own classes, compiled by `@compiles`, and compiled ones, which SQLAlchemy 2.0 executes": (
+        by_classes_of_the_users
+    ),
     "other clients, cursors of the driver, triggers that write other tables": by_a_cursor,
     "anything inside `tracking_disabled(session)`": while_paused,
 }

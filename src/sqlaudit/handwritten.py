@@ -10,11 +10,14 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import DDL, Connection, Engine, Table, TextClause
+from sqlalchemy import DDL, ClauseElement, Connection, Engine, SelectBase, Table, TextClause, UpdateBase
+from sqlalchemy.exc import CompileError
+from sqlalchemy.sql.compiler import Compiled
 
 from sqlaudit.capture import uncaptured
 from sqlaudit.references import untracked_sources
@@ -38,11 +41,29 @@ _Where = Connection | Engine | None
 """What executes a text; ``None``: something unknown."""
 
 
-def text_of(statement: Any) -> str | None:
-    """Return the text of a statement that was written by hand, ``None`` of any other."""
-    if isinstance(statement, TextClause):
-        return statement.text
-    return str(statement.compile()) if isinstance(statement, DDL) else None
+def is_told_by_text(statement: Any) -> bool:
+    """Tell whether only its text tells what a statement writes: it was written by hand, or compiled before.
+
+    Or its class is one of the user's own, who wrote what it is compiled to.
+    """
+    if not isinstance(statement, (ClauseElement, Compiled)) or isinstance(statement, (UpdateBase, SelectBase)):
+        return False
+    is_known = type(statement).__module__.startswith(("sqlalchemy.", "sqlaudit"))
+    return not is_known or isinstance(statement, (TextClause, DDL, Compiled))
+
+
+def notice_text(statement: Any, *where: _Where) -> None:
+    """Notice such a statement if it writes a tracked table.
+
+    :param where: what may execute it
+    :raises CaptureError: the configuration says so
+    """
+    if isinstance(statement, (TextClause, Compiled)):
+        notice_sql(statement.text if isinstance(statement, TextClause) else str(statement), *where)
+        return
+    dialect = next((each.dialect for each in where if each is not None), None)
+    with suppress(CompileError):  # which the user gets when it is executed
+        notice_sql(str(statement.compile(dialect=dialect)), *where)
 
 
 def table_written_by(sql: str, *where: _Where) -> Table | None:

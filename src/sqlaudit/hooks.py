@@ -65,7 +65,7 @@ from sqlaudit.flush import (
     sources_of,
     unit_of,
 )
-from sqlaudit.handwritten import NOTICED, notice_sql, text_of
+from sqlaudit.handwritten import NOTICED, is_told_by_text, notice_text
 from sqlaudit.history import Version, checked_session, where_rows_are
 from sqlaudit.instant import (
     Instant,
@@ -263,10 +263,10 @@ def _do_orm_execute(state: ORMExecuteState) -> Any:
     writes_history = isinstance(statement, UpdateBase) and is_history(table_written(statement))
     if state.session.info.get(_DISABLED) and not writes_history:
         return None
-    if (sql := text_of(statement)) is not None:
+    if is_told_by_text(statement):
         if _is_first(state):
             state.update_execution_options(**{NOTICED: True})
-            notice_sql(sql, state.session.bind, *_connections_of(state.session))
+            notice_text(statement, state.session.bind, *_connections_of(state.session))
     elif writes_history or (
         isinstance(statement, UpdateBase) and (source_written(statement) is not None or is_namesake(statement))
     ):

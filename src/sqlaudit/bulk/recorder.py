@@ -45,7 +45,7 @@ from sqlaudit.config import current_config
 from sqlaudit.context import get_audit_context
 from sqlaudit.dependents import Occasion
 from sqlaudit.flush import unit_of
-from sqlaudit.handwritten import NOTICED, notice_sql, text_of
+from sqlaudit.handwritten import NOTICED, is_told_by_text, notice_sql, notice_text
 from sqlaudit.keytypes import Key
 from sqlaudit.models import root_of
 from sqlaudit.references import Chain, Source, Untracked
@@ -137,9 +137,9 @@ class Recorder:
         statement = unwrapped(clause)
         if isinstance(statement, UpdateBase):
             refuse_rewriting(table_written(statement), statement, connection)
-        if (sql := text_of(statement)) is not None:
+        if is_told_by_text(statement):
             if self._is_new(connection, None, options):
-                notice_sql(sql, connection)
+                notice_text(statement, connection)
         elif (
             not isinstance(statement, UpdateBase)
             or (source := source_written(statement)) is None
