@@ -140,6 +140,28 @@ def test_a_session_without_hooks_is_recorded_by_its_engine(recorded_engine: sa.E
             check_history(session, source)
 
 
+@pytest.mark.parametrize("options", [1, 2])
+def test_an_engine_with_options_of_its_own_is_recorded_as_the_one_that_it_comes_from(
+    recorded_engine: sa.Engine, sessions: Any, options: int
+) -> None:
+    sqlaudit.set_config(sqlaudit.SQLAuditConfig(strict=True))
+    engine = recorded_engine
+    for number in range(options):
+        engine = engine.execution_options(**{f"option_{number}": True})
+    with Session(engine) as session:
+        session.get_one(Item, 1).price = 11
+        session.execute(sa.update(Item).where(Item.id == 2).values(price=12))
+        session.commit()
+    with engine.begin() as connection:
+        connection.execute(items.delete().where(items.c.id == 3))
+    with sessions(bind=engine) as session:
+        session.get_one(Item, 4).price = 11
+        session.connection().execute(items.update().values(stock=7))
+        session.commit()
+        for source in SOURCES:
+            check_history(session, source)
+
+
 def test_a_rollback_leaves_nothing(recorded_engine: sa.Engine, sessions: Any) -> None:
     with sessions() as session:
         before = told(session, Item, "id", "price")

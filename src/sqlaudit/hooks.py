@@ -449,9 +449,16 @@ def _listen_to(session: Session, connection: Connection) -> None:
 
 
 def _is_recorded(connection: Connection) -> bool:
-    return bool(_engines) and not {connection, getattr(connection.engine, "_proxied", connection.engine)}.isdisjoint(
-        _engines
-    )
+    """Tell whether a connection is registered, its engine, or one from which that came by ``execution_options()``."""
+    return bool(_engines) and any(each in _engines for each in _origins(connection))
+
+
+def _origins(connection: Connection) -> Iterator[Any]:
+    yield connection
+    engine: Any = connection.engine
+    while engine is not None:
+        yield engine
+        engine = getattr(engine, "_proxied", None)
 
 
 _sessions: Final[WeakKeyDictionary[RootTransaction, list[ref[Session]]]] = WeakKeyDictionary()
