@@ -1,1 +1,24 @@
-"""SQL idioms that SQLAlchemy lacks: keys of any type, batches of them, exact comparison, old values."""
+"""Which SQL does SQLAlchemy lack? Idioms that all packages above use. Nothing here knows a tracked table.
+
+``keys``
+    Keys of rows that find their rows again, whatever their types: values that Python cannot hold, or would change, are
+    read as text (:class:`~sqlaudit.sql.keys.RawKey`).
+``batches``
+    Many keys in batches of 1,000, or as a select that finds them (:class:`~sqlaudit.sql.batches.SelectedKeys`).
+``lists``
+    Many keys in one parameter: an array on PostgreSQL, JSON on SQLite.
+``comparing``
+    :class:`~sqlaudit.sql.comparing.differs`: whether two columns hold different values, exact to the byte.
+``old_values``, ``texts``, ``fitting``
+    Values that a column held before its type changed: how they are read, and whether the column can hold them again.
+``own``
+    The execution option by which sqlaudit knows its own statements.
+
+For example, ``differs(customers.c.name, history.c.name)`` renders as
+
+.. code-block:: text
+
+    PostgreSQL  customers.name IS DISTINCT FROM customers_history.name
+    SQLite      customers.name COLLATE BINARY IS NOT customers_history.name
+    MariaDB     NOT (CAST(customers.name AS BINARY) <=> CAST(customers_history.name AS BINARY))
+"""

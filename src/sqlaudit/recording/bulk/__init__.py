@@ -1,11 +1,23 @@
 """Which rows does a statement write? From INSERT, UPDATE and DELETE, whoever executes them, to keys and versions.
 
-Before an UPDATE or DELETE runs, the rows that it is about to write are locked, in the order of their keys, and those
-without history get baselines. Then it is confined to these rows, so that it writes what is known whatever other
-transactions commit meanwhile; what it returns is what it returned without us. An INSERT is asked for the keys of its
-rows, where they are not given, by RETURNING, unless the database has a cheaper way to number many rows. Only keys pass
-through Python, never values.
+.. code-block:: text
+
+    UPDATE customers SET city = 'Rome' WHERE city = 'Paris'
+
+    1. parsing    it writes the tracked table customers, and sets city
+    2. locking    SELECT id … WHERE city = 'Paris' ORDER BY id FOR UPDATE      -> keys 3, 7
+                  a baseline for each of these rows that has no history
+    3.            UPDATE customers SET city = 'Rome' WHERE id IN (3, 7)
+    4. writes     close and snapshot for 3 and 7
+
+The UPDATE is confined to the rows that were locked, so that it writes the rows that sqlaudit knows, whatever other
+transactions commit meanwhile. What the statement returns is what it would return without sqlaudit. Where the keys
+cannot be trusted to find their rows again, the criterion is kept, and the number of rows is compared.
+
+An INSERT returns the keys of its rows (``inserts``, ``upserts``, ``returning``), unless they are given, or the database
+has a cheaper way to number many rows. Only keys pass through Python, never values; many keys are kept in a temporary
+table (``keys``).
 
 A :class:`~sqlaudit.recording.bulk.recorder.Recorder` listens to a connection, where all statements pass: those of
-``session.execute``, of ``Query.update``, of ``bulk_insert_mappings`` and its kin, and those that never saw a session.
+``session.execute``, of ``Query.update``, of ``bulk_insert_mappings`` and its kin, and those that no session executes.
 """
