@@ -92,6 +92,7 @@ def register_hooks(target: Any = Session, *, engine: Any = None) -> None:
 
 
 _NOT_GIVEN: Final[Any] = object()
+_SEEN: Final = "sqlaudit_seen"
 
 
 def unregister_hooks(target: Any = _NOT_GIVEN, *, engine: Any = None) -> None:
@@ -240,7 +241,7 @@ def _record_statement(state: ORMExecuteState) -> Any:
 
 def _spare_past_objects(state: ORMExecuteState) -> None:
     """Let a bulk statement be followed by the objects of the rows that it writes, rather than by all that match."""
-    if state.update_delete_options._synchronize_session in ("auto", "evaluate") and any(
+    if state.execution_options.get("synchronize_session", "auto") in ("auto", "evaluate") and any(
         isinstance(token, Instant)
         for _, _, token in state.session.identity_map.keys()  # noqa: SIM118  # quicker
     ):
@@ -248,8 +249,11 @@ def _spare_past_objects(state: ORMExecuteState) -> None:
 
 
 def _is_first(state: ORMExecuteState) -> bool:
-    """Tell whether no listener of an overlapping target has seen the statement yet."""
-    return _do_orm_execute not in list(state._events_todo)[: state._starting_event_idx]
+    """Tell whether no listener of an overlapping target has seen the statement yet, and mark it as seen."""
+    if state.execution_options.get(_SEEN):
+        return False
+    state.update_execution_options(**{_SEEN: True})
+    return True
 
 
 def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:

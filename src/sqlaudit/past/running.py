@@ -51,7 +51,7 @@ def instant_of(state: ORMExecuteState) -> Instant | None:
     if token is None and state.is_orm_statement and state.is_select:
         options = state.load_options
         token = options._identity_token
-        for loaded_for in (options._lazy_loaded_from, options._refresh_state):
+        for loaded_for in (state.lazy_loaded_from, options._refresh_state):
             if token is None and loaded_for is not None:
                 token = instant_of_state(loaded_for)
     if isinstance(token, Instant):
