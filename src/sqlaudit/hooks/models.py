@@ -62,7 +62,7 @@ def _refuse_without_hooks(session: Session, state: InstanceState[Any]) -> None:
 
 
 class _AskedInMerges:
-    """Mixed into a tracked model's key property: a merge sets the key, and fires no event for an object that it loads."""
+    """Mixed into a tracked model's key property: a merge sets the key, and fires no event for an object it loads."""
 
     __slots__ = ()
 
@@ -310,7 +310,7 @@ def _column_added(column: Column[Any], table: Table) -> None:
 
 
 def _attribute_added(model_class: type[Any], name: str, attribute: Any) -> None:
-    """Handle an attribute that a class gets later as the others, which were handled when its mapper was configured."""
+    """Handle an attribute that a class gets after its mapper was configured, as the others were handled then."""
     mapper = inspect(model_class, raiseerr=False)
     if not isinstance(mapper, Mapper) or not mapper.configured:
         return

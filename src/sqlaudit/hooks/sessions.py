@@ -2,7 +2,7 @@
 
 A :class:`~sqlaudit.recording.flush.Flush` lasts from ``before_flush`` to ``after_flush``; ``do_orm_execute`` runs reads
 of the past and records bulk statements. In a session without hooks the mapper events of tracked models
-(:mod:`~sqlaudit.hooks.models`) warn, or raise in strict mode.
+(:mod:`~sqlaudit.hooks.models`) warn, or raise if the configuration says so.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ def _do_orm_execute(state: ORMExecuteState) -> Any:
         state.statement = beside_past(state.statement)
     statement = unwrapped(state.statement)
     if isinstance(statement, (Update, Delete)) and not isinstance(state.statement, FromStatement):
-        state.statement = statement  # SQLAlchemy cannot synchronize objects with a lambda
+        state.statement = statement  # SQLAlchemy would annotate the lambda, not its statement, for synchronize_session
         if state.is_orm_statement and not state.is_executemany:
             _spare_past_objects(state)
     writes_history = isinstance(statement, UpdateBase) and is_history(table_written(statement))

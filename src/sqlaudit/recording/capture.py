@@ -69,7 +69,7 @@ class Unseen(Enum):
     LEFT = auto()
     """It did not change them: their open versions stay."""
     UNKNOWN = auto()
-    """Nothing: sqlaudit warns if row security may hide them, and otherwise takes them for deleted."""
+    """This is unknown: sqlaudit warns if row security may hide them, and else takes them for deleted."""
 
 
 @dataclass(slots=True)

@@ -83,7 +83,7 @@ def changeset_of(session: Session | None, connection: Connection, began: datetim
     The database transaction remembers it, since it may outlive the session. The session's transaction remembers it,
     too, since it may span several databases.
 
-    :param began: the instant of a new changeset, taken before the writes that it records; a flush has its own
+    :param began: the instant of a new changeset, taken before the writes that it records; a flush has its own instant
     """
     changeset = _changeset_known(session, connection)
     if changeset is None:

@@ -254,7 +254,7 @@ class Flush:
         if unit not in self._followed_fields:
             self._followed_fields[unit] = unit.followed()
         followed = self._followed_fields[unit]
-        may_follow = bool(self._doomed) and not unit.referring.isdisjoint(committed)  # a deleted row
+        may_follow = bool(self._doomed) and not unit.referring.isdisjoint(committed)  # to a deleted row
         if goes or may_follow or not followed.isdisjoint(committed) or (may_change_late and followed - unit.keys):
             questions[place].parents[unit].append(key)
         whole = goes or may_change_late

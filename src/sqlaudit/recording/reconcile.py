@@ -1,4 +1,4 @@
-"""Which changes did sqlaudit miss? Those by which live rows differ from their open versions; it records them now."""
+"""Which changes did sqlaudit miss? It compares live rows with their open versions, and records the differences."""
 
 from __future__ import annotations
 

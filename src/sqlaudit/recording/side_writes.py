@@ -1,4 +1,4 @@
-"""What may a flush write besides its objects? The rows that listeners, cascades and column defaults write."""
+"""What may a flush write in addition to its objects? The rows that listeners, cascades and column defaults write."""
 
 from __future__ import annotations
 

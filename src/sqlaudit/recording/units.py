@@ -1,4 +1,4 @@
-"""What does a flush need to know about a mapped class? Its key, its columns, and which change without being set."""
+"""What does a flush need to know about a mapped class? Its key, its columns, and which columns change unset."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Unit:
         )
 
     def user_fields(self, config: SQLAuditConfig) -> UserFields:
-        """Return the column that names the user of a row and precedes the callback, and the one that follows it."""
+        """Return the columns that name the user of a row: one is read before the callback, one after it."""
         fallback = config.user_model_user_id_field
         if fallback not in self._user_fields:
             named = self.live.get(self.model.options.user_id_field or ""), self.live.get(fallback or "")
@@ -92,7 +92,7 @@ class Unit:
             return tuple(state.key[1]) if state.key else tuple(self.mapper.primary_key_from_instance(state.obj()))
 
     def old_values(self, state: State, changed: Mapping[str, Any], names: Iterable[str]) -> dict[Column[Any], Any]:
-        """Return the known values of the named fields of an object, with ``changed`` giving the old values."""
+        """Return the known old values of the named fields of an object; ``changed`` has those of changed fields."""
         known: dict[Column[Any], Any] = {}
         for name in names:
             value = changed[name] if name in changed else state.dict.get(name, LoaderCallableStatus.NO_VALUE)
@@ -115,7 +115,7 @@ def forget_unit(mapper: Mapper[Any]) -> None:
 
 
 def concerns_tracking(state: State) -> bool:
-    """Return whether an object is tracked, followed, or may be of the past. A flush calls it for each object."""
+    """Return whether an object is tracked, followed by tracked rows, or of the past; a flush asks for each object."""
     info = state.manager.info
     return INFO_KEY in info or info.get(FOLLOWED) is not None or (state.key is not None and state.key[2] is not None)
 
@@ -131,7 +131,7 @@ def sources_of(mapper: Mapper[Any]) -> tuple[FollowedTable, ...]:
 
 
 def followed_fields_changed(state: State) -> bool:
-    """Return whether fields of an untracked object changed to which foreign keys with actions refer."""
+    """Return whether an untracked object has changed in fields that foreign keys with actions refer to."""
     names: frozenset[str] | None = state.manager.info.get(FOLLOWED)
     return names is not None and not names.isdisjoint(changed_values(state))
 

@@ -203,7 +203,7 @@ def _drop(connection: Connection, table: Table) -> None:
 
 
 def may_be_stored(connection: Connection, *, returns: bool) -> bool:
-    """Return whether keys may be stored in a temporary table: not in a two-phase transaction, which it would break.
+    """Return whether a temporary table may be created: a two-phase transaction with one could not be prepared.
 
     :param returns: True for a statement with RETURNING, during which SQLite cannot drop the table
     """

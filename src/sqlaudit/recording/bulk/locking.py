@@ -1,4 +1,4 @@
-"""Which rows is an UPDATE or DELETE about to write? It is confined to the rows that are locked before."""
+"""Which rows is an UPDATE or DELETE about to write? sqlaudit locks these rows and confines the statement to them."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def _lock_moving(
 
 
 def _check_warnings(write: Write, clause: Any) -> None:
-    """Check, on MariaDB and MySQL, whether the SELECT with a statement's criterion caused warnings.
+    """Note MariaDB's and MySQL's ``sql_safe_updates``, and check that the SELECT with a criterion gave no warnings.
 
     :raises CaptureError: it did, for ``'abc' = 7``, for instance, which may make an UPDATE fail
     """
@@ -222,7 +222,7 @@ def _confined(
     among_keys = keys.among(key)
     write.confined_to = written, among_keys, len(write.moved_to) or len(keys)
     is_refused = not {getattr(column, "key", None) for column in values}.isdisjoint(_names_asked(clause))
-    if alone and not is_refused and not (is_mysql and _is_repeatable(clause)):  # rows may match no more
+    if alone and not is_refused and not (is_mysql and _is_repeatable(clause)):  # run again, it may select other rows
         clause = clause._generate()
         clause._where_criteria = ()
     return clause.where(among_keys)

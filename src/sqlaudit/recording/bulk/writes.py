@@ -121,7 +121,7 @@ class Write:
         """Note what the statement has done."""
         self.is_done = True
         is_read = not result.returns_rows or isinstance(result.cursor_strategy, FullyBufferedCursorFetchStrategy)
-        if not is_read and (result.context._is_server_side or self.has_savepoint):  # sqlaudit uses the connection
+        if not is_read and (result.context._is_server_side or self.has_savepoint):  # sqlaudit needs the connection now
             rowcount = result.context.rowcount
             let_read_again(result, list(result.all()), rowcount)
         if self.operation is Operation.INSERT:
@@ -196,7 +196,7 @@ class Write:
             record_moved(self.context(), (self.root,), list(self.moved_to.values()))
 
     def _require_found(self) -> None:
-        """Check that the locked rows are found by their keys, since the statement, or a trigger, wrote fewer.
+        """Check that the locked rows are found by their keys: the statement wrote fewer, perhaps due to a trigger.
 
         :raises CaptureError: rows are not found, so their keys may have been misread
         """
