@@ -6,7 +6,8 @@ If not, :meth:`Capture.settle` reads the last version of each row and makes the 
 happens for a row without history, a version of a later instant, a row that the same transaction has written before,
 and an UPDATE that changed nothing.
 
-Values never pass through Python, and the database clock is never read: all values are bound parameters.
+The database copies the values; only old values that are known of a row without history come from Python. The database
+clock is never read: the instant is a bound parameter.
 """
 
 from __future__ import annotations

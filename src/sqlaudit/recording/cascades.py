@@ -37,8 +37,7 @@ class Dependents:
     def find(self, write: WriteContext, sources: Sources, keys: Portionable[Key]) -> None:
         """Find the rows that depend on rows that are about to be deleted, or to get other keys.
 
-        The rows that are about to change are locked first, if the role may lock them, so that no other transaction adds
-        dependent rows.
+        The rows that are about to change are locked first, if the role may, so that nobody adds a dependent row.
 
         :param sources: the tables of the rows that are about to change
         :raises ContextError: tracked rows depend on an untracked table, and a required user or reason is missing

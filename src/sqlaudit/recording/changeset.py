@@ -25,10 +25,7 @@ except ImportError:
 
 _CHANGESET: Final = "sqlaudit_changeset"
 OWN: Final[Mapping[str, Any]] = {}
-"""The execution options with which sqlaudit asks a session for a connection, compared by identity.
-
-The wrapped ``Session.connection()`` listens to the connections that it returns to all other callers.
-"""
+"""Marks sqlaudit's own calls of ``Session.connection()``, by identity: the hooks don't listen to these connections."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,8 +110,7 @@ _Questions = dict[tuple[Mapper[Any], Any], _ToAsk]
 def _is_blind(unit: Unit, committed: Mapping[str, Any], values: Mapping[str, Any], *, whole: bool) -> bool:
     """Return whether an object has not loaded old values that may be needed.
 
-    :param whole: True if all stored values may be needed; otherwise those that change without being set, or refer to
-        other rows
+    :param whole: True if any stored value may be needed; False if only those that change unset or refer to rows
     """
     return not values.keys() >= (unit.stored if whole else unit.needed) or any(
         value is LoaderCallableStatus.NO_VALUE and name in unit.stored for name, value in committed.items()

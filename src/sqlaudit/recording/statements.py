@@ -1,7 +1,7 @@
 """How are versions written in SQL? By statements that are built once per table and dialect.
 
-All values are bound parameters. The statements use no database clock, no volatile function, no data-modifying CTE and
-no MERGE, so that they also run on a distributed PostgreSQL.
+The instant, the keys and the context are bound parameters. The statements use no database clock, no volatile function,
+no data-modifying CTE and no MERGE, so that they also run on a distributed PostgreSQL.
 """
 
 from __future__ import annotations
@@ -67,9 +67,8 @@ NO_USER_FIELDS: Final[UserFields] = (None, None)
 
 
 GUARDED_BY_KEY: Final = MYSQL
-"""Dialects on which looking for the history of a new key locks its neighbours, so that concurrent inserts deadlock.
-There the primary key of the history table refuses a second version number 1, and the database undoes that statement
-only."""
+"""Dialects on which a look for the history of a new key locks its neighbours, so that inserts deadlock. There the
+primary key of the history table refuses a second version number 1; the database undoes only that statement."""
 
 
 class user_text(FunctionElement[str]):
