@@ -173,7 +173,7 @@ MODEL_LISTENERS: Final[dict[str, Callable[..., Any]]] = {
 
 
 def _warn_of_other_mapper(mapper: Mapper[Any], model_class: type[Any]) -> None:
-    """Warn or raise when an untracked class that is mapped to a tracked table or a history table is written."""
+    """Listen to an untracked class that is mapped to a tracked table or a history table, to report its writes."""
     if tracked_model(mapper) is None and any(_is_live(table) or is_history(table) for table in mapper.tables):
         for name in ("before_insert", "before_update", "before_delete"):
             if not event.contains(model_class, name, _written_by_other_mapper):
@@ -267,7 +267,7 @@ def track_with_base(mapper: Mapper[Any]) -> None:
 
 
 def _track_links(mapper: Mapper[Any], model_class: type[Any]) -> None:
-    """Track the association tables between a tracked model and others."""
+    """Complete a tracked model whose mapper is configured: its table, association tables and attributes."""
     model = tracked_model(mapper)
     if model is not None:
         model.table.complete()

@@ -120,7 +120,7 @@ def _origins(connection: Connection) -> Iterator[Any]:
 
 
 def is_recorded(connection: Connection) -> bool:
-    """Return whether a connection is registered, or its engine, or one that ``execution_options()`` copied to that."""
+    """Return whether a connection is registered, or its engine, or the engine that ``execution_options()`` copied."""
     return bool(recorded_engines) and any(each in recorded_engines for each in _origins(connection))
 
 

@@ -226,12 +226,12 @@ def written_table(clause: Any) -> TrackedTable | None:
 
 
 def source_written(clause: Any) -> Source | None:
-    """Return the table that a statement writes, if it is tracked or tracked rows follow it by foreign key."""
+    """Return the tracked table that a statement writes, or what :func:`followed_table` returns; ``None`` for a join."""
     return None if isinstance(clause.table, Join) else written_table(clause) or followed_table(clause)
 
 
 def followed_table(clause: Any) -> FollowedTable | None:
-    """Return the untracked table that a statement writes, if tracked rows follow it by foreign key."""
+    """Return the untracked table whose rows a statement may change, if tracked rows follow them by foreign key."""
     table = table_written(clause)
     is_plain_insert = isinstance(clause, Insert) and clause._post_values_clause is None and not clause._prefixes
     return untracked_source(table) if isinstance(table, Table) and not is_plain_insert else None
