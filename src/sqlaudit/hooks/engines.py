@@ -1,4 +1,4 @@
-"""How are statements recorded that no session executes? By the engine or connection that executes them."""
+"""How are statements outside of sessions recorded? By listening to the engine or connection that executes them."""
 
 from __future__ import annotations
 

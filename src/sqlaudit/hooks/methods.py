@@ -1,4 +1,4 @@
-"""Which methods of a session have no events? They are wrapped while the session is registered."""
+"""Which methods of a session must be recorded, but fire no events? They are wrapped while it is registered."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def _recording_bulk_mappings(name: str, original: Callable[..., None]) -> Callab
 
 
 def _record_bulk(session: Session, mappers: Collection[Mapper[Any]], write: Callable[[], None]) -> None:
-    """Record what a method writes to tables of mappers, in one database or several.
+    """Record what a method writes to the tables of mappers, in one database or several.
 
-    :raises ReadOnlyError: one is of a history class
+    :raises ReadOnlyError: a mapper maps a history table
     """
     written = any(tracked_model(mapper) is not None or sources_of(mapper) for mapper in mappers)
     is_of_interest = (written and not session.info.get(DISABLED)) or any(
@@ -75,7 +75,7 @@ def _giving_connection(name: str, original: Callable[..., Connection]) -> Callab
 def _looking_up_in_past(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def _identity_lookup(session: Session, *args: Any, lazy_loaded_from: Any = None, **kw: Any) -> Any:
-        """Look for what an object of the past refers to among the objects of its instant."""
+        """Look up what an object of the past refers to among the objects of its instant."""
         instant = None if lazy_loaded_from is None else instant_of_state(lazy_loaded_from)
         if instant is not None:
             kw["identity_token"] = instant
@@ -95,7 +95,7 @@ _METHODS: Final[dict[str, Callable[[str, Callable[..., Any]], Callable[..., Any]
 
 @dataclass(frozen=True, slots=True)
 class _Inherited:
-    """The method of a target that has none of its own, looked up when it is called."""
+    """The inherited method of a target that does not define it, looked up at each call."""
 
     target: Any
     name: str
@@ -115,7 +115,7 @@ def wrap_methods(target: Any) -> None:
 def unwrap_methods(target: Any) -> None:
     for name in _METHODS:
         original = getattr(vars(target).get(name), "__wrapped__", None)
-        if original is None:  # somebody else has put his own method there
+        if original is None:  # other code has replaced the wrapper
             continue
         delattr(target, name)
         if not isinstance(original, _Inherited):

@@ -1,4 +1,4 @@
-"""Which events of a mapped class tell of writes? Listeners of tracked models and of those that they follow."""
+"""Which events of a mapped class show writes? The mapper events of tracked models, and of models that these follow."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ from sqlaudit.tracking.tables import INFO_KEY, tracked_table
 
 
 def _attaching(session: Session, state: InstanceState[Any]) -> None:
-    """Keep an object of the past out of a session that would give it live rows, unless it is one no more.
+    """Refuse an object of the past in a session without hooks, in which it would load live rows.
 
-    Every session is asked, at the price of one call for an object that is added; loading asks nobody.
+    Every session calls this for each object that is added to it, but not for objects that it loads.
     """
     if instant_of_state(state) is not None:
         _refuse_without_hooks(session, state)
-    elif isinstance(state.identity_token, Instant):  # make_transient() has made a new object of one of the past
+    elif isinstance(state.identity_token, Instant):  # make_transient() made it a new object
         state.identity_token, state.load_options = None, ()
 
 
@@ -62,18 +62,18 @@ def _refuse_without_hooks(session: Session, state: InstanceState[Any]) -> None:
 
 
 class _AskedInMerges:
-    """The key of a tracked model: a merge sets it, and there is no event for an object that the merge has loaded."""
+    """Mixed into a tracked model's key property: a merge sets the key, and fires no event for an object it loads."""
 
     __slots__ = ()
 
     def merge(self, session: Session, source: InstanceState[Any], *args: Any) -> None:
         if instant_of_state(source) is not None:
             _refuse_without_hooks(session, source)
-        super().merge(session, source, *args)  # type: ignore[misc]  # the property's
+        super().merge(session, source, *args)  # type: ignore[misc]  # the mixed class has it
 
 
 def watch(model: TrackedModel) -> None:
-    """Listen to the events of a tracked model, of its subclasses, and of the MetaData that it is in."""
+    """Listen to the events of a tracked model, its subclasses and its MetaData."""
     target = model.mapper.class_
     for name, listener in MODEL_LISTENERS.items():
         event.listen(target, name, listener, raw=True, retval=True, propagate=True)
@@ -98,7 +98,7 @@ def watch(model: TrackedModel) -> None:
 
 
 def look_again(mapper: Mapper[Any]) -> None:
-    """Look at the mappers that were configured before a table was tracked, or its options were known."""
+    """Handle the mappers that were configured before a table was tracked or its options were known."""
     for each in mappers_of(mapper.registry):
         if each.configured:
             _track_links(each, each.class_)
@@ -116,7 +116,7 @@ def _inserted(mapper: Mapper[Any], connection: Connection, state: InstanceState[
 
 def _inserting(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
     flush: Flush | None = _session_of(state).info.get(INFO_KEY)
-    if flush is not None and (flush.chooses or flush.began is None):  # few do, and every insert comes here
+    if flush is not None and (flush.chooses or flush.began is None):  # rare, and each insert calls this
         flush.inserting(state, connection)
 
 
@@ -129,7 +129,7 @@ def _updating(mapper: Mapper[Any], connection: Connection, state: InstanceState[
 
 
 def _updated(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
-    if state.key is None:  # a new object has taken the row of a deleted one: no before_update told of it
+    if state.key is None:  # a new object took the row of a deleted one, without before_update
         _inserted(mapper, connection, state)
 
 
@@ -152,7 +152,7 @@ _session_of: Final[Callable[[InstanceState[Any]], Session]] = attrgetter("sessio
 
 def _unrecorded(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
     refuse_change(state)
-    if is_recorded(connection):  # by its statements
+    if is_recorded(connection):  # its statements are recorded
         return
     name = mapper.class_.__name__
     uncaptured(
@@ -173,7 +173,7 @@ MODEL_LISTENERS: Final[dict[str, Callable[..., Any]]] = {
 
 
 def _warn_of_other_mapper(mapper: Mapper[Any], model_class: type[Any]) -> None:
-    """Let a class that is not tracked, but mapped to a tracked table or to a history, warn or raise when it writes."""
+    """Listen to an untracked class that is mapped to a tracked table or a history table, to report its writes."""
     if tracked_model(mapper) is None and any(_is_live(table) or is_history(table) for table in mapper.tables):
         for name in ("before_insert", "before_update", "before_delete"):
             if not event.contains(model_class, name, _written_by_other_mapper):
@@ -181,7 +181,7 @@ def _warn_of_other_mapper(mapper: Mapper[Any], model_class: type[Any]) -> None:
 
 
 def _watch_followed() -> None:
-    """Listen to the classes that are not tracked, but that tracked rows follow by foreign key."""
+    """Listen to the untracked classes that tracked rows follow by foreign key."""
     for mapper in [each for registry in _all_registries() for each in mappers_of(registry)]:
         if mapper.configured and tracked_model(mapper) is None and sources_of(mapper):
             for name, listener in _FOLLOWED_LISTENERS.items():
@@ -222,9 +222,9 @@ def _is_live(table: object) -> bool:
 
 
 def _written_by_other_mapper(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
-    """Warn of an object that is written to a tracked table, and refuse one that is written to a history.
+    """Warn of an untracked object that is written to a tracked table; refuse to write a history table.
 
-    :raises ReadOnlyError: it is
+    :raises ReadOnlyError: the object is mapped to a history table
     """
     session = _session_of(state)
     history: Any = next(filter(is_history, mapper.tables), None)
@@ -241,7 +241,7 @@ def _written_by_other_mapper(mapper: Mapper[Any], connection: Connection, state:
 
 
 def _watch_references(mapper: Mapper[Any], model_class: type[Any]) -> None:
-    """Listen to what is given to the relationships to tracked models, which may be of the past."""
+    """Listen to relationships to tracked models, to refuse references to objects of the past."""
     forget_written_with()
     for relationship in mapper.relationships:
         _watch_reference(model_class, relationship)
@@ -258,7 +258,7 @@ def _track_subclass(mapper: Mapper[Any], model_class: type[Any]) -> None:
 
 
 def track_with_base(mapper: Mapper[Any]) -> None:
-    """Track a class whose base class is tracked, unless it only reads rows of others: by a SELECT, or a union."""
+    """Track a class whose base class is tracked, unless it is mapped to a SELECT or a union, which it only reads."""
     only_reads = mapper.concrete and not isinstance(mapper.local_table, Table)
     if tracked_model(mapper) is None and mapper.inherits is not None and not only_reads:
         parent = tracked_model(mapper.inherits)
@@ -267,7 +267,7 @@ def track_with_base(mapper: Mapper[Any]) -> None:
 
 
 def _track_links(mapper: Mapper[Any], model_class: type[Any]) -> None:
-    """Track the association tables between this model and others that are tracked."""
+    """Complete a tracked model whose mapper is configured: its table, association tables and attributes."""
     model = tracked_model(mapper)
     if model is not None:
         model.table.complete()
@@ -292,7 +292,7 @@ def _track_link(relationship: RelationshipProperty[Any]) -> None:
                 _warn_of_other_mapper(mapper, mapper.class_)
 
 
-# A table may get columns, and a class attributes, at any time.
+# A table may get columns, and a class may get attributes, at any time.
 
 
 def _adding_column(column: Column[Any], table: Table) -> None:
@@ -310,7 +310,7 @@ def _column_added(column: Column[Any], table: Table) -> None:
 
 
 def _attribute_added(model_class: type[Any], name: str, attribute: Any) -> None:
-    """Do for an attribute that a class gets later what is done for the others when its mapper is configured."""
+    """Handle an attribute that a class gets after its mapper was configured, as the others were handled then."""
     mapper = inspect(model_class, raiseerr=False)
     if not isinstance(mapper, Mapper) or not mapper.configured:
         return

@@ -13,7 +13,7 @@ from sqlalchemy import (
 
 from sqlaudit.tracking.registry import find_association_tables, tracked_tables
 
-# Association tables are known once the mappers are configured, which may be later than the first CREATE or DROP.
+# Association tables are known once mappers are configured, which may be after the first CREATE or DROP.
 
 
 def before_create(metadata: MetaData, connection: Connection, **kw: Any) -> None:
@@ -35,8 +35,8 @@ def after_drop(metadata: MetaData, connection: Connection, **kw: Any) -> None:
 def _late_tables(
     metadata: MetaData, tables: Collection[Table] = (), _ddl_runner: Any = None, **kw: Any
 ) -> Iterator[Table]:
-    """Yield the history tables that came to be after SQLAlchemy had listed the tables of the MetaData."""
-    asked = getattr(_ddl_runner, "tables", None)  # those that are there already are asked for, too, but not listed
+    """Yield the history tables that were made after SQLAlchemy had listed the tables of the MetaData."""
+    asked = getattr(_ddl_runner, "tables", None)  # the requested tables; ``tables`` lacks those that exist
     for tracked in tracked_tables(metadata):
         if tracked.is_association and (asked is None or tracked.live in asked) and tracked.history not in tables:
             yield tracked.history

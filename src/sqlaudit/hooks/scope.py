@@ -1,4 +1,4 @@
-"""Who records what a session or a connection executes now? At most one recorder records a statement."""
+"""Who records what a session or a connection now executes? At most one recorder records a statement."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RECORDING: Final = "sqlaudit_recording"
 
 
 def records(session: Session) -> bool:
-    """Tell whether a session records what it writes."""
+    """Return whether a session records what it writes."""
     return any(isinstance(session, each) if isinstance(each, type) else session is each for each in registered)
 
 
@@ -35,12 +35,12 @@ registered: list[Any] = []
 
 
 class _Recording:
-    """The recording of what a session executes itself: whichever of its connections that is executed on is heard.
+    """Records what a session executes itself, by listening to all connections that the session uses.
 
-    Nobody asks the session which connection that will be: its answer may be another one the second time.
+    Asking the session which connection it will use is not safe: it may give another answer the next time.
 
-    :ivar flush: the flush that a listener executes the statement in, if it is executed in one; the statements of other
-        flushes are recorded elsewhere
+    :ivar flush: the flush in which a listener executes the statement, if any; the statements of other flushes are
+        recorded elsewhere
     """
 
     def __init__(self, session: Session) -> None:
@@ -64,22 +64,22 @@ class _Recording:
 
 
 def is_recording(session: Session) -> bool:
-    """Tell whether what a session executes now is recorded already."""
+    """Return whether a recording already records what a session now executes."""
     recordings: list[_Recording] = session.info.get(RECORDING, [])
     return bool(recordings) and recordings[-1].flush is session.info.get(INFO_KEY)
 
 
 def connections_of(session: Session) -> set[Connection]:
-    """Return the connections that a session has in its transaction; more may come."""
+    """Return the connections that a session has used so far in its transaction."""
     transaction = session.get_transaction()
     return {each[0] for each in transaction._connections.values()} if transaction is not None else set()
 
 
 @contextmanager
 def recording_statements(session: Session) -> Iterator[None]:
-    """Record the statements that a session executes itself; those of its flushes are seen to elsewhere.
+    """Record the statements that a session executes itself; its flushes are recorded elsewhere.
 
-    If one fails, what it did in part is undone; if recording fails, the transaction is rolled back.
+    If a statement fails, what it did before it failed is undone; if recording fails, the transaction is rolled back.
     """
     recording = _Recording(session)
     recordings: list[_Recording] = session.info.setdefault(RECORDING, [])
@@ -105,7 +105,7 @@ recorded_engines: dict[Engine | Connection, Recorder] = {}
 
 
 def listen_to(session: Session, connection: Connection) -> None:
-    """Record what others execute on a connection of a session."""
+    """Record what is executed directly on a connection of a session."""
     note_session(session, connection)
     if not is_recorded(connection) and not event.contains(connection, "before_execute", _connection_recorder.before):
         _connection_recorder.listen(connection)
@@ -120,12 +120,12 @@ def _origins(connection: Connection) -> Iterator[Any]:
 
 
 def is_recorded(connection: Connection) -> bool:
-    """Tell whether a connection is registered, its engine, or one from which that came by ``execution_options()``."""
+    """Return whether a connection is registered, or its engine, or the engine that ``execution_options()`` copied."""
     return bool(recorded_engines) and any(each in recorded_engines for each in _origins(connection))
 
 
 _sessions: Final[WeakKeyDictionary[RootTransaction, list[ref[Session]]]] = WeakKeyDictionary()
-"""The sessions with hooks that are in a transaction; several share that of a connection that they are bound to."""
+"""The sessions with hooks in each transaction; sessions that are bound to one connection share its transaction."""
 
 
 def note_session(session: Session, connection: Connection) -> None:
@@ -143,18 +143,19 @@ def _sessions_on(connection: Connection) -> list[Session]:
 
 
 def session_on(connection: Connection) -> Session | None:
-    """Return the session with hooks that is in the transaction of a connection, if one is: rather one that writes."""
+    """Return a session with hooks in the transaction of a connection, if there is one; prefer one that writes."""
     sessions = _sessions_on(connection)
     return next((each for each in sessions if is_recording(each) or INFO_KEY in each.info), next(iter(sessions), None))
 
 
 def session_records_it(connection: Connection, table: Any, options: Mapping[str, Any]) -> bool:
-    """Tell whether a session with hooks sees to what a connection executes.
+    """Return whether a session with hooks records, or with tracking disabled ignores, what a connection executes.
 
-    What listeners execute while a session flushes is not the session's own, whose statements have a cache of their
-    own, except those of links, which are like anybody's: they are recorded once, as statements or by their objects.
+    During a flush, this distinguishes the unit of work's statements, which :class:`Flush` records, from those of other
+    listeners: the unit of work uses compiled caches of its own, except for association tables, whose rows are recorded
+    once, by the flush or by their statements.
 
-    :param table: the table that is written; ``None`` if the SQL was written by hand, and a flush has none such
+    :param table: the table that is written; ``None`` for hand-written SQL, which a flush never executes
     """
     session = session_on(connection)
     if session is None:
@@ -177,4 +178,4 @@ def _not_for_us(connection: Connection, table: Any, options: Mapping[str, Any]) 
 
 
 _connection_recorder: Final = Recorder(session_on, _not_for_us)
-"""Records what is executed on the connections that sessions give away."""
+"""Records what is executed directly on the connections that sessions return."""

@@ -1,8 +1,8 @@
-"""When does a session write tracked rows? Its events frame each flush and each statement.
+"""When does a session write tracked rows? In a flush or in a statement; its events frame both.
 
-``before_flush`` and ``after_flush`` frame a :class:`~sqlaudit.recording.flush.Flush`; ``do_orm_execute`` runs reads of
-the past and records bulk statements. In a session without hooks the mapper events of tracked models
-(:mod:`~sqlaudit.hooks.models`) warn, or raise in strict mode, so that no write goes unnoticed.
+A :class:`~sqlaudit.recording.flush.Flush` lasts from ``before_flush`` to ``after_flush``; ``do_orm_execute`` runs reads
+of the past and records bulk statements. In a session without hooks the mapper events of tracked models
+(:mod:`~sqlaudit.hooks.models`) warn, or raise if the configuration says so.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def register_hooks(target: Any = Session, *, engine: Any = None) -> None:
     :param engine: also record statements that are executed on this engine or connection (sync or async) outside of any
         session, such as ``connection.execute(update(table))``. Hand-written SQL is treated as the
         configuration's ``on_uncaptured`` says
-    :raises SQLAuditError: the target is none of these
+    :raises SQLAuditError: the target is something else
     """
     if engine is not None:
         record_engine(engine)
@@ -85,7 +85,7 @@ def register_hooks(target: Any = Session, *, engine: Any = None) -> None:
     if not event.contains(target, "before_flush", _before_flush):
         event.listen(target, "before_flush", _begin_flush, insert=True)
         for name, listener in _SESSION_LISTENERS.items():
-            # what others write after the flush is then none of its own
+            # the flush must end before other listeners write
             event.listen(target, name, listener, insert=name == "after_flush")
         wrap_methods(target)
         registered.append(target)
@@ -125,7 +125,7 @@ def _session_class(target: Any, *, make: bool) -> Any:
     if isinstance(target, sessionmaker):
         return target.class_
     if isinstance(target, async_sessionmaker):
-        # An AsyncSession works through a Session, by default through Session itself: give the maker its own.
+        # AsyncSession uses a Session class, by default Session itself: give the sessionmaker its own subclass.
         shared = target.kw.get("sync_session_class", target.class_.sync_session_class)
         if make and not shared.__dict__.get("_sqlaudit_own"):
             shared = type(shared.__name__, (shared,), {"_sqlaudit_own": True})
@@ -143,7 +143,7 @@ def _session_class(target: Any, *, make: bool) -> Any:
 
 
 def _begin_flush(session: Session, context: UOWTransaction, instances: object) -> None:
-    """Take the instant of a flush, before other listeners, which may set timestamps."""
+    """Take the instant of a flush before other listeners set timestamps."""
     flush: Flush | None = session.info.get(INFO_KEY)
     if flush is None or flush.context is not context:  # else a listener of an overlapping target came first
         flush = session.info[INFO_KEY] = Flush(session, context)
@@ -164,9 +164,9 @@ def _before_flush(session: Session, context: UOWTransaction, instances: object) 
 
 
 def _hear_more(session: Session, flush: Flush, states: Iterable[InstanceState[Any]]) -> None:
-    """Hear the statements of a flush if it may write what its objects don't tell.
+    """Listen to the connections of a flush if it may execute more than its objects show.
 
-    Other listeners may, and defaults of columns; and links may go to an unknown place.
+    Other listeners and column defaults may write, and association rows may use an unknown connection.
     """
     if not tracked_names or flush.is_heard:
         return
@@ -184,7 +184,7 @@ def _hear_more(session: Session, flush: Flush, states: Iterable[InstanceState[An
 
 
 def _after_transaction_create(session: Session, transaction: SessionTransaction) -> None:
-    """Look at what a flush has found to write besides: orphans, and objects that listeners have added."""
+    """Check the objects that the flush has found in addition: orphans, and objects that listeners have added."""
     flush: Flush | None = session.info.get(INFO_KEY)
     if flush is not None and flush.is_announced and not transaction.nested and not session.info.get(DISABLED):
         _hear_more(session, flush, flush.context.states)
@@ -197,24 +197,24 @@ def _after_flush(session: Session, context: UOWTransaction) -> None:
 
 
 def _after_soft_rollback(session: Session, transaction: SessionTransaction) -> None:
-    if not transaction.nested:  # a savepoint that a listener has rolled back does not end the flush
+    if not transaction.nested:  # a listener's rolled back savepoint does not end the flush
         session.info.pop(INFO_KEY, None)
 
 
 def _do_orm_execute(state: ORMExecuteState) -> Any:
-    mapper = inspect(state.bind_arguments.get("mapper"), raiseerr=False)  # a class, too, may be given
+    mapper = inspect(state.bind_arguments.get("mapper"), raiseerr=False)  # it may also be a class
     if isinstance(mapper, Mapper) and issubclass(mapper.class_, Version) and "bind" not in state.bind_arguments:
-        # A session with binds knows none for histories.
+        # A session with binds has no bind for history classes.
         state.bind_arguments.update(where_rows_are(state.session, mapper.class_.__sqlaudit_model__.mapper))
     instant = instant_of(state)
     if instant is not None:
         return read_past(state, instant)
     if state.is_select and stays_in_past(state.statement) and not isinstance(state.statement, Past):
-        # selectin_polymorphic tells nobody for whom it loads: it finds live objects, which do no harm to the past ones.
+        # selectin_polymorphic does not say for which objects it loads: let it load live ones, beside those of the past.
         state.statement = beside_past(state.statement)
     statement = unwrapped(state.statement)
     if isinstance(statement, (Update, Delete)) and not isinstance(state.statement, FromStatement):
-        state.statement = statement  # a lambda would not tell how it is to be followed
+        state.statement = statement  # SQLAlchemy would annotate the lambda, not its statement, for synchronize_session
         if state.is_orm_statement and not state.is_executemany:
             _spare_past_objects(state)
     writes_history = isinstance(statement, UpdateBase) and is_history(table_written(statement))
@@ -240,7 +240,7 @@ def _record_statement(state: ORMExecuteState) -> Any:
 
 
 def _spare_past_objects(state: ORMExecuteState) -> None:
-    """Let a bulk statement be followed by the objects of the rows that it writes, rather than by all that match."""
+    """Make a bulk statement synchronize the objects of the rows that it writes, not objects of the past that match."""
     if state.execution_options.get("synchronize_session", "auto") in ("auto", "evaluate") and any(
         isinstance(token, Instant)
         for _, _, token in state.session.identity_map.keys()  # noqa: SIM118  # quicker
@@ -249,7 +249,7 @@ def _spare_past_objects(state: ORMExecuteState) -> None:
 
 
 def _is_first(state: ORMExecuteState) -> bool:
-    """Tell whether no listener of an overlapping target has seen the statement yet, and mark it as seen."""
+    """Return whether no listener of an overlapping target has seen the statement yet, and mark it as seen."""
     if state.execution_options.get(_SEEN):
         return False
     state.update_execution_options(**{_SEEN: True})
@@ -257,7 +257,7 @@ def _is_first(state: ORMExecuteState) -> bool:
 
 
 def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
-    if recorded_engines:  # who listen to the connection, and ask whose it is
+    if recorded_engines:  # their recorders look up the session of a connection
         note_session(session, connection)
     for recording in session.info.get(RECORDING, ()):
         recording.listen(connection)

@@ -1,7 +1,8 @@
 """Which versions does a write make?
 
 A flush and a bulk statement both end in keys of rows. :class:`~sqlaudit.recording.capture.Capture` turns these keys
-into versions, by SQL that copies rows from the live table to the history table. Values never pass through Python.
+into versions, by SQL that copies rows from the live table to the history table. Only the old values that a flush knows
+of a row without history come from Python.
 
 .. code-block:: text
 
@@ -48,7 +49,7 @@ sent. ``close`` ends the open version of a row that was changed:
            :user, :impersonated_by, :reason, :extra
     FROM customers WHERE customers.id = :key_0
 
-``tombstone`` tells of a deletion: a copy of the last version, which begins and ends at the instant:
+``tombstone`` records a deletion by a copy of the last version, which begins and ends at the instant:
 
 .. code-block:: sql
 

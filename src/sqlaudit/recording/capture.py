@@ -1,12 +1,13 @@
-"""Which versions does a change make? Rows written → versions, by set-based SQL in the same transaction.
+"""Which versions does a change make? Set-based SQL in the same transaction turns keys of written rows into versions.
 
-The common case takes two statements per table and operation, whatever the number of rows (:meth:`Capture.inserted`
-takes one): *close* the open versions, *snapshot* the live rows. The row counts tell for free whether that was all.
-If not (a row without history, a version of a later instant, a row that the same transaction has written before,
-an UPDATE that changed nothing), :meth:`Capture.settle` looks at each row's last version and brings history to
-agree with the live rows, whatever happened.
+The common case takes two statements per table and operation, whatever the number of rows: *close* the open versions,
+*snapshot* the live rows (:meth:`Capture.inserted` takes one). Their rowcounts show whether every row was handled.
+If not, :meth:`Capture.settle` reads the last version of each row and makes the history agree with the live rows. That
+happens for a row without history, a version of a later instant, a row that the same transaction has written before,
+and an UPDATE that changed nothing.
 
-Values never travel through Python, and no database clock is asked: bound parameters decide everything.
+The database copies the values; only old values that are known of a row without history come from Python. The database
+clock is never read: the instant is a bound parameter.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ from sqlaudit.tracking.rights import hides_rows
 from sqlaudit.tracking.tables import TrackedTable
 
 OldValues = Callable[[Key], Mapping[Column[Any], Any]]
-"""What is known of a row before it was changed: key → live column → value."""
+"""Gives the known old values of a row: key → live column → value."""
 
 
 _KEY_NAMES: Final = tuple(f"sqlaudit_key_{index}" for index in range(100))
@@ -60,15 +61,16 @@ def _unknown(key: Key) -> Mapping[Column[Any], Any]:
 
 
 class Unseen(Enum):
-    """What is known of rows that are not found any more."""
+    """What a write is known to have done to rows that are no longer found."""
 
     DELETED = auto()
-    """They were deleted, as far as anybody knows."""
+    """It deleted them, as far as sqlaudit knows."""
     UPDATED = auto()
-    """They were updated, and are expected to be there."""
+    """It updated them, so they should still be there: sqlaudit warns."""
     LEFT = auto()
-    """Nothing was done to rows that are hidden."""
+    """It did not change them: their open versions stay."""
     UNKNOWN = auto()
+    """This is unknown: sqlaudit warns if row security may hide them, and else takes them for deleted."""
 
 
 @dataclass(slots=True)
@@ -107,7 +109,7 @@ class WriteContext:
     context: AuditContext
 
     def capture(self, chain: Chain, user_fields: UserFields = NO_USER_FIELDS) -> Capture:
-        """Return what writes the versions of rows in a chain of tables.
+        """Return the capture that writes the versions of rows in a chain of tables.
 
         :param user_fields: see :class:`~sqlaudit.recording.statements.Statements`
         """
@@ -141,7 +143,7 @@ class Capture:
             self.parameters["sqlaudit_callback_user"] = callback
 
     def inserted(self, keys: Portionable[Key], *, must_be_found: bool = True) -> None:
-        """Write the first versions of new rows: one statement per table and portion.
+        """Write the first versions of new rows, with one statement per table and portion.
 
         :param must_be_found: see :meth:`settle`
         """
@@ -151,15 +153,15 @@ class Capture:
             except IntegrityError:
                 if self.connection.dialect.name not in GUARDED_BY_KEY:
                     raise
-                complete = False  # a key has a history: the database undid that statement, and nothing else
+                complete = False  # a key has a history; the database undid only this statement
             if not complete:
                 for chunk in chunks(self._unsettled(portion)):
                     self.settle(chunk, inserted=frozenset(chunk), must_be_found=must_be_found)
 
     def updated(self, keys: Portionable[Key], before: OldValues = _unknown, *, unseen: Unseen = Unseen.UPDATED) -> None:
-        """Write versions of rows that may have changed: two statements per table and portion.
+        """Write versions of rows that may have changed, with two statements per table and portion.
 
-        :param before: what is known of the old values, by live column; for rows without history
+        :param before: gives the known old values, for rows without history
         :param unseen: see :meth:`settle`
         """
         for portion in self._portions(keys):
@@ -171,10 +173,10 @@ class Capture:
                 self.settle(self._unsettled(portion), before=before, unseen=unseen)
 
     def deleted(self, keys: Portionable[Key], before: OldValues = _unknown) -> None:
-        """Write the tombstones of deleted rows: two statements per table and portion.
+        """Write the tombstones of deleted rows, with two statements per table and portion.
 
-        A trigger or a rule may have made something else of the deletion. On MariaDB and MySQL none can, and a look for
-        a deleted row would lock its neighbours.
+        The statements check that the live row is gone, since a trigger or a rule may replace a deletion. On MariaDB
+        and MySQL no trigger can, and the check would lock the neighbours of the deleted row.
         """
         what = "any" if self.connection.dialect.name in MYSQL else "gone"
         for portion in self._portions(keys):
@@ -186,24 +188,23 @@ class Capture:
                 self.settle(self._unsettled(portion), before=before)
 
     def baseline(self, keys: Portionable[Key]) -> None:
-        """Write baselines of the live rows that have no open version, from the instant on.
+        """Write baselines, which begin at the instant, of the live rows that have no open version.
 
-        A row that was deleted at a later instant gets its own when it is settled.
-        A change that follows in the same transaction ends them at the same instant; if none does,
-        :meth:`settle` takes them back.
+        A change in the same transaction ends a baseline at the same instant. If no change follows, :meth:`settle`
+        deletes it. A row that has a version of a later instant gets its baseline from :meth:`settle`.
         """
         for portion in self._portions(keys):
             self._run(portion, "snapshot", Operation.BASELINE, "absent")
 
     def adopt(self, keys: Sequence[Key]) -> int:
-        """Write baselines, which stay, of the live rows that have no open version; return how many.
+        """Write permanent baselines of the live rows that have no open version, and return their number.
 
-        They begin at the instant, or when the last version of the row has ended, if that is later.
+        A baseline begins at the instant, or when the last version of its row ended, if that is later.
         """
         return sum(self._begin(chunk, self._last(chunk)) for chunk in self._chunks(keys))
 
     def keys_where(self, columns: tuple[Column[Any], ...], values: Sequence[Key]) -> tuple[set[Key], set[Key]]:
-        """Return the keys of the live rows, and of the recorded ones, whose ``columns`` have one of the values."""
+        """Return the keys of the live rows, and of the open versions, whose ``columns`` have one of the values."""
         found: tuple[set[Key], set[Key]] = (set(), set())
         for chunk in self._chunks(values):
             for keys, statement in zip(found, self._statements(chunk)("keys", columns), strict=True):
@@ -219,15 +220,15 @@ class Capture:
         must_be_found: bool = True,
         unseen: Unseen = Unseen.DELETED,
     ) -> None:
-        """Bring the history of rows to agree with the live rows, whatever happened to them.
+        """Make the history of rows agree with the live rows, whatever happened to them.
 
-        What this transaction wrote under the same context is taken back first, so that one version tells the
-        whole change, and none tells a change that was undone. Agreeing rows are left alone.
+        Where they disagree, the last version is first deleted if this transaction wrote it under the same context. So
+        one version shows the whole change, and no version shows a change that was undone.
 
-        :param inserted: the keys of rows that are known to be new: others without history have a baseline
-        :param before: what is known of old values, by live column
-        :param must_be_found: whether to notice if a new row has another key, or is none
-        :param unseen: what is known of rows that are not there any more
+        :param inserted: the keys of rows that are known to be new; other rows without history get a baseline
+        :param before: gives the known old values
+        :param must_be_found: warn if an inserted row cannot be found by the key it was given
+        :param unseen: what the write did to rows that are no longer found
         """
         for chunk in self._chunks(keys):
             if whole := self._whole(chunk):
@@ -235,7 +236,7 @@ class Capture:
                     self._settle(whole, inserted, before, must_be_found, unseen)
 
     def _whole(self, keys: Sequence[Key]) -> Sequence[Key]:
-        """Return the keys that have no NULL in them, as SQLite's may: no row is found again by one that has."""
+        """Return the keys without NULL, and warn of the others, which SQLite allows: they find no row again."""
         whole = [key for key in keys if all(value is not None for value in key)]
         if len(whole) < len(keys):
             live, partial = self.chain[0].live, next(key for key in keys if any(value is None for value in key))
@@ -304,9 +305,9 @@ class Capture:
             self._run(keys, "forget_baseline")
 
     def _hidden(self, last: Iterable[_Last], unseen: Unseen) -> set[Key]:
-        """Return the keys of the rows that may be there, though the role of the connection sees them no more.
+        """Return the keys of rows that may exist although the role of the connection no longer sees them.
 
-        sqlaudit warns of them, and of rows that are gone after an UPDATE.
+        sqlaudit warns of rows that row security may hide, and of rows that are gone after an UPDATE.
         """
         lost = [row.key for row in last if row.gone and row.is_open]
         if not lost or unseen is Unseen.DELETED:
@@ -332,9 +333,9 @@ class Capture:
         return set()
 
     def _notice_unwritten(self, keys: Sequence[Key], new: Sequence[Key]) -> None:
-        """Warn of rows whose version could not be written.
+        """Warn of rows whose versions could not be written.
 
-        :param new: those of the keys whose rows must be there
+        :param new: the keys of rows that must exist
         """
         table = self.chain[0]
         hides_history = hides_rows(self.connection, [table.history])
@@ -355,7 +356,7 @@ class Capture:
             )
 
     def _notice_locked_history(self, keys: Sequence[Key], new: Sequence[Key]) -> None:
-        """Warn of rows that the role sees, but not their versions, or that it may not UPDATE these."""
+        """Warn of rows that the role sees while it cannot see, or cannot UPDATE, their open versions."""
         table, last = self.chain[0], self._last(keys)
         live, recorded = self.keys_where(table.key, keys)
         if stuck := live - last.keys() - recorded.intersection(new):
@@ -367,9 +368,9 @@ class Capture:
             )
 
     def _as_recorded(self, keys: Sequence[Key], last: Mapping[Key, _Last]) -> dict[Key, Key] | None:
-        """Return the keys by those that their history has, if it spells some in another way: 'Ab' and 'aB', 1 and '1'.
+        """Map the keys in the history to the given keys, if some are spelt differently: 'Ab' and 'aB', 1 and '1'.
 
-        For some databases and collations these are one row.
+        Some databases and collations take both spellings for one row. ``None`` means that no key is respelt.
         """
         unknown = [key for key in keys if key not in last]
         if not last or not unknown:
@@ -386,7 +387,7 @@ class Capture:
         return given
 
     def _instant(self, last: _Last | None) -> datetime:
-        """Return the instant of a row's next version: the changeset's, or the first that is late enough."""
+        """Return the instant of a row's next version: the changeset's, or the earliest that the last version allows."""
         if last is None:
             return self.changeset.at
         if last.ours:
@@ -406,14 +407,14 @@ class Capture:
                     statement.execute(self.connection, parameters | {"sqlaudit_version": row.version - 1})
 
     def _begin(self, keys: Sequence[Key], last: Mapping[Key, _Last]) -> int:
-        """Write baselines of live rows that have no open version, none before the last version of its row ended."""
+        """Write baselines of live rows without an open version; none begins before the row's last version ended."""
         beginning: dict[datetime, list[Key]] = defaultdict(list)
         for key in keys:
             beginning[self._instant(last.get(key))].append(key)
         return sum(self._run(some, "snapshot", Operation.BASELINE, "absent", at=at) for at, some in beginning.items())
 
     def _baseline_of(self, keys: Sequence[Key], before: OldValues, last: Mapping[Key, _Last]) -> None:
-        """Write baselines of rows that have changed already, as far as their old values are known."""
+        """Write baselines of rows that have already changed, with their old values as far as they are known."""
         self._begin(keys, last)
         last = self._last(keys)
         for table in self.chain:
@@ -509,7 +510,7 @@ class Capture:
         return not is_cut and (self._key_types.go_together or is_raw(keys))
 
     def _portions(self, keys: Portionable[Key]) -> Iterator[Portion]:
-        """Return keys as statements take them: one by one, if the program's own have types for which that is safer."""
+        """Divide keys among statements: one key each, if the types of given keys make larger portions unsafe."""
         if isinstance(keys, list) and len(keys) == 1:
             return iter([keys])
         return portions(keys) if self._go_together(keys) else ([key] for key in keys)
@@ -550,14 +551,14 @@ class Capture:
         return {"sqlaudit_keys": [key[0] for key in keys] if len(keys[0]) == 1 else list(keys)}
 
     def _unsettled(self, keys: Portion) -> Portion:
-        """Return those whose history may not agree with the live rows yet."""
+        """Return the keys of rows whose history may not agree with the live rows yet."""
         if not isinstance(keys, SelectedKeys):
             return keys
         criterion = self._statements(keys).unsettled(keys.columns)
         return SelectedKeys(self.connection, keys.chosen.where(criterion).params(self.parameters))
 
     def _run(self, keys: Portion, step: str, *args: Any, at: datetime | None = None) -> int:
-        """Execute the statements of a step; return the number of rows that the base table's wrote."""
+        """Execute the statements of a step, and return the rowcount of the one for the base table."""
         parameters = self.parameters | self._selecting(keys)
         if at is not None:
             parameters["sqlaudit_at"] = at

@@ -1,6 +1,6 @@
-"""Which rows does the database change on its own? Those that refer to rows that go, or get other keys.
+"""Which rows does the database change by foreign key actions? Those that refer to deleted rows or changed keys.
 
-Nobody tells afterwards what their foreign keys did: the rows are found, and locked, before.
+The database does not report these rows, so sqlaudit finds and locks them beforehand.
 """
 
 from __future__ import annotations
@@ -26,20 +26,21 @@ S = TypeVar("S", bound=Source)
 
 
 class Dependents:
-    """The rows that go, or change, with others."""
+    """The rows that foreign key actions delete or change together with other rows."""
 
     def __init__(self) -> None:
         self.written: set[tuple[TrackedTable, Key]] = set()
-        """Rows that somebody else records."""
+        """Rows that the flush records itself."""
         self._found: list[tuple[Capture, Sequence[Key]]] = []
         self._referred: list[tuple[WriteContext, Sources, Portionable[Key]]] = []
 
     def find(self, write: WriteContext, sources: Sources, keys: Portionable[Key]) -> None:
-        """Find what depends on rows that are about to be deleted, or to get other keys.
+        """Find the rows that depend on rows that are about to be deleted, or to get other keys.
 
-        The rows are locked first, so that no other transaction adds a dependent one meanwhile.
+        The rows that are about to change are locked first, if the role may, so that nobody adds a dependent row.
 
-        :param sources: the tables that the rows are in
+        :param sources: the tables of the rows that are about to change
+        :raises ContextError: tracked rows depend on an untracked table, and a required user or reason is missing
         """
         before = len(self._found)
         self._find(write, sources, keys, set())
@@ -76,11 +77,11 @@ class Dependents:
                     self._find(write, chain, some, seen)
 
     def number_in(self, source: Source) -> int:
-        """Return how many of them are in a table."""
+        """Return how many of the dependent rows are in a table."""
         return sum(len(keys) for capture, keys in self._found if capture.chain[0] is source)
 
     def settle(self) -> None:
-        """Record what has become of them."""
+        """Record what the foreign key actions did to the dependent rows."""
         for capture, keys in self._found:
             capture.settle(keys)
         for write, sources, referred in self._referred:
@@ -89,9 +90,9 @@ class Dependents:
 
 
 def record_moved(write: WriteContext, sources: Sources, keys: Portionable[Key]) -> None:
-    """Record the rows whose own keys the database changed with those of the rows that they refer to.
+    """Record the rows whose primary keys the database changed together with the keys that they refer to.
 
-    :param keys: the new keys of these
+    :param keys: the new keys of the referred rows
     """
     for follower, constraint in followers_of(sources):
         if not any(element.parent in follower.key for element in constraint.elements):
@@ -106,13 +107,13 @@ def record_moved(write: WriteContext, sources: Sources, keys: Portionable[Key]) 
 
 
 def _moves_with_other_columns(sources: Sources, follower: Source, constraint: ForeignKeyConstraint) -> bool:
-    """Tell whether the key of a follower repeats what is unique in a row, but is not the row's own key."""
+    """Return whether the key of a follower has a foreign key to a unique column outside the key of the sources."""
     keys = {column for source in sources for column in source.key}
     return any(each.parent in follower.key and each.column not in keys for each in constraint.elements)
 
 
 def chains_of(table: S) -> list[tuple[S, ...]]:
-    """Return the chains of tables that the objects of a hierarchy live in; the first that has a row is its own."""
+    """Return the chains of tables of a hierarchy; an object lives in the first whose last table has its row."""
     return cast("list[tuple[S, ...]]", sorted(table.chains, key=len, reverse=True) or [(table,)])
 
 
@@ -131,7 +132,7 @@ def by_chain(
 def by_chain(
     connection: Connection, table: S, keys: Portionable[Key]
 ) -> Iterator[tuple[tuple[S, ...], Portionable[Key]]]:
-    """Divide the rows of a table by the tables that their objects live in."""
+    """Divide the rows of a table by the chain of tables that their objects live in."""
     if len(chains := chains_of(table)) == 1:
         if keys:
             yield chains[0], keys
@@ -156,9 +157,9 @@ def _followers_in(
     keys: Sequence[Key],
     to_lock: Collection[Table],
 ) -> list[Key]:
-    """Return the keys of the rows that refer to rows with some keys by a foreign key, and lock them.
+    """Find the rows of a follower that refer to the rows with the given keys; lock them and return their keys.
 
-    :param to_lock: the tables that the role may lock rows of
+    :param to_lock: the tables whose rows the role may lock
     """
     owner = next(source for source in sources if source.live is constraint.referred_table)
     if follower.live.metadata is not owner.live.metadata and not is_there(connection, follower.live):
@@ -172,13 +173,13 @@ def _followers_in(
 
 
 def lock(connection: Connection, key: Sequence[ColumnElement[Any]], keys: Sequence[Key]) -> list[RawKey]:
-    """Lock the rows that have some keys, in their order, and return their raw keys."""
+    """Lock the rows that have the given keys, in the order of the keys, and return their raw keys."""
     chosen = select(*raw(key, connection.dialect)).where(having(key, keys, connection.dialect))
     return list(keys_read(connection, chosen.order_by(*key).with_for_update()))
 
 
 def _present(connection: Connection, table: TrackedTable | FollowedTable, keys: Sequence[Key]) -> list[Key]:
-    """Return those keys that rows of a tracked table have."""
+    """Return the keys for which a table has a row."""
     types = key_types_of(cast("TrackedTable", table), connection.dialect)
     found: list[Key] | None = None
     if len(keys) == 1 or types.go_together or is_raw(keys):

@@ -1,4 +1,4 @@
-"""Which transaction does a version belong to? Its changeset: the id and the instant that all its versions share."""
+"""Which transaction does a version belong to? Its changeset has the id and the instant that its versions share."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ except ImportError:
 
 _CHANGESET: Final = "sqlaudit_changeset"
 OWN: Final[Mapping[str, Any]] = {}
-"""Execution options that tell of a connection that it is for ourselves: nobody listens to its statements then."""
+"""Marks sqlaudit's own calls of ``Session.connection()``, by identity: the hooks don't listen to these connections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class ChangesetStamp:
 
 
 def own_connection(session: Session, mapper: Mapper[Any] | None, **arguments: Any) -> Connection:
-    """Return the connection of a session on which we write a mapper's rows.
+    """Return the connection of a session on which sqlaudit writes the versions of a mapper's rows.
 
     :param arguments: further ``bind_arguments``
     """
@@ -49,9 +49,9 @@ def own_connection(session: Session, mapper: Mapper[Any] | None, **arguments: An
 
 
 def instant_given(at: datetime | None) -> datetime:
-    """Return an instant that the user has given as one that has passed, in UTC; now, by the clock, if none.
+    """Return the instant that the user gives, in UTC, or the configured clock's if it is ``None``.
 
-    :raises QueryError: it is in the future
+    :raises QueryError: the instant is in the future
     """
     now = current_config().now()
     if at is None:
@@ -62,12 +62,12 @@ def instant_given(at: datetime | None) -> datetime:
 
 
 def changeset_at(at: datetime) -> ChangesetStamp:
-    """Return a changeset of no transaction in particular, at an instant in UTC."""
+    """Return a new changeset at an instant in UTC, which no transaction remembers yet."""
     return ChangesetStamp(uuid7(), at)
 
 
 def changeset_id_of(name: str, at: datetime) -> UUID:
-    """Return the UUIDv7 of a transaction that others have recorded: the same for a name and an instant, in UTC."""
+    """Return the UUIDv7 of a transaction that another library recorded, computed from its name and instant in UTC."""
     milliseconds = (at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
     digest = int.from_bytes(sha256(f"{name} {at.isoformat()}".encode()).digest()[:10])
     random_a, random_b = digest >> 68 & 0xFFF, digest & (1 << 62) - 1
@@ -75,12 +75,12 @@ def changeset_id_of(name: str, at: datetime) -> UUID:
 
 
 def changeset_of(session: Session | None, connection: Connection, began: datetime | None = None) -> ChangesetStamp:
-    """Return the changeset of the transaction that a session, if there is one, is in on a connection.
+    """Return the changeset of the current transaction of a connection and its session; make one if there is none.
 
-    It is found again by the database transaction, which may outlive the session, and by the session's
-    transaction, which may span several databases.
+    The database transaction remembers it, since it may outlive the session. The session's transaction remembers it,
+    too, since it may span several databases.
 
-    :param began: the instant of a new changeset, taken before what it records was written; ``None``: now
+    :param began: the instant of a new changeset, taken before the writes that it records; a flush has its own instant
     """
     changeset = _changeset_known(session, connection)
     if changeset is None:
@@ -94,7 +94,7 @@ def changeset_of(session: Session | None, connection: Connection, began: datetim
 
 
 def instant_before(session: Session | None, connection: Connection | None = None) -> datetime:
-    """Return the instant of a transaction's changeset, and now, by the clock, if it has none yet."""
+    """Return the instant of a transaction's changeset, or the configured clock's if it has none yet."""
     changeset = _changeset_known(session, connection)
     return current_config().now() if changeset is None else changeset.at
 

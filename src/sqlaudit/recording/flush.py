@@ -1,7 +1,7 @@
-"""What did a flush do to tracked rows? From the unit of work's objects to the keys that capture needs.
+"""What did a flush do to tracked rows? The unit of work's objects give the keys that :class:`Capture` needs.
 
-One :class:`Flush` lives in ``session.info["sqlaudit"]`` from ``before_flush`` to ``after_flush``. Work is
-proportional to the objects that the flush writes, never to those that the session holds.
+One :class:`Flush` lives in ``session.info["sqlaudit"]`` from ``before_flush`` to ``after_flush``. Its work is
+proportional to the number of objects that the flush writes, never to the number that the session holds.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ from sqlaudit.tracking.models import link_columns
 from sqlaudit.tracking.tables import TrackedTable, tracked_table
 
 _Extent = tuple[str, ...]
-_DOOMED: Final[_Extent] = ("",)  # the name of no attribute
+_DOOMED: Final[_Extent] = ("",)  # no attribute has this name
 
 
 class Updating:
-    """An object that is about to be updated, with what it told then.
+    """An object before its UPDATE, with its committed values and the names of its changed attributes.
 
-    After the UPDATE, attributes that were set to SQL expressions have been expired, and look like no change.
+    After the UPDATE, attributes that were set to SQL expressions are expired, and look unchanged.
     """
 
     __slots__ = ("changed", "committed", "state")
@@ -66,7 +66,7 @@ class Updating:
 
 @dataclass(slots=True)
 class Group:
-    """The objects of one unit that a flush writes through one connection."""
+    """The objects of one tracked model that a flush writes through one connection."""
 
     unit: Unit
     connection: Connection
@@ -77,7 +77,7 @@ class Group:
 
 @dataclass(slots=True)
 class _Links:
-    """The links of one association table that a flush may have changed."""
+    """The rows of one association table that a flush may have changed."""
 
     added: set[Key] = field(default_factory=set)
     removed: set[Key] = field(default_factory=set)
@@ -88,13 +88,13 @@ _LinksByTable = dict[tuple[TrackedTable, tuple[Column[Any], ...], Connection | N
 
 @dataclass(slots=True)
 class _ToAsk:
-    """What the database must be asked before the objects of one base mapper and identity token are written.
+    """What to read from the database before the flush writes objects of one base mapper and identity token.
 
-    :ivar blind: the keys of rows whose old values their objects don't know
-    :ivar parents: the keys of rows that others may follow
-    :ivar untracked: the objects of classes without history whose rows tracked ones may follow
-    :ivar links: the links that may change
-    :ivar asked: the connections that have been asked
+    :ivar blind: the keys of rows whose objects do not know the old values
+    :ivar parents: the keys of rows on which other rows may depend by foreign key
+    :ivar untracked: objects of untracked classes on which tracked rows may depend by foreign key
+    :ivar links: the association rows that may change
+    :ivar asked: the connections on which this has been read
     """
 
     blind: dict[Unit, list[Key]] = field(default_factory=lambda: defaultdict(list))
@@ -108,9 +108,9 @@ _Questions = dict[tuple[Mapper[Any], Any], _ToAsk]
 
 
 def _is_blind(unit: Unit, committed: Mapping[str, Any], values: Mapping[str, Any], *, whole: bool) -> bool:
-    """Tell whether an object does not know its row as it was.
+    """Return whether an object has not loaded old values that may be needed.
 
-    :param whole: whether any of its columns may change, and not only those that have changed, or do by themselves
+    :param whole: True if any stored value may be needed; False if only those that change unset or refer to rows
     """
     return not values.keys() >= (unit.stored if whole else unit.needed) or any(
         value is LoaderCallableStatus.NO_VALUE and name in unit.stored for name, value in committed.items()
@@ -126,7 +126,7 @@ class Flush:
         self.config = current_config()
         self._requires = self.config.require_reason or self.config.require_user
         self.began: datetime | None = None
-        """The instant before the flush, or before its first tracked row, if other listeners have brought that later."""
+        """The instant before the flush, or before its first tracked row if other listeners add that row later."""
         self.is_announced = False
         self._groups: dict[tuple[Mapper[Any], Connection], Group] = {}
         self._automatic: dict[State, dict[str, Any]] = {}
@@ -134,7 +134,7 @@ class Flush:
         self._dependents = Dependents()
         self._followed: list[tuple[WriteContext, tuple[FollowedTable, ...], list[State]]] = []
         self.prepared: dict[State, _Extent] | None = None
-        """What of each object had changed when it was prepared; ``None`` if none ever is."""
+        """The changed attributes of each object when it was prepared; ``None`` until :meth:`prepare` is called."""
         self._blind: set[State] = set()
         self._baselines: list[tuple[Unit, Capture, list[Key]]] = []
         self._told: set[tuple[Unit, Connection, Key]] = set()
@@ -143,12 +143,12 @@ class Flush:
         self._followed_fields: dict[Unit, frozenset[str]] = {}
         self._changed_late: dict[Unit, bool] = {}
         self.looked_at: set[Mapper[Any]] = set()
-        """The mappers of which it is known whether writing their objects may execute more than the flush tells."""
+        """The mappers already checked for statements that the flush may execute besides those for its objects."""
         self.is_heard = False
-        """Whether statements of links are recorded when they are executed, whoever executes them."""
+        """True if a recorder listens to the flush's connections, and also records statements for association tables."""
 
     def group(self, state: State, connection: Connection) -> Group:
-        """Return the place for an object of a tracked class that the flush writes through a connection."""
+        """Return the group of a tracked object that the flush writes through a connection."""
         key = state.mapper, connection
         try:
             return self._groups[key]
@@ -159,7 +159,7 @@ class Flush:
     # -- before the flush
 
     def begin(self) -> None:
-        """Take the instant, before any statement of the flush makes a timestamp, if it is to write tracked rows."""
+        """Take the instant if the flush is to write tracked rows, before its statements make timestamps."""
         session = self.session
         if self.began is None and any(
             map(concerns_tracking, (*session._new, *session._deleted, *session._dirty_states))
@@ -167,16 +167,16 @@ class Flush:
             self.began = instant_before(session)
 
     def prepare(self) -> None:
-        """Ask what nobody can tell after the flush; if it chooses among connections, as soon as it has chosen.
+        """Read what cannot be known after the flush, or leave that to the writes if the session chooses connections.
 
-        :raises ContextError: the configuration requires a user or a reason, and there is none
+        :raises ContextError: a required user or reason is missing
         """
         if self._requires:
             self._require_context()
         if self.began is None:
             self.begin()
         self.prepared = {}
-        doomed = self.session._deleted  # the public properties would make a set of all dirty objects
+        doomed = self.session._deleted  # the public properties build a set of all dirty objects
         deleted = [state for state in doomed if concerns_tracking(state)]
         dirty = [state for state in self.session._dirty_states if concerns_tracking(state) and state not in doomed]
         for is_doomed, states in (True, deleted), (False, dirty):
@@ -193,16 +193,15 @@ class Flush:
             self.began = instant_before(self.session, connection)
 
     def inserting(self, state: State, connection: Connection) -> None:
-        """Ask before an object is inserted, which may take the row of one that goes."""
+        """Read what is needed before an object is inserted: it may take the row of a deleted one."""
         self._begin_late(connection)
         if self._questions:
             self._ask_about(state, connection)
 
     def writing(self, state: State, connection: Connection, *, doomed: bool) -> None:
-        """Ask before an object is updated or deleted, on the connection that the flush does it by.
+        """Read what is needed before an object is updated or deleted, on the connection that the flush uses.
 
-        More may have become of the object than was known before the flush: other listeners may have changed or deleted
-        it since, or a cascade did.
+        Other listeners or a cascade may have changed or deleted the object since :meth:`prepare` looked at it.
         """
         if self._questions:
             self._ask_about(state, connection)
@@ -219,14 +218,14 @@ class Flush:
                 self._ask(questions, connection)
 
     def _ask_about(self, state: State, connection: Connection) -> None:
-        """Ask, once on each connection, what concerns the objects that are written with one."""
+        """Read, once on each connection, what is needed for all objects of an object's base mapper and token."""
         questions = self._questions.get((state.mapper.base_mapper, state.identity_token))
         if questions is not None and connection not in questions.asked:
             questions.asked.add(connection)
             self._ask(questions, connection)
 
     def _look_at(self, state: State, doomed: bool, questions: _Questions) -> None:
-        """Add what is to be asked because of an object."""
+        """Add to ``questions`` what must be read because of an object."""
         if is_unchanged_past(self.session, state, doomed=doomed):
             return
         place = state.mapper.base_mapper, state.identity_token
@@ -254,7 +253,7 @@ class Flush:
         if unit not in self._followed_fields:
             self._followed_fields[unit] = unit.followed()
         followed = self._followed_fields[unit]
-        may_follow = bool(self._doomed) and not unit.referring.isdisjoint(committed)  # to a row that goes
+        may_follow = bool(self._doomed) and not unit.referring.isdisjoint(committed)  # to a deleted row
         if goes or may_follow or not followed.isdisjoint(committed) or (may_change_late and followed - unit.keys):
             questions[place].parents[unit].append(key)
         whole = goes or may_change_late
@@ -271,14 +270,14 @@ class Flush:
             self._collect_links(unit, state, None, questions[place].links)
 
     def _may_change_late(self, unit: Unit) -> bool:
-        """Tell whether listeners may change an object after it has been looked at, even by SQL expressions."""
+        """Return whether listeners may change an object after :meth:`_look_at`, even by SQL expressions."""
         found = self._changed_late.get(unit)
         if found is None:
             found = self._changed_late[unit] = others_listen(unit.mapper, ("before_update",))
         return found
 
     def _ask(self, questions: _ToAsk, connection: Connection) -> None:
-        """Ask the database what nobody can tell after the flush."""
+        """Write the baselines and find the dependent rows that could not be known after the flush."""
         self._dependents.written = self._written_so_far()
         for unit, keys in questions.blind.items():
             capture = self._write_context(connection).capture(unit.model.chain, unit.user_fields(self.config))
@@ -314,7 +313,7 @@ class Flush:
                 require_context(lacks, write, obj, row_names_user=names_user)
 
     def _written_so_far(self) -> set[tuple[TrackedTable, Key]]:
-        """Return the rows that the flush has written itself; what they were before is known, or was asked."""
+        """Return the rows that the flush has written so far; their old values are known or have been read."""
         written: set[tuple[TrackedTable, Key]] = set()
         for group in self._groups.values():
             states = (*group.inserted, *(update.state for update in group.updating))
@@ -326,18 +325,18 @@ class Flush:
 
     @property
     def is_writing(self) -> bool:
-        """Whether the flush has begun to write: what is executed in ``before_flush`` is not its own."""
+        """Return whether the flush has begun to write. Statements of ``before_flush`` listeners precede that."""
         return getattr(self.context, "transaction", None) is not None
 
     @property
     def records_links(self) -> bool:
-        """Whether the links that the flush writes are recorded after it, by the objects."""
+        """Return whether association rows are recorded after the flush, from its objects."""
         return not self.is_heard
 
     def record(self) -> None:
         """Write the versions.
 
-        :raises ContextError: a listener has added what lacks a required user or reason
+        :raises ContextError: a listener has added an object, and a required user or reason is missing
         """
         if not self._groups and not self._baselines and not self._followed:
             return
@@ -358,7 +357,7 @@ class Flush:
         self._dependents.settle()
         for write, sources, states in self._followed:
             record_moved(write, sources, [_key_now(state) for state in states if _has_moved(state)])
-        for unit, capture, keys in self._baselines:  # no change came of some after all
+        for unit, capture, keys in self._baselines:  # delete the baselines that no change followed
             told = self._told
             capture.settle([key for key in keys if (unit, capture.connection, key) not in told])
 
@@ -373,7 +372,7 @@ class Flush:
         for state in group.inserted:
             key = unit.key_of(state)
             if self._doomed and (replaced := self._doomed.get((unit.mapper.base_mapper, key), state)) is not state:
-                rewritten[key] = replaced  # an UPDATE, in truth: the flush deletes and inserts the same key
+                rewritten[key] = replaced  # recorded as an UPDATE: the flush deletes and inserts the same key
             else:
                 new.append(key)
         for update in group.updating:
@@ -409,7 +408,7 @@ class Flush:
             notice_replacing(group.connection, unit.replacing[0])
         write = self._write_context(group.connection)
         capture = write.capture(unit.model.chain, unit.user_fields(self.config))
-        must_be_found = not (unit.referring and (self._doomed or self._followed))  # else it may go with its parent
+        must_be_found = not (unit.referring and (self._doomed or self._followed))  # else a cascade may delete it
         if moved or rewritten or not deleted.keys().isdisjoint(new):
             keys = dict.fromkeys((*moved, *moved_to, *rewritten, *deleted, *new))
             fresh = {*moved_to, *new} - {*rewritten, *deleted}
@@ -426,12 +425,12 @@ class Flush:
             record_moved(write, unit.model.chain, moved_to)
 
     def _with_automatic(self, state: State, changed: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the old values of an object, also of fields that have changed by themselves, and were not set."""
+        """Return the old values of an object, including fields that changed without being set."""
         return {**self._automatic.get(state, {}), **changed}
 
     @staticmethod
     def _has_triggers(unit: Unit, connection: Connection) -> bool:
-        """Tell whether a trigger may change what is stored of a row when a column is updated that is not."""
+        """Return whether a trigger may change stored columns when only an excluded column is updated."""
         return any(has_triggers(connection, table) for table in unit.model.chain)
 
     @staticmethod
@@ -453,7 +452,7 @@ class Flush:
             found = links[table, columns, connection]
             added, unchanged, removed = (list(items or ()) for items in history)
             theirs = relationship.secondary_synchronize_pairs or ()
-            if moved:  # the links, too, go from the old key to the new one
+            if moved:  # its links move from the old key to the new one
                 added += unchanged
             for items, then, kept in (
                 (added, False, found.added),
@@ -494,7 +493,7 @@ class Flush:
 
 
 def _has_moved(state: State) -> bool:
-    """Tell whether an object that is not tracked got another key, after it has been written."""
+    """Return whether the flush gave an untracked object another key."""
     return state.key is not None and _key_now(state) != tuple(state.key[1])
 
 
@@ -503,12 +502,12 @@ def _key_now(state: State) -> Key:
 
 
 def _is_whole(table: TrackedTable, columns: Iterable[Column[Any]]) -> bool:
-    """Tell whether the columns of a link are all that its table stores."""
+    """Return whether the columns of a link are the only ones that its history stores."""
     return {live for live, _ in table.columns} <= set(columns)
 
 
 def _values(state: State, mapper: Mapper[Any], pairs: Iterable[tuple[Any, Any]], then: bool) -> Key:
-    """Return the values of an object that its links repeat: now, or before they were changed (``then``)."""
+    """Return the values of an object that its links repeat: the current ones, or the old ones (``then``)."""
     values = (
         dict(
             zip((mapper.get_property_by_column(column).key for column in mapper.primary_key), state.key[1], strict=True)

@@ -1,8 +1,8 @@
-"""Which tracked table does SQL that was written by hand write? A cheap test, which reads no more than the names.
+"""Which tracked table does hand-written SQL write? A cheap test of its keywords and names answers.
 
-The text is cut into words, names and marks, once from its beginning to its end, and each is looked at once: the time is
-proportional to the length, whatever the text. Databases read some texts differently: where it is not known which of
-them executes a text, every reading counts.
+One pass divides the text into words, names and marks, and looks at each once, so the time is proportional to the
+length of any text. Databases read some texts differently. If it is not known which database executes a text, every
+reading counts.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from sqlaudit.tracking.registry import tracked_tables
 from sqlaudit.tracking.tables import known_metadata, tracked_table
 
 NOTICED: Final = "sqlaudit_noticed"
-"""The execution option of SQL that has been noticed."""
+"""The execution option of SQL that a session has already checked."""
 
 _Name = tuple[str, ...]
-"""The parts of a name, in small letters."""
+"""The parts of a name, in lower case."""
 
 # --- what is written --------------------------------------------------------------------------------------------
 
@@ -39,13 +39,13 @@ _VERB: Final = re.compile(
 _READ_DIFFERENTLY: Final = re.compile(r"\\|#|/\*|--\S|\r(?!\n)")
 
 _Where = Connection | Engine | None
-"""What executes a text; ``None``: something unknown."""
+"""What executes a text; ``None`` if it is unknown."""
 
 
 def is_told_by_text(statement: Any) -> bool:
-    """Tell whether only its text tells what a statement writes: it was written by hand, or compiled before.
+    """Return whether only the text of a statement shows what it writes.
 
-    Or its class is one of the user's own, who wrote what it is compiled to.
+    That is so if it was written by hand, was already compiled, or is of a class that the user compiles.
     """
     if not isinstance(statement, (ClauseElement, Compiled)) or isinstance(statement, (UpdateBase, SelectBase)):
         return False
@@ -54,25 +54,25 @@ def is_told_by_text(statement: Any) -> bool:
 
 
 def notice_text(statement: Any, *where: _Where) -> None:
-    """Notice such a statement if it writes a tracked table.
+    """Report a statement whose text writes a tracked table.
 
     :param where: what may execute it
-    :raises CaptureError: the configuration says so
+    :raises CaptureError: the configuration says to raise
     """
     if isinstance(statement, (TextClause, Compiled)):
         notice_sql(statement.text if isinstance(statement, TextClause) else str(statement), *where)
         return
     dialect = next((each.dialect for each in where if each is not None), None)
-    with suppress(CompileError):  # which the user gets when it is executed
+    with suppress(CompileError):  # the user gets it on execution
         notice_sql(str(statement.compile(dialect=dialect)), *where)
 
 
 def table_written_by(sql: str, *where: _Where) -> Table | None:
-    """Return a table that the text of a statement writes, as far as its words tell, if that makes tracked rows change.
+    """Return a table that a text writes, if that changes tracked rows, as far as its words show.
 
-    It is a tracked one, or one whose rows tracked ones follow when they are deleted.
+    The table is tracked, or tracked rows follow its rows by foreign key and the statement may delete rows.
 
-    :param where: what may execute it; nothing: any database, with the schemas of the tables
+    :param where: what may execute the text; if empty, any database, with the tables in their own schemas
     """
     if _VERB.search(sql) is None:
         return None
@@ -92,13 +92,13 @@ def table_written_by(sql: str, *where: _Where) -> Table | None:
 
 
 def _may_be_moved(table: Table, where: Iterable[_Where]) -> bool:
-    """Tell whether a ``schema_translate_map`` may give a table another schema."""
+    """Return whether a ``schema_translate_map`` may give a table another schema."""
     options = (None if each is None else each.get_execution_options() for each in where)
     return any(each is None or table.schema in (each.get("schema_translate_map") or ()) for each in options)
 
 
 def _tables_by_name() -> dict[str, list[Table]]:
-    """Return the tables that are tracked or followed, by their names in small letters."""
+    """Return the tracked tables and those that tracked rows follow, by their names in lower case."""
     found: dict[str, list[Table]] = {}
     tracked = (each.live for metadata in known_metadata() for each in tracked_tables(metadata))
     for table in (*tracked, *(each.live for each in untracked_sources())):
@@ -107,19 +107,19 @@ def _tables_by_name() -> dict[str, list[Table]]:
 
 
 def _spellings(name: str) -> set[str]:
-    """Return a name as it may be written: a quote in it is doubled if it is the quote around it."""
+    """Return the ways to write a name: a quote in it is doubled if the same quote encloses it."""
     return {name, *(name.replace(quote, quote * 2) for quote in _QUOTES.values())}
 
 
 def _places_of(names: Iterable[str], text: str) -> list[int]:
-    """Return where names begin in a text, in order."""
+    """Return the positions in a text at which names begin, in ascending order."""
     return sorted(found.start() for name in names for found in re.finditer(re.escape(name), text))
 
 
 def _names_written(sql: str, places: Sequence[int] | None, where: Iterable[_Where]) -> Iterator[tuple[str, _Name]]:
-    """Yield what is done, and to what.
+    """Yield the verb of each write, and the name of its table.
 
-    :param places: where names of interest begin; ``None``: everywhere
+    :param places: where names of interest begin; ``None`` to read the whole text
     """
     dialects = {"" if each is None else each.dialect.name for each in where}
     readings = [each for each in _READINGS if dialects <= each.dialects] or _READINGS
@@ -130,10 +130,10 @@ def _names_written(sql: str, places: Sequence[int] | None, where: Iterable[_Wher
 
 
 def notice_sql(sql: str, *where: _Where) -> None:
-    """Notice the text of a statement that writes a tracked table.
+    """Report the text of a statement that writes a tracked table.
 
     :param where: what may execute it
-    :raises CaptureError: the configuration says so
+    :raises CaptureError: the configuration says to raise
     """
     table = table_written_by(sql, *where)
     if table is not None:
@@ -152,11 +152,11 @@ def notice_sql(sql: str, *where: _Where) -> None:
 class _Reading:
     """How a database reads strings and comments.
 
-    :ivar dialects: the dialects of SQLAlchemy for the databases that read so
-    :ivar escapes: whether a backslash in a string takes the next character with it
-    :ivar nests: whether comments have comments in them, and a carriage return, too, ends those of one line
-    :ivar executes: whether it executes the comments that begin with ``!`` or ``M!``; ``#`` begins one, too, and ``--``
-        does before blanks alone
+    :ivar dialects: SQLAlchemy's dialects for the databases that read this way
+    :ivar escapes: True if a backslash in a string escapes the next character
+    :ivar nests: True if comments nest, and if a carriage return also ends a one-line comment
+    :ivar executes: True if comments that begin with ``!`` or ``M!`` are executed; then ``#`` also begins a comment, and
+        ``--`` only does so before a blank
     """
 
     dialects: frozenset[str]
@@ -168,24 +168,24 @@ class _Reading:
 _MYSQL: Final = frozenset({"mariadb", "mysql"})
 _READINGS: Final = (
     _Reading(frozenset({"postgresql"}), nests=True),
-    _Reading(frozenset({"sqlite"})),  # and the standard
+    _Reading(frozenset({"sqlite"})),  # as in the standard
     _Reading(_MYSQL, escapes=True, executes=True),
     _Reading(_MYSQL, executes=True),  # with NO_BACKSLASH_ESCAPES
 )
-_LETTERS: Final = r"\w$\x80-\U0010FFFF"  # any database takes all that is not ASCII for letters, unlike \w
+_LETTERS: Final = r"\w$\x80-\U0010FFFF"  # databases take all non-ASCII characters for letters, unlike \w
 _FIRST_LETTERS: Final = r"A-Za-z_\x80-\U0010FFFF"
 _QUOTES: Final = {"single": "'", "double": '"', "back": "`", "unicode": '"'}
 _COMMENT: Final = re.compile(r"/\*|\*/")
-_EXECUTED: Final = r"/\*M?!(?!9{5})\d*"  # no server is as new as 99999
+_EXECUTED: Final = r"/\*M?!(?!9{5})\d*"  # no server has version 99999
 
 
 @cache
 def _pattern(reading: _Reading, *, words: bool = True) -> re.Pattern[str]:
-    """Return the pattern of what is looked at; all else is passed over.
+    """Return the pattern of the tokens that matter; all other text is skipped.
 
-    What is open at the end of the text ends there, and nothing is tried in two ways: that makes it linear.
+    An unclosed string or comment ends with the text, and nothing is tried in two ways: so matching takes linear time.
 
-    :param words: whether words are, and all marks; else strings, comments and the ends of statements alone
+    :param words: True to match words and all marks; False for strings, comments and ends of statements only
     """
 
     def quoted(quote: str, *, escapes: bool = False, name: str = "") -> str:
@@ -225,10 +225,10 @@ def _tokens(
     *,
     is_body: bool = False,
 ) -> Iterator[tuple[str, bool]]:
-    """Yield the words and names, in small letters, and the marks of a text, and whether each is a quoted name.
+    """Yield the words, names and marks of a text, in lower case, each with whether it is a quoted name.
 
-    :param skip: returns where the next statement begins that is of interest, given where one begins
-    :param is_body: whether it is the body of a DO block, which is executed at once, as no other string is
+    :param skip: given where a statement begins, returns where the next statement of interest begins
+    :param is_body: True in the body of a DO block, the only string that the database executes at once
     """
     search, text, is_block = _pattern(reading).search, ";", False
     if skip is not None:
@@ -253,7 +253,7 @@ def _tokens(
             if is_block and not is_body:
                 yield from _body(_unescaped(found[kind], is_escaped=kind == "escaped"), reading)
             elif kind == "single":
-                text = "a name"  # SQLite takes a string for one where it expects one
+                text = "a name"  # SQLite takes a string for a name where it expects a name
                 yield _unquoted(kind, found[kind]), True
         elif kind is not None and kind != "executed":
             text = "a name"
@@ -261,21 +261,21 @@ def _tokens(
 
 
 def _body(body: str, reading: _Reading) -> Iterator[tuple[str, bool]]:
-    """Yield what is in the body of a DO block."""
+    """Yield the tokens in the body of a DO block."""
     yield ";", False
     yield from _tokens(body, reading, 0, len(body), is_body=True)
     yield ";", False
 
 
 _AMONG_VALUES: Final = frozenset({"(", ","})
-"""What comes before strings that are neither names nor bodies."""
+"""The marks that precede strings which are neither names nor bodies."""
 _CODE_POINT: Final = re.compile(r"\\(?:\+(0[0-9a-f]{5}|10[0-9a-f]{4})|([0-9a-f]{4}))", re.IGNORECASE)
 _ESCAPE: Final = re.compile(r"\\(.)", re.DOTALL)
 _BLANKS: Final = {"n": "\n", "r": "\r", "t": "\t"}
 
 
 def _unquoted(kind: str, written: str) -> str:
-    """Return a name, in small letters, that is written in quotes."""
+    """Return a quoted name without its quoting, in lower case."""
     if kind == "unicode":
         written = _CODE_POINT.sub(lambda found: chr(int(found[1] or found[2], 16)), written)
     quote = _QUOTES.get(kind)
@@ -283,7 +283,7 @@ def _unquoted(kind: str, written: str) -> str:
 
 
 def _unescaped(written: str, *, is_escaped: bool) -> str:
-    """Return the text of a string, in which a backslash may escape the next character."""
+    """Return the text of a string; in an escaped string, a backslash escapes the next character."""
     text = written.replace("''", "'")
     return _ESCAPE.sub(lambda found: _BLANKS.get(found[1], found[1]), text) if is_escaped else text
 
@@ -297,7 +297,7 @@ def _end_of_comment(sql: str, place: int, end: int, *, nests: bool) -> int:
 
 
 def _end_of_dollars(sql: str, tag: str, place: int, end: int) -> tuple[int, int]:
-    """Return where a string ends that a tag began, and where the tag ends that ends it."""
+    """Return where a dollar-quoted string ends, and where its closing tag ends."""
     closing = sql.find(tag, place, end)
     return (end, end) if closing < 0 else (closing, closing + len(tag))
 
@@ -306,17 +306,17 @@ _STOPS: Final = re.compile("""['"`;$/#-]""")
 _HOLDS_OTHERS: Final = re.compile(
     rf"(?:\s|(?:--|\#)[^\n\r]*|{_EXECUTED}|/\*(?:[^*]|\*(?!/))*+\*/)*+(?:create|do)\b", re.IGNORECASE
 )
-"""What has statements in it, or may have."""
+"""Matches a statement that may contain other statements."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Skip:
-    """Skips the statements that name no table of interest, but in strings and comments, in a fraction of the time.
+    """Skips statements that name no table of interest outside strings and comments, in a fraction of the time.
 
-    A string counts if it begins with the name: it may be one.
+    A string counts if it begins with the name, since it may be a name itself.
 
-    :ivar places: where the names of such tables begin
-    :ivar scan: what goes through the words; definitions, which have statements in them, are its own
+    :ivar places: where the names of tables of interest begin
+    :ivar scan: the scan that reads the words; nothing is skipped while it is in a definition
     """
 
     sql: str
@@ -351,7 +351,7 @@ class _Skip:
                     return start
 
     def _names(self, start: int, end: int) -> bool:
-        """Tell whether a name begins between two places."""
+        """Return whether a name of interest begins between two positions."""
         here = bisect_left(self.places, start)
         return here < len(self.places) and self.places[here] < end
 
@@ -372,22 +372,22 @@ _VERBS: Final[dict[str, frozenset[str]]] = {
         "alter": "if exists only",
     }.items()
 }
-"""The words with which statements that write begin, and those that may come before the name of the table."""
+"""The verbs that begin a writing statement, each with the words that may precede the table's name."""
 _NEVER_NAMES: Final = frozenset({"from", "into", "or", "table"})
-"""Those of the latter that no database takes for a name."""
+"""Words that may precede a table's name, and that no database takes for a name."""
 _OF_TABLE: Final = frozenset({"load", "alter"})
-"""Those of which the table comes after the word TABLE."""
+"""The verbs whose table follows the word TABLE."""
 _EXPLAINS: Final = frozenset({"explain", "describe", "desc"})
 _MENTIONS: Final = _EXPLAINS | {"grant", "revoke"}
-"""With what statements begin that mention others, and do not execute them."""
+"""The words that begin a statement which mentions another statement without executing it."""
 _SAYS_WHETHER: Final = frozenset({"analyze", "false", "off", "0"})
 _BEGINS: Final = frozenset({"", ";", "(", ")", "then", "else", "begin", "atomic", "loop", "repeat", "do", "in", "for"})
-"""What a statement may come after."""
+"""The words and marks after which a statement may begin."""
 _BEGINS_IN: Final[dict[str, frozenset[str]]] = {
     "prepare": frozenset({"as"}),
     **dict.fromkeys((*_EXPLAINS, "analyze"), frozenset({"analyze", "verbose", "json", "extended"})),
 }
-"""What it may come after besides, in one that begins with another word."""
+"""Further words after which a statement may begin, by the first word of the one that contains it."""
 _NO_NAMES: Final = frozenset(
     {
         *(
@@ -428,16 +428,16 @@ class _Named:
 
 @dataclass(slots=True)
 class _Statement:
-    """What has been read of a statement that may write.
+    """What has been read so far of a statement that may write.
 
-    :ivar targets: the tables that it writes, unless they are aliases of ``sources``
+    :ivar targets: the names of the tables that it writes; they may be aliases of ``sources``
     :ivar sources: the tables that it reads
-    :ivar columns: those that an UPDATE sets
-    :ivar reads: what it is about to name: its ``targets``, its ``sources``, its ``columns``, or nothing of interest
-    :ivar expects: whether a name comes next
-    :ivar last: the last name, as long as it may go on
-    :ivar writes: whether it is known to write
-    :ivar passed: the last word that may come before a name, or be one
+    :ivar columns: the columns that an UPDATE sets
+    :ivar reads: the list that the next names belong to: ``targets``, ``sources`` or ``columns``; empty for none
+    :ivar expects: True if a name comes next
+    :ivar last: the last name, while further parts or an alias may follow
+    :ivar writes: True if the statement is known to write
+    :ivar passed: the last word that may precede a name, or be the name
     """
 
     verb: str
@@ -460,35 +460,35 @@ class _Statement:
             getattr(self, self.reads).append(self.last)
 
     def take_passed(self) -> None:
-        """Take the word that was passed for the name, since none comes after it: ``UPDATE only SET …``."""
+        """Take the passed word for the name if no name follows it: ``UPDATE only SET …``."""
         if self.expects and self.reads == "targets" and self.passed:
             self.add(self.passed)
         self.passed = ""
 
     def written(self) -> Iterator[tuple[str, _Name]]:
-        """Yield what it does, and to what."""
+        """Yield the verb and the name of each table that the statement writes."""
         self.take_passed()
         aliases = {each.alias: each.name for each in self.sources if each.alias}
         set_by = {each.name[-2] if len(each.name) > 1 else "" for each in self.columns}
         if not set_by <= {each.alias or each.name[-1] for each in self.targets}:
-            set_by = set()  # nobody knows of which tables the columns are
+            set_by = set()  # it is unknown which tables the columns are in
         for each in self.targets if self.writes else ():
             if not set_by or (each.alias or each.name[-1]) in set_by:
                 yield self.verb, aliases.get(each.name[0], each.name) if len(each.name) == 1 else each.name
 
 
 class _Scan:
-    """Goes through the words of a text, statement by statement.
+    """Reads the words of a text, statement by statement.
 
-    :ivar open: the statement in each parenthesis that is open, ``None`` where none is
-    :ivar before: the word or mark before this one
-    :ivar first: the first word of the statement
-    :ivar is_mentioned: whether the statement is explained, for instance, and not executed
-    :ivar replaces: whether it creates something in place of another
-    :ivar handles: whether it declares a handler, whose statement comes after the conditions
-    :ivar defining: how many blocks and parentheses are open in a definition, of a trigger for instance; ``None``: it is
-        none
-    :ivar found: what is done, and to what, in the statements that have been read
+    :ivar open: the statement in each open parenthesis, or ``None`` where there is no writing statement
+    :ivar before: the word or mark before the current one
+    :ivar first: the first word of the current statement
+    :ivar is_mentioned: True if the statement is not executed, but explained, for instance
+    :ivar replaces: True after CREATE OR REPLACE
+    :ivar handles: True while a handler is declared, whose statement follows the conditions
+    :ivar defining: the number of open blocks and parentheses in a definition, of a trigger for instance; ``None``
+        outside of definitions
+    :ivar found: the verbs and tables of the writes that have been read
     """
 
     def __init__(self) -> None:
@@ -502,7 +502,7 @@ class _Scan:
         self.defining: int | None = None
 
     def run(self, tokens: Iterator[tuple[str, bool]]) -> Iterator[tuple[str, _Name]]:
-        """Yield what is done, and to what."""
+        """Yield the verb of each write, and the name of its table."""
         for text, is_quoted in tokens:  # an option may be quoted
             is_name = is_quoted and not (self.first in _EXPLAINS and text in _SAYS_WHETHER)
             if self.defining is not None:
@@ -538,7 +538,7 @@ class _Scan:
                 statement = None
             elif self.before == statement.verb and statement.verb in _FUNCTIONS:
                 self.open[-1] = statement = None
-            self.open.append(statement)  # a table, or a join of some, in parentheses
+            self.open.append(statement)  # a table or a join in parentheses
         else:
             self.open.append(None)
 
@@ -590,14 +590,14 @@ class _Scan:
         return self.handles or self.before in _BEGINS or self.before in _BEGINS_IN.get(self.first, ())
 
     def _explain(self, word: str) -> None:
-        """Note whether a statement that is explained is executed, too."""
+        """Note whether an explained statement is also executed."""
         if word == "analyze":
             self.is_mentioned = False
         elif self.before == "analyze":
             self.is_mentioned = True
 
     def _defines(self, word: str) -> bool:
-        """Tell whether a CREATE defines what is executed later; note which table it replaces."""
+        """Return whether a CREATE defines code that is executed later; note the table that it replaces."""
         self.replaces = self.replaces or word == "replace"
         if word == "table":
             self.first = word
@@ -619,12 +619,12 @@ class _Scan:
             if self.before == "(":
                 self.open[-1] = None  # a subquery
             elif statement.expects and statement.reads == "targets" and self.before != "insert":
-                statement.add(word)  # a table of that name; MERGE has INSERT VALUES without one
+                statement.add(word)  # a table of that name; in a MERGE, INSERT VALUES names none
                 return
             statement.expects, statement.last = False, None
 
     def _name(self, text: str) -> None:
-        """Read a name, a further part of one, or an alias."""
+        """Read a name, the next part of a name, or an alias."""
         statement = self.open[-1]
         last = statement and statement.last
         if last and self.before == ".":
@@ -639,7 +639,7 @@ class _Scan:
     # -- definitions
 
     def _define(self, text: str, is_name: bool) -> None:
-        """Pass over what is not executed yet, to the end of the definition."""
+        """Skip a definition, which the database does not execute yet, to its end."""
         assert self.defining is not None
         if is_name:
             return
@@ -648,7 +648,7 @@ class _Scan:
         elif text in (")", "end"):
             self.defining -= 1
         elif self.before == "end" and text in _ENDED:
-            self.defining += 1  # IF and its like were not counted
+            self.defining += 1  # the beginnings of IF, LOOP and so on are not counted
         elif text == ";" and self.defining <= 0:
             self._begin()
 
@@ -666,7 +666,7 @@ def _using(statement: _Statement) -> None:
         statement.turn_to("sources")
     elif statement.verb == "merge":
         statement.turn_to("")
-    else:  # of a join
+    else:  # USING of a join
         statement.last = None
 
 

@@ -15,9 +15,9 @@ from sqlaudit.tracking.tables import TrackedTable
 
 
 def uncaptured(message: str, subject: object) -> None:
-    """Warn of a write that cannot be recorded.
+    """Warn of a write that cannot be recorded, unless the configuration says to ignore it.
 
-    :raises CaptureError: the configuration says so
+    :raises CaptureError: the configuration is strict, or says to raise
     """
     config = current_config()
     if config.strict or config.on_uncaptured == "raise":
@@ -27,7 +27,7 @@ def uncaptured(message: str, subject: object) -> None:
 
 
 def warn_of_history_in_sight(connection: Connection, chain: Iterable[TrackedTable]) -> None:
-    """Warn if the role of a connection sees more of a history than of its live table. One statement on PostgreSQL."""
+    """Warn if row security hides live rows from the role, but no history. One statement per table, on PostgreSQL."""
     if (table := shows_more_in_history(connection, chain)) is not None:
         warn_caller(
             f"Row security restricts the role to some rows of the tracked table {table.live.fullname!r}, but not of "
@@ -37,7 +37,7 @@ def warn_of_history_in_sight(connection: Connection, chain: Iterable[TrackedTabl
 
 
 def notice_replacing(connection: Connection, table: TrackedTable) -> None:
-    """Warn that SQLite may have deleted rows in the way of those that a flush has written to a table."""
+    """Warn, on SQLite, that a flush may have deleted rows that conflicted with those that it wrote to a table."""
     if connection.dialect.name == "sqlite":
         uncaptured(
             f"A flush writes the table {table.live.fullname!r}, a constraint of which has ON CONFLICT REPLACE, and "
@@ -47,7 +47,7 @@ def notice_replacing(connection: Connection, table: TrackedTable) -> None:
 
 
 def lacking(context: AuditContext) -> str | None:
-    """Return what a context lacks that the configuration requires: ``"reason"``, ``"user"``, or ``None``."""
+    """Return what the configuration requires and a context lacks: ``"reason"``, ``"user"``, or ``None``."""
     config = current_config()
     if config.require_reason and not context.reason:
         return "reason"
@@ -61,9 +61,9 @@ def require_context(lacks: str | None, write: str, subject: object, *, row_names
     """Raise if a write lacks a required user or reason.
 
     :param lacks: what the context lacks, see :func:`lacking`
-    :param write: what is to be written, as the beginning of the message
-    :param row_names_user: whether the written row, or its table, has a column that names the user
-    :raises ContextError: there is no user, or no reason
+    :param write: the beginning of the error message
+    :param row_names_user: True if the written row, or its table, has a column that names the user
+    :raises ContextError: the user or the reason is missing
     """
     if lacks is not None and not (lacks == "user" and row_names_user):
         option = "user_id" if lacks == "user" else lacks

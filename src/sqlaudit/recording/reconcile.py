@@ -1,4 +1,4 @@
-"""What has changed that nobody told? Live rows compared with their open versions, and recorded where they differ."""
+"""Which changes did sqlaudit miss? It compares live rows with their open versions, and records the differences."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def record_changes(session: Session, model_class: Any, which: Any = None) -> Non
 
 
 def _pages(connection: Connection, root: TrackedTable, model_class: Any, which: Any) -> Iterator[Sequence[Key]]:
-    """Yield the keys of the rows that are meant, in portions; a row may come twice."""
+    """Yield the keys of the chosen rows in portions; a key may appear twice."""
     chain = (root,) if root.is_association else tracked_model_of(model_class).chain
     if which is not None and not isinstance(which, ColumnElement):
         given = ids_given(root.key, ids_listed(which, composite=len(root.key) > 1))["ids"]

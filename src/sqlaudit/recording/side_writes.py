@@ -1,4 +1,4 @@
-"""What may be written during a flush besides its objects? What listeners, cascades and column defaults write."""
+"""What may a flush write in addition to its objects? The rows that listeners, cascades and column defaults write."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _WRITTEN_WITH: Final = "sqlaudit_written_with"
 
 
 def chooses_connections(session: Session) -> bool:
-    """Tell whether a session may have several connections in one transaction."""
+    """Return whether a session may use several connections in one transaction."""
     own = vars(session)
     return (
         type(session).get_bind is not Session.get_bind
-        or bool(own.get("binds") or own.get("_Session__binds"))  # 2.0 has them by the second name
+        or bool(own.get("binds") or own.get("_Session__binds"))  # the second name is SQLAlchemy 2.0's
         or "get_bind" in own
         or session.connection_callable is not None
     )
 
 
 def others_listen(mapper: Mapper[Any], names: Iterable[str]) -> bool:
-    """Tell whether listeners other than sqlaudit's hear what a flush does to objects of a mapper.
+    """Return whether listeners other than sqlaudit's listen to events of a mapper.
 
-    :param names: the events
+    :param names: the names of the events
     """
     for name in names:
         for listener in getattr(mapper.dispatch, name):
@@ -40,10 +40,11 @@ def others_listen(mapper: Mapper[Any], names: Iterable[str]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _WrittenWith:
-    """The mappers whose objects a flush may write because it writes one of a mapper.
+    """What a flush may write because it writes an object of a mapper.
 
-    :ivar mappers: those that lose what they refer to, and those that are deleted with it
-    :ivar default: whether a default of one of their columns is given the execution, by whose connection it may write
+    :ivar mappers: this mapper, and those of related objects that lose their reference or are deleted by cascade
+    :ivar default: True if a column default of theirs takes the execution context, whose connection can write
+    :ivar generation: the generation in which this was found
     """
 
     mappers: frozenset[Mapper[Any]]
@@ -52,9 +53,9 @@ class _WrittenWith:
 
 
 def may_write_more(mapper: Mapper[Any], events: Iterable[str]) -> bool:
-    """Tell whether more may be executed, by others, on the connection of a flush that writes objects of a mapper.
+    """Return whether a listener or a column default may execute statements while a flush writes a mapper's objects.
 
-    :param events: those of the unit of work
+    :param events: the names of the mapper events of the unit of work
     """
     known: _WrittenWith | None = mapper.class_manager.info.get(_WRITTEN_WITH)
     if known is None or known.generation != _generation[0]:
@@ -66,7 +67,7 @@ _generation: Final = [0]
 
 
 def forget_written_with() -> None:
-    """Look anew at what flushes may write: there are more columns or relationships than before."""
+    """Forget what flushes may write, since a class got columns or relationships."""
     _generation[0] += 1
 
 
@@ -86,6 +87,6 @@ def _written_with(mapper: Mapper[Any]) -> _WrittenWith:
 
 
 def _takes_execution(default: Any) -> bool:
-    """Tell whether SQLAlchemy calls a default with the execution; it puts a function around one without arguments."""
+    """Return whether a default takes the execution context; SQLAlchemy wraps a function without arguments."""
     function = default.arg if getattr(default, "is_callable", False) else None
     return function is not None and getattr(function, "__globals__", {}).get("__name__") != ColumnDefault.__module__

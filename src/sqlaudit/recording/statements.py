@@ -1,7 +1,7 @@
-"""How are versions written in SQL? The statements, built once per table.
+"""How are versions written in SQL? By statements that are built once per table and dialect.
 
-Bound parameters decide everything: no database clock, no volatile function, no data-modifying CTE, no MERGE, so that
-the same statements run on a distributed PostgreSQL, too.
+The instant, the keys and the context are bound parameters. The statements use no database clock, no volatile function,
+no data-modifying CTE and no MERGE, so that they also run on a distributed PostgreSQL.
 """
 
 from __future__ import annotations
@@ -61,18 +61,18 @@ from sqlaudit.tracking.aliases import HistoryAlias
 from sqlaudit.tracking.tables import TrackedTable
 
 UserFields = tuple[Column[Any] | None, Column[Any] | None]
-"""The live columns that name the user of a row: before, and after, the configured callback is asked."""
+"""The live columns that name the user of a row: one is read before the configured callback, one after it."""
 
 NO_USER_FIELDS: Final[UserFields] = (None, None)
 
 
 GUARDED_BY_KEY: Final = MYSQL
-"""Dialects on which a look for history locks the neighbours of a new key, so that inserts would deadlock: there the
-primary key of the history table refuses a second version number 1, and that statement alone is undone."""
+"""Dialects on which a look for the history of a new key locks its neighbours, so that inserts deadlock. There the
+primary key of the history table refuses a second version number 1; the database undoes only that statement."""
 
 
 class user_text(FunctionElement[str]):
-    """A column of the row that names its user, as the text of a user id."""
+    """The user id in a column of the row, as text."""
 
     type = String()
     inherit_cache = True
@@ -95,7 +95,7 @@ def _user_text(element: user_text, compiler: SQLCompiler, **kw: Any) -> str:
 
 
 class CopyingInsert(Insert):
-    """An insert of dates that are in the live table, whatever a session may write now: ``0000-00-00``, 31 February."""
+    """An INSERT that copies dates such as ``0000-00-00`` or 31 February even if the SQL mode now forbids them."""
 
     inherit_cache = True
 
@@ -111,7 +111,7 @@ def _keep_dates(element: CopyingInsert, compiler: SQLCompiler, **kw: Any) -> str
 
 
 def copying_into(table: TrackedTable) -> Insert:
-    """Return an insert into a history table of what its live table holds."""
+    """Return an INSERT into a history table that copies values of its live table."""
     has_dates = any(isinstance(column.type, (Date, DateTime, TypeDecorator)) for column, _ in table.columns)
     return (CopyingInsert if has_dates else Insert)(table.history)
 
@@ -123,7 +123,7 @@ _at = bindparam("sqlaudit_at", type_=UTCDateTime())
 def has_open_version(table: TrackedTable, key: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
     """Return the condition that the row with a key has an open version."""
     past = table.cache.get(HistoryAlias)
-    if past is None:  # an alias makes all its columns anew
+    if past is None:  # an alias builds all its columns again
         past = table.cache[HistoryAlias] = HistoryAlias(table)
     return _exists(past, past.is_of(key), past.is_open)
 
@@ -147,9 +147,9 @@ def key_types_of(table: TrackedTable, dialect: Dialect) -> KeyTypes:
 
 
 class Prepared:
-    """A statement as the driver of one dialect takes it: an execution has only to bind its parameters.
+    """A statement compiled for one dialect: to execute it, only the parameters have to be bound.
 
-    Measured on a transaction that changes one row, this halves what the two statements cost.
+    This halves the cost of the two statements, measured on a transaction that changes one row.
     """
 
     def __init__(self, statement: Executable, dialect: Dialect) -> None:
@@ -179,9 +179,9 @@ class Prepared:
         return connection.exec_driver_sql(self._sql, values, execution_options=OURS)
 
     def _processors(self, dialect: Dialect) -> list[tuple[str, Any]]:
-        """Return what makes of the parameters what the driver takes.
+        """Return the functions that convert the parameters to values for the driver.
 
-        The dialect keeps it, and does not live any longer for it: it refers to the dialect.
+        They refer to the dialect, so the dialect keeps them; kept here, they would keep the dialect alive.
         """
         try:
             return cast_type("list[tuple[str, Any]]", vars(dialect)[_PROCESSORS][self])
@@ -201,14 +201,14 @@ def _processor(type_: TypeEngine[Any], dialect: Dialect) -> Any:
 class Statements:
     """The statements that write the versions of objects that live in a chain of tables.
 
-    Each selects its rows by ``sqlaudit_key_0``, … (one row) or ``sqlaudit_keys`` (many): ``many`` chooses.
-    In a chain, the base table's versions decide and the others follow them.
+    Each statement selects its rows by ``sqlaudit_key_0``, … (one row) or by ``sqlaudit_keys`` (if ``many``).
+    The statements for the base table decide which versions are written; those for the other tables copy them.
 
     :param chain: the tables, from the base of the hierarchy to the objects' own
     :param user_fields: the live columns that name the user of a row, before and after the callback
-    :param dialect: the one that they are for
-    :param selected: the rows, if they are for no others
-    :param raw_keys: whether the keys are raw, and not given (see :mod:`~sqlaudit.sql.keys`)
+    :param dialect: the dialect that the statements are compiled for
+    :param selected: limits the statements to these rows; the key parameters are not used then
+    :param raw_keys: True if the keys are raw, False if they are given (see :mod:`~sqlaudit.sql.keys`)
     :param as_text: see :func:`~sqlaudit.tracking.catalogue.kept_as_text`
     """
 
@@ -234,7 +234,7 @@ class Statements:
         self._built: dict[Any, list[Prepared]] = {}
 
     def __call__(self, name: str, *args: Any) -> list[Prepared]:
-        """Return the statements of one step, the base table's first."""
+        """Return the statements of one step; the one for the base table comes first."""
         try:
             return self._built[name, args]
         except KeyError:
@@ -266,23 +266,23 @@ class Statements:
         return bound_list(columns, "sqlaudit_keys")
 
     def _row(self, columns: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
-        """Return the condition that columns have the key of the one row."""
+        """Return the condition that the columns equal the key of the one row."""
         named = enumerate(self._compared(columns))
         return and_(*(column == bound(column, f"sqlaudit_key_{place}") for place, column in named))
 
     def _compared(self, columns: Sequence[ColumnElement[Any]]) -> Sequence[ColumnElement[Any]]:
-        """Return columns as they are compared with the keys."""
+        """Return the expressions that are compared with the keys."""
         return raw(columns, self.dialect) if self.raw_keys else columns
 
     def _live(self) -> FromClause:
-        """The live rows of whole objects, though a row further down may be gone without that of the base table."""
+        """Return the join of the live tables; a subclass table may lack the row, so it is an outer join."""
         source: FromClause = self.base.live
         for table in self.chain[1:]:
             source = source.outerjoin(table.live, all_equal(self.base.key, table.key))
         return source
 
     def _user(self, columns: Mapping[Any, ColumnElement[Any]] | None) -> ColumnElement[Any]:
-        """The user of a row: the context's, or the row's, or the callback's, or another of the row's."""
+        """Return a row's user: from the context, else its first user column, the callback, its last user column."""
         first, last = self.user_fields
         given = bindparam("sqlaudit_user", type_=String())
         if first is None and last is None:
@@ -297,7 +297,7 @@ class Statements:
         return func.coalesce(*parts)
 
     def _context(self, operation: Operation, user: ColumnElement[Any]) -> list[ColumnElement[Any]]:
-        """Our columns after the period, in the order of :class:`~sqlaudit.tracking.history.AuditColumns`."""
+        """Return the audit columns after the period, ordered as :class:`~sqlaudit.tracking.history.AuditColumns`."""
         text: ColumnElement[str] = _literal(operation)
         if operation is Operation.BASELINE:
             return [text, self._changeset, null(), null(), null(), null()]
@@ -319,7 +319,7 @@ class Statements:
         return copying_into(table).from_select([*history.stored, *history.audit], source, include_defaults=False)
 
     def _changed(self, history: HistoryAlias) -> ColumnElement[bool]:
-        """Whether the live row differs from an open version in any stored column, or in the tables that it has."""
+        """Return the condition that an open version and its live row differ in stored columns or subclass tables."""
         source, differences = self._live(), []
         pairs = [(live, old) for live, old in history.columns if self._may_change(live)]
         for table in self.chain[1:]:
@@ -343,28 +343,28 @@ class Statements:
         return _exists(source, all_equal(self.base.key, history.key), any_of(*differences)).correlate(history.clause)
 
     def _text_of(self, old: ColumnElement[Any]) -> ColumnElement[Any]:
-        """Return a column of history as a text; MariaDB and MySQL would fail to make one of bytes that are none."""
+        """Return a history column as text; on MariaDB and MySQL a cast fails for bytes that are not valid text."""
         return type_coerce(old, Text()) if self.dialect.name in MYSQL else cast(old, Text())
 
     def _may_change(self, column: Column[Any]) -> bool:
-        """Whether a column may change in a row: one of the key, if it may be spelt in several ways, 'a' and 'A'."""
+        """Return whether a column may change in a row; one of the key may if it has equal spellings, 'a' and 'A'."""
         return column not in self.base.key or not isinstance(
             implementation_of(column.type, self.dialect), COMPARED_BY_VALUE
         )
 
     def _newest(self, past: HistoryAlias, here: ColumnElement[bool]) -> Select[Any]:
-        """The number of a row's last version."""
+        """Return the select of the number of a row's last version."""
         number = past.version
         if self.dialect.name in MYSQL:
-            # They would walk back through the whole index for LIMIT, and wait for whoever has locked another row.
+            # With LIMIT they scan the whole index backwards, and wait for transactions that have locked other rows.
             return select(func.max(number)).where(here)
         return select(number).where(here).order_by(number.desc()).limit(1)
 
     def _by_key(self, statement: Any, source: Any, key: Sequence[Any]) -> Any:
-        """Let a statement find the rows of a table by their keys, many though they are.
+        """Force a statement with many keys to find the rows by the primary key.
 
-        MariaDB would rather walk through a table of which they are a good part (an eighth, measured), and at its
-        default isolation lock it all: rows that others have written, behind which there are rows that we have.
+        MariaDB scans the table if the keys are a good part of it (an eighth, measured). At its default isolation level
+        it then locks all rows: it waits for transactions that wrote other rows, and they may wait for this one.
         """
         if not self.many or self.dialect.name not in MYSQL:
             return statement
@@ -377,7 +377,7 @@ class Statements:
     def unsettled(self, key: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
         """Return the condition that the history of the row with a key does not agree with the live row.
 
-        A baseline of this changeset's agrees with it, and yet nothing followed.
+        An open baseline of this changeset does not count as agreeing, since no change followed it.
         """
         base, past = self.base, HistoryAlias(self.base)
         agrees = _exists(
@@ -388,17 +388,17 @@ class Statements:
             ~self._changed(past),
         )
         is_live = _exists(base.live, all_equal(base.key, key))
-        has_null = or_(*(column.is_(None) for column in key))  # of which Python tells
+        has_null = or_(*(column.is_(None) for column in key))  # about which Capture warns
         return or_(has_null, and_(is_live, ~agrees), and_(~is_live, has_open_version(base, key)))
 
     # -- steps
 
     def _snapshot(self, operation: Operation, guard: str | None) -> list[Executable]:
-        """Write versions, open from the instant, of the live rows.
+        """Write versions of live rows, which begin at the instant and are open.
 
-        ``guard`` says of which: ``None`` all of them; ``"new"`` those without any history (whose versions are
-        number 1; see :data:`GUARDED_BY_KEY`); ``"closed"`` those whose version was closed at the instant;
-        ``"absent"`` those without an open version, or a later one.
+        ``guard`` chooses the rows. ``None``: all rows; ``"new"``: rows without history, whose versions get number 1
+        (see :data:`GUARDED_BY_KEY`); ``"closed"``: rows whose last version was closed at the instant; ``"absent"``:
+        rows without an open version and without one that begins after the instant.
         """
         base, past = self.base, HistoryAlias(self.base)
         here = past.is_of(base.key)
@@ -418,8 +418,8 @@ class Statements:
             statement = statement.where(~_exists(past, here, past.valid_from > _at))
         if guard == "closed":
             statement = statement.where(_exists(past, here, past.valid_to == _at))
-        if base.is_association and not base.live.primary_key:  # its rows may be there twice
-            # Not DISTINCT, which makes PostgreSQL take the untyped literals for text.
+        if base.is_association and not base.live.primary_key:  # it may have duplicate rows
+            # Not DISTINCT: with it PostgreSQL takes the untyped literals for text.
             statement = statement.group_by(*(live for live, _ in base.columns))
         return [
             self._into(base, statement),
@@ -427,7 +427,7 @@ class Statements:
         ]
 
     def _follow(self, table: TrackedTable, source: Any, values: list[Any]) -> Executable:
-        """Write, of a table further down, the versions that the base table has open from this changeset."""
+        """Write, for a subclass table, the versions that this changeset has opened in the base table."""
         above = HistoryAlias(self.base)
         here = [source.c[column.key] for column in table.key]
         statement = (
@@ -443,7 +443,10 @@ class Statements:
         return self._into(table, self._by_key(statement, source, here))
 
     def _close(self, what: str, guarded: bool) -> list[Executable]:
-        """End the open versions of rows that ``what`` happened to (``changed``, ``gone`` or ``any``)."""
+        """End the open versions of rows that were changed or are gone, or of any (``what``).
+
+        ``guarded`` excludes the versions that do not begin before the instant.
+        """
         statements: list[Executable] = []
         for table in self.chain:
             history = table.history
@@ -468,7 +471,7 @@ class Statements:
         return statements
 
     def _tombstone(self, what: str, guarded: bool) -> list[Executable]:
-        """Write the tombstones of rows whose versions are still open."""
+        """Write the tombstones of rows whose versions are still open; see :meth:`_close`."""
         statements: list[Executable] = []
         for table in self.chain:
             past = HistoryAlias(table)
@@ -491,7 +494,7 @@ class Statements:
         return statements
 
     def _depart(self) -> list[Executable]:
-        """Write the tombstones of rows further down that are gone, while that of the base table has a new version."""
+        """Write the tombstones of rows that are gone from a subclass table, where the base table has a new version."""
         statements: list[Executable] = []
         for table in self.chain[1:]:
             past, above = HistoryAlias(table), HistoryAlias(self.base)
@@ -514,7 +517,7 @@ class Statements:
         return statements
 
     def _remove(self) -> list[Executable]:
-        """Take back one version, by its number."""
+        """Delete one version, by its number."""
         return [
             delete(table.history).where(
                 self._row(table.history_key),
@@ -524,7 +527,7 @@ class Statements:
         ]
 
     def _reopen(self) -> list[Executable]:
-        """Make one version, by its number, the open one again; a row further down that left with it stays gone."""
+        """Make one version, by its number, the open one again, unless it is the tombstone of a subclass table."""
         return [
             update(table.history)
             .where(
@@ -537,7 +540,7 @@ class Statements:
         ]
 
     def _forget_baseline(self) -> list[Executable]:
-        """Take back the baselines of this changeset that no change followed."""
+        """Delete the baselines of this changeset that no change followed."""
         return [
             delete(table.history).where(
                 self._rows(table.history_key),
@@ -549,7 +552,7 @@ class Statements:
         ]
 
     def _last(self) -> list[Executable]:
-        """Read the last version of each row, and how it stands to the live row."""
+        """Read the last version of each row, and whether the live row is gone or differs from it."""
         base, history, past = self.base, HistoryAlias(self.base, self.base.history), HistoryAlias(self.base)
         newest = self._newest(past, past.is_of(base.history_key)).with_for_update(read=True).scalar_subquery()
         user: ColumnElement[Any] = null()
@@ -575,7 +578,7 @@ class Statements:
         return [self._by_key(statement, base.history, base.history_key)]
 
     def _keys(self, columns: tuple[Column[Any], ...]) -> list[Executable]:
-        """Find the rows, live or recorded, whose ``columns`` of the base table have one of the given values."""
+        """Find the live rows and the open versions whose ``columns`` of the base table have one of the given values."""
         return [
             select(*self._compared(self.base.key)).where(self._rows(columns)),
             select(*self._compared(self.base.history_key)).where(

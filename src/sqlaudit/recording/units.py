@@ -1,4 +1,4 @@
-"""What does a flush need to know of a mapped class? Its key, its columns, and what may change without being set."""
+"""What does a flush need to know about a mapped class? Its key, its columns, and which columns change unset."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FOLLOWED: Final = "sqlaudit_followed"
 
 
 class Unit:
-    """What the flush of a tracked model's objects needs to know of the model."""
+    """What a flush needs to know about a tracked model."""
 
     def __init__(self, model: TrackedModel) -> None:
         mapper = model.mapper
@@ -62,12 +62,12 @@ class Unit:
         self._user_fields: dict[str | None, UserFields] = {}
 
     def followed(self) -> frozenset[str]:
-        """Return the fields, the key's among them, that rows of other tables follow by foreign key."""
+        """Return the fields of the key, and those that foreign keys with actions refer to."""
         columns = referred_columns(self.model.chain)
         return self.keys | {name for name, column in self.live.items() if column in columns}
 
     def _is_automatic(self, column: Column[Any]) -> bool:
-        """Whether an UPDATE of other columns may change this one."""
+        """Return whether an UPDATE of other columns may change this column."""
         return (
             column.onupdate is not None
             or column.server_onupdate is not None
@@ -76,7 +76,7 @@ class Unit:
         )
 
     def user_fields(self, config: SQLAuditConfig) -> UserFields:
-        """Return the columns that name the user of a row, before and after the callback."""
+        """Return the columns that name the user of a row: one is read before the callback, one after it."""
         fallback = config.user_model_user_id_field
         if fallback not in self._user_fields:
             named = self.live.get(self.model.options.user_id_field or ""), self.live.get(fallback or "")
@@ -84,7 +84,7 @@ class Unit:
         return self._user_fields[fallback]
 
     def key_of(self, state: State) -> Key:
-        """Return the key that a written object has now; its identity may be older."""
+        """Return the current key of a written object; its identity key may be older."""
         values = state.dict
         try:
             return tuple([values[name] for name in self.key_names])
@@ -92,7 +92,7 @@ class Unit:
             return tuple(state.key[1]) if state.key else tuple(self.mapper.primary_key_from_instance(state.obj()))
 
     def old_values(self, state: State, changed: Mapping[str, Any], names: Iterable[str]) -> dict[Column[Any], Any]:
-        """Return what is known of an object's fields before they were ``changed``."""
+        """Return the known old values of the named fields of an object; ``changed`` has those of changed fields."""
         known: dict[Column[Any], Any] = {}
         for name in names:
             value = changed[name] if name in changed else state.dict.get(name, LoaderCallableStatus.NO_VALUE)
@@ -110,18 +110,18 @@ def unit_of(mapper: Mapper[Any]) -> Unit | None:
 
 
 def forget_unit(mapper: Mapper[Any]) -> None:
-    """Let the unit of a mapper be made anew: its class has got columns or relationships."""
+    """Drop the unit of a mapper whose class got columns or relationships, so that it is made again."""
     mapper.class_manager.info.pop(_UNIT_KEY, None)
 
 
 def concerns_tracking(state: State) -> bool:
-    """Tell whether an object is of a tracked class, or may be of the past: every flush asks it of every dirty one."""
+    """Return whether an object is tracked, followed by tracked rows, or of the past; a flush asks for each object."""
     info = state.manager.info
     return INFO_KEY in info or info.get(FOLLOWED) is not None or (state.key is not None and state.key[2] is not None)
 
 
 def sources_of(mapper: Mapper[Any]) -> tuple[FollowedTable, ...]:
-    """Return the tables of a class that is not tracked whose rows tracked ones follow by foreign key."""
+    """Return the tables of an untracked class that tracked rows follow by foreign key; remember the referred fields."""
     tables = (table for table in mapper.tables if isinstance(table, Table))
     found = tuple(source for source in map(untracked_source, tables) if source and source.live.primary_key)
     columns = referred_columns(found).intersection(mapper._columntoproperty)
@@ -131,15 +131,15 @@ def sources_of(mapper: Mapper[Any]) -> tuple[FollowedTable, ...]:
 
 
 def followed_fields_changed(state: State) -> bool:
-    """Tell whether fields of an object of such a class are about to change that rows of others refer to."""
+    """Return whether an untracked object has changed in fields that foreign keys with actions refer to."""
     names: frozenset[str] | None = state.manager.info.get(FOLLOWED)
     return names is not None and not names.isdisjoint(changed_values(state))
 
 
 def changed_values(state: State) -> Mapping[str, Any]:
-    """Return the committed values of an object that a flush finds changed, as the unit of work does.
+    """Return the committed values of the attributes that changed, by the same test as the unit of work's.
 
-    An attribute that was given an equal value, or another one and the old one again, is not among them.
+    An attribute that was set to an equal value, or set back to its old value, has not changed.
     """
     committed = state.committed_state
     changed = {}
@@ -161,7 +161,7 @@ def _is_as_it_was(state: State, name: str, old: Any) -> bool:
 
 
 def user_fields_of(chain: Chain) -> UserFields:
-    """Return the columns that name the user of a row of a chain of tables, as the configuration is now."""
+    """Return the columns that name the user of a row of a chain of tables, by the current configuration."""
     if chain[0].is_association:
         return NO_USER_FIELDS
     root = root_of(chain[0])

@@ -19,5 +19,5 @@ has a cheaper way to number many rows. Only keys pass through Python, never valu
 table (``keys``).
 
 A :class:`~sqlaudit.recording.bulk.recorder.Recorder` listens to a connection, where all statements pass: those of
-``session.execute``, of ``Query.update``, of ``bulk_insert_mappings`` and its kin, and those that no session executes.
+``session.execute``, ``Query.update`` and ``bulk_insert_mappings``, and those that are executed outside of any session.
 """

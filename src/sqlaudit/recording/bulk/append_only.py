@@ -1,4 +1,4 @@
-"""Does a statement write a history table? Only sqlaudit may, and migrations: to all others history is append-only."""
+"""Does a statement write a history table? Only statements of sqlaudit and of migrations may."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from sqlaudit.tracking.tables import tracked_table
 
 
 def is_history(table: object) -> bool:
-    """Tell whether a table is the history of another."""
+    """Return whether a table is the history of another."""
     tracked = tracked_table(table)
-    return tracked is not None and bool(tracked.history == table)  # which may be annotated by the ORM
+    return tracked is not None and bool(tracked.history == table)  # equal, not identical: the ORM annotates it
 
 
 def refuse_rewriting(table: Any, clause: Any, connection: Connection) -> None:
-    """Refuse a statement that writes a history table, unless it is one of sqlaudit's or of a migration's.
+    """Refuse a statement that writes a history table, unless sqlaudit or a migration executes it.
 
-    :param table: the one that it writes
-    :param connection: the one that is to execute it
-    :raises ReadOnlyError: it does
+    :param table: the table that the statement writes
+    :param connection: the connection that will execute it
+    :raises ReadOnlyError: the statement is refused
     """
     if is_history(table) and WRITE not in clause.get_execution_options() and not is_migrating(connection):
         raise rewriting(table)
 
 
 def rewriting(history: Table) -> ReadOnlyError:
-    """Return the error of a statement that writes a history table."""
+    """Return the error for a statement that writes a history table."""
     return ReadOnlyError(
         f"A statement writes {history.fullname!r}, and history is never rewritten; change the live rows, let "
         "sqlaudit.maintenance write it, or write it in a migration.",
@@ -39,6 +39,6 @@ def rewriting(history: Table) -> ReadOnlyError:
 
 
 def is_migrating(connection: Connection) -> bool:
-    """Tell whether Alembic is running migrations on a connection."""
+    """Return whether Alembic is running migrations on a connection."""
     operations = getattr(sys.modules.get("alembic.op"), "_proxy", None)
     return operations is not None and operations.migration_context.connection is connection

@@ -1,4 +1,4 @@
-"""Which rows is an INSERT given? Its VALUES, or the parameters of its executions."""
+"""Which values does an INSERT give to its rows? Those in its VALUES and in the parameters of its executions."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from sqlaudit.tracking.foreign_keys import Source
 def rows_given(
     write: Write, clause: Any, source: Source, columns: Iterable[Column[Any]]
 ) -> list[dict[str, Any]] | None:
-    """Return the values that an INSERT gives to columns, by the keys of these; ``None`` if a query gives them.
+    """Return the values that an INSERT gives to ``columns``, by column key, for each row; ``None`` for INSERT … SELECT.
 
-    NULL is none where the database makes a number of it.
+    A NULL that the database replaces by a number is left out.
     """
     if clause.select is not None:
         return None
@@ -35,7 +35,7 @@ def rows_given(
     own = _by_column(
         {name: name for name in parameters[0]}, lambda name: column_of_parameter(clause, source, name), asked
     )
-    if not own and not any(named):  # as of most keys that the database gives
+    if not own and not any(named):  # the usual case of a key that the database makes
         return [{}] * (len(parameters) * len(named))
     merged = (
         (values | {key: each[name] for key, name in own.items() if name in each}, each)
@@ -53,14 +53,14 @@ def rows_given(
 
 
 def _named(clause: Any, values: Any) -> Mapping[Any, Any]:
-    """Return the values of a row by the columns that they are for, where they are given in the order of these."""
+    """Return the values of a row as a mapping, also if they are given in the order of the columns."""
     return values if isinstance(values, Mapping) else dict(zip(clause.table.c, values, strict=False))
 
 
 def _by_column(
     values: Mapping[Any, Any], column_of: Callable[[Any], Column[Any] | None], asked: Set[Column[Any]]
 ) -> dict[str, Any]:
-    """Return values by the keys of the columns that they are for, as far as these are asked for."""
+    """Return the values for the asked columns, by the keys of these columns."""
     pairs = ((column_of(name), value) for name, value in values.items())
     return {column.key: value for column, value in pairs if column is not None and column in asked}
 

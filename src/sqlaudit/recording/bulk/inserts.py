@@ -1,4 +1,4 @@
-"""Which keys have the rows that an INSERT makes?"""
+"""Which keys do the rows of an INSERT have?"""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from sqlaudit.tracking.tables import TrackedTable
 
 
 def prepare_insert(write: Write, clause: Any, tracked: TrackedTable, parameters: Parameters) -> Any:
-    """See to it that the keys of the rows that an INSERT makes will be known, and return it so."""
+    """Return an INSERT in a form that makes the keys of its rows known."""
     if clause._post_values_clause is not None or conflict_words(clause, tracked, write.connection.dialect):
         return prepare_upsert(write, clause, tracked, parameters)
     rows = rows_given(write, clause, tracked, tracked.key)
@@ -59,12 +59,12 @@ def prepare_insert(write: Write, clause: Any, tracked: TrackedTable, parameters:
 
 
 def _is_numbered(write: Write, key: Column[Any], parameters: Parameters) -> bool:
-    """Tell whether SQLite numbers the rows that many executions insert: each is new whose number is above the last.
+    """Return whether SQLite gives the rows of an executemany numbers above the last one, by which they are found.
 
-    RETURNING would tell as much, but take twice as long as the INSERT.
+    RETURNING would give the keys, too, but take twice as long as the INSERT.
     """
     connection = write.connection
-    if connection._is_autocommit_isolation():  # others may insert meanwhile
+    if connection._is_autocommit_isolation():  # another connection may insert in between
         return False
     last = connection.execute(select(func.coalesce(func.max(key), -1 << 63))).scalar_one()
 
@@ -74,13 +74,13 @@ def _is_numbered(write: Write, key: Column[Any], parameters: Parameters) -> bool
         return _between(connection, key, last + 1, connection.scalar(select(func.max(key))))
 
     write.keys_of = keys_of
-    return bool(last < (1 << 63) - 1)  # after which the numbers are chosen at random
+    return bool(last < (1 << 63) - 1)  # after the last number, SQLite chooses at random
 
 
 def _is_drawn(write: Write, key: Column[Any], parameters: Parameters) -> bool:
-    """Draw the keys of what many executions insert from PostgreSQL's sequence, if there is one, and give them.
+    """Give the rows of an executemany keys from PostgreSQL's sequence; return whether there is a usable sequence.
 
-    RETURNING would take several times as long as the INSERT, whose rows it puts into few long statements.
+    RETURNING, for which SQLAlchemy puts the rows into few long statements, takes several times as long as the INSERT.
     """
     connection = write.connection
     sequence = connection.scalar(sequence_of(key, connection))
@@ -91,7 +91,7 @@ def _is_drawn(write: Write, key: Column[Any], parameters: Parameters) -> bool:
     write.parameters = [{**each, key.key: number} for each, number in zip(parameters, drawn, strict=True)]
 
     def keys_of(result: CursorResult[Any]) -> Portionable[Key]:
-        for each in result.context.compiled_parameters:  # which last_inserted_params() tells
+        for each in result.context.compiled_parameters:  # last_inserted_params() shows them
             each.pop(key.key, None)
         first, last = drawn[0], drawn[-1]
         if len(drawn) > CHUNK and drawn == list(range(first, first + len(drawn))):
@@ -103,6 +103,6 @@ def _is_drawn(write: Write, key: Column[Any], parameters: Parameters) -> bool:
 
 
 def _between(connection: Connection, key: Column[Any], first: int, last: int | None) -> SelectedKeys:
-    """Return the keys of the rows from one number to another, all of which are meant; of none, if that is ``None``."""
+    """Return the keys of all rows from the first to the last number; no keys if there is no last one."""
     number = key.table.alias().c[key.key]
     return SelectedKeys(connection, select(number).where(number.between(first, last)))

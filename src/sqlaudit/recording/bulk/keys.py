@@ -1,4 +1,4 @@
-"""Where are the keys of the rows that a statement is about to write? In Python, or many in a temporary table."""
+"""Where are the keys of the rows that a statement will write? In Python, or, if many, in a temporary table."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ from sqlaudit.tracking.foreign_keys import Source, Sources
 from sqlaudit.tracking.schema import options_of
 
 MANY: Final = 10_000
-"""How many keys Python keeps."""
+"""How many keys are kept in Python before a temporary table is created."""
 MAY_FAIL: Final = "sqlaudit_may_fail"
-"""The execution option of a statement whose failure is no failure of the one that it is for."""
+"""The execution option of a statement of sqlaudit's that may fail without failing the user's statement."""
 _SAVEPOINT: Final = "sqlaudit_keys"
 _LEFT: Final = "sqlaudit_left"
 
 
 class KnownKeys:
-    """Keys of rows, in Python.
+    """Keys of rows, kept in Python.
 
-    :param rows: raw keys, each with whether the row has an open version
+    :param rows: raw keys, each followed by whether the row has an open version
     """
 
     def __init__(self, connection: Connection, rows: Iterable[Sequence[Any]]) -> None:
@@ -71,11 +71,11 @@ class KnownKeys:
 
     @property
     def unrecorded(self) -> list[Key]:
-        """Those of rows without an open version."""
+        """The keys of rows without an open version."""
         return [key for key, is_recorded in self._is_recorded.items() if not is_recorded]
 
     def by_chain(self, root: Source) -> Iterator[tuple[Sources, KnownKeys]]:
-        """Divide them by the tables that their objects live in."""
+        """Divide the keys by the chain of tables that their objects live in."""
         if len(chains := chains_of(root)) == 1:
             yield chains[0], self
             return
@@ -88,11 +88,11 @@ class KnownKeys:
 
 
 class StoredKeys(SelectedKeys):
-    """Keys of rows, in a table that only the connection sees, until it drops it; else like :class:`KnownKeys`.
+    """Keys of rows, kept in a temporary table; otherwise like :class:`KnownKeys`.
 
-    :param table: the columns of the key; whether the row has an open version; which of
-        :func:`~sqlaudit.recording.cascades.chains_of` its object lives in
-    :param criteria: which rows of the table these are
+    :param table: has the columns of the key, whether the row has an open version, and the index of its object's chain
+        in :func:`~sqlaudit.recording.cascades.chains_of`
+    :param criteria: choose the rows of the table
     """
 
     def __init__(self, connection: Connection, table: Table, *criteria: ColumnElement[bool]) -> None:
@@ -125,17 +125,17 @@ Keys = KnownKeys | StoredKeys
 def among(dialect: Dialect, key: Sequence[Any], keys: Sequence[Key], *, each: bool = False) -> ColumnElement[bool]:
     """Return the condition that a row has one of the raw keys.
 
-    :param each: whether it is for a statement of many executions, which takes no list for a parameter
+    :param each: True for an executemany, which takes no list as a parameter
     """
     key = raw(key, dialect)
     is_constant = isinstance(key[0].type, AsConstant)
-    if is_constant and each:  # nor constants
+    if is_constant and each:  # and no constant either
         key, is_constant = [cast_to(column, Text()) for column in key], False
     if dialect.name == "postgresql" and not is_constant:
         return _among_arrays(key, keys)
     if len(key) == 1 and goes_into_json(key[0], dialect) and fit_into_json(keys):
         return one_of_json(key[0], literal([value for (value,) in keys], JSONList(key[0].type)))
-    if not keys:  # false() would swallow what joins the tables of the statement, which SQLAlchemy warns of
+    if not keys:  # false() would drop the joins of the statement, and SQLAlchemy warns of that
         return literal_column("1 = 0", Boolean())
     if not each:
         return one_of(key, keys)
@@ -152,7 +152,7 @@ def _among_arrays(key: Sequence[Any], keys: Sequence[Key]) -> ColumnElement[bool
 
 
 def place_of(root: Source, key: Sequence[Any]) -> ColumnElement[int]:
-    """Return which of :func:`~sqlaudit.recording.cascades.chains_of` has the row with a key."""
+    """Return the index, in :func:`~sqlaudit.recording.cascades.chains_of`, of the chain that has the row with a key."""
     further = chains_of(root)[:-1]
     if not further:
         return literal_column("0", Integer())
@@ -163,11 +163,11 @@ def place_of(root: Source, key: Sequence[Any]) -> ColumnElement[int]:
 def stored(
     connection: Connection, chosen: Select[Any], key: Sequence[ColumnElement[Any]], live: Table, *, may_repeat: bool
 ) -> StoredKeys | None:
-    """Store the keys of rows, or return ``None`` where the database gives no place to them.
+    """Store the keys of rows in a temporary table; return ``None`` if the database refuses to create it.
 
-    :param chosen: selects what the table of :class:`StoredKeys` has
-    :param live: whose keys these are, and which says how they are compared
-    :param may_repeat: whether it may select a row several times
+    :param chosen: selects the columns of the table of :class:`StoredKeys`
+    :param live: the table of the rows, whose options say how MariaDB and MySQL compare texts
+    :param may_repeat: True if ``chosen`` may select a row several times
     """
     for left in connection.info.pop(_LEFT, ()):
         _drop(connection, left)
@@ -182,11 +182,11 @@ def stored(
         **options_of(live),
     )
     for copy, original in zip(table.primary_key, key, strict=True):
-        copy.type = original.type  # set afterwards, it is shared without its DDL
+        copy.type = original.type  # set afterwards, so that its DDL events are not attached
     if not _create(connection, table):
         return None
-    options = chosen._with_options  # which SQLAlchemy looks for in the outermost statement
-    if may_repeat:  # PostgreSQL locks no rows of a DISTINCT, but those that it is of
+    options = chosen._with_options  # SQLAlchemy reads them from the outermost statement
+    if may_repeat:  # PostgreSQL does not allow FOR UPDATE with DISTINCT, so lock in a subquery
         names = [f"sqlaudit_{place}" for place, _ in enumerate(table.c)]
         named = chosen.with_only_columns(*map(ColumnElement.label, chosen.selected_columns, names))
         chosen = select(named.subquery()).distinct()
@@ -195,17 +195,17 @@ def stored(
 
 
 def _drop(connection: Connection, table: Table) -> None:
-    """Drop a table, now or with the next, for SQLite drops none as long as any result is being read."""
+    """Drop a temporary table; if SQLite refuses because a result is open, retry before the next one is created."""
     try:
         connection.execute(DropTemporary(table), execution_options={MAY_FAIL: True})
-    except DBAPIError:  # elsewhere it goes with the transaction, or with the connection
+    except DBAPIError:  # other databases drop it with the transaction or connection
         connection.info.setdefault(_LEFT, []).append(table)
 
 
 def may_be_stored(connection: Connection, *, returns: bool) -> bool:
-    """Tell whether a transaction may have a temporary table, which would keep it from being prepared.
+    """Return whether a temporary table may be created: a two-phase transaction with one could not be prepared.
 
-    :param returns: whether it is for a statement with RETURNING, before whose end SQLite could not drop it
+    :param returns: True for a statement with RETURNING, during which SQLite cannot drop the table
     """
     return (
         not (returns and connection.dialect.name == "sqlite")
@@ -216,7 +216,7 @@ def may_be_stored(connection: Connection, *, returns: bool) -> bool:
 
 
 def _create(connection: Connection, table: Table) -> bool:
-    """Create a table, and tell whether the database let us."""
+    """Create a temporary table; return whether the database allowed it."""
     dialect = connection.dialect
     dialect.do_savepoint(connection, _SAVEPOINT)
     try:
@@ -230,7 +230,7 @@ def _create(connection: Connection, table: Table) -> bool:
 
 
 class DropTemporary(ExecutableDDLElement):
-    """Drop a temporary table, and end no transaction."""
+    """Drop a temporary table without committing the transaction."""
 
     def __init__(self, table: Table) -> None:
         self.table = table
@@ -243,5 +243,5 @@ def _drop_temporary(element: DropTemporary, compiler: DDLCompiler, **kw: Any) ->
 
 @compiles(DropTemporary, *MYSQL)
 def _drop_temporary_on_mysql(element: DropTemporary, compiler: DDLCompiler, **kw: Any) -> str:
-    # Without the word it would commit.
+    # Without TEMPORARY it would commit.
     return f"DROP TEMPORARY TABLE IF EXISTS {compiler.preparer.format_table(element.table)}"

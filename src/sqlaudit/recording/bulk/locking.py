@@ -1,4 +1,4 @@
-"""Which rows is an UPDATE or DELETE about to write? They are locked, and it is confined to them."""
+"""Which rows is an UPDATE or DELETE about to write? sqlaudit locks these rows and confines the statement to them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ _STATE_OF_MYSQL: Final[Any] = select(
 
 
 def prepare_change(write: Write, clause: Any, source: Source, parameters: Parameters) -> Any:
-    """Lock the rows that an UPDATE or DELETE is about to write, and return it confined to them."""
+    """Lock the rows that an UPDATE or DELETE is about to write, and return the statement confined to them."""
     written = clause.table
     key = [written.c[column.key] for column in source.key] if isinstance(written, Alias) else list(source.key)
     values = {} if isinstance(clause, Delete) else values_set(clause, source, parameters)
@@ -81,7 +81,7 @@ def prepare_change(write: Write, clause: Any, source: Source, parameters: Parame
         _check_warnings(write, clause)
     write.expect(keys, changed=None if isinstance(clause, Delete) else values.keys())
     if given is not None and len(keys) == len(set(given)):
-        return clause  # nobody can add rows that it would write
+        return clause  # all its keys are locked, so no other row can match
     return _confined(write, clause, key, keys, values, parameters)
 
 
@@ -93,7 +93,7 @@ def _expect_replaced(
     values: Mapping[Any, Any],
     parameters: Parameters,
 ) -> None:
-    """Find the rows that have the unique values that an UPDATE gives to others: SQLite deletes them."""
+    """Find the rows that SQLite will delete because an UPDATE gives their unique values to other rows."""
     connection, columns_of = write.connection, dict(zip(source.live.c, clause.table.c, strict=True))
     for columns in keys_of_table(source.live):
         if not values.keys().isdisjoint(columns):
@@ -106,7 +106,7 @@ def _expect_replaced(
 
 
 def _foresee(write: Write, clause: Any, key: Sequence[Any], values: Mapping[Any, Any], parameters: Parameters) -> Any:
-    """Note the rows that a statement is about to write, though the role may not lock them, and return it as it is."""
+    """Note the rows that a statement is about to write and the role cannot lock; return the statement unchanged."""
     read = raw(key, write.connection.dialect)
     chosen = _rows_of(clause, [*read, _is_recorded(write.root, key)], key, lock=False)
     rows = {tuple(row): None for each in parameters for row in write.connection.execute(chosen, each)}
@@ -117,7 +117,7 @@ def _foresee(write: Write, clause: Any, key: Sequence[Any], values: Mapping[Any,
 
 
 def _lock_given(write: Write, key: Sequence[Any], given: Sequence[Key]) -> KnownKeys:
-    """Lock the rows that a statement names."""
+    """Lock the rows whose keys a statement gives."""
     read = raw(key, write.connection.dialect)
     chosen = select(*read, _is_recorded(write.root, key)).order_by(*key).with_for_update()
     locked = (write.connection.execute(chosen.where(one_of(key, chunk))) for chunk in chunks(given))
@@ -125,7 +125,7 @@ def _lock_given(write: Write, key: Sequence[Any], given: Sequence[Key]) -> Known
 
 
 def _lock_found(write: Write, clause: Any, source: Source, key: Sequence[Any], parameters: Parameters) -> Keys:
-    """Lock the rows that a statement's criterion chooses."""
+    """Lock the rows that a statement's criterion selects."""
     connection, is_recorded = write.connection, _is_recorded(write.root, key)
     read = raw(key, connection.dialect)
     chosen = _rows_of(clause, [*read, is_recorded], key)
@@ -147,9 +147,9 @@ def _lock_found(write: Write, clause: Any, source: Source, key: Sequence[Any], p
 def _lock_moving(
     write: Write, clause: Any, key: Sequence[Any], new_key: Sequence[Any], parameters: Parameters
 ) -> KnownKeys | None:
-    """Lock the rows that an UPDATE gives other keys, and note these.
+    """Lock the rows whose keys an UPDATE changes, and note their new keys.
 
-    :return: the rows, and those that they may be meanwhile; ``None`` if nobody knows
+    :return: the old keys, and those that rows may have between two executions; ``None`` if these are unknown
     """
     connection, width = write.connection, len(key)
     values = [_typed_as(column, value) for value, column in zip(new_key, write.root.key, strict=True)]
@@ -166,9 +166,9 @@ def _lock_moving(
 
 
 def _check_warnings(write: Write, clause: Any) -> None:
-    """See whether MariaDB and MySQL take the criterion of a statement that has just been asked by a SELECT.
+    """Note MariaDB's and MySQL's ``sql_safe_updates``, and check that the SELECT with a criterion gave no warnings.
 
-    :raises CaptureError: the SELECT was only warned of what may make an UPDATE fail, 'abc' = 7, for instance
+    :raises CaptureError: it did, for ``'abc' = 7``, for instance, which may make an UPDATE fail
     """
     if write.connection.dialect.name not in MYSQL:
         return
@@ -183,7 +183,7 @@ def _check_warnings(write: Write, clause: Any) -> None:
 
 
 def _typed_as(column: Any, value: Any) -> ColumnElement[Any]:
-    """Return a new value of a column, read as the column is, and bound as the statement binds it."""
+    """Return a new value of a column, read by the column's type and bound as the statement binds it."""
     if isinstance(value, BindParameter) and not value.type._isnull and not is_bound_alike(value, column):
         value = Grouping(value)
     return type_coerce(value, column.type)
@@ -202,7 +202,7 @@ def _confined(
     values: Mapping[Any, Any],
     parameters: Parameters,
 ) -> Any:
-    """Return a statement that writes no other rows than those that have been locked."""
+    """Return the statement confined to the rows that have been locked."""
     connection, written = write.connection, clause.table
     is_mysql = connection.dialect.name in MYSQL
     others_wait = connection.dialect.name == "sqlite" or (is_mysql and isinstance(keys, StoredKeys))
@@ -213,58 +213,58 @@ def _confined(
         return clause
     alone = _asks_alone(clause)
     named = {source for each in values.values() for source in getattr(each, "_from_objects", ())}
-    single = isinstance(clause, Update) and alone and named <= {written}  # else the hint is rendered behind another
+    single = isinstance(clause, Update) and alone and named <= {written}  # else the hint lands behind another table
     if single and is_mysql and written.primary_key:
-        # It would rather walk through a small table, and wait for rows that are not its own.
+        # It scans a small table, and waits for locks of rows that it does not write.
         clause = clause.with_hint("FORCE INDEX (PRIMARY)", selectable=written)
     if len(parameters) > 1:
         return clause.where(among(connection.dialect, key, list(keys), each=True))
     among_keys = keys.among(key)
     write.confined_to = written, among_keys, len(write.moved_to) or len(keys)
     is_refused = not {getattr(column, "key", None) for column in values}.isdisjoint(_names_asked(clause))
-    if alone and not is_refused and not (is_mysql and _is_repeatable(clause)):  # asked again, it may choose other rows
+    if alone and not is_refused and not (is_mysql and _is_repeatable(clause)):  # run again, it may select other rows
         clause = clause._generate()
         clause._where_criteria = ()
     return clause.where(among_keys)
 
 
 def _names_asked(clause: Any) -> set[str]:
-    """Return the names of the parameters in a criterion; SQLAlchemy refuses those of columns that a statement sets."""
+    """Return the parameters' names in a criterion; SQLAlchemy refuses the names of columns that the statement sets."""
     parts = (part for criterion in clause._where_criteria for part in iterate(criterion))
     return {part.key for part in parts if isinstance(part, BindParameter)}
 
 
 def _asks_alone(clause: Any) -> bool:
-    """Tell whether the criterion of a statement asks nothing but the table that it writes."""
+    """Return whether the criterion of a statement reads only the table that the statement writes."""
     return all(set(each._from_objects) <= {clause.table} for each in clause._where_criteria)
 
 
 def _is_repeatable(clause: Any) -> bool:
-    """Tell whether the criterion of a statement chooses the same rows again if nobody else has written any."""
+    """Return whether the criterion of a statement selects the same rows again if no other transaction writes."""
     is_limited = _limit_of(clause) is not None
     return _asks_alone(clause) and not is_limited and not any(map(_may_differ, clause._where_criteria))
 
 
 def _locks_gaps(connection: Connection) -> bool:
-    """Tell whether MariaDB and MySQL let nobody add a row that a criterion chooses, once that has locked its rows."""
+    """Return whether MariaDB and MySQL also lock gaps, so that nobody can add a row that a locking select finds."""
     return connection.get_isolation_level() in ("REPEATABLE READ", "SERIALIZABLE")
 
 
 def _follow_moves(
     write: Write, clause: Any, key: Sequence[Any], new_key: Sequence[Any], parameters: Parameters
 ) -> Sequence[Key] | None:
-    """Note where rows end that one execution may move on from where another one has moved them.
+    """Note the final keys of rows whose keys several executions may change, one after the other.
 
-    :return: the keys that they have meanwhile; ``None`` if nobody knows, and they must be left to the statement
+    :return: the keys that they have in between; ``None`` if these are unknown, so that the statement is not confined
     """
     read = raw(key, write.connection.dialect)
-    # Given keys are those that are read.
+    # Is each given key the same value as the raw key?
     is_plain = all(one is column or type(column.type) in (String, CHAR) for one, column in zip(read, key, strict=True))
     old = keys_given(clause, key, parameters) if is_plain else None
     seen = {*(old or ()), *write.moved_to, *write.moved_to.values()}
     if old is not None and len(list(terms(clause._where_criteria))) == len(key) and _are_told_apart(seen):
         if len(set(old)) == len(old) and set(old).isdisjoint(write.moved_to.values()):
-            return ()  # none is moved twice
+            return ()  # no row is moved twice
         new = [
             tuple(
                 was if to is column else value_given(to, each, column)
@@ -289,7 +289,7 @@ def _follow_moves(
 
 
 def _are_told_apart(keys: Set[Key]) -> bool:
-    """Tell whether every database takes different keys for different, also one that takes 'a' for 'Á' or for 'a '."""
+    """Return whether any database distinguishes the keys, even one that takes 'a' for 'Á' or for 'a '."""
     return len({tuple(map(_spelt_loosely, key)) for key in keys}) == len(keys)
 
 
@@ -301,13 +301,13 @@ def _spelt_loosely(value: Any) -> Any:
 
 
 def _may_differ(criterion: ColumnElement[bool]) -> bool:
-    """Tell whether a criterion may choose other rows when it is asked again: by ``random()``, or a LIMIT."""
+    """Return whether a criterion may select other rows when it is evaluated again, by ``random()`` or a LIMIT."""
     return any(isinstance(each, (FunctionElement, TextClause, GenerativeSelect)) for each in iterate(criterion))
 
 
 def keep_others_out(connection: Connection, source: Source) -> None:
-    """Keep others from writing between two statements of ours, where rows cannot be locked, but the database is."""
-    if connection.dialect.name == "sqlite":  # by its first write, whether that finds a row or not
+    """Take the write lock on SQLite, which cannot lock rows, so that nobody writes between two statements."""
+    if connection.dialect.name == "sqlite":  # an UPDATE takes it even if it finds no row
         column = source.version if isinstance(source, TrackedTable) else source.key[0]
         nothing = update(column.table).where(false()).values({column: column})
         connection.execute(nothing.execution_options(**OURS))
@@ -321,13 +321,13 @@ def _rows_of(
     lock: bool = True,
     parameters: Mapping[str, Any] | None = None,
 ) -> Select[Any]:
-    """Return the select of columns of the rows that a statement is about to write, which by default locks them.
+    """Return a select of columns of the rows that a statement is about to write, which by default locks them.
 
-    :param parameters: those that it is given now
+    :param parameters: the parameters to bind in it
     """
     criteria = (*clause._where_criteria, *_criteria_added(clause))
     statement = as_core(select(*columns)).where(*criteria).order_by(*key).add_cte(*clause._independent_ctes)
-    if parameters:  # before there are options, which SQLAlchemy 2.0 cannot copy
+    if parameters:  # before the options, which SQLAlchemy 2.0 cannot copy
         statement = statement.params(parameters)
     statement = statement.options(*criteria_options(clause))
     if lock:
@@ -336,7 +336,7 @@ def _rows_of(
 
 
 def _criteria_added(clause: Any) -> list[ColumnElement[bool]]:
-    """Return the criteria that SQLAlchemy will add to a statement: of the class in a table, and of loader criteria."""
+    """Return the criteria that SQLAlchemy will add to a statement, for loader options or single-table inheritance."""
     entity = clause.table._annotations.get("parententity")
     if entity is None or clause._annotations.get("dml_strategy") == "core_only":
         return []
@@ -352,6 +352,6 @@ def _criteria_added(clause: Any) -> list[ColumnElement[bool]]:
 
 
 def _limit_of(clause: Any) -> Any:
-    """Return how many rows MariaDB and MySQL are told to write at most."""
+    """Return the LIMIT of a statement for MariaDB or MySQL."""
     given = (clause.dialect_kwargs.get(f"{dialect}_limit") for dialect in MYSQL)
     return next((limit for limit in given if limit is not None), None)

@@ -1,6 +1,6 @@
-"""Does a statement write a tracked table by another Table of its name, which to SQLAlchemy is another table?
+"""Does a statement write a tracked table through another Table object of the same name?
 
-A reflected one, for instance, or what ``table()`` makes for a script.
+A reflected table, for instance, or a script's ``table()``.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ _ELSEWHERE: Final = "sqlaudit_elsewhere"
 
 
 def is_namesake(clause: Any) -> bool:
-    """Tell whether a statement writes a table that has the name of a tracked one, but is another to SQLAlchemy."""
+    """Return whether a statement writes through a Table that only has the name of a tracked table or of a history."""
     table = table_written(clause) if isinstance(clause, UpdateBase) else None
     return getattr(table, "name", None) in tracked_names and tracked_table(table) is None
 
 
 def notice_namesake(clause: Any, connection: Connection) -> None:
-    """Notice that a statement that a connection executes writes a tracked table by another one of its name.
+    """Report a statement that writes a tracked table through another Table of the same name.
 
-    :raises ReadOnlyError: it writes the history of one so
+    :raises ReadOnlyError: it writes a history table this way
     """
     table = table_written(clause)
     tracked = next((each for each in _of_name(table, connection) if _is_history_there(each, connection)), None)
@@ -55,7 +55,7 @@ def _of_name(table: TableClause, connection: Connection) -> list[TrackedTable]:
 
 
 def _is_history_there(tracked: TrackedTable, connection: Connection) -> bool:
-    """Tell whether it is the tracked table: in another database there may be another table of its name."""
+    """Return whether the database has the history table; another database may have a table of the same name."""
     elsewhere: set[Table] = connection.info.setdefault(_ELSEWHERE, set())
     if tracked.history not in elsewhere and is_there(connection, tracked.history):
         return True

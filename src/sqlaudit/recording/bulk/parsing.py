@@ -1,4 +1,4 @@
-"""What does a statement say that it writes?"""
+"""What does a statement write? Its clauses name the table, the values and the keys."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ SQL: Final = object()
 def unwrapped(statement: Any) -> Any:
     """Return the statement in a lambda, in ``select().from_statement()`` or in ``text().columns()``.
 
-    One that writes the rows of a class is one of its table, as it is executed, also if the class is selected from a
-    join of several (``with_polymorphic="*"``).
+    A statement that writes a class selected from a join of several tables (``with_polymorphic="*"``) is returned as one
+    that writes the table of the class, as SQLAlchemy executes it.
     """
     while isinstance(statement, (StatementLambdaElement, FromStatement, TextualSelect)):
         statement = statement._resolved if isinstance(statement, StatementLambdaElement) else statement.element
@@ -69,7 +69,7 @@ def unwrapped(statement: Any) -> Any:
 
 
 def wrapped_as(given: Any, statement: Any) -> Any:
-    """Return a statement that loads the objects that a given one loads, if it does, by another one."""
+    """Return ``statement`` wrapped as ``given`` is, so that it loads the same objects."""
     if isinstance(given, StatementLambdaElement):
         return wrapped_as(given._resolved, statement)
     if isinstance(given, FromStatement):
@@ -80,7 +80,7 @@ def wrapped_as(given: Any, statement: Any) -> Any:
 
 
 def notice_writes_within(statement: Any) -> None:
-    """Notice what a statement writes besides, or though it reads: by a CTE, or to a second table of one UPDATE.
+    """Report the further writes of a statement, which may be a SELECT: by a CTE, or to a second table of an UPDATE.
 
     :raises ReadOnlyError: it writes a history table
     """
@@ -94,7 +94,7 @@ def notice_writes_within(statement: Any) -> None:
             written.add(written_table(each))
     if isinstance(statement, Update):
         tables = {_whole(column).table for column in statement._values or () if isinstance(column, ColumnElement)}
-        if others := tables - {statement.table}:  # none, mostly
+        if others := tables - {statement.table}:  # rare
             written |= _further_written(statement, others)
     for tracked in written:
         if tracked is not None:
@@ -107,7 +107,7 @@ def notice_writes_within(statement: Any) -> None:
 
 
 def _further_written(statement: Update, tables: Iterable[Any]) -> set[TrackedTable | None]:
-    """Return which of the tables whose columns an UPDATE sets are not its own."""
+    """Return the tracked tables, apart from its own, whose columns an UPDATE sets."""
     mine, own = written_table(statement), _unaliased(statement.table)
     further = [table for table in map(_unaliased, tables) if table is not own]
     for table in further:
@@ -118,7 +118,7 @@ def _further_written(statement: Update, tables: Iterable[Any]) -> set[TrackedTab
 
 
 def _writes_within(statement: Any) -> list[Any]:
-    """Return the statements that write in another one."""
+    """Return the statements within another statement that write, or may write."""
     if isinstance(statement, UpdateBase):
         within = [*statement._independent_ctes, *getattr(statement, "_where_criteria", ())]
         within += [getattr(statement, "select", None), *(getattr(statement, "_values", None) or {}).values()]
@@ -132,7 +132,7 @@ def _writes_within(statement: Any) -> list[Any]:
 
 
 def _elements(start: Any) -> Iterator[Any]:
-    """Yield what an element is made of, the tables of its columns included."""
+    """Yield the elements in an element, including those of its columns' tables."""
     seen, waiting = {start}, [start]
     while waiting:
         for element in iterate(waiting.pop()):
@@ -144,7 +144,7 @@ def _elements(start: Any) -> Iterator[Any]:
 
 
 def _parts_of(statement: Any) -> Iterator[Any]:
-    """Yield what a select is made of."""
+    """Yield the parts of a select."""
     if not isinstance(statement, Select):
         yield statement
         return
@@ -158,7 +158,7 @@ def _parts_of(statement: Any) -> Iterator[Any]:
 
 
 def _is_simple(element: Any) -> bool:
-    """Tell at once of most of what statements are made of that there is no statement in it."""
+    """Return whether an element obviously contains no statement, as most elements do not."""
     if isinstance(element, BinaryExpression):
         return _is_simple(element.left) and _is_simple(element.right)
     if isinstance(element, Column):
@@ -167,7 +167,7 @@ def _is_simple(element: Any) -> bool:
 
 
 def can_be_foreseen(statement: Any, source: Source) -> bool:
-    """Tell whether the rows that a statement is about to write can be found without writing any."""
+    """Return whether the rows that a statement will write can be found before it runs; report it if not."""
     is_plain_insert = isinstance(statement, Insert) and statement._post_values_clause is None
     if isinstance(source, FollowedTable) and not source.live.primary_key:
         uncaptured(
@@ -196,7 +196,7 @@ def can_be_foreseen(statement: Any, source: Source) -> bool:
 
 
 def _compiled_as(statement: Any) -> str | None:
-    """Return the class of a statement if it is one of the user's own, which he has compiled: to REPLACE INTO, say."""
+    """Return the name of a statement's class if the user compiles it with ``@compiles``: to REPLACE INTO, say."""
     kinds = (kind for kind in type(statement).__mro__ if not kind.__module__.startswith(("sqlalchemy.", "sqlaudit.")))
     return next((kind.__name__ for kind in kinds if "_compiler_dispatcher" in vars(kind)), None)
 
@@ -213,7 +213,7 @@ def written_table(clause: Any) -> TrackedTable | None:
     """Return the tracked table that a statement writes."""
     table = table_written(clause)
     tracked = tracked_table(table)
-    if tracked is None or tracked.live.fullname != table.fullname:  # it is the history table
+    if tracked is None or tracked.live.fullname != table.fullname:  # the history table
         return None
     if tracked.is_over:
         uncaptured(
@@ -226,19 +226,19 @@ def written_table(clause: Any) -> TrackedTable | None:
 
 
 def source_written(clause: Any) -> Source | None:
-    """Return the table that a statement writes, if it is tracked, or if tracked rows follow those that it may write."""
+    """Return the tracked table that a statement writes, or what :func:`followed_table` returns; ``None`` for a join."""
     return None if isinstance(clause.table, Join) else written_table(clause) or followed_table(clause)
 
 
 def followed_table(clause: Any) -> FollowedTable | None:
-    """Return the table without history that a statement writes, if tracked rows follow those that it may write."""
+    """Return the untracked table whose rows a statement may change, if tracked rows follow them by foreign key."""
     table = table_written(clause)
     is_plain_insert = isinstance(clause, Insert) and clause._post_values_clause is None and not clause._prefixes
     return untracked_source(table) if isinstance(table, Table) and not is_plain_insert else None
 
 
 def is_followed(clause: Any, source: FollowedTable, parameters: Parameters) -> bool:
-    """Tell whether tracked rows follow what a statement does to the rows of a table without history."""
+    """Return whether a statement on an untracked table changes what tracked rows refer to."""
     if isinstance(clause, Insert):
         return True
     changed = source.live.c if isinstance(clause, Delete) else values_set(clause, source, parameters)
@@ -246,7 +246,7 @@ def is_followed(clause: Any, source: FollowedTable, parameters: Parameters) -> b
 
 
 def conflict_words(clause: Any, source: Source, dialect: Dialect) -> Set[str]:
-    """Return what an INSERT or UPDATE does about rows in its way: IGNORE, REPLACE, by a prefix or a constraint."""
+    """Return how an INSERT or UPDATE handles conflicting rows, by a prefix or a constraint: IGNORE, REPLACE."""
     said = " ".join(str(prefix).upper() for prefix, name in clause._prefixes if name in ("*", dialect.name))
     if dialect.name == "sqlite" and "OR " not in said:
         said = words_of_constraints(source.live)
@@ -254,26 +254,27 @@ def conflict_words(clause: Any, source: Source, dialect: Dialect) -> Set[str]:
 
 
 def table_written(clause: Any) -> Any:
-    """Return the table that a statement says that it writes."""
-    annotations = clause._annotations  # of the ORM's statements for objects of several tables, one after the other
+    """Return the table that a statement names as the one it writes."""
+    annotations = clause._annotations  # the ORM writes an object's tables one after the other
     return _unaliased(annotations.get("_emit_update_table", annotations.get("_emit_insert_table", clause.table)))
 
 
 def criteria_options(clause: Any) -> list[LoaderCriteriaOption]:
-    """Return the loader criteria of a statement, which SQLAlchemy adds to the selects of classes within it, too."""
+    """Return the loader criteria of a statement, which SQLAlchemy also adds to the selects within it."""
     return [option for option in clause._with_options if isinstance(option, LoaderCriteriaOption)]
 
 
 def as_core(statement: Select[Any]) -> Select[Any]:
-    """Return a select to whose criteria the ORM adds none, as it adds none to those of an UPDATE or DELETE.
+    """Return a select to which the ORM adds no criteria.
 
-    It would of each class that they name: those of the class in its table, and loader criteria.
+    For each class in the criteria of a SELECT, though not in those of an UPDATE or DELETE, the ORM would add loader
+    criteria and the criterion of single-table inheritance.
     """
     return statement._set_propagate_attrs({"compile_state_plugin": "default", "plugin_subject": None})
 
 
 def column_named(clause: Any, source: Source, name: Any) -> Column[Any] | None:
-    """Return the column that a statement means by a name in its values: an attribute's, if it is one of the ORM's."""
+    """Return the column that a name in a statement's values means; in an ORM statement it names an attribute."""
     if not isinstance(name, str):
         return source.live.c.get(_whole(name).key)
     entity = clause.table._annotations.get("parententity")
@@ -282,14 +283,14 @@ def column_named(clause: Any, source: Source, name: Any) -> Column[Any] | None:
 
 
 def _whole(column: Any) -> Any:
-    """Return the column of which a statement sets an item: of an array, ``column[2]``, or of a document."""
+    """Return the column of which a statement sets one item: of an array, ``column[2]``, or of a JSON document."""
     while isinstance(column, BinaryExpression):
         column = column.left
     return column
 
 
 def column_of_parameter(clause: Any, source: Source, name: str) -> Column[Any] | None:
-    """Return the column that a parameter is for; the ORM calls them by the columns when it executes a statement."""
+    """Return the column that a parameter is for; the ORM names parameters after columns on execution."""
     column = source.live.c.get(name)
     return column_named(clause, source, name) if column is None else column
 
@@ -305,7 +306,7 @@ def values_set(clause: Any, source: Source, parameters: Parameters) -> dict[Any,
 
 
 def keys_given(clause: Any, key: Sequence[Any], parameters: Parameters) -> list[Key] | None:
-    """Return the keys that a statement names; ``None`` if it names its rows otherwise."""
+    """Return the keys that a statement's criterion gives, or ``None`` if it selects its rows in another way."""
     equations = [term for term in terms(clause._where_criteria) if getattr(term, "operator", None) is operators.eq]
     by_column = {term.left: term.right for term in equations if isinstance(term.right, BindParameter)}
     found = [by_column.get(column) for column in key]
@@ -318,7 +319,7 @@ def keys_given(clause: Any, key: Sequence[Any], parameters: Parameters) -> list[
 
 
 def are_known(keys: Iterable[Key]) -> bool:
-    """Tell whether Python knows all values of some keys."""
+    """Return whether Python knows all values of the keys."""
     return all(value is not SQL for key in keys for value in key)
 
 
@@ -331,7 +332,7 @@ def terms(criteria: Iterable[Any]) -> Iterator[Any]:
 
 
 def is_bound_alike(parameter: BindParameter[Any], column: ColumnElement[Any]) -> bool:
-    """Tell whether a parameter is bound as the values of a column are: not ``type_coerce(value, String)``, say."""
+    """Return whether a parameter is bound like the values of a column: ``type_coerce(value, String)`` may not be."""
     one, other = parameter.type, column.type
     if one is other:
         return True
@@ -346,14 +347,14 @@ def _is_bound_as_it_is(type_: TypeEngine[Any]) -> bool:
 
 
 def is_null(value: Any, parameters: Mapping[str, Any]) -> bool:
-    """Tell whether a statement is executed with NULL for a value."""
+    """Return whether a value is NULL in an execution with the parameters."""
     if isinstance(value, BindParameter):
         value = parameters.get(value.key, value.effective_value)
     return value is None or isinstance(value, Null)
 
 
 def value_given(value: Any, parameters: Mapping[str, Any], column: ColumnElement[Any]) -> Any:
-    """Return the value that a statement is executed with, if it is one of Python's, and bound as those of a column."""
+    """Return the value in an execution if it is Python's and bound like the column's; else, as for NULL, ``SQL``."""
     if isinstance(value, BindParameter):
         if not value.type._isnull and not is_bound_alike(value, column):
             return SQL

@@ -1,4 +1,4 @@
-"""Who listens to the statements of a connection, and has what they write recorded?"""
+"""Who listens to the statements of a connection, and records what they write? A Recorder."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ from sqlaudit.tracking.tables import INFO_KEY, TrackedTable
 class Recorder:
     """Records what the statements of a connection, or of an engine's connections, write to tracked tables.
 
-    :param session_on: gives the session, if there is one, that is in a transaction on a connection
-    :param is_paused: tells whether what a connection executes is nothing to it, by the table that it writes, which is
-        not known of SQL that was written by hand, and by its execution options
-    :param waits: whether it writes the versions when :meth:`settle` is called, and not after each statement
+    :param session_on: returns the session, if any, that is in a transaction on a connection
+    :param is_paused: returns whether the recorder must ignore what a connection executes, given the table that it
+        writes (``None`` for hand-written SQL) and the execution options
+    :param waits: True to write the versions when :meth:`settle` is called, False to write them after each statement
     """
 
     def __init__(
@@ -86,24 +86,24 @@ class Recorder:
         return WriteContext(connection, changeset, get_audit_context())
 
     def _began(self, connection: Connection) -> datetime:
-        """Return the instant before the first of the statements whose versions have not been written yet."""
+        """Return the instant before the first statement whose versions have not been written yet."""
         unrecorded = self.writes if self.waits else connection.info.get(WRITE)
         return unrecorded[0].began if unrecorded else instant_before(self.session_on(connection), connection)
 
     def settle_failed(self) -> None:
-        """Write the versions of what was executed before a statement failed, and undo what that did in part."""
+        """Undo what a failed statement did before it failed, and write the versions of the statements before it."""
         kept = []
         for write in self.writes:
             if write.is_rolled_back():
                 write.forget()
             else:
                 kept.append(write)
-        self.writes = sorted(kept, key=lambda write: write.is_done)  # to undo takes with it what was written since
-        with suppress(SQLAlchemyError):  # the database may have undone all of it, and take nothing more
+        self.writes = sorted(kept, key=lambda write: write.is_done)  # undoing also removes later writes
+        with suppress(SQLAlchemyError):  # the database may have ended or aborted the transaction
             self.settle()
 
     def settle(self) -> None:
-        """Write the versions of what has been executed."""
+        """Write the versions of the statements that have been executed."""
         writes, self.writes = self.writes, []
         seen: set[tuple[Connection, Source, Key]] = set()
         for write in writes:
@@ -118,7 +118,7 @@ class Recorder:
     def before(
         self, connection: Connection, clause: Any, multiple: Any, single: Any, options: Mapping[str, Any]
     ) -> tuple[Any, Any, Any]:
-        """Find out what a statement is about to write.
+        """Find out what a statement is about to write, and return it in a form that can be recorded.
 
         :raises ReadOnlyError: it writes a history table
         """
@@ -148,20 +148,20 @@ class Recorder:
         return clause, multiple, single
 
     def _is_new(self, connection: Connection, table: Any, options: Mapping[str, Any]) -> bool:
-        """Tell whether what cannot be recorded is to be noticed here: a session has noticed its own."""
+        """Return whether to report here what cannot be recorded; sessions check their own statements."""
         return not options.get(NOTICED) and not self.is_paused(connection, table, options)
 
     def before_cursor(
         self, connection: Connection, cursor: Any, sql: str, parameters: Any, context: Any, many: bool
     ) -> None:
-        """Notice SQL that is given to the driver."""
+        """Report SQL that is given directly to the driver."""
         if context is None or context.compiled is not None or WRITE in context.execution_options:
             return
         if not self.is_paused(connection, None, {}):
             notice_sql(sql, connection)
 
     def after(self, connection: Connection, clause: Any, multiple: Any, single: Any, options: Any, result: Any) -> None:
-        """Note what a statement has written."""
+        """Note what a statement has written; unless the recorder waits, write the versions."""
         statement = unwrapped(clause)
         refers = statement.get_execution_options().get(WRITE) if hasattr(statement, "table") else None
         write: Write | None = refers and refers()
@@ -183,23 +183,23 @@ class Recorder:
             self._undo_unfinished(context.connection)
 
     def _undo_unfinished(self, connection: Connection, *, dead: bool = False) -> None:
-        """Undo what statements did that have failed.
+        """Undo what failed statements did before they failed.
 
-        :param dead: whether only those that nobody holds any more: they could not even be compiled, and nobody told of
-            that. Others are waiting for what a column's default executes.
+        :param dead: undo only writes whose statement has been garbage collected. Such a statement failed to compile,
+            which fires no event. A write that is still referenced may be waiting for a column default to execute.
         """
         writes: list[Write] = connection.info.get(WRITE, [])
         unfinished = [each for each in writes if not dead or each.statement() is None]
-        connection.info[WRITE] = [each for each in writes if each not in unfinished]  # to undo them may fail, too
+        connection.info[WRITE] = [each for each in writes if each not in unfinished]  # undoing may fail, too
         for write in reversed(unfinished):
             if write.connection is connection and not write.is_rolled_back():
-                with suppress(SQLAlchemyError):  # the database may have undone all of it, and take nothing more
+                with suppress(SQLAlchemyError):  # the database may have ended or aborted the transaction
                     write.settle()
 
     def _prepare(
         self, connection: Connection, clause: Any, source: Source, parameters: Parameters
     ) -> tuple[Any, Parameters]:
-        """Return a statement and its parameters as they are to be executed, so that it can be recorded."""
+        """Return a statement and its parameters in the form to be executed, which can be recorded."""
         if isinstance(source, TrackedTable):
             session = self.session_on(connection)
             _require_context(source, is_flushing=session is not None and INFO_KEY in session.info)
@@ -223,7 +223,7 @@ class Recorder:
         else:
             connection.info.setdefault(WRITE, []).append(write)
         try:
-            # The look for its rows needs no more than an UPDATE that has a criterion.
+            # To select its rows takes no more privileges than an UPDATE with a criterion.
             asks_no_more = isinstance(clause, Update) and bool(clause._where_criteria)
             tables = [source] if isinstance(source, TrackedTable) else []
             with explained(tables, record=True, reads_as_user=asks_no_more):
@@ -233,8 +233,8 @@ class Recorder:
                     write.begin()
                 clause = _prepared(write, clause, source, parameters)
         finally:
-            write.transactions = transactions_of(connection)  # which our first statement may have begun
-        clause = clause.execution_options(**{WRITE: ref(write)})  # the cache of statements keeps it
+            write.transactions = transactions_of(connection)  # sqlaudit's first statement may have begun them
+        clause = clause.execution_options(**{WRITE: ref(write)})  # weak: the statement cache keeps the options
         write.statement = ref(clause)
         return clause, write.parameters
 
@@ -251,7 +251,7 @@ def _prepared(write: Write, clause: Any, source: Source, parameters: Parameters)
 
 
 def _is_where_history_is(connection: Connection, source: Source, options: Mapping[str, Any]) -> bool:
-    """Tell whether a statement is executed in the schemas of its connection, where ours are."""
+    """Return whether a statement uses its connection's schemas, as sqlaudit's statements do; report it if not."""
     name = "schema_translate_map"
     if (options.get(name) or None) == (connection.get_execution_options().get(name) or None):
         return True
@@ -264,10 +264,10 @@ def _is_where_history_is(connection: Connection, source: Source, options: Mappin
 
 
 def _require_context(tracked: TrackedTable, *, is_flushing: bool) -> None:
-    """See that there are a user and a reason, if they are required.
+    """Raise if a required user or reason is missing.
 
-    :param is_flushing: whether the session flushes, which has asked for the user of the links of its objects
-    :raises ContextError: there are not
+    :param is_flushing: True if the session is flushing: the flush has required the user of its association rows
+    :raises ContextError: the user or the reason is missing
     """
     names_user = (tracked.is_association and is_flushing) or user_fields_of((tracked,)) is not NO_USER_FIELDS
     write = f"The table {tracked.live.fullname!r} is to be written"

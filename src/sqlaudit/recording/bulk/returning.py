@@ -1,4 +1,4 @@
-"""How does an INSERT return the keys of its rows, so that its caller gets what was asked for, and no more?"""
+"""How does an INSERT return the keys of its rows, while its caller gets only what it asked for?"""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from sqlaudit.tracking.tables import TrackedTable
 
 
 def asks_for_keys(clause: Any, rows: Sequence[Mapping[str, Any]] | None) -> bool:
-    """Tell whether SQLAlchemy asks for the primary keys of the rows that an INSERT makes, as far as it expects any."""
+    """Return whether SQLAlchemy asks for the primary keys of an INSERT's rows, as far as it expects the database's."""
     if clause._return_defaults:
         return True
     return rows is not None and len(rows) == 1 and not (clause._returning or clause._multi_values or clause._inline)
 
 
 def tells_keys(write: Write, clause: Any, tracked: TrackedTable, rows: Sequence[Mapping[str, Any]] | None) -> bool:
-    """Tell whether the result of an INSERT has the keys of its rows on its own."""
+    """Return whether the result of an INSERT has the keys of its rows without further columns."""
     if rows is None or clause._multi_values or not set(tracked.key) <= set(tracked.live.primary_key):
         return False
     made = made_by_database(tracked, rows)
@@ -43,12 +43,12 @@ def tells_keys(write: Write, clause: Any, tracked: TrackedTable, rows: Sequence[
     if clause._inline or not asks_for_keys(clause, rows):
         return False
     if differ_raw(made, write.connection.dialect):
-        return False  # the program's types would read them
+        return False  # the program's types would convert them
     if len(rows) > 1 and len(tracked.key) > 1 and not clause._sort_by_parameter_order:
-        return False  # it would give rows the parts of each other's keys
+        return False  # the parts of a key may come from different rows
     number = tracked.live.autoincrement_column
     if number is not None and number.default is not None and write.connection.dialect.name in MYSQL:
-        number = None  # they tell no number of a sequence
+        number = None  # lastrowid is not the number of a sequence
     return all(
         is_expected(write, clause, column, len(rows) > 1)
         and (column is number or not any(column.key in row for row in rows))
@@ -57,12 +57,12 @@ def tells_keys(write: Write, clause: Any, tracked: TrackedTable, rows: Sequence[
 
 
 def made_by_database(tracked: TrackedTable, rows: Iterable[Mapping[str, Any]]) -> list[Column[Any]]:
-    """Return the columns of the key that the database gives values, or computes them."""
+    """Return the columns of the key whose values come from the database."""
     return [column for column in tracked.key if not all(_is_in_python(column, row) for row in rows)]
 
 
 def is_expected(write: Write, clause: Any, column: Column[Any], many: bool) -> bool:
-    """Tell whether SQLAlchemy asks for the value that the database gives a column of the key."""
+    """Return whether SQLAlchemy asks for the value that the database gives to a column of the key."""
     live, dialect = column.table, write.connection.dialect
     number = live.autoincrement_column
     if has_last_number(write, clause, live, many=many):
@@ -74,21 +74,21 @@ def is_expected(write: Write, clause: Any, column: Column[Any], many: bool) -> b
 
 
 def has_last_number(write: Write, clause: Any, live: Any, *, many: bool) -> bool:
-    """Tell whether SQLAlchemy takes the key of an INSERT from the ``lastrowid`` of its cursor."""
+    """Return whether SQLAlchemy takes the key of an INSERT from the ``lastrowid`` of the cursor."""
     dialect = cast_type("DefaultDialect", write.connection.dialect)
     can = dialect.postfetch_lastrowid and not dialect.favor_returning_over_lastrowid
     return can and live.autoincrement_column is not None and not many and not clause._return_defaults
 
 
 def _is_in_python(column: Column[Any], row: Mapping[str, Any]) -> bool:
-    """Tell whether Python gives the value of a column, or its default does."""
+    """Return whether a column's value is given in Python, by the row or by a default."""
     default = column.default
     is_default = default is not None and (default.is_callable or default.is_scalar)
     return row[column.key] is not SQL if column.key in row else is_default
 
 
 def number_to_give(tracked: TrackedTable, clause: Any, rows: Sequence[Mapping[str, Any]] | None) -> Column[Any] | None:
-    """Return the column of the key by which the database numbers all rows of an INSERT."""
+    """Return the column of the key in which the database numbers all rows of an INSERT, or ``None``."""
     number = tracked.live.autoincrement_column
     if number is None or number not in tracked.key or not isinstance(number.type, Integer):
         return None
@@ -105,9 +105,9 @@ def keys_told(result: CursorResult[Any], tracked: TrackedTable) -> list[Key]:
 def _counting(
     write: Write, clause: Any, tracked: TrackedTable, rows: Sequence[Mapping[str, Any]] | None, changed: Set[Any]
 ) -> Callable[[CursorResult[Any], Sequence[Key]], None]:
-    """Return what lets a result of MariaDB count, and have the ``lastrowid``, as it does without RETURNING.
+    """Return a function that gives a MariaDB result the rowcount and ``lastrowid`` that it has without RETURNING.
 
-    :param changed: the columns that it changes of rows that it comes upon: these count twice
+    :param changed: the columns that the INSERT changes in existing rows; a row that differs then counts twice
     """
     connection, key = write.connection, tracked.key
     number = number_to_give(tracked, clause, rows)
@@ -141,14 +141,14 @@ def _counting(
 
 
 def _return_nothing(result: CursorResult[Any]) -> None:
-    """Let a result be one of a statement that returns no rows."""
+    """Turn a result into one of a statement that returns no rows."""
     result._metadata = result._no_result_metadata
     result.cursor_strategy = _NO_CURSOR_DML
     result._reset_memoizations()
 
 
 def _can_return(write: Write, tracked: TrackedTable) -> bool:
-    """Tell whether the database can return the keys of rows that are inserted."""
+    """Return whether the database can return the keys of inserted rows; report it if not."""
     dialect = write.connection.dialect
     if refuses_returning(write.connection, tracked):
         uncaptured(
@@ -170,7 +170,7 @@ def _can_return(write: Write, tracked: TrackedTable) -> bool:
 def returning_defaults(
     write: Write, clause: Any, tracked: TrackedTable, rows: Sequence[Mapping[str, Any]] | None
 ) -> Any:
-    """Return an INSERT, whose keys SQLAlchemy asks for, that also returns those that SQLAlchemy does not expect."""
+    """Return an INSERT, whose keys SQLAlchemy asks for, that also returns the keys that SQLAlchemy does not expect."""
     if not _can_return(write, tracked):
         return clause
     made, many = made_by_database(tracked, rows or ()), len(write.parameters) > 1
@@ -206,9 +206,9 @@ def returning_keys(
     rows: Sequence[Mapping[str, Any]] | None,
     changed: Set[Any] = frozenset(),
 ) -> Any:
-    """Return an INSERT that returns the keys of its rows behind what it returns, of which its result tells nothing.
+    """Return an INSERT that also returns the keys of its rows; its result hides these columns.
 
-    :param changed: the columns that it changes of rows that it comes upon
+    :param changed: the columns that the INSERT changes in existing rows
     """
     if clause._return_defaults:
         return returning_defaults(write, clause, tracked, None)
@@ -243,7 +243,7 @@ def returning_keys(
         clause = clause._annotate({"dml_strategy": "raw"})  # the ORM would load what is returned
     elif not returns_rows:
         clause = clause._generate()
-        clause._with_options = ()  # which are for what is loaded
+        clause._with_options = ()  # they are for loading
     return clause.returning(*columns)
 
 
@@ -254,7 +254,7 @@ def _raw_key(write: Write, tracked: TrackedTable) -> list[Any]:
 
 @cache
 def _returning_for_orm(kind: type[Insert]) -> type[Any]:
-    """Return the class of INSERTs of which the ORM, when it compiles them, asks for the columns of what it loads."""
+    """Return a subclass of an INSERT class that adds the key to the columns which the ORM returns when it compiles."""
 
     def returning(self: Any, *columns: Any, **kw: Any) -> Any:
         return kind.returning(self, *columns, *self.sqlaudit_columns, **kw)
@@ -263,7 +263,7 @@ def _returning_for_orm(kind: type[Insert]) -> type[Any]:
 
 
 def _without_last(metadata: Any, count: int) -> Any:
-    """Return what a result knows of its columns without the last ones."""
+    """Return the metadata of a result without its last columns."""
     keys = list(metadata._keys)[:-count]
     return metadata._make_new_metadata(
         unpickled=False,

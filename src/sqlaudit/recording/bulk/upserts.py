@@ -32,7 +32,7 @@ from sqlaudit.tracking.tables import TrackedTable
 
 
 def prepare_followed_upsert(write: Write, clause: Any, source: FollowedTable, parameters: Parameters) -> Any:
-    """Lock the rows of a table without history that an INSERT may come upon, for tracked ones follow them."""
+    """Lock the rows of an untracked table that an INSERT may change, since tracked rows follow them."""
     changed = _columns_changed(write, clause, source)
     if referred_columns((source,)).isdisjoint(changed):
         return clause
@@ -54,7 +54,7 @@ def _notice_unfound(source: Source) -> None:
 
 
 def prepare_upsert(write: Write, clause: Any, tracked: TrackedTable, parameters: Parameters) -> Any:
-    """Do the same for an INSERT that may come upon rows, which are locked, and changes, replaces or leaves them."""
+    """Prepare an INSERT that may change, replace or ignore existing rows: lock these, and make all keys known."""
     key, changed = tracked.key, _columns_changed(write, clause, tracked)
     write.may_update, write.may_move = True, not changed.isdisjoint(key)
     rows = rows_given(write, clause, tracked, tracked.live.c)
@@ -66,13 +66,13 @@ def prepare_upsert(write: Write, clause: Any, tracked: TrackedTable, parameters:
         write.keys_of = lambda result: keys_told(result, tracked) if result.rowcount else []
         return clause
     if is_told and len(parameters) == 1 and write.connection.dialect.insert_returning:
-        # PostgreSQL tells the keys as it stores them; what it updates, it shows anyway.
+        # PostgreSQL returns the keys as it stores them, and the role sees all rows that it updates.
         is_exact = is_postgresql and changed and rows is not None and not made_by_database(tracked, rows)
         if is_exact or _is_found_otherwise(tracked, unique, rows):
             return returning_keys(write, clause, tracked, rows, changed)
     if is_noticed := bool(changed) and _may_be_found_by_default(unique, rows):
         _notice_unfound(tracked)
-    stays = [key] if key and not (write.may_move and is_told) else []  # what is replaced gets the given key
+    stays = [key] if key and not (write.may_move and is_told) else []  # a replaced row gets the given key
     if not write.may_move:
         stays += [columns for columns in unique if set(columns) != set(key) and changed.isdisjoint(columns)]
     given = {tuple(columns): columns_of(rows or (), columns) for columns in (*stays, *unique)}
@@ -84,7 +84,7 @@ def prepare_upsert(write: Write, clause: Any, tracked: TrackedTable, parameters:
         write,
         tracked,
         staying,
-        known if changed and not is_told else staying,  # what is replaced gives way to others with its values
+        known if changed and not is_told else staying,  # a row may be replaced by a later one with its values
         present,
         changed=changed,
         is_noticed=is_noticed,
@@ -102,14 +102,15 @@ def _looking_for_rows(
     changed: Set[Any],
     is_noticed: bool,
 ) -> KeysOf:
-    """Return what finds the rows that an upsert has inserted or come upon, and notes if one is missing.
+    """Return a function that finds the rows that an upsert has inserted or updated, and notes if one is missing.
 
-    What it has inserted has all values given; others may have inserted meanwhile what it has updated, by one of them.
+    An inserted row has all given values. An updated row may have only one of them, and another transaction may have
+    inserted it in the meantime.
 
-    :param staying: the values given that it does not change, by the columns that are unique
-    :param kept: those one of which is found of each row given
-    :param present: the keys of the rows that were there before, by such columns
-    :param is_noticed: whether sqlaudit has warned that it may come upon others
+    :param staying: given values that the upsert does not change, by unique columns
+    :param kept: given values by unique columns; at least one of them finds each given row
+    :param present: the keys of the rows that existed before, by unique columns
+    :param is_noticed: True if sqlaudit has already warned that the upsert may find other rows
     """
     find = partial(_keys_by, write.connection, tracked.key, lock=_locks(write.connection, changed))
     given = next(iter(staying.values()))
@@ -121,7 +122,7 @@ def _looking_for_rows(
             return list(keys)
         otherwise = {each for columns, keys in present.items() if columns not in staying for each in keys}
         inserted = keys.keys() - set().union(*present.values())
-        is_left = not changed and 0 <= result.rowcount <= len(inserted)  # IGNORE leaves rows for other reasons, too
+        is_left = not changed and 0 <= result.rowcount <= len(inserted)  # IGNORE also skips rows for other reasons
         if len(missing) > len(otherwise) and not (is_left or is_noticed):
             write.lost = given[missing[0]]
         return list(keys)
@@ -132,7 +133,7 @@ def _looking_for_rows(
 def _is_found_otherwise(
     source: Source, unique: Sequence[Sequence[Any]], rows: Sequence[Mapping[str, Any]] | None
 ) -> bool:
-    """Tell whether an upsert may come upon a row by a value that the database gives, or computes for an index."""
+    """Return whether an upsert may conflict by a value that the database makes, or computes for an index."""
     indexed = (each for index in source.live.indexes if index.unique for each in index.expressions)
     if not all(isinstance(each, Column) for each in indexed):
         return True
@@ -142,7 +143,7 @@ def _is_found_otherwise(
 
 
 def _may_be_found_by_default(unique: Sequence[Sequence[Any]], rows: Sequence[Mapping[str, Any]] | None) -> bool:
-    """Tell whether an upsert may come upon a row by the default of a column, not counting those that make keys."""
+    """Return whether an upsert may conflict by the default of a unique column outside the primary key."""
     columns = {column for columns in unique for column in columns if not column.primary_key}
     usual = [each for each in columns if each.default is not None or each.server_default is not None]
     return any(column.key not in row for row in rows or () for column in usual)
@@ -151,7 +152,7 @@ def _may_be_found_by_default(unique: Sequence[Sequence[Any]], rows: Sequence[Map
 def _keys_by(
     connection: Connection, key: Sequence[Any], known: Mapping[Any, Sequence[Key]], *, lock: bool
 ) -> list[list[Key]]:
-    """Return the keys of the rows that have unique values, by the columns of these."""
+    """Return, for each set of unique columns, the keys of the rows that have the values."""
     return [_keys_where(connection, key, columns, values, lock=lock) for columns, values in known.items()]
 
 
@@ -160,7 +161,7 @@ def _not_found(
     known: Mapping[Any, Sequence[Key]],
     places: Sequence[int],
 ) -> list[int]:
-    """Return the places of the rows given that are found by none of their unique values, looking for halves of them."""
+    """Return the places of the given rows that no unique value finds, by bisection."""
     found = find({columns: [values[place] for place in places] for columns, values in known.items()})
     if any(len(keys) >= len(places) for keys in found):
         return []
@@ -171,7 +172,7 @@ def _not_found(
 
 
 def _locks(connection: Connection, changed: Collection[Any]) -> bool:
-    """Tell whether the rows that an INSERT may come upon are locked: if it leaves them, the role need have no right to.
+    """Return whether to lock the existing rows: if the INSERT leaves them, the role may lack the privilege.
 
     MariaDB and MySQL would not find all of them without a lock.
     """
@@ -193,7 +194,7 @@ def _chosen(connection: Connection, key: Sequence[Any], *, lock: bool) -> Select
 
 
 def _columns_changed(write: Write, clause: Any, source: Source) -> set[Any]:
-    """Return the columns that an INSERT changes of rows that it comes upon; all of them if it replaces these."""
+    """Return the columns that an INSERT changes in existing rows: all columns if it replaces the rows."""
     if "REPLACE" in conflict_words(clause, source, write.connection.dialect):
         return set(source.live.c)
     told = clause._post_values_clause
@@ -204,13 +205,13 @@ def _columns_changed(write: Write, clause: Any, source: Source) -> set[Any]:
 
 
 def _is_itself(value: Any, column: Any) -> bool:
-    """Tell whether a column keeps its value: ``LAST_INSERT_ID(id)`` only tells it to MariaDB's ``lastrowid``."""
+    """Return whether a column keeps its value: ``LAST_INSERT_ID(id)`` only sets MariaDB's ``lastrowid``."""
     is_told = isinstance(value, FunctionElement) and getattr(value, "name", "").lower() == "last_insert_id"
     return is_told and list(value.clauses) == [column]
 
 
 def _may_differ(connection: Connection, statement: Any) -> bool:
-    """Tell whether a select may find something else when it is executed again, or does something: by nextval(), say."""
+    """Return whether a select may find other values when it is executed again, or has side effects: ``nextval()``."""
     parts = list(iterate(statement))
     names = [getattr(each, "name", None) for each in parts if isinstance(each, FunctionElement)]
     if None in names or any(isinstance(each, TextClause) and "(" in each.text for each in parts):
@@ -226,10 +227,10 @@ def _find_present(
     rows: Sequence[Mapping[str, Any]] | None,
     changed: set[Any],
 ) -> dict[Sequence[Any], set[Key]]:
-    """Find the rows that an INSERT may come upon, and give baselines to those without history.
+    """Find the existing rows that an INSERT may conflict with, and write baselines of those without history.
 
-    :param changed: the columns that it changes of them
-    :return: their keys, by the columns that are unique
+    :param changed: the columns that it changes in them
+    :return: their keys, by unique columns
     """
     connection, key = write.connection, source.key
     lock = _locks(connection, changed)

@@ -1,4 +1,4 @@
-"""What becomes of the rows that one statement writes? Keys before it runs → versions when it has run."""
+"""What happens to the rows that a statement writes? Keys are noted before it runs, versions are written after it."""
 
 from __future__ import annotations
 
@@ -33,32 +33,32 @@ KeysOf = Callable[[CursorResult[Any]], Portionable[Key]]
 class Write:
     """What a statement writes to a tracked table.
 
-    :ivar recorder: whose it is
-    :ivar began: the instant before it, for a changeset that begins with it
-    :ivar context: gives the transaction, and who writes
-    :ivar statement: gives the statement, as long as anybody holds it
-    :ivar root: the table, tracked or followed by tracked rows, or for the table of a subclass that of its base
-    :ivar is_further: whether it is the table of a subclass
-    :ivar parameters: what it is executed with, once for each
-    :ivar captures: what writes the versions of the rows that were there before, with their keys
-    :ivar replaced: the same of rows that it deletes, for they are in the way of what it writes
-    :ivar stored: the keys that are in a table
-    :ivar moved_to: the keys that an UPDATE gives to rows, by those that they had
-    :ivar confined_to: what an UPDATE or DELETE was confined to: the table, the condition of its rows, their number
-    :ivar missed: how many of these, or of the rows that a DELETE was expected to take, it did not write
-    :ivar keys_of: reads the keys of what an INSERT has made from its result
-    :ivar inserted: these keys
-    :ivar may_update: whether the INSERT may have come upon rows that were there
-    :ivar may_move: whether it may have changed their keys
-    :ivar conflict_words: what an UPDATE does about rows in its way: IGNORE, REPLACE
-    :ivar lost: values of a row that the INSERT must have left, and that is not found by them
-    :ivar is_whole: whether a DELETE took all the rows that it was expected to
-    :ivar is_safe: whether ``sql_safe_updates`` may demand a key of MariaDB's and MySQL's: in its own criterion
-    :ivar foreseen: how many rows it was expected to write, if it was not confined to these
-    :ivar unforeseen: how many more it wrote
-    :ivar has_savepoint: whether what it has done in part can be undone
-    :ivar is_done: whether it has been executed
-    :ivar transactions: what it is executed in: the transaction and the savepoint
+    :ivar recorder: the recorder that records the statement
+    :ivar began: the instant before the statement, for a changeset that begins with it
+    :ivar context: returns the transaction, and who writes
+    :ivar statement: returns the statement, or ``None`` once it has been garbage collected
+    :ivar root: the table, tracked or followed by tracked rows; for a subclass table, the table of its base class
+    :ivar is_further: True if the statement writes a subclass table
+    :ivar parameters: the parameters of each execution
+    :ivar captures: the captures of rows that existed before, with their keys
+    :ivar replaced: the captures of rows that it deletes because they conflict with rows that it writes
+    :ivar stored: the keys in a temporary table
+    :ivar moved_to: the keys that an UPDATE gives to rows, by their old keys
+    :ivar confined_to: what an UPDATE or DELETE was confined to: the table, the condition and the number of its rows
+    :ivar missed: the number of these rows, or of the rows that a DELETE should delete, that it did not write
+    :ivar keys_of: reads the keys of an INSERT's rows from its result
+    :ivar inserted: the keys that ``keys_of`` has read
+    :ivar may_update: True if the INSERT may have updated existing rows, or left them
+    :ivar may_move: True if it may have changed their keys
+    :ivar conflict_words: how an UPDATE handles conflicting rows: IGNORE, REPLACE
+    :ivar lost: given values by which no row is found, though the INSERT must have written one
+    :ivar is_whole: True if a DELETE deleted as many rows as expected
+    :ivar is_safe: True if ``sql_safe_updates`` may require a key in the criterion on MariaDB and MySQL
+    :ivar foreseen: the number of rows that it should write, if it was not confined to them
+    :ivar unforeseen: how many more rows it wrote
+    :ivar has_savepoint: True if a savepoint can undo what it did before it failed
+    :ivar is_done: True if it has been executed
+    :ivar transactions: the transaction and the savepoint in which it is executed
     """
 
     recorder: object
@@ -92,22 +92,22 @@ class Write:
     transactions: tuple[Any, Any] = (None, None)
 
     def capture(self, chain: Sources) -> Capture:
-        """Return what writes the versions of rows in a chain of tracked tables."""
+        """Return the capture that writes the versions of rows in a chain of tracked tables."""
         tracked = cast("Chain", chain)
         return self.context().capture(tracked, user_fields_of(tracked))
 
     def begin(self) -> None:
-        """Make it possible to undo what the statement does before it fails, where the database keeps that."""
+        """Set a savepoint, except on PostgreSQL, since other databases keep what a statement did before it failed."""
         connection = self.connection
         if connection.dialect.name != "postgresql" and not connection._is_autocommit_isolation():
             connection.dialect.do_savepoint(connection, _SAVEPOINT)
             self.has_savepoint = True
 
     def expect(self, keys: Keys, *, changed: Set[Any] | None, is_replaced: bool = False) -> None:
-        """Give baselines to the rows, locked by now, that the statement is about to write.
+        """Write baselines of the rows that the statement is about to write, and find the rows that depend on them.
 
-        :param is_replaced: whether it deletes them, for they are in the way of what it writes
-        :param changed: the columns that it changes of them; ``None`` if others may refer to any of these
+        :param is_replaced: True if it deletes them because they conflict with rows that it writes
+        :param changed: the columns that it changes; ``None`` to look for dependent rows in any case
         """
         for chain, some in keys.by_chain(self.root):
             if isinstance(self.root, TrackedTable):
@@ -121,7 +121,7 @@ class Write:
         """Note what the statement has done."""
         self.is_done = True
         is_read = not result.returns_rows or isinstance(result.cursor_strategy, FullyBufferedCursorFetchStrategy)
-        if not is_read and (result.context._is_server_side or self.has_savepoint):  # the connection has more to do
+        if not is_read and (result.context._is_server_side or self.has_savepoint):  # sqlaudit needs the connection now
             rowcount = result.context.rowcount
             let_read_again(result, list(result.all()), rowcount)
         if self.operation is Operation.INSERT:
@@ -139,14 +139,14 @@ class Write:
             self.connection.dialect.do_release_savepoint(self.connection, _SAVEPOINT)
 
     def settle(self) -> None:
-        """Write the versions; undo what the statement did in part, if it failed."""
+        """Write the versions; if the statement failed, undo what it did before it failed."""
         try:
             (self._record if self.is_done else self._undo)()
         finally:
             self.forget()
 
     def forget(self) -> None:
-        """Drop what the statement needed on its way."""
+        """Drop the temporary table of keys."""
         if self.stored is not None:
             self.stored.drop()
 
@@ -196,9 +196,9 @@ class Write:
             record_moved(self.context(), (self.root,), list(self.moved_to.values()))
 
     def _require_found(self) -> None:
-        """See that the rows which were locked are found by their keys; the statement wrote fewer, as triggers may want.
+        """Check that the locked rows are found by their keys: the statement wrote fewer, perhaps due to a trigger.
 
-        :raises CaptureError: they are not, and their keys may have been misread
+        :raises CaptureError: rows are not found, so their keys may have been misread
         """
         if (lost := self._lost()) <= 0:
             return
@@ -221,7 +221,7 @@ class Write:
         )
 
     def _lost(self) -> int:
-        """Return how many of the rows are not there, and were not deleted by the statement or by cascade."""
+        """Return how many of the rows are missing, though neither the statement nor a cascade deleted them."""
         asked: list[tuple[FromClause, ColumnElement[bool]]]
         if self.confined_to is None:
             asked = [(capture.chain[0].live, keys.among(capture.chain[0].key)) for capture, keys in self.captures]
@@ -236,7 +236,7 @@ class Write:
         return self.missed - there - self.dependents.number_in(self.root)
 
     def is_rolled_back(self) -> bool:
-        """Tell whether the transaction, or savepoint, that the statement was executed in has been rolled back."""
+        """Return whether the statement was rolled back: its transaction or savepoint is not the current one."""
         return transactions_of(self.connection) != self.transactions
 
     def _undo(self) -> None:
@@ -251,9 +251,9 @@ class Write:
 
 
 def let_read_again(result: CursorResult[Any], rows: Sequence[Any], rowcount: int) -> None:
-    """Let a result that has been read give rows, as if it were read for the first time.
+    """Make a result that has been read return rows again, as if it had not been read.
 
-    :param rowcount: how many it told before it was read: SQLite counts them meanwhile
+    :param rowcount: its rowcount before it was read: SQLite counts while a result is read
     """
     result._rewind(rows)
     result.cursor_strategy = _ReadAgain(rows, result.context.rowcount)
@@ -281,7 +281,7 @@ class _ReadAgain(FullyBufferedCursorFetchStrategy):
 
 
 def roll_back(within: Connection | Session) -> None:
-    """Undo what could not be recorded, whatever whoever executed it does next."""
+    """Roll back what could not be recorded, even if the caller catches the error."""
     transaction = within.get_nested_transaction() or within.get_transaction()
     if transaction is not None and transaction.is_active:
         transaction.rollback()
