@@ -67,7 +67,7 @@ class AuditContext:
             _check_text(self.reason, "reason")
 
     def overlaid_with(self, inner: AuditContext) -> AuditContext:
-        """Return this context with the values that ``inner`` sets in place of its own. Two dicts ``extra`` are merged."""
+        """Return this context, with the values that ``inner`` sets replaced. Two dicts as ``extra`` are merged."""
         values = {
             field.name: getattr(self, field.name) if getattr(inner, field.name) is None else getattr(inner, field.name)
             for field in fields(self)
