@@ -126,7 +126,8 @@ class TrackedTable:
     :ivar history: the history table
     :ivar names: the names of the audit columns in the history table
     :ivar as_of_index: whether the history table has indexes for reads of many rows as of an instant
-    :ivar mapper: the mapper of the model or, for an association table, of the model at one side. Its bind has the tables
+    :ivar mapper: the mapper of the model or, for an association table, of a model at one side: both tables are on its
+        bind
     """
 
     def __init__(
@@ -282,7 +283,7 @@ class TrackedTable:
 
     @property
     def is_over(self) -> bool:
-        """Whether the class that was tracked has lost its mapper, or the MetaData has dropped the live table."""
+        """Whether the tracked class no longer has this mapper, or the MetaData no longer has the live table."""
         is_mapped = self.mapper is None or inspect(self.mapper.class_, raiseerr=False) is self.mapper
         return not is_mapped or self.live.metadata.tables.get(self.live.key) is not self.live
 
