@@ -482,7 +482,7 @@ def _aliases(tables: Iterable[TrackedTable], name: str) -> dict[Any, HistoryAlia
 
 
 def _identities(model: TrackedModel) -> tuple[Any, list[Any]] | None:
-    """Return the discriminator and its values for a model that shares its base table, or ``None`` for others."""
+    """Return the discriminator and its values for a subclass of the hierarchy, or ``None`` for other models."""
     mapper = model.mapper
     if model.parent is None or mapper.polymorphic_on is None:
         return None
