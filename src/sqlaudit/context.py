@@ -158,7 +158,7 @@ class _Frame:
         return replace(self, outer=around, context=context)
 
 
-_current: ContextVar[_Frame] = ContextVar("sqlaudit_context", default=_Frame(None, None, None, _EMPTY))  # noqa: B039
+_current: ContextVar[_Frame] = ContextVar("sqlaudit_context", default=_Frame(None, None, None, _EMPTY))  # noqa: B039  # frozen
 
 
 def get_audit_context() -> AuditContext:

@@ -32,7 +32,7 @@ class CaptureError(SQLAuditError):
 
 
 class HistoryTableError(CaptureError):
-    """The database lacks a history table or a column of it, or a column of history holds less than the live one."""
+    """The database lacks a history table or a column of it, or a history column cannot hold what the live one holds."""
 
 
 class ReadOnlyError(SQLAuditError):

@@ -114,7 +114,7 @@ class Past:
         return super()._execute_on_connection(connection, *args, **kw)  # type: ignore[misc]  # the statement's own
 
     def from_statement(self, statement: Any) -> Any:
-        """Return a statement that selects the same objects, as of the same instant, by another statement."""
+        """Return another statement as one that selects the same objects as of the same instant."""
         made = super().from_statement(statement)  # type: ignore[misc]  # Select's
         made = as_past(made, self._past_changeset or cast(datetime, self._past_when.value), self._past_rules)
         return made.execution_options(**self._execution_options)  # type: ignore[attr-defined]  # Executable's

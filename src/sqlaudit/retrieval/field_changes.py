@@ -111,7 +111,7 @@ def stream_resource_changes(
     offset: int = 0,
     newest_first: bool = False,
 ) -> Generator[FieldChange]:
-    """Yield the field changes of a model's rows one by one, in flat memory.
+    """Yield the field changes of a model's rows one by one, in constant memory.
 
     The parameters are those of :func:`get_resource_changes`. The statement stays open until the iterator is exhausted
     or closed.
@@ -475,7 +475,7 @@ def _chosen_fields(model: TrackedModel, chosen: str | Iterable[str] | None) -> t
 
 
 def _aliases(tables: Iterable[TrackedTable], name: str) -> dict[Any, HistoryAlias]:
-    """Return an alias of each history table, by the table."""
+    """Return an alias of each history table: history table → alias."""
     return {
         table.history: HistoryAlias(table, table.history.alias(f"{name}_{place}")) for place, table in enumerate(tables)
     }

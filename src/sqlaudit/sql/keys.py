@@ -146,7 +146,7 @@ def _day(value: Any) -> date:
 def _instant(value: Any) -> datetime:
     if isinstance(value, str):
         return datetime.fromisoformat(value)
-    return value if isinstance(value, datetime) else datetime(value.year, value.month, value.day)  # noqa: DTZ001
+    return value if isinstance(value, datetime) else datetime(value.year, value.month, value.day)  # noqa: DTZ001  # a date has no zone
 
 
 _CONVERSIONS: Final[Mapping[Any, Callable[[Any], Any]]] = {
@@ -281,7 +281,7 @@ def is_raw(keys: Iterable[Key]) -> bool:
     return type(next(iter(keys), None)) is RawKey
 
 
-# --- what is known of the columns of a key ----------------------------------------------------------------------
+# --- what the types of a key allow ------------------------------------------------------------------------------
 
 
 class KeyTypes:

@@ -410,7 +410,7 @@ def _render_match_collations(element: MatchCollations, compiler: DDLCompiler, **
         "AND h.collation_name <> l.collation_name"
     )
     return (
-        f"SET @{_COLLATE} = IFNULL((SELECT CONCAT({alter}, t.table_collation, IFNULL(({columns}), '')) "  # noqa: S608
+        f"SET @{_COLLATE} = IFNULL((SELECT CONCAT({alter}, t.table_collation, IFNULL(({columns}), '')) "  # noqa: S608  # literals
         f"FROM information_schema.tables t WHERE t.table_schema = {where} AND t.table_name = {live}), 'DO 0')"
     )
 
