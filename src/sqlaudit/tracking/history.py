@@ -157,8 +157,8 @@ def _let_grow(model: TrackedModel) -> None:
 def _let_mutable_types_be_known(history_class: type[Version], model: TrackedModel) -> None:
     """Let ``Mutable`` types track the values of versions, too.
 
-    SQLAlchemy recognises these types by identity, in a mapper event. During the event, the history columns have the
-    types of the live columns.
+    SQLAlchemy recognises these types by identity when it configures the mapper. While it does, the history columns have
+    the types of the live columns.
     """
     types = [(old, live.type, old.type) for table in model.chain for live, old in table.columns]
 
