@@ -1,4 +1,4 @@
-"""Does an argument of a read make sense? Checks that several reads share."""
+"""Is an argument of a read valid? Checks that several reads share."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from sqlaudit.period import as_utc
 
 
 def checked_count(name: str, value: Any) -> int:
-    """Return a number of things.
+    """Return a count.
 
-    :raises QueryError: it is none
+    :raises QueryError: it is not an int from 0
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise QueryError(f"{name} is {value!r}; give a number from 0, or none.", value)
@@ -21,9 +21,9 @@ def checked_count(name: str, value: Any) -> int:
 
 
 def checked_user(name: str, user: object) -> str:
-    """Return a user id as it is stored.
+    """Return a user id as the text that history stores.
 
-    :raises QueryError: it cannot be one
+    :raises QueryError: it is neither text, int nor UUID
     """
     if isinstance(user, bool) or not isinstance(user, (str, int, UUID)):
         raise QueryError(f"{name} has {user!r}; a user id is a str, an int or a UUID.", user)
@@ -31,9 +31,9 @@ def checked_user(name: str, user: object) -> str:
 
 
 def checked_range(name: str, since: datetime | None, until: datetime | None) -> dict[str, datetime]:
-    """Return the parameters ``since`` and ``until``, as far as they are given, in UTC.
+    """Return the parameters ``since`` and ``until`` in UTC, without those that are ``None``.
 
-    :raises QueryError: one is no datetime, or the range ends before it begins
+    :raises QueryError: one is not a datetime, or the range ends before it begins
     """
     given = {key: as_utc(date) for key, date in (("since", since), ("until", until)) if date is not None}
     if len(given) == 2 and given["since"] > given["until"]:
@@ -46,7 +46,7 @@ def checked_range(name: str, since: datetime | None, until: datetime | None) -> 
 def changeset_uuid(changeset_id: UUID | str) -> UUID:
     """Return the id of a changeset as a UUID.
 
-    :raises QueryError: it cannot be one
+    :raises QueryError: it is neither a UUID nor the text of one
     """
     if isinstance(changeset_id, UUID):
         return changeset_id
@@ -60,9 +60,9 @@ def changeset_uuid(changeset_id: UUID | str) -> UUID:
 
 
 def checked_when(when: datetime | UUID | str) -> datetime | UUID:
-    """Return what stands for an instant: a datetime in UTC, or the id of a changeset, which may be given as text.
+    """Return a user's ``when`` as a datetime in UTC or, for the id of a changeset, as a UUID.
 
-    :raises QueryError: it is neither
+    :raises QueryError: it is neither a datetime nor the id of a changeset
     """
     if not isinstance(when, str):
         return when if isinstance(when, UUID) else as_utc(when)

@@ -95,7 +95,7 @@ class Changeset:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conflict:
-    """A later change of a row, which an :func:`undo` would lose.
+    """A later change of a row, which :func:`undo` would discard.
 
     :param model: the class of the row, or the association table of a link
     :param key: the key of the row; a tuple if it is composite
@@ -171,11 +171,11 @@ class Blame(VersionInfo):
 _PLAIN: Final = frozenset({str, int, float, bool, bytes, Decimal, date, datetime, time, timedelta, UUID})
 
 Equality = Callable[[Any, Any], Any]
-"""Tells whether two values of a type that compares them in its own way are equal."""
+"""A function that returns whether two values are equal, from a type that defines its own comparison."""
 
 
 def equality_of(type_: TypeEngine[Any]) -> Equality | None:
-    """Return how a type compares its values, if it has a way of its own: ``compare_values``, or a ``comparator``."""
+    """Return a type's own comparison, or ``None``: its ``compare_values``, or the ``comparator`` of a PickleType."""
     while isinstance(type_, TypeDecorator) and type(type_).compare_values is TypeDecorator.compare_values:
         type_ = type_.impl_instance
     if isinstance(type_, PickleType) and type(type_).compare_values is PickleType.compare_values:
@@ -185,14 +185,14 @@ def equality_of(type_: TypeEngine[Any]) -> Equality | None:
 
 
 def equalities_of(columns: Iterable[tuple[str, Column[Any]]]) -> dict[str, Equality]:
-    """Return how values are compared, by the names of the columns whose types have a way of their own."""
+    """Return the comparisons of the columns whose types define their own: column name → comparison."""
     return {name: equal for name, column in columns if (equal := equality_of(column.type)) is not None}
 
 
 def differ(old: Any, new: Any, equal: Equality | None = None) -> bool:
-    """Tell whether two values are different; NaN is equal to itself, ``True`` is not ``1``, inside of JSON either.
+    """Return whether two values differ. NaN equals itself, and ``True`` differs from ``1``, within JSON, too.
 
-    :param equal: how the type compares its values, see :func:`equality_of`
+    :param equal: the type's own comparison, see :func:`equality_of`
     """
     if old is new:
         return False
@@ -216,21 +216,21 @@ def _items_differ(kind: type[Any], old: Any, new: Any) -> bool:
 
 
 def _unlike(old: Any, new: Any) -> bool:
-    """Tell whether two values are different that need not give a truth value when they are compared, as arrays."""
+    """Return whether two values differ, even if comparing them gives no truth value, as with arrays."""
     try:
         unlike, is_nan = old != new, (old != old, new != new)
     except Exception:
         unlike, is_nan = None, (None, None)
     if isinstance(unlike, bool):
         return unlike and is_nan != (True, True)
-    try:  # a type makes equal bytes of what it has made of equal values
+    try:  # values that one type read from equal values of the database pickle to equal bytes
         return type(old) is not type(new) or pickle.dumps(old) != pickle.dumps(new)
     except Exception:
         return repr(old) != repr(new)
 
 
 def hashable(value: Any) -> Any:
-    """Return what stands for a value in sets, though it may be a list, a dict or an array; NaN is equal to itself."""
+    """Return a hashable object that stands for a value, which may be a list, a dict or an array. NaN equals itself."""
     if isinstance(value, dict):
         return dict, frozenset((name, hashable(item)) for name, item in value.items())
     if isinstance(value, (list, tuple)):
@@ -251,11 +251,12 @@ def diff(
 ) -> Iterator[tuple[str, Any, Any]]:
     """Yield (name, old value, new value) for every field that an operation changed.
 
-    ``new`` is the version's snapshot, ``old`` that of the version before it. An insert goes from ``None`` to
-    the values, a delete from them to ``None``; a baseline changes nothing, nor does an update whose
-    predecessor is no longer there (``old`` is ``None``).
+    An insert changes each field from ``None`` to its value, and a delete from its value to ``None``. A baseline changes
+    nothing. Neither does an update whose previous version has been removed.
 
-    :param equalities: how values are compared of fields whose types have a way of their own
+    :param old: the values of the previous version, or ``None`` if there is none
+    :param new: the values of the version
+    :param equalities: the comparisons of the fields whose types define their own
     """
     if operation is Operation.INSERT:
         yield from ((name, None, value) for name, value in zip(names, new, strict=True) if value is not None)
@@ -263,7 +264,7 @@ def diff(
         yield from ((name, value, None) for name, value in zip(names, new, strict=True) if value is not None)
     elif operation is Operation.UPDATE and old is not None:
         for name, before, after in zip(names, old, new, strict=True):
-            # Most fields are as they were, and a call for each would cost more than all the rest.
+            # Most fields are unchanged, and calling differ() for each would cost more than all the rest.
             if before is after or (type(before) is type(after) and type(before) in _PLAIN and before == after):
                 continue
             if differ(before, after, equalities.get(name)):

@@ -1,4 +1,4 @@
-"""How shall sqlaudit behave in this process? The configuration, and the current one."""
+"""How should sqlaudit behave in this process? As the current configuration says, or its defaults."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sqlaudit.exceptions import SQLAuditError
 
 
 def utc_now() -> datetime:
-    """Return the current instant: the clock, unless the configuration has another."""
+    """Return the current instant in UTC. This is the clock of the default configuration."""
     return datetime.now(UTC)
 
 
@@ -113,9 +113,9 @@ def current_config() -> SQLAuditConfig:
 
 @contextmanager
 def configured_session() -> Iterator[Session]:
-    """Give a session of the configured factory, and end it as the factory does.
+    """Yield a session from the configured factory, and end it as the factory does.
 
-    :raises SQLAuditError: there is no factory, or it gives no session
+    :raises SQLAuditError: no factory is configured, or it returned something other than a session
     """
     factory = current_config().session_factory
     if factory is None:

@@ -29,7 +29,7 @@ _NUL_IN_JSON: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
 class _Extra:
-    """The attribute ``extra``: kept as JSON, so that nobody who has read it can change the context."""
+    """The attribute ``extra``: stored as JSON, so that changing a value that was read does not change the context."""
 
     def __get__(self, context: AuditContext | None, owner: type[AuditContext]) -> Any:
         if context is None:
@@ -67,7 +67,7 @@ class AuditContext:
             _check_text(self.reason, "reason")
 
     def overlaid_with(self, inner: AuditContext) -> AuditContext:
-        """Return this context with everything that ``inner`` gives; two mappings as ``extra`` are merged."""
+        """Return this context, with the values that ``inner`` sets replaced. Two dicts as ``extra`` are merged."""
         values = {
             field.name: getattr(self, field.name) if getattr(inner, field.name) is None else getattr(inner, field.name)
             for field in fields(self)
@@ -126,14 +126,14 @@ _EMPTY: Final = AuditContext()
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """What one block, or one call of :func:`set_audit_context`, makes of the context around it.
+    """The audit context within one block.
 
-    The blocks that are entered are a list, innermost first. Blocks of generators may end in any order, so a block that
-    ends takes its own frame out of the list, wherever that is, and the frames within it are made anew.
+    The entered blocks form a linked list, innermost first. Generators may end their blocks in any order, so a block
+    that ends removes its own frame from the list, wherever it is, and sqlaudit makes the frames within it anew.
 
-    :ivar block: the manager, or the generator's steps, whose block it is; None outside all blocks
-    :ivar given: what the block overlays, or None if the context was set within it
-    :ivar context: the context as it is within the block
+    :ivar block: the manager, or the steps of a generator, that entered the block; ``None`` outside all blocks
+    :ivar given: what the block sets on top of the outer context; ``None`` if :func:`set_audit_context` replaced it
+    :ivar context: the context within the block
     """
 
     outer: _Frame | None
@@ -142,14 +142,14 @@ class _Frame:
     context: AuditContext
 
     def of(self, block: object) -> _Frame | None:
-        """Return the innermost frame of a block, or None if the block is not entered."""
+        """Return the innermost frame of a block, or ``None`` if the block is not entered."""
         frame: _Frame | None = self
         while frame is not None and frame.block is not block:
             frame = frame.outer
         return frame
 
     def with_outer(self, outer: _Frame, new: _Frame) -> _Frame:
-        """Return these frames with ``new`` in place of ``outer``, which is one of them."""
+        """Return this list of frames with ``new`` in place of ``outer``, which is one of them."""
         if self is outer:
             return new
         assert self.outer is not None
@@ -158,7 +158,7 @@ class _Frame:
         return replace(self, outer=around, context=context)
 
 
-_current: ContextVar[_Frame] = ContextVar("sqlaudit_context", default=_Frame(None, None, None, _EMPTY))  # noqa: B039
+_current: ContextVar[_Frame] = ContextVar("sqlaudit_context", default=_Frame(None, None, None, _EMPTY))  # noqa: B039  # frozen
 
 
 def get_audit_context() -> AuditContext:
@@ -207,9 +207,9 @@ class AuditContextManager:
         with AuditContextManager(user_id="ana", reason="moved"):
             session.commit()
 
-    What is not given keeps its value from the surrounding context, and two dicts as ``extra`` are merged. The
-    surrounding context returns when the block ends. One manager can be used by many threads and tasks at once, and
-    again within its own block.
+    Arguments that are omitted keep their values from the surrounding context. Two dicts as ``extra`` are merged. When
+    the block ends, the surrounding context is current again. One manager can be used by many threads and tasks at once,
+    and again within its own block.
 
     As a decorator it takes functions, coroutine functions, generator functions of both kinds, class methods and static
     methods. The context is set while the function runs; for a generator each time that it is resumed, and not while its
@@ -243,7 +243,7 @@ class AuditContextManager:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # Where frameworks leave the block in another copy of the contextvars than they entered it, nothing changes.
+        # A framework may leave the block in another copy of the contextvars than it entered. Then nothing changes.
         inner = _current.get()
         frame = inner.of(self)
         if frame is not None and frame.outer is not None:
@@ -263,12 +263,12 @@ class AuditContextManager:
     def __call__(self, function: _Function) -> _Function:
         """Return the function with this context around each call of it.
 
-        :raises ContextError: a class, or what is not callable, was given
+        :raises ContextError: the argument is a class, or cannot be called
         """
         given: Any = function
         if isinstance(given, (classmethod, staticmethod)):
             return cast(_Function, type(given)(self(given.__func__)))
-        if isinstance(function, type) or not callable(function):  # as property is not
+        if isinstance(function, type) or not callable(function):  # a property cannot be called
             raise ContextError(
                 f"AuditContextManager decorates functions, and {function!r} is none; decorate the methods of a class, "
                 "and write @property and its kin above @AuditContextManager(…).",
@@ -292,7 +292,7 @@ class AuditContextManager:
             with self:
                 result = function(*args, **kwargs)
             if isinstance(result, AbstractContextManager | AbstractAsyncContextManager) and hasattr(result, "gen"):
-                result.gen = self._running_later(result.gen)  # what contextlib makes of a generator
+                result.gen = self._running_later(result.gen)  # a context manager that contextlib made from a generator
             return self._running_later(result)
 
         return wrapper
@@ -362,7 +362,7 @@ class AuditContextManager:
 
 
 class _Steps:
-    """The steps of one decorated generator: a block around each, and all that is within it lasts until the next."""
+    """The steps of one decorated generator. Each runs in a block. Blocks that a step leaves open return in the next."""
 
     def __init__(self, manager: AuditContextManager) -> None:
         self._outer = _current.get()
@@ -380,6 +380,6 @@ class _Steps:
 
 
 def _makes_generators(function: Callable[..., Any]) -> bool:
-    """Tell whether a function is a generator function, and not one whose generators are awaited."""
+    """Return whether a function is a generator function, but not one decorated by :func:`types.coroutine`."""
     flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
     return inspect.isgeneratorfunction(function) and not flags & inspect.CO_ITERABLE_COROUTINE

@@ -1,4 +1,4 @@
-"""How does a model become tracked? Where the parts meet a user's class."""
+"""How does a model become tracked? By :func:`track_table`, which gives it a history table, and listens to it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def track_table(
     The class gets four attributes, unless it has attributes of these names: ``History``, its history class, and the
     methods ``as_of(when)``, ``between(start, end)`` and ``all_versions()``. The functions :func:`~sqlaudit.history_of`,
     :func:`~sqlaudit.as_of`, :func:`~sqlaudit.between` and :func:`~sqlaudit.all_versions` do the same. Type checkers see
-        the attributes if the class inherits from :class:`Temporal`.
+    the attributes if the class inherits from :class:`Temporal`.
 
     Every version stores the whole row. The options choose which fields are reported, and which columns are never
     stored.
@@ -98,7 +98,7 @@ def track_table(
 
 
 class _History:
-    """``Customer.History``: the history class, made when it is first asked for."""
+    """``Customer.History``: the history class, which the first access makes."""
 
     def __get__(self, instance: object, owner: type[Any]) -> type[Any]:
         return history_of(owner)
@@ -202,9 +202,9 @@ def _check(mapper: Mapper[Any], options: Options) -> None:
 
 
 def _names(mapper: Mapper[Any], option: str, names: Iterable[str]) -> frozenset[str]:
-    """Return the names of an option, all of which are attributes of columns.
+    """Return the names that an option lists.
 
-    :raises TrackingError: one is not
+    :raises TrackingError: a name is not that of a column's attribute
     """
     if isinstance(names, str):
         raise TrackingError(f"{option} is {names!r}; give a list: {option}=[{names!r}].", mapper.class_)

@@ -1,4 +1,4 @@
-"""What can go wrong: one tree of errors, each a fact and its remedy."""
+"""What can go wrong? One tree of errors, whose messages state a fact and its remedy."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class CaptureError(SQLAuditError):
 
 
 class HistoryTableError(CaptureError):
-    """The database lacks a history table or a column of it, or a column of history holds less than the live one."""
+    """The database lacks a history table or a column of it, or a history column cannot hold what the live one holds."""
 
 
 class ReadOnlyError(SQLAuditError):
@@ -59,7 +59,7 @@ class SQLAuditWarning(UserWarning):
 
 
 def warn_caller(message: str) -> None:
-    """Warn of a line of the user's, however deep inside the library it is found out."""
+    """Issue a warning at the line of the user's code that called sqlaudit, however deep inside the cause is."""
     frame, depth = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "sqlaudit":
         frame, depth = frame.f_back, depth + 1

@@ -50,7 +50,7 @@ class UTCDateTime(TypeDecorator[datetime]):
     process_literal_param = process_bind_param  # type: ignore[assignment]  # the base returns str
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], datetime | None]:
-        # One function for all that the base class composes of three: every row that is read comes through here.
+        # One function in place of the three that the base class would compose: every row that is read calls it.
         if dialect.name == "sqlite":
             return lambda text: None if text is None else datetime.fromisoformat(text + "+00:00")
         if dialect.name in _WITHOUT_TIME_ZONES:
@@ -59,7 +59,7 @@ class UTCDateTime(TypeDecorator[datetime]):
 
 
 class OpenEnd(FunctionElement[datetime]):
-    """The open end as a literal, so that databases match it with the predicate of a partial index."""
+    """The open end as a literal, so that databases recognise the predicate of a partial index."""
 
     type = UTCDateTime()
     inherit_cache = True
@@ -85,13 +85,13 @@ def was_valid(
 
 
 class PeriodToIndex(ColumnElement[Any]):
-    """The period as an index for :func:`was_valid` has it: PostgreSQL indexes ranges, all others the end first.
+    """The expression to index for :func:`was_valid`: a range on PostgreSQL; the end, then the start, elsewhere.
 
-    Those that end after a recent instant are few, those that began before it are most.
+    The end comes first because few periods end after a recent instant, while most began before it.
     """
 
     inherit_cache = True
-    _traverse_internals = [  # noqa: RUF012  # SQLAlchemy's
+    _traverse_internals = [  # noqa: RUF012  # as SQLAlchemy declares it
         ("valid_to", InternalTraversal.dp_clauseelement),
         ("valid_from", InternalTraversal.dp_clauseelement),
     ]
@@ -114,10 +114,10 @@ def _render_range(element: PeriodToIndex, compiler: SQLCompiler, **kw: Any) -> s
 def range_contains(
     valid_from: ColumnElement[datetime], valid_to: ColumnElement[datetime], when: ColumnElement[datetime]
 ) -> ColumnElement[bool]:
-    """Return the predicate of :func:`was_valid` as PostgreSQL finds it in the index of the ranges.
+    """Return the predicate of :func:`was_valid` in the form for which PostgreSQL uses the index of ranges.
 
-    Together the two would be taken for far more selective than they are. So would a parameter, once PostgreSQL plans
-    for all its values: the instant is to be a literal.
+    Do not combine the two: PostgreSQL would expect far too few rows. It also expects too few for a parameter, once it
+    uses a generic plan, so ``when`` must be a literal.
     """
     return PeriodToIndex(valid_from, valid_to).bool_op("@>")(cast(when, UTCDateTime()))
 
@@ -127,7 +127,7 @@ def as_utc(when: datetime) -> datetime:
 
     A naive datetime is taken as local time, as :meth:`datetime.datetime.astimezone` does, with a warning.
 
-    :raises QueryError: ``when`` is not a datetime, or lies beyond those that UTC can express.
+    :raises QueryError: ``when`` is not a datetime, or is out of range in UTC
     """
     if not isinstance(when, datetime):
         raise QueryError(f"{when!r} is not a datetime; give an aware datetime, such as datetime.now(UTC).", when)

@@ -1,7 +1,7 @@
-"""How does one statement read the past? As of an instant, or through all versions.
+"""How does one statement read the past? As of an instant, or as versions.
 
-The objects that a past read returns carry the instant as their identity token (:mod:`sqlaudit.past.objects`): the
-session keeps them apart from the live objects, and whatever they load later is read as of the same instant.
+Objects that are read as of an instant carry it as their identity token (:mod:`sqlaudit.past.objects`). So the session
+keeps them apart from the live objects, and whatever they load later is read as of the same instant.
 :mod:`sqlaudit.past.rendering` renders the SQL.
 """
 
@@ -31,7 +31,7 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
 
-MYPY = False  # mypy takes it for true: it can copy the type of a function; pyright cannot, but infers what we return
+MYPY = False  # True to mypy, which can copy the type of a function. Pyright cannot, but infers the return type
 
 
 class AsOf(Protocol[R_co]):
@@ -84,10 +84,10 @@ else:
 
             session.scalars(as_of(Customer, then).where(Customer.city == "Rome"))
 
-        Extend it like any select, and execute it in a session with hooks, sync or async. Its objects are as they were
-        then. They are distinct from the live objects, and read-only: the flush of a changed one raises. What they load
-        later is read as of the same instant. In a subquery, a CTE or a union it gives columns, beside the present or
-        another instant.
+        Extend it like any select, and execute it in a session with hooks, sync or async. It returns objects as they
+        were then. They are distinct from the live objects, and read-only: flushing a changed one raises. Whatever they
+        load later is read as of the same instant. In a subquery, a CTE or a union, the statement gives columns, beside
+        the present or another instant.
 
         :param model_class: a tracked model
         :param when: an aware datetime; or a changeset id, also as text: the state right after that transaction. A naive

@@ -1,4 +1,4 @@
-"""What do objects of the past lack? Attributes that history does not keep raise when they are read."""
+"""Which attributes do objects of the past lack? Those that need an excluded column: reading them raises."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sqlaudit.tracking.tables import tracked_table
 
 
 class _NotLoaded:
-    """A column that is never stored, or a relationship by one: no read of the past fills its attribute."""
+    """Mixin for the property of an excluded column, or a relationship by one: reads of the past do not load it."""
 
     __slots__ = ()
 
@@ -41,7 +41,7 @@ def _reads_past(compile_state: Any) -> bool:
 
 
 class _Unknown:
-    """Its attribute, which raises on an object of the past, and says why."""
+    """Mixin for the attribute of a :class:`_NotLoaded` property: reading it from an object of the past raises."""
 
     __slots__ = ()
     uses_objects: bool
@@ -61,7 +61,7 @@ class _Unknown:
 
 
 def hide_if_excluded(model_class: type[Any], prop: ColumnProperty[Any] | RelationshipProperty[Any]) -> None:
-    """Let past objects have no value of what needs an excluded column: its attribute raises."""
+    """Let an attribute raise when it is read from a past object, if it needs an excluded column."""
     if _is_unknown(prop):
         mix_into(prop, _NotLoaded)
         mix_into(getattr(model_class, prop.key).impl, _Unknown)
@@ -82,7 +82,7 @@ def _is_excluded(element: Any) -> bool:
 
 
 def mix_into(part: Any, mixin: Any) -> None:
-    """Let a part of a mapping be of a class of its own with a mixin, once."""
+    """Replace the class of a property or an attribute by a subclass of it with a mixin, once."""
     if not isinstance(part, mixin):
         part.__class__ = _mixed(mixin, part.__class__)
 

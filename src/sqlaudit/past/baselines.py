@@ -1,7 +1,7 @@
-"""What is unknown of an instant, because the history of a row begins later?
+"""Which rows are unknown as of an instant, because their history begins later?
 
-A row whose first version is a baseline was there before, and so was one whose earlier versions have been removed; of
-what it was then, nothing is known. A read as of an instant leaves it out, warns, or raises.
+A row existed before its first version if this version is a baseline, or if earlier versions have been removed. History
+does not know what the row was then. A read as of an instant leaves the row out, warns, or raises.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from sqlaudit.tracking.tables import TrackedTable
 
 
 def check_beginnings(session: Session, statement: Past, parameters: Any, dialect: Dialect) -> None:
-    """Warn, or raise, if rows that a statement may read were there at its instant, but are not known of.
+    """Warn or raise if a statement may read rows that existed at its instant, but are unknown.
 
     One statement for each table that it reads.
 
-    :raises QueryError: its rules say so, and a row is
+    :raises QueryError: a row is unknown, and the statement's rule is ``"raise"``
     """
     compiled: Any = statement.compile(dialect=dialect)  # type: ignore[attr-defined]  # the statement's own
     if not isinstance(compiled, PastCompiler):
@@ -58,8 +58,8 @@ def check_beginnings(session: Session, statement: Past, parameters: Any, dialect
 
 
 def _first_unknown(session: Session, tracked: TrackedTable, key: Sequence[Any] | None, when: datetime) -> Any:
-    """Return the key, the number, the operation and the beginning of a version before which its row is not known."""
-    source = getattr(session, "source", session)  # that of a time travel, which reads all versions
+    """Return key, number, operation and ``valid_from`` of a version before which its row is unknown, or ``None``."""
+    source = getattr(session, "source", session)  # time_travel() reads history through the session that it was given
     base = tracked.chains[0][0] if tracked.chains else tracked
     statement = _unknown_before(base, when)
     if base is not tracked:

@@ -1,12 +1,12 @@
-"""Which version of one row was true then? It is bisected, where a statement gives the row's key.
+"""Which version of one row was true then? A bisection finds it, where a statement gives the row's key.
 
-A history holds a row's versions by number, not by time. Where a select equates the key of a tracked table with
-parameters, :func:`given_key` finds them, and :func:`version_at` looks for the number as one looks up a word in a
-dictionary: it reads a dozen versions of 10,000, by the primary key alone. This rests on a promise of a history:
-``valid_from`` does not decrease with the number. If the search comes upon a number that is missing, because somebody
-removed the version, the statement reads all versions of the row instead.
+The primary key of a history table has the versions of a row by number, not by time. Where a select equates the key of
+a tracked table with parameters, :func:`given_key` finds the parameters, and :func:`version_at` bisects the numbers: it
+reads a dozen versions of 10,000, by the primary key alone. This relies on ``valid_from`` not decreasing with the
+number. If the bisection meets a missing number, because a version was removed, the statement reads all versions of the
+row instead.
 
-The condition comes on top of that of the period, and a select in which the key is not found is merely slower.
+This condition is added to the one on the period. If :func:`given_key` finds no key, the select is merely slower.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def given_key(
 
     :param source: the table, or its alias
     :param where: the criteria of the select
-    :param froms: all that it selects from, joins and what they join
+    :param froms: everything that the select reads from: the joins and the elements that they join
     """
     given = _given(where, [each for each in froms if isinstance(each, Join)])
     key = [given[source, column.key] for column in tracked.key if (source, column.key) in given]
@@ -67,9 +67,9 @@ def given_key(
 
 
 def _is_one_row(column: ColumnElement[Any], parameter: BindParameter[Any], dialect: Dialect) -> bool:
-    """Tell whether the database compares by the rules of the column's type, by which a key is unique.
+    """Return whether the database compares by the rules of the column's type, under which the key is unique.
 
-    MySQL and MariaDB find the texts ``'5'`` and ``'05'`` equal to a number that is given for a text.
+    Otherwise several rows may match: on MySQL and MariaDB the texts ``'5'`` and ``'05'`` both equal the number 5.
     """
     kind, given = column.type._type_affinity, parameter.type._type_affinity
     comparable = (Integer, Uuid) if dialect.name in ("mysql", "mariadb") else (Integer, Uuid, String)
@@ -77,10 +77,10 @@ def _is_one_row(column: ColumnElement[Any], parameter: BindParameter[Any], diale
 
 
 def _given(where: Iterable[ColumnElement[bool]], joins: Sequence[Join]) -> dict[_Place, BindParameter[Any]]:
-    """Return which columns have the value of which parameter in every row that a select gives, unless they are NULL.
+    """Return the columns that equal a parameter in every row that a select returns, unless they are NULL.
 
-    The join of a row's tables hands its key on: both ways if it is an inner one, else from its left to its right, as
-    the ON of an outer join says nothing of the rows on its left.
+    An equality in a join's ON clause propagates the key: in both directions for an inner join; only from left to right
+    for an outer join, whose ON clause does not restrict the left side.
     """
     given: dict[_Place, BindParameter[Any]] = {}
     same: list[tuple[_Place, _Place]] = []
@@ -104,7 +104,7 @@ def _given(where: Iterable[ColumnElement[bool]], joins: Sequence[Join]) -> dict[
 
 
 def _equalities(conditions: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-    """Yield the sides, either way round, of the equations that hold wherever all the conditions do."""
+    """Yield the two sides, in both orders, of each equation that is true if all conditions are true."""
     for condition in conditions:
         if isinstance(condition, BooleanClauseList) and condition.operator is operators.and_:
             yield from _equalities(condition.clauses)
@@ -120,12 +120,12 @@ def _place(column: ColumnClause[Any]) -> _Place:
 def version_at(tracked: TrackedTable, key: GivenKey, when: ColumnElement[datetime]) -> ColumnElement[int]:
     """Return the number of a row's last version that begins no later than an instant.
 
-    A table further down its hierarchy lacks the versions of when its row was of another class: the base table has
-    them all.
+    It is looked up in the base table, which has all versions. The table of a subclass lacks those from a time when the
+    row was of another class.
     """
     base = tracked.chains[0][0] if tracked.chains else tracked
     first, last, middle = HistoryAlias(base), HistoryAlias(base), HistoryAlias(base)
-    # Together, SQLite would read every version for the smallest and the largest number.
+    # Two subqueries: for both numbers in one, SQLite would read every version.
     lowest = select(func.min(first.version)).where(first.is_of(key)).scalar_subquery()
     highest = select(func.max(last.version)).where(last.is_of(key)).scalar_subquery()
     search = select(lowest.label("low"), (highest + _ONE).label("high")).cte(recursive=True, nesting=True)
@@ -140,7 +140,7 @@ def version_at(tracked: TrackedTable, key: GivenKey, when: ColumnElement[datetim
 
 
 def _last_begun(tracked: TrackedTable, key: GivenKey, when: ColumnElement[datetime]) -> ScalarSelect[int]:
-    """Return what :func:`version_at` does, by reading all versions of the row."""
+    """Return the number for :func:`version_at` by reading all versions of the row."""
     every = HistoryAlias(tracked)
     begun = select(every.version).where(every.is_of(key), every.valid_from <= when)
     return begun.order_by(every.version.desc()).limit(_ONE).scalar_subquery()

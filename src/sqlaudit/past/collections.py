@@ -1,4 +1,4 @@
-"""How do dynamic and write-only relationships of past objects read? Through statements as of the same instant."""
+"""How do dynamic and write-only relationships of past objects read? By statements as of the same instant."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sqlaudit.past.rendering import copied_as
 
 
 class _PastSelect:
-    """A write-only collection that, of an object of the past, selects the past and writes nothing."""
+    """Mixin for a write-only collection: that of an object of the past selects the past, and refuses to write."""
 
     __slots__ = ()
     instance: Any
@@ -42,7 +42,7 @@ class _PastSelect:
 
 
 class _PastQuery:
-    """A dynamic collection that, of an object of the past, queries the past and writes nothing."""
+    """Mixin for a dynamic collection: that of an object of the past queries the past."""
 
     instance: Any
 
@@ -62,7 +62,7 @@ class _PastQuery:
 
 
 class _WithPastStatement:
-    """A query of the past whose statement is of the past, too, wherever it is put."""
+    """Mixin for a query of the past: its ``statement`` reads the past, too, also inside another statement."""
 
     _execution_options: Any
 

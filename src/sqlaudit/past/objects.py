@@ -1,4 +1,4 @@
-"""Which objects are of the past? Those whose identity token is an instant: what they may do, and what they lack."""
+"""Which objects are of the past? Those whose identity token is an :class:`Instant`. They are read-only."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from sqlaudit.past.rendering import BeforeBaseline, Past, Rules, S, UntrackedPol
 from sqlaudit.period import OPEN_END, TICK
 
 TOKEN: Final = "identity_token"
-"""The execution option, of SQLAlchemy's, that objects are loaded with."""
-_LATEST: Final = OPEN_END - TICK  # an instant that open versions contain, for those who mean "for ever"
+"""SQLAlchemy's execution option for the identity token of the objects that a statement loads."""
+_LATEST: Final = OPEN_END - TICK  # the last instant that open versions contain
 
 
 @dataclass(frozen=True, slots=True)
 class Instant:
     """The identity token of objects that were read as of an instant.
 
-    :ivar when: in UTC; or the id of a changeset, which a session has still to look up
+    :ivar when: a datetime in UTC; or the id of a changeset, whose instant a session has still to look up
     """
 
     when: datetime | UUID
-    rules: Rules = Rules()  # noqa: RUF009  # frozen, and thus shared safely
+    rules: Rules = Rules()  # noqa: RUF009  # frozen
 
     def __str__(self) -> str:
         return f"as of {self.when.isoformat() if isinstance(self.when, datetime) else f'changeset {self.when}'}"
@@ -46,9 +46,9 @@ def instant_from(
     *,
     text: bool = False,
 ) -> Instant:
-    """Return the instant that a user means; one in the future is the present, with a warning.
+    """Return the instant that a user gave. An instant in the future reads the present, with a warning.
 
-    :raises QueryError: ``when`` is neither a datetime nor a changeset id, or a rule no known word
+    :raises QueryError: ``when`` is neither a datetime nor a changeset id, or a rule has an unknown value
     """
     if untracked not in ("raise", "live"):
         raise QueryError(f"untracked is {untracked!r}; give 'raise' or 'live'.", untracked)
@@ -70,32 +70,32 @@ def instant_from(
 
 
 def instant_of_object(obj: object) -> Instant | None:
-    """Return the instant that an object was read as of; ``None`` if it is a live one."""
+    """Return the instant as of which an object was read, or ``None`` for a live object."""
     return instant_of_state(instance_state(obj))
 
 
 def instant_of_state(state: InstanceState[Any]) -> Instant | None:
-    """Return the instant that the object of a state was read as of; ``None`` if it is a live one."""
+    """Return the instant as of which the object of a state was read, or ``None`` for a live object."""
     token = state.key[2] if state.key else None  # merge(load=False) leaves state.identity_token empty
     return token if isinstance(token, Instant) else None
 
 
 def instant_of_statement(statement: Past) -> Instant:
-    """Return the instant that a statement reads as of."""
+    """Return the instant as of which a statement reads."""
     when = statement._past_changeset or statement._past_when.value
     assert when is not None
     return Instant(when, statement._past_rules)
 
 
 def as_of_instant(statement: S, instant: Instant) -> S:
-    """Return a statement that reads as of an instant, and whose objects are known by it."""
+    """Return a statement that reads as of an instant, and gives it to its objects as their identity token."""
     return as_past(statement, instant.when, instant.rules).execution_options(**{TOKEN: instant})
 
 
 def refuse_change(state: InstanceState[Any]) -> None:
     """Raise if an object was read as of an instant.
 
-    :raises ReadOnlyError: it was
+    :raises ReadOnlyError: the object was read as of an instant
     """
     instant = instant_of_state(state)
     if instant is not None:
@@ -107,10 +107,10 @@ def refuse_change(state: InstanceState[Any]) -> None:
 
 
 def is_unchanged_past(session: Session, state: InstanceState[Any], *, doomed: bool = False) -> bool:
-    """Tell whether an object was read as of an instant; one that was given the values that it has is clean again.
+    """Return whether an object was read as of an instant. It becomes clean if it was set to the values that it had.
 
-    :param doomed: whether it is to be deleted
-    :raises ReadOnlyError: it was read as of an instant, and is changed or doomed
+    :param doomed: whether the session will delete the object
+    :raises ReadOnlyError: the object was read as of an instant, and is changed or doomed
     """
     if instant_of_state(state) is None:
         return False
@@ -121,9 +121,9 @@ def is_unchanged_past(session: Session, state: InstanceState[Any], *, doomed: bo
 
 
 def refuse_changes(session: Session) -> None:
-    """Raise if the session holds changes of objects that were read as of an instant.
+    """Raise if the session has changed or deleted objects that were read as of an instant.
 
-    :raises ReadOnlyError: it does
+    :raises ReadOnlyError: an object was read as of an instant, and is changed or deleted
     """
     for doomed, objects in ((False, session.dirty), (True, session.deleted)):
         for obj in objects:
@@ -131,9 +131,9 @@ def refuse_changes(session: Session) -> None:
 
 
 def refuse_reference(state: InstanceState[Any], value: object, *args: object) -> None:
-    """Raise if an object is to refer to one of another instant, whose key it would take.
+    """Raise if an object would refer to an object of another instant, and get its key.
 
-    :raises ReadOnlyError: it is
+    :raises ReadOnlyError: the value was read as of another instant
     """
     instant = None if value is None else instant_of_object(value)
     if instant is not None and instant != instant_of_state(state):

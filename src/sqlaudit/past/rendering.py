@@ -1,9 +1,9 @@
-"""How does a statement read the past? Statements whose tables are rendered as they were at an instant.
+"""How does a statement read the past? The compiler renders its tables as they were at an instant.
 
-:func:`as_past` turns a statement into one of a subclass, which renders every tracked table in it, ``FROM customers``,
-as ``(SELECT … FROM customers_history WHERE valid_from <= :when AND valid_to > :when) AS customers``, and leaves the
-rest as it is. Such a statement composes like the one that it was made of: in a subquery, a union or a CTE, beside the
-present or another instant. The instant is a parameter, so that SQLAlchemy's statement cache works.
+:func:`as_past` copies a statement as one of a subclass. The copy renders every tracked table, ``FROM customers``, as
+``(SELECT … FROM customers_history WHERE valid_from <= :when AND valid_to > :when) AS customers``, and nothing else
+differently. It composes like the original: in a subquery, a union or a CTE, beside the present or another instant. The
+instant is a parameter, so that SQLAlchemy's statement cache works.
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ _READS_TABLES: Final = re.compile(r"\b(select|from|join|table|with)\b", re.IGNOR
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a statement about the past may read that is not history.
+    """What a statement of the past does about rows that are not in history.
 
     :param untracked: what to do with tables without history: ``"raise"``, or read them ``"live"``
-    :param text: whether SQL that was written by hand, which cannot be turned to the past, may read tables
-    :param before_baseline: what to do with rows that were there, but of which nothing is known yet: leave them
-        ``"absent"``, or ``"warn"``, or ``"raise"``
+    :param text: whether hand-written SQL, which cannot be turned to the past, may read tables
+    :param before_baseline: what to do with rows that existed at the instant, but whose history begins later: leave
+        them ``"absent"``, or ``"warn"``, or ``"raise"``
     """
 
     untracked: UntrackedPolicy = "raise"
@@ -81,16 +81,16 @@ class Rules:
 
 
 class Past:
-    """Mixed into the class of a statement: what makes it read the past."""
+    """Mixin for the class of a statement that reads the past."""
 
     _past_when: BindParameter[datetime]
     _past_literal: BindParameter[datetime]
-    """The same, for where the database must plan for this very instant."""
+    """The same instant as a literal, for a condition that the database must plan for this instant."""
     _past_changeset: UUID | None
-    """What stands for the instant until a session has looked it up."""
+    """The id of a changeset whose instant a session has still to look up, or ``None``."""
     _past_rules: Rules
     _past_is_ready: bool
-    """Whether a session has seen to it that the objects it gives are known as past ones."""
+    """Whether a session executes the statement, and marks the objects that it returns as past objects."""
 
     def _compiler_dispatch(self, visitor: SQLCompiler, **kw: Any) -> str:
         if self._past_changeset is not None:
@@ -114,7 +114,7 @@ class Past:
         return super()._execute_on_connection(connection, *args, **kw)  # type: ignore[misc]  # the statement's own
 
     def from_statement(self, statement: Any) -> Any:
-        """Return the same objects, as of the same instant, selected by another statement."""
+        """Return another statement as one that selects the same objects as of the same instant."""
         made = super().from_statement(statement)  # type: ignore[misc]  # Select's
         made = as_past(made, self._past_changeset or cast(datetime, self._past_when.value), self._past_rules)
         return made.execution_options(**self._execution_options)  # type: ignore[attr-defined]  # Executable's
@@ -130,7 +130,7 @@ _EXTRA: Final = [
 
 @lru_cache
 def _parameters(instant: datetime | None) -> tuple[BindParameter[Any], BindParameter[Any]]:
-    """Return what stands for an instant; the statements of a session, all as of one, share it."""
+    """Return the two parameters of an instant. All statements of a past session share them, so they are cached."""
     type_ = UTCDateTime()
     return (
         bindparam("sqlaudit_when", instant, type_=type_, unique=True),
@@ -141,7 +141,7 @@ def _parameters(instant: datetime | None) -> tuple[BindParameter[Any], BindParam
 def as_past(statement: S, when: datetime | UUID, rules: Rules, *, ready: bool = False) -> S:
     """Return a statement that reads as of ``when``.
 
-    :param ready: whether it is on its way through a session that knows
+    :param ready: whether a session executes it, and marks the objects that it returns as past objects
     """
     statement_class: Any = type(statement)
     made = copied_as(_past_class(statement_class), statement._clone())  # type: ignore[attr-defined]  # ClauseElement's
@@ -154,14 +154,14 @@ def as_past(statement: S, when: datetime | UUID, rules: Rules, *, ready: bool = 
 
 
 def copied_as(made_class: Any, original: Any) -> Any:
-    """Return a copy of an object as one of a subclass of its own class."""
+    """Return a copy of an object that is an instance of a subclass of its class."""
     made = made_class.__new__(made_class)
     made.__dict__.update(original.__dict__)
     return made
 
 
 class _StayInPast(CompileStateOption):
-    """Goes with past objects to whatever they load later, and refuses to load it from the present."""
+    """A loader option for past objects. Whatever they load later has it, too, and it refuses to load live rows."""
 
     propagate_to_loaders = True
     _cache_key_traversal: Any = ()
@@ -179,20 +179,20 @@ _STAY_IN_PAST: Final = _StayInPast()
 
 
 def stays_in_past(statement: Any) -> bool:
-    """Tell whether a statement is for objects of the past, or loads what such objects lack."""
+    """Return whether a statement loads past objects, or attributes of past objects."""
     return any(isinstance(option, _StayInPast) for option in getattr(statement, "_with_options", ()))
 
 
 def whose_objects_stay(statement: S) -> S:
-    """Return a past statement whose objects load nothing from the present, whatever session they come to."""
+    """Return a past statement whose objects never load live rows, whichever session they are added to."""
     return statement if stays_in_past(statement) else statement.options(_STAY_IN_PAST)
 
 
 def shorten_path(statement: Any) -> None:
-    """Let a lazy load of the past know the relationship that it is of, and not the whole way to it.
+    """Shorten the path of a lazy load of the past to its last relationship.
 
-    SQLAlchemy keeps the way for the sake of loader options, and compiles anew whatever is loaded by more than five
-    relationships. The option of ours needs no way; a relationship that is loaded at once does, so as not to recur.
+    SQLAlchemy keeps the whole path for loader options, and compiles a statement anew if the path has more than five
+    relationships. ``_StayInPast`` needs no path. An immediate load keeps its path, because the path ends a recursion.
     """
     path = statement._compile_options._current_path.path
     is_lazy = len(path) > 2 and getattr(path[-1], "lazy", "immediate") != "immediate"
@@ -201,7 +201,7 @@ def shorten_path(statement: Any) -> None:
 
 
 def beside_past(statement: S) -> S:
-    """Return a statement of the present that was made from one whose objects stay in the past."""
+    """Return a copy of a statement without the option that keeps its objects in the past."""
     made: Any = statement._clone()  # type: ignore[attr-defined]  # ClauseElement's
     made._with_options = tuple(option for option in made._with_options if not isinstance(option, _StayInPast))
     return cast(S, made)
@@ -224,7 +224,7 @@ def _past_compiler_class(compiler_class: Any) -> type[Any]:
 
 @contextmanager
 def _looking_back(compiler: SQLCompiler, statement: Past) -> Iterator[None]:
-    """Let a compiler render the past meanwhile."""
+    """Let a compiler render the past within the ``with`` block."""
     if not isinstance(compiler, PastCompiler):
         compiler_class: Any = type(compiler)
         compiler.__class__ = _past_compiler_class(compiler_class)
@@ -240,7 +240,7 @@ def _looking_back(compiler: SQLCompiler, statement: Past) -> Iterator[None]:
 
 
 def _refuse_unchecked(compiler: SQLCompiler, statement: Past) -> None:
-    """Raise if a past statement inside of another is to look for rows of which nothing is known yet: nobody would."""
+    """Raise if a past statement should check for unknown rows inside one that does not: then there is no check."""
     around = compiler.past[0][0]._past_rules if isinstance(compiler, PastCompiler) and compiler.past else None
     alone: Any = compiler.statement
     if alone is not statement and (around is None or around.before_baseline == "absent"):
@@ -252,7 +252,7 @@ def _refuse_unchecked(compiler: SQLCompiler, statement: Past) -> None:
 
 
 def _refuse_live_objects(compiler: SQLCompiler, statement: Past) -> None:
-    """Raise if a past statement inside of another gives objects, which would be taken for those of the other."""
+    """Raise if a past statement inside another one selects objects: they would pass for objects of the outer one."""
     outer: Any = compiler.statement
     whole = outer is not statement and isinstance(outer, FromStatement)
     for entity in _entities(compiler.compile_state):
@@ -266,7 +266,7 @@ def _refuse_live_objects(compiler: SQLCompiler, statement: Past) -> None:
 
 
 def _entities(compile_state: Any) -> Iterator[Any]:
-    """Yield what an ORM statement gives objects of: what it selects, and what its loader options name."""
+    """Yield the entities of the objects that an ORM statement loads: those it selects, and those of loader options."""
     for entity in getattr(compile_state, "_entities", ()):
         if getattr(entity, "selectable", None) is not None:
             yield entity
@@ -278,11 +278,11 @@ def _entities(compile_state: Any) -> Iterator[Any]:
 
 
 class PastCompiler(SQLCompiler):
-    """Renders tracked tables as of an instant where a :class:`Past` statement says so, and all else as ever.
+    """Renders the tracked tables of a :class:`Past` statement as of its instant, and everything else as usual.
 
-    :ivar past: the past statements that are being rendered, from the outermost in, and how deep each begins
-    :ivar past_reads: the past statement, table and key, as far as it is given, of each read
-    :ivar past_of_ctes: the past statement that each CTE was first rendered in, ``None`` for the present
+    :ivar past: the past statements that are being rendered, outermost first, each with the depth of the stack there
+    :ivar past_reads: the past statement, the table, and the key if the statement gives it, of each read
+    :ivar past_of_ctes: the past statement in which each CTE was first rendered, ``None`` for the present
     """
 
     past: list[tuple[Past, int]]
@@ -313,13 +313,13 @@ class PastCompiler(SQLCompiler):
         recursive = bool(self.ctes) and self.ctes_recursive
         try:
             return self.process(rows, **({"literal_binds": True} if literal_binds else {}))
-        finally:  # a CTE of the statement itself may have the name of a table that it selects from
+        finally:  # RECURSIVE would harm a CTE of the statement that has the name of a table that it selects from
             self.ctes_recursive = recursive
 
     def _rows(self, tracked: TrackedTable, source: FromClause, statement: Past) -> Select[Any]:
         """Return the select of a table's rows as of the instant of a statement.
 
-        :param source: what the statement knows them by: the table, or its alias
+        :param source: the table, or its alias in the statement
         """
         stored, period, when = dict(tracked.columns), (tracked.valid_from, tracked.valid_to), statement._past_when
         around: Any = self.stack[-1] if self.stack else {}
@@ -337,7 +337,7 @@ class PastCompiler(SQLCompiler):
         ).where(valid)
 
     def _no_value(self, column: Column[Any]) -> ColumnElement[Any]:
-        """The NULL of a column that is not stored; only PostgreSQL asks of which type."""
+        """Return NULL for a column that is not stored. Only PostgreSQL needs its type in the SQL."""
         typed: ColumnElement[Any] | TypeCoerce[Any] = (
             sql_cast(null(), column.type) if self.dialect.name == "postgresql" else type_coerce(null(), column.type)
         )
@@ -356,7 +356,7 @@ class PastCompiler(SQLCompiler):
         super()._add_to_result_map(keyname, name, objects, readable(type_) if self.past else type_)
 
     def render_bind_cast(self, type_: TypeEngine[Any], dbapi_type: TypeEngine[Any], sqltext: str) -> str:
-        """Leave the type of an enum's value to what it is compared with: history may keep it as text."""
+        """Render an enum's value without a cast, because the history column may be a text."""
         if self.past and isinstance(dbapi_type, Enum):
             return sqltext
         return cast(str, super().render_bind_cast(type_, dbapi_type, sqltext))  # type: ignore[no-untyped-call]  # SQLAlchemy's
@@ -389,9 +389,9 @@ class PastCompiler(SQLCompiler):
         return cast(str, super().visit_tablesample(tablesample, *args, **kw))  # type: ignore[no-untyped-call]  # SQLAlchemy's
 
     def group_by_clause(self, select: Any, **kw: Any) -> str:
-        """Group by the other columns of a row, too, where a statement groups by its key.
+        """Add the other columns of a row, where a statement groups by the row's key.
 
-        PostgreSQL and MySQL know that they depend on the primary key of a table, but of a subquery they do not.
+        PostgreSQL and MySQL know that columns depend on the primary key of a table, but not on that of a subquery.
         """
         rendered = cast(str, super().group_by_clause(select, **kw))  # type: ignore[no-untyped-call]  # SQLAlchemy's
         if not self.past or not rendered or self.dialect.name not in _KNOWS_DEPENDENCE:
@@ -400,7 +400,7 @@ class PastCompiler(SQLCompiler):
         return ", ".join((rendered, *(self.process(column, **kw) for column in further)))
 
     def for_update_clause(self, select: Any, **kw: Any) -> str:
-        if self.past:  # which does not change
+        if self.past:  # history does not change, and needs no lock
             return ""
         return cast(str, super().for_update_clause(select, **kw))  # type: ignore[no-untyped-call]  # SQLAlchemy's
 
@@ -444,9 +444,9 @@ _KNOWS_DEPENDENCE: Final = frozenset({"postgresql", "mysql"})
 
 
 def _dependent_on_groups(statement: Select[Any], dialect: Dialect) -> dict[Any, None]:
-    """Return the columns that a statement uses of tracked tables whose keys it groups by.
+    """Return the columns that a statement uses, of tracked tables by whose whole key it groups.
 
-    Those of JSON are left out on PostgreSQL, which cannot group by them.
+    Columns of the type ``json`` are left out: PostgreSQL cannot group by them.
     """
     grouped = {(each.table, each.key) for each in _columns_in(statement._group_by_clauses)}
     sources = {source for source, _ in grouped if _has_whole_key(source, grouped)}
@@ -461,7 +461,7 @@ def _dependent_on_groups(statement: Select[Any], dialect: Dialect) -> dict[Any, 
 
 
 def _has_whole_key(source: Any, columns: Collection[tuple[Any, str]]) -> bool:
-    """Tell whether the key of a tracked table, or of an alias of one, is among columns."""
+    """Return whether the columns include the whole key of a tracked table or of its alias."""
     table = getattr(source, "element", source)
     tracked = tracked_table(table)
     return (
@@ -481,7 +481,7 @@ def _can_be_grouped(type_: TypeEngine[Any], dialect: Dialect) -> bool:
 
 
 def _is_write(text: str) -> bool:
-    """Tell whether a whole statement that was written by hand seems to write."""
+    """Return whether a hand-written statement seems to write, by its words."""
     words = _WORD.findall(_COMMENT.sub(" ", text).lower())
     return bool(words) and (words[0] in _WRITES or (words[0] == "with" and not _WRITES.isdisjoint(words)))
 

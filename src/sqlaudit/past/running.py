@@ -1,4 +1,4 @@
-"""How is a statement of the past run? In its session, or in a session that reads nothing but the past."""
+"""How is a statement of the past executed? In its own session, or in a session that reads only the past."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ _CHANGESETS: Final = "sqlaudit_changesets"
 
 
 def instant_of(state: ORMExecuteState) -> Instant | None:
-    """Return the instant that a statement is to be run as of: its own, that of whom it loads for, or its session's.
+    """Return the instant of a statement: its own, that of the object for which it loads, or its session's.
 
-    ``None`` if it is of the present, or has been turned to the past already.
+    ``None`` for a statement of the present, or one that has been turned to the past already.
     """
     statement: Any = state.statement
     if isinstance(statement, Past) and statement._past_is_ready:
         return None
     token = state.execution_options.get(TOKEN)
     if isinstance(token, Instant) and isinstance(statement, StatementLambdaElement):
-        # That is the instant of the first statement that the lambda gave; the one that it gives now knows its own.
+        # The token is from the first statement that the lambda returned. The one that it returns now has its own.
         statement = statement._resolved
         return instant_of_statement(statement) if isinstance(statement, Past) else token
     if token is None and state.is_orm_statement and state.is_select:
@@ -60,9 +60,10 @@ def instant_of(state: ORMExecuteState) -> Instant | None:
 
 
 def read_past(state: ORMExecuteState, instant: Instant) -> Result[Any]:
-    """Run a statement as of an instant, in its own session and transaction.
+    """Execute a statement as of an instant, in its own session and transaction.
 
-    :raises ReadOnlyError: it writes
+    :raises ReadOnlyError: the statement writes
+    :raises QueryError: the session is a ShardedSession
     """
     statement: Executable = state.statement
     if isinstance(statement, StatementLambdaElement):
@@ -91,14 +92,14 @@ def read_past(state: ORMExecuteState, instant: Instant) -> Result[Any]:
     if instant.rules.before_baseline != "absent":
         dialect = state.session.get_bind(**state.bind_arguments).dialect
         check_beginnings(state.session, cast(Past, past), state.parameters, dialect)
-    with explained(chain.from_iterable(map(tracked_tables, metadata))):  # of which it asks if something is amiss
+    with explained(chain.from_iterable(map(tracked_tables, metadata))):  # consulted only if there is an error
         return execute_within(state, past, {TOKEN: instant})
 
 
 def execute_within(state: ORMExecuteState, statement: Executable, options: dict[str, Any] | None = None) -> Result[Any]:
     """Execute a statement within ``do_orm_execute``, as :meth:`ORMExecuteState.invoke_statement` does.
 
-    That gives ``get_bind()`` an argument of its own, which a session of the user's may not take.
+    That method passes an argument of its own to ``get_bind()``, which a user's session may not accept.
     """
     result: Result[Any] = state.session._execute_internal(
         statement,
@@ -111,7 +112,7 @@ def execute_within(state: ORMExecuteState, statement: Executable, options: dict[
 
 
 def _looked_up(session: Session, instant: Instant) -> Instant:
-    """Return an instant whose changeset, if it is given by one, has been looked up: once in a session."""
+    """Return an instant with the datetime of its changeset, which a session looks up once."""
     if isinstance(instant.when, datetime):
         return instant
     known: dict[UUID, datetime] = session.info.setdefault(_CHANGESETS, {})
@@ -121,10 +122,10 @@ def _looked_up(session: Session, instant: Instant) -> Instant:
 
 
 class PastSession(Session):
-    """A read-only session in which every statement is as of one instant, by the connections of another session.
+    """A read-only session that reads as of one instant, through the connections of another session.
 
-    :ivar instant: as of when it reads
-    :ivar source: the session whose connections, and transaction, it uses
+    :ivar instant: the instant as of which it reads
+    :ivar source: the session whose connections and transaction it uses
     """
 
     def __init__(self, source: Session, instant: Instant) -> None:
@@ -133,7 +134,7 @@ class PastSession(Session):
         self.instant = instant
         self._is_over = False
         self.info.update((key, value) for key, value in source.info.items() if not str(key).startswith("sqlaudit"))
-        for listener in self.source.dispatch.do_orm_execute:  # which may filter the rows of a tenant
+        for listener in self.source.dispatch.do_orm_execute:  # it may filter the rows of a tenant
             if listener not in list(self.dispatch.do_orm_execute):
                 event.listen(self, "do_orm_execute", listener)
         event.listen(self, "do_orm_execute", _execute_in_past)
@@ -163,12 +164,12 @@ class PastSession(Session):
         return super()._identity_lookup(*args, **kw)
 
     def end(self) -> None:
-        """Let go of the objects, and read no more."""
+        """Expunge the objects, and refuse to read from now on."""
         self.close()
         self._is_over = True
 
     def connection(self, *args: Any, **kw: Any) -> NoReturn:
-        """Raise: a bare connection would read live rows."""
+        """Refuse to return a connection, which would read live rows."""
         raise QueryError(
             f"A connection reads live rows, and cannot be turned to the past; execute the statement in the session, "
             f"which reads {self.instant}.",

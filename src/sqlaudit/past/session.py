@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 else:
     try:
         from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
-    except ImportError:  # without greenlet there are none, and nothing is an instance of ()
+    except ImportError:  # without greenlet; nothing is an instance of ()
         AsyncConnection = AsyncEngine = AsyncSession = async_scoped_session = ()
 
 
@@ -35,8 +35,8 @@ class time_travel:
             past.get(Customer, 1)
 
     It covers the ORM and Core, joins, eager and lazy loads, subqueries, aggregates and ``get``. The session uses the
-    connections and the transaction of the session that you give. ``async with``, given an ``AsyncSession`` or
-    ``AsyncEngine``, gives an ``AsyncSession``. Writes raise. Objects are detached when the block ends.
+    connections and the transaction of the session that you give. With an ``AsyncSession`` or ``AsyncEngine``, ``async
+    with`` gives an ``AsyncSession``. Writes raise. Objects are detached when the block ends.
 
     :param session_or_engine: a session, an engine or a connection, sync or async; it needs no hooks
     :param when: an aware datetime; or a changeset id, also as text: the state right after that transaction. A naive
@@ -81,7 +81,7 @@ class time_travel:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         try:
             if kind is None:
-                self._past.flush()  # which raises if anything was changed
+                self._past.flush()  # raises if an object was changed
         finally:
             self._past.end()
             if self._made is not None:
@@ -91,7 +91,7 @@ class time_travel:
         if not isinstance(self._source, AsyncSession):
             raise QueryError("A Session or Engine needs: with time_travel(…), without async.", self._source)
         past = PastSession(self._source.sync_session, self._instant)
-        session = self._past = AsyncSession(sync_session_class=lambda **kw: past)  # type: ignore[arg-type]  # makes one
+        session = self._past = AsyncSession(sync_session_class=lambda **kw: past)  # type: ignore[arg-type]  # a function instead of a class
         return session
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:

@@ -1,4 +1,4 @@
-"""How does a row find what another one was at its own time? By a join on the period of a version."""
+"""How is a row joined with another row as it was at the time of the first? By the period of the other's versions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sqlaudit.tracking.models import tracked_model_of
 
 
 class _UTC(FunctionElement[datetime]):
-    """A column of dates or datetimes, naive ones being in UTC, to be compared with the ends of periods."""
+    """A column of dates or datetimes, comparable with the ends of periods. Naive values are in UTC."""
 
     type = UTCDateTime()
     inherit_cache = True
@@ -42,7 +42,7 @@ def _render_utc(element: _UTC, compiler: SQLCompiler, **kw: Any) -> str:
 
 
 def as_of_column(model_class: type[Any], when: Any) -> tuple[Any, ColumnElement[bool]]:
-    """Join each row with the version of another row that was true at a time which the first row holds: a temporal join.
+    """Join each row with the version of another row that was true at a time in the first row: a temporal join.
 
     .. code-block:: python
 
@@ -54,17 +54,17 @@ def as_of_column(model_class: type[Any], when: Any) -> tuple[Any, ColumnElement[
     selects each invoice with the customer as it was when the invoice was issued, in one statement. An outer join gives
     ``None`` for a row that did not exist then.
 
-    A timestamp that Python makes while it is written, such as ``default=lambda: datetime.now(UTC)``, is not earlier
-    than the versions of the same flush, and the join finds these. Other timestamps are earlier: one that your code sets
-    before the flush; ``now()`` of PostgreSQL, the begin of the transaction; and one without fractions of a second or of
-    the day, the begin of its second or day (``CURRENT_TIMESTAMP`` of SQLite, ``DATETIME`` of MariaDB and MySQL, a
-    date). Use ``DATETIME(fsp=6)`` on MariaDB and MySQL.
+    A timestamp that Python computes during the flush, such as ``default=lambda: datetime.now(UTC)``, is not earlier
+    than the versions of this flush, so the join finds these versions. Other timestamps are earlier: a value that your
+    code sets before the flush; PostgreSQL's ``now()``, which is the start of the transaction; and a value without
+    fractions of a second or without a time, which is the start of its second or day (SQLite's ``CURRENT_TIMESTAMP``,
+    ``DATETIME`` on MariaDB and MySQL, a date). Use ``DATETIME(fsp=6)`` on MariaDB and MySQL.
 
     :param model_class: a tracked model
     :param when: a column of dates or datetimes, in UTC
     :return: an alias of the model's history class, and the condition that its version was true then
     :raises TrackingError: the model is not tracked
-    :raises QueryError: the column has no dates or datetimes
+    :raises QueryError: ``when`` is not a column of dates or datetimes
     """
     names = tracked_model_of(model_class).table.names
     column = when.__clause_element__() if hasattr(when, "__clause_element__") else when

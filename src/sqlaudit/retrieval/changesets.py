@@ -1,4 +1,4 @@
-"""What did one database transaction do? Changesets, looked for in every history table that a session can read."""
+"""What did one database transaction do? Its changeset, read from every history table that a session can read."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ from sqlaudit.tracking.tables import TrackedTable, guard_name, known_metadata
 
 _TABLES_PER_STATEMENT: Final = 100
 _existing: WeakKeyDictionary[Engine, set[tuple[str | None, str]]] = WeakKeyDictionary()
-"""The history tables that were seen in a database, by schema and name."""
+"""The history tables that were found in a database, by schema and name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The tracked tables that lie on one bind of a session.
+    """The tracked tables on one bind of a session.
 
-    :param bind_arguments: those that lead a statement there
+    :param bind_arguments: the arguments with which the session executes a statement on that bind
     """
 
     bind_arguments: dict[str, Any]
@@ -61,8 +61,8 @@ class Place:
 def known_tables(session: Session) -> list[Place]:
     """Return every tracked table, association tables included, that a session can read.
 
-    Those of models that the session has no bind for are left out. If several MetaData have tracked tables, those
-    that the database lacks are, too: one statement per bind and schema, until all have been seen.
+    Tables for which the session has no bind are left out. If several MetaData have tracked tables, those that the
+    database lacks are left out, too. That takes one statement per bind and schema, until all have been found.
     """
     by_bind: dict[Any, list[TrackedTable]] = defaultdict(list)
     arguments: dict[Any, dict[str, Any]] = {}
@@ -85,13 +85,13 @@ def known_tables(session: Session) -> list[Place]:
 
 
 def _that_exist(session: Session, where: dict[str, Any], tables: Collection[TrackedTable]) -> list[TrackedTable]:
-    """Return the tables whose history is in the database; all of them for shards, which may differ.
+    """Return the tables whose history table is in the database; all tables for shards, which may differ.
 
-    If several MetaData have tables of one name, those of the one that fits the database best.
+    If several MetaData have a history table of one name, return that of the MetaData that fits the database best.
     """
     if "bind" not in where:
         return list(tables)
-    connection = session.connection(bind_arguments=dict(where))  # it takes the bind out
+    connection = session.connection(bind_arguments=dict(where))  # connection() removes the bind
     names = {table: (connection.schema_for_object(table.history), table.history.name) for table in tables}
     seen = _existing.setdefault(connection.engine, set())
     if not seen.issuperset(names.values()):
@@ -111,7 +111,7 @@ def _fitness(
     names: Mapping[TrackedTable, tuple[str | None, str]],
     by_name: Mapping[tuple[str | None, str], Collection[TrackedTable]],
 ) -> dict[MetaData, tuple[float, int]]:
-    """Tell how well each MetaData fits a database: by the columns of tables that others have, and by its tables."""
+    """Rate how well each MetaData fits a database: by the columns of shared names, and by how many tables exist."""
     inspector = inspect(connection)
     agreeing: dict[MetaData, list[float]] = defaultdict(list)
     for (schema, name), those in by_name.items():
@@ -201,7 +201,7 @@ def _text_of(extra: Any) -> str:
 def _chosen(
     session: Session, places: Iterable[Place], parameters: dict[str, Any], limit: int | None, newest_first: bool
 ) -> list[UUID]:
-    """Return the ids of the changesets that a filter lets through, in the order of their instants."""
+    """Return the ids of the changesets that match the filters, in the order of their instants."""
 
     def ids(table: TrackedTable) -> Any:
         at, changeset = func.max(table.valid_from).label("at"), table.role("changeset_id")
@@ -226,7 +226,7 @@ def _chosen(
 
 
 def _entries(session: Session, places: Sequence[Place], ids: Sequence[UUID] | None) -> Iterator[Changeset]:
-    """Yield what all changesets wrote under each context, or those of the ids."""
+    """Yield an entry for each context of each changeset, or of the changesets with the ids."""
     numbers = {table: number for number, table in enumerate(table for place in places for table in place.tables)}
 
     def contexts(table: TrackedTable) -> Any:
@@ -234,7 +234,7 @@ def _entries(session: Session, places: Sequence[Place], ids: Sequence[UUID] | No
         columns = [changeset, *(table.role(role) for role in ("changed_by", "impersonated_by", "reason", "extra"))]
         baseline: ColumnElement[str] = literal_column(
             f"'{Operation.BASELINE.value}'"
-        )  # no parameter: pg8000 sends two, of other names
+        )  # a literal: pg8000 would send it as two different parameters
         is_baseline = case((table.role("operation") == baseline, literal_column("1")), else_=literal_column("0")).label(
             "is_baseline"
         )
@@ -269,7 +269,7 @@ def _entries(session: Session, places: Sequence[Place], ids: Sequence[UUID] | No
 
 
 def instant_of_changeset(session: Session | scoped_session[Any], changeset_id: UUID | str) -> datetime:
-    """Return the instant of a changeset: what a changeset id stands for where a time is expected.
+    """Return the instant of a changeset, for use where a time is expected.
 
     One statement per bind and 100 tracked tables.
 
@@ -291,9 +291,9 @@ def instant_of_changeset(session: Session | scoped_session[Any], changeset_id: U
 
 
 def tables_of_changeset(session: Session, changeset_id: UUID) -> list[TrackedTable]:
-    """Return the tables of which a changeset has versions: one statement per bind and 100 tracked tables.
+    """Return the tables that have versions of a changeset. One statement per bind and 100 tracked tables.
 
-    :raises QueryError: there are none
+    :raises QueryError: no table has one
     """
     places = known_tables(session)
     tables = [table for place in places for table in place.tables]
@@ -317,7 +317,7 @@ def unknown_changeset(changeset_id: UUID) -> QueryError:
 
 
 def is_of_changeset(table: TrackedTable, history: FromClause | None = None) -> ColumnElement[bool]:
-    """Return the condition that a version is of the changeset that the parameter names.
+    """Return the condition that a version belongs to the changeset of the parameter ``changeset``.
 
     :param history: an alias of the history table
     """
@@ -331,9 +331,9 @@ def read_all(
     selecting: Callable[[TrackedTable], Any],
     parameters: dict[str, Any],
 ) -> Iterator[Sequence[Any]]:
-    """Yield the rows that a select of each table gives: one statement per bind and 100 tables.
+    """Yield the rows of a select of each table. One statement per bind and 100 tables.
 
-    :param selecting: gives the select of a table; all have the same columns
+    :param selecting: a function that returns the select of a table; all selects have the same columns
     """
     session._autoflush()
     for place in places:

@@ -1,6 +1,6 @@
 """What happened to these rows? Versions, field changes and blame, read from consecutive snapshots.
 
-Every read here is one statement, but for :func:`changes_in`, which reads many tables. All of them take a
+Every read here is one statement, except :func:`changes_in`, which reads many tables. All of them take a
 :class:`sqlalchemy.orm.Session`; with an ``AsyncSession``, use ``await session.run_sync(versions_of, Customer, 42)``.
 """
 
@@ -49,7 +49,7 @@ from sqlaudit.tracking.tables import TrackedTable
 
 _BATCH: Final = 500
 _WIDE: Final = 800
-"""Fields of which a row holds the old and the new values: PostgreSQL selects at most 1,664 columns, SQLite 2,000."""
+"""The most fields with old and new values in one row: PostgreSQL selects at most 1,664 columns, SQLite 2,000."""
 
 
 def get_resource_changes(
@@ -111,7 +111,7 @@ def stream_resource_changes(
     offset: int = 0,
     newest_first: bool = False,
 ) -> Generator[FieldChange]:
-    """Yield the field changes of a model's rows one by one, in flat memory.
+    """Yield the field changes of a model's rows one by one, in constant memory.
 
     The parameters are those of :func:`get_resource_changes`. The statement stays open until the iterator is exhausted
     or closed.
@@ -178,7 +178,7 @@ def blame(session: Session | scoped_session[Any], model_class: type[Any], resour
 
 
 def _has_ended(version: Any) -> bool:
-    """Tell whether a version is the end of a life, behind which a baseline begins another."""
+    """Return whether a version is a tombstone. A baseline after it begins another life of the row."""
     return version_info(version)["operation"] is Operation.DELETE
 
 
@@ -257,7 +257,7 @@ def _versions(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ChangeQuery:
-    """Which field changes a reader asks for, as :func:`get_resource_changes` takes it."""
+    """Which field changes to read, from the arguments of :func:`get_resource_changes` or :func:`changes_in`."""
 
     model: TrackedModel
     resource_ids: Any = None
@@ -271,7 +271,7 @@ class _ChangeQuery:
 
 
 class _Reading:
-    """One statement over the versions of a model, each beside the version before it."""
+    """One statement that reads the versions of a model, each with the version before it."""
 
     def __init__(self, query: _ChangeQuery) -> None:
         self.model = model = query.model
@@ -283,7 +283,7 @@ class _Reading:
         self.parameters: dict[str, Any] = dict(_date_range(query.dates))
         if query.resource_ids is not None:
             self.parameters |= ids_given(self.ids, ids_listed(query.resource_ids, composite=len(self.ids) > 1))
-        # The versions of one row, in the order of their numbers, come beside one another without a join.
+        # The versions of one row need no join: in the order of their numbers, each follows the version before it.
         self.of_one_row = (
             not model.options.resource_id_field
             and len(self.parameters.get("ids", ())) == 1
@@ -324,7 +324,7 @@ class _Reading:
         old = [before[column.table].clause.c[column.key] for _, column in self.fields]
         order: list[ColumnElement[Any]] = [roles["valid_from"], *here.key, roles["version"]]
         order = [column.desc() for column in order] if self.newest_first else order
-        if self.is_wide:  # two rows, first that of the version before
+        if self.is_wide:  # two rows for each version: first the version before it
             two = both[base.history]
             is_one = and_(two.is_of(here.key), two.version.between(roles["version"] - 1, roles["version"]))
             source = source.join(two.clause, is_one)
@@ -376,7 +376,7 @@ class _Reading:
 
     def _all_changes(self, session: Session, options: Mapping[str, Any]) -> Generator[FieldChange]:
         label, names, equalities = self.model.label, [name for name, _ in self.fields], equalities_of(self.fields)
-        ids = len(_ROLES)  # the place of the resource id, after our columns
+        ids = len(_ROLES)  # the index of the resource id, after the audit columns
         new = ids + len(self.ids)
         old = new + len(names)
         with closing(_rows(session, self.model, self.statement, self.parameters, options)) as rows:
@@ -389,7 +389,7 @@ class _Reading:
                 yield from reversed(list(found)) if self.newest_first else found
 
     def _with_the_one_before(self, rows: Iterable[Row[Any]]) -> Iterator[tuple[Row[Any], Row[Any] | None]]:
-        """Yield each row with the one that has the version before it: a row of its own, itself, or none."""
+        """Yield each row with the row that has the version before it: another row, the same row, or ``None``."""
         if self.is_wide:
             last: Row[Any] | None = None
             for told in rows:
@@ -423,7 +423,7 @@ _SLOTS: Final = [getattr(FieldChange, field.name).__set__ for field in dataclass
 
 
 def _field_change(*values: Any) -> FieldChange:
-    """Make a field change in half the time that a frozen dataclass takes: there is one for every line of a report."""
+    """Make a field change in half the time that the constructor takes: a report has one for each of its lines."""
     change = object.__new__(FieldChange)
     for fill, value in zip(_SLOTS, values, strict=True):
         fill(change, value)
@@ -439,7 +439,7 @@ def _changes_in_row(
     before: Sequence[Any] | None,
     now: Sequence[Any],
 ) -> Iterator[FieldChange]:
-    """Yield the field changes of a row that begins with our columns, in the order of ``_ROLES``."""
+    """Yield the field changes of a row that begins with the audit columns, in the order of ``_ROLES``."""
     version, timestamp, operation, changeset_id, changed_by, impersonated_by, reason, extra = row[: len(_ROLES)]
     resource_id = key[0] if len(key) == 1 else tuple(key)
     for field_name, old_value, new_value in diff(names, operation, before, now, equalities):
@@ -475,14 +475,14 @@ def _chosen_fields(model: TrackedModel, chosen: str | Iterable[str] | None) -> t
 
 
 def _aliases(tables: Iterable[TrackedTable], name: str) -> dict[Any, HistoryAlias]:
-    """Return an alias of each history table, by the table."""
+    """Return an alias of each history table: history table → alias."""
     return {
         table.history: HistoryAlias(table, table.history.alias(f"{name}_{place}")) for place, table in enumerate(tables)
     }
 
 
 def _identities(model: TrackedModel) -> tuple[Any, list[Any]] | None:
-    """Return the discriminator and its values for a model that shares its table with others, or ``None``."""
+    """Return the discriminator and its values for a subclass of the hierarchy, or ``None`` for other models."""
     mapper = model.mapper
     if model.parent is None or mapper.polymorphic_on is None:
         return None
@@ -490,7 +490,7 @@ def _identities(model: TrackedModel) -> tuple[Any, list[Any]] | None:
 
 
 def _date_range(dates: tuple[datetime | None, datetime | None] | None) -> dict[str, datetime]:
-    """Return the parameters ``since`` and ``until`` of a date range, as far as it has them."""
+    """Return the parameters ``since`` and ``until`` of a date range, without those that are ``None``."""
     if dates is None:
         return {}
     try:
@@ -501,8 +501,8 @@ def _date_range(dates: tuple[datetime | None, datetime | None] | None) -> dict[s
 
 
 def _built_once(model: TrackedModel, shape: tuple[Any, ...], build: Callable[[], Select[Any]]) -> Select[Any]:
-    """Return the statement of a shape: building one takes as long as running it."""
-    if are_bound_in_sql(model.root.table.key):  # and it has the ids
+    """Return the statement of a shape from a cache: building it takes as long as executing it."""
+    if are_bound_in_sql(model.root.table.key):  # the statement contains the ids
         return build()
     cache, key = model.root.table.cache, (*model.family(), *shape)
     statement: Select[Any] | None = cache.get(key)
@@ -518,9 +518,9 @@ def _rows(
     parameters: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> Generator[Row[Any]]:
-    """Yield the rows of a statement; if it has a limit and they don't suffice, those that follow.
+    """Yield the rows of a statement. If it has a limit and they do not suffice, execute it again for the next rows.
 
-    They suffice unless Python finds values equal that the database tells apart, such as ``{"a": 1, "b": 2}`` and
+    They suffice unless Python considers values equal that differ in the database, such as ``{"a": 1, "b": 2}`` and
     ``{"b": 2, "a": 1}``.
     """
     session._autoflush()

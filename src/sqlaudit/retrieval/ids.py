@@ -39,16 +39,16 @@ _ANY_DIALECT: Final = DefaultDialect()
 
 
 def ids_listed(value: Any, *, composite: bool = False) -> list[Any]:
-    """Return one value or several as a list; text is one, and a tuple is one composite id."""
+    """Return one value or several as a list. A text is one value; a tuple is one if ids are ``composite``."""
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable) or (composite and isinstance(value, tuple)):
         return [value]
     return list(value)
 
 
 def ids_given(columns: Sequence[ColumnElement[Any]], ids: Iterable[Any]) -> dict[str, list[Any]]:
-    """Return the parameter of :func:`has_id`: the ids, as far as they are of the columns' types.
+    """Return the parameter of :func:`has_id`: the ids that can be converted to the columns' types.
 
-    :raises QueryError: one is an object of a mapped class
+    :raises QueryError: an id is an object of a mapped class
     """
     matching: list[Any] = []
     for value in ids:
@@ -66,7 +66,7 @@ def has_id(columns: Sequence[ColumnElement[Any]], given: Mapping[str, Any]) -> C
     """Return the condition that the columns have one of the ids."""
     if are_bound_in_sql(columns):
         return one_of(columns, [key if len(columns) > 1 else (key,) for key in given["ids"]])
-    # The widest integer, so that an id that its column cannot hold is compared like any other, and matches nothing.
+    # The widest integer: an id that is too large for its column is compared like any other, and matches nothing.
     types = [BigInteger() if isinstance(column.type, Integer) else column.type for column in columns]
     if len(columns) == 1:
         return is_among(columns[0], bindparam("ids", type_=types[0], expanding=True))
@@ -76,7 +76,7 @@ def has_id(columns: Sequence[ColumnElement[Any]], given: Mapping[str, Any]) -> C
 def _converted(value: Any, type_: TypeEngine[Any]) -> Any:
     """Return an id as a value of a key column's Python type.
 
-    :raises ValueError: it cannot be one (or another error of the type's own)
+    :raises ValueError: the id cannot be converted; the column's type may raise other errors
     """
     if isinstance(type_, TypeDecorator):
         return _accepted(value, type_)
@@ -98,7 +98,7 @@ def _converted(value: Any, type_: TypeEngine[Any]) -> Any:
 
 
 def _accepted(value: Any, type_: TypeDecorator[Any]) -> Any:
-    """Return an id as a value that a user's own type takes: as it is, or else converted for the type below."""
+    """Return an id as a value that a user's type accepts: unchanged, or else converted for the type below it."""
     below = type_.impl_instance
     taken = _python_type_of(below)
     try:
@@ -107,7 +107,7 @@ def _accepted(value: Any, type_: TypeDecorator[Any]) -> Any:
             return value
     except NotImplementedError:
         own = _python_type_of(type_)
-        is_own = own is not None and own is not taken and isinstance(value, own)  # an Interval
+        is_own = own is not None and own is not taken and isinstance(value, own)  # such as an Interval
         return value if is_own or type_._has_bind_expression else _converted(value, below)
     except (TypeError, ValueError, AttributeError):
         pass
@@ -119,7 +119,7 @@ def _accepted(value: Any, type_: TypeDecorator[Any]) -> Any:
 def _python_type_of(type_: TypeEngine[Any]) -> type[Any] | None:
     try:
         return type_.python_type
-    except NotImplementedError:  # SQLAlchemy 2.0 asks no type below
+    except NotImplementedError:  # SQLAlchemy 2.0 does not ask the type below
         return None
 
 

@@ -1,8 +1,8 @@
-"""Which SQL does SQLAlchemy lack? Idioms that all packages above use. Nothing here knows a tracked table.
+"""Which SQL does SQLAlchemy lack? Idioms that all packages above use. Nothing here knows about tracked tables.
 
 ``keys``
-    Keys of rows that find their rows again, whatever their types: values that Python cannot hold, or would change, are
-    read as text (:class:`~sqlaudit.sql.keys.RawKey`).
+    Keys that find their rows again, whatever their types: values that Python cannot hold, or would change, are read as
+    text (:class:`~sqlaudit.sql.keys.RawKey`).
 ``batches``
     Many keys in batches of 1,000, or as a select that finds them (:class:`~sqlaudit.sql.batches.SelectedKeys`).
 ``lists``

@@ -1,4 +1,4 @@
-"""How do many keys go into statements? In batches, or by a select that finds them."""
+"""How are many keys given to statements? In batches, or by a select that finds them."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from sqlaudit.sql.keys import MYSQL, Key, bound, implementation_of, keys_read, o
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 CHUNK: Final = 1000
-"""Keys that one statement is given."""
+"""The number of keys in a batch."""
 
 
 class Portionable(Protocol[T_co]):
-    """What can be taken in portions, wherever it is kept."""
+    """Items that can be counted and read in batches, in memory or in the database."""
 
     def __len__(self) -> int: ...
 
@@ -37,7 +37,7 @@ class Portionable(Protocol[T_co]):
 
 
 def chunks(keys: Portionable[T], size: int = CHUNK) -> Iterator[Sequence[T]]:
-    """Yield the keys in portions that one statement takes."""
+    """Yield the keys in batches, one for each statement."""
     if isinstance(keys, (list, tuple)) and len(keys) <= size:
         if keys:
             yield keys
@@ -48,9 +48,9 @@ def chunks(keys: Portionable[T], size: int = CHUNK) -> Iterator[Sequence[T]]:
 
 
 class SelectedKeys:
-    """Keys of rows, wherever a select finds them.
+    """Keys of rows that a select finds.
 
-    :param chosen: selects them, and nothing else
+    :param chosen: a select of the columns of the key, and of nothing else
     """
 
     def __init__(self, connection: Connection, chosen: Select[Any]) -> None:
@@ -78,13 +78,13 @@ class SelectedKeys:
 
 
 Portion = Sequence[Key] | SelectedKeys
-"""Keys that one statement takes."""
+"""The keys for one statement."""
 
 
 def portions(keys: Portionable[Key]) -> Iterator[Portion]:
-    """Yield keys as statements take them: all at once, if they can select them themselves.
+    """Yield the keys for each statement: selected keys all at once, as a subquery, and other keys in batches.
 
-    MariaDB and MySQL would walk through the whole history to select its rows by others, and lock it.
+    MariaDB and MySQL get selected keys in batches, too: for a subquery they would scan and lock the whole history.
     """
     if not isinstance(keys, SelectedKeys) or keys.connection.dialect.name in MYSQL:
         yield from chunks(keys)
@@ -95,7 +95,7 @@ def portions(keys: Portionable[Key]) -> Iterator[Portion]:
 def pages(
     connection: Connection, statement: Select[Any], columns: Sequence[ColumnElement[Any]]
 ) -> Iterator[Sequence[Key]]:
-    """Yield what a select of keys finds, page by page: the next begins behind the last key."""
+    """Yield the keys that a select finds, in pages. Each page begins after the last key of the page before it."""
     order = [in_order(column, connection.dialect) for column in columns]
     read = raw(columns, connection.dialect)
     statement = statement.with_only_columns(*read, maintain_column_froms=True).order_by(*order).limit(CHUNK)
@@ -103,7 +103,7 @@ def pages(
     while page:
         yield page
         ends = [bound(column, value=value) for column, value in zip(read, page[-1], strict=True)]
-        # By its name, for SQLAlchemy compares no booleans.
+        # SQLAlchemy refuses the operator > for booleans, so bool_op names it.
         behind = tuple_(*order) > tuple_(*ends) if len(ends) > 1 else order[0].bool_op(">")(ends[0])
         last, page = page[-1], list(keys_read(connection, statement.where(behind)))
         if page and page[-1] == last:
@@ -115,9 +115,9 @@ def pages(
 
 
 def in_order(column: ColumnElement[Any], dialect: Dialect) -> ColumnElement[Any]:
-    """Return what gives a column one order, whether rows are sorted by it or compared with a value.
+    """Return an expression for the column that sorts and compares consistently.
 
-    MariaDB and MySQL sort an ENUM or a SET by its number, and compare its text.
+    MariaDB and MySQL sort an ENUM or a SET by its number, but compare its text.
     """
     has_number = dialect.name in MYSQL and isinstance(implementation_of(column.type, dialect), (Enum, mysql.SET))
     return func.concat(column, type_=column.type) if has_number else column

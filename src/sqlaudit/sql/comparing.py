@@ -1,4 +1,4 @@
-"""Do two columns hold different values? SQL that is exact to the byte on every database."""
+"""Do two columns hold different values? Comparisons in SQL that are exact to the byte on every database."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ _GROUP: Final = 50
 
 
 def all_equal(left: Iterable[ColumnElement[Any]], right: Iterable[Any]) -> ColumnElement[bool]:
-    """Return the condition that columns are equal to others, or to values, each to each."""
+    """Return the condition that each column equals the column or the value at the same position on the right."""
     return and_(*(one == other for one, other in zip(left, right, strict=True)))
 
 
 class differs(FunctionElement[bool]):
-    """Whether two columns of one type hold different values, to the byte, NULL being a value like others.
+    """True if two columns of one type hold different values, exact to the byte. NULL equals NULL.
 
-    ``IS DISTINCT FROM`` alone would not tell 'a' from 'A' under a case-insensitive collation, nor compare
-    PostgreSQL's ``json`` at all, nor tell its intervals of 30 days and one month apart.
+    ``IS DISTINCT FROM`` alone considers 'a' and 'A' equal under a case-insensitive collation. On PostgreSQL it cannot
+    compare ``json``, and considers intervals of 30 days and of one month equal.
     """
 
     type = Boolean()
@@ -54,7 +54,7 @@ COMPARED_BY_VALUE: Final = (Integer, Numeric, Float, Boolean, DateTime, Date, Ti
 
 
 def may_be_respelt(type_: TypeEngine[Any]) -> bool:
-    """Tell whether a database may take two values of a type for one key: 'Ab' and 'aB', by a collation or a type."""
+    """Return whether a database may consider two values of a type the same key: 'Ab' and 'aB' in some collations."""
     return isinstance(type_, TypeDecorator) or not isinstance(type_, (*COMPARED_BY_VALUE, Enum))
 
 
@@ -91,9 +91,10 @@ def _differs_on_mysql(element: differs, compiler: SQLCompiler, **kw: Any) -> str
 
 
 class any_of(FunctionElement[bool]):
-    """Whether one of many conditions is met.
+    """True if at least one of many conditions is true.
 
-    SQLite refuses an expression of a depth of more than 1000, and each ``OR`` adds to it: these go by groups.
+    SQLite refuses expressions that are more than 1000 levels deep. Each ``OR`` adds a level, so the conditions are
+    grouped.
     """
 
     type = Boolean()

@@ -1,6 +1,6 @@
-"""Can a column hold an old value again? Its type may have changed since: by arithmetic, before anything is written.
+"""Can a column hold an old value again after its type has changed? Python decides, before anything is written.
 
-A database would cut the value, round it, or fail. SQLite, which minds no types, holds every value.
+The database would truncate the value, round it, or fail. SQLite does not enforce types and holds every value.
 """
 
 from __future__ import annotations
@@ -43,8 +43,11 @@ from sqlaudit.sql.old_values import Unread
 
 
 def is_writable(value: Any, type_: TypeEngine[Any], dialect: Dialect) -> bool:
-    """Tell whether a value of history can be given to its column's type again, which has read it or has not."""
-    if value is None or value is JSON.NULL:  # what looks like None is not given: the database copies it
+    """Return whether a column of a type can hold a value from history again.
+
+    :param value: as the type read it, or as the driver returned it if the type failed to read it
+    """
+    if value is None or value is JSON.NULL:  # JSON.NULL does not pass through Python: the database copies the value
         return True
     if isinstance(value, Unread):
         return False
@@ -55,12 +58,12 @@ def is_writable(value: Any, type_: TypeEngine[Any], dialect: Dialect) -> bool:
         process = type_.dialect_impl(dialect).bind_processor(dialect)
         bound = value if process is None else process(value)
         return dialect.name == "sqlite" or _holds(stored_type(type_, dialect), value if is_own else bound, dialect)
-    except Exception:  # whatever a type of the user's raises
+    except Exception:  # a user's type may raise anything
         return False
 
 
 _KNOWN: Final = (str, bytes, int, float, Decimal, date, datetime, time, timedelta, UUID, list, dict, set)
-"""What is judged; a driver may be given values of its own."""
+"""The Python types whose values are checked. Values of other types, such as a driver's own, are accepted."""
 
 
 def _holds(type_: Any, value: Any, dialect: Dialect) -> bool:
@@ -82,7 +85,7 @@ def _bytes(type_: Any, value: Any, dialect: Dialect) -> bool:
     if dialect.name not in MYSQL or not isinstance(value, bytes):
         return True
     if isinstance(type_, BINARY):
-        return len(value) == (type_.length or 1)  # it would be filled up
+        return len(value) == (type_.length or 1)  # the database would pad a shorter value
     size = _SIZES.get(type(type_).__name__.upper()) if type_.length is None else type_.length + 1
     return len(value) < (size or inf)
 
@@ -92,7 +95,7 @@ _SIZES: Final = {
     **dict.fromkeys(("TEXT", "UNICODETEXT", "BLOB", "LARGEBINARY"), 2**16),
     **dict.fromkeys(("MEDIUMTEXT", "MEDIUMBLOB"), 2**24),
 }
-"""How many bytes are too many for MariaDB and MySQL."""
+"""The number of bytes that is too long for a type of MariaDB and MySQL."""
 
 
 def _integer(type_: Any, value: Any, dialect: Dialect) -> bool:
@@ -105,7 +108,7 @@ def _integer(type_: Any, value: Any, dialect: Dialect) -> bool:
 
 
 def range_of(type_: Any) -> tuple[int, int]:
-    """Return the least and the greatest number that a column of whole numbers, of truths or of bits holds."""
+    """Return the smallest and the largest number that an integer, boolean or bit column holds."""
     if isinstance(type_, mysql.BIT):
         return 0, 2 ** (type_.length or 1) - 1
     name = type(type_).__name__
@@ -151,7 +154,7 @@ def _float(type_: Any, value: Any, dialect: Dialect) -> bool:
 
 
 def is_double(type_: Any) -> bool:
-    """Tell whether a type of MariaDB's or of the standard's is said to be of double precision."""
+    """Return whether a float type is declared with double precision, by its class or by more than 24 bits."""
     return isinstance(type_, (Double, mysql.DOUBLE, mysql.REAL)) or (type_.precision or 0) > 24
 
 
@@ -174,7 +177,7 @@ def _time(type_: Any, value: Any, dialect: Dialect) -> bool:
 
 
 def _has_fraction(type_: Any, microsecond: int, dialect: Dialect) -> bool:
-    """Tell whether a type has the fraction of a second: without a precision, MariaDB's has no digit of it."""
+    """Return whether a type keeps all digits of a fraction of a second. MariaDB keeps none without a precision."""
     digits = getattr(type_, "fsp", getattr(type_, "precision", None))
     digits = (0 if dialect.name in MYSQL else 6) if digits is None else digits
     return bool(microsecond % 10 ** (6 - digits) == 0)

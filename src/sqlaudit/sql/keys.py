@@ -1,9 +1,9 @@
-"""How do keys travel through Python and find their rows again? As the program gives them, or raw, as the database does.
+"""How does a key that passes through Python find its row again? It is *given* by the program, or *raw*.
 
 A *given* key comes from the program: from the fields of an object, or from the parameters of a statement. It is bound
-by the types of its columns, as SQLAlchemy's own statements bind it. A *raw* key was read from the database. Nothing of
-the program's may stand in its way: a TypeDecorator may change what it reads, an enum may have lost a member, Python has
-no year 0. So it is read past the columns' own types, and where a driver's value might not find the row again, as text.
+by the types of its columns, as SQLAlchemy's own statements bind it. A *raw* key was read from the database without
+these types, because they may change or refuse a value: a TypeDecorator may convert it, an enum may have lost a member,
+and Python has no year 0. Where the driver's value might not find the row again, a raw key is read as text.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ Key = tuple[Any, ...]
 Columns = Sequence[ColumnElement[Any]]
 _TEXTS: Final = frozenset({"STRING", "TEXT", "UNICODE", "UNICODE_TEXT", "VARCHAR", "NVARCHAR", "CLOB"})
 _MORE_TEXTS: Final = frozenset({"CHAR", "NCHAR", "TINYTEXT", "MEDIUMTEXT", "LONGTEXT"})
-"""What PostgreSQL pads, and what only MariaDB and MySQL have."""
+"""Texts that PostgreSQL pads with blanks, and texts that only MariaDB and MySQL have."""
 _BYTES: Final = frozenset(
     {"LARGE_BINARY", "BLOB", "BYTEA", "BINARY", "VARBINARY", "TINYBLOB", "MEDIUMBLOB", "LONGBLOB"}
 )
@@ -63,7 +63,7 @@ _TOLD_APART: Final = (Integer, String, Uuid, Boolean, Date, DateTime, Time)
 
 
 class RawKey(tuple[Any, ...]):
-    """A key as it was read by the columns of :func:`raw`; only they find it again."""
+    """A key that was read by the columns of :func:`raw`. Only these columns find its row again."""
 
     __slots__ = ()
 
@@ -72,7 +72,7 @@ class RawKey(tuple[Any, ...]):
 
 
 class AsText(TypeDecorator[str]):
-    """A value as the text that the database writes of it, and reads again."""
+    """A value as text: the database casts the value to text, and reads the text as the value again."""
 
     impl = Text
     cache_ok = True
@@ -82,19 +82,19 @@ class AsText(TypeDecorator[str]):
 
 
 class AsConstant(AsText):
-    """The same for PostgreSQL, which takes the text only as a constant in the SQL for a value of the column's type."""
+    """A value as text in the SQL itself, because PostgreSQL gives only a constant the type of the column."""
 
     cache_ok = True
 
 
 class AsStored(UserDefinedType[Any]):
-    """A value as SQLite has it: a text, a number or bytes, whatever the type of the column."""
+    """A value as SQLite stores it: a text, a number or bytes, whatever the type of the column."""
 
     cache_ok = True
 
 
 class AsNumber(TypeDecorator[Any]):
-    """A number that Python would not read as one, or not whole: MariaDB's FLOAT and BIT."""
+    """A number that Python would otherwise read as bytes or without all digits, such as MariaDB's BIT and FLOAT."""
 
     impl = Double
     cache_ok = True
@@ -111,7 +111,7 @@ class AsNumber(TypeDecorator[Any]):
 
 
 class KeyArray(TypeDecorator[list[Any]]):
-    """Many values of a key in one array, all of one Python type: psycopg takes no 5 beside a ``Decimal("5.25")``."""
+    """Many values of a key in one array, converted to one Python type: psycopg refuses 5 beside ``Decimal("5.25")``."""
 
     impl = ARRAY
     cache_ok = True
@@ -127,7 +127,7 @@ class KeyArray(TypeDecorator[list[Any]]):
             convert = _CONVERSIONS[self.item_type.python_type]
             return [each if each is None else convert(each) for each in value]
         except (KeyError, NotImplementedError, TypeError, ValueError, ArithmeticError):
-            return value  # the driver may know better
+            return value  # the driver may be able to convert the values
 
 
 def _whole(value: Any) -> int:
@@ -146,7 +146,7 @@ def _day(value: Any) -> date:
 def _instant(value: Any) -> datetime:
     if isinstance(value, str):
         return datetime.fromisoformat(value)
-    return value if isinstance(value, datetime) else datetime(value.year, value.month, value.day)  # noqa: DTZ001
+    return value if isinstance(value, datetime) else datetime(value.year, value.month, value.day)  # noqa: DTZ001  # a date has no zone
 
 
 _CONVERSIONS: Final[Mapping[Any, Callable[[Any], Any]]] = {
@@ -158,11 +158,11 @@ _CONVERSIONS: Final[Mapping[Any, Callable[[Any], Any]]] = {
     datetime: _instant,
     UUID: lambda value: value if isinstance(value, UUID) else UUID(value),
 }
-"""What makes of a value that a program gives for a key the one that its type reads."""
+"""Functions that convert a given value to the Python type that the column's type reads."""
 
 
 def undecorated(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
-    """Return the type below all TypeDecorators, as the program names it."""
+    """Return the type below all TypeDecorators, as the program declares it."""
     while True:
         type_ = type_._variant_mapping.get(dialect.name, type_)
         if not isinstance(type_, TypeDecorator) or _is_sqlalchemys(type_):
@@ -171,7 +171,7 @@ def undecorated(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
 
 
 def implementation_of(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
-    """Return the type that a dialect really uses for a type."""
+    """Return the type that a dialect uses in place of a type, without TypeDecorators."""
     implementation = type_.dialect_impl(dialect)
     while isinstance(implementation, TypeDecorator):
         implementation = implementation.type_engine(dialect)
@@ -179,7 +179,7 @@ def implementation_of(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[An
 
 
 def stored_type(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
-    """Return the type that a column has in the database, with its limits, some of which a dialect's own type lacks."""
+    """Return the type of a column in the database, with limits such as a length, which the dialect's type may lack."""
     below = undecorated(type_, dialect)
     return implementation_of(below, dialect) if isinstance(below, (TypeDecorator, Enum)) else below
 
@@ -189,18 +189,18 @@ def _is_sqlalchemys(type_: TypeEngine[Any]) -> bool:
 
 
 def _raw_type(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
-    """Return the type by which a key is read and found again: proven for the few that are as they are."""
+    """Return the type that reads a raw key and finds its row again: the declared type only where it is safe."""
     below = undecorated(type_, dialect)
     if isinstance(below, (AsText, AsNumber, AsStored)):
         return below
     is_known, name = _is_sqlalchemys(below), below.__visit_name__.upper()
     is_whole = is_known and isinstance(below, Integer)
-    if dialect.name == "sqlite":  # which stores values as it is given them, and not by the column's type
+    if dialect.name == "sqlite":  # a column holds values of any type
         if is_known and isinstance(below, Uuid):
             return String()
         return below if is_whole or (is_known and name in _TEXTS | _MORE_TEXTS) else AsStored()
     if is_known and name in _TEXTS and dialect.name == "postgresql":
-        return AsText()  # without the blanks that it adds, if the column is a CHAR after all
+        return AsText()  # if the column is a CHAR in the database, the cast removes the padding
     if is_whole or (is_known and (name in _TEXTS | _BYTES or isinstance(below, Uuid))):
         return below
     if is_known and isinstance(below, Numeric) and not isinstance(below, Float):
@@ -215,7 +215,7 @@ def _raw_type(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
 
 
 def raw(columns: Columns, dialect: Dialect) -> list[ColumnElement[Any]]:
-    """Return columns as they read raw values, and are compared with them."""
+    """Return the columns with the types that read raw values and compare with them."""
     types: Sequence[TypeEngine[Any]] = [_raw_type(column.type, dialect) for column in columns]
     if any(isinstance(type_, AsConstant) for type_ in types):  # one expression takes either parameters or constants
         types = [AsConstant()] * len(types)
@@ -223,7 +223,7 @@ def raw(columns: Columns, dialect: Dialect) -> list[ColumnElement[Any]]:
 
 
 def differ_raw(columns: Columns, dialect: Dialect) -> bool:
-    """Tell whether raw values of columns are read or bound otherwise than those of the program."""
+    """Return whether raw values of the columns are read or bound by other types than given values."""
     return any(one is not other for one, other in zip(raw(columns, dialect), columns, strict=True))
 
 
@@ -235,7 +235,7 @@ def _as(column: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any
 
 
 def bound(column: ColumnElement[Any], name: str | None = None, value: Any = None) -> BindParameter[Any]:
-    """Return the parameter for a value of a column, which may be raw."""
+    """Return the bind parameter for a given or raw value of a column."""
     is_constant = isinstance(column.type, AsConstant)
     if name is not None:
         return bindparam(name, type_=column.type, literal_execute=is_constant)
@@ -243,7 +243,7 @@ def bound(column: ColumnElement[Any], name: str | None = None, value: Any = None
 
 
 def bound_list(columns: Columns, name: str | None = None, keys: Sequence[Key] = ()) -> ColumnElement[bool]:
-    """Return the condition that columns have one of the keys, in a parameter for all of them."""
+    """Return the condition that the columns have one of the keys, with one expanding parameter for all of them."""
     settings: dict[str, Any] = {"expanding": True, "literal_execute": isinstance(columns[0].type, AsConstant)}
     values = [key[0] for key in keys] if len(columns) == 1 else list(keys)
     settings |= {"key": name} if name is not None else {"key": None, "value": values, "unique": True}
@@ -253,7 +253,7 @@ def bound_list(columns: Columns, name: str | None = None, keys: Sequence[Key] = 
 
 
 def one_of(columns: Columns, keys: Sequence[Key] | Select[Any]) -> ColumnElement[bool]:
-    """Return the condition that the columns have one of the keys, which may be what a select finds."""
+    """Return the condition that the columns have one of the keys, or a key that a select finds."""
     if isinstance(keys, Select):
         return (tuple_(*columns) if len(columns) > 1 else columns[0]).in_(keys)
     if are_bound_in_sql(columns):
@@ -263,7 +263,7 @@ def one_of(columns: Columns, keys: Sequence[Key] | Select[Any]) -> ColumnElement
 
 
 def are_bound_in_sql(columns: Columns) -> bool:
-    """Tell whether a type of some columns has a ``bind_expression``, few of which SQLAlchemy's lists take."""
+    """Return whether a column's type has a ``bind_expression``. SQLAlchemy applies few of them in expanding lists."""
     return any(column.type._has_bind_expression for column in columns)
 
 
@@ -272,42 +272,42 @@ def _valued(column: ColumnElement[Any], value: Any) -> BindParameter[Any]:
 
 
 def having(columns: Columns, keys: Sequence[Key], dialect: Dialect) -> ColumnElement[bool]:
-    """Return the condition that the columns have one of some keys, all of them given or all of them raw."""
+    """Return the condition that the columns have one of the keys, which are all given or all raw."""
     return one_of(raw(columns, dialect) if is_raw(keys) else columns, keys)
 
 
 def is_raw(keys: Iterable[Key]) -> bool:
-    """Tell whether keys, all of which are of one kind, are raw."""
+    """Return whether keys are raw, by the first of them: they are all given or all raw."""
     return type(next(iter(keys), None)) is RawKey
 
 
-# --- what is known of the columns of a key ----------------------------------------------------------------------
+# --- what the types of a key allow ------------------------------------------------------------------------------
 
 
 class KeyTypes:
     """What the types of a key's columns allow.
 
-    :ivar differs: whether raw keys are read or bound otherwise than given ones
-    :ivar go_together: whether one statement may be given many keys of the program's, and tells them apart
+    :ivar differs: whether raw keys are read or bound by other types than given keys
+    :ivar go_together: whether one statement can take many given keys, and Python can match its rows with them
     """
 
     def __init__(self, columns: Columns, dialect: Dialect) -> None:
-        self._dialect = ref(dialect)  # which keeps this
+        self._dialect = ref(dialect)  # a WeakKeyDictionary of dialects keeps this object
         self.differs = differ_raw(columns, dialect)
         self.go_together = all(_go_together(column.type, dialect) for column in columns)
         self._decorators = [_decorators(column.type, dialect) or [] for column in columns]
 
     def read(self, columns: Columns, *, raw_ones: bool) -> Columns:
-        """Return what to select of columns so that :meth:`recognised` tells the keys."""
+        """Return the columns to select so that :meth:`recognised` can match the rows with keys."""
         dialect = cast_type(Dialect, self._dialect())
         if raw_ones or not self.go_together:
             return raw(columns, dialect)
         return [_as(column, undecorated(column.type, dialect)) for column in columns]
 
     def recognised(self, keys: Sequence[Key], rows: Sequence[Sequence[Any]]) -> list[Key] | None:
-        """Return the keys of rows, spelt as the database spells them; as ``keys`` do if Python can't compare the two.
+        """Return the key of each row: as the database returned it or, where types do not allow that, as in ``keys``.
 
-        :return: ``None`` if a row is not recognised: ask for each key alone, then, for the row that it finds has it
+        :return: ``None`` if a row matches no key. Then select the rows of each key alone: they have that key.
         """
         if is_raw(keys):
             return list(map(RawKey, rows))
@@ -320,7 +320,7 @@ class KeyTypes:
         return None if None in found else found  # type: ignore[return-value]
 
     def told_apart(self, keys: Sequence[Key]) -> Sequence[Key]:
-        """Return keys without those that the program's types only spell in another way, the first of them first."""
+        """Return the keys without those that TypeDecorators convert to the same value as an earlier key."""
         if is_raw(keys) or len(keys) == 1 or not any(self._decorators):
             return keys
         apart: dict[Key, Key] = {}
@@ -350,7 +350,7 @@ def _go_together(type_: TypeEngine[Any], dialect: Dialect) -> bool:
 
 
 def _decorators(type_: TypeEngine[Any], dialect: Dialect) -> list[Any] | None:
-    """Return the types that convert a given value one after the other; ``None`` if one does it in a way of its own."""
+    """Return the TypeDecorators that convert a given value, in order; ``None`` if one overrides ``bind_processor``."""
     decorators: list[Any] = []
     while True:
         type_ = type_._variant_mapping.get(dialect.name, type_)
@@ -364,5 +364,5 @@ def _decorators(type_: TypeEngine[Any], dialect: Dialect) -> list[Any] | None:
 
 
 def keys_read(connection: Connection, statement: Select[Any]) -> Iterator[RawKey]:
-    """Yield what a select of :func:`raw` columns finds."""
+    """Yield the keys that a select of :func:`raw` columns finds."""
     return map(RawKey, connection.execute(statement))

@@ -1,4 +1,4 @@
-"""How does one parameter carry many values? As an array, or as JSON, where there is no limit to their number."""
+"""How does one parameter hold any number of values? As an array on PostgreSQL, and as JSON on SQLite."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _IN_JSON: Final = (Integer, String, Uuid)
 
 
 class JSONList(TypeDecorator[list[Any]]):
-    """Many values in one parameter, for databases that have no arrays."""
+    """Many values in one parameter as JSON, for SQLite, which has no arrays."""
 
     impl = String
     cache_ok = True
@@ -47,17 +47,17 @@ class JSONList(TypeDecorator[list[Any]]):
 
 
 def takes_array(column: ColumnElement[Any], dialect: Dialect) -> bool:
-    """Tell whether an array is how a database takes many values of a column."""
+    """Return whether many values of a column are given to the database as an array."""
     return dialect.name == "postgresql" and not isinstance(column.type, AsConstant)
 
 
 def goes_into_json(column: ColumnElement[Any], dialect: Dialect) -> bool:
-    """Tell whether a :class:`JSONList` is how a database takes many values of a column."""
+    """Return whether many values of a column are given to the database as a :class:`JSONList`."""
     return dialect.name == "sqlite" and isinstance(implementation_of(column.type, dialect), _IN_JSON)
 
 
 def fit_into_json(keys: Iterable[Key]) -> bool:
-    """Tell whether SQLite reads keys from JSON as they are: it cuts texts off at a NUL."""
+    """Return whether SQLite reads the keys from JSON unchanged. It cuts off a text at a NUL character."""
     return not any(isinstance(value, str) and "\0" in value for key in keys for value in key)
 
 
@@ -66,9 +66,9 @@ def one_of_json(column: ColumnElement[Any], values: BindParameter[Any]) -> Colum
 
 
 class is_among(FunctionElement[bool]):
-    """Whether a column has one of the values that a parameter lists, however many there are.
+    """True if a column has one of the values of a parameter: an array, JSON, or else an expanded list.
 
-    :param clauses: the column, and an expanding parameter, which a database has a limit for
+    :param clauses: the column, and an expanding parameter
     """
 
     type = Boolean()

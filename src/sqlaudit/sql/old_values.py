@@ -1,7 +1,7 @@
-"""How is an old value read that its column's type reads no longer? As the database has it.
+"""How is an old value read when its column's type can no longer read it? As the driver returns it.
 
-The types of a model change over the years, and its history stays: a member of an enum is gone, a class that was
-pickled, a key that encrypted. One such value must not keep others from being read.
+The types of a model change over the years, but its history stays: an enum loses a member, a pickled class disappears,
+an encryption key is lost. A value that cannot be read must not prevent others from being read.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from sqlaudit.sql.texts import parser_of
 
 _TEXTS: Final = {
     "postgresql": (25, 1042, 1043),  # pg_type.oid of text, bpchar and varchar
-    **dict.fromkeys(MYSQL, (249, 250, 251, 252, 253, 254)),  # the protocol's texts of every size, and strings
+    **dict.fromkeys(MYSQL, (249, 250, 251, 252, 253, 254)),  # TEXT and BLOB of every size, and strings
 }
-"""What a driver calls the types of texts."""
+"""The codes by which drivers report the types of texts."""
 _LARGE: Final = (249, 250, 251, 252)
-"""What a driver of MariaDB's and MySQL's calls TEXT and BLOB, of every size."""
+"""The codes by which drivers of MariaDB and MySQL report TEXT and BLOB, of every size."""
 
 
 class Unread(str):
-    """A text that is no JSON, and not to be taken for a text in JSON."""
+    """The text of a JSON column that its type failed to read, as opposed to a string within JSON."""
 
 
 class _Readable:
-    """Mixed into the class of a type: what makes it give a value as it is that it fails to read."""
+    """Mixin for the class of a type: a value that the type fails to read is returned as it is."""
 
     def _cached_result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
         type_ = stored_type(cast("TypeEngine[Any]", self), dialect)
@@ -65,15 +65,15 @@ class _Readable:
                 text = value.decode() if is_decoded and isinstance(value, bytes) else value
                 parsed = parse(text) if parse is not None and isinstance(text, str) else text
                 if process is None or (type(parsed) is Decimal and isinstance(self, Numeric) and self.asdecimal):
-                    return parsed  # and not rounded, as SQLite's numbers are
+                    return parsed  # SQLAlchemy's processor for SQLite would round it
                 return process(parsed)
-            except Exception:  # whatever a type of the user's raises
+            except Exception:  # a user's type may raise anything
                 return Unread(value) if isinstance(type_, JSON) and isinstance(value, str) else value
 
         return read
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Let a copy that pickle or deepcopy makes be of the type itself, whose class can be found by its name."""
+        """Pickle and copy as the original type, whose class can be imported by its name."""
         state = {name: value for name, value in vars(self).items() if name != "_static_cache_key"}
         return _new, (type(self).__mro__[2],), state
 
@@ -81,12 +81,12 @@ class _Readable:
         implementation = super()._unwrapped_dialect_impl(dialect)  # type: ignore[misc]  # the type's own
         if isinstance(implementation, Enum):
             implementation = copy(implementation)
-            implementation.render_bind_cast = False  # history may keep an enum of PostgreSQL's as text
+            implementation.render_bind_cast = False  # the history column of a PostgreSQL enum may be a text
         return cast("TypeEngine[Any]", implementation)
 
 
 def _may_be_text(type_: TypeEngine[Any], coltype: object, dialect: Dialect) -> bool:
-    """Tell whether the values of a column may be texts, though they are not by its type."""
+    """Return whether the database may return texts for a column whose type is not a text."""
     if dialect.name == "sqlite":
         return isinstance(type_, (Integer, Boolean, Float, Numeric))
     if dialect.name in MYSQL and isinstance(type_, BYTES):
@@ -95,7 +95,7 @@ def _may_be_text(type_: TypeEngine[Any], coltype: object, dialect: Dialect) -> b
 
 
 def _may_be_bytes(type_: TypeEngine[Any], coltype: object, dialect: Dialect) -> bool:
-    """Tell whether MariaDB or MySQL may keep as bytes what is a text, or a number, by now."""
+    """Return whether MariaDB or MySQL may return bytes for a column whose type is now a text or a number."""
     is_large = dialect.name in MYSQL and coltype in _LARGE
     return (
         is_large
@@ -105,7 +105,7 @@ def _may_be_bytes(type_: TypeEngine[Any], coltype: object, dialect: Dialect) -> 
 
 
 def _coltype_of(type_: TypeEngine[Any], dialect: Dialect) -> int | None:
-    """Return what a driver calls a type of numbers, for PostgreSQL's has a processor for no other."""
+    """Return the code of a number type: on PostgreSQL, SQLAlchemy's number types raise for any other code."""
     if dialect.name != "postgresql":
         return None
     item_type = type_.item_type if isinstance(type_, ARRAY) else type_
@@ -117,14 +117,14 @@ def _new(type_class: Any) -> Any:
 
 
 def _as_date(value: Any) -> Any:
-    """Return the date of a midnight, if the column was one of instants before it was one of dates."""
+    """Return the date of a datetime at midnight: the column may have been a DateTime before it became a Date."""
     if type(value) is datetime and value == datetime(value.year, value.month, value.day, tzinfo=value.tzinfo):
         return date(value.year, value.month, value.day)
     return value
 
 
 class Unrounded(AsStored):
-    """A number with all digits that SQLite has of it, though its column may have had more when it was written."""
+    """A number with all digits that SQLite stores, not rounded to the scale of the column."""
 
     cache_ok = True
 
@@ -133,7 +133,7 @@ class Unrounded(AsStored):
 
 
 def unrounded(column: ColumnElement[Any]) -> ColumnElement[Any]:
-    """Return a column as it is read to be written again."""
+    """Return a column for reading values that will be written again: SQLite does not round decimals."""
     type_ = column.type
     if not isinstance(type_, Numeric) or isinstance(type_, Float) or not type_.asdecimal:
         return column
@@ -142,7 +142,7 @@ def unrounded(column: ColumnElement[Any]) -> ColumnElement[Any]:
 
 
 def readable(type_: TypeEngine[Any]) -> TypeEngine[Any]:
-    """Return a type that reads every value of history, and is in all else as the type of the live column."""
+    """Return a copy of a live column's type that reads every value of history. All else is unchanged."""
     if isinstance(type_, (NullType, _Readable)):
         return type_
     type_class: Any = type(type_)
@@ -154,6 +154,6 @@ def readable(type_: TypeEngine[Any]) -> TypeEngine[Any]:
 
 @cache
 def _readable_class(type_class: Any) -> Any:
-    # SQLAlchemy asks a class itself for cache_ok, and Alembic renders the name of a type's class, and its module.
+    # SQLAlchemy reads cache_ok from the class's own attributes; Alembic renders the class by its name and module.
     own = {name: vars(type_class)[name] for name in ("__module__", "cache_ok") if name in vars(type_class)}
     return type(type_class.__name__, (_Readable, type_class), own)

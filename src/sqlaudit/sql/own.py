@@ -1,4 +1,4 @@
-"""Which statements are sqlaudit's own? Those with an execution option of its own."""
+"""Which statements are sqlaudit's own? Those with the execution option ``sqlaudit_write``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 WRITE: Final = "sqlaudit_write"
-"""The execution option of a statement that is recorded, or is for another that is."""
+"""The execution option of statements that sqlaudit handles already: a weak reference to the write that records the
+statement, or ``None`` for a statement of sqlaudit's own."""
 OURS: Final[Mapping[str, Any]] = {WRITE: None}
-"""The execution options of statements of sqlaudit's own, which nobody records, and which may write history."""
+"""The execution options of sqlaudit's own statements. They are not recorded, and may write history tables."""

@@ -1,6 +1,6 @@
-"""Which value does a text of the database stand for? History keeps a column as text that was one, and is a number now.
+"""Which value does a text of the database stand for? A column that is a number now may be a text in history.
 
-'12' is the number 12 by now; what is no value of the type raises ValueError.
+Then '12' is read as the number 12. A text that stands for no value of the type raises ValueError.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ Parser = Callable[[str], Any]
 
 
 def parser_of(type_: TypeEngine[Any], dialect: Dialect) -> Parser | None:
-    """Return what makes of a text the value that a driver gives for a type, if there is one."""
+    """Return the function that parses a text into the value that a driver returns for a type, or ``None``."""
     type_ = stored_type(type_, dialect)
     if isinstance(type_, Uuid) and not (type_.native_uuid and dialect.name == "postgresql"):
-        return None  # a text to the type itself
+        return None  # the type itself reads a text
     if dialect.name == "postgresql":
         if isinstance(type_, JSON):
             return cast("Any", dialect)._json_deserializer or json.loads
@@ -60,7 +60,7 @@ def _number(number: Callable[[str], Any]) -> Parser:
     def parse(text: str) -> Any:
         value = number(text)
         if "_" in text or (isinstance(value, float) and value == value and Decimal(repr(value)) != Decimal(text)):
-            raise ValueError(text)  # to Python 1_000 is a number, and a float is whatever comes near it
+            raise ValueError(text)  # Python accepts 1_000, and rounds to the nearest float
         return value
 
     return parse
@@ -87,7 +87,7 @@ _INTERVAL: Final = re.compile(r"(?:([-+]?\d+) days? ?)?(?:([-+]?)(\d+):(\d\d):(\
 def _interval(text: str) -> timedelta:
     found = _INTERVAL.fullmatch(text)
     if found is None or not text:
-        raise ValueError(text)  # months, whose days nobody counts
+        raise ValueError(text)  # months and years have no fixed length
     days, sign, hours, minutes, seconds, fraction = found.groups()
     parts = int(hours or 0), int(minutes or 0), int(seconds or 0), int((fraction or "").ljust(6, "0"))
     clock = timedelta(hours=parts[0], minutes=parts[1], seconds=parts[2], microseconds=parts[3])
@@ -119,7 +119,7 @@ _PARSERS: Final[Sequence[tuple[type[TypeEngine[Any]], Parser]]] = (
 )
 
 
-# --- what is put together ---------------------------------------------------------------------------------------
+# --- arrays and ranges ------------------------------------------------------------------------------------------
 
 _TOKEN: Final = re.compile(r'\s*(?:([{},])|"((?:[^"\\]|\\.)*)"|([^{},"\s](?:[^{},"]*[^{},"\s])?))\s*')
 
@@ -138,7 +138,7 @@ def _array_parser(parse: Parser) -> Parser:
 
 
 def _tokens(text: str) -> Iterator[tuple[str, str | None]]:
-    """Yield the parts of an array: (a mark, nothing), or (``""``, a value)."""
+    """Yield the tokens of an array: (a brace or comma, None), (``""``, a value) or (``"quoted"``, a value)."""
     place = 0
     while place < len(text):
         found = _TOKEN.match(text, place)
@@ -168,7 +168,7 @@ _RANGE: Final = re.compile(r'([\[(])("?)([^",]*)\2,("?)([^",]*)\4([\])])')
 
 
 class _DriverRange(postgresql.Range[Any]):
-    """A range that SQLAlchemy takes for one of psycopg's, too, and makes one of its own of."""
+    """A range with the private attributes of psycopg's ranges, from which SQLAlchemy makes a range of its own."""
 
     _lower = property(lambda self: self.lower)
     _upper = property(lambda self: self.upper)

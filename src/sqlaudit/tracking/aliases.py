@@ -1,4 +1,4 @@
-"""How does a statement name the columns of a history table that it reads more than once? By what they mean."""
+"""How does a statement name the columns of a history table that it reads more than once? By their roles."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sqlaudit.tracking.tables import TrackedTable
 class HistoryAlias:
     """A history table in the FROM clause of a statement.
 
-    :param clause: what stands there; by default a new alias of the history table
+    :param clause: the element of the FROM clause; a new alias of the history table if omitted
     """
 
     __slots__ = ("clause", "table")
@@ -75,9 +75,9 @@ class HistoryAlias:
         return is_open(self.valid_to)
 
     def is_of(self, key: Sequence[Any]) -> ColumnElement[bool]:
-        """Return the condition that a version is one of the row with a key."""
+        """Return the condition that a version belongs to the row with a key."""
         return all_equal(self.key, key)
 
     def is_version_of(self, other: HistoryAlias, distance: int = 0) -> ColumnElement[bool]:
-        """Return the condition that a version is one of the same row, so many numbers after that of another alias."""
+        """Return the condition that a version is of the same row as another, and its number is ``distance`` higher."""
         return and_(self.is_of(other.key), self.version == other.version + distance)

@@ -1,8 +1,8 @@
-"""Does Alembic compare tracked tables without the plugin that knows history? Then the comparison stops.
+"""Does Alembic compare tracked tables without sqlaudit's plugin? Then the comparison stops.
 
-Alembic calls what is registered with ``alembic.autogenerate.comparators`` in every comparison, whatever plugins it
-lists. sqlaudit registers :func:`refuse_unfollowed` there when a model is tracked: at once, if the process has imported
-Alembic; otherwise when it does. A process that never imports Alembic never imports it for this, either.
+In every comparison, Alembic calls the functions that are registered with ``alembic.autogenerate.comparators``, whatever
+plugins are listed. When a model is tracked, sqlaudit registers :func:`refuse_unfollowed` there: at once, if the process
+has imported Alembic, otherwise when it does. sqlaudit does not import Alembic for this.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _guarded: Final[WeakSet[ModuleType]] = WeakSet()
 
 
 def guard_autogenerate() -> None:
-    """Let no comparison of Alembic's run on tracked tables without the plugin."""
+    """Let Alembic refuse to compare tracked tables without the plugin, now or once it is imported."""
     module = sys.modules.get(_AUTOGENERATE)
     if module is not None:
         _guard(module)
@@ -45,9 +45,9 @@ def _guard(module: ModuleType) -> None:
 
 
 def refuse_unfollowed(autogen_context: Any, upgrade_ops: object, schemas: object) -> None:
-    """Stop a comparison of tracked tables in which the plugin takes no part.
+    """Stop a comparison of tracked tables in which the plugin does not take part.
 
-    :raises SQLAuditError: it would propose to drop what only history has
+    :raises SQLAuditError: the comparison would propose to drop columns and tables that only history has
     """
     if autogen_context in followed:
         return
@@ -66,7 +66,7 @@ def _is_tracked(table: Any) -> bool:
 
 
 class _WaitForAlembic(MetaPathFinder):
-    """Sees the import of Alembic's autogenerate, once."""
+    """Waits for the first import of Alembic's autogenerate, and guards the module."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -81,7 +81,7 @@ class _WaitForAlembic(MetaPathFinder):
 
 
 class _GuardingLoader(Loader):
-    """Loads a module by its own loader, and guards it."""
+    """Loads a module by its own loader, and then guards it."""
 
     def __init__(self, loader: Loader) -> None:
         self.loader = loader

@@ -1,4 +1,4 @@
-"""What does the catalogue of a database say of a table?"""
+"""What does the catalogue of a database say about a table? Its triggers, rules, sequences and types."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _TRIGGERS: Final = table(
 )
 _TYPES: Final = table("pg_type", *map(column, ("oid", "typcategory")), schema="pg_catalog")
 _TEXT, _ARRAY = "S", "A"
-"""Categories of types, as ``pg_type`` has them."""
+"""Categories of types, from ``pg_type.typcategory``."""
 _TRIGGERS_OF_MYSQL: Final = table(
     "TRIGGERS", *map(column, ("EVENT_OBJECT_SCHEMA", "EVENT_OBJECT_TABLE")), schema="INFORMATION_SCHEMA"
 )
@@ -54,7 +54,7 @@ _TEXTS_OF_MYSQL: Final = (
     *("char", "varchar", "binary", "varbinary", "enum", "set"),
     *(size + kind for kind in ("text", "blob") for size in ("tiny", "", "medium", "long")),
 )
-"""Their texts, and their bytes, which they compare with each other as they are."""
+"""The types of texts and of bytes, which MariaDB and MySQL compare with each other without a conversion."""
 
 _VOLATILE: Final = frozenset(
     {
@@ -70,16 +70,16 @@ _VOLATILE: Final = frozenset(
         "nextval",
     }
 )
-"""Names of functions of the other databases."""
+"""Names of volatile functions of SQLite, MariaDB and MySQL."""
 
 
 def oid_of(connection: Connection, table: Table) -> ColumnElement[Any]:
-    """Return the number of a table that may be absent, as PostgreSQL's catalogue has it."""
+    """Return an expression for the OID of a table on PostgreSQL, which is NULL if the table does not exist."""
     return func.to_regclass(_name_of(connection, table), type_=OID())
 
 
 def sequence_of(key: Column[Any], connection: Connection) -> Select[Any]:
-    """Return the select of the sequence that numbers rows, if whoever inserts them may do that himself."""
+    """Return a select that finds the sequence of a key, if a program may draw its numbers and insert them."""
     name = _name_of(connection, key.table)
     live = cast(name, REGCLASS)
     sequence = cast(func.pg_get_serial_sequence(name, key.name), REGCLASS)
@@ -91,12 +91,12 @@ def sequence_of(key: Column[Any], connection: Connection) -> Select[Any]:
         .where(_ATTRIBUTES.c.attrelid == live, _ATTRIBUTES.c.attname == key.name)
         .where(
             or_(
-                _ATTRIBUTES.c.attidentity == "d",  # of two kinds, the one that may be given
+                _ATTRIBUTES.c.attidentity == "d",  # BY DEFAULT: an INSERT may give a value
                 default == func.format("nextval(%L::regclass)", cast(sequence, Text)),
             )
         )
         .where(func.has_sequence_privilege(sequence, "USAGE"), func.has_column_privilege(live, key.name, "INSERT"))
-        .where(~_has_trigger(live))  # which may number them otherwise
+        .where(~_has_trigger(live))  # a trigger may assign other numbers
     )
 
 
@@ -105,14 +105,14 @@ def _has_trigger(live: ColumnElement[Any]) -> ColumnElement[bool]:
 
 
 def has_triggers(connection: Connection, tracked: TrackedTable) -> bool:
-    """Tell whether a live table has triggers, as far as the role of a connection may know. One statement, once."""
+    """Return whether a live table has triggers that the connection's role can see. One statement, the first time."""
     return _asked_once(connection, tracked, _any_trigger)
 
 
 def _asked_once(
     connection: Connection, tracked: TrackedTable, question: Callable[[Connection, Table], ColumnElement[bool]]
 ) -> bool:
-    """Return the answer of a database to a question about a live table, which it is asked once."""
+    """Return the answer of a database to a question about a live table. The answer is kept for the dialect."""
     kept = tracked.statements.setdefault(connection.dialect, {})
     if question not in kept:
         kept[question] = bool(connection.scalar(select(question(connection, tracked.live))))
@@ -132,7 +132,7 @@ def _any_trigger(connection: Connection, live: Table) -> ColumnElement[bool]:
 
 
 def diverts_deletes(connection: Connection, table: Table) -> bool:
-    """Tell whether a trigger or a rule may make something else of a DELETE. One statement, on PostgreSQL."""
+    """Return whether a trigger or a rule may replace a DELETE by something else. One statement, on PostgreSQL."""
     if connection.dialect.name != "postgresql":
         return False
     live = oid_of(connection, table)
@@ -147,7 +147,7 @@ def diverts_deletes(connection: Connection, table: Table) -> bool:
 
 
 def refuses_returning(connection: Connection, tracked: TrackedTable) -> bool:
-    """Tell whether a rule keeps PostgreSQL from returning what is inserted into a live table. One statement, once."""
+    """Return whether a rule prevents INSERT … RETURNING on PostgreSQL. One statement, the first time."""
     return connection.dialect.name == "postgresql" and _asked_once(connection, tracked, _any_rule_without_returning)
 
 
@@ -158,7 +158,10 @@ def _any_rule_without_returning(connection: Connection, live: Table) -> ColumnEl
 
 
 def are_volatile(connection: Connection, names: Collection[str]) -> bool:
-    """Tell whether one of some functions may give something else when it is called again, or do something."""
+    """Return whether one of the functions may return another value on its next call, or has a side effect.
+
+    One statement, on PostgreSQL.
+    """
     if connection.dialect.name != "postgresql":
         return not _VOLATILE.isdisjoint(names)
     volatile = exists().where(_FUNCTIONS.c.proname.in_(names), _FUNCTIONS.c.provolatile == "v")
@@ -171,10 +174,10 @@ def _name_of(connection: Connection, table: Table) -> ColumnElement[str]:
 
 
 def kept_as_text(connection: Connection, chain: Sequence[TrackedTable]) -> frozenset[Column[Any]]:
-    """Return the live columns that are compared with history by their texts, for history has another type.
+    """Return the live columns that can only be compared with history as texts, because their types have changed.
 
-    It holds what a column was before. PostgreSQL compares a number with no text; in a statement that writes, MariaDB
-    and MySQL fail where the text is no number. One statement, on these databases, once for a table.
+    The history column may still be a text when the live column is a number. PostgreSQL does not compare the two. In a
+    statement that writes, MariaDB and MySQL fail if the text is not a number. One statement, on these databases.
     """
     if connection.dialect.name == "sqlite":
         return frozenset()

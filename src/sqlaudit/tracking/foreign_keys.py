@@ -1,7 +1,7 @@
-"""Which tables does the database change on its own, when rows of which others go, or get other keys?
+"""Which tables does the database change on its own when a row of another table is deleted or gets another key?
 
-Foreign keys say so: ``ON DELETE CASCADE``, ``SET NULL``, ``ON UPDATE CASCADE`` … A table without history counts if
-tracked rows follow its own, at once or by way of others.
+A row *follows* another if a foreign key action changes it with the other: ``ON DELETE CASCADE``, ``SET NULL``, ``ON
+UPDATE CASCADE`` … A table without history counts if tracked rows follow its rows, directly or through other tables.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from sqlalchemy.sql.schema import ForeignKeyConstraint
 from sqlaudit.tracking.tables import TrackedTable, tracked_table, unread
 
 _FOLLOWING: Final = frozenset({"CASCADE", "SET NULL", "SET DEFAULT"})
-# Not in the info of tables without history, which Alembic would render.
+# Not in table.info: Alembic would render the info of tables without history.
 _links: Final[WeakKeyDictionary[Table, WeakKeyDictionary[ForeignKeyConstraint, None]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
 class FollowedTable:
-    """A table without history whose rows tracked ones follow; it answers what a tracked one does."""
+    """A table without history whose rows are followed by tracked rows; a :data:`Source` like a tracked table."""
 
     live: Table
     is_association: ClassVar[bool] = False
@@ -32,7 +32,7 @@ class FollowedTable:
 
     @property
     def key(self) -> tuple[Column[Any], ...]:
-        """The primary key, or where there is none the columns that others refer to, which may be NULL."""
+        """The primary key; without one, the columns that foreign keys refer to, which may be NULL."""
         return tuple(self.live.primary_key) or tuple(sorted(referred_columns((self,)), key=lambda column: column.name))
 
 
@@ -42,42 +42,42 @@ Sources = tuple[Source, ...]
 
 
 def followers_of(sources: Sources) -> list[tuple[Source, ForeignKeyConstraint]]:
-    """Return the tables whose rows the database changes on its own with those of some tables, and their links."""
+    """Return the tables whose rows follow rows of the given tables, each with its foreign key."""
     own = dict.fromkeys(source.live for source in sources)
     return [
         (tracked_table(link.table) or FollowedTable(link.table), link)
         for live in own
         for link in _links_to(live)
-        if link.table not in own or link.table is live  # a table of a subclass goes with that of its base
+        if link.table not in own or link.table is live  # a subclass table is changed with its base table
     ]
 
 
 def referred_columns(sources: Sources) -> set[Column[Any]]:
-    """Return the columns that rows which the database changes on its own refer to."""
+    """Return the columns of the given tables to which the foreign keys of their followers refer."""
     return {element.column for _, link in followers_of(sources) for element in link.elements}
 
 
 def untracked_source(table: Table) -> FollowedTable | None:
-    """Return a table without history whose rows tracked ones follow."""
+    """Return a table as a followed table, or ``None`` if it is tracked or no tracked rows follow its rows."""
     links = _links_to(table)
     return FollowedTable(links[0].referred_table) if links and tracked_table(table) is None else None
 
 
 def untracked_sources() -> Iterator[FollowedTable]:
-    """Yield all tables without history whose rows tracked ones follow."""
+    """Yield all tables without history whose rows are followed by tracked rows."""
     _read_new()
     yield from filter(None, map(untracked_source, list(_links)))
 
 
 def _links_to(table: Table) -> list[ForeignKeyConstraint]:
-    """Return the foreign keys by which rows follow those of a table, in the order in which they are locked."""
+    """Return the foreign keys by which rows follow rows of a table, in the order in which sqlaudit locks the rows."""
     _read_new()
     links = _links.get(table)
     return [link for each in links.keyrefs() if (link := each()) is not None] if links else []
 
 
 def _read_new() -> None:
-    """Let tables know by which foreign keys others follow them, those of other MetaData too, once these are tracked."""
+    """Read the foreign keys of newly tracked tables. A table stays unread while it refers to an undefined table."""
     for new in tuple(unread):
         tracked = new()
         if tracked is None or tracked_table(tracked.live) is not tracked or _read(tracked.live):
@@ -85,7 +85,10 @@ def _read_new() -> None:
 
 
 def _read(live: Table) -> bool:
-    """Read whom the rows of a table follow, at once or by way of tables without history; tell if all are known yet."""
+    """Read which tables the rows of a table follow, directly or through tables without history.
+
+    :return: whether all tables that their foreign keys refer to are defined
+    """
     todo, seen, is_complete = [live], {live}, True
     while todo:
         for link in _own_links(todo.pop()):
@@ -102,7 +105,7 @@ def _read(live: Table) -> bool:
 
 
 def _own_links(table: Table) -> list[ForeignKeyConstraint]:
-    """Return the foreign keys by which the rows of a table follow others."""
+    """Return the foreign keys by which rows of a table follow others: all, for an association table."""
     tracked = tracked_table(table)
     is_link = tracked is not None and tracked.is_association
     followed = [link for link in table.foreign_key_constraints if is_link or not _FOLLOWING.isdisjoint(_rules_of(link))]

@@ -1,4 +1,4 @@
-"""What is a version? The history class of a model, made when it is first asked for."""
+"""What is a version? An object of the model's history class, which is made when it is first asked for."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from sqlaudit.tracking.sessions import where_rows_are
 class Version:
     """Base class of every history class, such as ``Customer.History``: one row of a history table, read-only.
 
-    Its attributes are those of the model, and the columns of sqlaudit: see :class:`AuditColumns`.
+    Its attributes are the stored columns of the model, and the audit columns: see :class:`AuditColumns`.
     """
 
     __sqlaudit_model__: ClassVar[TrackedModel]
@@ -83,7 +83,7 @@ def _make_history_class(model: TrackedModel) -> type[Version]:
     history_class = cast(
         "type[Version]",
         type(
-            f"{mapper.class_.__name__}.History",  # its registry warns of two classes of one name
+            f"{mapper.class_.__name__}.History",  # a registry warns about two classes of one name
             (Version if parent is None else history_of(parent.mapper.class_),),
             {
                 "__module__": mapper.class_.__module__,
@@ -129,7 +129,7 @@ def _make_history_class(model: TrackedModel) -> type[Version]:
 
 
 def _stored_properties(model: TrackedModel, inherited: Collection[Any]) -> dict[str, list[Any]]:
-    """Return the stored columns of a model by the names of their attributes, without those that its base class has."""
+    """Return the stored columns of a model, without inherited ones: attribute name → history columns."""
     properties: dict[str, list[Any]] = {}
     histories: dict[FromClause, Table] = {each.live: each.history for each in model.chain}
     for live, column in model.table.columns:
@@ -140,13 +140,13 @@ def _stored_properties(model: TrackedModel, inherited: Collection[Any]) -> dict[
         except UnmappedColumnError:
             if column in set(model.columns.values()):
                 properties[live.key] = [column]
-        else:  # in a joined subclass, one attribute may stand for columns of several tables
+        else:  # in a joined subclass, one attribute may map columns of several tables
             properties[mapped.key] = [histories[each.table].c[each.key] for each in mapped.columns]
     return properties
 
 
 def _let_grow(model: TrackedModel) -> None:
-    """Give a history class the attributes that its model has got since."""
+    """Add the attributes to a history class that its model has gained."""
     mapper: Mapper[Any] = inspect(model.history_class)
     above = model.parent and inspect(model.parent.history_class)
     for name, columns in _stored_properties(model, set(above.columns.values()) if above else ()).items():
@@ -155,9 +155,10 @@ def _let_grow(model: TrackedModel) -> None:
 
 
 def _let_mutable_types_be_known(history_class: type[Version], model: TrackedModel) -> None:
-    """Let ``Mutable`` types, which SQLAlchemy knows by their identity alone, track the values of versions, too.
+    """Let ``Mutable`` types track the values of versions, too.
 
-    While it looks for them, the columns of history have the types of the live columns.
+    SQLAlchemy recognises these types by identity when it configures the mapper. While it does, the history columns have
+    the types of the live columns.
     """
     types = [(old, live.type, old.type) for table in model.chain for live, old in table.columns]
 
@@ -174,7 +175,7 @@ def _let_mutable_types_be_known(history_class: type[Version], model: TrackedMode
 
 
 def moved(expression: Any, columns: Mapping[Any, Any]) -> Any:
-    """Return an expression on the live table as one on the history table."""
+    """Return an expression on the live table, rebased on the history table."""
     by_key = {live.key: old for live, old in columns.items()}
     tables = {live.table for live in columns}
 
@@ -202,9 +203,9 @@ def version_info(version: Version) -> dict[str, Any]:
 
 
 def neighbour(version: Version, distance: int) -> Any:
-    """Return the version ``distance`` places after (or before) this one in the life of its row, or ``None``.
+    """Return the version of the same row whose number is ``distance`` higher, or ``None``. One statement.
 
-    One statement, for models whose own columns hide :attr:`Version.previous` or :attr:`Version.next`, too.
+    Unlike :attr:`Version.previous` and :attr:`Version.next`, it cannot be hidden by a column of the model.
 
     :raises SQLAuditError: the version belongs to no session
     """
@@ -227,7 +228,7 @@ def neighbour(version: Version, distance: int) -> Any:
 
 
 def extra_columns_of(version: Version) -> dict[str, Any]:
-    """Return what history keeps of a version beyond its model, as :attr:`Version.extra_columns` does."""
+    """Return the values of columns that the model no longer has, as :attr:`Version.extra_columns` does."""
     model, session, identity = version.__sqlaudit_model__, object_session(version), inspect(version).identity
     if session is None or identity is None:
         raise ReadOnlyError(
@@ -246,7 +247,7 @@ def extra_columns_of(version: Version) -> dict[str, Any]:
 
 
 def changes_of(version: Version) -> list[FieldChange]:
-    """Return what a version changed, as :attr:`Version.changes` does."""
+    """Return the field changes of a version, as :attr:`Version.changes` does."""
     model = version.__sqlaudit_model__
     chosen = model.options.tracked_fields
     names = [name for name in model.columns if chosen is None or name in chosen]

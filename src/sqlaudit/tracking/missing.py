@@ -1,4 +1,4 @@
-"""Why does the database refuse what records? From its complaint to an error that names the remedy."""
+"""Why did a statement that uses history fail? sqlaudit turns the database's error into one that names the remedy."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from sqlalchemy.exc import DBAPIError
 from sqlaudit.exceptions import CaptureError, HistoryTableError
 from sqlaudit.tracking.tables import TrackedTable
 
-_ABSENT: Final = {"42P01", "42703", 1146, 1054}  # no such table, no such column: of PostgreSQL and of MariaDB
-_PHRASES: Final = ("no such table", "no such column", "has no column")  # of SQLite
-_FORBIDDEN: Final = {"42501", 1142, 1143}  # to the role, or by a policy: of PostgreSQL and of MariaDB
-_UNFIT: Final = {"22001", "22003", "42804", "42883", 1264, 1265, 1366, 1406}  # too long, too great, of another type
+_ABSENT: Final = {"42P01", "42703", 1146, 1054}  # no such table or column, on PostgreSQL and on MariaDB
+_PHRASES: Final = ("no such table", "no such column", "has no column")  # on SQLite
+_FORBIDDEN: Final = {"42501", 1142, 1143}  # to the role, or by a policy
+_UNFIT: Final = {"22001", "22003", "42804", "42883", 1264, 1265, 1366, 1406}  # too long, too large, of another type
 _COLUMN: Final = re.compile(r"""column(?::| named)? ["']?(.+?)["']?(?: of | does not exist| in '|$)""")
 
 
 def codes_of(error: DBAPIError) -> set[Any]:
-    """Return the codes that a database gives an error; each driver has its own place for them."""
+    """Return the codes of a database error. Each driver has its own attributes for them."""
     original = error.orig
     places = ("sqlstate", "pgcode", "errno", "sqlite_errorname")
     named = _fields_of(error).get("C")
@@ -34,19 +34,19 @@ def _is_code(value: object) -> bool:
 
 
 def _fields_of(error: DBAPIError) -> dict[str, str]:
-    """Return what pg8000 gives instead of a text: the fields of PostgreSQL's message, by their letters."""
+    """Return the fields of PostgreSQL's error message by their letters, which pg8000 gives instead of a text."""
     first = next(iter(getattr(error.orig, "args", ())), None)
     return first if isinstance(first, dict) else {}
 
 
 def _complaint_of(error: DBAPIError) -> str:
-    """Return the first line of what the database says; PostgreSQL goes on with the statement."""
+    """Return the first line of a database's error message. In PostgreSQL's, the statement follows."""
     return _fields_of(error).get("M", str(error.orig)).partition("\n")[0]
 
 
 @contextmanager
 def explained(tables: Iterable[TrackedTable], **options: bool) -> Iterator[None]:
-    """Within a ``with`` block, turn the complaint of a database into the remedy, as :func:`explain` does."""
+    """Call :func:`explain` with a database error that the ``with`` block raises."""
     try:
         yield
     except DBAPIError as error:
@@ -57,15 +57,14 @@ def explained(tables: Iterable[TrackedTable], **options: bool) -> Iterator[None]
 def explain(
     error: DBAPIError, tables: Iterable[TrackedTable], *, record: bool = False, reads_as_user: bool = False
 ) -> None:
-    """Raise an error that names the remedy, if the complaint of a database is of a history table.
+    """Raise an error that names the remedy, if a database error is about a history table.
 
-    :param tables: those whose history the failed statement uses
-    :param record: whether the statement records what the user writes
-    :param reads_as_user: whether it needs the rights on live tables that the statement of the user needs; its own
-        complaint is left alone then
-    :raises HistoryTableError: the history table of one of them, or a column of it, is absent, or holds less than that
-        of the live table
-    :raises CaptureError: the role of the connection may not record
+    :param tables: the tables whose history the failed statement uses
+    :param record: whether the statement records a write
+    :param reads_as_user: whether the user's statement needs the same rights on the live tables. Then an error about
+        these rights is left unchanged
+    :raises HistoryTableError: a history table or a column of it is missing, or a column cannot hold the live value
+    :raises CaptureError: the connection's role lacks a right that recording needs
     """
     tables, codes, complaint = list(tables), codes_of(error), _complaint_of(error)
     if record and not codes.isdisjoint(_FORBIDDEN):
@@ -102,7 +101,7 @@ def _is_named(complaint: str, table: Table) -> bool:
 
 
 def _is_of(complaint: str, table: TrackedTable) -> bool:
-    """Tell whether a complaint is of a history table: it names it, or a column that it has and no other table."""
+    """Return whether an error message names a history table, or a column of it without naming another table."""
     history, column = table.history, _COLUMN.search(complaint)
     if _is_named(complaint, history):
         return True

@@ -1,4 +1,4 @@
-"""What makes a class tracked? Its options, its tables, its fields.
+"""What is a tracked class? Its options, its tables and its fields.
 
 The mapper of a tracked model carries a :class:`TrackedModel` in ``mapper.class_manager.info["sqlaudit"]``.
 """
@@ -30,7 +30,7 @@ from sqlaudit.tracking.tables import INFO_KEY, AuditColumns, TrackedTable, refus
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What :func:`sqlaudit.track_table` was told."""
+    """The options of :func:`sqlaudit.track_table`."""
 
     tracked_fields: frozenset[str] | None = None
     exclude: frozenset[str] = frozenset()
@@ -38,12 +38,12 @@ class Options:
     resource_id_field: str | None = None
     user_id_field: str | None = None
     history_table_name: str | None = None
-    audit_columns: AuditColumns = AuditColumns()  # noqa: RUF009  # frozen, and thus shared safely
+    audit_columns: AuditColumns = AuditColumns()  # noqa: RUF009  # frozen
     as_of_index: bool = False
 
 
 class TrackedModel:
-    """A tracked class: its options, its tables from the base of its hierarchy to its own, its fields."""
+    """A tracked class: its options, its tables from the base class's to its own, and its fields."""
 
     def __init__(self, mapper: Mapper[Any], options: Options, *, is_decorated: bool = False) -> None:
         self.mapper = mapper
@@ -53,7 +53,7 @@ class TrackedModel:
         self.table: TrackedTable
         self.history_class: type[Any] | None = None  # made by history_of()
         self.has_grown = False
-        """Whether it has got attributes that its history class may lack."""
+        """Whether the model has gained attributes that its history class may lack."""
         self._make_table()
         mapper.class_manager.info[INFO_KEY] = self
 
@@ -89,7 +89,7 @@ class TrackedModel:
                 table.chains.append(self.chain)
 
     def _key(self) -> list[Column[Any]]:
-        """Return the columns of the own table that identify a row, in the order of the base table's."""
+        """Return the columns of the model's table that identify a row, in the order of the base table's key."""
         if self.parent is None:
             return [cast("Column[Any]", column) for column in self.mapper.primary_key]
         mapper, base = self.mapper, self.root.table
@@ -117,9 +117,9 @@ class TrackedModel:
             return column.key
 
     def set_options(self, options: Options) -> None:
-        """Take the options of a decorated subclass, which was tracked with its base class.
+        """Set the options of a decorated subclass, which was tracked with its base class.
 
-        :raises TrackingError: they come too late, or are those of the base
+        :raises TrackingError: its history class is in use already, or an option can only be given to the base class
         """
         name = self.mapper.class_.__name__
         inherited = self.options
@@ -160,18 +160,18 @@ class TrackedModel:
             self._make_table()
 
     def options_for_subclass(self) -> Options:
-        """Return the options that subclasses inherit: all but the name of a history table and the label."""
+        """Return the options that subclasses inherit: all except the name of the history table and the label."""
         return replace(self.options, history_table_name=None, table_label=None)
 
     @cached_property
     def chain(self) -> tuple[TrackedTable, ...]:
-        """The tables that hold one object: base table first; one table but for joined inheritance."""
+        """The tables that hold one object, base table first. Only joined-table inheritance has more than one."""
         above = self.parent.chain if self.parent else ()
         return above if self.table in above else (*above, self.table)
 
     @property
     def discriminator(self) -> Any:
-        """What tells the class of a row in its own tables; None if nothing does, as in a union of concrete tables."""
+        """The expression that gives a row's class, or ``None`` if its tables have none, as in a concrete hierarchy."""
         expression, tables = self.mapper.polymorphic_on, {table.live for table in self.root.chain}
         if expression is None:
             return None
@@ -184,7 +184,7 @@ class TrackedModel:
         return self.parent.root if self.parent else self
 
     def family(self) -> list[TrackedModel]:
-        """Return this model and all below it whose objects are objects of this one, from the top down."""
+        """Return this model and the models of its subclasses, except concrete ones, from the top down."""
         return [
             model
             for mapper in self.mapper.self_and_descendants
@@ -206,7 +206,7 @@ class TrackedModel:
         return columns
 
     def grow(self) -> None:
-        """Forget what was made of its columns, its own and its family's: it has got more."""
+        """Discard what was derived from the columns of the whole hierarchy, because the model has gained columns."""
         for model in self.root.family():
             model.__dict__.pop("columns", None)
             model.has_grown = True
@@ -224,7 +224,7 @@ class TrackedModel:
         return self.options.table_label or self.mapper.class_.__name__
 
     def reported(self) -> list[tuple[str, Column[Any]]]:
-        """Return the fields that reads report, with their history columns, those of subclasses included."""
+        """Return the fields that reads report, with their history columns, including those of subclasses."""
         found: dict[Column[Any], str] = {}
         for model in self.family():
             chosen = model.options.tracked_fields
@@ -234,13 +234,13 @@ class TrackedModel:
         return [(name, column) for column, name in found.items()]
 
     def resource_id_columns(self) -> list[Column[Any]]:
-        """Return the history columns that give the id of a row to its readers."""
+        """Return the history columns whose values reads report as the id of a row."""
         field = self.options.resource_id_field
         return [self.columns[field]] if field else list(self.root.table.history_key)
 
 
 class _EqualColumns:
-    """Which columns of an object's tables have one value, for its tables are joined by them."""
+    """The columns of an object's tables that have equal values, because the tables are joined by them."""
 
     def __init__(self, mapper: Mapper[Any]) -> None:
         self._sets: list[set[Any]] = []
@@ -267,7 +267,7 @@ class _EqualColumns:
         return next((each for each in self._sets if column in each), {column})
 
     def column_of(self, table: FromClause, column: Any) -> Any:
-        """Return the column of a table that has the value of another column, or ``None``."""
+        """Return the column of a table that has the same value as another column, or ``None``."""
         return next((each for each in (*table.primary_key, *table.c) if each in self._equal_to(column)), None)
 
     def are(self, left: Sequence[Any], right: Sequence[Any]) -> bool:
@@ -275,14 +275,14 @@ class _EqualColumns:
 
 
 def tracked_model(mapper: Mapper[Any]) -> TrackedModel | None:
-    """Return what makes the class of a mapper tracked, or ``None``."""
+    """Return the tracked model of a mapper, or ``None``."""
     return mapper.class_manager.info.get(INFO_KEY)
 
 
 def tracked_model_of(model_class: type[Any]) -> TrackedModel:
-    """Return what makes a class tracked.
+    """Return the tracked model of a class.
 
-    :raises TrackingError: it is not
+    :raises TrackingError: the class is not tracked
     """
     try:
         mapper = inspect(model_class)
@@ -296,22 +296,22 @@ def tracked_model_of(model_class: type[Any]) -> TrackedModel:
 
 
 def root_of(table: TrackedTable) -> TrackedModel:
-    """Return the topmost model of the hierarchy whose objects have rows in a table that is no association table."""
+    """Return the topmost model of the hierarchy that uses a table, which is not an association table."""
     model = tracked_model(cast("Mapper[Any]", table.mapper))
     assert model is not None
     return model.root
 
 
 def link_columns(relationship: RelationshipProperty[Any]) -> tuple[Column[Any], ...]:
-    """Return the columns of an association table that refer to its ends: this side's, then the other's."""
+    """Return the columns of an association table that refer to the two sides: this side's, then the other's."""
     pairs = (*relationship.synchronize_pairs, *(relationship.secondary_synchronize_pairs or ()))
-    return tuple([column for _, column in pairs])  # type: ignore[misc]  # of a Table, all are Columns
+    return tuple([column for _, column in pairs])  # type: ignore[misc]  # a Table has only Columns
 
 
 def base_table_of(source: Any) -> TrackedTable:
-    """Return the table that holds a row for every object of a tracked model's hierarchy, or an association table.
+    """Return the base table of the hierarchy of a tracked model or table, or an association table itself.
 
-    :raises TrackingError: it is neither a tracked model nor a tracked table
+    :raises TrackingError: the source is neither a tracked model nor a tracked table
     """
     if not isinstance(source, Table):
         return tracked_model_of(source).root.table

@@ -17,7 +17,10 @@ from sqlaudit.tracking.tables import INFO_KEY, TrackedTable, tracked_table
 
 
 def track_secondary(secondary: Table, columns: Iterable[Column[Any]], mapper: Mapper[Any]) -> TrackedTable:
-    """Give an association table, whose links these columns make, a history table."""
+    """Give an association table a history table.
+
+    :param columns: the columns that refer to the two sides: the key, if the table has no primary key
+    """
     tracked = tracked_table(secondary)
     if tracked is None or tracked.is_over:
         key = secondary.primary_key or columns
@@ -35,10 +38,10 @@ def tracked_tables(metadata: MetaData) -> list[TrackedTable]:
 
 
 def find_association_tables(metadata: MetaData) -> None:
-    """Configure the mappers of a MetaData's tracked models, which makes the association tables between them known.
+    """Configure the mappers of a MetaData's tracked models, so that the association tables between them get tracked.
 
-    Mappers that cannot be configured yet, for a class that they refer to is not mapped, are left as they were: nothing
-    can be written by their relationships before they are configured.
+    A mapper cannot be configured while a class that it refers to is not mapped. It is left unchanged: nothing can be
+    written through its relationships before they are configured.
     """
     for each in list(metadata.info.get(INFO_KEY, ())):
         try:
@@ -48,7 +51,7 @@ def find_association_tables(metadata: MetaData) -> None:
 
 
 def _let_try_again(error: Exception) -> None:
-    """Let mappers forget that configuring them has failed, for it was tried earlier than the user would have done."""
+    """Let mappers be configured again that failed, because sqlaudit tried earlier than the user would have."""
     for mapper in [mapper for each in _all_registries() for mapper in mappers_of(each)]:
         if mapper._configure_failed is error:
             del mapper._configure_failed
@@ -57,5 +60,5 @@ def _let_try_again(error: Exception) -> None:
 
 
 def mappers_of(of: registry) -> list[Mapper[Any]]:
-    """Return the mappers of a registry; its own list of them raises while a class of it is not mapped."""
+    """Return the mappers of a registry. ``registry.mappers`` raises while one of its classes is not mapped."""
     return [manager.mapper for manager in list(of._managers) if manager.is_mapped]

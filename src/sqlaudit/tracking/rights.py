@@ -1,6 +1,6 @@
-"""What may the role of a connection see of a table, and lock? PostgreSQL's rights and row security.
+"""Which rows of a table may the connection's role see and lock? PostgreSQL's privileges and row security say so.
 
-``SET ROLE`` may change the answers at any time, so nothing is kept.
+``SET ROLE`` may change the answers at any time, so they are not kept.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from sqlaudit.tracking.tables import TrackedTable
 
 
 def hides_rows(connection: Connection, tables: Iterable[Table]) -> bool:
-    """Tell whether policies may hide rows of one of the tables from the role. One statement, on PostgreSQL."""
+    """Return whether policies may hide rows of one of the tables from the role. One statement, on PostgreSQL."""
     return _asked(connection, or_(*(_has_policies(connection, table) for table in tables)))
 
 
 def lockable(connection: Connection, tables: Sequence[Table]) -> set[Table]:
-    """Return the tables of which the role may lock all rows that it may read. One statement, on PostgreSQL.
+    """Return the tables in which the role may lock all rows that it may read. One statement, on PostgreSQL.
 
-    ``SELECT … FOR UPDATE`` takes the right to UPDATE, and finds the rows that the policies let the role update.
-    MariaDB lets everybody lock what they read.
+    ``SELECT … FOR UPDATE`` needs the privilege to UPDATE, and finds only rows that the policies let the role update.
+    MariaDB lets every role lock the rows that it may read.
     """
     if connection.dialect.name != "postgresql" or not tables:
         return set(tables)
@@ -34,7 +34,7 @@ def lockable(connection: Connection, tables: Sequence[Table]) -> set[Table]:
 
 
 def shows_more_in_history(connection: Connection, chain: Iterable[TrackedTable]) -> TrackedTable | None:
-    """Return a table that has policies for the role while its history has none. One statement each, on PostgreSQL."""
+    """Return a table whose policies apply to the role while its history has none. One statement each, on PostgreSQL."""
     for table in chain:
         live, history = (_has_policies(connection, each) for each in (table.live, table.history))
         if _asked(connection, and_(live, not_(history))):
@@ -47,5 +47,5 @@ def _asked(connection: Connection, question: ColumnElement[bool]) -> bool:
 
 
 def _has_policies(connection: Connection, table: Table) -> ColumnElement[bool]:
-    """Return the condition that policies of a table, which may be absent, are active for the role."""
+    """Return the condition that row security of a table is active for the role; false if the table does not exist."""
     return func.coalesce(func.row_security_active(oid_of(connection, table)), false())

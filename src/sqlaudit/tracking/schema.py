@@ -20,10 +20,10 @@ _TABLE_OPTIONS: Final = ("engine", "charset", "default_charset", "collate", "def
 
 
 def unique_together(table: Table, *, partial: bool = False, deferred: bool = True) -> Iterator[tuple[Column[Any], ...]]:
-    """Yield the columns of a table that are unique together, but for its primary key.
+    """Yield each group of columns that are unique together, except the primary key.
 
-    :param partial: also those that are unique only among some rows
-    :param deferred: also those that the database compares at the end of the transaction only
+    :param partial: include columns that are unique only among some rows
+    :param deferred: include columns that the database checks only at the end of the transaction
     """
     for constraint in table.constraints:
         if isinstance(constraint, UniqueConstraint):
@@ -38,20 +38,20 @@ def unique_together(table: Table, *, partial: bool = False, deferred: bool = Tru
 
 
 def options_of(table: Table) -> dict[str, Any]:
-    """Return what MariaDB and MySQL are told of a table when it is created: how it compares texts, say."""
+    """Return the options with which MariaDB and MySQL create a table: its engine, character set and collation."""
     names = [f"{dialect}_{option}" for dialect in ("mysql", "mariadb") for option in _TABLE_OPTIONS]
     return {name: table.kwargs[name] for name in names if table.kwargs.get(name) is not None}
 
 
 def keys_of_table(table: Table) -> Iterator[tuple[Column[Any], ...]]:
-    """Yield the columns of a table that are unique together, its primary key first."""
+    """Yield each group of columns that are unique together, the primary key first."""
     if table.primary_key:
         yield tuple(table.primary_key)
     yield from unique_together(table, partial=True)
 
 
 def words_of_constraints(table: Table) -> str:
-    """Return what SQLite does about rows in the way of new values, as the constraints of a table say: REPLACE, say."""
+    """Return the SQLite conflict clauses of a table's constraints, such as ``REPLACE``, in capitals."""
     if (words := table.info.get(_ON_CONFLICT)) is None:
         unique = [each for each in table.constraints if isinstance(each, (PrimaryKeyConstraint, UniqueConstraint))]
         names = ("sqlite_on_conflict_unique", "sqlite_on_conflict_primary_key")
@@ -62,12 +62,12 @@ def words_of_constraints(table: Table) -> str:
 
 
 def schema_of(connection: Connection, table: Table | TableClause) -> str | None:
-    """Return the schema that a table has on a connection, which may translate it."""
+    """Return the schema of a table on a connection, whose ``schema_translate_map`` may change it."""
     translated = connection.get_execution_options().get("schema_translate_map") or {}
     schema: str | None = translated.get(table.schema, table.schema)
     return schema
 
 
 def is_there(connection: Connection, table: Table) -> bool:
-    """Tell whether a table is in the database of a connection. One statement."""
+    """Return whether a table exists in the database of a connection. One statement."""
     return inspect(connection).has_table(table.name, schema=schema_of(connection, table))

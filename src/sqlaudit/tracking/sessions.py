@@ -1,4 +1,4 @@
-"""Which session is meant, and which of its connections reads a model's rows?"""
+"""Which session did the caller give, and which of its binds has a model's rows?"""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from sqlaudit.exceptions import QueryError
 
 
 def checked_session(session: object) -> Session:
-    """Return the Session that was given, itself or scoped.
+    """Return the Session that the caller gave, itself or as a ``scoped_session``.
 
-    :raises QueryError: it is none
+    :raises QueryError: the argument is not a Session
     """
     if isinstance(session, scoped_session):
         session = session()
@@ -29,14 +29,14 @@ def checked_session(session: object) -> Session:
 
 
 def where_rows_are(session: Session, mapper: Mapper[Any] | None) -> dict[str, Any]:
-    """Return the bind arguments of reads of a mapper's rows, and of their history, which lies beside them."""
+    """Return the bind arguments for reads of a mapper's rows and of their history, which is on the same bind."""
     if isinstance(session, ShardedSession) or not _takes_bind(session):
         return {"mapper": mapper}
     return {"bind": session.get_bind(mapper)}
 
 
 def _takes_bind(session: Session) -> bool:
-    """Tell whether ``get_bind()`` takes more than mapper and clause, as SQLAlchemy's own does."""
+    """Return whether the session's ``get_bind()`` accepts the argument ``bind``, as SQLAlchemy's own does."""
     if getattr(session.get_bind, "__func__", None) is Session.get_bind:
         return True
     parameters = signature(session.get_bind).parameters.values()

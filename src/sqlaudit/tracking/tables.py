@@ -1,7 +1,7 @@
-"""Where are the versions of a table kept? The history table of a live table.
+"""Where are the versions of a table kept? In its history table.
 
-Both carry a :class:`TrackedTable` in ``table.info["sqlaudit"]``. A history table is made when a model is decorated,
-so that ``create_all`` and Alembic see it.
+Both tables carry a :class:`TrackedTable` in ``table.info["sqlaudit"]``. The history table is made when a model is
+decorated, so that ``create_all`` and Alembic see it.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ from sqlaudit.sql.old_values import readable
 from sqlaudit.tracking.schema import options_of
 
 INFO_KEY: Final = "sqlaudit"
-_MAX_IDENTIFIER: Final = 63  # PostgreSQL's, in bytes; the others allow at least as many
+_MAX_IDENTIFIER: Final = 63  # in bytes, on PostgreSQL; other databases allow at least as many
 _known: WeakSet[MetaData] = WeakSet()
 tracked_names: Final[set[str]] = set()
-"""The names of all tables that have ever been tracked, and of their histories."""
+"""The names of all tables that this process has ever tracked, and of their history tables."""
 unread: Final[set[ref[TrackedTable]]] = set()
-"""The tables whose foreign keys have not been read since they were tracked, or got more columns."""
+"""The tables whose foreign keys have not been read since they were tracked or gained columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class AuditColumns:
 
 
 class OperationText(TypeDecorator[Operation]):
-    """An :class:`~sqlaudit.changes.Operation` as its text; an ``Enum`` would bring DDL of its own."""
+    """An :class:`~sqlaudit.changes.Operation`, stored as its text. An ``Enum`` would add DDL of its own."""
 
     impl = String(16)
     cache_ok = True
@@ -99,8 +99,8 @@ class OperationText(TypeDecorator[Operation]):
 
 
 def audit_column_types() -> dict[str, TypeEngine[Any]]:
-    """Return the type of our column of each role."""
-    # Bob is not bob, whatever a database thinks of their names.
+    """Return the type of the audit column of each role."""
+    # A collation that distinguishes Bob from bob.
     user_id = String(USER_ID_LENGTH).with_variant(
         mysql.VARCHAR(USER_ID_LENGTH, collation="utf8mb4_bin"), "mysql", "mariadb"
     )
@@ -109,7 +109,7 @@ def audit_column_types() -> dict[str, TypeEngine[Any]]:
         "valid_from": UTCDateTime(),
         "valid_to": UTCDateTime(),
         "operation": OperationText(),
-        # One type per database, whether a server answers or not: Uuid alone depends on MariaDB's version.
+        # The same type with and without a connection: plain Uuid depends on MariaDB's version.
         "changeset_id": Uuid(native_uuid=False).with_variant(Uuid(), "postgresql"),
         "changed_by": user_id,
         "impersonated_by": user_id,
@@ -124,9 +124,10 @@ class TrackedTable:
     :ivar live: the live table
     :ivar key: the columns of the live table that identify a row
     :ivar history: the history table
-    :ivar names: the names of our columns in it
-    :ivar as_of_index: whether it has indexes for reads of many rows as of an instant
-    :ivar mapper: of the model whose rows it holds, or of one at an end of its links: both lie on that one's bind
+    :ivar names: the names of the audit columns in the history table
+    :ivar as_of_index: whether the history table has indexes for reads of many rows as of an instant
+    :ivar mapper: the mapper of the model or, for an association table, of a model at one side: both tables are on its
+        bind
     """
 
     def __init__(
@@ -148,19 +149,19 @@ class TrackedTable:
         self.as_of_index = as_of_index
         self.mapper = mapper
         self.names = names or AuditColumns()
-        self.chains: list[tuple[TrackedTable, ...]] = []  # those of the models whose objects have rows in this table
+        self.chains: list[tuple[TrackedTable, ...]] = []  # of the models whose objects have rows in this table
         self.cache: dict[Any, Any] = {}
-        self.statements: WeakKeyDictionary[Dialect, Any] = WeakKeyDictionary()  # built once per dialect
+        self.statements: WeakKeyDictionary[Dialect, Any] = WeakKeyDictionary()  # what is kept per dialect
         self.history = self._make_table(name)
         self._index_for_reads()
         live.info[INFO_KEY] = self.history.info[INFO_KEY] = self
-        self.history.add_is_dependent_on(live)  # whose CREATE makes the types that both use
+        self.history.add_is_dependent_on(live)  # its CREATE makes the types that both use
         _known.add(live.metadata)
         unread.add(ref(self))
         tracked_names.update((live.name, self.history.name))
 
     def __reduce__(self) -> Any:
-        return _not_tracked, ()  # of a copy of the table, which pickle or deepcopy makes
+        return _not_tracked, ()  # a pickled or deep copy of a table is not tracked
 
     def _make_table(self, name: str | None) -> Table:
         live, metadata = self.live, self.live.metadata
@@ -209,24 +210,24 @@ class TrackedTable:
         )
         Index(conv(shortened(f"ix_{name}_changeset")), history.c[self.names.changeset_id])
         for element in (*collation_statements(live, history), AddOpenGuard(history)):
-            # A copy of the table, by Table.to_metadata(), gets what propagates.
+            # Table.to_metadata() gives its copy the listeners that propagate.
             is_guard = isinstance(element, AddOpenGuard)
             on_mysql = element.execute_if(dialect=cast(str, ("mysql", "mariadb")))
             event.listen(history, "after_create", on_mysql, propagate=is_guard)
         return history
 
     def _index_for_reads(self) -> None:
-        """Index the periods, and the foreign keys that the live table has indexes of."""
+        """Add indexes of the periods, and of the foreign keys that are indexed in the live table."""
         if not self.as_of_index:
             return
         name, existing = self.history.name, {index.name for index in self.history.indexes}
         period = conv(shortened(f"ix_{name}_period"))
         if period not in existing:
             index = Index(period, PeriodToIndex(self.valid_from, self.valid_to), postgresql_using="gist")
-            # Of an expression, an index takes the first column alone; Alembic compares them with those that it finds.
+            # An Index takes only the first column of an expression. Alembic compares its columns with the database's.
             index._columns.add(self.valid_from)
         for index in sorted(self.live.indexes, key=lambda index: str(index.name)):
-            # An expression in it has no column of the table, and ends what is copied.
+            # Only the columns before the first expression are copied.
             stored = takewhile(lambda part: part in set(self._stored_columns()), index.expressions)
             columns = [self.history.c[column.key] for column in cast("Iterable[Column[Any]]", stored)]
             copy = conv(shortened(f"ix_{name}_{'_'.join(column.name for column in columns)}"))
@@ -240,9 +241,9 @@ class TrackedTable:
     def refuse_column(self, column: Column[Any]) -> None:
         """Raise if the history table cannot store a column.
 
-        :raises TrackingError: its name is one of ours
+        :raises TrackingError: sqlaudit needs its name for an audit column or for a parameter
         """
-        key = column.key or column.name  # a column that no table has yet may have no key
+        key = column.key or column.name  # a column that is not in a table yet may have no key
         refuse_clash(self.names, repr(self.live.fullname), {column.name, key}, self.live)
         if key.startswith("sqlaudit_"):
             raise TrackingError(
@@ -253,16 +254,16 @@ class TrackedTable:
 
     def _copy_of(self, column: Column[Any]) -> Column[Any]:
         self.refuse_column(column)
-        is_key = column in set(self.key)  # a set: == is the type's own, and may be anything
+        is_key = column in set(self.key)  # in a set, because a type may define == as anything
         copy: Column[Any] = Column(
             column.name, key=column.key, primary_key=is_key, nullable=not is_key, autoincrement=False
         )
-        # Set afterwards, the type is shared without its DDL: no CHECK, no second CREATE TYPE.
+        # A type that is set afterwards is shared without its DDL: no CHECK, no second CREATE TYPE.
         copy.type = readable(column.type)
         return copy
 
     def follow(self, column: Column[Any]) -> None:
-        """Store a column that the live table gets, or that takes the place of another."""
+        """Store a column that the live table has gained, or that has replaced another."""
         if column.key in self.history.c:
             self.history.c[column.key].type = readable(column.type)
         elif column in set(self._stored_columns()):
@@ -274,7 +275,7 @@ class TrackedTable:
             table.cache.clear()
 
     def complete(self) -> None:
-        """Add what is known now: the type that a foreign key has from its target, and the indexes for reads."""
+        """Add what was unknown at first: the types that foreign keys take from their targets, and indexes for reads."""
         for column, copy in self.columns:
             if isinstance(copy.type, NullType):
                 copy.type = readable(column.type)
@@ -282,12 +283,12 @@ class TrackedTable:
 
     @property
     def is_over(self) -> bool:
-        """Whether the class that it was tracked for is mapped to it no longer, or its MetaData has dropped it."""
+        """Whether the tracked class no longer has this mapper, or the MetaData no longer has the live table."""
         is_mapped = self.mapper is None or inspect(self.mapper.class_, raiseerr=False) is self.mapper
         return not is_mapped or self.live.metadata.tables.get(self.live.key) is not self.live
 
     def discard(self) -> None:
-        """Let the table be tracked no more."""
+        """Stop tracking the live table, and remove the history table from the MetaData."""
         self.live.metadata.remove(self.history)
         for table in (self.live, self.history):
             table.info.pop(INFO_KEY, None)
@@ -299,11 +300,11 @@ class TrackedTable:
 
     @property
     def history_key(self) -> tuple[Column[Any], ...]:
-        """The columns of the history table that identify a row; a version needs its number, too."""
+        """The columns of the history table that identify a row. With ``version``, they identify a version."""
         return tuple(self.history.c[column.key] for column in self.key)
 
     def role(self, role: str) -> Column[Any]:
-        """Return our column of a role: a field of :class:`AuditColumns`."""
+        """Return the audit column of a role: a field of :class:`AuditColumns`."""
         name: str = getattr(self.names, role)
         return self.history.c[name]
 
@@ -336,7 +337,7 @@ def refuse_clash(ours: AuditColumns, owner: str, names: Collection[str], subject
 
 
 def shortened(name: str) -> str:
-    """Return ``name``, or if it is too long for a database its beginning and a digest of the whole."""
+    """Return ``name``; if it is too long for PostgreSQL, its beginning and a digest of the whole name."""
     if len(name.encode()) <= _MAX_IDENTIFIER:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
@@ -344,9 +345,9 @@ def shortened(name: str) -> str:
 
 
 def _make_partial_only(history: Table, name: str) -> None:
-    """Let the index of open versions be made only where there are partial ones.
+    """Let only databases with partial indexes create the index of open versions.
 
-    A copy of the table, by ``Table.to_metadata()``, has the index without its condition.
+    ``Table.to_metadata()`` copies the index, but not this condition.
     """
     for index in history.indexes:
         if index.name == shortened(f"uq_{name}_open"):
@@ -356,10 +357,10 @@ def _make_partial_only(history: Table, name: str) -> None:
 class AddOpenGuard(ExecutableDDLElement):
     """Let MySQL and MariaDB, which have no partial indexes, refuse two open versions of one row.
 
-    An invisible generated column, unique within a row's life, is 0 for the open version and the number of the
-    version for all others. InnoDB looks for duplicates beyond a new entry, too, and locks the one that follows: mostly
-    another version of the same row. But where an entry for 0 is made again, it locks the gap before it, too, and two
-    writers of neighbouring keys may then wait for each other, or deadlock.
+    An invisible generated column, unique together with the key, is 0 for the open version and the number of the
+    version for all others. InnoDB's duplicate check also locks the entry after a new one, which is mostly another
+    version of the same row. When an entry with 0 is inserted again, the check also locks the gap before it. Two
+    transactions that write neighbouring keys can therefore wait for each other, or deadlock.
     """
 
     def __init__(self, history: Table) -> None:
@@ -367,10 +368,10 @@ class AddOpenGuard(ExecutableDDLElement):
 
 
 class MatchCollations(ExecutableDDLElement):
-    """Let MySQL and MariaDB find out how a history table gets the collations that its live table has.
+    """Let MySQL and MariaDB build the statement that gives a history table the collations of its live table.
 
-    The live table may be older than the defaults of its server. Columns of two collations can't be compared, and keys
-    of another collation are equal where those of the live table are not.
+    The live table may be older than the defaults of its server. Columns of two collations can't be compared, and two
+    keys that differ in the live table may be equal in another collation.
     """
 
     def __init__(self, live: Table, history: Table) -> None:
@@ -378,7 +379,7 @@ class MatchCollations(ExecutableDDLElement):
 
 
 def collation_statements(live: Table, history: Table) -> tuple[ExecutableDDLElement, ...]:
-    """Return what gives a history table that was created the collations of its live table; SQL alone, for scripts."""
+    """Return the statements that give a new history table the collations of its live table. Scripts can hold them."""
     return (
         MatchCollations(live, history),
         *map(DDL, (f"PREPARE {_COLLATE} FROM @{_COLLATE}", f"EXECUTE {_COLLATE}", f"DEALLOCATE PREPARE {_COLLATE}")),
@@ -398,7 +399,7 @@ def _render_match_collations(element: MatchCollations, compiler: DDLCompiler, **
     live, history = literal(element.live.name), literal(element.history.name)
     table = compiler.preparer.format_table(element.history)
     if compiler.preparer._double_percents:
-        table = table.replace("%%", "%")  # which the literal doubles
+        table = table.replace("%%", "%")  # the literal doubles them again
     alter = literal(f"ALTER TABLE {table} DEFAULT COLLATE ")
     modify = "CONCAT(', MODIFY `', REPLACE(h.column_name, '`', '``'), '` ', h.column_type, ' CHARACTER SET ', "
     modify += "l.character_set_name, ' COLLATE ', l.collation_name, IF(h.is_nullable = 'YES', ' NULL', ' NOT NULL'))"
@@ -409,7 +410,7 @@ def _render_match_collations(element: MatchCollations, compiler: DDLCompiler, **
         "AND h.collation_name <> l.collation_name"
     )
     return (
-        f"SET @{_COLLATE} = IFNULL((SELECT CONCAT({alter}, t.table_collation, IFNULL(({columns}), '')) "  # noqa: S608
+        f"SET @{_COLLATE} = IFNULL((SELECT CONCAT({alter}, t.table_collation, IFNULL(({columns}), '')) "  # noqa: S608  # literals
         f"FROM information_schema.tables t WHERE t.table_schema = {where} AND t.table_name = {live}), 'DO 0')"
     )
 
@@ -421,7 +422,7 @@ def guard_name(tracked: TrackedTable) -> str:
 
 @compiles(AddOpenGuard)
 def _render_open_guard(element: AddOpenGuard, compiler: DDLCompiler, **kw: Any) -> str:
-    # A copy of the history table, by Table.to_metadata(), has its listeners, too.
+    # The target may be a copy of the history table by Table.to_metadata(), which has the same listeners.
     history = element.target if isinstance(element.target, Table) else element.history
     quote = compiler.preparer.quote
     tracked: TrackedTable = element.history.info[INFO_KEY]
@@ -436,17 +437,17 @@ def _render_open_guard(element: AddOpenGuard, compiler: DDLCompiler, **kw: Any) 
 
 
 def tracked_table(table: object) -> TrackedTable | None:
-    """Return what makes a table tracked, or ``None``.
+    """Return the tracked table of a live table or a history table, or ``None``.
 
-    A copy that ``Table.to_metadata()`` has made has the original's info, and is another table.
+    A copy by ``Table.to_metadata()`` has the original's info, but is not tracked.
     """
     tracked: TrackedTable | None = table.info.get(INFO_KEY) if isinstance(table, Table) else None
-    # Not by identity: statements of the ORM have annotated tables.
+    # Compared by ==, because ORM statements have annotated tables.
     return tracked if tracked is not None and (tracked.live == table or tracked.history == table) else None
 
 
 def forget(metadata: MetaData) -> None:
-    """Take the tracked tables of a MetaData for none of this process: they describe a database, not models."""
+    """Exclude a MetaData from :func:`known_metadata`, because its tables describe a database and not models."""
     _known.discard(metadata)
 
 
