@@ -136,7 +136,7 @@ class Ordering:
     def _break_circle(self, left: Collection[Change], loosened: dict[Change, set[str]]) -> list[Change]:
         """Return changes to make next although they wait for others, once unique values that they need are NULL.
 
-        :raises QueryError: rows exchange unique values, no column of which can be NULL
+        :raises QueryError: rows exchange unique values that cannot be NULL
         """
         stuck = None
         for change in left:

@@ -93,8 +93,8 @@ def restore(
         rows are restored. In collections, rows that came later are deleted, and rows that belong elsewhere now come
         back. In many-to-many relationships, links that came later are deleted, but not the rows that they lead to;
         links that are inserted again get the defaults of their further columns
-    :param values: values for columns that the history does not keep, for rows that come back: by attribute of the
-        class, or by class and attribute
+    :param values: values that the history lacks, for excluded columns of rows that come back, or that a column can no
+        longer hold: by attribute of the class, or by class and attribute
     :param dry_run: only report what would be done
     :raises QueryError: there is no such state, a path does not exist, or a row cannot become what it was
     :raises TrackingError: the class is not tracked
@@ -135,7 +135,8 @@ def undo(
     :param changeset_id: the ``audit_changeset_id`` of a version, or the ``changeset_id`` of a :class:`Changeset`
     :param force: undo even if rows have changed since, and lose these later changes
     :param dry_run: only report what would be done
-    :param values: values for columns that the history does not keep, for rows that come back: by class and attribute
+    :param values: values that the history lacks, for excluded columns of rows that come back, or that a column can no
+        longer hold: by class and attribute
     :raises UndoConflictError: a later transaction changed one of the rows, or refers to one that would be deleted
     :raises QueryError: there is no such changeset, or a row cannot become what it was
     :raises SQLAuditError: the session does not record
@@ -333,7 +334,7 @@ def _no_state(session: Session, model: TrackedModel, key: Any, keys: Sequence[Ke
     )
 
 
-# --- what comes with it -----------------------------------------------------------------------------------------
+# --- related rows -----------------------------------------------------------------------------------------------
 
 
 def _paths(mapper: Mapper[Any], paths: Iterable[str]) -> _Paths:
@@ -618,7 +619,7 @@ def _relationship_through(table: TrackedTable) -> RelationshipProperty[Any]:
     )
 
 
-# --- what follows from it ---------------------------------------------------------------------------------------
+# --- the effects of deletions -----------------------------------------------------------------------------------
 
 
 def _complete(plan: Plan, later: Callable[[], list[Conflict]] | None = None) -> None:
