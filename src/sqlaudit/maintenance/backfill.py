@@ -129,7 +129,7 @@ class _Runner(Protocol):
 
 
 def _own_connection(engine: Engine) -> Connection:
-    """Connect at READ COMMITTED: each statement sees what was committed before it, and locks no gaps between rows."""
+    """Connect at READ COMMITTED (not on SQLite): a statement sees all earlier commits, and locks no gaps."""
     level = {} if engine.dialect.name == "sqlite" else {"isolation_level": "READ COMMITTED"}
     return engine.connect().execution_options(**level)
 
