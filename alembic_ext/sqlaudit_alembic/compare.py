@@ -37,8 +37,8 @@ _log = logging.getLogger(__name__)
 def complete_metadata(autogen_context: AutogenContext, upgrade_ops: ops.UpgradeOps) -> PriorityDispatchResult:
     """Configure every mapper before the comparison, and exclude from it what only history has.
 
-    The history table of an association table joins the MetaData only when mappers are configured, which no ``env.py``
-    does. Autogenerate would propose to drop the table.
+    The history table of an association table joins the MetaData only when mappers are configured, and nothing in an
+    ``env.py`` configures them. Autogenerate would propose to drop the table.
     """
     configure_mappers()
     followed.add(autogen_context)

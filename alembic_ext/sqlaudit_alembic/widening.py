@@ -49,7 +49,7 @@ def wide_enough(existing: _Type, wanted: _Type, dialect: Dialect) -> _Type | Non
     if dialect.name == "sqlite" and isinstance(old, Float) and isinstance(new, _NUMBERS):
         return Numeric()  # keeps each number as it is
     if dialect.name == "postgresql" and isinstance(old, Boolean) != isinstance(new, Boolean):
-        return None if isinstance(old, Text) else Text()  # PostgreSQL converts no boolean to a number
+        return None if isinstance(old, Text) else Text()  # PostgreSQL has no implicit cast to a number
     if becomes_utc(existing, wanted, dialect):
         return postgresql.TIMESTAMP(timezone=bool(getattr(new, "timezone", False)))
     if dialect.name in MYSQL and _is_of_bytes(old, new) != _is_of_bytes(new, old):
