@@ -169,7 +169,7 @@ class _InTransactions:
 
 
 class _Within:
-    """Runs all portions in the caller's transaction, each in a savepoint, and repeats it after a collision."""
+    """Runs all portions in the caller's transaction: each in a savepoint, repeated on IntegrityError; not on SQLite."""
 
     portion = CHUNK
 
