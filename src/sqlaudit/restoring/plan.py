@@ -403,9 +403,11 @@ class Plan:
                     )
 
     def check_references(self) -> None:
-        """Check that rows that others refer to will exist: one statement per foreign key and 1,000 rows.
+        """Check that every row that a restored row or link refers to will exist.
 
-        :raises QueryError: a row will not
+        One statement per foreign key and 1,000 rows.
+
+        :raises QueryError: a row will not exist
         """
         wanted: dict[ForeignKeyConstraint, dict[Key, str]] = defaultdict(dict)
         for change in self.saved():
@@ -649,7 +651,7 @@ SETTING_NULL: Final = ("SET NULL", "SET DEFAULT")
 def fate_of(constraint: ForeignKeyConstraint) -> Callable[[Row], Row | None] | None:
     """Return a function that applies a parent's deletion to a row: it returns the row, or ``None`` if it is deleted.
 
-    If the database refuses the parent's deletion, return ``None`` in place of a function.
+    ``None`` in place of a function means that the row prevents the deletion. SET DEFAULT is treated as SET NULL.
     """
     ondelete = (constraint.ondelete or "").upper()
     columns = [element.parent for element in constraint.elements]
