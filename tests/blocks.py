@@ -1,4 +1,4 @@
-"""The code blocks of a Markdown file: executed in their order, with the output that the file shows."""
+"""Do the code blocks of a Markdown file run in their order, and print the output that the file shows?"""
 
 import re
 import sys
@@ -20,7 +20,7 @@ _LINK = re.compile(r"\]\(([^)#]*)(#[^)]*)?\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 Block = tuple[str, str, int]
-"""Its language, its text, and the line that it begins at."""
+"""The language and the text of a block, and the line at which it begins."""
 
 
 def blocks(file: Path) -> list[Block]:
@@ -30,7 +30,7 @@ def blocks(file: Path) -> list[Block]:
 
 
 def sections(file: Path) -> dict[str, list[Block]]:
-    """Return the blocks below each second-level heading that has Python, each after those above the first heading.
+    """Return the blocks of each second-level section that has Python, after the blocks above the first heading.
 
     A reader copies the set-up at the top of a page and one section.
     """
@@ -53,7 +53,7 @@ def sections(file: Path) -> dict[str, list[Block]]:
 def run_blocks(
     code: list[Block], file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> int:
-    """Execute the Python blocks as one module, compare what they print with the blocks of output, and count these."""
+    """Execute the Python blocks as one module; compare their output with the blocks that show it, and count these."""
     module = ModuleType(f"blocks_of_{file.stem}")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     try:
@@ -77,7 +77,7 @@ def _run(code: list[Block], file: Path, namespace: dict[str, Any], capsys: pytes
         elif language == "text":
             assert "".join(f"{row.rstrip()}\n" for row in capsys.readouterr().out.splitlines()) == text
             shown += 1
-        elif language == "sql" and (printed := capsys.readouterr().out):  # other SQL is for the reader to execute
+        elif language == "sql" and (printed := capsys.readouterr().out):  # the reader executes other SQL
             assert printed.split() == text.split()
             shown += 1
     assert not capsys.readouterr().out, "this output of the last block is not shown"
@@ -85,7 +85,7 @@ def _run(code: list[Block], file: Path, namespace: dict[str, Any], capsys: pytes
 
 
 def broken_links(file: Path) -> list[str]:
-    """Return the links to files, or to headings of pages, that are not there."""
+    """Return the links to files or headings that do not exist."""
     return [
         f"{path}{anchor}"
         for path, anchor in _LINK.findall(file.read_text())

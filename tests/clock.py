@@ -1,4 +1,4 @@
-"""A clock that tests set: one second passes with every transaction that writes."""
+"""A clock for tests: each transaction that writes gets an instant one second after the one before."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -10,7 +10,7 @@ def at(seconds: float) -> datetime:
 
 
 class Clock:
-    """Gives the instants START, START + 1 s, START + 2 s … to the transactions that write, in turn."""
+    """Gives the transactions that write the instants START, START + 1 s, START + 2 s … in turn."""
 
     def __init__(self) -> None:
         self.now = at(-1)

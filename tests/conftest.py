@@ -1,9 +1,9 @@
-"""How a run of the tests is made: which databases, on which servers, by which worker; fixtures.py has the fixtures.
+"""On which databases, servers and workers does a test run? The fixtures are in fixtures.py.
 
 ``SQLAUDIT_TEST_DATABASES=sqlite,postgresql`` restricts a run. ``SQLAUDIT_POSTGRESQL_URL`` and ``SQLAUDIT_MARIADB_URL``
-name servers to use instead of those of the run (servers.py): it works in databases of its own there, as a superuser,
-and needs ``max_prepared_transactions`` above 0 on PostgreSQL.
-With ``SQLAUDIT_REQUIRE_ALL_DATABASES=1`` a database that is missing fails its tests.
+name servers to use instead of the run's own servers (servers.py). The run creates its own databases there. It has to be
+a superuser, and on PostgreSQL ``max_prepared_transactions`` has to be above 0.
+With ``SQLAUDIT_REQUIRE_ALL_DATABASES=1`` tests fail if their database is missing.
 """
 
 import gc
@@ -33,12 +33,12 @@ hypothesis.settings.register_profile("sqlaudit", deadline=None)
 hypothesis.settings.load_profile("sqlaudit")
 
 
-# One directory and one server of each kind for a run: workers of pytest-xdist share them.
+# The workers of pytest-xdist share one directory and one server of each kind.
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(fixtures, "sqlaudit-fixtures")  # pytest has a plugin of that name
-    gc.set_threshold(50_000, 20, 50)  # much of what a test makes stays: classes, and statements that were compiled
+    gc.set_threshold(50_000, 20, 50)  # much of what a test creates stays alive: classes and compiled statements
     if worker := getattr(config, "workerinput", None):
         config.stash[DIRECTORY] = Path(worker["directory"])
     else:
@@ -62,7 +62,7 @@ def run_directory(pytestconfig: pytest.Config) -> Path:
 
 
 class ByModuleAndDatabase(LoadScopeScheduling):
-    """Gives a worker the tests of a module on a database together, so that their tables are created once."""
+    """Gives all tests of a module on a database to one worker, so that their tables are created once."""
 
     def _split_scope(self, nodeid: str) -> str:
         module, _, test = nodeid.partition("::")
@@ -77,7 +77,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log) -> ByModuleAndDataba
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """Start one more than there are cores, for many tests wait for a database; and none for a test or two."""
+    """Start one worker more than there are cores, because many tests wait for a database; none for single tests."""
     if config.args and all("::" in argument for argument in config.args):
         return 0
     return (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) + 1
@@ -107,7 +107,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run each case of a test that is marked ``spread`` on one of its databases, by turns."""
+    """Run each case of a test that is marked ``spread`` on one of its databases, in turn."""
     tests = defaultdict[str, dict[Any, list[pytest.Item]]](lambda: defaultdict(list))
     for item in items:
         if EFFORT == 1 and item.get_closest_marker("spread") and "target" in getattr(item, "fixturenames", ()):

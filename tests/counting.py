@@ -1,4 +1,4 @@
-"""Which statements does a piece of work execute?"""
+"""Which statements does an engine execute?"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 @contextmanager
 def counted(engine: sa.Engine) -> Iterator[list[str]]:
-    """Collect the statements that are executed."""
+    """Collect the statements that an engine executes within the block."""
     statements: list[str] = []
 
     def collect(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:

@@ -1,7 +1,7 @@
-"""The databases that the suite runs on: what each can do, how to reach it, what a test finds in it.
+"""The databases that the suite runs on: what can each do, how is it reached, and what does a test find in it?
 
-A test never names a database. It takes a fixture of ``fixtures.py`` and, if it needs more than
-every database offers, names the capability: ``@pytest.mark.requires("arrays")``.
+A test never names a database. It takes a fixture of ``fixtures.py``. If it needs a capability that not all databases
+have, it names the capability: ``@pytest.mark.requires("arrays")``.
 """
 
 import contextlib
@@ -30,14 +30,14 @@ OTHER_SCHEMA = "sqlaudit_other"
 SQLALCHEMY_2_1 = sa.__version__ >= "2.1"
 
 Story = Callable[[sessionmaker[Session]], Any]
-"""Something that happens to empty tables, in sessions that record, a second a transaction."""
+"""A function that writes to empty tables in sessions that record; each transaction takes a second of the clock."""
 
 
 class Told(NamedTuple):
-    """A story that has happened."""
+    """The outcome of a story."""
 
     result: Any
-    """What it returned."""
+    """What the story returned."""
     end: datetime
     """The instant of its last transaction."""
 
@@ -65,7 +65,7 @@ _WRITES = re.compile(r"\b(INSERT|UPDATE|DELETE|REPLACE|MERGE|TRUNCATE)\b(?! OF)|
 
 
 def _changed_by(statement: str) -> Changed:
-    """Tell what a statement may change; one that is a word too many costs time only."""
+    """Return what a statement may change. A wrong guess that it changes something only costs time."""
     if _WRITES.match(statement.lstrip()) or (_READS.match(statement) and _WRITES.search(statement)):
         return Changed.ROWS
     return Changed.NOTHING if _READS.match(statement) else Changed.TABLES
@@ -74,21 +74,21 @@ def _changed_by(statement: str) -> Changed:
 class Database:
     """A database that belongs to one test process.
 
-    Tables that a module's tests share are created once, and emptied between two tests if the first wrote to them: the
-    statements that its engines execute tell. `hold` is called before each test.
+    Tables that a module's tests share are created once. They are emptied after a test that wrote to them, as the
+    statements of its engines show. `hold` is called before each test.
     """
 
     name: ClassVar[str]
     capabilities: ClassVar[frozenset[str]]
     drivers: ClassVar[tuple[str, ...]]
     async_drivers: ClassVar[tuple[str, ...]]
-    """Those of the suite's asynchronous tests; `drivers` may have others that are asynchronous."""
+    """The drivers of the suite's asynchronous tests; `drivers` may have further asynchronous ones."""
 
     url: sa.URL
     other_schema: str = OTHER_SCHEMA
-    """A second schema, which exists and is empty."""
+    """A second schema, which exists and is empty at the beginning of a test."""
     told: Told | None = None
-    """The story that has happened to the tables."""
+    """The outcome of the story that has written to the tables."""
 
     _metadata: sa.MetaData | None = None
     _story: Story | None = None
@@ -96,8 +96,8 @@ class Database:
     _changed: Changed = Changed.TABLES
 
     def hold(self, metadata: sa.MetaData | None, story: Story | None = None) -> None:
-        """Let the database hold the tables of `metadata` and nothing else; with a story, what it leaves in them."""
-        changed, self._changed = self._changed, Changed.TABLES  # unless all goes well
+        """Make the database hold the empty tables of `metadata` and nothing else, or the rows that a story leaves."""
+        changed, self._changed = self._changed, Changed.TABLES  # until this method succeeds
         if metadata is None or metadata is not self._metadata or changed is Changed.TABLES:
             self.clear()
             self._first_engine.clear_compiled_cache()  # it would keep the models of other tests alive
@@ -121,7 +121,7 @@ class Database:
             self._changed = Changed.NOTHING
 
     def reset(self) -> None:
-        """Let the tables hold what they held when the test began; its engines may go on."""
+        """Make the tables hold what they held when the test began; the test's engines remain usable."""
         assert self._metadata is not None
         self.empty(self._metadata)
         if self._story is not None:
@@ -129,14 +129,14 @@ class Database:
 
     @functools.cached_property
     def _first_engine(self) -> sa.Engine:
-        """The engine whose dialect and compiled statements those of the tests share."""
+        """The engine with which the engines of tests share the dialect and the compiled statements."""
         engine = self._prepared(sa.create_engine(self.url), is_pool_new=True)
-        engine.connect().close()  # the dialect asks the server what it is
+        engine.connect().close()  # the dialect reads the server's version
         engine.dispose()
         return engine
 
     def create_engine(self, **options: Any) -> sa.Engine:
-        """Create an engine; without options, one that need not compile what others have compiled."""
+        """Create an engine; without options, one that shares compiled statements with others."""
         if options:
             return self._prepared(sa.create_engine(self.url, **options), is_pool_new=True)
         first = self._first_engine
@@ -145,7 +145,7 @@ class Database:
         return self._prepared(engine, is_pool_new=False)
 
     def _prepared(self, engine: sa.Engine, *, is_pool_new: bool) -> sa.Engine:
-        """Listen to an engine; a pool that was made from another one has that one's listeners."""
+        """Listen to an engine. A pool that was recreated from another pool has its listeners already."""
         sa.event.listen(engine, "before_cursor_execute", self._watch)
         return engine
 
@@ -157,33 +157,33 @@ class Database:
         return self.url.set(drivername=f"{self.url.get_backend_name()}+{driver}")
 
     def async_url(self, driver: str | None = None) -> sa.URL:
-        """Give the URL for one of `async_drivers`, by default the first."""
+        """Return the URL for one of `async_drivers`, by default the first."""
         return self.url_for(driver or self.async_drivers[0])
 
     def create_driver_engine(self, driver: str) -> sa.Engine | AsyncEngine:
         """Create an engine of one of `drivers`."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # strings of mariadbconnector have escapes that Python does not know
+            warnings.simplefilter("ignore")  # mariadbconnector's source has invalid escape sequences
             url = self.url_for(driver)
             if url.get_dialect().is_async:
                 return self.create_async_engine(driver)
             return self._prepared(sa.create_engine(url), is_pool_new=True)
 
     def create_async_engine(self, driver: str | None = None, **options: Any) -> AsyncEngine:
-        """Create an engine that by default keeps no connection, so that event loops may change."""
+        """Create an engine that by default pools no connections, so that several event loops can use it."""
         engine = create_async_engine(self.async_url(driver), **({"poolclass": sa.NullPool} | options))
         self._prepared(engine.sync_engine, is_pool_new=True)
         return engine
 
     def end_sessions(self) -> None:
-        """End what a failed test may have left open: its locks would stop the next one for ever."""
+        """End sessions that a failed test may have left open: the next test would wait for their locks for ever."""
 
     def clear(self) -> None:
         """Remove everything that the database holds, and end all sessions."""
         raise NotImplementedError
 
     def empty(self, metadata: sa.MetaData) -> None:
-        """Remove all rows from the tables of `metadata`, and begin the numbers of new ones anew."""
+        """Delete all rows of the tables of `metadata`, and restart their sequences."""
         raise NotImplementedError
 
     def _keep(self, metadata: sa.MetaData) -> None:
@@ -191,7 +191,7 @@ class Database:
         raise NotImplementedError
 
     def _put_back(self, metadata: sa.MetaData) -> None:
-        """Insert the rows of which there is a copy."""
+        """Insert the rows that `_keep` has copied."""
         raise NotImplementedError
 
     def _names(self, metadata: sa.MetaData) -> list[str]:
@@ -226,7 +226,7 @@ class SQLite(Database):
         self.url = sa.URL.create("sqlite+pysqlite", database=str(self.files[0]))
 
     def _prepared(self, engine: sa.Engine, *, is_pool_new: bool) -> sa.Engine:
-        """Make savepoints, foreign keys and a second schema work, and don't wait for the disk."""
+        """Enable savepoints, foreign keys and a second schema; don't wait for the disk."""
         if is_pool_new:
             sa.event.listen(engine, "connect", self._connected)
 
@@ -269,10 +269,10 @@ class SQLite(Database):
 
 
 class Server(Database):
-    """A database of our own on a server that others may use."""
+    """A database of this process on a server that others may use."""
 
     local: ClassVar[str | None] = None
-    """The URL of a server that this machine may have."""
+    """The URL of a server that this machine may run."""
 
     def __init__(self, server: str | sa.URL, name: str | None = None) -> None:
         self.name_on_server = name or f"sqlaudit_test_{uuid.uuid4().hex[:12]}"
@@ -284,11 +284,11 @@ class Server(Database):
 
     @staticmethod
     def session_id(connection: sa.Connection) -> int:
-        """Give the number that a session has on the server."""
+        """Return the number that the server gives a session."""
         raise NotImplementedError
 
     def waiting(self) -> set[int]:
-        """Give the sessions in our database that wait for a lock, and will until another does something."""
+        """Return the sessions in the database that wait for a lock until another session releases it."""
         raise NotImplementedError
 
     @contextlib.contextmanager
@@ -348,7 +348,7 @@ class PostgreSQL(Server):
             rows = connection.execute(statement, {"name": self.name_on_server}).all()
         blockers = {session: set(others) for session, others in rows if others}
         going = {session for session, _ in rows} - blockers.keys()
-        for _ in blockers:  # a deadlock ends soon, and with it what waits for those in it
+        for _ in blockers:  # the server ends a deadlock soon: sessions that wait for one are not counted
             going |= {session for session, others in blockers.items() if others & going}
         return blockers.keys() & going
 
@@ -375,7 +375,7 @@ class PostgreSQL(Server):
 
     def _run(self, *statements: str) -> None:
         with self.inside.connect() as connection:
-            as_replica = "SET session_replication_role = replica"  # which follows no foreign keys
+            as_replica = "SET session_replication_role = replica"  # disables foreign keys and triggers
             connection.exec_driver_sql("; ".join([as_replica, *statements]).replace("%", "%%"))
 
     def drop(self) -> None:
@@ -441,7 +441,7 @@ class MariaDB(Server):
         self.schemas = [self.name_on_server, self.other_schema, self.kept]
 
     def url_for(self, driver: str) -> sa.URL:
-        return super().url_for(driver).difference_update_query(["ssl_disabled"])  # only PyMySQL has it
+        return super().url_for(driver).difference_update_query(["ssl_disabled"])  # only PyMySQL has this option
 
     def create(self) -> Self:
         with self.administration() as connection:
@@ -459,7 +459,7 @@ class MariaDB(Server):
         with self.administration() as connection:
             _, _, status = connection.execute(sa.text("SHOW ENGINE INNODB STATUS")).one()
             ours = connection.scalars(sessions, {"name": self.name_on_server}).all()
-        _, _, transactions = status.rpartition("\nTRANSACTIONS\n")  # behind the last deadlock's
+        _, _, transactions = status.rpartition("\nTRANSACTIONS\n")  # the section after the latest deadlock
         return {int(id) for id in _LOCK_WAIT.findall(transactions)} & set(ours)
 
     def clear(self) -> None:
@@ -509,7 +509,7 @@ class MariaDB(Server):
         ).bindparams(sa.bindparam("schemas", self.schemas, expanding=True))
         with self.administration() as connection:
             for session in connection.scalars(sessions).all():
-                with contextlib.suppress(sa.exc.OperationalError):  # it has just ended
+                with contextlib.suppress(sa.exc.OperationalError):  # the session has just ended
                     connection.execute(sa.DDL(f"KILL {session}"))
 
 

@@ -1,4 +1,4 @@
-"""How hard tests try that try at random: with ``SQLAUDIT_TEST_EFFORT=10`` ten times as often."""
+"""How many random cases do tests try? Ten times as many with ``SQLAUDIT_TEST_EFFORT=10``."""
 
 import os
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ EFFORT = int(os.environ.get("SQLAUDIT_TEST_EFFORT", "1"))
 
 
 def profile(database: Database, *, few: int, many: int, **options: Any) -> settings:
-    """Try fewer lives where each costs more; the same ones each time where nobody looks on."""
+    """Try fewer examples on a database server, where each costs more; in CI, try the same examples each time."""
     return settings(
         max_examples=(few if "concurrent_writes" in database.capabilities else many) * EFFORT,
         derandomize=bool(os.environ.get("CI")),
@@ -22,6 +22,6 @@ def profile(database: Database, *, few: int, many: int, **options: Any) -> setti
 
 
 def by_turns(cases: Mapping[str, Any], database: Database) -> dict[str, Any]:
-    """Return the cases whose turn it is on a database, for which they hardly differ; with more effort, all of them."""
+    """Return a third of the cases, a different one for each database; with more effort, all cases."""
     turn = list(DATABASES).index(database.name)
     return {name: case for place, (name, case) in enumerate(cases.items(), turn) if EFFORT > 1 or place % 3 == 0}

@@ -1,7 +1,7 @@
-"""What a test is given: a database, the tables and rows in it, and sessions that record.
+"""What can a test use? A database, the tables and rows in it, and sessions that record.
 
-A test finds in its database the tables of its module's ``Base``, which are empty, or nothing at all if it takes `base`
-or is marked ``no_tables``. Tables of a module are created once (`databases.Database`).
+The database has the tables of the module's ``Base``, which are empty. It has no tables if the test takes `base` or is
+marked ``no_tables``. The tables of a module are created once (`databases.Database`).
 """
 
 import asyncio
@@ -42,7 +42,7 @@ def target(request: pytest.FixtureRequest) -> tuple[str, str | None]:
 
 @pytest.fixture
 def database(target: tuple[str, str | None], request: pytest.FixtureRequest) -> Database:
-    """One of the databases."""
+    """A database, with the tables that the test needs; the test runs once for each database."""
     database = request.getfixturevalue(f"{target[0]}_database")
     needed = {"base", "tables", "happened"} & {*request.fixturenames}
     is_bare = needed == {"base"} or request.node.get_closest_marker("no_tables") is not None
@@ -56,12 +56,12 @@ def database(target: tuple[str, str | None], request: pytest.FixtureRequest) -> 
 
 @pytest.fixture
 def tables(database: Database) -> None:
-    """The tables of the module's Base, for a test that takes `base`, too."""
+    """The tables of the module's ``Base``, for a test that also takes `base`."""
 
 
 @pytest.fixture
 def happened(database: Database) -> Any:
-    """What the module's function ``happen`` returned; all that it wrote is in the database."""
+    """The result of the module's function ``happen``; the rows that it wrote are in the database."""
     assert database.told is not None
     return database.told.result
 
@@ -75,13 +75,13 @@ def engine(database: Database) -> Iterator[sa.Engine]:
 
 @pytest.fixture
 def async_engine(database: Database, target: tuple[str, str | None]) -> AsyncEngine:
-    """An engine for each asynchronous driver; use it in ``asyncio.run``, as often as you like."""
+    """An engine for each asynchronous driver; it may be used in more than one ``asyncio.run``."""
     return database.create_async_engine(target[1])
 
 
 @pytest.fixture
 def by_driver(database: Database, target: tuple[str, str]) -> Iterator[Callable[[Callable[[Session], Any]], Any]]:
-    """A function for each driver that is installed: it runs one of a session that records, and is no coroutine."""
+    """A function for each installed driver: it calls a function with a session that records, synchronously."""
     try:
         engine: Any = database.create_driver_engine(target[1])
     except ImportError as error:
@@ -123,7 +123,7 @@ def mariadb_database(run_directory: Path) -> Iterator[Database]:
 
 
 def _on_a_server(kind: type[Server], directory: Path, start: Callable[[Path], str]) -> Iterator[Database]:
-    """Give a database on the server that the environment names, on the run's own, or on one of this machine."""
+    """Give a database on the server that the environment names, or else the run's own, or else a local one."""
     variable = f"SQLAUDIT_{kind.name.upper()}_URL"
     given = os.environ.get(variable)
     database, reason = None, ""
@@ -146,7 +146,7 @@ def _created(kind: type[Server], directory: Path, start: Callable[[Path], str], 
         except servers.ServerError:
             if kind.local is None:
                 raise
-            with contextlib.suppress(sa.exc.OperationalError):  # there is none
+            with contextlib.suppress(sa.exc.OperationalError):  # there is no local server
                 return _created(kind, directory, start, kind.local)
             raise
     database = kind(given)
@@ -163,7 +163,7 @@ def _in_one_line(error: Exception) -> str:
 
 @pytest.fixture
 def base() -> Iterator[type[Any]]:
-    """A declarative base of a test's own; the test creates its tables."""
+    """A declarative base for one test; the test creates its tables."""
 
     class Base(orm.DeclarativeBase):
         pass
@@ -174,7 +174,7 @@ def base() -> Iterator[type[Any]]:
 
 @pytest.fixture
 def clock(request: pytest.FixtureRequest) -> Clock:
-    """A clock by which one second passes with every transaction that writes, after the story if there is one."""
+    """A `Clock` that sqlaudit uses; it continues after the story, if there is one."""
     clock = Clock()
     if "happened" in request.fixturenames:
         clock.now = request.getfixturevalue("database").told.end
@@ -184,7 +184,7 @@ def clock(request: pytest.FixtureRequest) -> Clock:
 
 @pytest.fixture
 def sessions(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
-    """Sessions that record."""
+    """A sessionmaker whose sessions record."""
     with recording(engine) as maker:
         yield maker
 
@@ -198,7 +198,7 @@ def session(sessions: sessionmaker[Session]) -> Iterator[Session]:
 
 @pytest.fixture
 def recorded_engine(engine: sa.Engine, sessions: sessionmaker[Session]) -> Iterator[sa.Engine]:
-    """The engine of `sessions`, whose own connections record, too."""
+    """The engine of `sessions`, whose connections record outside a session, too."""
     register_hooks(sessions, engine=engine)
     yield engine
     unregister_hooks(sessions, engine=engine)
@@ -206,7 +206,7 @@ def recorded_engine(engine: sa.Engine, sessions: sessionmaker[Session]) -> Itera
 
 @pytest.fixture(autouse=True)
 def _nothing_left_behind() -> Iterator[None]:
-    """Fail a test that leaves hooks registered; end its configuration and audit context."""
+    """Fail a test that leaves hooks registered; reset the configuration and the audit context."""
     yield
     clear_config()
     clear_audit_context()

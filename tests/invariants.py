@@ -1,4 +1,4 @@
-"""What holds of every history, whatever happened: the checks that tests run after each scenario."""
+"""What holds for every history? The checks that tests run after each scenario."""
 
 import itertools
 from typing import Any
@@ -35,7 +35,7 @@ def told(session: Session, source: Any, *fields: str) -> list[tuple[Any, ...]]:
 def check_history(session: Session, source: Any, *, all_recorded: bool = True) -> None:
     """Fail unless the history of a model (its whole hierarchy) or an association table keeps its promises.
 
-    :param all_recorded: whether every live row must have a version; not so for rows older than their tracking
+    :param all_recorded: False if live rows may be older than their tracking, and have no version
     """
     if isinstance(source, sa.Table):
         base = tracked_table(source)
@@ -81,14 +81,14 @@ def _versions(session: Session, table: TrackedTable) -> list[Version]:
 
 
 def _check_life(lives: Lives) -> None:
-    """Numbers without gaps, periods that meet, nothing open but the last."""
+    """Check that numbers have no gaps, that periods meet, and that only the last version is open."""
     for row, versions in lives:
         assert [each["version"] for each in versions] == list(range(1, len(versions) + 1)), f"{row}: gaps in numbers"
         for each in versions:
             assert each["valid_from"] <= each["valid_to"], f"{row}: a period ends before it begins: {each}"
             if each["operation"] is Operation.DELETE:
                 assert each["valid_from"] == each["valid_to"], f"{row}: a tombstone with a duration: {each}"
-        for one, following in itertools.pairwise(versions):  # without gaps, and in order: the number is bisected
+        for one, following in itertools.pairwise(versions):  # in order, because as-of reads bisect the numbers
             assert one["valid_from"] <= following["valid_from"], f"{row}: a later number, earlier: {one} {following}"
             assert one["valid_to"] != OPEN_END, f"{row}: an open version that is not the last: {one}"
             if one["operation"] is Operation.DELETE:
@@ -102,7 +102,7 @@ def _check_life(lives: Lives) -> None:
 
 
 def _check_changesets(lives: Lives) -> None:
-    """One version per row, transaction and context; one instant per changeset, unless it had to give way."""
+    """Check for one version per row, changeset and context, and one instant per changeset, unless moved by a tick."""
     began: dict[Any, Any] = {}
     for _, versions in lives:
         for each in versions:
@@ -120,7 +120,7 @@ def _check_changesets(lives: Lives) -> None:
 
 
 def _check_against_live(session: Session, table: TrackedTable, versions: list[Version], all_recorded: bool) -> None:
-    """The open versions are the live rows."""
+    """Check that the open versions equal the live rows."""
     keys = [column.key for column in table.key]
     live = {
         tuple(row[key] for key in keys): {column.key: row[column.key] for column, _ in table.columns}
@@ -135,14 +135,14 @@ def _check_against_live(session: Session, table: TrackedTable, versions: list[Ve
 
 
 def _check_follows(table: TrackedTable, versions: list[Version], above: list[Version]) -> None:
-    """A table further down its hierarchy has the same versions as the base table."""
+    """Check that the versions of a subclass table match versions of the base table."""
     twins = {(each["key"], each["version"]): each for each in above}
     for version in versions:
         twin = twins.get((version["key"], version["version"]))
         assert twin is not None, f"{table.live.name}: a version without its base: {version}"
         expected = twin
         if version["operation"] is Operation.DELETE and twin["operation"] is not Operation.DELETE:
-            # The row was of a subclass, and is one of its base class alone since.
+            # The row has lost its row in the subclass table, and lives on in the base table.
             expected = twin | {"operation": Operation.DELETE, "valid_to": twin["valid_from"]}
         for role, _ in table.names.items():
             assert version[role] == expected[role], f"{table.live.name}: {role} differs: {version} {twin}"

@@ -1,6 +1,6 @@
-"""Let processes write to a database, kill them at random, and look after each whether history shows what they did.
+"""Does history show what a process wrote before it was killed at random?
 
-Run by ``test_killed`` as a program, for it forks: ``python killing.py URL SEED KILLS``.
+``test_killed`` runs this as a program, because it forks: ``python killing.py URL SEED KILLS``.
 """
 
 import os
@@ -32,11 +32,11 @@ class Load(Base):
 
 IDS: Final = range(1, 31)
 DURATION: Final = 0.06
-"""Seconds within which a process is killed, after its first transaction: a few transactions take that long."""
+"""Seconds after its first transaction within which a process is killed: the time of a few transactions."""
 
 
 def work(session: Session, choice: random.Random) -> None:
-    """Write several rows, in several ways."""
+    """Write several rows by objects, bulk statements and changes of keys."""
     some = choice.sample(IDS, 6)
     for load in session.scalars(sa.select(Load).where(Load.id.in_(some[:2]))):
         load.moves += 1
@@ -58,11 +58,11 @@ def write_for_ever(engine: sa.Engine, seed: int, ready: int) -> None:
 
 
 def disagreement(engine: sa.Engine) -> str:
-    """Tell how the live rows differ from their open versions; nothing if they don't."""
+    """Return how the live rows differ from their open versions; ``""`` if they don't."""
     table = tracked_table(Load.__table__)
     assert table is not None
     with engine.connect() as connection:
-        connection.execution_options(isolation_level="SERIALIZABLE")  # a server may be committing what it was sent
+        connection.execution_options(isolation_level="SERIALIZABLE")  # the server may still be committing
         live = {tuple(row) for row in connection.execute(sa.select(Load.__table__))}
         versions = sa.select(*(old for _, old in table.columns)).where(table.valid_to == sqlaudit.OPEN_END)
         recorded = {tuple(row) for row in connection.execute(versions)}
@@ -75,7 +75,7 @@ def main(url: str, seed: str, kills: str) -> None:
     engine = sa.create_engine(url, poolclass=sa.NullPool)  # so that no connection is open when it forks
     with Session(engine) as session:
         session.execute(sa.insert(Load), [{"id": id} for id in IDS])
-        work(session, choice)  # so that the statements need not be compiled by each process
+        work(session, choice)  # compile the statements once, before forking
         session.commit()
     for number in range(int(kills)):
         ready, started = os.pipe()

@@ -1,4 +1,4 @@
-"""The life of a row, from insert to delete, and what its history must say of it."""
+"""Does the history of a row show its life, from insert to delete?"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,12 +13,12 @@ Values = Mapping[str, Any]
 
 
 def stored_fields(model: type[Any]) -> set[str]:
-    """Name the attributes that history classes have of a model: those of its columns."""
+    """Return the names of the attributes that a history class takes from a model: the attributes of its columns."""
     return {attr.key for attr in sa.inspect(model).column_attrs if isinstance(attr.columns[0], sa.Column)}
 
 
 def values_of(obj: Any, names: set[str]) -> dict[str, tuple[type, Any]]:
-    """Give the values of attributes with their types, which `==` does not always compare."""
+    """Return the values of attributes with their types, which `==` does not always compare."""
     return {name: (type(getattr(obj, name)), getattr(obj, name)) for name in names}
 
 
@@ -32,9 +32,9 @@ def live_and_die(
     raising: frozenset[str] = frozenset(),
     columns: AuditColumns = AuditColumns(),  # noqa: B008  # frozen
 ) -> list[Any]:
-    """Insert, update and delete a row, one transaction each; check all that history tells; return its versions.
+    """Insert, update and delete a row in three transactions; check its history in all ways; return its versions.
 
-    `exclude` names the fields that are not stored, `raising` those that a live object refuses to load.
+    `exclude` names fields that are not stored, `raising` fields that a live object refuses to load.
     """
     names = stored_fields(model) - exclude
     assert stored_fields(history_of(model)) == names | {name for _, name in columns.items()}

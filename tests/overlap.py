@@ -1,4 +1,4 @@
-"""Accounts that transactions of several connections write at once, and what holds of their histories."""
+"""What holds for histories of accounts that several connections write at once?"""
 
 import itertools
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 import sqlaudit
 
 PATIENCE = 10
-"""Seconds after which a transaction that waits for another is taken to wait for ever."""
+"""Seconds after which a waiting transaction is considered to wait for ever."""
 
 
 class Base(DeclarativeBase):
@@ -25,7 +25,7 @@ class AccountColumns:
 
 @sqlaudit.track_table()
 class Account(AccountColumns, Base):
-    """Each write counts itself, and leaves its mark."""
+    """An account that counts its writes and names the last writer."""
 
     __tablename__ = "accounts"
 
@@ -34,20 +34,20 @@ class PlainAccount(AccountColumns, Base):
     __tablename__ = "plain_accounts"
 
 
-# Where a page is full, an UPDATE goes into the index as well, and two serializable transactions that write different
-# rows of the page conflict there without us, too: whether one is full depends on vacuum.
+# If a page is full, an UPDATE changes the index as well, and two serializable transactions that write different rows of
+# the page conflict there, even without sqlaudit. Whether a page is full depends on vacuum.
 for table in (Account.__table__, PlainAccount.__table__):
     leave_room = sa.DDL("ALTER TABLE %(fullname)s SET (fillfactor = 10)").execute_if(dialect="postgresql")
     sa.event.listen(table, "after_create", leave_room)
 
 
 def _code(error: sa.exc.DBAPIError) -> Any:
-    number = error.orig.args[0]  # MariaDB gives a state, too, which is the same for all conflicts
+    number = error.orig.args[0]  # MariaDB's SQLSTATE is the same for all conflicts
     return number if isinstance(number, int) else error.orig.sqlstate
 
 
 def is_conflict(error: sa.exc.DBAPIError) -> bool:
-    """Tell whether the database asks for the transaction to be tried again: a deadlock, a change since it began."""
+    """Return whether the transaction should be repeated, because of a deadlock or of a change since it began."""
     return is_deadlock(error) or _code(error) in ("40001", 1020)
 
 
@@ -76,7 +76,7 @@ def write(session: Session, id: int, mark: str, model: type[Any] = Account) -> N
 
 
 def histories(session: Session) -> dict[int, list[Any]]:
-    """Return the versions of each account, after checking what holds of them whoever wrote when."""
+    """Check what holds for all histories, and return the versions of each account."""
     found: dict[int, list[Any]] = {}
     for version in session.scalars(sa.select(Account.History).order_by(Account.History.id, "audit_version")):
         found.setdefault(version.id, []).append(version)

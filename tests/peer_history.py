@@ -1,6 +1,6 @@
-"""What another library records, in a process of its own, for it changes SQLAlchemy's mappers: ``… NAME URL``.
+"""What does another library record? Run as ``peer_history.py NAME URL``, because it changes SQLAlchemy's mappers.
 
-It prints what that library tells of the rows itself: for each version its operation, time, user and changes.
+The program prints the library's own view of the rows: the operation, time, user and changes of each version.
 """
 
 import importlib
@@ -34,7 +34,7 @@ class User(Base):
 
 class Post(Base):
     __tablename__ = "posts"
-    __versioned__: dict[str, Any] = {}  # as the libraries want it
+    __versioned__: dict[str, Any] = {}  # the libraries require it
     id = mapped_column(sa.Integer, primary_key=True)
     name = mapped_column("title", sa.String(20))
     kind = mapped_column(sa.String(10))
@@ -64,7 +64,7 @@ class Tag(Base):
 
 
 def work(session: Session) -> None:
-    """Do what an application does, some of it unseen by the library."""
+    """Write rows as an application does, some of them unseen by the library."""
     session.add(User(id=7))
     session.commit()
     session.info["user_id"] = 7

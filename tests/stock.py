@@ -1,4 +1,4 @@
-"""A stock of items, with every kind of table that a bulk statement may write, and what the tests of these share."""
+"""A stock of items, with every kind of table that a bulk statement may write, and helpers for tests of bulk writes."""
 
 from typing import Any
 from uuid import UUID, uuid4
@@ -45,7 +45,7 @@ class Crate(Base):
 
 @sqlaudit.track_table()
 class Part(Base):
-    """Goes with its item, or follows its key."""
+    """A row that ``ON DELETE CASCADE`` deletes with its item, and that follows the item's key."""
 
     __tablename__ = "bulk_parts"
 
@@ -116,7 +116,7 @@ def happen(sessions: sessionmaker[Session]) -> None:
 
 
 def insert_of(session: Session) -> Any:
-    """Return the ``insert`` that has the database's ON CONFLICT."""
+    """Return the ``insert()`` of the session's dialect, which has its own ON CONFLICT."""
     return {"sqlite": sqlite, "postgresql": postgresql, "mysql": mysql, "mariadb": mysql}[
         session.connection().dialect.name
     ].insert

@@ -17,8 +17,8 @@ What ``alembic revision --autogenerate`` proposes then:
 
 * for a newly tracked model ``op.create_history_table`` and ``op.backfill_history``;
 * for a column that is added, the same for history, where it may be NULL; and if the database gives it a value, or
-  history has kept one of that name, ``op.renew_history``, which writes a baseline of each row: no field change tells
-  of it, and no version is rewritten;
+  history has kept one of that name, ``op.renew_history``, which writes a baseline of each row: no field change is
+  reported, and no version is rewritten;
 * for a column that is dropped, nothing for history, which keeps it: ``version.extra_columns`` reads it;
   and for the downgrade, which brings it back empty, ``op.renew_history``;
 * for a model that is no longer tracked, nothing: its history stays.

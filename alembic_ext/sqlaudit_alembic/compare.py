@@ -1,4 +1,4 @@
-"""What does autogenerate propose for history? Alembic's own comparison, and what makes it right for history tables."""
+"""What does autogenerate propose for history tables? The result of Alembic's own comparison, rewritten."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ _log = logging.getLogger(__name__)
 
 
 def complete_metadata(autogen_context: AutogenContext, upgrade_ops: ops.UpgradeOps) -> PriorityDispatchResult:
-    """Configure every mapper before anything is compared, and keep what history has from being compared.
+    """Configure every mapper before the comparison, and exclude from it what only history has.
 
-    The history table of an association table joins the MetaData only then, and nothing in an ``env.py`` configures
-    mappers: such a table would look like one to be dropped.
+    The history table of an association table joins the MetaData only when mappers are configured, and nothing in an
+    ``env.py`` configures them. Autogenerate would propose to drop the table.
     """
     configure_mappers()
     followed.add(autogen_context)
@@ -47,7 +47,7 @@ def complete_metadata(autogen_context: AutogenContext, upgrade_ops: ops.UpgradeO
 
 
 def follow_history(autogen_context: AutogenContext, upgrade_ops: ops.UpgradeOps) -> PriorityDispatchResult:
-    """Rewrite what was found, once all of it has been.
+    """Rewrite the operations that all comparisons have found.
 
     :raises SQLAuditError: a table that has a history would be dropped, because the MetaData does not know it
     """
@@ -56,15 +56,15 @@ def follow_history(autogen_context: AutogenContext, upgrade_ops: ops.UpgradeOps)
     added = {(each.schema, each.table_name): each for each in upgrade_ops.ops if isinstance(each, ops.CreateTableOp)}
     dropped = list(_renewals_of_downgrade(autogen_context, upgrade_ops.ops))
     rewritten = [new for old in upgrade_ops.ops for new in _rewritten(autogen_context, old, set(added))]
-    rewritten.sort(key=lambda each: isinstance(each, BackfillHistoryOp))  # when live tables have all their columns
+    rewritten.sort(key=lambda each: isinstance(each, BackfillHistoryOp))  # last: live tables have all columns then
     upgrade_ops.ops = [*kept.relaxed(), *dropped, *rewritten, *_renewals(autogen_context, rewritten)]
     return PriorityDispatchResult.CONTINUE
 
 
 def refuse_to_drop(autogen_context: AutogenContext, upgrade_ops: ops.UpgradeOps) -> PriorityDispatchResult:
-    """Stop a comparison without the plugin that would drop history, though the MetaData has no tracked table.
+    """Stop a comparison without the plugin if it would drop history, even if the MetaData has no tracked table.
 
-    :raises SQLAuditError: it would
+    :raises SQLAuditError: it would drop a history table
     """
     tables = [each.to_table() for each in upgrade_ops.ops if isinstance(each, ops.DropTableOp)]
     names = [table.name for table in tables if _looks_like_history(table)]
@@ -85,7 +85,7 @@ def _tracked(autogen_context: AutogenContext, schema: str | None, name: str) -> 
 
 
 class _Kept:
-    """What a comparison leaves alone: history tables, and columns of theirs, that the MetaData does not know."""
+    """What a comparison leaves alone: history tables, and columns of history tables, that the MetaData lacks."""
 
     def __init__(self, autogen_context: AutogenContext) -> None:
         self.autogen_context = autogen_context
@@ -93,7 +93,7 @@ class _Kept:
         self.columns: dict[TrackedTable, list[Column[Any]]] = {}
 
     def is_compared(self, item: Any, name: str | None, kind: str, reflected: bool, compare_to: Any) -> bool:
-        """Tell Alembic whether it is to compare an item; it neither drops nor logs what it does not compare."""
+        """Return whether Alembic compares an item: it neither drops nor logs an item that it does not compare."""
         if kind == "table":
             is_kept = reflected and _looks_like_history(item)
             self.tables += [item] if is_kept else []
@@ -108,11 +108,11 @@ class _Kept:
         return dialect not in MYSQL or name != shortened(f"uq_{tracked.history.name}_open")
 
     def names(self, tracked: TrackedTable) -> set[str]:
-        """Return the names of the columns that only history has still."""
+        """Return the names of the columns that only history still has."""
         return {column.name for column in self.columns.get(tracked, ())}
 
     def relaxed(self) -> Iterator[ops.MigrateOperation]:
-        """Yield what lets the columns that only history has be NULL."""
+        """Yield operations that make columns nullable that only history has."""
         for tracked, columns in self.columns.items():
             changes = [
                 ops.AlterColumnOp(
@@ -130,7 +130,10 @@ class _Kept:
                 yield WidenHistoryOp(str(tracked.history.name), changes, schema=tracked.history.schema)
 
     def refuse_orphans(self, upgrade_ops: ops.UpgradeOps) -> None:
-        """Raise if a table that has a history would be dropped."""
+        """Stop if a table that has a history would be dropped.
+
+        :raises SQLAuditError: it would
+        """
         meant = set(self.autogen_context.opts.get(DROPPED_OPTION, ()))
         drops = [each.to_table() for each in upgrade_ops.ops if isinstance(each, ops.DropTableOp)]
         orphans = sorted(
@@ -155,14 +158,14 @@ def _kept_by(autogen_context: AutogenContext) -> _Kept:
 
 
 def _looks_like_history(table: Table) -> bool:
-    """Tell whether a table is a history table, or a partition of one: by our columns, or our indexes."""
+    """Return whether a table is a history table, or a partition of one, by its audit columns or an index."""
     ours = {name for _, name in AuditColumns().items()}
     indexes = {index.name for index in table.indexes}
     return ours <= set(table.c.keys()) or shortened(f"ix_{table.name}_changeset") in indexes
 
 
 def _is_history_of(history: Table, live: Table) -> bool:
-    """Tell whether a history table that no model has may be that of a table: by its name, or by its columns and key."""
+    """Return whether a history table without a model may belong to a table, by its name, or its columns and key."""
     if history.schema != live.schema:
         return False
     key = {column.name for column in live.primary_key}
@@ -170,7 +173,7 @@ def _is_history_of(history: Table, live: Table) -> bool:
     return history.name == shortened(f"{live.name}_history") or (bool(key) and has_all)
 
 
-# --- tables that it does -----------------------------------------------------------------------------------------
+# --- what the MetaData knows -------------------------------------------------------------------------------------
 
 
 def _rewritten(
@@ -202,7 +205,7 @@ def _rewritten(
 
 
 def place_of(tracked: TrackedTable) -> Place:
-    """Return where the history of a table lies, saying only what is unusual."""
+    """Return the place of a table's history, with only the names that are not the defaults."""
     usual = dict(AuditColumns().items())
     name = tracked.history.name
     return Place(
@@ -224,16 +227,16 @@ def create_op(tracked: TrackedTable) -> CreateHistoryTableOp:
 def _for_history(
     autogen_context: AutogenContext, operation: ops.MigrateOperation, tracked: TrackedTable, is_new: bool
 ) -> Iterator[ops.MigrateOperation]:
-    """Yield what remains of a change of a history table."""
+    """Yield what remains of an operation on a history table."""
     name = tracked.history.name
     ours = {shortened(f"uq_{name}_open"), shortened(f"ix_{name}_changeset"), shortened(f"ix_{name}_period")}
     index = getattr(operation, "index_name", None) or getattr(operation, "constraint_name", None)
     if is_new and index in ours:
         return
     if isinstance(operation, ops.AlterColumnOp):
-        operation.kw.pop("autoincrement", None)  # of the live table
+        operation.kw.pop("autoincrement", None)  # only the live table has it
         wanted = operation.modify_type
-        if wanted is not None:  # as compare_types says, or a function of the user's that has been asked first
+        if wanted is not None:  # set by compare_types, or by a user's function that was called first
             operation.modify_type = _type_for_history(autogen_context, tracked, operation.column_name, operation)
         if not operation.has_changes():
             return
@@ -274,7 +277,7 @@ def compare_types(
     existing: Column[Any],
     wanted: Column[Any],
 ) -> PriorityDispatchResult:
-    """Compare the type of a column of history in Alembic's place: it is widened, and never narrowed."""
+    """Compare the type of a history column in Alembic's place: the column is widened, never narrowed."""
     tracked = _tracked(autogen_context, schema, table)
     context = autogen_context.migration_context
     if tracked is None or tracked.history.name != table or isinstance(existing.type, NullType):
@@ -297,7 +300,7 @@ def refuse_other_columns_and_keys(
     existing: Table | None,
     wanted: Table | None,
 ) -> PriorityDispatchResult:
-    """Stop if a history table lacks one of our columns, or has another key than the model.
+    """Stop if a history table lacks an audit column, or has another key than the model.
 
     :raises SQLAuditError: it does
     """
@@ -327,7 +330,7 @@ def refuse_other_columns_and_keys(
 def _renewals(
     autogen_context: AutogenContext, operations: Sequence[ops.MigrateOperation]
 ) -> Iterator[ops.MigrateOperation]:
-    """Yield what takes values that rows have from the migration into history: of all tables of a hierarchy."""
+    """Yield operations that copy values that the migration gave to rows into history, for all tables of a hierarchy."""
     new = {(each.place.schema, each.place.table) for each in operations if isinstance(each, CreateHistoryTableOp)}
     renewed: dict[TrackedTable, None] = {}
     for operation, tracked in _changes_of_live_tables(autogen_context, operations):
@@ -344,7 +347,7 @@ def _renewals(
 def _renewals_of_downgrade(
     autogen_context: AutogenContext, operations: Sequence[ops.MigrateOperation]
 ) -> Iterator[ops.MigrateOperation]:
-    """Yield what renews history when columns that it keeps are back in the live table, empty."""
+    """Yield operations whose reverse renews history after a downgrade has added columns again, empty."""
     dropped: dict[TrackedTable, list[str]] = {}
     for operation, tracked in _changes_of_live_tables(autogen_context, operations):
         kept = _kept_by(autogen_context).names(tracked)
@@ -373,7 +376,7 @@ def _names(
     schema: str | None = None,
     table: str | None = None,
 ) -> list[str]:
-    """Return the names of the columns that are added to, or dropped from, a table, or any."""
+    """Return the names of the columns that operations add to, or drop from, a table; by default, any table."""
     return [
         each.column.name if isinstance(each, ops.AddColumnOp) else each.column_name
         for operation in operations
@@ -389,13 +392,13 @@ def _renewal(table: TrackedTable, columns: Sequence[str]) -> RenewHistoryOp:
 
 
 def _family(tracked: TrackedTable) -> list[TrackedTable]:
-    """Return the tables whose versions go together, the topmost first."""
+    """Return the tables of the hierarchies that a table belongs to, base tables first."""
     roots = [chain[0] for chain in tracked.chains] or [tracked]
     return list(dict.fromkeys(table for root in roots for chain in [(root,), *root.chains] for table in chain))
 
 
 def _fills(operation: ops.ModifyTableOps, tracked: TrackedTable, operations: Sequence[ops.MigrateOperation]) -> bool:
-    """Tell whether a column is added that has a value, or that history, which kept it, has one of."""
+    """Return whether an added column has a value, or is one that history has kept."""
     stored = {live.name for live, _ in tracked.columns}
     new = _names(ops.AddColumnOp, operations, operation.schema, tracked.history.name)
     return any(
@@ -407,7 +410,7 @@ def _fills(operation: ops.ModifyTableOps, tracked: TrackedTable, operations: Seq
 
 
 def _is_stored_anew(tracked: TrackedTable, operations: Sequence[ops.MigrateOperation]) -> bool:
-    """Tell whether history is given a column that the live table has already: it is no longer excluded."""
+    """Return whether history gets a column that the live table has already: the column is no longer excluded."""
     added = _names(ops.AddColumnOp, operations, tracked.history.schema, str(tracked.history.name))
     return not set(added) <= set(_names(ops.AddColumnOp, operations, tracked.live.schema, str(tracked.live.name)))
 

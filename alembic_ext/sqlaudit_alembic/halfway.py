@@ -1,7 +1,7 @@
-"""What becomes of a migration that fails, where the database takes back no DDL? sqlaudit takes back its own.
+"""What does a failed migration leave behind, if the database does not roll back DDL? sqlaudit undoes its own DDL.
 
-On MySQL and MariaDB a table that a failed migration has created stays, and would stop the next try. When the
-transaction of the migration is rolled back, the statements that were noted here are executed, the last first.
+On MySQL and MariaDB a table that a failed migration has created remains, and would stop the next attempt. When the
+transaction of the migration is rolled back, the statements that were noted here are executed, last first.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _undoing: WeakKeyDictionary[Connection, list[str]] = WeakKeyDictionary()
 
 
 def undo_if_rolled_back(operations: Operations, undo: ExecutableDDLElement) -> None:
-    """Note what undoes a statement that was executed, if its migration is rolled back."""
+    """Note a statement to execute if the migration is rolled back; only on MySQL and MariaDB."""
     context = operations.get_context()
     if context.as_sql or context.dialect.name not in MYSQL:
         return
@@ -40,7 +40,7 @@ def _undo(connection: Connection) -> None:
     if not statements or connection.invalidated:
         return
     driver = connection.connection
-    driver.rollback()  # DDL would commit what is to be rolled back
+    driver.rollback()  # before DDL, which commits the transaction
     for statement in reversed(statements):
         cursor = driver.cursor()
         try:

@@ -1,6 +1,6 @@
-"""What is there, at this point of the migrations? Asked before anything is done, for not every database takes it back.
+"""What does the database have at this point of the migrations? Operations check first: not all databases roll back DDL.
 
-In ``--sql`` mode there is nobody to ask, and the operations are taken at their word.
+In ``--sql`` mode there is no database, and the arguments of the operations are trusted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _TRANSLATION = "schema_translate_map"
 
 
 def inspector_of(operations: Operations) -> Inspector | None:
-    """Return an inspector of the database as it is now, ``None`` in ``--sql`` mode."""
+    """Return an inspector of the database as it is now; ``None`` in ``--sql`` mode."""
     context = operations.get_context()
     return None if context.as_sql else inspect(operations.get_bind())
 
@@ -55,7 +55,10 @@ def need_schema(operations: Operations, place: Place) -> None:
 
 
 def need_name(operations: Operations, name: str) -> None:
-    """See that a table or a column can have a name."""
+    """Check the length of a name of a table or column.
+
+    :raises SQLAuditError: the name is empty or too long
+    """
     dialect = operations.get_context().dialect
     longest = 64 if dialect.name in MYSQL else dialect.max_identifier_length
     length = len(name.encode() if dialect.name == "postgresql" else name)
@@ -68,14 +71,14 @@ def columns_of(inspector: Inspector, table: str, schema: str | None) -> list[str
 
 
 def key_of(inspector: Inspector, place: Place) -> tuple[str, ...]:
-    """Return the names of the columns of history that identify a row."""
+    """Return the names of the history's columns that identify a row."""
     ours = {name for _, name in place.names.items()}
     primary = inspector.get_pk_constraint(place.history, schema=place.schema)["constrained_columns"]
     return tuple(name for name in primary if name not in ours)
 
 
 def takes_json_only(connection: Connection, table: Table, name: str) -> bool:
-    """Tell whether a column is one of MariaDB's JSON: a text with a CHECK of its own, which is not reflected."""
+    """Return whether a column is MariaDB's JSON: a text with a CHECK of the column's name, which is not reflected."""
     if not getattr(connection.dialect, "is_mariadb", False):
         return False
     there = {"CONSTRAINT_SCHEMA": table.schema or func.database(), "TABLE_NAME": table.name, "CONSTRAINT_NAME": name}

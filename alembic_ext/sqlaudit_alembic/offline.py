@@ -1,10 +1,10 @@
-"""When does a migration run that has been written as a script? The database says so, once, and remembers it.
+"""Which instant do versions get that a ``--sql`` script writes? The time of its run, which the database remembers.
 
-A script of ``--sql`` mode contains no time of its generation. Ahead of the first statement that dates versions it lets
-the session remember the present, in UTC and with microseconds (SQLite knows milliseconds), and the id of a changeset.
+The script does not contain the time at which it was generated. Before the first statement that writes versions, it lets
+the session remember its time, in UTC and with microseconds (SQLite: milliseconds), and a new changeset id.
 """
 
-# ruff: noqa: S608  # the names are our own
+# ruff: noqa: S608  # the names are sqlaudit's own
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from sqlaudit.tracking.tables import audit_column_types
 
 
 class ForgetRun(ExecutableDDLElement):
-    """SQLite's sessions have no variables: a temporary table remembers the run, and may be there."""
+    """Drop the temporary table that remembers a run on SQLite, whose sessions have no variables, if it exists."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
 
 class RememberRun(ExecutableDDLElement):
-    """Remember the present and a new changeset id under a name."""
+    """Remember the time and a new changeset id under a name."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
 
 class RunInstant(FunctionElement[Any]):
-    """The instant that was remembered."""
+    """The time that :class:`RememberRun` has remembered."""
 
     type = UTCDateTime()
     inherit_cache = False
@@ -47,7 +47,7 @@ class RunInstant(FunctionElement[Any]):
 
 
 class RunChangeset(FunctionElement[UUID]):
-    """The changeset id that was remembered."""
+    """The changeset id that :class:`RememberRun` has remembered."""
 
     type = audit_column_types()["changeset_id"]
     inherit_cache = False
@@ -62,7 +62,7 @@ def _forget_on_sqlite(element: ForgetRun, compiler: DDLCompiler, **kw: Any) -> s
     return f"DROP TABLE IF EXISTS temp.{element.name}"
 
 
-# No percent signs: drivers disagree on what they mean.
+# The SQL avoids percent signs, which not all drivers read alike.
 
 
 @compiles(RememberRun, "sqlite")

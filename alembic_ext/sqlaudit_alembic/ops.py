@@ -1,7 +1,7 @@
-"""What can a revision do to history? The operations, as values with a reverse.
+"""What can a revision do to history? Each operation is a value with a reverse.
 
-Each takes the name of the live table. That of the history table, the names of our columns and the schema are given
-only where they differ from what :func:`sqlaudit.track_table` chooses by itself.
+Each takes the name of the live table. It takes the name of the history table, the names of audit columns and the schema
+only where they differ from the defaults of :func:`sqlaudit.track_table`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from sqlaudit.tracking.tables import AuditColumns, TrackedTable, forget, shorten
 class Place:
     """Where the history of a table lies.
 
-    :param table: the live table's name
-    :param history_table: that of its history table, if it is not the one that sqlaudit chooses
-    :param audit_columns: role → name of our columns that have other names
+    :param table: the name of the live table
+    :param history_table: the name of the history table, if it is not the default
+    :param audit_columns: role → name, for audit columns whose names are not the defaults
     """
 
     table: str
@@ -67,11 +67,11 @@ class HistoryOp(MigrateOperation):
         self.place = place
 
     def arguments(self) -> list[Any]:
-        """Return the positional arguments behind the table's name."""
+        """Return the positional arguments after the table's name."""
         return []
 
     def options(self) -> dict[str, Any]:
-        """Return the keyword arguments that are needed to say the same again."""
+        """Return the keyword arguments that make the same operation again."""
         place = self.place
         given = {"history_table": place.history_table, "schema": place.schema}
         if place.audit_columns:
@@ -83,7 +83,7 @@ class HistoryOp(MigrateOperation):
 
 
 class _Structure(HistoryOp):
-    """The structure of a history table: the columns of the live table that it stores, and the key."""
+    """An operation that describes a history table: the columns of the live table that it stores, and the key."""
 
     def __init__(
         self, place: Place, columns: Sequence[Column[Any]], key: Sequence[str], as_of_index: bool = False
@@ -101,7 +101,10 @@ class _Structure(HistoryOp):
         return more | ({"as_of_index": True} if self.as_of_index else {}) | super().options()
 
     def to_tracked(self) -> TrackedTable:
-        """Make the tables that this describes, in a MetaData of their own."""
+        """Make the tables that the operation describes, in a MetaData of their own.
+
+        :raises SQLAuditError: the key is missing or unknown, or a column is given twice
+        """
         if not self.key:
             raise SQLAuditError(f"The history of {self.place.table!r} needs a key; name its columns: key=[…].", self)
         names = [column.name for column in self.columns]
@@ -163,7 +166,7 @@ class CreateHistoryTableOp(_Structure):
 
 @Operations.register_operation("drop_history_table")
 class DropHistoryTableOp(_Structure):
-    """Drop a history table and all that it tells; autogenerate never does on its own account."""
+    """Drop a history table; autogenerate proposes it only to reverse a creation."""
 
     directive = "drop_history_table"
 
@@ -199,7 +202,7 @@ class DropHistoryTableOp(_Structure):
 
 
 class _Writing(HistoryOp):
-    """An operation that writes versions, which its reverse need not take back: the structure is what it undoes."""
+    """An operation that writes versions. Its reverse does nothing: only changes of structure are undone."""
 
     def __init__(
         self,
@@ -255,7 +258,7 @@ class BackfillHistoryOp(_Writing):
 
 @Operations.register_operation("renew_history")
 class RenewHistoryOp(_Writing):
-    """Write baselines of rows as a migration left them, behind the versions that they have."""
+    """Write baselines of rows as a migration left them, after their existing versions."""
 
     directive = "renew_history"
 
@@ -270,27 +273,27 @@ class RenewHistoryOp(_Writing):
         at: datetime | None = None,
         **options: Any,
     ) -> None:
-        """Close every open version, and write a baseline of the live row after it: two statements.
+        """Close the open version of each live row, and write a baseline of the row after it: two statements.
 
-        The history then has what a migration did to the rows, and no user is named for it. The parameters are those of
+        The history then has what a migration did to the rows, without a user. The parameters are the same as of
         ``op.backfill_history``.
         """
         operations.invoke(cls(_place(table, options), key=key, columns=columns, at=at))
 
 
 class ColumnsLeaveOp(ModifyTableOps):
-    """Nothing, ahead of the drop of columns that history keeps; the reverse, when they are back, renews it."""
+    """Do nothing before columns are dropped that history keeps; the reverse renews history once they are back."""
 
     def __init__(self, renewal: RenewHistoryOp) -> None:
         super().__init__(renewal.place.table, [], schema=renewal.place.schema)
         self.renewal = renewal
 
-    def reverse(self) -> MigrateOperation:  # type: ignore[override]  # as each operation's, more than Alembic says
+    def reverse(self) -> MigrateOperation:  # type: ignore[override]  # returns no ModifyTableOps
         return self.renewal
 
 
 class WidenHistoryOp(ModifyTableOps):
-    """Let columns of a history table hold more; the reverse leaves them so, for history holds it by then."""
+    """Widen columns of a history table; the reverse leaves them wide, because history may hold wider values then."""
 
     def reverse(self) -> ModifyTableOps:
         converted = [operation.reverse() for operation in self.ops if isinstance(operation, BecomeUTCOp)]
@@ -298,7 +301,7 @@ class WidenHistoryOp(ModifyTableOps):
 
 
 class BecomeUTCOp(AlterColumnOp):
-    """Let a column of instants have a time zone, or have none: in UTC, whatever that of the session is."""
+    """Convert a column of instants to a type with or without time zone, in UTC, whatever the session's time zone."""
 
     @classmethod
     def of(cls, operation: AlterColumnOp) -> BecomeUTCOp:
@@ -328,7 +331,7 @@ def _in_utc(column: str, existing: Any) -> str:
 
 @Operations.register_operation("drop_history_column")
 class DropHistoryColumnOp(HistoryOp):
-    """Drop a column that history alone still has."""
+    """Drop a column that only history still has."""
 
     directive = "drop_history_column"
 
@@ -397,7 +400,7 @@ class RenameTrackedColumnOp(_Rename):
 
 @Operations.register_operation("rename_tracked_table")
 class RenameTrackedTableOp(_Rename):
-    """Rename a live table, its history table, and the indexes of the latter that are ours."""
+    """Rename a live table, its history table, and sqlaudit's indexes on the history table."""
 
     directive = "rename_tracked_table"
 
@@ -439,7 +442,7 @@ class RenameTrackedTableOp(_Rename):
 
     @property
     def renamed(self) -> Place:
-        """Where the history lies afterwards."""
+        """The place of the history afterwards."""
         return Place(self.new, self.place.history_table, self.place.audit_columns, self.place.schema)
 
     def reverse(self) -> MigrateOperation:

@@ -96,7 +96,7 @@ def _refuse_taken(inspector: Inspector, operation: RenameTrackedColumnOp) -> Non
 
 
 def _rename_copied_indexes(operations: Operations, operation: RenameTrackedColumnOp) -> None:
-    """Rename the indexes of history that are named by their columns."""
+    """Rename the indexes of history that have the column's name in theirs."""
     place, inspector = operation.place, inspector_of(operations)
     assert inspector is not None
     for index in inspector.get_indexes(place.history, schema=place.schema):
@@ -147,7 +147,7 @@ def rename_tracked_table(operations: Operations, operation: RenameTrackedTableOp
 def _indexes_to_rename(
     operations: Operations, operation: RenameTrackedTableOp, inspector: Inspector | None
 ) -> Iterator[tuple[str, Index]]:
-    """Yield the old names of our indexes, and the indexes as they are to be."""
+    """Yield the old name of each index to rename, and the index with its new name."""
     place, renamed, key = operation.place, operation.renamed, operation.key
     if inspector is None:
         if not key and operations.get_context().dialect.name == "sqlite":
@@ -169,7 +169,7 @@ def _indexes_to_rename(
 
 
 def _ours(place: Place, renamed: Place, key: Sequence[str], *, as_of_index: bool) -> Iterator[tuple[str, Index]]:
-    """Yield the name of each index that every history table has, and the index of the renamed table."""
+    """Yield the old name of each of sqlaudit's indexes, and the index of the renamed table."""
     columns = [Column(name, String()) for name in key]
     before, after = (
         CreateHistoryTableOp(each, columns, key, as_of_index).to_tracked().history.indexes for each in (place, renamed)
@@ -179,7 +179,7 @@ def _ours(place: Place, renamed: Place, key: Sequence[str], *, as_of_index: bool
 
 
 def _names_of_indexes(inspector: Inspector, place: Place) -> set[str]:
-    """Return the names of the indexes of history; SQLAlchemy tells none of SQLite's indexes of expressions."""
+    """Return the names of the history's indexes, with SQLite's indexes on expressions, which are not reflected."""
     found = {str(each["name"]) for each in inspector.get_indexes(place.history, schema=place.schema)}
     if inspector.dialect.name == "sqlite":
         listed: Select[Any] = select(column("name")).select_from(table("sqlite_master", schema=place.schema))

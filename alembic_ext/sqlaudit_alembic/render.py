@@ -1,4 +1,4 @@
-"""How does a revision say it? The operations as Python."""
+"""How does a revision contain the operations? As calls of ``op``."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _IMPORT = "import sqlaudit_alembic  # noqa: F401"
 
 
 def register() -> None:
-    """Let Alembic render the operations."""
+    """Register the renderers of the operations with Alembic, once."""
     if not any(target is HistoryOp for target, _ in renderers._registry):
         renderers.dispatch_for(HistoryOp)(render)
         renderers.dispatch_for(BecomeUTCOp)(_render_conversion)
 
 
 def render(autogen_context: AutogenContext, operation: HistoryOp) -> str:
-    """Return an operation as a call of ``op``, and see to the import that it needs."""
+    """Return an operation as a call of ``op``, and add the import that the revision needs."""
     autogen_context.imports.add(_IMPORT)
     prefix = autogen_context.opts["alembic_module_prefix"] or ""
     arguments = [repr(operation.place.table), *(_text(each, autogen_context) for each in operation.arguments())]
@@ -31,7 +31,7 @@ def render(autogen_context: AutogenContext, operation: HistoryOp) -> str:
 
 
 def _render_conversion(autogen_context: AutogenContext, operation: BecomeUTCOp) -> str:
-    """Return what Alembic says, and how values are converted, which it leaves out."""
+    """Return what Alembic renders, and add ``postgresql_using``, which it omits."""
     using = operation.kw["postgresql_using"]
     return f"{_alter_column(autogen_context, operation).removesuffix(')')},\n{' ' * 11}postgresql_using={using!r})"
 

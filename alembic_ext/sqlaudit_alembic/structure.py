@@ -1,4 +1,4 @@
-"""How are history tables, and columns of theirs, created and dropped?"""
+"""How are history tables created, and history tables and their columns dropped?"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sqlaudit_alembic.inspection import columns_of, inspector_of, key_of, need_h
 from sqlaudit_alembic.ops import CreateHistoryTableOp, DropHistoryColumnOp, DropHistoryTableOp
 
 created: WeakKeyDictionary[MigrationContext, dict[tuple[str | None, str], CreateHistoryTableOp]] = WeakKeyDictionary()
-"""What has been created in a run, for those who cannot look into a database."""
+"""The history tables that a run has created, for ``--sql`` mode, which cannot inspect a database."""
 
 
 @Operations.implementation_for(CreateHistoryTableOp)

@@ -42,7 +42,7 @@ _remembered: WeakSet[MigrationContext] = WeakSet()
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """When a run dates its versions, and their changeset: values, or in a script what the database remembers."""
+    """The instant and the changeset of a run's versions: values, or in a script what the database remembers."""
 
     at: Any
     changeset_id: Any
@@ -50,7 +50,7 @@ class _Run:
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """A live table and its history table, as far as versions need to know them."""
+    """A live table and its history table, with the columns that versions need."""
 
     place: Place
     live: Table
@@ -93,13 +93,13 @@ def _refuse_unknown(operation: BackfillHistoryOp | RenewHistoryOp, there: _Names
 
 
 _Names = tuple[Sequence[str], Sequence[str]]
-"""Of the columns of the key, and of all that history stores."""
+"""The names of the key columns, and of all columns that history stores."""
 
 
 def _found(inspector: Inspector, operation: BackfillHistoryOp | RenewHistoryOp) -> _Names:
     """Find the names in the database.
 
-    :raises HistoryTableError: history lacks a column of ours
+    :raises HistoryTableError: the history table lacks an audit column
     """
     place, ours = operation.place, {name for _, name in operation.place.names.items()}
     there = columns_of(inspector, place.history, place.schema)
@@ -114,9 +114,9 @@ def _found(inspector: Inspector, operation: BackfillHistoryOp | RenewHistoryOp) 
 
 
 def _told(operations: Operations, operation: BackfillHistoryOp | RenewHistoryOp) -> _Names:
-    """Find the names in what the operation tells, or the one that has created the history in this run.
+    """Find the names in the operation, or in the operation that created the history in this run.
 
-    :raises SQLAuditError: neither tells them
+    :raises SQLAuditError: neither has them
     """
     place = operation.place
     if operation.key and operation.columns:
@@ -132,7 +132,7 @@ def _told(operations: Operations, operation: BackfillHistoryOp | RenewHistoryOp)
 
 
 def _run(operations: Operations, operation: BackfillHistoryOp | RenewHistoryOp) -> _Run:
-    """Return what all versions of this run share, as those of a transaction do; but for an instant that was given."""
+    """Return the instant and the changeset: all operations of a run share them, unless an instant was given."""
     context, at = operations.get_context(), operation.at
     if not context.as_sql:
         changeset = changeset_at(instant_given(at))
@@ -184,9 +184,9 @@ def backfill_history(operations: Operations, operation: BackfillHistoryOp) -> No
 
 @Operations.implementation_for(RenewHistoryOp)
 def renew_history(operations: Operations, operation: RenewHistoryOp) -> None:
-    """Close the open versions of living rows, then write their baselines; rows without history are left alone.
+    """Close the open versions of live rows, then write their baselines; rows without history are left alone.
 
-    A version that began later than the instant gets an empty period, and the baseline begins with it.
+    A version that began after the instant gets an empty period, and the baseline begins when that version began.
     """
     pair, run = _pair(operations, operation), _run(operations, operation)
     at = run.at

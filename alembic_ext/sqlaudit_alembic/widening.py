@@ -1,4 +1,4 @@
-"""Which type holds the old values of a column, and the new ones? History is widened, and never narrowed."""
+"""Which type holds both the old and the new values of a column? History is widened, and never narrowed."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ _NUMBERS: Final = (Integer, Numeric, Boolean)
 def wide_enough(existing: _Type, wanted: _Type, dialect: Dialect) -> _Type | None:
     """Return a type for a column of history that holds every value of two types.
 
-    :param existing: the type that the column has, as the database tells it
+    :param existing: the type that the column has, as reflected
     :param wanted: the new type of the live column
-    :return: ``None``: the existing type does
+    :return: ``None`` if the existing type does
     """
     old, new = _stored_as(existing, dialect), _stored_as(wanted, dialect)
     if dialect.name == "sqlite" and _sqlite_holds(old, new):
         return None
     if dialect.name == "sqlite" and isinstance(old, Float) and isinstance(new, _NUMBERS):
-        return Numeric()  # a number as it is
+        return Numeric()  # keeps each number as it is
     if dialect.name == "postgresql" and isinstance(old, Boolean) != isinstance(new, Boolean):
-        return None if isinstance(old, Text) else Text()  # it makes no number of a truth
+        return None if isinstance(old, Text) else Text()  # PostgreSQL has no implicit cast to a number
     if becomes_utc(existing, wanted, dialect):
         return postgresql.TIMESTAMP(timezone=bool(getattr(new, "timezone", False)))
     if dialect.name in MYSQL and _is_of_bytes(old, new) != _is_of_bytes(new, old):
-        return None if isinstance(old, mysql.LONGBLOB) else mysql.LONGBLOB()  # it fails to make a text of some bytes
+        return None if isinstance(old, mysql.LONGBLOB) else mysql.LONGBLOB()  # some bytes are no valid text
     if _holds(old, new):
         return None
     if _holds(new, old):
@@ -63,11 +63,11 @@ def wide_enough(existing: _Type, wanted: _Type, dialect: Dialect) -> _Type | Non
         return both
     if dialect.name in MYSQL:
         return None if isinstance(old, mysql.LONGTEXT) else mysql.LONGTEXT()
-    return Text()  # all values have a text, and every database gives it
+    return Text()  # every database converts every value to text
 
 
 def becomes_utc(existing: _Type, wanted: _Type, dialect: Dialect) -> bool:
-    """Tell whether an instant gets a time zone, or loses it, which PostgreSQL would take from the session."""
+    """Return whether an instant gets or loses a time zone, which PostgreSQL would take from the session."""
     old, new = _stored_as(existing, dialect), _stored_as(wanted, dialect)
     if dialect.name != "postgresql" or not isinstance(old, (Date, DateTime)) or not isinstance(new, DateTime):
         return False
@@ -75,12 +75,12 @@ def becomes_utc(existing: _Type, wanted: _Type, dialect: Dialect) -> bool:
 
 
 def is_same_kind(existing: _Type, wanted: _Type, dialect: Dialect) -> bool:
-    """Tell whether the keys of one type are found among those of the other, and converted to them exactly."""
+    """Return whether keys of one type convert exactly to the other type, and are found again as such."""
     old, new = _stored_as(existing, dialect), _stored_as(wanted, dialect)
     if isinstance(new, postgresql.ENUM):
         return _holds(new, old)
     if dialect.name == "postgresql" and isinstance(new, CHAR) and not isinstance(old, CHAR):
-        return False  # it would pad them
+        return False  # CHAR pads keys with blanks
     return bool(_kind_of_key(old) == _kind_of_key(new))
 
 
@@ -91,7 +91,7 @@ def _kind_of_key(type_: Any) -> Any:
 
 
 def _stored_as(type_: _Type, dialect: Dialect) -> _Type:
-    """Return what a database makes of a type."""
+    """Return the type by which a database stores a type."""
     stored = stored_type(type_, dialect)
     if isinstance(stored, Enum):
         return stored if isinstance(stored, (mysql.ENUM, postgresql.ENUM)) else String(stored.length)
@@ -99,7 +99,7 @@ def _stored_as(type_: _Type, dialect: Dialect) -> _Type:
 
 
 def _stored_by_mysql(type_: Any) -> _Type:
-    """Return a type as MariaDB and MySQL have it if its limits are not given."""
+    """Return a type with the limits that MariaDB and MySQL give it by default."""
     name = type(type_).__name__.upper()
     if name in ("TEXT", "UNICODETEXT"):
         return mysql.TEXT(type_.length or 2**16)
@@ -115,12 +115,12 @@ def _stored_by_mysql(type_: Any) -> _Type:
 
 
 def _is_of_bytes(type_: Any, other: Any) -> bool:
-    """Tell whether a type of MariaDB's is one of bytes; a BIT is to all but numbers."""
+    """Return whether a type of MariaDB holds bytes. BIT does, compared with any type but an integer or another BIT."""
     return isinstance(type_, BYTES) or (isinstance(type_, mysql.BIT) and not isinstance(other, (Integer, mysql.BIT)))
 
 
 def _sqlite_holds(old: Any, new: Any) -> bool:
-    """Tell whether a column of SQLite's, which minds no types, is left as it is: Alembic's batch mode would cast it."""
+    """Return whether a SQLite column can keep its type and hold all values: Alembic's batch mode would cast them."""
     if isinstance(new, (Date, DateTime, Time)) or any(isinstance(type_, BYTES) for type_ in (old, new)):
         return True
     if isinstance(old, String):
@@ -141,7 +141,7 @@ def _holds(one: _Type, other: _Type) -> bool:
 def _enum_holds(one: Any, other: _Type) -> bool:
     if not isinstance(other, Enum):
         return False
-    # PostgreSQL's has a name, and gets values by its own statements.
+    # PostgreSQL's ENUM has a name, and ALTER TYPE adds values to it.
     if isinstance(one, postgresql.ENUM):
         return one.name == other.name
     return set(other.enums) <= set(one.enums)
@@ -153,7 +153,7 @@ def _set_holds(one: Any, other: _Type) -> bool:
 
 def _text_holds(one: Any, other: _Type) -> bool:
     if isinstance(one, CHAR) and not isinstance(other, (CHAR, Uuid)):
-        return False  # which pads it
+        return False  # CHAR pads texts with blanks
     return _length(one) >= _text_length(other)
 
 
@@ -186,7 +186,7 @@ def _bits_hold(one: Any, other: Any) -> bool:
 
 
 def _json_holds(one: Any, other: _Type) -> bool:
-    """Tell whether JSON holds another: the binary one of PostgreSQL's has no order, and no key twice."""
+    """Return whether a JSON type holds another type: PostgreSQL's JSONB loses the order of keys, and repeated keys."""
     return isinstance(other, JSON) and not (
         isinstance(one, postgresql.JSONB) and not isinstance(other, postgresql.JSONB)
     )
@@ -194,7 +194,7 @@ def _json_holds(one: Any, other: _Type) -> bool:
 
 def _datetime_holds(one: Any, other: _Type) -> bool:
     if isinstance(one, mysql.TIMESTAMP) and not isinstance(other, mysql.TIMESTAMP):
-        return False  # it begins in 1970
+        return False  # TIMESTAMP begins in 1970
     if isinstance(other, DateTime):
         return _fraction(one) >= _fraction(other) and bool(one.timezone) == bool(other.timezone)
     return isinstance(other, Date) and not one.timezone
@@ -230,11 +230,11 @@ _RULES: Final[tuple[tuple[Any, Callable[[Any, Any], bool]], ...]] = (
 )
 
 
-# --- what holds both ---------------------------------------------------------------------------------------------
+# --- which type holds both? --------------------------------------------------------------------------------------
 
 
 def _both(old: Any, new: Any) -> _Type | None:
-    """Return a type of the same kind that holds the values of both, if there is one."""
+    """Return a type of the same kind that holds the values of both types, or ``None``."""
     if isinstance(old, mysql.ENUM) and isinstance(new, Enum):
         return mysql.ENUM(*dict.fromkeys((*old.enums, *new.enums)))
     if isinstance(old, mysql.SET) and isinstance(new, mysql.SET):
@@ -255,7 +255,7 @@ def _both(old: Any, new: Any) -> _Type | None:
     return None
 
 
-# --- how much is it? ---------------------------------------------------------------------------------------------
+# --- how much does a type hold? ----------------------------------------------------------------------------------
 
 
 def _length(type_: Any) -> float:
@@ -270,7 +270,7 @@ _SIZES: Final = {
 
 
 def _text_length(type_: Any) -> float:
-    """Return how long the text of a value can be."""
+    """Return the greatest length of a value's text."""
     if isinstance(type_, Enum):
         return max(map(len, type_.enums), default=0)
     if isinstance(type_, (Numeric, Integer)) and not isinstance(type_, Float):
@@ -284,7 +284,7 @@ def _text_length(type_: Any) -> float:
 
 
 def _digits(type_: Any) -> tuple[float, float]:
-    """Return how many digits a number can have before the point, and behind it."""
+    """Return how many digits a number can have before and after the point."""
     if isinstance(type_, (Integer, Boolean)):
         return len(str(range_of(type_)[1])), 0
     if type_.precision is None:
@@ -300,7 +300,7 @@ def _bits(type_: Any) -> int:
 
 
 def _fraction(type_: Any) -> int:
-    """Return how many digits the fraction of a second has: on MariaDB none if nobody says so."""
+    """Return how many digits the fraction of a second has: by default none on MariaDB and MySQL, else six."""
     if isinstance(type_, Date):
         return 0
     if hasattr(type_, "fsp"):

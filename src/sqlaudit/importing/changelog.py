@@ -1,9 +1,9 @@
-"""How does the change log of sqlaudit 0.5 to 0.7 become history? From field changes, in texts, to whole rows.
+"""How does the change log of sqlaudit 0.5 to 0.7 become history? Field changes, as texts, become whole rows.
 
-A log tells of one write of one row: when, by whom, and for each tracked field the text of its value before and after.
-What was a field's value at a time? What the last change before had made it, or else what the first change after found,
-or else what it is now. The log told of no deletion, and of no field but the tracked ones: a row that is gone gets a
-tombstone of now, and a column that was not tracked the value that it has now.
+An entry records one write of one row: when, by whom, and for each changed field the text of its value before and after.
+The value of a field at an instant is the new value of the last change before it; or else the old value of the first
+change after it; or else the present value. The log recorded no deletions, and only tracked fields: a deleted row gets a
+tombstone of now, and a column that was not tracked gets its present value.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class ChangeLogReport:
 
 @dataclass(slots=True)
 class _Log:
-    """One write of one row, as the log tells it."""
+    """One entry of the log: one write of one row."""
 
     id: UUID
     at: datetime
@@ -126,7 +126,7 @@ class _Log:
 def import_change_log(
     where: Session | Connection, model_class: type[Any], *, time_zone: tzinfo = UTC
 ) -> ChangeLogReport:
-    """Take over what sqlaudit 0.5 to 0.7 logged of a model, in the caller's transaction.
+    """Import what sqlaudit 0.5 to 0.7 logged of a model, in the caller's transaction.
 
     Rows that have a history are left alone, so a second import does nothing more. Two entries of one row and one
     instant become two versions, the later one 1 µs after the earlier. The log itself stays as it is.
@@ -173,9 +173,9 @@ class _Import:
             ids = self.connection.scalars(of_table.where(_logs.c.resource_id > ids[-1])).all()
 
     def _table_id(self) -> int:
-        """Find the model in the log.
+        """Return the id that the log gives the model's table.
 
-        :raises QueryError: the log is not there, or does not name rows as needed
+        :raises QueryError: there is no log, it lacks the table, or it does not name the rows by their key
         """
         name = self.model.table.live.name
         for table in _metadata.tables.values():
@@ -205,13 +205,13 @@ class _Import:
         return (value,)
 
     def _import(self, ids: Mapping[Key, str], table_id: int) -> None:
-        """Import what the log tells of some rows."""
+        """Import the entries of some rows."""
         known = select(*self.root.history_key).where(one_of(self.root.history_key, list(ids))).distinct()
         recorded = {tuple(row) for row in self.connection.execute(known)}
         self.left_alone += len(recorded)
         new = {key: id for key, id in ids.items() if key not in recorded}
         logs = self._logs_of(list(new.values()), table_id)
-        new = {key: id for key, id in new.items() if id in logs}  # a log without changes tells nothing
+        new = {key: id for key, id in new.items() if id in logs}  # entries without field changes are ignored
         living = self._live_keys(list(new))
         for chain, some in by_chain(self.connection, self.root, [key for key in new if key in living]):
             model = next(each for each in self.model.root.family() if each.chain == chain)
@@ -226,7 +226,7 @@ class _Import:
         return {tuple(row) for row in self.connection.execute(found)} if keys else set()
 
     def _live(self, model: TrackedModel, keys: Sequence[Key]) -> dict[Key, dict[str, Any]]:
-        """Return the values of living rows, by their fields."""
+        """Return the values of live rows: key → field → value."""
         named = _fields_of(model)
         source: FromClause = self.root.live
         for table in model.chain[1:]:
@@ -236,7 +236,7 @@ class _Import:
         return {tuple(row[:1]): dict(zip(named, row[1:], strict=True)) for row in rows}
 
     def _logs_of(self, ids: list[str], table_id: int) -> dict[str, list[_Log]]:
-        """Return the logs of rows, the oldest first."""
+        """Return the entries of rows, the oldest first."""
         chosen = (
             select(_logs, _fields.c.field_name, _changes.c.old_value, _changes.c.new_value)
             .join(_changes, _changes.c.record_id == _logs.c.record_id)
@@ -267,7 +267,7 @@ class _Import:
     def _versions(
         self, reading: _Reading, key: Key, live: Mapping[str, Any], logs: Sequence[_Log]
     ) -> Iterator[_Version]:
-        """Yield the versions of a row."""
+        """Yield the versions of a row, the oldest first."""
         state = reading.before(logs, live)
         at, unread = logs[0].at, reading.take()
         is_insert = reading.begins_with_insert(logs)
@@ -337,18 +337,18 @@ def _row_of(table: TrackedTable, model: TrackedModel, version: _Version) -> dict
 
 
 def _null_as_null(type_: TypeEngine[Any]) -> TypeEngine[Any]:
-    """Return a type that keeps NULL apart from JSON's null: the log has only the former."""
+    """Return a type that stores ``None`` as NULL, not as the null of JSON, which the log does not have."""
     return JSON(none_as_null=True) if isinstance(type_, JSON) else type_
 
 
 def _fields_of(model: TrackedModel) -> dict[str, Column[Any]]:
-    """Return the live columns that history stores, by the fields that have them."""
+    """Return the live columns that history stores: field → column."""
     mapped = model.mapper._columntoproperty
     return {mapped[live].key: live for table in model.chain for live, _ in table.columns if live in mapped}
 
 
 def _nothing_of(model: TrackedModel) -> dict[str, Any]:
-    """Return what is known of a row that is gone, by its fields: of which class its object was."""
+    """Return the values of a deleted row: ``None`` for every field, except the discriminator of the model."""
     nothing: dict[str, Any] = dict.fromkeys(_fields_of(model))
     discriminator = model.discriminator
     if discriminator is not None:
@@ -360,7 +360,7 @@ def _nothing_of(model: TrackedModel) -> dict[str, Any]:
 
 
 class _Reading:
-    """Reads texts as values of fields, and remembers those that are none."""
+    """Reads texts as values of fields, and remembers the texts that it cannot read."""
 
     def __init__(self, fields: Mapping[str, Column[Any]], dialect: Dialect) -> None:
         self.fields = fields
@@ -368,12 +368,12 @@ class _Reading:
         self._unread: dict[str, str] = {}
 
     def take(self) -> dict[str, str]:
-        """Return what could not be read since it was last asked."""
+        """Return the texts that could not be read since the last call: field → text."""
         unread, self._unread = self._unread, {}
         return unread
 
     def read(self, texts: Mapping[str, str | None]) -> dict[str, Any]:
-        """Return the values of the fields that history stores; ``None`` for what cannot be read."""
+        """Return the values of the fields that history stores; ``None`` for a text that cannot be read."""
         values = {
             name: read_text(text, self.fields[name].type, self.dialect)
             for name, text in texts.items()
@@ -383,17 +383,17 @@ class _Reading:
         return {name: None if value is UNREAD else value for name, value in values.items()}
 
     def before(self, logs: Sequence[_Log], live: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the values before the first of the logs."""
+        """Return the values before the first entry."""
         return dict(live) | self.read(_before(logs))
 
     def begins_with_insert(self, logs: Sequence[_Log]) -> bool:
-        """Tell whether nothing was there before the first of the logs: texts that cannot be read are something."""
+        """Return whether the row had no values before the first entry; a text that cannot be read is a value, too."""
         known = [text for name, text in _before(logs).items() if name in self.fields]
         return all(text is None for text in (*logs[0].before.values(), *known))
 
 
 def _before(logs: Sequence[_Log]) -> dict[str, str | None]:
-    """Return the texts of the fields before the first of the logs."""
+    """Return the texts of the fields before the first entry."""
     texts: dict[str, str | None] = {}
     for log in logs:
         texts = log.before | texts

@@ -1,9 +1,9 @@
-"""How do the version tables of SQLAlchemy-Continuum, or of sqlalchemy-history, become a history of ours?
+"""How do the version tables of SQLAlchemy-Continuum and sqlalchemy-history become a history of sqlaudit?
 
-Both keep ``<table>_version`` beside a table: the row, the number of a transaction, and what that did, 0 for an insert,
-1 for an update, 2 for a delete. Periods follow from the order of the transactions alone: where a version of theirs says
-that it ends is not to be relied on, after a change of its key for instance. Values go from table to table; of what they
-wrote, only the transactions pass through Python.
+Both libraries keep a table ``<table>_version``: the row, the id of a transaction, and its operation (0 insert, 1
+update, 2 delete). sqlaudit computes periods from the order of the transactions alone, because the end that a version
+has there is not reliable, for example after a change of its key. The database copies the values from table to table;
+only the transactions pass through Python.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ _INSERTED: Final = 0
 _DELETED: Final = 2
 _REMEDY: Final = "give the names that the other library has: table_name=…, transaction_table=…."
 _TIE: Final = timedelta(seconds=1)
-"""How far a transaction may seem to precede the one before it: some databases keep no fractions of seconds."""
+"""How much earlier than its predecessor a transaction may seem to be: some databases store whole seconds."""
 _TOLD: Final = ("changed_by", "extra", "changeset_id")
-"""The roles that a transaction tells."""
+"""The roles of the audit columns that the other library's transaction fills."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +97,12 @@ def import_continuum(
     transaction_table: str = "transaction",
     transaction_schema: str | None = None,
 ) -> ImportReport:
-    """Take over what SQLAlchemy-Continuum or sqlalchemy-history recorded of a model, in the caller's transaction.
+    """Import what SQLAlchemy-Continuum or sqlalchemy-history recorded of a model, in the caller's transaction.
 
     Each transaction of the other library becomes a changeset with its instant and its user; its further columns, such
     as an address, become ``extra``. A transaction gets the same id whichever table is imported first. Rows that have a
-    history of sqlaudit are left alone, so a second import does nothing more. Transactions of one instant, which the
-    seconds of MariaDB make of many, follow each other by 1 µs, and so do two versions of a row if a clock went back.
+    history of sqlaudit are left alone, so a second import does nothing more. Transactions of one instant, common where
+    MariaDB stores whole seconds, follow each other by 1 µs, and so do two versions of a row if a clock went back.
 
     :param where: a session or a connection; in a migration, ``op.get_bind()``
     :param model_class: a tracked model, whose whole hierarchy is imported, or an association table
@@ -124,7 +124,7 @@ def import_continuum(
 
 @dataclass(frozen=True, slots=True)
 class _Names:
-    """The names that the other library's tables and columns have."""
+    """The names of the other library's tables and columns."""
 
     versions: str
     transaction_id: str
@@ -154,13 +154,13 @@ def _count(connection: Connection, rows: Select[Any]) -> int:
     return connection.scalar(select(func.count()).select_from(rows.subquery())) or 0
 
 
-# --- what they have ---------------------------------------------------------------------------------------------
+# --- the other library's tables ---------------------------------------------------------------------------------
 
 
 def _version_table(connection: Connection, table: TrackedTable, names: _Names) -> Table:
-    """Return a version table, with those of its columns that history has, by their keys, and theirs.
+    """Return a version table of the other library: the columns that history stores, transaction and operation.
 
-    :raises QueryError: there is none, or it is none of theirs
+    :raises QueryError: there is no such table, or it lacks a needed column
     """
     name = names.versions.replace("%s", table.live.name)
     needed = {*(column.name for column in table.key), names.transaction_id, names.operation_type}
@@ -184,7 +184,7 @@ def _key_in(table: TrackedTable, source: FromClause) -> list[ColumnElement[Any]]
 
 
 def _rows_of(theirs: Table, root: TrackedTable) -> Select[Any]:
-    """Return the select of the keys that they know."""
+    """Return the SELECT of the keys that have versions in the other library."""
     return select(*_key_in(root, theirs)).distinct()
 
 
@@ -193,12 +193,12 @@ def _has_history(root: TrackedTable, source: FromClause) -> ColumnElement[bool]:
     return exists(literal_column("1")).select_from(ours.clause).where(ours.is_of(_key_in(root, source)))
 
 
-# --- their transactions -----------------------------------------------------------------------------------------
+# --- its transactions -------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def _transactions(connection: Connection, names: _Names, theirs: Table) -> Iterator[Table]:
-    """Give a temporary table of their transactions, as ours tell them."""
+    """Give a temporary table of the other library's transactions, with the values of sqlaudit's audit columns."""
     source, types = _table_of_transactions(connection, names, theirs), audit_column_types()
     stored = Table(
         f"sqlaudit_transactions_{uuid4().hex}",
@@ -222,9 +222,9 @@ def _transactions(connection: Connection, names: _Names, theirs: Table) -> Itera
 
 
 def _table_of_transactions(connection: Connection, names: _Names, theirs: Table) -> Table:
-    """Return their table of transactions.
+    """Return the other library's table of transactions.
 
-    :raises QueryError: there is none, or it lacks some that have versions
+    :raises QueryError: there is no such table, or it lacks a column, or a transaction that has versions
     """
     name = names.transactions
     there = columns_of(connection, name, names.schema, _REMEDY)
@@ -245,7 +245,7 @@ def _table_of_transactions(connection: Connection, names: _Names, theirs: Table)
 
 
 def _pages_of(connection: Connection, source: Table, names: _Names) -> Iterator[list[dict[str, Any]]]:
-    """Yield what their transactions tell, and what a plugin of theirs wrote beside them."""
+    """Yield pages of the other library's transactions, with what its plugin wrote to ``transaction_meta``."""
     meta = Table("transaction_meta", MetaData(), *map(Column, ("transaction_id", "key", "value")), schema=names.schema)
     has_meta = inspect(connection).has_table(meta.name, schema=names.schema)
     in_order = select(source).where(source.c.issued_at.is_not(None)).order_by(source.c.id).limit(CHUNK)
@@ -261,7 +261,7 @@ def _pages_of(connection: Connection, source: Table, names: _Names) -> Iterator[
 
 
 def _as_ours(name: str, transaction: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a transaction of theirs tells."""
+    """Convert a transaction of the other library to the values of sqlaudit's audit columns."""
     given = dict(transaction)
     number, at, user = given.pop("id"), given.pop("issued_at"), given.pop("user_id", None)
     at = at.replace(tzinfo=UTC) if at.tzinfo is None else as_utc(at)
@@ -280,11 +280,11 @@ def _as_json(value: Any) -> Any:
     return value if isinstance(value, (str, int, float, bool, list, dict)) else str(value)
 
 
-# --- their versions ---------------------------------------------------------------------------------------------
+# --- its versions -----------------------------------------------------------------------------------------------
 
 
 def _versions(root: TrackedTable, theirs: Table, transactions: Table) -> Insert:
-    """Write the versions of all rows that have no history, in the order of the transactions."""
+    """Return the INSERT of the versions of all rows that have no history, in the order of the transactions."""
     row = _key_in(root, theirs)
     told = [transactions.c.valid_from, *(transactions.c[role] for role in _TOLD)]
     before = func.lag(theirs.c.operation_type).over(partition_by=row, order_by=theirs.c.transaction_id)
@@ -301,7 +301,7 @@ def _versions(root: TrackedTable, theirs: Table, transactions: Table) -> Insert:
             func.row_number().over(**order).label("sqlaudit_number"),
             func.lead(known.c.valid_from).over(**order).label("sqlaudit_next"),
         )
-        # A deletion of what is gone tells nothing.
+        # The deletion of a deleted row is ignored.
         .where(or_(known.c.operation_type != _DELETED, func.coalesce(known.c.sqlaudit_before, 0) != _DELETED))
         .subquery()
     )
@@ -320,7 +320,7 @@ def _operation_of(version: Subquery) -> ColumnElement[Any]:
     return case(
         (version.c.operation_type == _DELETED, _text(Operation.DELETE)),
         (and_(is_first, version.c.operation_type == _INSERTED), _text(Operation.INSERT)),
-        (is_first, _text(Operation.BASELINE)),  # what was before is not known
+        (is_first, _text(Operation.BASELINE)),  # the state before is unknown
         else_=_text(Operation.UPDATE),
     )
 
@@ -338,7 +338,7 @@ def _text(operation: Operation) -> ColumnElement[str]:
 
 
 def _versions_further_down(root: TrackedTable, table: TrackedTable, theirs: Table, transactions: Table) -> Insert:
-    """Write the versions of a table further down the hierarchy: those that the base table has of a transaction."""
+    """Return the INSERT of a subclass table's versions, where the base table has a version of the transaction."""
     above, ours, key = HistoryAlias(root), HistoryAlias(table), _key_in(table, theirs)
     is_there = exists(literal_column("1")).where(ours.is_of(key), ours.version == above.version)
     source = (
@@ -362,7 +362,7 @@ def _into(table: TrackedTable, theirs: Table, source: Subquery, audit: Mapping[s
 
 
 def _keep_in_order(connection: Connection, tables: Sequence[TrackedTable], theirs: Table) -> None:
-    """Move versions that don't begin later than the one before: of one instant, or after a clock went back."""
+    """Move versions that don't begin later than the version before: of one instant, or after a clock went back."""
     root = tables[0]
     one, other = HistoryAlias(root), HistoryAlias(root)
     follows = and_(other.is_of(one.key), other.version == one.version + literal_column("1"))

@@ -1,4 +1,4 @@
-"""Where does an import write, and what is there? In the transaction of a session, or of a connection."""
+"""What do all imports share? They write in the caller's transaction, and end by comparing with the live rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sqlaudit.tracking.tables import TrackedTable
 
 @contextmanager
 def opened(where: Session | Connection, table: TrackedTable) -> Iterator[tuple[Session, Connection]]:
-    """Give the session and the connection that write a table, in the caller's transaction, which stays open."""
+    """Give a session and a connection that write a table in the caller's transaction, which stays open."""
     if isinstance(where, Connection):
         if not where.in_transaction():
             where.begin()
@@ -33,9 +33,9 @@ def opened(where: Session | Connection, table: TrackedTable) -> Iterator[tuple[S
 
 
 def bring_up_to_date(session: Session, connection: Connection, model_class: Any) -> tuple[int, int]:
-    """See that history agrees with the live rows after an import.
+    """Make the history agree with the live rows after an import.
 
-    :return: how many rows got a baseline, and how many versions were written of changes that the import told nothing of
+    :return: the number of rows that got a baseline, and the number of versions that record changes missing before
     """
     versions = select(func.count()).select_from(base_table_of(model_class).history)
     baselines = backfill(session, model_class).rows
@@ -47,7 +47,7 @@ def bring_up_to_date(session: Session, connection: Connection, model_class: Any)
 def columns_of(connection: Connection, name: str, schema: str | None, remedy: str) -> set[str]:
     """Return the names of the columns of a table.
 
-    :param remedy: what to do if there is none
+    :param remedy: what the error advises
     :raises QueryError: there is no such table
     """
     inspector = inspect(connection)

@@ -1,4 +1,4 @@
-"""Which value did a change log write as a text? One of its column's type, which the database can store."""
+"""Which value does a text of the change log stand for? A value of the column's type that the database can store."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from sqlalchemy.types import TypeEngine
 from sqlaudit.sql.keys import implementation_of
 
 UNREAD: Final = object()
-"""Stands for the value of a text that is none of its column's."""
+"""The result for a text that is no value of its column."""
 
 
 def read_text(text: str | None, type_: TypeEngine[Any], dialect: Dialect) -> Any:
-    """Return the value of a type that the log has written as a text; ``UNREAD`` if it is none."""
+    """Return the value of the type that a text of the log stands for; ``UNREAD`` if there is none."""
     if text is None:
         return None
     try:
@@ -41,7 +41,7 @@ def read_text(text: str | None, type_: TypeEngine[Any], dialect: Dialect) -> Any
 
 
 def _can_be_stored(value: Any, type_: TypeEngine[Any], dialect: Dialect) -> bool:
-    """Tell whether a database takes a value for a column of a type: SQLite minds neither lengths nor precision."""
+    """Return whether a column of the type can store a value: SQLite checks neither length nor precision."""
     stored = implementation_of(type_, dialect)
     is_strict = dialect.name != "sqlite"
     match value:

@@ -1,8 +1,8 @@
-"""How do rows that are older than their tracking get a history? Baselines of whole tables, in portions.
+"""How do rows that are older than their tracking get a history? sqlaudit writes baselines, in portions.
 
-A portion is a range of keys: only its ends pass through Python. The rows are locked by the statement that copies
-them, so that nobody changes one between the copy and the commit; rows that others are writing are left for the end,
-where each is waited for in a transaction of its own, so that nobody who writes several rows gets into a deadlock.
+A portion is a range of keys, and only its ends pass through Python. The statement that copies the rows locks them, so
+that no row changes between the copy and the commit. It skips rows that other transactions have locked. They get their
+baselines last, each in a transaction of its own: it waits for one row only, and so causes no deadlock.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ from sqlaudit.tracking.tables import TrackedTable
 
 T = TypeVar("T")
 _ATTEMPTS: Final = 10
-"""How often a portion is tried: a row may get its first version between the look for it and the baseline."""
+"""How often a portion is tried: it fails if another transaction writes a row's first version at the same time."""
 _COLLISIONS: Final = {"40001", "40P01", 1205, 1213, "SQLITE_BUSY", "SQLITE_BUSY_SNAPSHOT", "SQLITE_LOCKED"}
-"""How PostgreSQL, MariaDB and SQLite call a deadlock, a serialization failure, and having waited for too long."""
+"""The codes of PostgreSQL, MariaDB and SQLite for a deadlock, a serialization failure and a lock timeout."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,14 +122,14 @@ def backfill(
 
 class _Runner(Protocol):
     portion: int
-    """How many rows that others were writing may be waited for at once."""
+    """How many rows that other transactions have locked one call may wait for."""
 
     def __call__(self, work: Callable[..., T], *args: Any) -> T:
-        """Do one portion of the work."""
+        """Execute ``work`` for one portion."""
 
 
 def _own_connection(engine: Engine) -> Connection:
-    """Connect so that each statement sees what others have committed before it, and locks no gaps between rows."""
+    """Connect at READ COMMITTED (not on SQLite): a statement sees all earlier commits, and locks no gaps."""
     level = {} if engine.dialect.name == "sqlite" else {"isolation_level": "READ COMMITTED"}
     return engine.connect().execution_options(**level)
 
@@ -149,7 +149,7 @@ def _connection_of(where: Any, table: TrackedTable) -> Connection:
 
 
 class _InTransactions:
-    """Each portion is a transaction of its own."""
+    """Runs each portion in a transaction of its own, and repeats it after a collision."""
 
     portion = 1
 
@@ -169,7 +169,7 @@ class _InTransactions:
 
 
 class _Within:
-    """All of it is part of a transaction of the caller's."""
+    """Runs all portions in the caller's transaction: each in a savepoint, repeated on IntegrityError; not on SQLite."""
 
     portion = CHUNK
 
@@ -177,7 +177,7 @@ class _Within:
         self.connection = connection
 
     def __call__(self, work: Callable[..., T], *args: Any) -> T:
-        if self.connection.dialect.name == "sqlite":  # nobody else can write
+        if self.connection.dialect.name == "sqlite":  # no other transaction can write
             return work(self.connection, *args)
         for _ in range(_ATTEMPTS - 1):
             try:
@@ -189,8 +189,8 @@ class _Within:
 
 
 def _has_collided(error: DBAPIError) -> bool:
-    """Tell whether a portion failed because others were writing its rows: it may be tried again."""
-    if isinstance(error, IntegrityError):  # one has got its first version meanwhile
+    """Return whether a portion failed because others were writing its rows, so that it may be repeated."""
+    if isinstance(error, IntegrityError):  # another transaction wrote the first version of a row
         return True
     return not codes_of(error).isdisjoint(_COLLISIONS)
 
@@ -228,7 +228,7 @@ class _Backfill:
         return connection.scalar(select(func.count()).select_from(self.table.live)) or 0
 
     def _portion(self, connection: Connection, last: Key | None) -> tuple[Key, int] | None:
-        """Write the baselines of the rows that follow a key; return the last one's, and their number."""
+        """Write baselines of the portion that follows a key; return its last key, and the number of baselines."""
         keep_others_out(connection, self.table)
         ends = self._ends(connection, last)
         if ends is None:
@@ -278,7 +278,7 @@ class _Backfill:
         return [bound(column, value=value) for column, value in zip(columns, key, strict=True)]
 
     def _remaining(self) -> int:
-        """Write baselines of the rows that others were writing, and of those with a history that has ended."""
+        """Write baselines of rows that were locked by others, and of rows whose history has ended."""
         last, written = None, 0
         while keys := self.do(self._without_version, last):
             last = keys[-1]
@@ -311,7 +311,8 @@ def _compared(
 ) -> ColumnElement[bool]:
     """Compare a key with values, in the order of its index, by ``>``, ``>=`` or ``<=``.
 
-    Column after column, for MariaDB finds no range by ``(a, b) > (x, y)``; by its first column, all find one.
+    The condition names single columns, because MariaDB scans no index range for ``(a, b) > (x, y)``. Every database
+    scans one for the first column.
     """
     if len(columns) == 1:
         return columns[0].bool_op(operator)(values[0])
@@ -325,7 +326,7 @@ def _compared(
 class _Ranges(Statements):
     """The statements that write baselines of the objects of one chain whose keys are in a range.
 
-    :param chains: those of all objects that have rows in the base table
+    :param chains: the chains of all objects that have rows in the base table
     """
 
     def __init__(
@@ -343,7 +344,7 @@ class _Ranges(Statements):
         return and_(_compared(order, ends[0], ">="), _compared(order, ends[1], "<="))
 
     def _baseline(self) -> list[Executable]:
-        """Write baselines of the live rows that have no history, but for those that others have locked."""
+        """Write baselines of the live rows that have no history, except rows that others have locked."""
         base, past = self.base, HistoryAlias(self.base)
         rows: Any = base.live
         for table in self.chain[1:]:
@@ -354,7 +355,7 @@ class _Ranges(Statements):
             live = live.where(~exists(literal_column("1")).where(all_equal(base.key, table.key)))
         columns: Sequence[ColumnElement[Any]] = [live for live, _ in base.columns]
         locked = live.with_for_update(read=self.dialect.name == "postgresql", skip_locked=True)
-        if base.is_association and not base.live.primary_key:  # its rows may be there twice
+        if base.is_association and not base.live.primary_key:  # the table may have a link twice
             once = locked.subquery()
             columns = [once.c[column.key] for column, _ in base.columns]
             locked = select(*columns).group_by(*columns)

@@ -1,4 +1,4 @@
-"""How far is it? A bar on the terminal, or a function of the caller's."""
+"""How does a user see the progress of a long task? By a bar on the terminal, or a function of the caller's."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ except ImportError:
 
 
 Callback = Callable[[int, int], object]
-"""Is told the number of rows that are done, and that of all."""
+"""A function that is called with the number of rows done and the number of all rows."""
 
 
 @contextmanager
 def told_to(progress: Callback | bool | None, title: str) -> Iterator[Callback | None]:
-    """Give the function that is to be told how far it is, if there is one.
+    """Give the function to call with the progress, or ``None``.
 
-    :raises SQLAuditError: it cannot be called, or there is no library that draws bars
+    :raises SQLAuditError: ``progress`` is neither a boolean nor a function, or rich is not installed
     """
     if progress is None or progress is False:
         yield None

@@ -1,7 +1,7 @@
-"""How does the unit of work carry out a plan? Changes and links → objects that are new, dirty or deleted → flushes.
+"""How does the unit of work carry out a plan? Changes and links → new, dirty and deleted objects → flushes.
 
-Columns are set, not relationships: snapshots are columns, and the relationships of a restored object are read when
-they are asked for. What the unit of work would load object by object is loaded in sets before.
+sqlaudit sets columns, not relationships: versions hold columns, and a relationship of a restored object is loaded on
+access. It loads in sets, beforehand, what the unit of work would load object by object.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _QUERIES: Final = ("dynamic", "write_only")
 
 
 def carry_out(plan: Plan, stages: Stages) -> None:
-    """Flush the changes of a plan."""
+    """Carry out a plan by flushes. If one fails, discard what it set in the session."""
     application = _Application(plan, stages)
     with plan.session.no_autoflush:
         try:
@@ -64,8 +64,8 @@ class _Application:
     def run(self) -> None:
         """Make the changes in as many flushes as foreign keys and unique values need.
 
-        One table's rows are saved before those that refer to them, and deleted after them. The unit of work takes its
-        order from relationships; restored rows have columns set, and not every foreign key has a relationship.
+        A table's rows are saved before rows that refer to them, and deleted after them. The unit of work alone would
+        not order them: it goes by relationships, which are not set here and which not every foreign key has.
         """
         stages, flush = self.stages, self.session.flush
         self._load()
@@ -96,7 +96,7 @@ class _Application:
             self._write_unmapped()
 
     def _by_rank(self, changes: Iterable[Change]) -> list[list[Change]]:
-        """Return the changes of each table, those that others refer to first."""
+        """Return the changes of each hierarchy, in the order of their ranks."""
         by_rank: dict[int, list[Change]] = defaultdict(list)
         for change in changes:
             by_rank[self.stages.ranks[change.model.root]].append(change)
@@ -104,7 +104,7 @@ class _Application:
 
     @contextmanager
     def _given_keys(self) -> Iterator[None]:
-        """Let new rows have their old keys, also in tables whose keys the database always makes."""
+        """Let new rows get their old keys within the block, even ``GENERATED ALWAYS`` ones."""
         by_connection: dict[Connection, set[Table]] = defaultdict(set)
         for change in self.plan.changes:
             if change.operation is Operation.INSERT and (tables := tables_that_make_keys(change.mapper)):
@@ -115,7 +115,7 @@ class _Application:
             yield
 
     def withdraw(self) -> None:
-        """Take back what the session would write, for something (a validator of the model) has refused it."""
+        """Expunge new objects and expire changed ones, after a flush or a validator of the model has failed."""
         for change, obj in self.objects.items():
             if instance_state(obj).pending:
                 self.session.expunge(obj)
@@ -126,9 +126,10 @@ class _Application:
     # -- what is there
 
     def _load(self) -> None:
-        """Load the objects that change as the database has them, whatever the session held.
+        """Load the objects that change from the database, over what the session held.
 
-        Of those that go, load what the unit of work looks at, too: in sets, and when nothing resets it any more.
+        Of objects that will be deleted, also load the relationships that the unit of work examines: in sets, and last,
+        because ``populate_existing`` would reset them.
         """
         by_model: dict[TrackedModel, dict[Key, Change]] = defaultdict(dict)
         doomed: dict[TrackedModel, list[Key]] = defaultdict(list)
@@ -138,7 +139,7 @@ class _Application:
             if change.operation is Operation.DELETE:
                 doomed[change.model].append(change.key)
         for model, changes in by_model.items():
-            # Under the lock again, or a snapshot of MariaDB's would show them as they were before it.
+            # FOR UPDATE again: without it, MariaDB reads its snapshot, which may be older than the lock.
             deferred = [
                 undefer(getattr(model.mapper.class_, name))
                 for name in self._written_together(changes.values())[model]
@@ -174,9 +175,9 @@ class _Application:
             yield from self.session.scalars(statement.where(where), execution_options={**OURS, **execution}).unique()
 
     def _hidden(self, mapper: Mapper[Any], key: Key) -> Any:
-        """Return the object of a row that queries do not find, because a listener of the user's leaves out some rows.
+        """Return the object of a row that a user's listener hides from queries.
 
-        It loads its attributes itself, when it is asked for them: such listeners let this pass.
+        The object is expired and loads its attributes on access, which such listeners let pass.
         """
         obj = self._in_session(mapper, key)
         if obj is None:
@@ -189,9 +190,9 @@ class _Application:
         return obj
 
     def _leave_out(self, others: Collection[int]) -> None:
-        """Keep objects from being deleted with the one that refers to them: they get another parent, or are gone.
+        """Keep a parent's deletion from cascading to objects that get another parent or are deleted already.
 
-        :param others: their ids, by :func:`id`
+        :param others: the :func:`id` of each of these objects
         """
         for change, obj in self.objects.items():
             if change.operation is Operation.DELETE and others:
@@ -221,11 +222,11 @@ class _Application:
         self._leave_out(gone)
         for change in changes:
             obj = self.objects[change]
-            if id(obj) not in gone:  # by a cascade
+            if id(obj) not in gone:  # a cascade may have deleted it
                 self.session.delete(obj)
 
     def _new(self, change: Change, postponed: set[str]) -> Any:
-        """Make an object without calling its ``__init__``, which may do more than to set attributes."""
+        """Make an object without calling its ``__init__``, which may do more than set attributes."""
         mapper = change.mapper
         obj = mapper.class_manager.new_instance()
         if (identify := mapper._set_polymorphic_identity) is not None:
@@ -237,9 +238,9 @@ class _Application:
         return obj
 
     def _set(self, change: Change, obj: Any, name: str, value: Any) -> None:
-        """Set an attribute as the model's own code would, and let a ``None`` be in the database what it was.
+        """Set an attribute as the model's own code would, and store a ``None`` as it was stored in the version.
 
-        Validators and mutable types are given ``None``: an SQL expression takes its place when they have let it pass.
+        Validators and mutable types receive ``None``. If they keep it, an SQL expression replaces it.
         """
         is_none = value is None or value is JSON.NULL
         set_attribute(obj, name, None if is_none else value)
@@ -247,10 +248,10 @@ class _Application:
         if is_none and values.get(name, obj) is None and not self._is_stored_by_none(change, name, value):
             values[name] = null() if value is None else change.copied(name)
         elif change.operation is not Operation.INSERT and not _seems_changed(obj, name):
-            values[name] = literal(values[name], change.mapper.attrs[name].columns[0].type)  # is not compared
+            values[name] = literal(values[name], change.mapper.attrs[name].columns[0].type)  # never compared
 
     def _is_stored_by_none(self, change: Change, name: str, value: Any) -> bool:
-        """Tell whether the unit of work makes the wanted of ``None``: NULL, or the null of JSON."""
+        """Return whether the unit of work stores ``None`` as the wanted value: NULL, or the null of JSON."""
         nulls = self._nulls_of(change.mapper)
         if value is None:
             return change.operation is not Operation.INSERT and name in nulls.updated
@@ -262,7 +263,7 @@ class _Application:
         return self._nulls[mapper]
 
     def _written_together(self, stage: Iterable[Change]) -> dict[TrackedModel, set[str]]:
-        """Return the attributes that the updates of each model set: the same for all, so that one statement does."""
+        """Return the attributes that all updates of a model set: the same ones, so that one executemany does."""
         written: dict[TrackedModel, set[str]] = defaultdict(set)
         for change in stage:
             if change.operation is Operation.UPDATE:
@@ -282,7 +283,7 @@ class _Application:
             instance_dict(obj).pop(composite.key, None)
 
     def _keep(self, change: Change, obj: Any, name: str) -> None:
-        """Let an attribute be written as it is, if nothing stands in the way, or if it would change of itself."""
+        """Write an unchanged attribute, too: its value, or else its own column if ``onupdate`` would change it."""
         values = instance_dict(obj)
         value = values.get(name)
         is_given = value is not None or (name in values and self._is_stored_by_none(change, name, change.old[name]))
@@ -293,7 +294,7 @@ class _Application:
             flag_modified(obj, name)
 
     def _write_unmapped(self) -> None:
-        """Write the columns that are mapped to no attribute, behind the flush of their rows. One statement per row."""
+        """Write the columns that no attribute is mapped to, after their rows: one statement per row and table."""
         for change in [change for change in self.plan.changes if change.unmapped]:
             for table in change.model.chain:
                 automatic = {
@@ -314,7 +315,7 @@ class _Application:
                     )
 
     def _give_parents(self, inserted: Sequence[Change]) -> None:
-        """Let new rows know the parents without which the unit of work would take them for orphans."""
+        """Give new objects the parents without which ``delete-orphan`` would take them for orphans."""
         children: dict[RelationshipProperty[Any], list[Change]] = defaultdict(list)
         for change in inserted:
             for mapper in change.mapper.iterate_to_root():
@@ -349,14 +350,14 @@ class _Application:
         names = [attribute_of(relationship.parent, column) or "" for column in ours]
         for link, owner in owners.items():
             if eager and instance_state(owner).persistent and link != tuple([getattr(owner, name) for name in names]):
-                self.session.expire(owner, [relationship.key])  # eager loading knows of one spelling alone
+                self.session.expire(owner, [relationship.key])  # selectinload finds one spelling only
         for change in changes:
             owner, other = owners.get(change.link[:width]), others.get(change.link[width:])
             if owner is None or other is None:
                 for reverse in relationship._reverse_property if other is not None else ():
                     if reverse.key in instance_dict(other) and reverse.lazy not in _QUERIES:
                         self.session.expire(other, [reverse.key])
-                continue  # the unit of work ends the links of what goes
+                continue  # the unit of work deletes the links of a deleted object
             self._touch_link(change, owner, other)
 
     def _touch_link(self, change: LinkChange, owner: Any, other: Any) -> None:
@@ -376,7 +377,7 @@ class _Application:
     def _ends(
         self, mapper: Mapper[Any], columns: Sequence[Any], values: set[Key], options: Sequence[Any]
     ) -> dict[Key, Any]:
-        """Return the objects at the ends of links by the values that the links repeat: new ones, or loaded."""
+        """Return the objects at one end of links, new or loaded, by the values with which the links refer to them."""
         found: dict[Key, Any] = {}
         for change, obj in self.objects.items():
             if issubclass(change.mapper.class_, mapper.class_):
@@ -400,7 +401,7 @@ class _Application:
     # -- what the session has loaded
 
     def _expire_collections(self, stage: Sequence[Change]) -> None:
-        """Let collections in the session that members come to, or leave, be read anew."""
+        """Expire loaded relationships to which changes add objects, or from which they remove objects."""
         covered: dict[TrackedModel, list[tuple[Any, RelationshipProperty[Any]]]] = {}
         doomed = {id(obj) for change, obj in self.objects.items() if change.operation is Operation.DELETE}
         for change in stage:
@@ -423,7 +424,7 @@ class _Application:
 
 
 def _all_relationships(mapper: Mapper[Any]) -> list[Any]:
-    """Return the options that load all that the unit of work looks at when it deletes an object."""
+    """Return the options that load the relationships that the unit of work examines when it deletes an object."""
     return [
         selectinload(getattr(mapper.class_, relationship.key))
         for relationship in mapper.relationships
@@ -449,14 +450,14 @@ def _loaded(obj: Any, relationship: RelationshipProperty[Any]) -> list[Any]:
 
 
 def _seems_changed(obj: Any, name: str) -> bool:
-    """Tell whether the unit of work will see that an attribute was set: in JSON, it takes 1 and true for equal."""
+    """Return whether the unit of work will see that an attribute was set: in JSON, it takes 1 and true for equal."""
     state = instance_state(obj)
     before = state.committed_state.get(name, LoaderCallableStatus.NO_VALUE)
     return _is_unlike(obj, name, state.dict[name], before)
 
 
 def _is_unlike(obj: Any, name: str, value: Any, other: Any) -> bool:
-    """Tell whether the unit of work takes two values for different; not so if it fails to compare them."""
+    """Return whether the unit of work takes two values for different; False if it fails to compare them."""
     try:
         return instance_state(obj).manager[name].impl.is_equal(value, other) is not True
     except Exception:
@@ -464,11 +465,11 @@ def _is_unlike(obj: Any, name: str, value: Any, other: Any) -> bool:
 
 
 class _Nulls:
-    """Of which attributes of a mapper does ``None`` become NULL, or the null of JSON?
+    """The attributes of a mapper for which the unit of work stores ``None`` as NULL, or as the null of JSON.
 
-    :ivar left_out: those that a new row holds NULL in if they are given no value
-    :ivar updated: those that an UPDATE sets to NULL if they are ``None``
-    :ivar of_json: those that hold the null of JSON if they are ``None``
+    :ivar left_out: attributes that are NULL in a new row if they are given no value
+    :ivar updated: attributes that an UPDATE sets to NULL if they are ``None``
+    :ivar of_json: attributes that are stored as the null of JSON if they are ``None``
     """
 
     def __init__(self, mapper: Mapper[Any], dialect: Dialect) -> None:
@@ -480,8 +481,8 @@ class _Nulls:
 
 
 def _with_default(mapper: Mapper[Any]) -> set[str]:
-    """Return the attributes that get a value on INSERT if they are given none."""
-    later = getattr(mapper, "_insert_orm_defaults", {})  # of SQLAlchemy 2.1
+    """Return the attributes that have a default on INSERT."""
+    later = getattr(mapper, "_insert_orm_defaults", {})  # SQLAlchemy 2.1
     defaults = {name for table in later for name, *_ in later[table]}
     for prop in mapper.column_attrs:
         column: Any = prop.columns[0]

@@ -1,4 +1,4 @@
-"""In which order do rows become what they were? Changes → flushes that foreign keys and unique values allow."""
+"""In which order must changes be flushed, so that foreign keys and unique constraints allow each flush?"""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from sqlaudit.tracking.tables import tracked_table
 
 @dataclass(slots=True)
 class Stages:
-    """The changes in the flushes that they need: mostly one.
+    """The changes in stages, usually one. In a stage, each table takes one flush to save and one to delete rows.
 
-    :ivar loosened: columns to be set to NULL before all else: foreign keys of rows that shall go and refer in a
-        circle, and unique values that rows pass on in one
-    :ivar stages: the changes of each flush, in an order in which rows can be inserted
-    :ivar postponed: foreign keys of new rows, to be set when all else is done
-    :ivar ranks: those of :func:`table_ranks`
+    :ivar loosened: attributes to set to NULL before the stages: foreign keys of rows that will be deleted and refer to
+        each other in a circle, and unique values that rows exchange in a circle
+    :ivar stages: the changes of each stage, in an order in which rows can be inserted
+    :ivar postponed: foreign keys of new rows, to set after the stages
+    :ivar ranks: the ranks of :func:`table_ranks`
     """
 
     ranks: dict[TrackedModel, int]
@@ -39,9 +39,9 @@ class Stages:
 class Ordering:
     """Puts changes in an order that foreign keys and unique constraints allow.
 
-    A flush saves the rows of one table after those of the tables that it refers to, updates them before it inserts
-    others, in the order in which these were added, and deletes last, in the opposite order of the tables. What
-    this does not give takes another flush.
+    A stage saves a table's rows after the rows that they refer to: first updates, then inserts, in the order in which
+    objects were added to the session. It deletes rows last, in the reverse order of tables. Changes that need another
+    order take another stage.
     """
 
     def __init__(self, changes: Sequence[Change]) -> None:
@@ -50,7 +50,7 @@ class Ordering:
         self._after: dict[Change, list[Change]] = defaultdict(list)
         self._waiting: dict[Change, int] = dict.fromkeys(changes, 0)
         self._passing_on: dict[Change, dict[Change, set[tuple[Column[Any], ...]]]] = defaultdict(dict)
-        """Who gets unique values from whom, and of which columns."""
+        """Giver → taker → the columns whose unique value the giver passes on to the taker."""
         self._stages = Stages(self.ranks)
         self._by_table: dict[tuple[Operation, Table], list[Change]] = defaultdict(list)
         for change in changes:
@@ -89,7 +89,7 @@ class Ordering:
         operation: Operation,
         constraint: ForeignKeyConstraint,
     ) -> dict[Key, Change]:
-        """Return the changes that bring, or take away, what a foreign key refers to, by its values."""
+        """Return the changes that insert, or delete, rows that a foreign key refers to, by the values referred to."""
         if (operation, constraint) not in known:
             columns = [element.column for element in constraint.elements]
             found = {}
@@ -108,7 +108,7 @@ class Ordering:
         )
 
     def _let(self, first: Change, then: Change, *, covered: bool = False) -> None:
-        """Let a change be made before another; SQLAlchemy sees to it on its own if a relationship covers it."""
+        """Require that a change is made before another; the unit of work itself orders deletes by a relationship."""
         if covered and first.operation is then.operation is Operation.DELETE:
             return
         self._after[first].append(then)
@@ -134,9 +134,9 @@ class Ordering:
                         self._passing_on[giver].setdefault(change, set()).add(columns)
 
     def _break_circle(self, left: Collection[Change], loosened: dict[Change, set[str]]) -> list[Change]:
-        """Return changes that can be made although others should be made before.
+        """Return changes to make next although they wait for others, once unique values that they need are NULL.
 
-        :raises QueryError: rows exchange unique values that cannot be NULL meanwhile
+        :raises QueryError: rows exchange unique values that cannot be NULL
         """
         stuck = None
         for change in left:
@@ -188,7 +188,7 @@ class Ordering:
         return [stages[level] for level in sorted(stages)]
 
     def _place(self, change: Change) -> tuple[int, int, int]:
-        """Return the place of a change within a flush."""
+        """Return the sort key of a change within its stage."""
         rank = self.ranks[change.model.root]
         if change.operation is Operation.DELETE:
             return 1, -rank, 0
@@ -196,7 +196,7 @@ class Ordering:
 
 
 def _loosest(change: Change, columns: Sequence[Column[Any]]) -> str | None:
-    """Return an attribute that frees a unique value while it is NULL: one that changes anyway, if there is one."""
+    """Return the attribute to set to NULL to free a unique value: if possible, one that changes anyway."""
     names = [
         name
         for column in columns
@@ -210,9 +210,9 @@ def _both_new(one: Change, other: Change) -> bool:
 
 
 def table_ranks(roots: Collection[TrackedModel]) -> dict[TrackedModel, int]:
-    """Return the ranks of hierarchies: those that others refer to come first.
+    """Return the ranks of hierarchies: a hierarchy comes after the hierarchies that it refers to.
 
-    In a circle, foreign keys that can be NULL are the ones that give way.
+    In a circle of foreign keys, nullable ones are ignored.
     """
     left = {
         root: (set(parents_of(root)), set(parents_of(root, mandatory=True)))
@@ -230,9 +230,9 @@ def table_ranks(roots: Collection[TrackedModel]) -> dict[TrackedModel, int]:
 
 
 def parents_of(root: TrackedModel, *, mandatory: bool = False) -> list[TrackedModel]:
-    """Return the hierarchies that the tables of one refer to, itself not among them.
+    """Return the other hierarchies that the tables of a hierarchy refer to.
 
-    :param mandatory: whether only foreign keys count that cannot be NULL
+    :param mandatory: ignore nullable foreign keys
     """
     tables = dict.fromkeys(table.live for model in root.family() for table in model.chain)
     referred = (

@@ -1,4 +1,4 @@
-"""How does a key that the database always makes come back? By ``OVERRIDING SYSTEM VALUE``, within a block."""
+"""How does a row get back a key that is ``GENERATED ALWAYS``? By ``INSERT … OVERRIDING SYSTEM VALUE``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _HEAD: Final = re.compile(r'INSERT INTO (?:[^("]|"(?:[^"]|"")*")+\((?:[^)"]|"(?:
 
 
 def tables_that_make_keys(mapper: Mapper[Any]) -> set[Table]:
-    """Return the tables of a mapper that have a key that is ``GENERATED ALWAYS``."""
+    """Return the tables of a mapper that have a ``GENERATED ALWAYS`` column in their primary key."""
     return {
         table
         for table in mapper.tables
@@ -25,9 +25,9 @@ def tables_that_make_keys(mapper: Mapper[Any]) -> set[Table]:
 
 @contextmanager
 def overriding_keys(connection: Connection, tables: Collection[Table]) -> Iterator[None]:
-    """Let what a connection inserts into the tables within the block have the keys that it is given.
+    """Add ``OVERRIDING SYSTEM VALUE`` to INSERTs into the tables within the block, on PostgreSQL.
 
-    SQLAlchemy has no construct for it, and the unit of work none of its own statements to give away.
+    SQLAlchemy has no construct for it, and the unit of work does not let others change its statements.
     """
 
     def override(

@@ -1,6 +1,7 @@
-"""What has to change so that rows are again as they were? From target rows and links to changes, checked.
+"""What has to change so that rows and links are as they were?
 
-Everything that would make the restore fail is found here, by reads, before anything is written.
+A plan compares target rows with live rows. It checks by reads, before anything is written, what the database would
+refuse.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from sqlaudit.tracking.tables import TrackedTable, tracked_table
 _ANY_DIALECT: Final = DefaultDialect()
 
 GivenValues = Mapping[Any, Mapping[str, Any]]
-"""What users give for columns that history does not keep: class → attribute → value."""
+"""The values that users give for columns that history does not store: class → attribute → value."""
 
 
 # --- changes ----------------------------------------------------------------------------------------------------
@@ -48,13 +49,13 @@ GivenValues = Mapping[Any, Mapping[str, Any]]
 
 @dataclass(eq=False, slots=True)
 class Change:
-    """What has to be done to one row.
+    """The change of one row.
 
-    :ivar old: the values of the live row; empty if there is none
-    :ivar new: the values that it shall have; empty if it shall go
-    :ivar fields: the attributes that change: (old value, new value)
-    :ivar then: the version that the new values are of, if they are of one
-    :ivar unmapped: the live columns that change and are mapped to no attribute: (old value, new value)
+    :ivar old: attribute → value of the live row; empty if there is none
+    :ivar new: attribute → value after the change; empty if the row is deleted
+    :ivar fields: attribute → (old value, new value), if they differ
+    :ivar then: the target row; ``None`` if the row is deleted
+    :ivar unmapped: live column that no attribute is mapped to → (old value, new value), if they differ
     """
 
     operation: Operation
@@ -83,7 +84,7 @@ class Change:
         return values_of(self.mapper, self.new, columns)
 
     def copied(self, name: str) -> Any:
-        """Return the SQL expression that copies a value from the version, as it cannot come by way of Python."""
+        """Return an expression that copies a value that Python reads as ``None`` from the version, if there is one."""
         if self.then is None or self.then.version is None or self.then.values.get(name) is not JSON.NULL:
             return JSON.NULL
         column = self.model.columns[name]
@@ -95,7 +96,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class LinkChange:
-    """A membership of a many-to-many relationship that has to be made, or ended.
+    """A row to insert into an association table, or to delete from it, by a many-to-many relationship.
 
     :ivar link: the values of ``columns``
     """
@@ -109,7 +110,7 @@ class LinkChange:
 
     @property
     def identity(self) -> frozenset[tuple[str, Any]]:
-        """What tells a link from others, from whichever side it is seen."""
+        """The link as pairs of column name and value, which are the same from both sides of the relationship."""
         return frozenset(zip((column.key for column in self.columns), self.link, strict=True))
 
     @property
@@ -122,7 +123,7 @@ def name_of(model: TrackedModel, key: Key) -> str:
 
 
 class Fields:
-    """Which attributes of a model can be written, and which columns need a value that history may lack."""
+    """The attributes of a model that can be written, and the columns that need a value that history may lack."""
 
     def __init__(self, model: TrackedModel) -> None:
         mapper = model.mapper
@@ -140,7 +141,7 @@ class Fields:
             if column.identity is not None and column.identity.always and name not in self.key
         }
         self.unwritten = frozenset(made | counters | always)
-        """What only the database, or the mapper, gives a value."""
+        """Attributes to which only the database or the mapper gives a value."""
         self.automatic = frozenset(
             name
             for name, (column, *_) in self.columns.items()
@@ -154,7 +155,7 @@ class Fields:
 
     @cached_property
     def needed(self) -> list[tuple[Column[Any], str | None]]:
-        """The columns that a new row needs a value for, with their attributes, if they are mapped."""
+        """The columns outside the key that need a value in a new row, each with its attribute, or ``None``."""
         mapper = self.model.mapper
         discriminator = mapper.polymorphic_on
         return [
@@ -169,7 +170,7 @@ class Fields:
 
 
 def _needs_value(column: Column[Any]) -> bool:
-    """Tell whether a new row needs a value for a column, because nothing else gives it one."""
+    """Return whether an INSERT must give the column a value, because nothing else does."""
     return not (
         column.nullable
         or column.system
@@ -184,10 +185,10 @@ def _needs_value(column: Column[Any]) -> bool:
 
 
 class Plan:
-    """The rows and links that shall be as they were.
+    """The target rows and links of a restore or an undo, and the changes that lead there.
 
-    :param values: what users give for columns that history does not keep
-    :param lock: whether it will be carried out, so that the live rows that it was made from must stay what they are
+    :param values: the values that users give for columns that history does not store
+    :param lock: lock the live rows that are read, so that they stay as they are until the plan is carried out
     """
 
     def __init__(self, session: Session, values: GivenValues, *, lock: bool) -> None:
@@ -198,26 +199,26 @@ class Plan:
         self.links: dict[tuple[TrackedTable, Any], LinkChange] = {}
         self.changes: list[Change] = []
         self.respelt: dict[Change, set[Key]] = defaultdict(set)
-        """The keys of rows that are brought back, as others that refer to them spell them."""
+        """For each row that comes back, its key as rows and links that refer to it spell it."""
         self._fields: dict[TrackedModel, Fields] = {}
         self._live: dict[TrackedModel, dict[Key, Row]] = defaultdict(dict)
 
     def want(self, row: Row) -> None:
-        """Let a row be as it was."""
+        """Make this row a target, unless its key has one already."""
         self.targets[row.model.root].setdefault(row.key, row)
 
     def unwant(self, model: TrackedModel, key: Key) -> None:
-        """Let a row be gone."""
+        """Make the deletion of a row the target, unless its key has one already."""
         self.targets[model.root].setdefault(key, None)
 
     def suffer(self, row: Row, fate: Callable[[Row], Row | None]) -> None:
-        """Let a row become what is left of it when one that it refers to goes, whatever else has become of it."""
+        """Apply the effect of a parent's deletion (:func:`fate_of`) to a row, on top of any target that it has."""
         targets = self.targets[row.model.root]
         then = targets.get(row.key, row)
         targets[row.key] = None if then is None else fate(then)
 
     def link(self, change: LinkChange) -> None:
-        """Let a link be made, or ended."""
+        """Plan a change of a link, unless there is one already."""
         self.links.setdefault((change.table, change.identity), change)
 
     def fields_of(self, model: TrackedModel) -> Fields:
@@ -228,7 +229,7 @@ class Plan:
     # -- what has to change
 
     def compare(self) -> None:
-        """Find the changes: one statement per hierarchy and 1,000 rows.
+        """Compute the changes from targets and live rows: one statement per hierarchy and 1,000 rows.
 
         :raises QueryError: a row cannot become what it was
         """
@@ -273,7 +274,7 @@ class Plan:
             )
         for name in fields.mandatory:
             if new.get(name) is None:
-                new.pop(name, None)  # it has a default
+                new.pop(name, None)  # its column has a default
         for name in new.keys() - given.keys():
             self._refuse_unwritable(then, name, new[name])
         told = {name: (None, shown(value)) for name, value in new.items() if value is not None}
@@ -285,7 +286,7 @@ class Plan:
         new = dict(now.values)
         for name, value in then.values.items():
             if name in fields.unwritten:
-                continue  # a key may have been spelt in another way
+                continue  # keys are compared: a key may have been spelt differently
             if name in given and not self._is_writable(then, name, value):
                 value = given[name]
             elif value is None and name in fields.mandatory:
@@ -311,7 +312,10 @@ class Plan:
         return Change(Operation.UPDATE, then.model, then.key, now.values, new, changed, then, unmapped)
 
     def _refuse_unwritable(self, then: Row, name: str, value: Any) -> None:
-        """Raise if the type of a column reads an old value no longer, and would not write it."""
+        """Raise if the type of a column can no longer write an old value.
+
+        :raises QueryError: it cannot
+        """
         if self._is_writable(then, name, value):
             return
         raise QueryError(
@@ -341,7 +345,7 @@ class Plan:
         return [change for change in self.changes if change.operation is not Operation.DELETE]
 
     def referring(self) -> Iterator[tuple[ForeignKeyConstraint, Row, Change]]:
-        """Yield the live rows, with the foreign key, that would still refer to rows that shall go.
+        """Yield each live row that would still refer to a row that will be deleted, with its foreign key.
 
         One statement per foreign key and 1,000 rows.
         """
@@ -353,11 +357,11 @@ class Plan:
             for row in rows_now(self.session, root, columns, list(doomed), lock=self.lock):
                 value, then = row.get(columns), self.targets[root].get(row.key, row)
                 if then is row or (value in doomed and then is not None and then.get(columns) == value):
-                    # A value may not be kept, or be equal for the database alone.
+                    # The value is unknown if its column is excluded, and may be equal only by collation.
                     yield constraint, row, doomed.get(value or ()) or next(iter(doomed.values()))
 
     def _referred_to(self) -> Iterator[tuple[ForeignKeyConstraint, dict[Key, Change]]]:
-        """Yield the foreign keys that refer to rows that shall go, and what they refer to."""
+        """Yield each foreign key that may refer to rows that will be deleted, with their changes by referred value."""
         by_table: dict[Table, list[Change]] = defaultdict(list)
         for change in self.doomed():
             for table in change.model.chain:
@@ -371,16 +375,16 @@ class Plan:
                     yield constraint, {value: change for value, change in values if value is not None}
 
     def referring_links(self) -> Iterator[tuple[TrackedTable, tuple[Column[Any], ...], list[Key]]]:
-        """Yield the association tables, with columns and values, that may have links to rows that shall go."""
+        """Yield each association table that may link to rows that will be deleted, with columns and their values."""
         for constraint, doomed in self._referred_to():
             table = tracked_table(constraint.table)
             if table is not None and table.is_association:
                 yield table, tuple([element.parent for element in constraint.elements]), list(doomed)
 
     def check_untracked(self) -> None:
-        """See that no row without history keeps one from going: one statement per foreign key and 1,000 rows.
+        """Check that no row of an untracked table prevents a deletion: one statement per foreign key and 1,000 rows.
 
-        :raises QueryError: one does
+        :raises QueryError: a row does
         """
         for constraint, doomed in self._referred_to():
             parent = tracked_table(constraint.referred_table)
@@ -399,9 +403,11 @@ class Plan:
                     )
 
     def check_references(self) -> None:
-        """See that all that the rows and links shall refer to is there: one statement per foreign key and 1,000 rows.
+        """Check that every row that a restored row or link refers to will exist.
 
-        :raises QueryError: something is not
+        One statement per foreign key and 1,000 rows.
+
+        :raises QueryError: a row will not exist
         """
         wanted: dict[ForeignKeyConstraint, dict[Key, str]] = defaultdict(dict)
         for change in self.saved():
@@ -438,7 +444,7 @@ class Plan:
                 )
 
     def _absent(self, constraint: ForeignKeyConstraint, values: Collection[Key]) -> list[Key]:
-        """Return the values that no row, now and with the plan carried out, has that a foreign key refers to."""
+        """Return the values of a foreign key that no row will have once the plan is carried out."""
         columns = [element.column for element in constraint.elements]
         table = constraint.referred_table
         ours = [change for change in self.changes if any(each.live is table for each in change.model.chain)]
@@ -456,7 +462,7 @@ class Plan:
         return self._not_brought_back(ours, absent) if columns == list(tracked.key) else absent
 
     def _not_brought_back(self, changes: Collection[Change], keys: list[Key]) -> list[Key]:
-        """Return the keys but those of rows that the plan brings back, which may spell them in another way."""
+        """Return the keys without keys of rows that the plan brings back, and remember how ``keys`` spells these."""
         back = {change.then.key: change for change in changes if change.operation is Operation.INSERT and change.then}
         if not keys or not back:
             return keys
@@ -475,11 +481,11 @@ class Plan:
         return [key for key in keys if found.get(key) not in back]
 
     def check_respelt(self) -> None:
-        """See that a key may be spelt as it was: MariaDB and MySQL lock that of a row that others refer to.
+        """Check that keys can get back their spelling: MariaDB and MySQL refuse it while rows refer to the key.
 
-        One statement per row whose key is respelt and foreign key that does not follow it.
+        One statement per respelt row and foreign key without ON UPDATE CASCADE.
 
-        :raises QueryError: it may not
+        :raises QueryError: a row refers to such a key
         """
         for change in self.saved():
             if change.operation is not Operation.UPDATE or self.fields_of(change.model).key.isdisjoint(change.fields):
@@ -503,7 +509,7 @@ class Plan:
                     )
 
     def check_unique(self) -> None:
-        """See that unique values are free: one statement per unique constraint and 1,000 rows.
+        """Check that the unique values of restored rows are free: one statement per unique constraint and 1,000 rows.
 
         :raises QueryError: another row has one of them
         """
@@ -523,11 +529,14 @@ class Plan:
                     )
                     taker = takers.get(hashable(value)) or next(
                         like, next(iter(takers.values()))
-                    )  # as the collation sees it
+                    )  # equal by the collation
                     raise self._taken(taker, columns, name_of(root, key))
 
     def _takers(self) -> dict[tuple[TrackedModel, tuple[Column[Any], ...]], dict[Any, Change]]:
-        """Return the changes by the unique values that they bring, in their :func:`hashable` form."""
+        """Return the changes by the columns and the :func:`hashable` form of the unique values that they set.
+
+        :raises QueryError: two changes set the same value
+        """
         takers: dict[tuple[TrackedModel, tuple[Column[Any], ...]], dict[Any, Change]] = defaultdict(dict)
         for change in self.saved():
             for columns in unique_columns(change.model):
@@ -554,9 +563,9 @@ def _unlike(old: Any, new: Any, equal: Equality | None) -> bool:
 
 
 def _unmapped(now: Mapping[Column[Any], Any], then: Row) -> dict[Column[Any], tuple[Any, Any]]:
-    """Return the columns that no attribute is mapped to and that have to change: (old value, new value).
+    """Return the unmapped columns that have to change: column → (old value, new value).
 
-    :param now: the values of the live row; empty if there is none, and a new one gets the defaults of the columns
+    :param now: the values of the live row; empty for a new row, which gets the columns' defaults at first
     """
     changed = {}
     for column, value in then.unmapped.items():
@@ -568,12 +577,12 @@ def _unmapped(now: Mapping[Column[Any], Any], then: Row) -> dict[Column[Any], tu
 
 
 def shown(value: Any) -> Any:
-    """Return a value of a :class:`~sqlaudit.restoring.rows.Row` as its readers know it."""
+    """Return a value of a :class:`~sqlaudit.restoring.rows.Row` as users see it."""
     return None if value is JSON.NULL else value
 
 
 def _as_values(model: TrackedModel, name: str) -> str:
-    """Return how a value is given to a restore or an undo."""
+    """Return the argument that gives an attribute a value, for an error message."""
     return f"values={{{model.mapper.class_.__name__}: {{{name!r}: …}}}}"
 
 
@@ -586,7 +595,7 @@ def foreign_keys(tables: Iterable[Table]) -> Iterator[ForeignKeyConstraint]:
 
 
 def _is_inheritance(constraint: ForeignKeyConstraint) -> bool:
-    """Tell whether a foreign key only leads from the table of a subclass to that of its base."""
+    """Return whether a foreign key joins the table of a subclass to the table of its base class."""
     child, parent = tracked_table(constraint.table), tracked_table(constraint.referred_table)
     if child is None or parent is None or child is parent or child.is_association or parent.is_association:
         return False
@@ -594,7 +603,7 @@ def _is_inheritance(constraint: ForeignKeyConstraint) -> bool:
 
 
 def constraints_of(model: TrackedModel) -> list[ForeignKeyConstraint]:
-    """Return the foreign keys of the rows of a model, but for those between the tables of one object."""
+    """Return the foreign keys of a model's tables, except those that join the tables of one object."""
     return [
         constraint
         for constraint in foreign_keys(table.live for table in model.chain)
@@ -603,9 +612,9 @@ def constraints_of(model: TrackedModel) -> list[ForeignKeyConstraint]:
 
 
 def unique_columns(model: TrackedModel, *, deferred: bool = True) -> Iterator[tuple[Column[Any], ...]]:
-    """Yield the columns of a model that are unique together, but for its key.
+    """Yield each set of columns of a model that is unique together, except its key.
 
-    :param deferred: also those that the database compares at the end of the transaction only
+    :param deferred: include constraints that the database checks only at the end of the transaction
     """
     for table in model.chain:
         found = dict.fromkeys(unique_together(table.live, deferred=deferred))
@@ -613,7 +622,7 @@ def unique_columns(model: TrackedModel, *, deferred: bool = True) -> Iterator[tu
 
 
 def covering(constraint: ForeignKeyConstraint) -> Iterator[RelationshipProperty[Any]]:
-    """Yield the relationships from the referred side that follow a foreign key."""
+    """Yield the relationships of the referred model that follow a foreign key and can be written."""
     pairs = {(element.column, element.parent) for element in constraint.elements}
     owner = tracked_table(constraint.referred_table)
     if owner is None or owner.mapper is None:
@@ -627,7 +636,7 @@ def covering(constraint: ForeignKeyConstraint) -> Iterator[RelationshipProperty[
 
 
 def _is_link(constraint: ForeignKeyConstraint) -> bool:
-    """Tell whether the rows of a foreign key are links, which the unit of work ends with the object they lead from."""
+    """Return whether the rows of a foreign key are links, which the unit of work deletes with the referred object."""
     owner = tracked_table(constraint.referred_table)
     return owner is not None and any(
         relationship.secondary is constraint.table and not relationship.viewonly
@@ -640,9 +649,9 @@ SETTING_NULL: Final = ("SET NULL", "SET DEFAULT")
 
 
 def fate_of(constraint: ForeignKeyConstraint) -> Callable[[Row], Row | None] | None:
-    """Return what becomes of a row when the one that it refers to goes: the row after that, or ``None`` for its end.
+    """Return a function that applies a parent's deletion to a row: it returns the row, or ``None`` if it is deleted.
 
-    ``None`` in place of a function: the database refuses to let the one go.
+    ``None`` in place of a function means that the row prevents the deletion. SET DEFAULT is treated as SET NULL.
     """
     ondelete = (constraint.ondelete or "").upper()
     columns = [element.parent for element in constraint.elements]

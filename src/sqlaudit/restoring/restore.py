@@ -1,10 +1,10 @@
-"""How do rows become what they were? Restoring a version, and undoing a changeset.
+"""How do rows become what they were? By :func:`restore` to a version, or :func:`undo` of a changeset.
 
-Both are ordinary work of the session, in its transaction, and end with a flush: new versions with the context of
-the caller, and a reason that names their source unless the context has one. History is never rewritten.
+Both write through the session, in its transaction, and end with a flush. The flush records new versions with the
+caller's context; without a reason there, the reason names the version or the changeset. History is never rewritten.
 
-Everything is read first, in sets, and whatever stands in the way raises before anything is changed. With an
-``AsyncSession``, use ``await session.run_sync(restore, Customer, 42, at=when)``.
+Both read everything first, in sets, and raise before they change anything. With an ``AsyncSession``, use
+``await session.run_sync(restore, Customer, 42, at=when)``.
 """
 
 from __future__ import annotations
@@ -75,26 +75,26 @@ def restore(
     values: Mapping[Any, Any] | None = None,
     dry_run: bool = False,
 ) -> RestoreReport:
-    """Make a row what it was, given a version of it, or its class, its key and ``at``.
+    """Restore a row to a version, given the version, or the row's class, its key and ``at``.
 
     .. code-block:: python
 
         restore(session, Customer, 1, at=then, include=["orders"])
 
     A changed row gets its old values, a deleted row comes back with its key. A row that is in that state already is
-    left alone, and so are excluded columns. It ends with a flush in the session's transaction. If the audit context has
-    no reason, the reason names the version. It executes one statement per table, path and 1,000 rows.
+    left alone, and so are excluded columns. ``restore`` ends with a flush in the session's transaction. If the audit
+    context has no reason, the reason names the version. It reads with one statement per table, path and 1,000 rows.
 
     :param session: a session that records; with an ``AsyncSession``, ``await session.run_sync(restore, version)``
     :param version: an object of a history class, or a tracked class
     :param key: the primary key, if a class was given; a tuple if the key is composite
     :param at: an aware datetime, the number of a version, or a changeset id: the state right after that transaction
-    :param include: relationships whose rows shall be as they were at the same instant, too, as dotted paths. Changed
-        and deleted rows are restored. In collections, rows that came later are deleted, and rows that belong elsewhere
-        now come back. Of many-to-many relationships, only links that came later are deleted; links that are made again
-        get the defaults of their further columns
-    :param values: values for columns that the history does not keep, for rows that come back: by attribute of the
-        class, or by class and attribute
+    :param include: relationships whose rows are restored to the same instant, too, as dotted paths. Changed and deleted
+        rows are restored. In collections, rows that came later are deleted, and rows that belong elsewhere now come
+        back. In many-to-many relationships, links that came later are deleted, but not the rows that they lead to;
+        links that are inserted again get the defaults of their further columns
+    :param values: values that the history lacks, for excluded columns of rows that come back, or that a column can no
+        longer hold: by attribute of the class, or by class and attribute
     :param dry_run: only report what would be done
     :raises QueryError: there is no such state, a path does not exist, or a row cannot become what it was
     :raises TrackingError: the class is not tracked
@@ -125,17 +125,18 @@ def undo(
     dry_run: bool = False,
     values: Mapping[Any, Any] | None = None,
 ) -> RestoreReport:
-    """Take back what one database transaction did to tracked rows and links.
+    """Undo what one database transaction did to tracked rows and links.
 
     Rows that it inserted are deleted, rows that it deleted come back, and rows that it changed become what they were
-    before. It ends with a flush in the session's transaction. An undo is a changeset itself, and can be undone. It
-    executes a few statements per table that the changeset wrote and 1,000 rows.
+    before. ``undo`` ends with a flush in the session's transaction. An undo is a changeset itself, and can be undone.
+    It reads with a few statements per table that the changeset wrote and 1,000 rows.
 
     :param session: a session that records; with an ``AsyncSession``, ``await session.run_sync(undo, changeset_id)``
     :param changeset_id: the ``audit_changeset_id`` of a version, or the ``changeset_id`` of a :class:`Changeset`
     :param force: undo even if rows have changed since, and lose these later changes
     :param dry_run: only report what would be done
-    :param values: values for columns that the history does not keep, for rows that come back: by class and attribute
+    :param values: values that the history lacks, for excluded columns of rows that come back, or that a column can no
+        longer hold: by class and attribute
     :raises UndoConflictError: a later transaction changed one of the rows, or refers to one that would be deleted
     :raises QueryError: there is no such changeset, or a row cannot become what it was
     :raises SQLAuditError: the session does not record
@@ -154,9 +155,9 @@ def undo(
 
 
 def _writing_session(session: object) -> Session:
-    """Return the session, which records what it writes.
+    """Return the session that a restore writes through.
 
-    :raises SQLAuditError: it does not
+    :raises SQLAuditError: it does not record what it writes, or cannot restore
     """
     if hasattr(session, "run_sync"):
         raise QueryError(
@@ -183,9 +184,9 @@ def _writing_session(session: object) -> Session:
 
 
 def _flush_first(session: Session, dry_run: bool) -> None:
-    """Let the database have what the session holds.
+    """Flush the session before anything is read; for a dry run, autoflush it.
 
-    :raises QueryError: the session is doing so already
+    :raises QueryError: the session is flushing
     """
     if dry_run:
         session._autoflush()
@@ -200,9 +201,9 @@ def _flush_first(session: Session, dry_run: bool) -> None:
 
 
 def _subject(version: Any, key: Any, at: Any) -> tuple[TrackedModel, Any, Any]:
-    """Return the model, the key and the state that are meant.
+    """Return the model, the key and the state that the arguments name.
 
-    :raises SQLAuditError: there are none
+    :raises SQLAuditError: they name none
     """
     if isinstance(version, type):
         if issubclass(version, Version):
@@ -228,7 +229,7 @@ def _subject(version: Any, key: Any, at: Any) -> tuple[TrackedModel, Any, Any]:
 
 
 def _no_version(given: Any) -> SQLAuditError:
-    """Return the error that tells what was given in place of a version."""
+    """Return the error for an object that is not a version: it says what the object is."""
     name = type(given).__name__
     try:
         state = inspect(given)
@@ -252,9 +253,10 @@ def _no_version(given: Any) -> SQLAuditError:
 
 
 def _given(values: Mapping[Any, Any] | None, model: TrackedModel | None) -> GivenValues:
-    """Return the values that users give, by class.
+    """Return the values that users give, by class and attribute.
 
-    :raises QueryError: they are of no such class, or of no such attribute
+    :raises QueryError: they are not given as a dict, or a class has no such attribute
+    :raises TrackingError: a class is not tracked
     """
     if not isinstance(values, Mapping | None):
         raise QueryError(f"values is {values!r}; give a dict: by attribute, or by class and attribute.", values)
@@ -282,9 +284,9 @@ def _given(values: Mapping[Any, Any] | None, model: TrackedModel | None) -> Give
 
 
 def _state(session: Session, model: TrackedModel, key: Any, at: Any) -> tuple[Row, datetime]:
-    """Return the row in the state that is meant, and the instant of that.
+    """Return the row in the state that ``at`` names, and the instant of that state.
 
-    :raises QueryError: there is none
+    :raises QueryError: there is no such state
     """
     found = ids_given(model.root.table.history_key, [key])["ids"]
     keys = [each if isinstance(each, tuple) else (each,) for each in found]
@@ -332,13 +334,13 @@ def _no_state(session: Session, model: TrackedModel, key: Any, keys: Sequence[Ke
     )
 
 
-# --- what comes with it -----------------------------------------------------------------------------------------
+# --- related rows -----------------------------------------------------------------------------------------------
 
 
 def _paths(mapper: Mapper[Any], paths: Iterable[str]) -> _Paths:
     """Return dotted paths as a tree of relationships.
 
-    :raises QueryError: one does not exist, or leads to what has no history
+    :raises QueryError: a path does not exist, or its rows cannot be restored
     """
     if not isinstance(paths, Iterable):
         raise QueryError(f"include is {paths!r}; give a list of dotted paths of relationships.", paths)
@@ -379,7 +381,7 @@ def _is_kept(column: Any) -> bool:
 
 
 def _is_plain(condition: Any) -> bool:
-    """Tell whether a join only says that columns are equal."""
+    """Return whether a join condition only compares columns by ``=`` and ``AND``."""
     if isinstance(condition, BooleanClauseList):
         return condition.operator is operators.and_ and all(map(_is_plain, condition.clauses))
     return isinstance(condition, BinaryExpression) and condition.operator is operators.eq
@@ -395,7 +397,7 @@ def _no_path(mapper: Mapper[Any], path: str, name: str) -> QueryError:
 
 
 class _Including:
-    """Lets the rows that others are related to be as they were at an instant."""
+    """Plans that related rows become what they were at an instant."""
 
     def __init__(self, plan: Plan, instant: datetime) -> None:
         self.plan = plan
@@ -403,7 +405,7 @@ class _Including:
         self.instant = instant
 
     def include(self, paths: _Paths, then: Collection[Row], doomed: Collection[Row]) -> None:
-        """Follow relationships from rows of the instant, and from live ones that shall go."""
+        """Follow relationships from rows as they were (``then``), and from live rows that will be deleted."""
         for relationship, further in paths.values():
             sources = [
                 [row for row in rows if relationship.parent.class_ in row.mapper.class_.__mro__]
@@ -437,7 +439,7 @@ class _Including:
     def _collected(
         self, relationship: RelationshipProperty[Any], then: Collection[Row], doomed: Collection[Row]
     ) -> tuple[list[Row], list[Row]]:
-        """Return the rows that were in the collections, and those in them now that came later."""
+        """Return the rows that were in the collections, and the rows in them now that were inserted later."""
         ours, theirs = zip(*relationship.local_remote_pairs, strict=True)
         values = _distinct(row.get(ours) for row in then)
         found = self._then(relationship, theirs, values)
@@ -455,7 +457,7 @@ class _Including:
         }
         table = _model_of(relationship).root.table
         for row in rows_at(self.session, _model_of(relationship), table.key, list(strangers), self.instant):
-            self.plan.want(row)  # it was elsewhere
+            self.plan.want(row)  # it was in another collection
             del strangers[row.key]
         late = that_came_later(self.session, table, list(strangers), self.instant)
         return found, [row for key, row in strangers.items() if key in late]
@@ -463,7 +465,7 @@ class _Including:
     def _linked(
         self, relationship: RelationshipProperty[Any], then: Collection[Row], doomed: Collection[Row]
     ) -> list[Row]:
-        """Let links be made and ended; return the rows at their other ends."""
+        """Plan to insert and delete links; return the rows at the other ends of the old links."""
         table = cast(TrackedTable, tracked_table(relationship.secondary))
         columns = link_columns(relationship)
         ours, by = zip(*relationship.synchronize_pairs, strict=True)
@@ -497,7 +499,7 @@ def _distinct(values: Iterable[Key | None]) -> list[Key]:
 
 
 class _Undoing:
-    """Lets all that a changeset touched be as it was before it."""
+    """Plans that the rows and links that a changeset wrote become what they were before it."""
 
     def __init__(self, plan: Plan, changeset_id: UUID) -> None:
         self.plan = plan
@@ -506,7 +508,7 @@ class _Undoing:
         self.written: dict[TrackedTable, list[Written]] = {}
 
     def fill(self) -> None:
-        """Fill the plan."""
+        """Add the rows and links to the plan."""
         tables = tables_of_changeset(self.session, self.changeset_id)
         for root in dict.fromkeys(root_of(table) for table in tables if not table.is_association):
             self.written[root.table] = written_by(self.session, root.table, self.changeset_id)
@@ -517,7 +519,7 @@ class _Undoing:
                 self._want_links(table, self.written[table])
 
     def later(self) -> list[Conflict]:
-        """Return what has changed since: to be asked when the rows are locked, and nothing more can."""
+        """Return later changes of the rows and links. Call it when the rows are locked and cannot change any more."""
         return [conflict for table, written in self.written.items() for conflict in self._later(table, written)]
 
     def _want_rows(self, root: TrackedModel, written: Collection[Written]) -> None:
@@ -554,13 +556,13 @@ class _Undoing:
     def _links(
         self, table: TrackedTable, columns: Columns, by: Sequence[Any], values: Collection[Key]
     ) -> list[tuple[Key, Key]]:
-        """Return the links, and their keys, that versions tell."""
+        """Return the links of versions, with their keys."""
         width = len(columns)
         found = rows_where(self.session, table, select(*links_told(table, columns)), by, values)
         return list(dict.fromkeys((row[:width], row[width:]) for row in found))
 
     def _later(self, table: TrackedTable, written: Collection[Written]) -> list[Conflict]:
-        """Return the changes that rows of a table have had since, also those whose versions have been removed."""
+        """Return the later changes of rows of a table, including changes whose versions have been removed."""
         if not written:
             return []
         ours, key = HistoryAlias(table), table.history_key
@@ -578,7 +580,7 @@ class _Undoing:
             .where(table.version >= last.c.sqlaudit_last)
             .order_by(*key, table.version)
         )
-        if self.plan.lock:  # a locking read sees beyond the snapshot that the transaction may have
+        if self.plan.lock:  # a locking read is not confined to the transaction's snapshot
             statement = statement.with_for_update(read=True, of=table.history)
         with explained([table]):
             rows = self.session.execute(statement, bind_arguments=where_rows_are(self.session, table.mapper)).all()
@@ -588,7 +590,7 @@ class _Undoing:
             if later:
                 found.append(_conflict(table, tuple(values[: len(key)]), *values[len(key) :]))
             elif (following is None or not following[-3]) and operation is not Operation.DELETE and ended != OPEN_END:
-                # The version that has ended this one is missing.
+                # The version that ended this one has been removed.
                 found.append(_conflict(table, tuple(values[: len(key)]), timestamp=ended))
         return list({(each.key, each.changeset_id): each for each in found}.values())
 
@@ -603,7 +605,10 @@ def _conflict(
 
 
 def _relationship_through(table: TrackedTable) -> RelationshipProperty[Any]:
-    """Return a relationship that writes an association table."""
+    """Return a relationship that writes an association table.
+
+    :raises QueryError: there is none
+    """
     assert table.mapper is not None
     for mapper in sorted(mappers_of(table.mapper.registry), key=lambda mapper: mapper is not table.mapper):
         for relationship in mapper.relationships:
@@ -614,15 +619,15 @@ def _relationship_through(table: TrackedTable) -> RelationshipProperty[Any]:
     )
 
 
-# --- what follows from it ---------------------------------------------------------------------------------------
+# --- the effects of deletions -----------------------------------------------------------------------------------
 
 
 def _complete(plan: Plan, later: Callable[[], list[Conflict]] | None = None) -> None:
-    """Add to a plan what its deletions bring along, and check it.
+    """Add the effects of its deletions to a plan, and check it.
 
-    :param later: tells the changes that must not be lost; ``None`` if there are none such
-    :raises UndoConflictError: there are some
-    :raises QueryError: a row or link cannot be what it was
+    :param later: returns the later changes that an undo must not lose; ``None`` if they may be lost
+    :raises UndoConflictError: there are later changes
+    :raises QueryError: a row or link cannot become what it was
     """
     while True:
         plan.compare()
@@ -652,7 +657,7 @@ def _complete(plan: Plan, later: Callable[[], list[Conflict]] | None = None) -> 
 
 
 def _last_changes(plan: Plan, rows: Collection[Row]) -> list[Conflict]:
-    """Return the last change of each of the live rows."""
+    """Return the last change of each live row, as a conflict."""
     by_root: dict[TrackedModel, dict[Key, None]] = defaultdict(dict)
     for row in rows:
         by_root[row.model.root][row.key] = None
@@ -669,7 +674,7 @@ def _latest(session: Session, table: TrackedTable, keys: Collection[Key]) -> Ite
 
 
 def _links_of_doomed(plan: Plan, *, conflicting: bool) -> list[Conflict]:
-    """Let the links of rows that shall go be ended, or return those that are not in the plan."""
+    """Plan to delete the links of rows that will be deleted; or return unplanned ones as conflicts."""
     conflicts: list[Conflict] = []
     for table, by, values in plan.referring_links():
         relationship = _relationship_through(table)

@@ -1,7 +1,7 @@
-"""What did a row hold, now or then? Whole rows of a hierarchy of models, and links, read in sets.
+"""What does a row hold now, and what did it hold then?
 
-Rows are read as values and not as objects: nothing of it enters the session, and what the database holds is seen
-even where the session still has something older.
+The functions read whole rows of a hierarchy of models, and links, in sets. They read values, not objects: nothing
+enters the session, and the result is what the database holds, even where the session has an older state.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ T = TypeVar("T")
 Columns = Sequence[Column[Any]]
 """Columns of live tables."""
 Link = tuple[Any, ...]
-"""The values of the columns of an association table that refer to its ends."""
+"""The values of those columns of an association table that refer to its two ends."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """The stored values of one object.
 
-    :param key: as the row spells it now, or spelt it last, see :func:`keys_now`
-    :param values: attribute → value; NULL is ``None``; ``JSON.NULL`` is what is ``None`` in Python alone: the null of
-        JSON, or what a type of the user's reads as ``None``
-    :param unmapped: live column → value, of the columns to which the class of the object maps no attribute
-    :param version: the number of the version that they were read from; ``None`` for the live row
+    :param key: the key in its current spelling, see :func:`keys_now`
+    :param values: attribute → value. ``None`` is NULL. ``JSON.NULL`` stands for a value that only Python reads as
+        ``None``: the null of JSON, or a value of a user's type
+    :param unmapped: live column → value, for columns that the class maps to no attribute
+    :param version: the number of the version that the values come from; ``None`` for the live row
     """
 
     model: TrackedModel
@@ -62,35 +62,35 @@ class Row:
         return self.model.mapper
 
     def get(self, columns: Iterable[Any]) -> Key | None:
-        """Return the values of live columns; ``None`` if one is NULL, or not kept."""
+        """Return the values of live columns; ``None`` if one is NULL or not stored."""
         return values_of(self.mapper, self.values, columns)
 
 
 def values_of(mapper: Mapper[Any], values: Mapping[str, Any], columns: Iterable[Any]) -> Key | None:
-    """Return the values of columns, given those of attributes; ``None`` if one is NULL, or not known."""
+    """Look up the values of columns by their attributes; return ``None`` if one is NULL or unknown."""
     names = [attribute_of(mapper, column) for column in columns]
     found = tuple([values.get(name) if name else None for name in names])
     return None if any(value is None or value is JSON.NULL for value in found) else found
 
 
 def attribute_of(mapper: Mapper[Any], column: Any) -> str | None:
-    """Return the name of the attribute that a column is mapped to, if it is."""
+    """Return the name of the attribute that a column is mapped to, or ``None``."""
     prop = mapper._columntoproperty.get(column)
     return None if prop is None else prop.key
 
 
 def display_key(key: Key) -> Any:
-    """Return a key as users know it: a tuple only if it is composite."""
+    """Return a key as users see it: a tuple only if it is composite."""
     return key[0] if len(key) == 1 else key
 
 
 def keys_now(table: TrackedTable, history: FromClause | None = None) -> list[ColumnElement[Any]]:
-    """Return the columns that give the key of a version's row as the row spells it now, or spelt it last.
+    """Return the key columns of versions in one spelling: the live row's, or the newest version's if it is deleted.
 
-    A row keeps its identity, and its versions their numbers, when its key becomes 'aB' that was 'Ab' before and both
-    are one to the collation. In Python they are two: the versions of a row need one key to be known by.
+    If a key changes from 'Ab' to 'aB' and the collation considers both equal, the row keeps its identity and its
+    versions their numbers. In Python the keys differ, so the versions of a row need one common spelling.
 
-    :param history: the versions; those of the history table by default
+    :param history: the FROM clause of the versions; by default, the history table
     """
     versions = table.history if history is None else history
     here: list[ColumnElement[Any]] = [versions.c[column.key] for column in table.history_key]
@@ -109,9 +109,11 @@ def keys_now(table: TrackedTable, history: FromClause | None = None) -> list[Col
 
 
 def found_by(values: Collection[Key], read: Callable[[Collection[Key]], Iterable[tuple[Key, T]]]) -> dict[Key, T]:
-    """Return what a read finds by each of the values, which the database may spell in another way.
+    """Return what a read finds for each value, even if the database spells the value differently.
 
-    :param read: yields what it found, with the values that this has
+    If the first read finds a different spelling, each value that it did not find is read alone.
+
+    :param read: yields the database's spelling of a value, and what it finds for it
     """
     found = dict(read(values))
     if not found.keys() <= set(values):
@@ -121,7 +123,7 @@ def found_by(values: Collection[Key], read: Callable[[Collection[Key]], Iterable
 
 
 class Hierarchy:
-    """The tables of a model and of its subclasses, read together."""
+    """The tables of a model and of its subclasses, which one SELECT reads by outer joins."""
 
     def __init__(self, root: TrackedModel) -> None:
         self.root = root
@@ -153,7 +155,7 @@ class Hierarchy:
 
     @cached_property
     def live(self) -> Select[Any]:
-        """The select of the live rows."""
+        """The SELECT of the live rows."""
         base = self.root.table
         source: Any = base.live
         for table in self.tables[1:]:
@@ -164,7 +166,7 @@ class Hierarchy:
 
     @cached_property
     def versions(self) -> Select[Any]:
-        """The select of all versions."""
+        """The SELECT of all versions."""
         base = self.root.table
         source: Any = base.history
         for table in self.tables[1:]:
@@ -186,7 +188,7 @@ class Hierarchy:
         return select(*labelled)
 
     def read(self, session: Session, statement: Select[Any], parameters: Mapping[str, Any] | None = None) -> list[Row]:
-        """Return the rows of :meth:`live` or :meth:`versions`, with further conditions."""
+        """Execute :attr:`live` or :attr:`versions`, with further conditions, and return its rows."""
         with explained(self.tables):
             where = where_rows_are(session, self.root.table.mapper)
             rows = session.execute(statement, parameters, execution_options=OURS, bind_arguments=where)
@@ -216,13 +218,13 @@ class Hierarchy:
 
 
 def _hides_null(type_: TypeEngine[Any]) -> bool:
-    """Tell whether values of a type may look like NULL in Python without being it, as JSON's null does."""
+    """Return whether a value of the type may be ``None`` in Python without being NULL, as the null of JSON is."""
     is_users_own = not type(type_).__module__.startswith("sqlalchemy.")
     return isinstance(type_, JSON) or type_.should_evaluate_none or is_users_own or bool(type_._variant_mapping)
 
 
 def stores_null(type_: TypeEngine[Any], dialect: Dialect) -> bool:
-    """Tell whether a type is sure to make NULL of ``None``: JSON makes its own null, and a user's type may anything."""
+    """Return whether a type is sure to store ``None`` as NULL: JSON may store its null, a user's type any value."""
     if type_._has_bind_expression:
         return False
     try:
@@ -233,7 +235,7 @@ def stores_null(type_: TypeEngine[Any], dialect: Dialect) -> bool:
 
 
 def locked(statement: Select[Any], model: TrackedModel) -> Select[Any]:
-    """Return a select of live rows that keeps others from changing them, in the order in which all of us do it."""
+    """Add FOR UPDATE to a SELECT of live rows, in the order of :func:`~sqlaudit.recording.cascades.lock`: by key."""
     return statement.order_by(*model.root.table.key).with_for_update(of=model.root.table.live)
 
 
@@ -253,7 +255,7 @@ def hierarchy_of(model: TrackedModel) -> Hierarchy:
 def rows_now(
     session: Session, model: TrackedModel, columns: Columns, values: Collection[Key], *, lock: bool = False
 ) -> list[Row]:
-    """Return the live rows whose columns have one of the values: one statement per 1,000."""
+    """Return the live rows whose columns have one of the values: one statement per 1,000 values."""
     hierarchy = hierarchy_of(model)
     statement = locked(hierarchy.live, hierarchy.root) if lock else hierarchy.live
     return [row for chunk in chunks(values) for row in hierarchy.read(session, statement.where(one_of(columns, chunk)))]
@@ -262,7 +264,7 @@ def rows_now(
 def rows_at(
     session: Session, model: TrackedModel, columns: Columns, values: Collection[Key], instant: datetime
 ) -> list[Row]:
-    """Return the rows whose columns had one of the values at an instant: one statement per 1,000."""
+    """Return the rows whose columns had one of the values at an instant: one statement per 1,000 values."""
     hierarchy, table = hierarchy_of(model), model.root.table
     statement = hierarchy.versions.where(was_valid(table.valid_from, table.valid_to, instant))
     old = [hierarchy.old[column] for column in columns]
@@ -270,7 +272,7 @@ def rows_at(
 
 
 def rows_of_versions(session: Session, model: TrackedModel, numbers: Mapping[Key, int]) -> list[Row]:
-    """Return the rows as versions tell them, given by key and number: one statement per 1,000."""
+    """Return the rows of versions, given as key → version number: one statement per 1,000 versions."""
     hierarchy, table = hierarchy_of(model), model.root.table
     statement = hierarchy.versions
     columns = (*table.history_key, table.version)
@@ -279,10 +281,10 @@ def rows_of_versions(session: Session, model: TrackedModel, numbers: Mapping[Key
 
 
 def that_came_later(session: Session, table: TrackedTable, keys: Collection[Key], instant: datetime) -> set[Key]:
-    """Return the keys of which the history says that they were inserted after an instant.
+    """Return the keys whose first version after an instant is an INSERT.
 
-    Those that were there all along, before anything was recorded of them, are not among them, nor are those of which
-    versions from before have been removed.
+    A row that is older than its history is not among them, for its history begins with a baseline. Neither is a row
+    whose preceding versions have been removed.
     """
     here, earlier, before = HistoryAlias(table, table.history), HistoryAlias(table), HistoryAlias(table)
     statement = select(*keys_now(table)).where(
@@ -297,7 +299,7 @@ def that_came_later(session: Session, table: TrackedTable, keys: Collection[Key]
 def rows_where(
     session: Session, table: TrackedTable, statement: Select[Any], columns: Sequence[Any], values: Collection[Key]
 ) -> Iterator[tuple[Any, ...]]:
-    """Yield the rows of a select whose columns have one of the values: one statement per 1,000."""
+    """Yield the rows of a SELECT whose columns have one of the values: one statement per 1,000 values."""
     where = where_rows_are(session, table.mapper)
     for chunk in chunks(values):
         with explained([table]):
@@ -312,7 +314,7 @@ def rows_where(
 def links_now(
     session: Session, table: TrackedTable, columns: Columns, by: Columns, values: Collection[Key]
 ) -> dict[Link, Key]:
-    """Return the links whose ``by`` columns have one of the values, with their keys."""
+    """Return the live links whose ``by`` columns have one of the values: link → key."""
     statement = select(*columns, *table.key)
     found = rows_where(session, table, statement, by, values)
     return {row[: len(columns)]: row[len(columns) :] for row in found}
@@ -321,7 +323,7 @@ def links_now(
 def links_at(
     session: Session, table: TrackedTable, columns: Columns, by: Columns, values: Collection[Key], instant: datetime
 ) -> dict[Link, Key]:
-    """Return the links of an instant whose ``by`` columns had one of the values, with their keys."""
+    """Return the links of an instant whose ``by`` columns had one of the values: link → key."""
     old = dict(table.columns)
     statement = select(*links_told(table, columns)).where(was_valid(table.valid_from, table.valid_to, instant))
     found = rows_where(session, table, statement, [old[column] for column in by], values)
@@ -329,7 +331,7 @@ def links_at(
 
 
 def links_told(table: TrackedTable, columns: Columns) -> list[ColumnElement[Any]]:
-    """Return the columns that give the link that a version tells, and its key."""
+    """Return the columns that select the link and the key of a version, in their current spelling."""
     keys, old = keys_now(table), dict(table.columns)
     now = dict(zip(table.history_key, keys, strict=True))
     return [*(now.get(old[column], old[column]) for column in columns), *keys]
@@ -340,9 +342,9 @@ def links_told(table: TrackedTable, columns: Columns) -> list[ColumnElement[Any]
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a changeset wrote of one row.
+    """A row that a changeset changed.
 
-    :param before: the number of the version that tells the state before; ``None`` if there was no row
+    :param before: the number of the version that holds the state before; ``None`` if the changeset inserted the row
     """
 
     key: Key
@@ -350,7 +352,7 @@ class Written:
 
 
 def written_by(session: Session, table: TrackedTable, changeset_id: UUID) -> list[Written]:
-    """Return what a changeset did to the rows of a table, without those of which it only wrote baselines."""
+    """Return the rows of a table that a changeset changed, without rows for which it only wrote baselines."""
     statement = (
         select(*keys_now(table), table.version, table.role("operation"))
         .where(table.role("changeset_id") == changeset_id)
