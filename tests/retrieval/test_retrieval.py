@@ -791,3 +791,37 @@ def test_field_changes_are_values(story):
         change.new_value = "x"
     assert change == get_resource_changes(Customer, story)[0]
     assert json.dumps(change.operation) == '"insert"'
+
+
+class Stripped(sa.TypeDecorator):
+    impl = sa.String(40)
+    cache_ok = True
+
+    def process_bind_param(self, value, dialect):
+        return value and value.strip()
+
+
+MANY_IDS = {
+    "date": ([sa.Date()], lambda number: (START + timedelta(days=number)).date()),
+    "datetime": ([sa.DateTime(timezone=True)], lambda number: START + timedelta(seconds=number)),
+    "numeric": ([sa.Numeric(10, 2)], Decimal),
+    "decorated": ([Stripped()], str),
+    "uuid": ([sa.Uuid()], lambda number: UUID(int=number)),
+    "composite": ([sa.Integer(), sa.String(20)], lambda number: (number, str(number))),
+}
+
+
+@pytest.mark.requires("arrays")
+@pytest.mark.parametrize("case", MANY_IDS)
+def test_more_ids_than_a_driver_takes_parameters_are_looked_for(sessions, engine, base, case):
+    types, make = MANY_IDS[case]
+    members = {f"id{place}": mapped_column(type_, primary_key=True) for place, type_ in enumerate(types)}
+    model = sqlaudit.track_table()(type("Thing", (base,), {"__tablename__": "things", **members}))
+    base.metadata.create_all(engine)
+    ids = [make(number) for number in range(1, 70_000)]
+    key = ids[3] if isinstance(ids[3], tuple) else (ids[3],)
+    with sessions.begin() as session:
+        session.add(model(**dict(zip(members, key, strict=True))))
+    with sessions() as session:
+        changes = get_resource_changes(model, session, ids)
+        assert {change.resource_id for change in changes} == {ids[3]}

@@ -281,16 +281,18 @@ class _Reading:
         self.fields = _chosen_fields(model, query.fields)
         self.ids = tuple(model.resource_id_columns())
         self.parameters: dict[str, Any] = dict(_date_range(query.dates))
+        given: dict[str, Any] = {}
         if query.resource_ids is not None:
-            self.parameters |= ids_given(self.ids, ids_listed(query.resource_ids, composite=len(self.ids) > 1))
+            given = ids_given(self.ids, ids_listed(query.resource_ids, composite=len(self.ids) > 1))
         # The versions of one row need no join: in the order of their numbers, each follows the version before it.
         self.of_one_row = (
             not model.options.resource_id_field
-            and len(self.parameters.get("ids", ())) == 1
-            and len(self.parameters) == 1
+            and len(given.get("ids", ())) == 1
+            and not self.parameters
             and query.user_ids is None
             and _identities(model) is None
         )
+        self.parameters |= given
         if query.changeset_id is not None:
             self.parameters["changeset"] = query.changeset_id
         if query.user_ids is not None:

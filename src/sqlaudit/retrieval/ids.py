@@ -17,15 +17,14 @@ from sqlalchemy import (
     Uuid,
     bindparam,
     inspect,
-    tuple_,
 )
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.orm import InstanceState
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from sqlaudit.exceptions import QueryError
-from sqlaudit.sql.keys import are_bound_in_sql, one_of
-from sqlaudit.sql.lists import is_among
+from sqlaudit.sql.keys import KeyArray, are_bound_in_sql, one_of
+from sqlaudit.sql.lists import are_among, is_among
 
 _WHOLE_NUMBER: Final = re.compile(r"[+-]?[0-9]+")
 _FROM_TEXT: Final[Mapping[type[Any], Callable[[str], Any]]] = {
@@ -46,7 +45,7 @@ def ids_listed(value: Any, *, composite: bool = False) -> list[Any]:
 
 
 def ids_given(columns: Sequence[ColumnElement[Any]], ids: Iterable[Any]) -> dict[str, list[Any]]:
-    """Return the parameter of :func:`has_id`: the ids that can be converted to the columns' types.
+    """Return the parameters of :func:`has_id`: the ids that can be converted to the columns' types.
 
     :raises QueryError: an id is an object of a mapped class
     """
@@ -59,7 +58,9 @@ def ids_given(columns: Sequence[ColumnElement[Any]], ids: Iterable[Any]) -> dict
             with suppress(TypeError, ValueError, LookupError, ArithmeticError, AttributeError):
                 key = tuple(_converted(part, column.type) for part, column in zip(values, columns, strict=True))
                 matching.append(key if len(columns) > 1 else key[0])
-    return {"ids": matching}
+    if len(columns) == 1:
+        return {"ids": matching}
+    return {"ids": matching} | {f"ids_{place}": [key[place] for key in matching] for place in range(len(columns))}
 
 
 def has_id(columns: Sequence[ColumnElement[Any]], given: Mapping[str, Any]) -> ColumnElement[bool]:
@@ -70,7 +71,8 @@ def has_id(columns: Sequence[ColumnElement[Any]], given: Mapping[str, Any]) -> C
     types = [BigInteger() if isinstance(column.type, Integer) else column.type for column in columns]
     if len(columns) == 1:
         return is_among(columns[0], bindparam("ids", type_=types[0], expanding=True))
-    return tuple_(*columns, types=types).in_(bindparam("ids", expanding=True))
+    lists = [bindparam(f"ids_{place}", type_=KeyArray(type_)) for place, type_ in enumerate(types)]
+    return are_among(*columns, bindparam("ids", expanding=True), *lists)
 
 
 def _converted(value: Any, type_: TypeEngine[Any]) -> Any:

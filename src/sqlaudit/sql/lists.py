@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 from typing import cast as cast_type
 
@@ -12,7 +12,6 @@ from sqlalchemy import (
     Boolean,
     ColumnElement,
     Dialect,
-    Enum,
     Integer,
     String,
     Uuid,
@@ -20,7 +19,9 @@ from sqlalchemy import (
     bindparam,
     func,
     select,
+    tuple_,
 )
+from sqlalchemy import column as a_column
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -84,8 +85,6 @@ def _is_among(element: is_among, compiler: SQLCompiler, **kw: Any) -> str:
 @compiles(is_among, "postgresql")
 def _is_among_array(element: is_among, compiler: SQLCompiler, **kw: Any) -> str:
     column, values = element.clauses
-    if not isinstance(values.type, _IN_JSON) or isinstance(values.type, Enum):
-        return _is_among(element, compiler, **kw)
     key = cast_type("BindParameter[Any]", values).key
     return compiler.process(column == any_(bindparam(key, type_=KeyArray(values.type))), **kw)
 
@@ -97,3 +96,39 @@ def _is_among_json(element: is_among, compiler: SQLCompiler, **kw: Any) -> str:
         return _is_among(element, compiler, **kw)
     key = cast_type("BindParameter[Any]", values).key
     return compiler.process(one_of_json(column, bindparam(key, type_=JSONList(values.type))), **kw)
+
+
+class are_among(FunctionElement[bool]):
+    """True if several columns together have one of the keys of a parameter: a list of tuples.
+
+    :param clauses: the columns, an expanding parameter of the keys, and a parameter of the values of each column,
+        which PostgreSQL takes as arrays
+    """
+
+    type = Boolean()
+    inherit_cache = True
+
+
+def _columns_and_lists(element: are_among) -> tuple[list[Any], Any, list[Any]]:
+    clauses = list(element.clauses)
+    width = len(clauses) // 2
+    return clauses[:width], clauses[width], clauses[width + 1 :]
+
+
+@compiles(are_among)
+def _are_among(element: are_among, compiler: SQLCompiler, **kw: Any) -> str:
+    columns, keys, lists = _columns_and_lists(element)
+    types = [values.type.item_type for values in lists]
+    return compiler.process(tuple_(*columns, types=types).in_(keys), **kw)
+
+
+@compiles(are_among, "postgresql")
+def _are_among_arrays(element: are_among, compiler: SQLCompiler, **kw: Any) -> str:
+    columns, _, lists = _columns_and_lists(element)
+    return compiler.process(one_of_arrays(columns, lists), **kw)
+
+
+def one_of_arrays(columns: Sequence[Any], lists: Sequence[Any]) -> ColumnElement[bool]:
+    """Return the condition that several columns together have the values at one place of several arrays."""
+    names = [a_column(f"k{place}", each.type) for place, each in enumerate(columns)]
+    return tuple_(*columns).in_(select(func.unnest(*lists).table_valued(*names).render_derived()))

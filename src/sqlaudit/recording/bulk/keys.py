@@ -21,15 +21,12 @@ from sqlalchemy import (
     and_,
     any_,
     case,
-    column,
     exists,
-    func,
     insert,
     literal,
     literal_column,
     or_,
     select,
-    tuple_,
 )
 from sqlalchemy import cast as cast_to
 from sqlalchemy.exc import DBAPIError
@@ -41,7 +38,7 @@ from sqlalchemy.sql.compiler import DDLCompiler
 from sqlaudit.recording.cascades import by_chain, chains_of
 from sqlaudit.sql.batches import SelectedKeys
 from sqlaudit.sql.keys import MYSQL, AsConstant, Key, KeyArray, RawKey, bound, one_of, raw
-from sqlaudit.sql.lists import JSONList, fit_into_json, goes_into_json, one_of_json
+from sqlaudit.sql.lists import JSONList, fit_into_json, goes_into_json, one_of_arrays, one_of_json
 from sqlaudit.tracking.foreign_keys import Source, Sources
 from sqlaudit.tracking.schema import options_of
 
@@ -147,8 +144,7 @@ def _among_arrays(key: Sequence[Any], keys: Sequence[Key]) -> ColumnElement[bool
     lists = [literal([each[place] for each in keys], KeyArray(column.type)) for place, column in enumerate(key)]
     if len(key) == 1:
         return cast("ColumnElement[bool]", key[0] == any_(lists[0]))
-    names = [column(f"k{place}", each.type) for place, each in enumerate(key)]
-    return tuple_(*key).in_(select(func.unnest(*lists).table_valued(*names).render_derived()))
+    return one_of_arrays(key, lists)
 
 
 def place_of(root: Source, key: Sequence[Any]) -> ColumnElement[int]:
