@@ -7,6 +7,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
 
 from invariants import check_history, told
+from registering import recording
 from sqlaudit import AuditContextManager, history_of, track_table
 
 Sessions = sessionmaker[Session]
@@ -478,3 +479,44 @@ def test_children_whose_own_keys_the_database_changes_are_recorded(sessions: Ses
         ("insert", "b", 1),
         ("insert", "b", 2),
     ]
+
+
+@pytest.mark.parametrize("way", ["object", "statement"])
+@pytest.mark.parametrize("ondelete", [CASCADE, SET_NULL])
+def test_rows_that_refer_to_another_table_of_their_own_hierarchy_are_recorded(
+    engine: sa.Engine, base: Any, ondelete: str, way: str
+) -> None:
+    @track_table()
+    class Employee(base):
+        __tablename__ = "employees"
+
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+        kind: Mapped[str] = mapped_column(sa.String(10))
+        chief_id: Mapped[int | None] = mapped_column(
+            sa.ForeignKey("managers.id", use_alter=True, name="fk_chief", ondelete=ondelete)
+        )
+        __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "employee"}
+
+    class Manager(Employee):
+        __tablename__ = "managers"
+
+        id: Mapped[int] = mapped_column(sa.ForeignKey(Employee.id, ondelete=CASCADE), primary_key=True)
+        aide_id: Mapped[int | None] = mapped_column(sa.ForeignKey(Employee.id, ondelete=SET_NULL))
+        __mapper_args__ = {"polymorphic_identity": "manager", "inherit_condition": id == Employee.id}
+
+    with recording(engine, base.metadata) as sessions:
+        with sessions.begin() as session:
+            session.add_all([Manager(id=1), Manager(id=2), Employee(id=3)])
+            session.flush()
+            session.get_one(Manager, 2).aide_id = 1
+            session.get_one(Employee, 3).chief_id = 1
+        with sessions.begin() as session:
+            if way == "object":
+                session.delete(session.get_one(Manager, 1))
+            else:
+                session.execute(sa.delete(Employee).where(Employee.id == 1))
+        with sessions() as session:
+            check_history(session, Employee)
+            last = "delete" if ondelete == CASCADE else "update"
+            assert [operation for operation, key in told(session, Employee, "id") if key == 3] == ["insert", last]
+            assert told(session, Manager, "id", "aide_id")[-1] == ("update", 2, None)

@@ -48,8 +48,13 @@ def followers_of(sources: Sources) -> list[tuple[Source, ForeignKeyConstraint]]:
         (tracked_table(link.table) or FollowedTable(link.table), link)
         for live in own
         for link in _links_to(live)
-        if link.table not in own or link.table is live  # a subclass table is changed with its base table
+        if link.table not in own or link.table is live or not _leads_to_base(link)
     ]
+
+
+def _leads_to_base(link: ForeignKeyConstraint) -> bool:
+    """Tell whether a foreign key between two tables of one object is that by which a subclass has the base's key."""
+    return {element.parent for element in link.elements} == set(link.table.primary_key)
 
 
 def referred_columns(sources: Sources) -> set[Column[Any]]:
