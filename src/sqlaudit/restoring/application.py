@@ -15,39 +15,52 @@ from sqlalchemy import JSON, Column, Connection, Dialect, Subquery, Table, liter
 from sqlalchemy.orm import (
     LoaderCallableStatus,
     Mapper,
+    RelationshipDirection,
     RelationshipProperty,
     Session,
     class_mapper,
     make_transient_to_detached,
+    object_mapper,
     selectinload,
     undefer,
 )
 from sqlalchemy.orm.attributes import flag_modified, instance_dict, instance_state, set_attribute, set_committed_value
 
 from sqlaudit.changes import Operation
+from sqlaudit.context import get_audit_context
 from sqlaudit.exceptions import QueryError
 from sqlaudit.recording.changeset import own_connection
+from sqlaudit.recording.policy import lacking, require_context
+from sqlaudit.recording.units import user_fields_of
 from sqlaudit.restoring.ordering import Stages
 from sqlaudit.restoring.overriding import overriding_keys, tables_that_make_keys
-from sqlaudit.restoring.plan import Change, LinkChange, Plan, constraints_of, covering
+from sqlaudit.restoring.plan import Change, LinkChange, Plan
 from sqlaudit.restoring.rows import attribute_of, found_by, locked, stores_null
 from sqlaudit.sql.batches import chunks
 from sqlaudit.sql.keys import Key, one_of
 from sqlaudit.sql.own import OURS
-from sqlaudit.tracking.models import TrackedModel
+from sqlaudit.tracking.models import TrackedModel, tracked_model
+from sqlaudit.tracking.registry import mappers_of
 from sqlaudit.tracking.sessions import where_rows_are
 
 _QUERIES: Final = ("dynamic", "write_only")
 
 
 def carry_out(plan: Plan, stages: Stages) -> None:
-    """Carry out a plan by flushes. If one fails, discard what it set in the session."""
-    application = _Application(plan, stages)
-    with plan.session.no_autoflush:
+    """Carry out a plan by flushes. If one fails, discard what it set in the session.
+
+    A validator or a listener may refuse a change after others have been flushed. Then roll back the transaction, or
+    the innermost savepoint, as a failed flush does, so that half a plan is never committed.
+    """
+    session, application = plan.session, _Application(plan, stages)
+    with session.no_autoflush:
         try:
             application.run()
         except BaseException:
             application.withdraw()
+            transaction = session.get_nested_transaction() or session.get_transaction()
+            if application.has_written and transaction is not None and transaction.is_active:
+                transaction.rollback()
             raise
 
 
@@ -60,6 +73,8 @@ class _Application:
         self.loosened = dict(stages.loosened)
         self.objects: dict[Change, Any] = {}
         self._nulls: dict[Mapper[Any], _Nulls] = {}
+        self._doomed = {change for change in plan.changes if change.operation is Operation.DELETE}
+        self.has_written = False
 
     def run(self) -> None:
         """Make the changes in as many flushes as foreign keys and unique values need.
@@ -67,33 +82,52 @@ class _Application:
         A table's rows are saved before rows that refer to them, and deleted after them. The unit of work alone would
         not order them: it goes by relationships, which are not set here and which not every foreign key has.
         """
-        stages, flush = self.stages, self.session.flush
+        stages = self.stages
+        self._require_context()
         self._load()
-        moved = {id(obj) for change, obj in self.objects.items() if change.operation is Operation.UPDATE}
-        self._leave_out(moved)
         with self._given_keys():
             for change, names in self.loosened.items():
                 for name in names:
                     self._set(change, self.objects[change], name, None)
-            flush()
+            if self.loosened:
+                self._flush()
             self._change_links(Operation.DELETE)
-            flush()
             postponed = dict(stages.postponed)
             for stage in stages.stages:
-                for changes in self._by_rank(change for change in stage if change.operation is not Operation.DELETE):
+                for changes in self._by_rank(change for change in stage if change not in self._doomed):
                     self._save(changes, postponed)
-                    flush()
-                doomed = [change for change in stage if change.operation is Operation.DELETE]
+                    self._flush()
+                doomed = [change for change in stage if change in self._doomed]
                 for changes in reversed(self._by_rank(doomed)):
                     self._delete(changes)
-                    flush()
+                    self._flush()
                 self._expire_collections(doomed)
             self._change_links(Operation.INSERT)
             for change, names in postponed.items():
                 for name in names:
                     set_attribute(self.objects[change], name, change.new[name])
-            flush()
+                for name in self.plan.fields_of(change.model).automatic - names:
+                    self._keep(change, self.objects[change], name)
+            if postponed:
+                self._flush()
             self._write_unmapped()
+        self._expire_references()
+
+    def _flush(self) -> None:
+        self.session.flush()
+        self.has_written = True
+
+    def _require_context(self) -> None:
+        """Check the required user and reason of all changes before the first flush.
+
+        :raises ContextError: the user or the reason is missing
+        """
+        lacks = lacking(get_audit_context())
+        for change in self.plan.changes if lacks is not None else ():
+            fields = [field for field in user_fields_of(change.model.chain) if field is not None]
+            values = [(change.new or change.old).get(attribute_of(change.mapper, field) or "") for field in fields]
+            names_user = any(value not in (None, "") for value in values)
+            require_context(lacks, f"{change.name} is to be written", change.mapper.class_, row_names_user=names_user)
 
     def _by_rank(self, changes: Iterable[Change]) -> list[list[Change]]:
         """Return the changes of each hierarchy, in the order of their ranks."""
@@ -126,18 +160,11 @@ class _Application:
     # -- what is there
 
     def _load(self) -> None:
-        """Load the objects that change from the database, over what the session held.
-
-        Of objects that will be deleted, also load the relationships that the unit of work examines: in sets, and last,
-        because ``populate_existing`` would reset them.
-        """
+        """Load the objects that change from the database, over what the session held."""
         by_model: dict[TrackedModel, dict[Key, Change]] = defaultdict(dict)
-        doomed: dict[TrackedModel, list[Key]] = defaultdict(list)
         for change in self.plan.changes:
             if change.operation is not Operation.INSERT:
                 by_model[change.model][change.key] = change
-            if change.operation is Operation.DELETE:
-                doomed[change.model].append(change.key)
         for model, changes in by_model.items():
             # FOR UPDATE again: without it, MariaDB reads its snapshot, which may be older than the lock.
             deferred = [
@@ -152,10 +179,6 @@ class _Application:
             for change in changes.values():
                 if change not in self.objects:
                     self.objects[change] = self._hidden(change.mapper, change.key)
-        for model, keys in doomed.items():
-            if options := _all_relationships(model.mapper):
-                for _ in self._rows_of(model, keys, *options):
-                    pass
 
     def _rows_of(
         self, model: TrackedModel, keys: Sequence[Key], *options: Any, lock: bool = False, **execution: Any
@@ -189,19 +212,32 @@ class _Application:
         self.session.expire(obj)
         return obj
 
-    def _leave_out(self, others: Collection[int]) -> None:
-        """Keep a parent's deletion from cascading to objects that get another parent or are deleted already.
+    def _load_relationships(self, changes: Sequence[Change]) -> None:
+        """Load the relationships that the unit of work examines when it deletes objects, in sets.
 
-        :param others: the :func:`id` of each of these objects
+        Leave out tracked objects that this flush does not delete, so that no cascade deletes them. Leave out the object
+        itself, too: the unit of work would find a circle.
         """
-        for change, obj in self.objects.items():
-            if change.operation is Operation.DELETE and others:
-                for relationship in _downwards(change.mapper):
-                    items = _loaded(obj, relationship)
-                    if any(id(item) in others for item in items):
-                        kept = [item for item in items if id(item) not in others]
-                        value = kept if relationship.uselist else (kept or [None])[0]
-                        set_committed_value(obj, relationship.key, value)
+        keys: dict[TrackedModel, list[Key]] = defaultdict(list)
+        for change in changes:
+            keys[change.model].append(change.key)
+        for model, some in keys.items():
+            if options := _all_relationships(model.mapper):
+                for _ in self._rows_of(model, some, *options):
+                    pass
+        going = {id(self.objects[change]) for change in changes}
+        for change in changes:
+            obj = self.objects[change]
+            for relationship in _without_links(change.mapper):
+                items = _loaded(obj, relationship)
+                is_left = relationship.direction is RelationshipDirection.MANYTOONE and not relationship.cascade.delete
+                kept = [
+                    item
+                    for item in items
+                    if item is not obj and (is_left or id(item) in going or tracked_model(object_mapper(item)) is None)
+                ]
+                if len(kept) < len(items):
+                    set_committed_value(obj, relationship.key, kept if relationship.uselist else (kept or [None])[0])
 
     # -- rows
 
@@ -218,12 +254,15 @@ class _Application:
         self._expire_collections(changes)
 
     def _delete(self, changes: Sequence[Change]) -> None:
-        gone = {id(obj) for obj in self.objects.values() if instance_state(obj).deleted}
-        self._leave_out(gone)
+        # A listener or a cascade may have deleted some of them.
+        changes = [change for change in changes if instance_state(self.objects[change]).persistent]
         for change in changes:
             obj = self.objects[change]
-            if id(obj) not in gone:  # a cascade may have deleted it
-                self.session.delete(obj)
+            if loaded := instance_dict(obj).keys() & change.mapper.relationships.keys():
+                self.session.expire(obj, loaded)
+        self._load_relationships(changes)
+        for change in changes:
+            self.session.delete(self.objects[change])
 
     def _new(self, change: Change, postponed: set[str]) -> Any:
         """Make an object without calling its ``__init__``, which may do more than set attributes."""
@@ -286,7 +325,7 @@ class _Application:
         """Write an unchanged attribute, too: its value, or else its own column if ``onupdate`` would change it."""
         values = instance_dict(obj)
         value = values.get(name)
-        is_given = value is not None or (name in values and self._is_stored_by_none(change, name, change.old[name]))
+        is_given = value is not None or (name in values and self._is_stored_by_none(change, name, change.old.get(name)))
         if is_given and _is_unlike(obj, name, value, LoaderCallableStatus.NO_VALUE):
             flag_modified(obj, name)
         elif name in self.plan.fields_of(change.model).automatic:
@@ -339,6 +378,8 @@ class _Application:
                 by_relationship[change.relationship].append(change)
         for relationship, changes in by_relationship.items():
             self._change_links_of(relationship, changes)
+        if by_relationship:
+            self._flush()
 
     def _change_links_of(self, relationship: RelationshipProperty[Any], changes: Sequence[LinkChange]) -> None:
         width = len(relationship.synchronize_pairs)
@@ -402,20 +443,28 @@ class _Application:
 
     def _expire_collections(self, stage: Sequence[Change]) -> None:
         """Expire loaded relationships to which changes add objects, or from which they remove objects."""
-        covered: dict[TrackedModel, list[tuple[Any, RelationshipProperty[Any]]]] = {}
-        doomed = {id(obj) for change, obj in self.objects.items() if change.operation is Operation.DELETE}
+        found: dict[TrackedModel, list[tuple[RelationshipProperty[Any], list[Any]]]] = {}
         for change in stage:
-            if change.model not in covered:
-                constraints = constraints_of(change.model)
-                covered[change.model] = [
-                    (each, relationship) for each in constraints for relationship in covering(each)
-                ]
-            for constraint, relationship in covered[change.model]:
-                columns = [element.parent for element in constraint.elements]
+            if change.model not in found:
+                found[change.model] = list(_collections_of(change.mapper))
+            for relationship, columns in found[change.model]:
                 for value in {change.had(columns), change.has(columns)} - {None}:
                     parent = self._in_session(relationship.parent, value)
-                    if parent is not None and id(parent) not in doomed and relationship.key in instance_dict(parent):
+                    if parent is not None and relationship.key in instance_dict(parent):
                         self.session.expire(parent, [relationship.key])
+
+    def _expire_references(self) -> None:
+        """Expire loaded relationships whose foreign keys were set. A flush may have loaded them by the old values."""
+        for change in self.plan.changes:
+            obj = self.objects[change]
+            stale = [
+                relationship.key
+                for relationship in (() if change in self._doomed else change.mapper.relationships)
+                if relationship.key in instance_dict(obj)
+                and any(attribute_of(change.mapper, column) in change.fields for column in relationship.local_columns)
+            ]
+            if stale:
+                self.session.expire(obj, stale)
 
     def _in_session(self, mapper: Mapper[Any], key: Key | None) -> Any:
         if key is None or len(key) != len(mapper.primary_key):
@@ -432,11 +481,22 @@ def _all_relationships(mapper: Mapper[Any]) -> list[Any]:
     ]
 
 
-def _downwards(mapper: Mapper[Any]) -> list[RelationshipProperty[Any]]:
+def _collections_of(mapper: Mapper[Any]) -> Iterator[tuple[RelationshipProperty[Any], list[Any]]]:
+    """Yield the one-to-many relationships to a mapper, with its columns that hold the primary key of the owner."""
+    for owner in mappers_of(mapper.registry):
+        key = [owner.get_property_by_column(column).key for column in owner.primary_key]
+        for relationship in owner.relationships:
+            if relationship.direction is RelationshipDirection.ONETOMANY and mapper.isa(relationship.mapper):
+                named = {attribute_of(owner, local): remote for local, remote in relationship.local_remote_pairs or ()}
+                if named.keys() >= set(key):
+                    yield relationship, [named[name] for name in key]
+
+
+def _without_links(mapper: Mapper[Any]) -> list[RelationshipProperty[Any]]:
     return [
         relationship
         for relationship in mapper.relationships
-        if not relationship.viewonly and relationship.secondary is None and relationship.direction.name == "ONETOMANY"
+        if not relationship.viewonly and relationship.secondary is None
     ]
 
 

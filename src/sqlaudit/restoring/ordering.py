@@ -36,6 +36,18 @@ class Stages:
     postponed: list[tuple[Change, set[str]]] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class _Reference:
+    """A foreign key of one row.
+
+    :ivar names: the attributes of its columns
+    """
+
+    child: Change
+    constraint: ForeignKeyConstraint
+    names: set[str]
+
+
 class Ordering:
     """Puts changes in an order that foreign keys and unique constraints allow.
 
@@ -51,6 +63,8 @@ class Ordering:
         self._waiting: dict[Change, int] = dict.fromkeys(changes, 0)
         self._passing_on: dict[Change, dict[Change, set[tuple[Column[Any], ...]]]] = defaultdict(dict)
         """Giver → taker → the columns whose unique value the giver passes on to the taker."""
+        self._references: list[tuple[Change, Change, _Reference]] = []
+        self._flushes: dict[tuple[Change, Change], int] = {}
         self._stages = Stages(self.ranks)
         self._by_table: dict[tuple[Operation, Table], list[Change]] = defaultdict(list)
         for change in changes:
@@ -64,21 +78,27 @@ class Ordering:
         for change in self.changes:
             for constraint in constraints_of(change.model):
                 columns = [element.parent for element in constraint.elements]
+                names = {attribute_of(change.mapper, column) or "" for column in columns}
                 before, after = change.had(columns), change.has(columns)
                 parent = self._providers(known, Operation.INSERT, constraint).get(after or ())
-                if parent is not None and parent is not change:
+                if parent is not None:
                     if self._is_circular(constraint, change, parent):
-                        postponed[change].update(attribute_of(change.mapper, column) or "" for column in columns)
-                    else:
-                        self._let(parent, change)
+                        postponed[change].update(names)
+                    elif parent is not change:
+                        crosses = _both_new(parent, change) and _crosses_tables(constraint, change)
+                        self._let(parent, change, _Reference(change, constraint, names), flushes=1 if crosses else None)
                 parent = self._providers(known, Operation.DELETE, constraint).get(before or ())
-                if parent is not None and parent is not change:
+                if parent is not None:
                     if change.operation is Operation.DELETE and self._is_circular(constraint, change, parent):
-                        loosened[change].update(attribute_of(change.mapper, column) or "" for column in columns)
-                    else:
-                        self._let(change, parent, covered=_is_covered(constraint))
+                        loosened[change].update(names)
+                    elif parent is not change:
+                        both_gone = change.operation is parent.operation is Operation.DELETE
+                        together = both_gone and _is_covered(constraint)
+                        self._let(
+                            change, parent, _Reference(change, constraint, names), flushes=0 if together else None
+                        )
         self._order_unique_values()
-        self._stages.stages = self._levels(loosened)
+        self._stages.stages = self._levels(loosened, postponed)
         self._stages.loosened = list(loosened.items())
         self._stages.postponed = list(postponed.items())
         return self._stages
@@ -101,18 +121,26 @@ class Ordering:
         return known[operation, constraint]
 
     def _is_circular(self, constraint: ForeignKeyConstraint, child: Change, parent: Change) -> bool:
-        return (
-            self.ranks[parent.model.root] > self.ranks[child.model.root]
-            and child.operation is not Operation.UPDATE
-            and all(element.parent.nullable for element in constraint.elements)
-        )
+        if child.operation is Operation.UPDATE or not _is_nullable(constraint):
+            return False
+        if parent is child:  # MariaDB deletes no row that refers to itself
+            return child.operation is Operation.DELETE or _crosses_tables(constraint, child)
+        return self.ranks[parent.model.root] > self.ranks[child.model.root]
 
-    def _let(self, first: Change, then: Change, *, covered: bool = False) -> None:
-        """Require that a change is made before another; the unit of work itself orders deletes by a relationship."""
-        if covered and first.operation is then.operation is Operation.DELETE:
-            return
+    def _let(
+        self, first: Change, then: Change, reference: _Reference | None = None, *, flushes: int | None = None
+    ) -> None:
+        """Require that a change is made before another.
+
+        :param reference: the foreign key that requires it
+        :param flushes: 1 if the second change needs a later flush, 0 if not; ``None`` to decide it by their places
+        """
         self._after[first].append(then)
         self._waiting[then] += 1
+        if reference is not None:
+            self._references.append((first, then, reference))
+        if flushes is not None:
+            self._flushes[first, then] = max(flushes, self._flushes.get((first, then), 0))
 
     def _order_unique_values(self) -> None:
         givers: dict[tuple[tuple[Column[Any], ...], Any], Change] = {}
@@ -133,11 +161,15 @@ class Ordering:
                             self._let(giver, change)
                         self._passing_on[giver].setdefault(change, set()).add(columns)
 
-    def _break_circle(self, left: Collection[Change], loosened: dict[Change, set[str]]) -> list[Change]:
-        """Return changes to make next although they wait for others, once unique values that they need are NULL.
+    def _break_circle(
+        self, left: Collection[Change], loosened: dict[Change, set[str]], postponed: dict[Change, set[str]]
+    ) -> list[Change]:
+        """Return changes to make next although they wait for others, once what they need is NULL.
 
         :raises QueryError: rows exchange unique values that cannot be NULL
         """
+        if free := self._break_references(left, loosened, postponed):
+            return free
         stuck = None
         for change in left:
             takers = {taker: given for taker, given in self._passing_on.get(change, {}).items() if taker in left}
@@ -160,14 +192,48 @@ class Ordering:
             )
         return [next(iter(left))]  # rows of one table that refer to one another: let the database decide
 
-    def _levels(self, loosened: dict[Change, set[str]]) -> list[list[Change]]:
+    def _break_references(
+        self, left: Collection[Change], loosened: dict[Change, set[str]], postponed: dict[Change, set[str]]
+    ) -> list[Change]:
+        """Break a circle of rows at a nullable foreign key, NULL meanwhile; return the changes to make next."""
+        for edge in list(self._references):
+            first, then, reference = edge
+            wanted = Operation.INSERT if reference.child is then else Operation.DELETE
+            if (
+                reference.child.operation is wanted
+                and _is_nullable(reference.constraint)
+                and first in left
+                and then in left
+                and self._leads_to(then, first, left)
+            ):
+                (postponed if wanted is Operation.INSERT else loosened)[reference.child].update(reference.names)
+                self._references.remove(edge)
+                self._after[first].remove(then)
+                self._waiting[then] -= 1
+                if not self._waiting[then]:
+                    return [then]
+        return []
+
+    def _leads_to(self, change: Change, goal: Change, left: Collection[Change]) -> bool:
+        """Tell whether a change must be made before another, directly or through others."""
+        waiting, seen = [change], {change}
+        while waiting:
+            here = waiting.pop()
+            if here is goal:
+                return True
+            following = [other for other in self._after[here] if other in left and other not in seen]
+            seen.update(following)
+            waiting += following
+        return False
+
+    def _levels(self, loosened: dict[Change, set[str]], postponed: dict[Change, set[str]]) -> list[list[Change]]:
         levels: dict[Change, int] = dict.fromkeys(self.changes, 0)
         order: list[Change] = []
         ready = [change for change in self.changes if not self._waiting[change]]
         left = dict.fromkeys(self.changes)
         while left:
             if not ready:
-                ready = self._break_circle(left, loosened)
+                ready = self._break_circle(left, loosened, postponed)
             following: list[Change] = []
             for change in ready:
                 if change not in left:
@@ -176,7 +242,10 @@ class Ordering:
                 order.append(change)
                 for other in self._after[change]:
                     if other in left:
-                        flushes = 0 if self._place(change) < self._place(other) or _both_new(change, other) else 1
+                        flushes = self._flushes.get((change, other))
+                        if flushes is None:
+                            is_before = self._place(change) < self._place(other) or _both_new(change, other)
+                            flushes = 0 if is_before else 1
                         levels[other] = max(levels[other], levels[change] + flushes)
                         self._waiting[other] -= 1
                         if not self._waiting[other]:
@@ -209,6 +278,20 @@ def _both_new(one: Change, other: Change) -> bool:
     return one.operation is other.operation is Operation.INSERT and one.model.root is other.model.root
 
 
+def _crosses_tables(constraint: ForeignKeyConstraint, child: Change) -> bool:
+    """Tell whether a foreign key refers to a subclass table of the same hierarchy, which a flush inserts into later."""
+    referred = tracked_table(constraint.referred_table)
+    return (
+        referred is not None
+        and root_of(referred) is child.model.root
+        and constraint.referred_table not in (constraint.table, child.model.root.table.live)
+    )
+
+
+def _is_nullable(constraint: ForeignKeyConstraint) -> bool:
+    return all(element.parent.nullable for element in constraint.elements)
+
+
 def table_ranks(roots: Collection[TrackedModel]) -> dict[TrackedModel, int]:
     """Return the ranks of hierarchies: a hierarchy comes after the hierarchies that it refers to.
 
@@ -238,7 +321,7 @@ def parents_of(root: TrackedModel, *, mandatory: bool = False) -> list[TrackedMo
     referred = (
         tracked_table(constraint.referred_table)
         for constraint in foreign_keys(tables)
-        if not (mandatory and all(element.parent.nullable for element in constraint.elements))
+        if not (mandatory and _is_nullable(constraint))
     )
     parents = (root_of(table) for table in referred if table is not None and not table.is_association)
     return [parent for parent in dict.fromkeys(parents) if parent is not root]

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from sqlalchemy import JSON, Column, ForeignKeyConstraint, Table, select, type_coerce
 from sqlalchemy.engine.default import DefaultDialect
-from sqlalchemy.orm import Mapper, RelationshipProperty, Session
+from sqlalchemy.orm import Mapper, RelationshipDirection, RelationshipProperty, Session, aliased
 from sqlalchemy.types import NullType
 
 from sqlaudit.changes import Equality, Operation, differ, equalities_of, hashable
@@ -33,13 +33,15 @@ from sqlaudit.restoring.rows import (
 from sqlaudit.sql.batches import chunks
 from sqlaudit.sql.fitting import is_writable
 from sqlaudit.sql.keys import MYSQL, Key, one_of
-from sqlaudit.tracking.models import TrackedModel, root_of
+from sqlaudit.tracking.models import TrackedModel, root_of, tracked_model
 from sqlaudit.tracking.schema import unique_together
 from sqlaudit.tracking.sessions import where_rows_are
 from sqlaudit.tracking.tables import TrackedTable, tracked_table
 
 _ANY_DIALECT: Final = DefaultDialect()
 
+Fate = Callable[[Row], Row | None]
+"""What the deletion of its parent does to a row: returns the row after it, or ``None`` if the row is deleted, too."""
 GivenValues = Mapping[Any, Mapping[str, Any]]
 """The values that users give for columns that history does not store: class → attribute → value."""
 
@@ -211,8 +213,8 @@ class Plan:
         """Make the deletion of a row the target, unless its key has one already."""
         self.targets[model.root].setdefault(key, None)
 
-    def suffer(self, row: Row, fate: Callable[[Row], Row | None]) -> None:
-        """Apply the effect of a parent's deletion (:func:`fate_of`) to a row, on top of any target that it has."""
+    def suffer(self, row: Row, fate: Fate) -> None:
+        """Apply the effect of a parent's deletion to a row, on top of any target that it has."""
         targets = self.targets[row.model.root]
         then = targets.get(row.key, row)
         targets[row.key] = None if then is None else fate(then)
@@ -344,10 +346,10 @@ class Plan:
     def saved(self) -> list[Change]:
         return [change for change in self.changes if change.operation is not Operation.DELETE]
 
-    def referring(self) -> Iterator[tuple[ForeignKeyConstraint, Row, Change]]:
-        """Yield each live row that would still refer to a row that will be deleted, with its foreign key.
+    def referring(self) -> Iterator[tuple[Fate | None, Row, Change]]:
+        """Yield each live row that would still refer to a row that will be deleted, with the effect on it.
 
-        One statement per foreign key and 1,000 rows.
+        One statement per foreign key and 1,000 rows, two per relationship without a foreign key constraint.
         """
         for constraint, doomed in self._referred_to():
             child = tracked_table(constraint.table)
@@ -358,7 +360,41 @@ class Plan:
                 value, then = row.get(columns), self.targets[root].get(row.key, row)
                 if then is row or (value in doomed and then is not None and then.get(columns) == value):
                     # The value is unknown if its column is excluded, and may be equal only by collation.
-                    yield constraint, row, doomed.get(value or ()) or next(iter(doomed.values()))
+                    yield fate_of(constraint), row, doomed.get(value or ()) or next(iter(doomed.values()))
+        for relationship, by_key in self._collected_by_doomed():
+            for row, change in self._members(relationship, by_key):
+                if row.key not in self.targets[row.model.root]:
+                    yield fate_in(relationship), row, change
+
+    def _collected_by_doomed(self) -> Iterator[tuple[RelationshipProperty[Any], dict[Key, Change]]]:
+        """Yield the relationships without a foreign key constraint of rows that will be deleted, with these rows."""
+        found: dict[RelationshipProperty[Any], dict[Key, Change]] = defaultdict(dict)
+        for change in self.doomed():
+            for relationship in collections_without_constraint(change.model):
+                found[relationship][change.key] = change
+        yield from found.items()
+
+    def _members(
+        self, relationship: RelationshipProperty[Any], owners: Mapping[Key, Change]
+    ) -> Iterator[tuple[Row, Change]]:
+        """Yield the live rows that are in a relationship of the given rows, each with the change of its owner."""
+        model, owner = tracked_model(relationship.mapper), tracked_model(relationship.parent)
+        assert model is not None
+        assert owner is not None
+        root, member = model.root, aliased(relationship.mapper.class_)
+        names = [attribute_of(relationship.mapper, column) or "" for column in root.table.key]
+        key = owner.root.table.key
+        statement = (
+            select(*(getattr(member, name) for name in names), *key)
+            .select_from(relationship.parent.class_)
+            .join(relationship.class_attribute.of_type(member))
+        )
+        width = len(names)
+        found = {
+            row[:width]: row[width:] for row in rows_where(self.session, owner.root.table, statement, key, list(owners))
+        }
+        for row in rows_now(self.session, root, root.table.key, list(found), lock=self.lock):
+            yield row, owners.get(found.get(row.key, ())) or next(iter(owners.values()))
 
     def _referred_to(self) -> Iterator[tuple[ForeignKeyConstraint, dict[Key, Change]]]:
         """Yield each foreign key that may refer to rows that will be deleted, with their changes by referred value."""
@@ -635,6 +671,23 @@ def covering(constraint: ForeignKeyConstraint) -> Iterator[RelationshipProperty[
                 yield relationship
 
 
+def collections_without_constraint(model: TrackedModel) -> list[RelationshipProperty[Any]]:
+    """Return the one-to-many relationships of a model that no foreign key constraint backs."""
+    return [
+        relationship
+        for relationship in model.mapper.relationships
+        if relationship.direction is RelationshipDirection.ONETOMANY
+        and not relationship.viewonly
+        and tracked_model(relationship.mapper) is not None
+        and not any(relationship in covering(constraint) for constraint in _constraints_below(relationship))
+    ]
+
+
+def _constraints_below(relationship: RelationshipProperty[Any]) -> Iterator[ForeignKeyConstraint]:
+    tables = {column.table for _, column in relationship.synchronize_pairs}
+    return foreign_keys(table for table in tables if isinstance(table, Table))
+
+
 def _is_link(constraint: ForeignKeyConstraint) -> bool:
     """Return whether the rows of a foreign key are links, which the unit of work deletes with the referred object."""
     owner = tracked_table(constraint.referred_table)
@@ -648,10 +701,10 @@ def _is_link(constraint: ForeignKeyConstraint) -> bool:
 SETTING_NULL: Final = ("SET NULL", "SET DEFAULT")
 
 
-def fate_of(constraint: ForeignKeyConstraint) -> Callable[[Row], Row | None] | None:
-    """Return a function that applies a parent's deletion to a row: it returns the row, or ``None`` if it is deleted.
+def fate_of(constraint: ForeignKeyConstraint) -> Fate | None:
+    """Return what a parent's deletion does to a row by a foreign key.
 
-    ``None`` in place of a function means that the row prevents the deletion. SET DEFAULT is treated as SET NULL.
+    ``None`` if the row prevents the deletion. SET DEFAULT is treated as SET NULL.
     """
     ondelete = (constraint.ondelete or "").upper()
     columns = [element.parent for element in constraint.elements]
@@ -659,6 +712,19 @@ def fate_of(constraint: ForeignKeyConstraint) -> Callable[[Row], Row | None] | N
     if ondelete == "CASCADE" or any(relationship.cascade.delete for relationship in relationships):
         return lambda row: None
     if all(column.nullable for column in columns) and (ondelete in SETTING_NULL or relationships):
+        return lambda row: _without(row, columns)
+    return None
+
+
+def fate_in(relationship: RelationshipProperty[Any]) -> Fate | None:
+    """Return what the unit of work does to a row when it deletes the owner of the relationship.
+
+    ``None`` if it cannot delete the owner, because the row's columns cannot be NULL.
+    """
+    columns: list[Any] = [column for _, column in relationship.synchronize_pairs]
+    if relationship.cascade.delete:
+        return lambda row: None
+    if all(column.nullable for column in columns):
         return lambda row: _without(row, columns)
     return None
 

@@ -32,7 +32,7 @@ from sqlaudit.past.running import PastSession
 from sqlaudit.period import OPEN_END
 from sqlaudit.restoring.application import carry_out
 from sqlaudit.restoring.ordering import Ordering
-from sqlaudit.restoring.plan import Change, GivenValues, LinkChange, Plan, fate_of, name_of, shown
+from sqlaudit.restoring.plan import Change, GivenValues, LinkChange, Plan, name_of, shown
 from sqlaudit.restoring.rows import (
     Columns,
     Row,
@@ -641,8 +641,7 @@ def _complete(plan: Plan, later: Callable[[], list[Conflict]] | None = None) -> 
         _links_of_doomed(plan, conflicting=False)
         if not referring:
             break
-        for constraint, row, doomed in referring:
-            fate = fate_of(constraint)
+        for fate, row, doomed in referring:
             if fate is None:
                 raise QueryError(
                     f"{name_of(row.model, row.key)} refers to {doomed.name}, which would be deleted; include it, or "
