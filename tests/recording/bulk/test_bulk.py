@@ -266,6 +266,34 @@ STATEMENTS: dict[str, Callable[[Session], Any]] = {
         )
         and None
     ),
+    "insert or update from columns without names": lambda s: (
+        s.execute(
+            upsert(s, items, {"price": 55}, "title").from_select(
+                ["title", "price"], sa.select(sa.literal_column("'item 1'"), sa.text("5")).where(items.c.id == 1)
+            )
+        )
+        and None
+    ),
+    "insert or update from columns of one name": lambda s: (
+        s.execute(
+            upsert(s, items, {"price": 55}, "title").from_select(
+                ["title", "price"],
+                sa.select(items.c.title.label("x"), (items.c.price + 1).label("x")).where(items.c.id < 3),
+            )
+        )
+        and None
+    ),
+    "insert or update from a union of columns without names": lambda s: (
+        s.execute(
+            upsert(s, items, {"price": 55}, "title").from_select(
+                ["title", "price"],
+                sa.select(sa.literal_column("'item 1'"), sa.literal_column("5")).union_all(
+                    sa.select(items.c.title, items.c.price).where(items.c.id == 2)
+                ),
+            )
+        )
+        and None
+    ),
     "insert or do nothing": lambda s: (
         s.execute(do_nothing(s, Item).values([{"name": "item 1"}, {"name": "new"}])) and None
     ),
@@ -300,7 +328,20 @@ RETURNING: dict[str, Callable[[Session], Any]] = {
     "delete returning": lambda s: s.execute(sa.delete(Place).where(Place.row == 1).returning(Place.seat)),
 }
 
+WITH_ALIASES: dict[str, Callable[[Any], Any]] = {
+    "an update of a subclass": lambda guest: sa.update(guest).where(guest.id < 3).values(name="x"),
+    "an update with criteria": lambda guest: (
+        sa.update(guest).values(name="x").options(with_loader_criteria(Person, Person.id > 1))
+    ),
+    "an update with criteria for aliases, too": lambda guest: (
+        sa.update(guest).values(name="x").options(with_loader_criteria(Guest, Guest.id < 1, include_aliases=True))
+    ),
+}
+
 ON_CONFLICT: dict[str, Callable[[Session], Any]] = {
+    "delete by a CTE": lambda s: (
+        s.execute(sa.delete(Place).add_cte(sa.select(Part.item_id).cte("unused")).where(Place.row == 1)) and None
+    ),
     "update by a CTE": lambda s: s.execute(
         (lambda cte: sa.update(Item).where(Item.id.in_(sa.select(cte.c.item_id))).values(price=5))(
             sa.select(Part.item_id).cte("with_parts")
@@ -355,6 +396,17 @@ def test_a_statement_that_not_all_databases_have_is_recorded(
     sessions: Any, plain: Any, database: Database, name: str
 ) -> None:
     check_same(name, ON_CONFLICT[name], sessions, plain, database)
+
+
+@pytest.mark.requires("on_conflict")  # MariaDB writes other rows of a table that a statement names twice
+@pytest.mark.filterwarnings("ignore:.*cartesian product")
+@pytest.mark.parametrize("name", WITH_ALIASES)
+def test_a_statement_for_an_alias_writes_what_sqlalchemy_makes_of_it(
+    sessions: Any, plain: Any, database: Database, name: str
+) -> None:
+    statement = WITH_ALIASES[name](aliased(Guest, name="alias"))
+    quietly = {"synchronize_session": False}
+    check_same(name, lambda s: s.execute(statement, execution_options=quietly) and None, sessions, plain, database)
 
 
 @pytest.mark.parametrize("name", RETURNING)
@@ -690,3 +742,15 @@ def test_an_update_of_two_tables_is_noticed(sessions: Any) -> None:
         with pytest.warns(sqlaudit.SQLAuditWarning, match="bulk_places' besides"):
             session.execute(crates.update().where(places.c.row == crates.c.id).values({places.c.taken: True}))
         check_history(session, Item)
+
+
+@pytest.mark.requires("updates_of_two_tables")
+@pytest.mark.filterwarnings("ignore:.*cartesian product")
+def test_an_update_of_a_subclass_that_writes_other_rows_of_its_base_is_noticed(sessions: Any) -> None:
+    update = sa.update(Worker).values(wage=7, name="x")
+    with sessions() as session:
+        session.execute(update.where(Worker.id == Person.id), execution_options={"synchronize_session": False})
+        session.commit()
+        check_history(session, Person)
+        with pytest.warns(sqlaudit.SQLAuditWarning, match="bulk_people' besides"):
+            session.execute(update.where(Person.id > 0), execution_options={"synchronize_session": False})

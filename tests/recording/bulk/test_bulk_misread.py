@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.orm import Mapped, Session, mapped_column, sessionmaker
 
 import sqlaudit
@@ -739,3 +739,33 @@ def test_a_cte_that_writes_is_noticed_wherever_it_is(
         session.rollback()
         assert len(told(session, thing)) == 3
         check_history(session, thing)
+
+
+LIMITS: dict[str, Callable[[Any], Any]] = {
+    "a limit for mysql": lambda write: write.with_dialect_options(mysql_limit=1),
+    "a limit for mariadb": lambda write: write.with_dialect_options(mariadb_limit=1),
+}
+if SQLALCHEMY_2_1:
+    LIMITS["a limit"] = lambda write: write.ext(mysql.limit(1))
+
+
+@pytest.mark.requires("limited_updates")
+@pytest.mark.parametrize("limit", LIMITS)
+def test_a_limit_counts_as_it_does_without_tracking(base: Any, engine: sa.Engine, sessions: Maker, limit: str) -> None:
+    thing = _named_things(base, engine, sessions)
+    things = thing.__table__
+    writes = (
+        things.update().values(n=9),
+        things.update().where(things.c.id > 1).values(n=8),
+        things.update().where(things.c.id > 1).values(id=things.c.id + 10),
+        things.delete(),
+    )
+    seen = []
+    for make in (sessionmaker(engine), sessions):
+        with make() as session:
+            seen.append([session.execute(LIMITS[limit](write)).rowcount for write in writes])
+            seen[-1] += session.execute(sa.select(things).order_by(things.c.id)).all()
+            if make is sessions:
+                session.commit()
+                check_history(session, thing)
+    assert seen[1] == seen[0]

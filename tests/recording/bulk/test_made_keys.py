@@ -215,3 +215,54 @@ def test_rows_that_are_given_as_tuples_are_recorded(base: Any, engine: sa.Engine
         session.commit()
         check_history(session, model)
         assert told(session, model, "x") == [("insert", 1), ("insert", 2)]
+
+
+# --- what executions select of each other
+
+
+def _next(table: Any) -> Any:
+    return sa.select(sa.func.coalesce(sa.func.max(table.c.place), 0) + 1).scalar_subquery()
+
+
+SELECTED: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "a value": lambda table: {"place": _next(table)},
+    "a value of text": lambda table: {"place": sa.text(f"(SELECT coalesce(max(place), 0) + 1 FROM {table.name})")},  # noqa: S608
+    "a default": lambda table: {},
+}
+LISTS: dict[str, Callable[[Session, Any, Any, Any], Any]] = {
+    "a list of a session": lambda s, model, values, rows: s.execute(sa.insert(model).values(values), rows),
+    "a list for a table": lambda s, model, values, rows: s.execute(model.__table__.insert().values(values), rows),
+    "a list of a connection": lambda s, model, values, rows: s.connection().execute(
+        model.__table__.insert().values(values), rows
+    ),
+}
+
+
+@pytest.mark.parametrize("selected", SELECTED)
+def test_each_of_many_inserts_sees_what_those_before_it_have_inserted(
+    base: Any, engine: sa.Engine, selected: str
+) -> None:
+    def numbered(name: str) -> Any:
+        columns: dict[str, Any] = {
+            "id": sa.Column(sa.Integer, primary_key=True),
+            "tenant": sa.Column(sa.Integer, primary_key=True, server_default="7", autoincrement=False),
+            "kind": sa.Column(sa.Integer),
+            "place": sa.Column(sa.Integer),
+        }
+        model = type(name.title(), (base,), {"__tablename__": name, **columns})
+        if selected == "a default":
+            sa.ColumnDefault(_next(model.__table__))._set_parent(model.__table__.c.place)
+        return model
+
+    plain, tracked = numbered("plain"), sqlaudit.track_table()(numbered("tracked"))
+    with recording(engine, base.metadata) as sessions, sessions() as session:
+        found = []
+        for model in (plain, tracked):
+            for start, insert in enumerate(LISTS.values()):
+                rows = [{"id": 10 * start + number, "kind": start} for number in (1, 2, 3)]
+                values = SELECTED[selected](model.__table__)
+                insert(session, model, values, rows)
+                session.commit()
+            found.append(session.scalars(sa.select(model.place).order_by(model.id)).all())
+        assert found[1] == found[0] == list(range(1, 10))
+        check_history(session, tracked)

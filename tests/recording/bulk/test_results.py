@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.dialects import mysql
+from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.orm import (
     Bundle,
+    Mapped,
     Session,
     defer,
     lazyload,
     load_only,
+    mapped_column,
     raiseload,
     selectinload,
     sessionmaker,
@@ -44,6 +46,11 @@ CHANGES: dict[str, tuple[Statement, Any]] = {
     "update of none": (sa.update(Item).where(Item.id < 0).values(price=2), None),
     "delete": (sa.delete(Item).where(Item.id == 4), None),
     "delete of a table": (items.delete().where(items.c.id == 4), None),
+    "delete by a function": (sa.delete(Item).where(sa.func.lower(Item.name) == "item 4"), None),
+    "delete by a query": (
+        sa.delete(Item).where(Item.id.in_(sa.select(items.c.id + 1).where(items.c.id == 3))),
+        None,
+    ),
 }
 UPDATED = mysql.insert(items).values(title="item 2")
 SEVERAL = mysql.insert(items).from_select(
@@ -200,6 +207,48 @@ def check(engine: sa.Engine, statement: Any, parameters: Any, readers: Any = FEW
 def test_an_insert_that_may_come_upon_rows_tells_the_same(happened: None, engine: sa.Engine) -> None:
     for statement, parameters in CONFLICTS.get(engine.dialect.name.replace("mariadb", "mysql"), {}).values():
         check(engine, statement, parameters, {"facts": READERS["facts"]})
+
+
+@pytest.mark.requires("on_conflict")
+def test_an_upsert_returns_the_same(happened: None, engine: sa.Engine) -> None:
+    upsert = {"sqlite": sqlite, "postgresql": postgresql}[engine.dialect.name].insert(Item)
+    upsert = upsert.on_conflict_do_update(index_elements=["title"], set_={"price": 5})
+    for rows in ([{"name": "item 2"}], [{"name": "item 2"}, {"name": "a"}], [{"id": 4711, "name": "item 2"}]):
+        for name, columns in RETURNING.items():
+            if not name.startswith("*"):  # the ORM refuses it for lists
+                check(engine, returning(upsert, *columns), rows)
+
+
+@pytest.mark.requires("on_conflict")
+def test_an_upsert_tells_the_key_that_the_database_made(base: Any, engine: sa.Engine) -> None:
+    @sqlaudit.track_table()
+    class Thing(base):
+        __tablename__ = "things"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        n: Mapped[int]
+
+    base.metadata.create_all(engine)
+    insert = {"sqlite": sqlite, "postgresql": postgresql}[engine.dialect.name].insert
+    recording = type("Recording", (Session,), {})
+    sqlaudit.register_hooks(recording)
+    try:
+        with recording(engine) as session:
+            for model in (Thing, Thing.__table__):
+                for upsert in (
+                    insert(model).on_conflict_do_nothing(),
+                    insert(model).on_conflict_do_update(index_elements=["id"], set_={"n": 5}),
+                ):
+                    (key,) = session.execute(upsert.values(n=1)).inserted_primary_key
+                    assert key == session.scalar(sa.select(sa.func.max(Thing.id)))
+            session.commit()
+            check_history(session, Thing)
+    finally:
+        sqlaudit.unregister_hooks(recording)
+
+
+def test_what_sqlalchemy_returns_of_no_query_is_not_returned(happened: None, engine: sa.Engine) -> None:
+    copies = sa.insert(items).from_select(["title"], sa.select(items.c.title + "!")).return_defaults()
+    check(engine, copies, None, {"rows": lambda result: result.returns_rows})
 
 
 def returning(statement: Any, *columns: Any) -> Any:

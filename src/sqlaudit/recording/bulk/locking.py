@@ -40,6 +40,7 @@ from sqlaudit.recording.bulk.parsing import (
     criteria_options,
     is_bound_alike,
     keys_given,
+    limit_of,
     terms,
     value_given,
     values_set,
@@ -98,7 +99,7 @@ def _expect_replaced(
     for columns in keys_of_table(source.live):
         if not values.keys().isdisjoint(columns):
             given = [_typed_as(column, values.get(column, columns_of[column])) for column in columns]
-            new = _rows_of(clause, given, key, lock=False).select_from(clause.table).correlate(None)
+            new = _rows_of(write, clause, given, key, lock=False).select_from(clause.table).correlate(None)
             found = select(*raw(source.key, connection.dialect)).where(one_of(columns, new))
             chosen = found.options(*criteria_options(clause))
             keys = {RawKey(row): None for each in parameters for row in connection.execute(chosen, each)}
@@ -108,7 +109,7 @@ def _expect_replaced(
 def _foresee(write: Write, clause: Any, key: Sequence[Any], values: Mapping[Any, Any], parameters: Parameters) -> Any:
     """Note the rows that a statement is about to write and the role cannot lock; return the statement unchanged."""
     read = raw(key, write.connection.dialect)
-    chosen = _rows_of(clause, [*read, _is_recorded(write.root, key)], key, lock=False)
+    chosen = _rows_of(write, clause, [*read, _is_recorded(write.root, key)], key, lock=False)
     rows = {tuple(row): None for each in parameters for row in write.connection.execute(chosen, each)}
     keys = KnownKeys(write.connection, rows)
     write.expect(keys, changed=None if isinstance(clause, Delete) else values.keys())
@@ -128,16 +129,16 @@ def _lock_found(write: Write, clause: Any, source: Source, key: Sequence[Any], p
     """Lock the rows that a statement's criterion selects."""
     connection, is_recorded = write.connection, _is_recorded(write.root, key)
     read = raw(key, connection.dialect)
-    chosen = _rows_of(clause, [*read, is_recorded], key)
+    chosen = _rows_of(write, clause, [*read, is_recorded], key)
     has_key = set(source.key) == set(source.live.primary_key)
     if len(parameters) == 1 and has_key and may_be_stored(connection, returns=bool(clause._returning)):
         with connection.execute(chosen, parameters[0], execution_options={"stream_results": True}) as found:
             rows = found.fetchmany(MANY + 1)
         if len(rows) <= MANY:
             return KnownKeys(connection, rows)
-        if connection.dialect.name not in MYSQL or (_is_repeatable(clause) and _locks_gaps(connection)):
+        if connection.dialect.name not in MYSQL or (_is_repeatable(write, clause) and _locks_gaps(connection)):
             told = [*key, case((is_recorded, 1), else_=0), place_of(write.root, key)]
-            every = _rows_of(clause, told, key, parameters=parameters[0])
+            every = _rows_of(write, clause, told, key, parameters=parameters[0])
             write.stored = stored(connection, every, key, source.live, may_repeat=not _asks_alone(clause))
         if write.stored is not None:
             return write.stored
@@ -154,7 +155,7 @@ def _lock_moving(
     connection, width = write.connection, len(key)
     values = [_typed_as(column, value) for value, column in zip(new_key, write.root.key, strict=True)]
     read, moved = raw(key, connection.dialect), raw(values, connection.dialect)
-    chosen = _rows_of(clause, [*read, _is_recorded(write.root, key), *moved], key)
+    chosen = _rows_of(write, clause, [*read, _is_recorded(write.root, key), *moved], key)
     found = [tuple(row) for each in parameters for row in connection.execute(chosen, each)]
     _check_warnings(write, clause)
     write.moved_to = {RawKey(row[:width]): RawKey(row[width + 1 :]) for row in found}
@@ -206,7 +207,7 @@ def _confined(
     connection, written = write.connection, clause.table
     is_mysql = connection.dialect.name in MYSQL
     others_wait = connection.dialect.name == "sqlite" or (is_mysql and isinstance(keys, StoredKeys))
-    if others_wait and _is_repeatable(clause):
+    if others_wait and _is_repeatable(write, clause):
         return clause
     if write.is_safe:
         write.foreseen = len(keys)
@@ -222,7 +223,8 @@ def _confined(
     among_keys = keys.among(key)
     write.confined_to = written, among_keys, len(write.moved_to) or len(keys)
     is_refused = not {getattr(column, "key", None) for column in values}.isdisjoint(_names_asked(clause))
-    if alone and not is_refused and not (is_mysql and _is_repeatable(clause)):  # run again, it may select other rows
+    # Run again, it may select other rows.
+    if alone and not is_refused and not (is_mysql and _is_repeatable(write, clause)):
         clause = clause._generate()
         clause._where_criteria = ()
     return clause.where(among_keys)
@@ -236,13 +238,13 @@ def _names_asked(clause: Any) -> set[str]:
 
 def _asks_alone(clause: Any) -> bool:
     """Return whether the criterion of a statement reads only the table that the statement writes."""
-    return all(set(each._from_objects) <= {clause.table} for each in clause._where_criteria)
+    return all(set(each._from_objects) <= {clause.table} for each in _criteria(clause))
 
 
-def _is_repeatable(clause: Any) -> bool:
+def _is_repeatable(write: Write, clause: Any) -> bool:
     """Return whether the criterion of a statement selects the same rows again if no other transaction writes."""
-    is_limited = _limit_of(clause) is not None
-    return _asks_alone(clause) and not is_limited and not any(map(_may_differ, clause._where_criteria))
+    is_limited = limit_of(clause, write.connection.dialect) is not None
+    return _asks_alone(clause) and not is_limited and not any(map(_may_differ, _criteria(clause)))
 
 
 def _locks_gaps(connection: Connection) -> bool:
@@ -314,6 +316,7 @@ def keep_others_out(connection: Connection, source: Source) -> None:
 
 
 def _rows_of(
+    write: Write,
     clause: Any,
     columns: Sequence[Any],
     key: Sequence[Any],
@@ -325,33 +328,34 @@ def _rows_of(
 
     :param parameters: the parameters to bind in it
     """
-    criteria = (*clause._where_criteria, *_criteria_added(clause))
-    statement = as_core(select(*columns)).where(*criteria).order_by(*key).add_cte(*clause._independent_ctes)
+    statement = as_core(select(*columns)).where(*_criteria(clause)).order_by(*key).add_cte(*clause._independent_ctes)
     if parameters:  # before the options, which SQLAlchemy 2.0 cannot copy
         statement = statement.params(parameters)
     statement = statement.options(*criteria_options(clause))
     if lock:
         statement = statement.with_for_update(of=key[0].table)
-    return statement.limit(_limit_of(clause))
+    return statement.limit(limit_of(clause, write.connection.dialect))
+
+
+def _criteria(clause: Any) -> list[ColumnElement[bool]]:
+    """Return the criteria of a statement, including those that SQLAlchemy will add."""
+    return [*clause._where_criteria, *_criteria_added(clause)]
 
 
 def _criteria_added(clause: Any) -> list[ColumnElement[bool]]:
-    """Return the criteria that SQLAlchemy will add to a statement, for loader options or single-table inheritance."""
+    """Return the criteria that SQLAlchemy will add to a statement, for loader options or single-table inheritance.
+
+    In a statement for an alias, too, SQLAlchemy adds criteria of the table itself.
+    """
     entity = clause.table._annotations.get("parententity")
     if entity is None or clause._annotations.get("dml_strategy") == "core_only":
         return []
     given: dict[Any, list[Any]] = {}
     for option in criteria_options(clause):
         option.get_global_criteria(given)
-    options = given.get(("additional_entity_criteria", entity.mapper), ())
-    added = [one._resolve_where_criteria(entity) for one in options if one.include_aliases or one.entity is entity]
-    if entity.mapper._single_table_criterion is not None:
-        added.append(entity.mapper._single_table_criterion)
-    adapter = entity._adapter if entity.is_aliased_class else None
-    return [adapter.traverse(criterion) for criterion in added] if adapter is not None else added
-
-
-def _limit_of(clause: Any) -> Any:
-    """Return the LIMIT of a statement for MariaDB or MySQL."""
-    given = (clause.dialect_kwargs.get(f"{dialect}_limit") for dialect in MYSQL)
-    return next((limit for limit in given if limit is not None), None)
+    mapper = entity.mapper
+    options = given.get(("additional_entity_criteria", mapper), ())
+    added = [one._resolve_where_criteria(mapper) for one in options if one.include_aliases or one.entity is mapper]
+    if mapper._single_table_criterion is not None:
+        added.append(mapper._single_table_criterion)
+    return added

@@ -114,7 +114,11 @@ def _further_written(statement: Update, tables: Iterable[Any]) -> set[TrackedTab
         if is_history(table):
             raise rewriting(table)
     others = set(map(tracked_table, further))
-    return {each for each in others if each is not mine and not _are_of_one_row(each, mine)}
+    return {
+        each
+        for each in others
+        if each is not mine and not (_are_of_one_row(each, mine) and _are_joined(statement, {each, mine}))
+    }
 
 
 def _writes_within(statement: Any) -> list[Any]:
@@ -205,6 +209,13 @@ def _are_of_one_row(table: TrackedTable | None, other: TrackedTable | None) -> b
     return table is not None and any(table in chain and other in chain for chain in table.chains)
 
 
+def _are_joined(statement: Any, tables: Set[Any]) -> bool:
+    """Return whether a statement equates columns of two tables, so that it writes both rows of the same objects."""
+    equations = (each for each in terms(statement._where_criteria) if getattr(each, "operator", None) is operators.eq)
+    sides = ((getattr(each.left, "table", None), getattr(each.right, "table", None)) for each in equations)
+    return any({tracked_table(left), tracked_table(right)} == tables for left, right in sides)
+
+
 def _unaliased(table: Any) -> Any:
     return table.element if isinstance(table, Alias) else table
 
@@ -243,6 +254,12 @@ def is_followed(clause: Any, source: FollowedTable, parameters: Parameters) -> b
         return True
     changed = source.live.c if isinstance(clause, Delete) else values_set(clause, source, parameters)
     return not referred_columns((source,)).isdisjoint(changed)
+
+
+def limit_of(clause: Any, dialect: Dialect) -> Any:
+    """Return the LIMIT of an UPDATE or DELETE, by ``.ext(mysql.limit(…))`` or an option for the dialect."""
+    limit = getattr(getattr(clause, "_post_criteria_clause", None), "_limit_clause", None)
+    return clause.dialect_kwargs.get(f"{dialect.name}_limit") if limit is None else limit
 
 
 def conflict_words(clause: Any, source: Source, dialect: Dialect) -> Set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from copy import copy
 from functools import cache
 from typing import Any
 from typing import cast as cast_type
@@ -12,12 +13,16 @@ from sqlalchemy import (
     CursorResult,
     Insert,
     Integer,
+    SelectBase,
+    TextClause,
     select,
 )
 from sqlalchemy.engine.cursor import _NO_CURSOR_DML
 from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.sql.schema import ColumnElementColumnDefault
+from sqlalchemy.sql.visitors import iterate
 
-from sqlaudit.recording.bulk.parsing import SQL
+from sqlaudit.recording.bulk.parsing import SQL, column_named, column_of_parameter
 from sqlaudit.recording.bulk.writes import Write, let_read_again
 from sqlaudit.recording.policy import uncaptured
 from sqlaudit.sql.batches import chunks
@@ -29,7 +34,7 @@ from sqlaudit.tracking.tables import TrackedTable
 def asks_for_keys(clause: Any, rows: Sequence[Mapping[str, Any]] | None) -> bool:
     """Return whether SQLAlchemy asks for the primary keys of an INSERT's rows, as far as it expects the database's."""
     if clause._return_defaults:
-        return True
+        return rows is not None
     return rows is not None and len(rows) == 1 and not (clause._returning or clause._multi_values or clause._inline)
 
 
@@ -173,6 +178,7 @@ def returning_defaults(
     """Return an INSERT, whose keys SQLAlchemy asks for, that also returns the keys that SQLAlchemy does not expect."""
     if not _can_return(write, tracked):
         return clause
+    clause = _one_by_one(write, clause, tracked)
     made, many = made_by_database(tracked, rows or ()), len(write.parameters) > 1
     is_asked, columns = bool(clause._returning or clause._supplemental_returning), _raw_key(write, tracked)
     returned = clause._return_defaults or any(
@@ -196,6 +202,8 @@ def returning_defaults(
         return [RawKey(row[-width:]) for row in told]
 
     write.keys_of = keys_of
+    if clause._returning and clause._annotations.get("dml_strategy") == "bulk":
+        return _behind_what_is_loaded(clause, columns)
     return clause.return_defaults(*clause._return_defaults_columns or (), supplemental_cols=columns)
 
 
@@ -210,10 +218,11 @@ def returning_keys(
 
     :param changed: the columns that the INSERT changes in existing rows
     """
-    if clause._return_defaults:
+    if clause._return_defaults and clause.select is None:  # else SQLAlchemy returns none
         return returning_defaults(write, clause, tracked, None)
     if not _can_return(write, tracked):
         return clause
+    clause = _one_by_one(write, clause, tracked)
     returns_rows, width = bool(clause._returning), len(tracked.key)
     count = _counting(write, clause, tracked, rows, changed) if write.connection.dialect.name in MYSQL else None
 
@@ -233,23 +242,69 @@ def returning_keys(
         return keys
 
     write.keys_of = keys_of
-    columns = _raw_key(write, tracked)
-    if clause._annotations.get("dml_strategy") == "orm":
-        if returns_rows:
-            clause = clause._generate()
-            clause.__class__ = _returning_for_orm(clause.__class__)
-            clause.sqlaudit_columns = columns
-            return clause
+    columns, strategy = _raw_key(write, tracked), clause._annotations.get("dml_strategy")
+    if returns_rows and strategy in ("orm", "bulk"):
+        return _behind_what_is_loaded(clause, columns)
+    if strategy == "orm":
         clause = clause._annotate({"dml_strategy": "raw"})  # the ORM would load what is returned
     elif not returns_rows:
         clause = clause._generate()
         clause._with_options = ()  # they are for loading
+    if clause._return_defaults:
+        clause = clause._generate()
+        clause._return_defaults = False
     return clause.returning(*columns)
+
+
+def _one_by_one(write: Write, clause: Any, tracked: TrackedTable) -> Any:
+    """Return an INSERT each execution of which sees the rows of the executions before it, if it selects any.
+
+    With RETURNING, SQLAlchemy puts the rows of many executions into one statement.
+    """
+    if len(write.parameters) == 1 or clause._returning or clause._return_defaults:
+        return clause
+    given = {column_named(clause, tracked, name): value for name, value in (clause._values or {}).items()}
+    bound = {column_of_parameter(clause, tracked, name) for name in write.parameters[0]}
+    usual = [
+        column.default.arg
+        for column in tracked.live.c
+        if isinstance(column.default, ColumnElementColumnDefault) and column not in given.keys() | bound
+    ]
+    parts = (part for value in (*given.values(), *usual) for part in iterate(value))
+    if any(isinstance(part, (SelectBase, TextClause)) for part in parts):
+        clause = clause._generate()
+        clause.__class__ = _row_by_row(clause.__class__)
+    return clause
+
+
+@cache
+def _row_by_row(kind: type[Insert]) -> type[Any]:
+    """Return a class of INSERTs that SQLAlchemy executes row by row, as by ``insertmanyvalues_page_size=1``.
+
+    SQLAlchemy reads that option before sqlaudit can change the statement.
+    """
+
+    def compile_w_cache(self: Any, *args: Any, **kw: Any) -> Any:
+        cached, *further = kind._compile_w_cache(self, *args, **kw)
+        compiled: Any = copy(cached)
+        deliver = compiled._deliver_insertmanyvalues_batches
+        compiled._deliver_insertmanyvalues_batches = lambda *args: deliver(*args[:4], 1, *args[5:])
+        return compiled, *further
+
+    return type(kind.__name__, (kind,), {"_compile_w_cache": compile_w_cache, "inherit_cache": True})
 
 
 def _raw_key(write: Write, tracked: TrackedTable) -> list[Any]:
     read = raw(tracked.key, write.connection.dialect)
     return [column.label(f"sqlaudit_key_{place}") for place, column in enumerate(read)]
+
+
+def _behind_what_is_loaded(clause: Any, columns: Sequence[Any]) -> Any:
+    """Return an INSERT that returns columns after those that the ORM adds when it compiles the INSERT."""
+    clause = clause._generate()
+    clause.__class__ = _returning_for_orm(clause.__class__)
+    clause.sqlaudit_columns = columns
+    return clause
 
 
 @cache
@@ -259,7 +314,12 @@ def _returning_for_orm(kind: type[Insert]) -> type[Any]:
     def returning(self: Any, *columns: Any, **kw: Any) -> Any:
         return kind.returning(self, *columns, *self.sqlaudit_columns, **kw)
 
-    return type(kind.__name__, (kind,), {"returning": returning, "inherit_cache": True})
+    def return_defaults(self: Any, *columns: Any, supplemental_cols: Any = (), **kw: Any) -> Any:
+        own = [*supplemental_cols, *self.sqlaudit_columns]
+        return kind.return_defaults(self, *columns, supplemental_cols=own, **kw)
+
+    names = {"returning": returning, "return_defaults": return_defaults, "inherit_cache": True}
+    return type(kind.__name__, (kind,), names)
 
 
 def _without_last(metadata: Any, count: int) -> Any:

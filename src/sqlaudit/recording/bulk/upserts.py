@@ -8,10 +8,14 @@ from typing import Any
 
 from sqlalchemy import (
     Column,
+    ColumnClause,
+    CompoundSelect,
     Connection,
     CursorResult,
+    Label,
     Select,
     TextClause,
+    literal_column,
     select,
 )
 from sqlalchemy.sql.functions import FunctionElement
@@ -61,7 +65,8 @@ def prepare_upsert(write: Write, clause: Any, tracked: TrackedTable, parameters:
     unique = list(keys_of_table(tracked.live))
     present = _find_present(write, clause, tracked, unique, rows, changed)
     is_told, is_postgresql = clause._post_values_clause is not None, write.connection.dialect.name == "postgresql"
-    is_one_made = not is_told and len(rows or ()) == 1 and bool(made_by_database(tracked, rows or ()))
+    is_new = len(unique) == 1 and not _is_found_otherwise(tracked, unique, rows)  # only its number is unique
+    is_one_made = (not is_told or is_new) and len(rows or ()) == 1 and bool(made_by_database(tracked, rows or ()))
     if is_one_made and tells_keys(write, clause, tracked, rows):
         write.keys_of = lambda result: keys_told(result, tracked) if result.rowcount else []
         return clause
@@ -219,6 +224,30 @@ def _may_differ(connection: Connection, statement: Any) -> bool:
     return bool(names) and are_volatile(connection, {str(name).lower() for name in names})
 
 
+def _named(statement: Any) -> Any:
+    """Return a select whose columns all have names of their own: text() and literal_column() have none."""
+    if isinstance(statement, CompoundSelect):
+        statement = statement._generate()
+        statement.selects = [_named(statement.selects[0]), *statement.selects[1:]]
+    elif isinstance(statement, Select):
+        renamed, names = dict[int, Any](), set[str]()
+        for place, column in enumerate(statement._raw_columns):
+            if isinstance(column, TextClause) and not column._bindparams:
+                renamed[place] = literal_column(column.text)
+            elif isinstance(column, ColumnClause) and column.is_literal:
+                renamed[place] = column
+            elif isinstance(column, Label) and column.name in names:
+                renamed[place] = column.element
+            elif isinstance(column, Label):
+                names.add(column.name)
+        if renamed:
+            columns: list[Any] = list(statement._raw_columns)
+            for place, column in renamed.items():
+                columns[place] = column.label(f"sqlaudit_{place}")
+            statement = statement.with_only_columns(*columns, maintain_column_froms=True)
+    return statement
+
+
 def _find_present(
     write: Write,
     clause: Any,
@@ -239,15 +268,19 @@ def _find_present(
         if changed:
             _notice_unfound(source)
         return found
+    names = [name if isinstance(name, str) else name.key for name in clause._select_names or ()]
+    selected = [] if rows is not None else list(_named(clause.select).subquery().c)
+    if len(selected) < len(names):  # text() hides what it selects
+        if changed:
+            _notice_unfound(source)
+        return found
     for columns in unique:
         if rows is not None:
             given = [values for values in columns_of(rows, columns) if are_known([values])]
             found[columns] = set(_keys_where(connection, key, columns, given, lock=lock))
             continue
-        names = [name if isinstance(name, str) else name.key for name in clause._select_names]
         if {column.key for column in columns} <= set(names):
-            given_by = clause.select.subquery()
-            values = select(*(list(given_by.c)[names.index(column.key)] for column in columns))
+            values = select(*(selected[names.index(column.key)] for column in columns))
             chosen = _chosen(connection, key, lock=lock).where(one_of(columns, values))
             found[columns] = set(keys_read(connection, chosen))
     keys = dict.fromkeys(key for keys in found.values() for key in keys)

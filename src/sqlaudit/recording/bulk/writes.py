@@ -124,14 +124,16 @@ class Write:
         if not is_read and (result.context._is_server_side or self.has_savepoint):  # sqlaudit needs the connection now
             rowcount = result.context.rowcount
             let_read_again(result, list(result.all()), rowcount)
+        # SQLite counts rows while they are fetched; Python's driver counts none for a statement that begins with WITH.
+        is_counted = self.connection.dialect.name != "sqlite" or (is_read and result.rowcount >= 0)
         if self.operation is Operation.INSERT:
             self.inserted = self.keys_of(result)
         elif self.operation is Operation.DELETE:
             expected = sum(len(keys) for _, keys in self.captures)
             self.is_whole = result.rowcount == expected
-            if self.foreseen is None and len(self.parameters) == 1 and not result.returns_rows:
+            if self.foreseen is None and len(self.parameters) == 1 and not result.returns_rows and is_counted:
                 self.missed = expected - max(result.rowcount, 0)
-        if self.confined_to is not None and result.rowcount >= 0:
+        if self.confined_to is not None and result.rowcount >= 0 and is_counted:
             self.missed = self.confined_to[2] - result.rowcount
         if self.foreseen is not None:
             self.unforeseen = result.rowcount - self.foreseen
