@@ -192,6 +192,34 @@ def test_members_of_a_collection_without_a_foreign_key_are_reported(engine, base
         assert rows(sessions, Owner, Note) == [[(1,)], [(1, "owner", 1), (2, "pet", 1)]]
 
 
+def test_members_that_the_unit_of_work_never_touches_stay(engine, base):
+    @sqlaudit.track_table()
+    class Note(base):
+        __tablename__ = "notes"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        owner_id: Mapped[int | None]
+
+    @sqlaudit.track_table()
+    class Owner(base):
+        __tablename__ = "owners"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        notes: Mapped[list[Note]] = relationship(
+            primaryjoin=lambda: Owner.id == sa.orm.foreign(Note.owner_id), passive_deletes="all"
+        )
+
+    with recording(engine, base.metadata) as sessions:
+        with sessions.begin() as session:
+            session.add(Owner(id=1))
+        changeset = last_changeset(sessions)
+        with sessions.begin() as session:
+            session.add(Note(id=1, owner_id=1))
+        with sessions.begin() as session:
+            assert [(each.model, each.key) for each in undo(session, changeset)] == [(Owner, 1)]
+        assert rows(sessions, Owner, Note) == [[], [(1, 1)]]
+
+
 def test_links_that_have_a_class_as_well_are_deleted_once(engine, base):
     @sqlaudit.track_table()
     class Tag(base):

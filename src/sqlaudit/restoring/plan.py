@@ -672,12 +672,16 @@ def covering(constraint: ForeignKeyConstraint) -> Iterator[RelationshipProperty[
 
 
 def collections_without_constraint(model: TrackedModel) -> list[RelationshipProperty[Any]]:
-    """Return the one-to-many relationships of a model that no foreign key constraint backs."""
+    """Return the one-to-many relationships of a model that no foreign key constraint backs.
+
+    Leave out those whose rows the unit of work never touches, by ``passive_deletes="all"``.
+    """
     return [
         relationship
         for relationship in model.mapper.relationships
         if relationship.direction is RelationshipDirection.ONETOMANY
         and not relationship.viewonly
+        and relationship.passive_deletes != "all"
         and tracked_model(relationship.mapper) is not None
         and not any(relationship in covering(constraint) for constraint in _constraints_below(relationship))
     ]
