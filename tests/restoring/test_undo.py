@@ -732,3 +732,32 @@ def test_a_change_that_another_transaction_commits_meanwhile_is_not_lost(session
     with sessions() as session:
         assert session.get_one(Tag, 1).text == "green"
     sqlaudit.unregister_hooks(other)
+
+
+def test_a_default_that_the_database_would_set_is_not_guessed(sessions, engine, base):
+    @sqlaudit.track_table()
+    class Shelf(base):
+        __tablename__ = "shelves"
+
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+
+    @sqlaudit.track_table()
+    class Book(base):
+        __tablename__ = "books"
+
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+        shelf_id: Mapped[int | None] = mapped_column(
+            sa.ForeignKey("shelves.id", ondelete="SET DEFAULT"), server_default=sa.text("1")
+        )
+
+    base.metadata.create_all(engine)
+    with sessions.begin() as session:
+        session.add(Shelf(id=1))
+    with sessions.begin() as session:
+        session.add(Shelf(id=2))
+    with sessions.begin() as session:
+        session.add(Book(id=1, shelf_id=2))
+    with sessions() as session:
+        changeset = versions_of(session, Shelf, 2)[0].audit_changeset_id
+        with pytest.raises(QueryError, match="Book 1 refers to Shelf 2, which would be deleted"):
+            undo(session, changeset, force=True)

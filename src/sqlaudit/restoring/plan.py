@@ -702,20 +702,17 @@ def _is_link(constraint: ForeignKeyConstraint) -> bool:
     )
 
 
-SETTING_NULL: Final = ("SET NULL", "SET DEFAULT")
-
-
 def fate_of(constraint: ForeignKeyConstraint) -> Fate | None:
     """Return what a parent's deletion does to a row by a foreign key.
 
-    ``None`` if the row prevents the deletion. SET DEFAULT is treated as SET NULL.
+    ``None`` if the row prevents the deletion, or if only the database knows what becomes of it: SET DEFAULT.
     """
     ondelete = (constraint.ondelete or "").upper()
     columns = [element.parent for element in constraint.elements]
     relationships = list(covering(constraint))
     if ondelete == "CASCADE" or any(relationship.cascade.delete for relationship in relationships):
         return lambda row: None
-    if all(column.nullable for column in columns) and (ondelete in SETTING_NULL or relationships):
+    if all(column.nullable for column in columns) and (ondelete == "SET NULL" or relationships):
         return lambda row: _without(row, columns)
     return None
 
