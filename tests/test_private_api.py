@@ -17,7 +17,7 @@ from sqlalchemy import orm
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import reflection
 from sqlalchemy.engine.cursor import CursorResult, CursorResultMetaData, FullyBufferedCursorFetchStrategy
-from sqlalchemy.engine.default import DefaultExecutionContext
+from sqlalchemy.engine.default import DefaultDialect, DefaultExecutionContext
 from sqlalchemy.orm import context as orm_context
 from sqlalchemy.orm.state import InstanceState
 
@@ -94,6 +94,8 @@ REPLACEMENTS: list[tuple[str, Any, str]] = [
     ("none", lambda: COMPILE_STATE.default_compile_options, "_current_path"),
     ("none", lambda: sa.StatementLambdaElement, "_resolved"),
     ("none", lambda: sa.CTE, "_get_reference_cte"),
+    ("none", lambda: sa.text("1"), "_bindparams _compile_w_cache"),
+    ("none", lambda: DefaultDialect, "_deliver_insertmanyvalues_batches"),
     ("none", lambda: orm.util.LoaderCriteriaOption, "_resolve_where_criteria"),
     ("none", postgresql.dialect, "_json_deserializer _native_inet_types"),
     ("none", lambda: ENGINE.dialect.identifier_preparer, "_double_percents"),
