@@ -1,5 +1,6 @@
 """What a statement returns, and what it carries: the same whether its table is tracked or not."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -172,10 +173,15 @@ def outcome(session: Session, execute: Callable[..., Any], statement: Any, param
     return seen
 
 
+ANONYMOUS = re.compile(r"(?<=^anon_)\d+$")
+
+
 def is_no_less(told: Any, expected: Any) -> bool:
     """Tell whether what is told is what is expected; where that is -1 or None, what sqlaudit asked for will do."""
     if isinstance(told, (list, tuple)) and isinstance(expected, (list, tuple)) and len(told) == len(expected):
         return all(map(is_no_less, told, expected))
+    if isinstance(told, str) and isinstance(expected, str):  # SQLAlchemy numbers what has no name
+        return ANONYMOUS.sub("", told) == ANONYMOUS.sub("", expected)
     return bool(told == expected) or expected in (-1, None)
 
 
@@ -210,6 +216,7 @@ def test_an_insert_that_may_come_upon_rows_tells_the_same(happened: None, engine
 
 
 @pytest.mark.requires("on_conflict")
+@pytest.mark.filterwarnings("ignore:Class OnConflictDo:sqlalchemy.exc.SAWarning")  # once, of SQLAlchemy 2.0's own class
 def test_an_upsert_returns_the_same(happened: None, engine: sa.Engine) -> None:
     upsert = {"sqlite": sqlite, "postgresql": postgresql}[engine.dialect.name].insert(Item)
     upsert = upsert.on_conflict_do_update(index_elements=["title"], set_={"price": 5})
