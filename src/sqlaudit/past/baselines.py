@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from sqlaudit.changes import Operation
 from sqlaudit.exceptions import QueryError, warn_caller
 from sqlaudit.past.rendering import Past, PastCompiler
+from sqlaudit.sql.comparing import all_equal
 from sqlaudit.tracking.aliases import HistoryAlias
 from sqlaudit.tracking.missing import explained
 from sqlaudit.tracking.sessions import where_rows_are
@@ -63,10 +64,9 @@ def _first_unknown(session: Session, tracked: TrackedTable, key: Sequence[Any] |
     base = tracked.chains[0][0] if tracked.chains else tracked
     statement = _unknown_before(base, when)
     if base is not tracked:
-        of_table = (ours == theirs for ours, theirs in zip(tracked.history_key, base.history_key, strict=True))
-        statement = statement.where(exists().where(*of_table))
+        statement = statement.where(exists().where(all_equal(tracked.history_key, base.history_key)))
     if key is not None:
-        statement = statement.where(*(column == part for column, part in zip(base.history_key, key, strict=True)))
+        statement = statement.where(all_equal(base.history_key, key))
     with explained([base]):
         return source.execute(statement, bind_arguments=where_rows_are(source, base.mapper)).first()
 

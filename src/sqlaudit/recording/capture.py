@@ -39,7 +39,7 @@ from sqlaudit.recording.statements import (
     key_types_of,
 )
 from sqlaudit.sql.batches import Portion, Portionable, SelectedKeys, chunks, portions
-from sqlaudit.sql.comparing import may_be_respelt
+from sqlaudit.sql.comparing import all_equal, may_be_respelt
 from sqlaudit.sql.keys import MYSQL, Key, KeyTypes, RawKey, is_raw
 from sqlaudit.sql.lists import fit_into_json
 from sqlaudit.sql.own import OURS
@@ -443,7 +443,7 @@ class Capture:
                 self.connection.execute(
                     update(table.history)
                     .where(
-                        *(column == value for column, value in zip(table.history_key, key, strict=True)),
+                        all_equal(table.history_key, key),
                         is_open(table.valid_to),
                         table.role("operation") == Operation.BASELINE,
                         table.role("changeset_id") == self.changeset.id,

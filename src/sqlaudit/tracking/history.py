@@ -24,6 +24,7 @@ from sqlalchemy.sql import visitors
 
 from sqlaudit.changes import FieldChange, Operation, VersionInfo, diff, equalities_of
 from sqlaudit.exceptions import ReadOnlyError
+from sqlaudit.sql.comparing import all_equal
 from sqlaudit.tracking.models import TrackedModel, tracked_model_of
 from sqlaudit.tracking.sessions import where_rows_are
 
@@ -220,7 +221,7 @@ def neighbour(version: Version, distance: int) -> Any:
     *key, number = identity
     return session.scalar(
         select(history_of(model.mapper.class_)).where(
-            *(column == value for column, value in zip(table.history_key, key, strict=True)),
+            all_equal(table.history_key, key),
             table.version == number + distance,
         ),
         bind_arguments=where_rows_are(session, model.mapper),
