@@ -326,12 +326,12 @@ def test_a_word_of_sql_is_no_name_where_another_follows(track: Callable[..., Non
     assert handwritten.table_written_by(sql) is None
 
 
-@pytest.mark.parametrize("how", ["engine", "connection", "unknown"])
+@pytest.mark.parametrize("how", ["engine", "connection"])
 def test_a_schema_that_may_be_translated_may_be_any(track: Any, engine: sa.Engine, sessions: Any, how: str) -> None:
     track("bulk_tenants", schema="tenant")
     sqlaudit.set_config(sqlaudit.SQLAuditConfig(on_uncaptured="raise"))
     sql, options = sa.text("UPDATE t1.bulk_tenants SET id = 1"), {"schema_translate_map": {"tenant": "t1"}}
-    binds = {"engine": engine.execution_options(**options), "connection": engine, "unknown": None}
+    binds = {"engine": engine.execution_options(**options), "connection": engine}
     with sessions(bind=binds[how]) as session:
         if how == "connection":
             session.connection(execution_options=options)

@@ -1,17 +1,58 @@
-"""How are statements outside of sessions recorded? By listening to the engine or connection that executes them."""
+"""How are statements heard? Four listeners of an engine hear all of them, whoever executes them.
+
+An engine is listened to when it is registered, or when a session with hooks uses it for the first time.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+from weakref import WeakSet
 
-from sqlalchemy import (
-    Connection,
-    Engine,
-)
+from sqlalchemy import CompoundSelect, Connection, Engine, ExceptionContext, Select, UpdateBase, event
 
 from sqlaudit.exceptions import SQLAuditError
-from sqlaudit.hooks.scope import recorded_engines, session_on, session_records_it
-from sqlaudit.recording.bulk.recorder import Recorder
+from sqlaudit.hooks.scope import (
+    is_by_flush,
+    is_heard,
+    origins,
+    recorded_engines,
+    recorder_of,
+    registered,
+    session_on,
+)
+from sqlaudit.recording.bulk.append_only import refuse_rewriting
+from sqlaudit.recording.bulk.namesakes import is_namesake, notice_namesake
+from sqlaudit.recording.bulk.parsing import (
+    can_be_foreseen,
+    is_followed,
+    notice_further_table,
+    notice_writes,
+    source_written,
+    table_written,
+    unwrapped,
+    wrapped_as,
+)
+from sqlaudit.recording.bulk.recorder import finish, is_where_history_is, undo_unfinished, write_of
+from sqlaudit.recording.handwritten import is_told_by_text, notice_sql, notice_text
+from sqlaudit.sql.own import WRITE
+from sqlaudit.tracking.foreign_keys import FollowedTable
+from sqlaudit.tracking.tables import tracked_names
+
+
+def record_engine(given: Any) -> None:
+    """Record what is executed on an engine or a connection outside of sessions, too."""
+    engine = _engine_or_connection(given)
+    if engine not in recorded_engines:
+        recorded_engines.append(engine)
+        hear(engine.engine)
+
+
+def forget_engine(given: Any) -> None:
+    engine = _engine_or_connection(given)
+    if engine in recorded_engines:
+        recorded_engines.remove(engine)
+        stop_hearing()
 
 
 def _engine_or_connection(given: Any) -> Engine | Connection:
@@ -21,15 +62,118 @@ def _engine_or_connection(given: Any) -> Engine | Connection:
     return given
 
 
-def record_engine(engine: Any) -> None:
-    engine = _engine_or_connection(engine)
-    if engine not in recorded_engines:
-        recorded_engines[engine] = Recorder(session_on, session_records_it)
-        recorded_engines[engine].listen(engine)
+_heard: Final[WeakSet[Engine]] = WeakSet()
+_waiting: Final[WeakSet[Engine]] = WeakSet()
+"""The engines that sessions with hooks use, before anything is tracked."""
 
 
-def forget_engine(engine: Any) -> None:
-    engine = _engine_or_connection(engine)
-    recorder = recorded_engines.pop(engine, None)
-    if recorder is not None:
-        recorder.remove(engine)
+def hear(engine: Engine) -> None:
+    """Listen to the statements of an engine from now on, or as soon as a table is tracked."""
+    if engine in _heard:
+        return
+    if not tracked_names:
+        _waiting.add(engine)
+        return
+    *_, root = origins(engine)
+    for name, (listener, options) in _LISTENERS.items():
+        event.listen(root, name, listener, **options)
+    _heard.update((engine, root))
+
+
+def hear_waiting() -> None:
+    """Listen to the engines that were used before anything was tracked."""
+    for engine in list(_waiting):
+        hear(engine)
+    _waiting.clear()
+
+
+def stop_hearing() -> None:
+    """Stop listening to engines, if neither sessions nor engines are registered."""
+    if registered or recorded_engines:
+        return
+    for engine in list(_heard):
+        for name, (listener, _) in _LISTENERS.items():
+            if event.contains(engine, name, listener):
+                event.remove(engine, name, listener)
+    _heard.clear()
+    _waiting.clear()
+
+
+def _before(
+    connection: Connection, clause: Any, multiple: Any, single: Any, options: Mapping[str, Any]
+) -> tuple[Any, Any, Any]:
+    """Find out what a statement is about to write, and return it in a form that can be recorded.
+
+    :raises ReadOnlyError: it writes a history table
+    """
+    given = clause, multiple, single
+    if WRITE in options or isinstance(clause, (Select, CompoundSelect)):  # their CTEs are known once compiled
+        return given
+    session = session_on(connection)
+    if session is not None and is_by_flush(session, connection, options):
+        return given
+    statement = unwrapped(clause)
+    if not isinstance(statement, UpdateBase):
+        if is_told_by_text(statement) and is_heard(session, connection):
+            notice_text(statement, connection)
+        return given
+    if session is not None or recorded_engines:
+        refuse_rewriting(table_written(statement), statement, connection)
+    if not is_heard(session, connection):
+        return given
+    source, parameters = source_written(statement), multiple or [single]
+    if source is None or (isinstance(source, FollowedTable) and not is_followed(statement, source, parameters)):
+        notice_further_table(statement)
+        if is_namesake(statement):
+            notice_namesake(statement, connection)
+        return given
+    recorder = recorder_of(session, source)
+    if (
+        recorder is None
+        or not is_where_history_is(connection, source, options)
+        or not can_be_foreseen(statement, source)
+    ):
+        return given
+    statement, parameters = recorder.prepare(connection, statement, source, parameters)
+    return wrapped_as(clause, statement), parameters if multiple else multiple, single
+
+
+def _before_cursor(connection: Connection, cursor: Any, sql: str, parameters: Any, context: Any, many: bool) -> None:
+    """Report SQL that is given directly to the driver, and what a statement writes by its CTEs.
+
+    :raises ReadOnlyError: a CTE writes a history table
+    """
+    if context is None or WRITE in context.execution_options:
+        return
+    ctes = getattr(context.compiled, "ctes", None) or ()
+    if context.compiled is not None and (not ctes or context.invoked_statement is None):
+        return
+    if not is_heard(session_on(connection), connection):
+        return
+    if context.compiled is None:
+        notice_sql(sql, connection)
+    elif write_of(context.invoked_statement) is None:
+        notice_writes([cte.element for cte in ctes])
+
+
+def _after(connection: Connection, clause: Any, multiple: Any, single: Any, options: Any, result: Any) -> None:
+    """Note what a statement has written; write the versions if it was executed directly."""
+    write = write_of(clause)
+    if write is not None:
+        finish(write, result)
+
+
+def _failed(context: ExceptionContext) -> None:
+    """Undo what a statement, executed directly, did before it failed."""
+    executed = context.execution_context
+    is_own = executed is not None and WRITE in executed.execution_options
+    if context.connection is not None and not context.is_disconnect and not is_own:
+        undo_unfinished(context.connection)
+
+
+_LISTENERS: Final[dict[str, tuple[Callable[..., Any], dict[str, bool]]]] = {
+    "before_execute": (_before, {"retval": True}),
+    "before_cursor_execute": (_before_cursor, {}),
+    "after_execute": (_after, {}),
+    "handle_error": (_failed, {}),
+}

@@ -8,19 +8,15 @@ from functools import wraps
 from types import MethodType
 from typing import Any, Final
 
-from sqlalchemy import (
-    Connection,
-    inspect,
-)
+from sqlalchemy import inspect
 from sqlalchemy.orm import (
     Mapper,
     Session,
 )
 
-from sqlaudit.hooks.scope import DISABLED, is_recording, listen_to, recording_statements
+from sqlaudit.hooks.scope import DISABLED, is_recording, recording_statements
 from sqlaudit.past.objects import instant_of_state, refuse_change
 from sqlaudit.recording.bulk.append_only import is_history
-from sqlaudit.recording.changeset import OWN
 from sqlaudit.recording.units import sources_of
 from sqlaudit.tracking.models import tracked_model
 
@@ -61,17 +57,6 @@ def _record_bulk(session: Session, mappers: Collection[Mapper[Any]], write: Call
         return write()
 
 
-def _giving_connection(name: str, original: Callable[..., Connection]) -> Callable[..., Connection]:
-    @wraps(original)
-    def connection(session: Session, *args: Any, **kw: Any) -> Connection:
-        found = original(session, *args, **kw)
-        if kw.get("execution_options") is not OWN:
-            listen_to(session, found)
-        return found
-
-    return connection
-
-
 def _looking_up_in_past(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def _identity_lookup(session: Session, *args: Any, lazy_loaded_from: Any = None, **kw: Any) -> Any:
@@ -89,7 +74,6 @@ _METHODS: Final[dict[str, Callable[[str, Callable[..., Any]], Callable[..., Any]
     "bulk_save_objects": _recording_bulk_save,
     "bulk_insert_mappings": _recording_bulk_mappings,
     "bulk_update_mappings": _recording_bulk_mappings,
-    "connection": _giving_connection,
 }
 
 

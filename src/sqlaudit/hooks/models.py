@@ -24,6 +24,7 @@ from sqlalchemy.orm import (
 from sqlalchemy.orm.mapper import _all_registries
 
 from sqlaudit.exceptions import QueryError
+from sqlaudit.hooks.engines import hear_waiting
 from sqlaudit.hooks.schema import after_create, after_drop, before_create
 from sqlaudit.hooks.scope import DISABLED, is_recorded, records
 from sqlaudit.past.attributes import hide_if_excluded, mix_into
@@ -95,6 +96,7 @@ def watch(model: TrackedModel) -> None:
         event.listen(object, "attribute_instrument", _attribute_added)
         event.listen(Session, "before_attach", _attaching, raw=True)
     look_again(model.mapper)
+    hear_waiting()
 
 
 def look_again(mapper: Mapper[Any]) -> None:

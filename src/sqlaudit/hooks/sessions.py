@@ -7,8 +7,7 @@ of the past and records bulk statements. In a session without hooks the mapper e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from itertools import chain
+from collections.abc import Callable
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -21,7 +20,6 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import (
     FromStatement,
-    InstanceState,
     Mapper,
     ORMExecuteState,
     Session,
@@ -32,16 +30,11 @@ from sqlalchemy.orm import (
 )
 
 from sqlaudit.exceptions import SQLAuditError
-from sqlaudit.hooks.engines import forget_engine, record_engine
+from sqlaudit.hooks.engines import forget_engine, hear, record_engine, stop_hearing
 from sqlaudit.hooks.methods import unwrap_methods, wrap_methods
-from sqlaudit.hooks.models import MODEL_LISTENERS
 from sqlaudit.hooks.scope import (
     DISABLED,
-    RECORDING,
-    connections_of,
     is_recording,
-    listen_to,
-    note_session,
     recorded_engines,
     recording_statements,
     registered,
@@ -49,17 +42,12 @@ from sqlaudit.hooks.scope import (
 from sqlaudit.past.objects import Instant, refuse_changes
 from sqlaudit.past.rendering import Past, beside_past, stays_in_past
 from sqlaudit.past.running import execute_within, instant_of, read_past
-from sqlaudit.recording.bulk.append_only import is_history
-from sqlaudit.recording.bulk.namesakes import is_namesake
-from sqlaudit.recording.bulk.parsing import notice_writes_within, source_written, table_written, unwrapped
+from sqlaudit.recording.bulk.parsing import source_written, unwrapped
 from sqlaudit.recording.flush import Flush
-from sqlaudit.recording.handwritten import NOTICED, is_told_by_text, notice_text
-from sqlaudit.recording.side_writes import may_write_more
-from sqlaudit.recording.units import unit_of
-from sqlaudit.sql.own import WRITE
+from sqlaudit.recording.scope import enter_scope
 from sqlaudit.tracking.history import Version
 from sqlaudit.tracking.sessions import where_rows_are
-from sqlaudit.tracking.tables import INFO_KEY, tracked_names
+from sqlaudit.tracking.tables import INFO_KEY
 
 try:
     from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
@@ -85,14 +73,12 @@ def register_hooks(target: Any = Session, *, engine: Any = None) -> None:
     if not event.contains(target, "before_flush", _before_flush):
         event.listen(target, "before_flush", _begin_flush, insert=True)
         for name, listener in _SESSION_LISTENERS.items():
-            # the flush must end before other listeners write
-            event.listen(target, name, listener, insert=name == "after_flush")
+            event.listen(target, name, listener, insert=name in _FIRST)
         wrap_methods(target)
         registered.append(target)
 
 
 _NOT_GIVEN: Final[Any] = object()
-_SEEN: Final = "sqlaudit_seen"
 
 
 def unregister_hooks(target: Any = _NOT_GIVEN, *, engine: Any = None) -> None:
@@ -112,6 +98,7 @@ def unregister_hooks(target: Any = _NOT_GIVEN, *, engine: Any = None) -> None:
             event.remove(target, name, listener)
         unwrap_methods(target)
         registered.remove(target)
+        stop_hearing()
 
 
 def registered_targets() -> tuple[Any, ...]:
@@ -159,35 +146,7 @@ def _before_flush(session: Session, context: UOWTransaction, instances: object) 
     if session.info.get(DISABLED):
         refuse_changes(session)
         return
-    _hear_more(session, flush, chain(session._new, session._deleted, session._dirty_states))
     flush.prepare()
-
-
-def _hear_more(session: Session, flush: Flush, states: Iterable[InstanceState[Any]]) -> None:
-    """Listen to the connections of a flush if it may execute more than its objects show.
-
-    Other listeners and column defaults may write, and association rows may use an unknown connection.
-    """
-    if not tracked_names or flush.is_heard:
-        return
-    for state in states:
-        mapper = state.mapper
-        if mapper in flush.looked_at:
-            continue
-        flush.looked_at.add(mapper)
-        has_links = flush.chooses and (unit := unit_of(mapper)) is not None and unit.links
-        if has_links or may_write_more(mapper, MODEL_LISTENERS):
-            flush.is_heard = True
-            for connection in connections_of(session):
-                listen_to(session, connection)
-            return
-
-
-def _after_transaction_create(session: Session, transaction: SessionTransaction) -> None:
-    """Check the objects that the flush has found in addition: orphans, and objects that listeners have added."""
-    flush: Flush | None = session.info.get(INFO_KEY)
-    if flush is not None and flush.is_announced and not transaction.nested and not session.info.get(DISABLED):
-        _hear_more(session, flush, flush.context.states)
 
 
 def _after_flush(session: Session, context: UOWTransaction) -> None:
@@ -202,10 +161,11 @@ def _after_soft_rollback(session: Session, transaction: SessionTransaction) -> N
 
 
 def _do_orm_execute(state: ORMExecuteState) -> Any:
+    session = state.session
     mapper = inspect(state.bind_arguments.get("mapper"), raiseerr=False)  # it may also be a class
     if isinstance(mapper, Mapper) and issubclass(mapper.class_, Version) and "bind" not in state.bind_arguments:
         # A session with binds has no bind for history classes.
-        state.bind_arguments.update(where_rows_are(state.session, mapper.class_.__sqlaudit_model__.mapper))
+        state.bind_arguments.update(where_rows_are(session, mapper.class_.__sqlaudit_model__.mapper))
     instant = instant_of(state)
     if instant is not None:
         return read_past(state, instant)
@@ -217,26 +177,15 @@ def _do_orm_execute(state: ORMExecuteState) -> Any:
         state.statement = statement  # SQLAlchemy would annotate the lambda, not its statement, for synchronize_session
         if state.is_orm_statement and not state.is_executemany:
             _spare_past_objects(state)
-    writes_history = isinstance(statement, UpdateBase) and is_history(table_written(statement))
-    if state.session.info.get(DISABLED) and not writes_history:
-        return None
-    if is_told_by_text(statement):
-        if _is_first(state):
-            state.update_execution_options(**{NOTICED: True})
-            notice_text(statement, state.session.bind, *connections_of(state.session))
-    elif writes_history or (
-        isinstance(statement, UpdateBase) and (source_written(statement) is not None or is_namesake(statement))
+    if (
+        isinstance(statement, UpdateBase)
+        and not session.info.get(DISABLED)
+        and source_written(statement) is not None
+        and not is_recording(session)
     ):
-        if _is_first(state) and not is_recording(state.session):
-            return _record_statement(state)
-    elif WRITE not in state.execution_options:
-        notice_writes_within(statement)
+        with recording_statements(session):
+            return execute_within(state, state.statement)
     return None
-
-
-def _record_statement(state: ORMExecuteState) -> Any:
-    with recording_statements(state.session):
-        return execute_within(state, state.statement)
 
 
 def _spare_past_objects(state: ORMExecuteState) -> None:
@@ -248,26 +197,13 @@ def _spare_past_objects(state: ORMExecuteState) -> None:
         state.update_execution_options(synchronize_session="fetch")
 
 
-def _is_first(state: ORMExecuteState) -> bool:
-    """Return whether no listener of an overlapping target has seen the statement yet, and mark it as seen."""
-    if state.execution_options.get(_SEEN):
-        return False
-    state.update_execution_options(**{_SEEN: True})
-    return True
-
-
 def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
-    if recorded_engines:  # their recorders look up the session of a connection
-        note_session(session, connection)
-    for recording in session.info.get(RECORDING, ()):
-        recording.listen(connection)
-    flush: Flush | None = session.info.get(INFO_KEY)
-    if flush is not None and flush.is_heard:
-        listen_to(session, connection)
+    enter_scope(session, connection)
+    hear(connection.engine)
 
 
+_FIRST: Final = ("after_begin", "after_flush")  # before other listeners of these events write
 _SESSION_LISTENERS: Final[dict[str, Callable[..., Any]]] = {
-    "after_transaction_create": _after_transaction_create,
     "after_begin": _after_begin,
     "before_flush": _before_flush,
     "after_flush": _after_flush,

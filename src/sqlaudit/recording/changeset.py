@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -16,6 +15,7 @@ from sqlalchemy.orm import Mapper, Session
 from sqlaudit.config import current_config
 from sqlaudit.exceptions import QueryError
 from sqlaudit.period import as_utc
+from sqlaudit.recording.scope import scope_of
 from sqlaudit.tracking.tables import INFO_KEY
 
 try:
@@ -24,8 +24,6 @@ except ImportError:
     from uuid_utils.compat import uuid7
 
 _CHANGESET: Final = "sqlaudit_changeset"
-OWN: Final[Mapping[str, Any]] = {}
-"""Marks sqlaudit's own calls of ``Session.connection()``, by identity: the hooks don't listen to these connections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,7 @@ def own_connection(session: Session, mapper: Mapper[Any] | None, **arguments: An
 
     :param arguments: further ``bind_arguments``
     """
-    return session.connection(bind_arguments={"mapper": mapper, **arguments}, execution_options=OWN)
+    return session.connection(bind_arguments={"mapper": mapper, **arguments})
 
 
 def instant_given(at: datetime | None) -> datetime:
@@ -82,27 +80,27 @@ def changeset_of(session: Session | None, connection: Connection, began: datetim
 
     :param began: the instant of a new changeset, taken before the writes that it records; a flush has its own instant
     """
-    changeset = _changeset_known(session, connection)
+    scope = scope_of(connection)
+    changeset = scope.changeset or _changeset_of_session(session)
     if changeset is None:
         flush = session.info.get(INFO_KEY) if session else None
         changeset = changeset_at((flush and flush.began) or began or current_config().now())
         if session and (outermost := session.get_transaction()) is not None:
             session.info[_CHANGESET] = (ref(outermost), changeset)
-    if (transaction := connection.get_transaction()) is not None:
-        connection.info[INFO_KEY] = (ref(transaction), changeset)
+    if scope.transaction is not None:
+        scope.changeset = changeset
     return changeset
 
 
 def instant_before(session: Session | None, connection: Connection | None = None) -> datetime:
     """Return the instant of a transaction's changeset, or the configured clock's if it has none yet."""
-    changeset = _changeset_known(session, connection)
+    known = None if connection is None else scope_of(connection).changeset
+    changeset = known or _changeset_of_session(session)
     return current_config().now() if changeset is None else changeset.at
 
 
-def _changeset_known(session: Session | None, connection: Connection | None) -> ChangesetStamp | None:
-    for within, key in ((connection, INFO_KEY), (session, _CHANGESET)):
-        transaction = None if within is None else within.get_transaction()
-        remembered = None if within is None else within.info.get(key)
-        if remembered is not None and transaction is not None and remembered[0]() is transaction:
-            return cast(ChangesetStamp, remembered[1])
+def _changeset_of_session(session: Session | None) -> ChangesetStamp | None:
+    remembered = None if session is None else session.info.get(_CHANGESET)
+    if remembered is not None and session is not None and remembered[0]() is session.get_transaction():
+        return cast(ChangesetStamp, remembered[1])
     return None

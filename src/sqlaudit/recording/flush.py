@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import chain
 from typing import Any, Final, cast
 
 from sqlalchemy import Column, Connection, inspect
@@ -29,7 +30,7 @@ from sqlaudit.recording.capture import Capture, Unseen, WriteContext
 from sqlaudit.recording.cascades import Dependents, record_moved
 from sqlaudit.recording.changeset import changeset_of, instant_before, own_connection
 from sqlaudit.recording.policy import lacking, notice_replacing, require_context
-from sqlaudit.recording.side_writes import chooses_connections, others_listen
+from sqlaudit.recording.side_writes import chooses_connections, may_write_more, others_listen
 from sqlaudit.recording.units import (
     FOLLOWED,
     State,
@@ -142,10 +143,7 @@ class Flush:
         self._questions: _Questions = defaultdict(_ToAsk)
         self._followed_fields: dict[Unit, frozenset[str]] = {}
         self._changed_late: dict[Unit, bool] = {}
-        self.looked_at: set[Mapper[Any]] = set()
-        """The mappers already checked for statements that the flush may execute besides those for its objects."""
-        self.is_heard = False
-        """True if a recorder listens to the flush's connections, and also records statements for association tables."""
+        self._records_links: bool | None = None
 
     def group(self, state: State, connection: Connection) -> Group:
         """Return the group of a tracked object that the flush writes through a connection."""
@@ -177,11 +175,9 @@ class Flush:
             self.begin()
         self.prepared = {}
         doomed = self.session._deleted  # the public properties build a set of all dirty objects
-        deleted = [state for state in doomed if concerns_tracking(state)]
-        dirty = [state for state in self.session._dirty_states if concerns_tracking(state) and state not in doomed]
-        for is_doomed, states in (True, deleted), (False, dirty):
-            for state in states:
-                self._look_at(state, is_doomed, self._questions)
+        for state in (*doomed, *set(self.session._dirty_states).difference(doomed)):
+            if concerns_tracking(state):
+                self._look_at(state, state in doomed, self._questions)
         if not self.chooses and self._questions:
             connection = own_connection(self.session, None)
             for questions in self._questions.values():
@@ -264,7 +260,7 @@ class Flush:
         if (
             unit.links
             and not goes
-            and self.records_links
+            and not self.chooses
             and any(relationship.key in committed for relationship in unit.links)
         ):
             self._collect_links(unit, state, None, questions[place].links)
@@ -330,8 +326,16 @@ class Flush:
 
     @property
     def records_links(self) -> bool:
-        """Return whether association rows are recorded after the flush, from its objects."""
-        return not self.is_heard
+        """Return whether association rows are recorded after the flush, from its objects.
+
+        Else their statements are recorded: if the connection is unknown, or if listeners may execute such statements.
+        """
+        if self._records_links is None:
+            session = self.session
+            states = chain(self.context.states, session._new, session._deleted, session._dirty_states)
+            mappers = {state.mapper for state in states}
+            self._records_links = not self.chooses and not any(map(may_write_more, mappers))
+        return self._records_links
 
     def record(self) -> None:
         """Write the versions.
@@ -368,7 +372,9 @@ class Flush:
         updated: dict[Key, tuple[State, Mapping[str, Any]]] = {}
         moved: dict[Key, tuple[State, Mapping[str, Any]]] = {}
         moved_to: list[Key] = []
-        deleted = {cast(Any, state.key)[1]: (state, state.committed_state) for state in group.deleted}
+        deleted: dict[Key, tuple[State, Mapping[str, Any]]] = {}
+        for state in group.deleted:
+            deleted[cast(Any, state.key)[1]] = (state, state.committed_state)
         for state in group.inserted:
             key = unit.key_of(state)
             if self._doomed and (replaced := self._doomed.get((unit.mapper.base_mapper, key), state)) is not state:

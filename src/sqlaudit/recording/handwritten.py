@@ -24,9 +24,6 @@ from sqlaudit.tracking.foreign_keys import untracked_sources
 from sqlaudit.tracking.registry import tracked_tables
 from sqlaudit.tracking.tables import known_metadata, tracked_table
 
-NOTICED: Final = "sqlaudit_noticed"
-"""The execution option of SQL that a session has already checked."""
-
 _Name = tuple[str, ...]
 """The parts of a name, in lower case."""
 

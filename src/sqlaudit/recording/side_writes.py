@@ -13,6 +13,14 @@ from sqlalchemy.orm import (
 )
 
 _WRITTEN_WITH: Final = "sqlaudit_written_with"
+_UNIT_OF_WORK: Final = (
+    "before_insert",
+    "after_insert",
+    "before_update",
+    "after_update",
+    "before_delete",
+    "after_delete",
+)
 
 
 def chooses_connections(session: Session) -> bool:
@@ -52,15 +60,12 @@ class _WrittenWith:
     generation: int
 
 
-def may_write_more(mapper: Mapper[Any], events: Iterable[str]) -> bool:
-    """Return whether a listener or a column default may execute statements while a flush writes a mapper's objects.
-
-    :param events: the names of the mapper events of the unit of work
-    """
+def may_write_more(mapper: Mapper[Any]) -> bool:
+    """Return whether a listener or a column default may execute statements while a flush writes a mapper's objects."""
     known: _WrittenWith | None = mapper.class_manager.info.get(_WRITTEN_WITH)
     if known is None or known.generation != _generation[0]:
         known = mapper.class_manager.info[_WRITTEN_WITH] = _written_with(mapper)
-    return known.default or any(others_listen(each, events) for each in known.mappers)
+    return known.default or any(others_listen(each, _UNIT_OF_WORK) for each in known.mappers)
 
 
 _generation: Final = [0]

@@ -175,7 +175,7 @@ class Prepared:
         bound = self._constants.copy()
         for name, processor in self._processors(connection.dialect):
             bound[name] = parameters[name] if processor is None else processor(parameters[name])
-        values = bound if self._positions is None else tuple([bound[name] for name in self._positions])
+        values = bound if self._positions is None else tuple(map(bound.__getitem__, self._positions))
         return connection.exec_driver_sql(self._sql, values, execution_options=OURS)
 
     def _processors(self, dialect: Dialect) -> list[tuple[str, Any]]:

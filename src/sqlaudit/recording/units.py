@@ -60,11 +60,14 @@ class Unit:
         self.replacing = [table for table in model.chain if "REPLACE" in words_of_constraints(table.live)]
         self.has_orphans = any(each._delete_orphans for each in mapper.iterate_to_root())
         self._user_fields: dict[str | None, UserFields] = {}
+        self._followed: tuple[frozenset[Column[Any]], frozenset[str]] | None = None
 
     def followed(self) -> frozenset[str]:
         """Return the fields of the key, and those that foreign keys with actions refer to."""
         columns = referred_columns(self.model.chain)
-        return self.keys | {name for name, column in self.live.items() if column in columns}
+        if self._followed is None or self._followed[0] is not columns:
+            self._followed = columns, self.keys | {name for name, column in self.live.items() if column in columns}
+        return self._followed[1]
 
     def _is_automatic(self, column: Column[Any]) -> bool:
         """Return whether an UPDATE of other columns may change this column."""
@@ -87,7 +90,7 @@ class Unit:
         """Return the current key of a written object; its identity key may be older."""
         values = state.dict
         try:
-            return tuple([values[name] for name in self.key_names])
+            return tuple(map(values.__getitem__, self.key_names))
         except KeyError:
             return tuple(state.key[1]) if state.key else tuple(self.mapper.primary_key_from_instance(state.obj()))
 
@@ -164,8 +167,10 @@ def user_fields_of(chain: Chain) -> UserFields:
     """Return the columns that name the user of a row of a chain of tables, by the current configuration."""
     if chain[0].is_association:
         return NO_USER_FIELDS
-    root = root_of(chain[0])
-    model = next((model for model in root.family() if model.chain == chain), root)
-    unit = unit_of(model.mapper)
+    kept, key = chain[-1].cache, (user_fields_of, *chain)
+    if key not in kept:
+        root = root_of(chain[0])
+        kept[key] = next((model for model in root.family() if model.chain == chain), root).mapper
+    unit = unit_of(kept[key])
     assert unit is not None
     return unit.user_fields(current_config())

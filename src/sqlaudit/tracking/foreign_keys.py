@@ -18,6 +18,7 @@ from sqlalchemy.sql.schema import ForeignKeyConstraint
 from sqlaudit.tracking.tables import TrackedTable, tracked_table, unread
 
 _FOLLOWING: Final = frozenset({"CASCADE", "SET NULL", "SET DEFAULT"})
+_generation: Final = [object()]  # another one when foreign keys have been read
 # Not in table.info: Alembic would render the info of tables without history.
 _links: Final[WeakKeyDictionary[Table, WeakKeyDictionary[ForeignKeyConstraint, None]]] = WeakKeyDictionary()
 
@@ -57,9 +58,16 @@ def _leads_to_base(link: ForeignKeyConstraint) -> bool:
     return {element.parent for element in link.elements} == set(link.table.primary_key)
 
 
-def referred_columns(sources: Sources) -> set[Column[Any]]:
+def referred_columns(sources: Sources) -> frozenset[Column[Any]]:
     """Return the columns of the given tables to which the foreign keys of their followers refer."""
-    return {element.column for _, link in followers_of(sources) for element in link.elements}
+    _read_new()
+    kept = sources[-1].cache if sources and isinstance(sources[-1], TrackedTable) else {}
+    key = (referred_columns, *sources)
+    if key not in kept or kept[key][0] is not _generation[0]:
+        found = frozenset(element.column for _, link in followers_of(sources) for element in link.elements)
+        kept[key] = (_generation[0], found)
+    columns: frozenset[Column[Any]] = kept[key][1]
+    return columns
 
 
 def untracked_source(table: Table) -> FollowedTable | None:
@@ -87,6 +95,7 @@ def _read_new() -> None:
         tracked = new()
         if tracked is None or tracked_table(tracked.live) is not tracked or _read(tracked.live):
             unread.discard(new)
+        _generation[0] = object()
 
 
 def _read(live: Table) -> bool:

@@ -36,18 +36,17 @@ from sqlalchemy.sql import operators
 from sqlalchemy.sql.compiler import DDLCompiler
 
 from sqlaudit.recording.cascades import by_chain, chains_of
+from sqlaudit.recording.scope import scope_of
 from sqlaudit.sql.batches import SelectedKeys
 from sqlaudit.sql.keys import MYSQL, AsConstant, Key, KeyArray, RawKey, bound, one_of, raw
 from sqlaudit.sql.lists import JSONList, fit_into_json, goes_into_json, one_of_arrays, one_of_json
+from sqlaudit.sql.own import OURS
 from sqlaudit.tracking.foreign_keys import Source, Sources
 from sqlaudit.tracking.schema import options_of
 
 MANY: Final = 10_000
 """How many keys are kept in Python before a temporary table is created."""
-MAY_FAIL: Final = "sqlaudit_may_fail"
-"""The execution option of a statement of sqlaudit's that may fail without failing the user's statement."""
 _SAVEPOINT: Final = "sqlaudit_keys"
-_LEFT: Final = "sqlaudit_left"
 
 
 class KnownKeys:
@@ -165,8 +164,10 @@ def stored(
     :param live: the table of the rows, whose options say how MariaDB and MySQL compare texts
     :param may_repeat: True if ``chosen`` may select a row several times
     """
-    for left in connection.info.pop(_LEFT, ()):
-        _drop(connection, left)
+    scope = scope_of(connection)
+    left, scope.keys_left = scope.keys_left, []
+    for table in left:
+        _drop(connection, table)
     table = Table(
         f"sqlaudit_keys_{uuid4().hex}",
         MetaData(),
@@ -186,16 +187,16 @@ def stored(
         names = [f"sqlaudit_{place}" for place, _ in enumerate(table.c)]
         named = chosen.with_only_columns(*map(ColumnElement.label, chosen.selected_columns, names))
         chosen = select(named.subquery()).distinct()
-    connection.execute(insert(table).from_select(list(table.c), chosen).options(*options))
+    connection.execute(insert(table).from_select(list(table.c), chosen).options(*options), execution_options=OURS)
     return StoredKeys(connection, table)
 
 
 def _drop(connection: Connection, table: Table) -> None:
     """Drop a temporary table; if SQLite refuses because a result is open, retry before the next one is created."""
     try:
-        connection.execute(DropTemporary(table), execution_options={MAY_FAIL: True})
+        connection.execute(DropTemporary(table), execution_options=OURS)
     except DBAPIError:  # other databases drop it with the transaction or connection
-        connection.info.setdefault(_LEFT, []).append(table)
+        scope_of(connection).keys_left.append(table)
 
 
 def may_be_stored(connection: Connection, *, returns: bool) -> bool:
@@ -216,7 +217,7 @@ def _create(connection: Connection, table: Table) -> bool:
     dialect = connection.dialect
     dialect.do_savepoint(connection, _SAVEPOINT)
     try:
-        connection.execute(CreateTable(table), execution_options={MAY_FAIL: True})
+        connection.execute(CreateTable(table), execution_options=OURS)
     except DBAPIError:
         dialect.do_rollback_to_savepoint(connection, _SAVEPOINT)
         return False

@@ -5,18 +5,17 @@ A reflected table, for instance, or a script's ``table()``.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
-from sqlalchemy import Connection, Table, TableClause, UpdateBase
+from sqlalchemy import Connection, TableClause, UpdateBase
 
 from sqlaudit.recording.bulk.append_only import refuse_rewriting
 from sqlaudit.recording.bulk.parsing import table_written
 from sqlaudit.recording.policy import uncaptured
+from sqlaudit.recording.scope import scope_of
 from sqlaudit.tracking.registry import tracked_tables
 from sqlaudit.tracking.schema import is_there, schema_of
 from sqlaudit.tracking.tables import TrackedTable, known_metadata, tracked_names, tracked_table
-
-_ELSEWHERE: Final = "sqlaudit_elsewhere"
 
 
 def is_namesake(clause: Any) -> bool:
@@ -56,7 +55,7 @@ def _of_name(table: TableClause, connection: Connection) -> list[TrackedTable]:
 
 def _is_history_there(tracked: TrackedTable, connection: Connection) -> bool:
     """Return whether the database has the history table; another database may have a table of the same name."""
-    elsewhere: set[Table] = connection.info.setdefault(_ELSEWHERE, set())
+    elsewhere = scope_of(connection).elsewhere
     if tracked.history not in elsewhere and is_there(connection, tracked.history):
         return True
     elsewhere.add(tracked.history)

@@ -22,7 +22,6 @@ from sqlalchemy import (
     Join,
     Null,
     Select,
-    SelectBase,
     StatementLambdaElement,
     String,
     Table,
@@ -73,37 +72,45 @@ def wrapped_as(given: Any, statement: Any) -> Any:
     if isinstance(given, StatementLambdaElement):
         return wrapped_as(given._resolved, statement)
     if isinstance(given, FromStatement):
-        given = given._generate()
+        given = given.execution_options(**statement.get_execution_options())  # which makes a copy
         given.element = statement
         return given
     return statement
 
 
-def notice_writes_within(statement: Any) -> None:
-    """Report the further writes of a statement, which may be a SELECT: by a CTE, or to a second table of an UPDATE.
+def notice_writes(statements: Iterable[Any]) -> None:
+    """Report the statements within another statement that write tracked tables.
 
-    :raises ReadOnlyError: it writes a history table
+    :raises ReadOnlyError: one writes a history table
     """
-    written = set[TrackedTable | None]()
-    for each in _writes_within(statement):
+    for each in statements:
         if isinstance(each, TextualSelect):
             notice_sql(str(each.element))
-        elif is_history(table := table_written(each)):
-            raise rewriting(table)
-        else:
-            written.add(written_table(each))
+        elif isinstance(each, UpdateBase):
+            if is_history(table := table_written(each)):
+                raise rewriting(table)
+            if (tracked := written_table(each)) is not None:
+                _notice_further(tracked)
+
+
+def notice_further_table(statement: Any) -> None:
+    """Report the tracked tables, apart from its own, whose columns an UPDATE sets.
+
+    :raises ReadOnlyError: it sets a column of a history table
+    """
     if isinstance(statement, Update):
         tables = {_whole(column).table for column in statement._values or () if isinstance(column, ColumnElement)}
         if others := tables - {statement.table}:  # rare
-            written |= _further_written(statement, others)
-    for tracked in written:
-        if tracked is not None:
-            name = tracked.live.fullname
-            uncaptured(
-                f"A statement writes the tracked table {name!r} besides, and its history will not show it; write each "
-                "table by a statement of its own, or call record_changes() then.",
-                tracked.live,
-            )
+            for tracked in filter(None, _further_written(statement, others)):
+                _notice_further(tracked)
+
+
+def _notice_further(tracked: TrackedTable) -> None:
+    uncaptured(
+        f"A statement writes the tracked table {tracked.live.fullname!r} besides, and its history will not show it; "
+        "write each table by a statement of its own, or call record_changes() then.",
+        tracked.live,
+    )
 
 
 def _further_written(statement: Update, tables: Iterable[Any]) -> set[TrackedTable | None]:
@@ -122,15 +129,9 @@ def _further_written(statement: Update, tables: Iterable[Any]) -> set[TrackedTab
 
 
 def _writes_within(statement: Any) -> list[Any]:
-    """Return the statements within another statement that write, or may write."""
-    if isinstance(statement, UpdateBase):
-        within = [*statement._independent_ctes, *getattr(statement, "_where_criteria", ())]
-        within += [getattr(statement, "select", None), *(getattr(statement, "_values", None) or {}).values()]
-    elif isinstance(statement, SelectBase):
-        within = [part for select in getattr(statement, "selects", (statement,)) for part in _parts_of(select)]
-        within += statement._independent_ctes
-    else:
-        return []
+    """Return the statements within an INSERT, UPDATE or DELETE that write, or may write."""
+    within = [*statement._independent_ctes, *getattr(statement, "_where_criteria", ())]
+    within += [getattr(statement, "select", None), *(getattr(statement, "_values", None) or {}).values()]
     found = (each for start in within if not _is_simple(start) for each in _elements(start))
     return [each for each in found if isinstance(each, (UpdateBase, TextualSelect))]
 
@@ -147,20 +148,6 @@ def _elements(start: Any) -> Iterator[Any]:
                 waiting.append(table)
 
 
-def _parts_of(statement: Any) -> Iterator[Any]:
-    """Yield the parts of a select."""
-    if not isinstance(statement, Select):
-        yield statement
-        return
-    yield from statement._raw_columns
-    yield from statement._from_obj
-    yield from statement._where_criteria
-    yield from statement._having_criteria
-    yield from statement._independent_ctes
-    for target, criterion, left, _ in statement._setup_joins:
-        yield from (target, criterion, left)
-
-
 def _is_simple(element: Any) -> bool:
     """Return whether an element obviously contains no statement, as most elements do not."""
     if isinstance(element, BinaryExpression):
@@ -171,7 +158,10 @@ def _is_simple(element: Any) -> bool:
 
 
 def can_be_foreseen(statement: Any, source: Source) -> bool:
-    """Return whether the rows that a statement will write can be found before it runs; report it if not."""
+    """Return whether the rows that a statement will write can be found before it runs; report it if not.
+
+    Report what else it writes, too, unless that is reported when it is executed.
+    """
     is_plain_insert = isinstance(statement, Insert) and statement._post_values_clause is None
     if isinstance(source, FollowedTable) and not source.live.primary_key:
         uncaptured(
@@ -188,9 +178,11 @@ def can_be_foreseen(statement: Any, source: Source) -> bool:
             source.live,
         )
         return False
-    if is_plain_insert or not _writes_within(statement):
+    within = _writes_within(statement)
+    if is_plain_insert or not within:
+        notice_writes(within)
+        notice_further_table(statement)
         return True
-    notice_writes_within(statement)
     uncaptured(
         f"Which rows of the table {source.live.fullname!r} a statement writes is said by another that writes within "
         "it, and history will not show them; execute that first, and name the rows by what it returns.",

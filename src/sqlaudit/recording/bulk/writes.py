@@ -33,7 +33,7 @@ KeysOf = Callable[[CursorResult[Any]], Portionable[Key]]
 class Write:
     """What a statement writes to a tracked table.
 
-    :ivar recorder: the recorder that records the statement
+    :ivar is_direct: True if a connection executes the statement directly, not in a call of a session
     :ivar began: the instant before the statement, for a changeset that begins with it
     :ivar context: returns the transaction, and who writes
     :ivar statement: returns the statement, or ``None`` once it has been garbage collected
@@ -61,7 +61,7 @@ class Write:
     :ivar transactions: the transaction and the savepoint in which it is executed
     """
 
-    recorder: object
+    is_direct: bool
     began: datetime
     context: Callable[[], WriteContext]
     connection: Connection
