@@ -26,10 +26,9 @@ from sqlaudit.recording.bulk.namesakes import is_namesake, notice_namesake
 from sqlaudit.recording.bulk.parsing import (
     can_be_foreseen,
     is_followed,
-    notice_further_table,
+    notice_unrecorded,
     notice_writes,
-    source_written,
-    table_written,
+    parse,
     unwrapped,
     wrapped_as,
 )
@@ -117,15 +116,16 @@ def _before(
         if is_told_by_text(statement) and is_heard(session, connection):
             notice_text(statement, connection)
         return given
-    if session is not None or recorded_engines:
-        refuse_rewriting(table_written(statement), statement, connection)
+    parsed, parameters = parse(statement), multiple or [single]
+    if parsed.writes_history and (session is not None or recorded_engines):
+        refuse_rewriting(parsed.table, statement, connection)
     if not is_heard(session, connection):
         return given
-    source, parameters = source_written(statement), multiple or [single]
+    source = parsed.source()
     if source is None or (isinstance(source, FollowedTable) and not is_followed(statement, source, parameters)):
-        notice_further_table(statement)
-        if is_namesake(statement):
-            notice_namesake(statement, connection)
+        notice_unrecorded(parsed)
+        if is_namesake(parsed.table):
+            notice_namesake(statement, parsed.table, connection)
         return given
     recorder = recorder_of(session, source)
     if (
@@ -158,8 +158,7 @@ def _before_cursor(connection: Connection, cursor: Any, sql: str, parameters: An
 
 def _after(connection: Connection, clause: Any, multiple: Any, single: Any, options: Any, result: Any) -> None:
     """Note what a statement has written; write the versions if it was executed directly."""
-    write = write_of(clause)
-    if write is not None:
+    if WRITE not in options and (write := write_of(clause)) is not None:
         finish(write, result)
 
 

@@ -85,16 +85,18 @@ def session_on(connection: Connection) -> Session | None:
     found = None
     for each in scope_of(connection).sessions:
         session = each()
-        if session is not None and session.in_transaction():
-            if INFO_KEY in session.info or is_recording(session):
-                return session
-            found = found or session
+        if session is not None and session.in_transaction() and (found is None or _writes(session)):
+            found = session
     return found
+
+
+def _writes(session: Session) -> bool:
+    return INFO_KEY in session.info or is_recording(session)
 
 
 def is_heard(session: Session | None, connection: Connection) -> bool:
     """Return whether to record or report what a connection executes, given the session in its transaction."""
-    if session is not None and records(session):
+    if session is not None and (is_recording(session) or records(session)):
         return not session.info.get(DISABLED)
     return is_recorded(connection)
 

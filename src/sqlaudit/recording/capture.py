@@ -511,8 +511,8 @@ class Capture:
 
     def _portions(self, keys: Portionable[Key]) -> Iterator[Portion]:
         """Divide keys among statements: one key each, if the types of given keys make larger portions unsafe."""
-        if isinstance(keys, list) and len(keys) == 1:
-            return iter([keys])
+        if not isinstance(keys, SelectedKeys) and len(keys) < 2:
+            return iter([list(keys)] if keys else [])
         return portions(keys) if self._go_together(keys) else ([key] for key in keys)
 
     def _chunks(self, keys: Portionable[Key]) -> Iterator[Sequence[Key]]:

@@ -49,7 +49,7 @@ from sqlaudit.recording.bulk.writes import Write
 from sqlaudit.recording.policy import uncaptured
 from sqlaudit.recording.statements import has_open_version
 from sqlaudit.sql.batches import chunks
-from sqlaudit.sql.keys import MYSQL, Key, RawKey, one_of, raw
+from sqlaudit.sql.keys import MYSQL, Key, RawKey, bound, one_of, raw
 from sqlaudit.sql.own import OURS
 from sqlaudit.tracking.foreign_keys import Source
 from sqlaudit.tracking.rights import lockable
@@ -77,7 +77,7 @@ def prepare_change(write: Write, clause: Any, source: Source, parameters: Parame
     if (isinstance(clause, Delete) or not clause._where_criteria) and not lockable(write.connection, [source.live]):
         return _foresee(write, clause, key, values, parameters)
     given = keys_given(clause, key, parameters)
-    keys = _lock_found(write, clause, source, key, parameters) if given is None else _lock_given(write, key, given)
+    keys = _lock_found(write, clause, source, key, parameters) if given is None else _lock_given(write, source, given)
     if given is None:
         _check_warnings(write, clause)
     write.expect(keys, changed=None if isinstance(clause, Delete) else values.keys())
@@ -117,12 +117,32 @@ def _foresee(write: Write, clause: Any, key: Sequence[Any], values: Mapping[Any,
     return clause
 
 
-def _lock_given(write: Write, key: Sequence[Any], given: Sequence[Key]) -> KnownKeys:
+def _lock_given(write: Write, source: Source, given: Sequence[Key]) -> KnownKeys:
     """Lock the rows whose keys a statement gives."""
-    read = raw(key, write.connection.dialect)
-    chosen = select(*read, _is_recorded(write.root, key)).order_by(*key).with_for_update()
-    locked = (write.connection.execute(chosen.where(one_of(key, chunk))) for chunk in chunks(given))
-    return KnownKeys(write.connection, (row for rows in locked for row in rows))
+    connection = write.connection
+    if len(given) == 1 and isinstance(source, TrackedTable):
+        parameters = {f"sqlaudit_key_{place}": value for place, value in enumerate(given[0])}
+        locking = _locking_one(write, source)
+        return KnownKeys(connection, connection.execute(locking, parameters, execution_options=OURS))
+    criteria = (one_of(source.key, chunk) for chunk in chunks(given))
+    locked = (connection.execute(_locking(write, source).where(each), execution_options=OURS) for each in criteria)
+    return KnownKeys(connection, (row for rows in locked for row in rows))
+
+
+def _locking(write: Write, source: Source) -> Select[Any]:
+    """Return a select that locks rows, of their raw keys and of whether they have open versions."""
+    read = raw(source.key, write.connection.dialect)
+    return select(*read, _is_recorded(write.root, source.key)).order_by(*source.key).with_for_update()
+
+
+def _locking_one(write: Write, source: TrackedTable) -> Select[Any]:
+    """Return the select that locks the row with a given key, built once."""
+    kept = source.statements.setdefault(write.connection.dialect, {})
+    if _locking_one not in kept:
+        same = (column == bound(column, f"sqlaudit_key_{place}") for place, column in enumerate(source.key))
+        kept[_locking_one] = _locking(write, source).where(*same)
+    chosen: Select[Any] = kept[_locking_one]
+    return chosen
 
 
 def _lock_found(write: Write, clause: Any, source: Source, key: Sequence[Any], parameters: Parameters) -> Keys:
@@ -310,9 +330,11 @@ def _may_differ(criterion: ColumnElement[bool]) -> bool:
 def keep_others_out(connection: Connection, source: Source) -> None:
     """Take the write lock on SQLite, which cannot lock rows, so that nobody writes between two statements."""
     if connection.dialect.name == "sqlite":  # an UPDATE takes it even if it finds no row
-        column = source.version if isinstance(source, TrackedTable) else source.key[0]
-        nothing = update(column.table).where(false()).values({column: column})
-        connection.execute(nothing.execution_options(**OURS))
+        kept = source.cache if isinstance(source, TrackedTable) else {}
+        if keep_others_out not in kept:
+            column = source.version if isinstance(source, TrackedTable) else source.key[0]
+            kept[keep_others_out] = update(column.table).where(false()).values({column: column})
+        connection.execute(kept[keep_others_out], execution_options=OURS)
 
 
 def _rows_of(

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, TableClause, UpdateBase
+from sqlalchemy import Connection, TableClause
 
 from sqlaudit.recording.bulk.append_only import refuse_rewriting
-from sqlaudit.recording.bulk.parsing import table_written
 from sqlaudit.recording.policy import uncaptured
 from sqlaudit.recording.scope import scope_of
 from sqlaudit.tracking.registry import tracked_tables
@@ -18,18 +17,17 @@ from sqlaudit.tracking.schema import is_there, schema_of
 from sqlaudit.tracking.tables import TrackedTable, known_metadata, tracked_names, tracked_table
 
 
-def is_namesake(clause: Any) -> bool:
-    """Return whether a statement writes through a Table that only has the name of a tracked table or of a history."""
-    table = table_written(clause) if isinstance(clause, UpdateBase) else None
+def is_namesake(table: Any) -> bool:
+    """Return whether a table only has the name of a tracked table or of a history."""
     return getattr(table, "name", None) in tracked_names and tracked_table(table) is None
 
 
-def notice_namesake(clause: Any, connection: Connection) -> None:
+def notice_namesake(clause: Any, table: Any, connection: Connection) -> None:
     """Report a statement that writes a tracked table through another Table of the same name.
 
+    :param table: the table that it writes
     :raises ReadOnlyError: it writes a history table this way
     """
-    table = table_written(clause)
     tracked = next((each for each in _of_name(table, connection) if _is_history_there(each, connection)), None)
     if tracked is not None and tracked.live.name != table.name:
         refuse_rewriting(tracked.history, clause, connection)

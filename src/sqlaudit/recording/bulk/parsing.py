@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from itertools import repeat
+from dataclasses import dataclass
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -87,20 +87,40 @@ def notice_writes(statements: Iterable[Any]) -> None:
         if isinstance(each, TextualSelect):
             notice_sql(str(each.element))
         elif isinstance(each, UpdateBase):
-            if is_history(table := table_written(each)):
-                raise rewriting(table)
-            if (tracked := written_table(each)) is not None:
+            parsed = parse(each)
+            if parsed.writes_history:
+                raise rewriting(parsed.table)
+            if isinstance(tracked := parsed.source(), TrackedTable):
                 _notice_further(tracked)
 
 
-def notice_further_table(statement: Any) -> None:
+def notice_unrecorded(parsed: ParsedWrite) -> None:
+    """Report what a statement writes besides a table without history, or if the tracked class has another table now.
+
+    :raises ReadOnlyError: it sets a column of a history table
+    """
+    tracked = parsed.tracked
+    if tracked is not None and not parsed.writes_history and tracked.is_over:
+        uncaptured(
+            f"A statement writes the table {tracked.live.fullname!r}, the tracked class of which is no longer mapped "
+            "to it, and its history does not show it; track the class that is mapped to it now: track_table()(Model).",
+            tracked.live,
+        )
+    _notice_further_table(parsed.statement)
+
+
+def _notice_further_table(statement: Any) -> None:
     """Report the tracked tables, apart from its own, whose columns an UPDATE sets.
 
     :raises ReadOnlyError: it sets a column of a history table
     """
     if isinstance(statement, Update):
-        tables = {_whole(column).table for column in statement._values or () if isinstance(column, ColumnElement)}
-        if others := tables - {statement.table}:  # rare
+        others = set()
+        for column in statement._values or ():
+            if isinstance(column, ColumnElement):
+                others.add(_whole(column).table)
+        others.discard(statement.table)
+        if others:  # rare
             for tracked in filter(None, _further_written(statement, others)):
                 _notice_further(tracked)
 
@@ -115,7 +135,8 @@ def _notice_further(tracked: TrackedTable) -> None:
 
 def _further_written(statement: Update, tables: Iterable[Any]) -> set[TrackedTable | None]:
     """Return the tracked tables, apart from its own, whose columns an UPDATE sets."""
-    mine, own = written_table(statement), _unaliased(statement.table)
+    own = _unaliased(statement.table)
+    mine = tracked_table(own)
     further = [table for table in map(_unaliased, tables) if table is not own]
     for table in further:
         if is_history(table):
@@ -132,8 +153,11 @@ def _writes_within(statement: Any) -> list[Any]:
     """Return the statements within an INSERT, UPDATE or DELETE that write, or may write."""
     within = [*statement._independent_ctes, *getattr(statement, "_where_criteria", ())]
     within += [getattr(statement, "select", None), *(getattr(statement, "_values", None) or {}).values()]
-    found = (each for start in within if not _is_simple(start) for each in _elements(start))
-    return [each for each in found if isinstance(each, (UpdateBase, TextualSelect))]
+    found = []
+    for start in within:
+        if not _is_simple(start):
+            found += [each for each in _elements(start) if isinstance(each, (UpdateBase, TextualSelect))]
+    return found
 
 
 def _elements(start: Any) -> Iterator[Any]:
@@ -181,7 +205,7 @@ def can_be_foreseen(statement: Any, source: Source) -> bool:
     within = _writes_within(statement)
     if is_plain_insert or not within:
         notice_writes(within)
-        notice_further_table(statement)
+        _notice_further_table(statement)
         return True
     uncaptured(
         f"Which rows of the table {source.live.fullname!r} a statement writes is said by another that writes within "
@@ -193,8 +217,10 @@ def can_be_foreseen(statement: Any, source: Source) -> bool:
 
 def _compiled_as(statement: Any) -> str | None:
     """Return the name of a statement's class if the user compiles it with ``@compiles``: to REPLACE INTO, say."""
-    kinds = (kind for kind in type(statement).__mro__ if not kind.__module__.startswith(("sqlalchemy.", "sqlaudit.")))
-    return next((kind.__name__ for kind in kinds if "_compiler_dispatcher" in vars(kind)), None)
+    for kind in type(statement).__mro__:
+        if "_compiler_dispatcher" in vars(kind) and not kind.__module__.startswith(("sqlalchemy.", "sqlaudit.")):
+            return kind.__name__
+    return None
 
 
 def _are_of_one_row(table: TrackedTable | None, other: TrackedTable | None) -> bool:
@@ -212,32 +238,44 @@ def _unaliased(table: Any) -> Any:
     return table.element if isinstance(table, Alias) else table
 
 
-def written_table(clause: Any) -> TrackedTable | None:
-    """Return the tracked table that a statement writes."""
-    table = table_written(clause)
-    tracked = tracked_table(table)
-    if tracked is None or tracked.live.fullname != table.fullname:  # the history table
-        return None
-    if tracked.is_over:
-        uncaptured(
-            f"A statement writes the table {tracked.live.fullname!r}, the tracked class of which is no longer mapped "
-            "to it, and its history does not show it; track the class that is mapped to it now: track_table()(Model).",
-            tracked.live,
-        )
-        return None
-    return tracked
+@dataclass(frozen=True, slots=True)
+class ParsedWrite:
+    """What an INSERT, UPDATE or DELETE writes.
+
+    :ivar statement: the statement, without a lambda or FROM statement around it
+    :ivar table: the table that it names
+    :ivar tracked: the tracked table that has this table, live or as its history
+    """
+
+    statement: Any
+    table: Any
+    tracked: TrackedTable | None
+
+    @property
+    def writes_history(self) -> bool:
+        return self.tracked is not None and self.tracked.live.fullname != self.table.fullname
+
+    def source(self) -> Source | None:
+        """Return the tracked table, or the untracked table that tracked rows follow by foreign key, if it is one.
+
+        ``None`` also for a history table, for a join, and for a table whose class is no longer mapped to it.
+        """
+        statement, tracked = self.statement, self.tracked
+        if isinstance(statement.table, Join):
+            return None
+        if tracked is not None:
+            return None if self.writes_history or tracked.is_over else tracked
+        if not isinstance(self.table, Table):
+            return None
+        is_insert = isinstance(statement, Insert)
+        is_plain = is_insert and statement._post_values_clause is None and not statement._prefixes
+        return None if is_plain else untracked_source(self.table)
 
 
-def source_written(clause: Any) -> Source | None:
-    """Return the tracked table that a statement writes, or what :func:`followed_table` returns; ``None`` for a join."""
-    return None if isinstance(clause.table, Join) else written_table(clause) or followed_table(clause)
-
-
-def followed_table(clause: Any) -> FollowedTable | None:
-    """Return the untracked table whose rows a statement may change, if tracked rows follow them by foreign key."""
-    table = table_written(clause)
-    is_plain_insert = isinstance(clause, Insert) and clause._post_values_clause is None and not clause._prefixes
-    return untracked_source(table) if isinstance(table, Table) and not is_plain_insert else None
+def parse(statement: Any) -> ParsedWrite:
+    """Return what a statement writes, as :func:`unwrapped` returns the statement."""
+    table = table_written(statement)
+    return ParsedWrite(statement, table, tracked_table(table))
 
 
 def is_followed(clause: Any, source: FollowedTable, parameters: Parameters) -> bool:
@@ -316,14 +354,14 @@ def values_set(clause: Any, source: Source, parameters: Parameters) -> dict[Any,
 
 def keys_given(clause: Any, key: Sequence[Any], parameters: Parameters) -> list[Key] | None:
     """Return the keys that a statement's criterion gives, or ``None`` if it selects its rows in another way."""
-    equations = [term for term in terms(clause._where_criteria) if getattr(term, "operator", None) is operators.eq]
-    by_column = {term.left: term.right for term in equations if isinstance(term.right, BindParameter)}
-    found = [by_column.get(column) for column in key]
-    if any(term is not None and not is_bound_alike(term, column) for term, column in zip(found, key, strict=True)):
-        return None
-    if any(term is None for term in found):
-        return None
-    keys = [tuple(map(value_given, found, repeat(each), key)) for each in parameters]
+    given = {}
+    for term in terms(clause._where_criteria):
+        if getattr(term, "operator", None) is operators.eq and isinstance(term.right, BindParameter):
+            given[term.left] = term.right
+    for column in key:
+        if column not in given or not is_bound_alike(given[column], column):
+            return None
+    keys = [tuple([value_given(given[column], each, column) for column in key]) for each in parameters]
     return keys if are_known(keys) else None
 
 

@@ -190,6 +190,7 @@ def _require_context(tracked: TrackedTable, *, is_flushing: bool) -> None:
     :param is_flushing: True if the session is flushing: the flush has required the user of its association rows
     :raises ContextError: the user or the reason is missing
     """
-    names_user = (tracked.is_association and is_flushing) or user_fields_of((tracked,)) is not NO_USER_FIELDS
-    write = f"The table {tracked.live.fullname!r} is to be written"
-    require_context(lacking(get_audit_context()), write, tracked.live, row_names_user=names_user)
+    if (lacks := lacking(get_audit_context())) is not None:
+        names_user = (tracked.is_association and is_flushing) or user_fields_of((tracked,)) is not NO_USER_FIELDS
+        write = f"The table {tracked.live.fullname!r} is to be written"
+        require_context(lacks, write, tracked.live, row_names_user=names_user)

@@ -291,4 +291,4 @@ def roll_back(within: Connection | Session) -> None:
 
 def transactions_of(connection: Connection) -> tuple[Any, Any]:
     both = connection.get_transaction(), connection.get_nested_transaction()
-    return tuple(each if each is not None and each.is_active else None for each in both)  # type: ignore[return-value]
+    return both[0] if both[0] and both[0].is_active else None, both[1] if both[1] and both[1].is_active else None
