@@ -16,7 +16,7 @@ from sqlalchemy.types import NullType, TypeEngine
 
 from sqlaudit import SQLAuditError
 from sqlaudit.sql.keys import MYSQL
-from sqlaudit.tracking.autogenerate import SET_UP, followed
+from sqlaudit.tracking.autogenerate import SET_UP, contexts_with_plugin
 from sqlaudit.tracking.tables import INFO_KEY, AuditColumns, TrackedTable, guard_name, shortened, tracked_table
 from sqlaudit_alembic.inspection import takes_json_only
 from sqlaudit_alembic.ops import (
@@ -41,8 +41,8 @@ def complete_metadata(autogen_context: AutogenContext, upgrade_ops: ops.UpgradeO
     ``env.py`` configures them. Autogenerate would propose to drop the table.
     """
     configure_mappers()
-    followed.add(autogen_context)
-    autogen_context._object_filters.append(_Kept(autogen_context).is_compared)
+    contexts_with_plugin.add(autogen_context)
+    autogen_context._object_filters.append(_KeptHistory(autogen_context).is_compared)
     return PriorityDispatchResult.CONTINUE
 
 
@@ -51,12 +51,18 @@ def follow_history(autogen_context: AutogenContext, upgrade_ops: ops.UpgradeOps)
 
     :raises SQLAuditError: a table that has a history would be dropped, because the MetaData does not know it
     """
-    kept = _kept_by(autogen_context)
+    kept = _kept_history_of(autogen_context)
     kept.refuse_orphans(upgrade_ops)
-    added = {(each.schema, each.table_name): each for each in upgrade_ops.ops if isinstance(each, ops.CreateTableOp)}
+    added = {
+        (operation.schema, operation.table_name): operation
+        for operation in upgrade_ops.ops
+        if isinstance(operation, ops.CreateTableOp)
+    }
     dropped = list(_renewals_of_downgrade(autogen_context, upgrade_ops.ops))
     rewritten = [new for old in upgrade_ops.ops for new in _rewritten(autogen_context, old, set(added))]
-    rewritten.sort(key=lambda each: isinstance(each, BackfillHistoryOp))  # last: live tables have all columns then
+    rewritten.sort(
+        key=lambda operation: isinstance(operation, BackfillHistoryOp)
+    )  # last: live tables have all columns then
     upgrade_ops.ops = [*kept.relaxed(), *dropped, *rewritten, *_renewals(autogen_context, rewritten)]
     return PriorityDispatchResult.CONTINUE
 
@@ -66,9 +72,9 @@ def refuse_to_drop(autogen_context: AutogenContext, upgrade_ops: ops.UpgradeOps)
 
     :raises SQLAuditError: it would drop a history table
     """
-    tables = [each.to_table() for each in upgrade_ops.ops if isinstance(each, ops.DropTableOp)]
+    tables = [operation.to_table() for operation in upgrade_ops.ops if isinstance(operation, ops.DropTableOp)]
     names = [table.name for table in tables if _looks_like_history(table)]
-    if names and autogen_context not in followed:
+    if names and autogen_context not in contexts_with_plugin:
         raise SQLAuditError(f"Alembic would propose to drop the history {', '.join(names)}. {SET_UP}", names)
     return PriorityDispatchResult.CONTINUE
 
@@ -84,7 +90,7 @@ def _tracked(autogen_context: AutogenContext, schema: str | None, name: str) -> 
 # --- what only the database knows --------------------------------------------------------------------------------
 
 
-class _Kept:
+class _KeptHistory:
     """What a comparison leaves alone: history tables, and columns of history tables, that the MetaData lacks."""
 
     def __init__(self, autogen_context: AutogenContext) -> None:
@@ -135,7 +141,7 @@ class _Kept:
         :raises SQLAuditError: it would
         """
         meant = set(self.autogen_context.opts.get(DROPPED_OPTION, ()))
-        drops = [each.to_table() for each in upgrade_ops.ops if isinstance(each, ops.DropTableOp)]
+        drops = [operation.to_table() for operation in upgrade_ops.ops if isinstance(operation, ops.DropTableOp)]
         orphans = sorted(
             table.name
             for table in drops
@@ -152,16 +158,16 @@ class _Kept:
             )
 
 
-def _kept_by(autogen_context: AutogenContext) -> _Kept:
-    owners = (getattr(each, "__self__", None) for each in autogen_context._object_filters)
-    return next(owner for owner in owners if isinstance(owner, _Kept))
+def _kept_history_of(autogen_context: AutogenContext) -> _KeptHistory:
+    owners = (getattr(object_filter, "__self__", None) for object_filter in autogen_context._object_filters)
+    return next(owner for owner in owners if isinstance(owner, _KeptHistory))
 
 
 def _looks_like_history(table: Table) -> bool:
     """Return whether a table is a history table, or a partition of one, by its audit columns or an index."""
-    ours = {name for _, name in AuditColumns().items()}
+    audit_names = {name for _, name in AuditColumns().items()}
     indexes = {index.name for index in table.indexes}
-    return ours <= set(table.c.keys()) or shortened(f"ix_{table.name}_changeset") in indexes
+    return audit_names <= set(table.c.keys()) or shortened(f"ix_{table.name}_changeset") in indexes
 
 
 def _is_history_of(history: Table, live: Table) -> bool:
@@ -195,13 +201,13 @@ def _rewritten(
             yield BackfillHistoryOp(created.place)
     else:
         changes = [new for old in operation.ops for new in _for_history(autogen_context, old, tracked, place in added)]
-        wider = [each for each in changes if isinstance(each, ops.AlterColumnOp)]
-        for kind, some in (
+        wider = [change for change in changes if isinstance(change, ops.AlterColumnOp)]
+        for kind, group in (
             (WidenHistoryOp, wider),
-            (ops.ModifyTableOps, [each for each in changes if each not in wider]),
+            (ops.ModifyTableOps, [change for change in changes if change not in wider]),
         ):
-            if some:
-                yield kind(operation.table_name, some, schema=operation.schema)
+            if group:
+                yield kind(operation.table_name, group, schema=operation.schema)
 
 
 def place_of(tracked: TrackedTable) -> Place:
@@ -229,9 +235,9 @@ def _for_history(
 ) -> Iterator[ops.MigrateOperation]:
     """Yield what remains of an operation on a history table."""
     name = tracked.history.name
-    ours = {shortened(f"uq_{name}_open"), shortened(f"ix_{name}_changeset"), shortened(f"ix_{name}_period")}
+    own_names = {shortened(f"uq_{name}_open"), shortened(f"ix_{name}_changeset"), shortened(f"ix_{name}_period")}
     index = getattr(operation, "index_name", None) or getattr(operation, "constraint_name", None)
-    if is_new and index in ours:
+    if is_new and index in own_names:
         return
     if isinstance(operation, ops.AlterColumnOp):
         operation.kw.pop("autoincrement", None)  # only the live table has it
@@ -249,7 +255,7 @@ def _for_history(
 def _type_for_history(
     autogen_context: AutogenContext, tracked: TrackedTable, column: str, operation: ops.AlterColumnOp
 ) -> TypeEngine[Any] | None:
-    is_key = column in {each.name for each in tracked.history_key}
+    is_key = column in {key_column.name for key_column in tracked.history_key}
     existing, wanted = operation.existing_type, operation.modify_type
     if existing is None or wanted is None or isinstance(existing, NullType):
         return wanted
@@ -331,7 +337,11 @@ def _renewals(
     autogen_context: AutogenContext, operations: Sequence[ops.MigrateOperation]
 ) -> Iterator[ops.MigrateOperation]:
     """Yield operations that copy values that the migration gave to rows into history, for all tables of a hierarchy."""
-    new = {(each.place.schema, each.place.table) for each in operations if isinstance(each, CreateHistoryTableOp)}
+    new = {
+        (created.place.schema, created.place.table)
+        for created in operations
+        if isinstance(created, CreateHistoryTableOp)
+    }
     renewed: dict[TrackedTable, None] = {}
     for operation, tracked in _changes_of_live_tables(autogen_context, operations):
         if (operation.schema, operation.table_name) not in new and _fills(operation, tracked, operations):
@@ -350,7 +360,7 @@ def _renewals_of_downgrade(
     """Yield operations whose reverse renews history after a downgrade has added columns again, empty."""
     dropped: dict[TrackedTable, list[str]] = {}
     for operation, tracked in _changes_of_live_tables(autogen_context, operations):
-        kept = _kept_by(autogen_context).names(tracked)
+        kept = _kept_history_of(autogen_context).names(tracked)
         names = [name for name in _names(ops.DropColumnOp, [operation]) if name in kept]
         if names:
             dropped |= {table: dropped.get(table, []) for table in _family(tracked)} | {tracked: names}
@@ -378,12 +388,12 @@ def _names(
 ) -> list[str]:
     """Return the names of the columns that operations add to, or drop from, a table; by default, any table."""
     return [
-        each.column.name if isinstance(each, ops.AddColumnOp) else each.column_name
+        change.column.name if isinstance(change, ops.AddColumnOp) else change.column_name
         for operation in operations
         if isinstance(operation, ops.ModifyTableOps)
         and (table is None or (operation.schema, operation.table_name) == (schema, table))
-        for each in operation.ops
-        if isinstance(each, kind) and isinstance(each, ops.AddColumnOp | ops.DropColumnOp)
+        for change in operation.ops
+        if isinstance(change, kind) and isinstance(change, ops.AddColumnOp | ops.DropColumnOp)
     ]
 
 
@@ -402,10 +412,10 @@ def _fills(operation: ops.ModifyTableOps, tracked: TrackedTable, operations: Seq
     stored = {live.name for live, _ in tracked.columns}
     new = _names(ops.AddColumnOp, operations, operation.schema, tracked.history.name)
     return any(
-        isinstance(each, ops.AddColumnOp)
-        and each.column.name in stored
-        and (_has_value(each.column) or each.column.name not in new)
-        for each in operation.ops
+        isinstance(change, ops.AddColumnOp)
+        and change.column.name in stored
+        and (_has_value(change.column) or change.column.name not in new)
+        for change in operation.ops
     )
 
 

@@ -72,9 +72,9 @@ def columns_of(inspector: Inspector, table: str, schema: str | None) -> list[str
 
 def key_of(inspector: Inspector, place: Place) -> tuple[str, ...]:
     """Return the names of the history's columns that identify a row."""
-    ours = {name for _, name in place.names.items()}
+    audit_names = {name for _, name in place.names.items()}
     primary = inspector.get_pk_constraint(place.history, schema=place.schema)["constrained_columns"]
-    return tuple(name for name in primary if name not in ours)
+    return tuple(name for name in primary if name not in audit_names)
 
 
 def takes_json_only(connection: Connection, table: Table, name: str) -> bool:

@@ -17,7 +17,7 @@ from sqlalchemy import Column, Date, MetaData, Table
 from sqlalchemy.dialects import postgresql
 
 from sqlaudit import SQLAuditError
-from sqlaudit.tracking.tables import AuditColumns, TrackedTable, forget, shortened
+from sqlaudit.tracking.tables import AuditColumns, TrackedTable, forget_metadata, shortened
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +73,10 @@ class HistoryOp(MigrateOperation):
     def options(self) -> dict[str, Any]:
         """Return the keyword arguments that make the same operation again."""
         place = self.place
-        given = {"history_table": place.history_table, "schema": place.schema}
+        options = {"history_table": place.history_table, "schema": place.schema}
         if place.audit_columns:
-            given["audit_columns"] = dict(place.audit_columns)  # type: ignore[assignment]
-        return {name: value for name, value in given.items() if value is not None}
+            options["audit_columns"] = dict(place.audit_columns)  # type: ignore[assignment]
+        return {name: value for name, value in options.items() if value is not None}
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
         return (self.directive, self.place.schema, self.place.table, *self.arguments())
@@ -129,7 +129,7 @@ class _Structure(HistoryOp):
             names=self.place.names,
             as_of_index=self.as_of_index,
         )
-        forget(metadata)
+        forget_metadata(metadata)
         return tracked
 
 
@@ -218,8 +218,8 @@ class _Writing(HistoryOp):
         self.at = at
 
     def options(self) -> dict[str, Any]:
-        given = {"key": list(self.key), "columns": list(self.columns), "at": self.at}
-        return {name: value for name, value in given.items() if value} | super().options()
+        options = {"key": list(self.key), "columns": list(self.columns), "at": self.at}
+        return {name: value for name, value in options.items() if value} | super().options()
 
     def reverse(self) -> MigrateOperation:
         return ModifyTableOps(self.place.table, [], schema=self.place.schema)

@@ -15,9 +15,9 @@ from sqlalchemy.sql.compiler import DDLCompiler
 
 from sqlaudit import SQLAuditError
 from sqlaudit.tracking.tables import shortened
-from sqlaudit_alembic.halfway import undo_if_rolled_back
 from sqlaudit_alembic.inspection import columns_of, inspector_of, key_of, need_history, need_live, need_name
 from sqlaudit_alembic.ops import CreateHistoryTableOp, Place, RenameTrackedColumnOp, RenameTrackedTableOp
+from sqlaudit_alembic.rollbacks import undo_if_rolled_back
 
 
 class _RenameColumn(ExecutableDDLElement):
@@ -58,19 +58,19 @@ def rename_tracked_column(operations: Operations, operation: RenameTrackedColumn
     need_live(inspector, place)
     need_history(inspector, place)
     need_name(operations, operation.new)
-    _refuse_ours(operation)
+    _refuse_audit_column(operation)
     if inspector is not None:
         _refuse_taken(inspector, operation)
     is_stored = inspector is None or operation.old in columns_of(inspector, place.history, place.schema)
     for name in (place.table, place.history)[: 2 if is_stored else 1]:
-        table = _bare(name, place.schema)
+        table = _unqualified(name, place.schema)
         operations.execute(_RenameColumn(table, operation.old, operation.new))
         undo_if_rolled_back(operations, _RenameColumn(table, operation.new, operation.old))
     if inspector is not None:
         _rename_copied_indexes(operations, operation)
 
 
-def _refuse_ours(operation: RenameTrackedColumnOp) -> None:
+def _refuse_audit_column(operation: RenameTrackedColumnOp) -> None:
     names = {name for _, name in operation.place.names.items()}
     for name in (operation.new, operation.old):
         if name in names:
@@ -104,10 +104,10 @@ def _rename_copied_indexes(operations: Operations, operation: RenameTrackedColum
         before = [operation.old if name == operation.new else name for name in now]
         if operation.new in now and index["name"] == shortened(f"ix_{place.history}_{'_'.join(before)}"):
             new = Index(shortened(f"ix_{place.history}_{'_'.join(now)}"), *(Column[Any](name) for name in now))
-            _rename_index(operations, _bare(place.history, place.schema), str(index["name"]), new)
+            _rename_index(operations, _unqualified(place.history, place.schema), str(index["name"]), new)
 
 
-def _bare(name: str, schema: str | None) -> Table:
+def _unqualified(name: str, schema: str | None) -> Table:
     return Table(name, MetaData(), schema=schema)
 
 
@@ -141,7 +141,7 @@ def rename_tracked_table(operations: Operations, operation: RenameTrackedTableOp
         operations.rename_table(old, new, schema=place.schema)
         undo_if_rolled_back(operations, RenameTable(new, old, schema=place.schema))
     for old_name, index in indexes:
-        _rename_index(operations, _bare(renamed.history, place.schema), old_name, index)
+        _rename_index(operations, _unqualified(renamed.history, place.schema), old_name, index)
 
 
 def _indexes_to_rename(
@@ -156,23 +156,24 @@ def _indexes_to_rename(
                 f"names of the key columns: op.rename_tracked_table({operation.old!r}, {operation.new!r}, key=[…]).",
                 operation,
             )
-        yield from _ours(place, renamed, key or ["id"], as_of_index=operation.as_of_index)
+        yield from _own_indexes(place, renamed, key or ["id"], as_of_index=operation.as_of_index)
         return
     names = _names_of_indexes(inspector, place)
-    ours = _ours(place, renamed, key_of(inspector, place), as_of_index=True)
-    yield from ((old, index) for old, index in ours if old in names)
-    for found in inspector.get_indexes(place.history, schema=place.schema):
-        columns = [str(each) for each in found["column_names"]]
-        if found["name"] == shortened(f"ix_{place.history}_{'_'.join(columns)}"):
-            copy = Table(renamed.history, MetaData(), *(Column[Any](each) for each in columns), schema=place.schema)
-            yield found["name"], Index(shortened(f"ix_{renamed.history}_{'_'.join(columns)}"), *copy.c)
+    own_indexes = _own_indexes(place, renamed, key_of(inspector, place), as_of_index=True)
+    yield from ((old, index) for old, index in own_indexes if old in names)
+    for reflected in inspector.get_indexes(place.history, schema=place.schema):
+        columns = [str(name) for name in reflected["column_names"]]
+        if reflected["name"] == shortened(f"ix_{place.history}_{'_'.join(columns)}"):
+            copy = Table(renamed.history, MetaData(), *(Column[Any](name) for name in columns), schema=place.schema)
+            yield reflected["name"], Index(shortened(f"ix_{renamed.history}_{'_'.join(columns)}"), *copy.c)
 
 
-def _ours(place: Place, renamed: Place, key: Sequence[str], *, as_of_index: bool) -> Iterator[tuple[str, Index]]:
+def _own_indexes(place: Place, renamed: Place, key: Sequence[str], *, as_of_index: bool) -> Iterator[tuple[str, Index]]:
     """Yield the old name of each of sqlaudit's indexes, and the index of the renamed table."""
     columns = [Column(name, String()) for name in key]
     before, after = (
-        CreateHistoryTableOp(each, columns, key, as_of_index).to_tracked().history.indexes for each in (place, renamed)
+        CreateHistoryTableOp(of_place, columns, key, as_of_index).to_tracked().history.indexes
+        for of_place in (place, renamed)
     )
     by_columns = {(index.unique, *index.columns.keys()): str(index.name) for index in before}
     yield from ((by_columns[index.unique, *index.columns.keys()], index) for index in after)
@@ -180,9 +181,9 @@ def _ours(place: Place, renamed: Place, key: Sequence[str], *, as_of_index: bool
 
 def _names_of_indexes(inspector: Inspector, place: Place) -> set[str]:
     """Return the names of the history's indexes, with SQLite's indexes on expressions, which are not reflected."""
-    found = {str(each["name"]) for each in inspector.get_indexes(place.history, schema=place.schema)}
+    index_names = {str(index["name"]) for index in inspector.get_indexes(place.history, schema=place.schema)}
     if inspector.dialect.name == "sqlite":
         listed: Select[Any] = select(column("name")).select_from(table("sqlite_master", schema=place.schema))
         with inspector._operation_context() as connection:
-            found |= set(connection.scalars(listed.where(column("tbl_name") == place.history)))
-    return found
+            index_names |= set(connection.scalars(listed.where(column("tbl_name") == place.history)))
+    return index_names

@@ -24,9 +24,9 @@ def render(autogen_context: AutogenContext, operation: HistoryOp) -> str:
     """Return an operation as a call of ``op``, and add the import that the revision needs."""
     autogen_context.imports.add(_IMPORT)
     prefix = autogen_context.opts["alembic_module_prefix"] or ""
-    arguments = [repr(operation.place.table), *(_text(each, autogen_context) for each in operation.arguments())]
+    arguments = [repr(operation.place.table), *(_text(argument, autogen_context) for argument in operation.arguments())]
     arguments += [f"{name}={_option(name, value, autogen_context)}" for name, value in operation.options().items()]
-    separator = ",\n" if any(isinstance(each, Column) for each in operation.arguments()) else ", "
+    separator = ",\n" if any(isinstance(argument, Column) for argument in operation.arguments()) else ", "
     return f"{prefix}{operation.directive}({separator.join(arguments)})"
 
 

@@ -12,9 +12,9 @@ from sqlalchemy.schema import CreateIndex, CreateTable, DropTable
 from sqlaudit import SQLAuditError
 from sqlaudit.sql.keys import MYSQL
 from sqlaudit.tracking.tables import AddOpenGuard, collation_statements
-from sqlaudit_alembic.halfway import undo_if_rolled_back
 from sqlaudit_alembic.inspection import columns_of, inspector_of, key_of, need_history, need_name, need_schema
 from sqlaudit_alembic.ops import CreateHistoryTableOp, DropHistoryColumnOp, DropHistoryTableOp
+from sqlaudit_alembic.rollbacks import undo_if_rolled_back
 
 created: WeakKeyDictionary[MigrationContext, dict[tuple[str | None, str], CreateHistoryTableOp]] = WeakKeyDictionary()
 """The history tables that a run has created, for ``--sql`` mode, which cannot inspect a database."""

@@ -28,7 +28,7 @@ from sqlalchemy.engine import Inspector
 
 from sqlaudit import HistoryTableError, Operation, SQLAuditError
 from sqlaudit.period import OpenEnd, is_open
-from sqlaudit.recording.changeset import ChangesetStamp, changeset_at, instant_given
+from sqlaudit.recording.changeset import ChangesetStamp, changeset_at, instant_or_now
 from sqlaudit.recording.statements import CopyingInsert
 from sqlaudit.tracking.tables import audit_column_types
 from sqlaudit_alembic.inspection import columns_of, inspector_of, key_of, need_history, need_live
@@ -69,10 +69,12 @@ def _pair(operations: Operations, operation: BackfillHistoryOp | RenewHistoryOp)
     place, inspector = operation.place, inspector_of(operations)
     need_live(inspector, place)
     need_history(inspector, place)
-    told = _told(operations, operation) if inspector is None else _found(inspector, operation)
+    names = (
+        _names_in_operation(operations, operation) if inspector is None else _names_in_database(inspector, operation)
+    )
     if inspector is not None:
-        _refuse_unknown(operation, told)
-    key, columns = operation.key or told[0], operation.columns or told[1]
+        _refuse_unknown(operation, names)
+    key, columns = operation.key or names[0], operation.columns or names[1]
     plain, types, metadata = tuple(dict.fromkeys((*key, *columns))), audit_column_types(), MetaData()
     audit = [Column[Any](name, types[role]) for role, name in place.names.items()]
     live = Table(place.table, metadata, *map(Column[Any], plain), schema=place.schema)
@@ -96,24 +98,24 @@ _Names = tuple[Sequence[str], Sequence[str]]
 """The names of the key columns, and of all columns that history stores."""
 
 
-def _found(inspector: Inspector, operation: BackfillHistoryOp | RenewHistoryOp) -> _Names:
+def _names_in_database(inspector: Inspector, operation: BackfillHistoryOp | RenewHistoryOp) -> _Names:
     """Find the names in the database.
 
     :raises HistoryTableError: the history table lacks an audit column
     """
-    place, ours = operation.place, {name for _, name in operation.place.names.items()}
+    place, audit_names = operation.place, {name for _, name in operation.place.names.items()}
     there = columns_of(inspector, place.history, place.schema)
-    if lacking := ours - set(there):
+    if lacking := audit_names - set(there):
         raise HistoryTableError(
             f"{place.history!r} has no column {', '.join(sorted(lacking))}; if it has another name, give it: "
             "audit_columns={role: name}.",
             operation,
         )
     live = set(columns_of(inspector, place.table, place.schema))
-    return key_of(inspector, place), [name for name in there if name in live and name not in ours]
+    return key_of(inspector, place), [name for name in there if name in live and name not in audit_names]
 
 
-def _told(operations: Operations, operation: BackfillHistoryOp | RenewHistoryOp) -> _Names:
+def _names_in_operation(operations: Operations, operation: BackfillHistoryOp | RenewHistoryOp) -> _Names:
     """Find the names in the operation, or in the operation that created the history in this run.
 
     :raises SQLAuditError: neither has them
@@ -121,26 +123,26 @@ def _told(operations: Operations, operation: BackfillHistoryOp | RenewHistoryOp)
     place = operation.place
     if operation.key and operation.columns:
         return operation.key, operation.columns
-    found = created.get(operations.get_context(), {}).get((place.schema, place.table))
-    if found is None:
+    created_table = created.get(operations.get_context(), {}).get((place.schema, place.table))
+    if created_table is None:
         raise SQLAuditError(
             f"Without a database the columns of {place.history!r} are unknown; give the names of all that it "
             f"stores: op.{operation.directive}({place.table!r}, key=[…], columns=[…]).",
             operation,
         )
-    return found.key, [column.name for column in found.columns]
+    return created_table.key, [column.name for column in created_table.columns]
 
 
 def _run(operations: Operations, operation: BackfillHistoryOp | RenewHistoryOp) -> _Run:
     """Return the instant and the changeset: all operations of a run share them, unless an instant was given."""
     context, at = operations.get_context(), operation.at
     if not context.as_sql:
-        changeset = changeset_at(instant_given(at))
+        changeset = changeset_at(instant_or_now(at))
         changeset = changeset if at is not None else _changesets.setdefault(context, changeset)
         return _Run(_literal(changeset.at, "valid_from"), _literal(changeset.id, "changeset_id"))
     if at is not None:
         _remember(operations, "sqlaudit_given")
-        return _Run(_literal(instant_given(at), "valid_from"), RunChangeset("sqlaudit_given"))
+        return _Run(_literal(instant_or_now(at), "valid_from"), RunChangeset("sqlaudit_given"))
     if context not in _remembered:
         _remembered.add(context)
         _remember(operations, "sqlaudit_run")
@@ -157,7 +159,7 @@ def _literal(value: Any, role: str) -> Any:
     return literal(value, audit_column_types()[role])
 
 
-def _into(pair: _Pair, audit: dict[str, Any], source: Any, *criteria: Any) -> Any:
+def _insert_into_history(pair: _Pair, audit: dict[str, Any], source: Any, *criteria: Any) -> Any:
     names = [*pair.columns, *(getattr(pair.place.names, role) for role in audit)]
     values = [*(pair.live.c[name] for name in pair.columns), *audit.values()]
     return CopyingInsert(pair.history).from_select(names, select(*values).select_from(source).where(*criteria))
@@ -179,7 +181,7 @@ def backfill_history(operations: Operations, operation: BackfillHistoryOp) -> No
     known = alias(pair.history)
     without_history = ~exists(select(literal_column("1")).select_from(known).where(pair.same_row(pair.live, known)))
     audit = _baseline(run, literal_column("1"), run.at)
-    operations.execute(_into(pair, audit, pair.live, without_history))
+    operations.execute(_insert_into_history(pair, audit, pair.live, without_history))
 
 
 @Operations.implementation_for(RenewHistoryOp)
@@ -204,7 +206,7 @@ def renew_history(operations: Operations, operation: RenewHistoryOp) -> None:
     audit = _baseline(run, pair.ours("version", last) + literal_column("1"), pair.ours("valid_to", last))
     source = pair.live.join(last, pair.same_row(pair.live, last))
     operations.execute(
-        _into(
+        _insert_into_history(
             pair,
             audit,
             source,

@@ -58,7 +58,7 @@ def wide_enough(existing: _Type, wanted: _Type, dialect: Dialect) -> _Type | Non
         return None
     if _holds(new, old):
         return wanted
-    both = _both(old, new)
+    both = _common_type(old, new)
     if both is not None:
         return both
     if dialect.name in MYSQL:
@@ -131,87 +131,87 @@ def _sqlite_holds(old: Any, new: Any) -> bool:
 # --- does one type hold all values of another? -------------------------------------------------------------------
 
 
-def _holds(one: _Type, other: _Type) -> bool:
+def _holds(type_: _Type, other: _Type) -> bool:
     for kind, holds in _RULES:
-        if isinstance(one, kind):
-            return holds(one, other)
-    return isinstance(other, type(one))
+        if isinstance(type_, kind):
+            return holds(type_, other)
+    return isinstance(other, type(type_))
 
 
-def _enum_holds(one: Any, other: _Type) -> bool:
+def _enum_holds(type_: Any, other: _Type) -> bool:
     if not isinstance(other, Enum):
         return False
     # PostgreSQL's ENUM has a name, and ALTER TYPE adds values to it.
-    if isinstance(one, postgresql.ENUM):
-        return one.name == other.name
-    return set(other.enums) <= set(one.enums)
+    if isinstance(type_, postgresql.ENUM):
+        return type_.name == other.name
+    return set(other.enums) <= set(type_.enums)
 
 
-def _set_holds(one: Any, other: _Type) -> bool:
-    return isinstance(other, mysql.SET) and set(other.values) <= set(one.values)
+def _set_holds(type_: Any, other: _Type) -> bool:
+    return isinstance(other, mysql.SET) and set(other.values) <= set(type_.values)
 
 
-def _text_holds(one: Any, other: _Type) -> bool:
-    if isinstance(one, CHAR) and not isinstance(other, (CHAR, Uuid)):
+def _text_holds(type_: Any, other: _Type) -> bool:
+    if isinstance(type_, CHAR) and not isinstance(other, (CHAR, Uuid)):
         return False  # CHAR pads texts with blanks
-    return _length(one) >= _text_length(other)
+    return _length(type_) >= _text_length(other)
 
 
-def _number_holds(one: Any, other: _Type) -> bool:
+def _number_holds(type_: Any, other: _Type) -> bool:
     if isinstance(other, Float) or not isinstance(other, (Numeric, Integer, Boolean)):
         return False
-    (digits, scale), (other_digits, other_scale) = _digits(one), _digits(other)
+    (digits, scale), (other_digits, other_scale) = _digits(type_), _digits(other)
     return digits >= other_digits and scale >= other_scale
 
 
-def _float_holds(one: Any, other: _Type) -> bool:
+def _float_holds(type_: Any, other: _Type) -> bool:
     if isinstance(other, Float):
-        return _bits(one) >= _bits(other)
-    return isinstance(other, Integer) and _digits(other)[0] <= (10 if _bits(one) > 24 else 5)
+        return _bits(type_) >= _bits(other)
+    return isinstance(other, Integer) and _digits(other)[0] <= (10 if _bits(type_) > 24 else 5)
 
 
-def _integer_holds(one: Any, other: _Type) -> bool:
+def _integer_holds(type_: Any, other: _Type) -> bool:
     if not isinstance(other, (Integer, Boolean, mysql.BIT)):
         return False
-    (low, high), (other_low, other_high) = range_of(one), range_of(other)
+    (low, high), (other_low, other_high) = range_of(type_), range_of(other)
     return low <= other_low and high >= other_high
 
 
-def _bits_hold(one: Any, other: Any) -> bool:
-    if isinstance(one, mysql.BIT):
-        return isinstance(other, mysql.BIT) and range_of(one) >= range_of(other)
+def _bits_hold(type_: Any, other: Any) -> bool:
+    if isinstance(type_, mysql.BIT):
+        return isinstance(other, mysql.BIT) and range_of(type_) >= range_of(other)
     if not isinstance(other, postgresql.BIT):
         return False
-    return _length(one) >= _length(other) if one.varying else not other.varying and one.length == other.length
+    return _length(type_) >= _length(other) if type_.varying else not other.varying and type_.length == other.length
 
 
-def _json_holds(one: Any, other: _Type) -> bool:
+def _json_holds(type_: Any, other: _Type) -> bool:
     """Return whether a JSON type holds another type: PostgreSQL's JSONB loses the order of keys, and repeated keys."""
     return isinstance(other, JSON) and not (
-        isinstance(one, postgresql.JSONB) and not isinstance(other, postgresql.JSONB)
+        isinstance(type_, postgresql.JSONB) and not isinstance(other, postgresql.JSONB)
     )
 
 
-def _datetime_holds(one: Any, other: _Type) -> bool:
-    if isinstance(one, mysql.TIMESTAMP) and not isinstance(other, mysql.TIMESTAMP):
+def _datetime_holds(type_: Any, other: _Type) -> bool:
+    if isinstance(type_, mysql.TIMESTAMP) and not isinstance(other, mysql.TIMESTAMP):
         return False  # TIMESTAMP begins in 1970
     if isinstance(other, DateTime):
-        return _fraction(one) >= _fraction(other) and bool(one.timezone) == bool(other.timezone)
-    return isinstance(other, Date) and not one.timezone
+        return _fraction(type_) >= _fraction(other) and bool(type_.timezone) == bool(other.timezone)
+    return isinstance(other, Date) and not type_.timezone
 
 
-def _time_holds(one: Any, other: _Type) -> bool:
-    return isinstance(other, Time) and _fraction(one) >= _fraction(other)
+def _time_holds(type_: Any, other: _Type) -> bool:
+    return isinstance(other, Time) and _fraction(type_) >= _fraction(other)
 
 
-def _bytes_hold(one: Any, other: _Type) -> bool:
-    return isinstance(other, BYTES) and _length(one) >= _length(other)
+def _bytes_hold(type_: Any, other: _Type) -> bool:
+    return isinstance(other, BYTES) and _length(type_) >= _length(other)
 
 
-def _array_holds(one: Any, other: _Type) -> bool:
-    if not isinstance(other, ARRAY) or isinstance(one.item_type, String) != isinstance(other.item_type, String):
+def _array_holds(type_: Any, other: _Type) -> bool:
+    if not isinstance(other, ARRAY) or isinstance(type_.item_type, String) != isinstance(other.item_type, String):
         return False
-    return _holds(one.item_type, other.item_type)
+    return _holds(type_.item_type, other.item_type)
 
 
 _RULES: Final[tuple[tuple[Any, Callable[[Any, Any], bool]], ...]] = (
@@ -233,13 +233,13 @@ _RULES: Final[tuple[tuple[Any, Callable[[Any, Any], bool]], ...]] = (
 # --- which type holds both? --------------------------------------------------------------------------------------
 
 
-def _both(old: Any, new: Any) -> _Type | None:
+def _common_type(old: Any, new: Any) -> _Type | None:
     """Return a type of the same kind that holds the values of both types, or ``None``."""
     if isinstance(old, mysql.ENUM) and isinstance(new, Enum):
         return mysql.ENUM(*dict.fromkeys((*old.enums, *new.enums)))
     if isinstance(old, mysql.SET) and isinstance(new, mysql.SET):
         return mysql.SET(*dict.fromkeys((*old.values, *new.values)))
-    if all(isinstance(each, String) and not isinstance(each, (Enum, mysql.SET)) for each in (old, new)):
+    if all(isinstance(type_, String) and not isinstance(type_, (Enum, mysql.SET)) for type_ in (old, new)):
         length = max(_length(old), _text_length(new))
         return String(int(length), collation=old.collation) if length < 2**14 else None
     whole = (Integer, mysql.BIT)
@@ -250,7 +250,7 @@ def _both(old: Any, new: Any) -> _Type | None:
         return Numeric() if inf in (digits, scale) else Numeric(int(digits + scale), int(scale))
     if isinstance(old, postgresql.BIT) and isinstance(new, postgresql.BIT):
         return postgresql.BIT(varying=True)
-    if hasattr(old, "fsp") | hasattr(new, "fsp") and all(isinstance(each, (Date, DateTime)) for each in (old, new)):
+    if hasattr(old, "fsp") | hasattr(new, "fsp") and all(isinstance(type_, (Date, DateTime)) for type_ in (old, new)):
         return mysql.DATETIME(fsp=max(_fraction(old), _fraction(new)))
     return None
 

@@ -35,12 +35,13 @@ def checked_range(name: str, since: datetime | None, until: datetime | None) -> 
 
     :raises QueryError: one is not a datetime, or the range ends before it begins
     """
-    given = {key: as_utc(date) for key, date in (("since", since), ("until", until)) if date is not None}
-    if len(given) == 2 and given["since"] > given["until"]:
+    parameters = {key: as_utc(date) for key, date in (("since", since), ("until", until)) if date is not None}
+    if len(parameters) == 2 and parameters["since"] > parameters["until"]:
         raise QueryError(
-            f"{name} ends at {given['until']}, before it begins at {given['since']}; turn it around.", (since, until)
+            f"{name} ends at {parameters['until']}, before it begins at {parameters['since']}; turn it around.",
+            (since, until),
         )
-    return given
+    return parameters
 
 
 def changeset_uuid(changeset_id: UUID | str) -> UUID:

@@ -204,7 +204,7 @@ def differ(old: Any, new: Any, equal: Equality | None = None) -> bool:
     for kind in (dict, list, tuple):
         if isinstance(old, kind) and isinstance(new, kind):
             return _items_differ(kind, old, new)
-    return _unlike(old, new)
+    return _is_unequal(old, new)
 
 
 def _items_differ(kind: type[Any], old: Any, new: Any) -> bool:
@@ -215,7 +215,7 @@ def _items_differ(kind: type[Any], old: Any, new: Any) -> bool:
     return any(map(differ, old, new))
 
 
-def _unlike(old: Any, new: Any) -> bool:
+def _is_unequal(old: Any, new: Any) -> bool:
     """Return whether two values differ, even if comparing them gives no truth value, as with arrays."""
     try:
         unlike, is_nan = old != new, (old != old, new != new)

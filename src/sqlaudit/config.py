@@ -66,9 +66,9 @@ class SQLAuditConfig:
         """
         instant = self.clock()
         if not isinstance(instant, datetime) or instant.tzinfo is None:
-            what = f"the naive datetime {instant}" if isinstance(instant, datetime) else repr(instant)
+            returned = f"the naive datetime {instant}" if isinstance(instant, datetime) else repr(instant)
             raise SQLAuditError(
-                f"The configured clock gave {what}; return an aware datetime, such as datetime.now(UTC).", instant
+                f"The configured clock gave {returned}; return an aware datetime, such as datetime.now(UTC).", instant
             )
         return instant.astimezone(UTC)
 

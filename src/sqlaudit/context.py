@@ -265,9 +265,9 @@ class AuditContextManager:
 
         :raises ContextError: the argument is a class, or cannot be called
         """
-        given: Any = function
-        if isinstance(given, (classmethod, staticmethod)):
-            return cast(_Function, type(given)(self(given.__func__)))
+        decorated: Any = function
+        if isinstance(decorated, (classmethod, staticmethod)):
+            return cast(_Function, type(decorated)(self(decorated.__func__)))
         if isinstance(function, type) or not callable(function):  # a property cannot be called
             raise ContextError(
                 f"AuditContextManager decorates functions, and {function!r} is none; decorate the methods of a class, "
@@ -280,7 +280,7 @@ class AuditContextManager:
             (inspect.isasyncgenfunction, self._async_generator),
             (_makes_generators, self._generator),
         ):
-            if is_of_kind(function) or is_of_kind(given.__call__):
+            if is_of_kind(function) or is_of_kind(decorated.__call__):
                 wrapper = kind(function)
         functools.update_wrapper(wrapper, function)
         return cast(_Function, wrapper)

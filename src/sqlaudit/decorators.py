@@ -14,7 +14,7 @@ from sqlalchemy.orm import Mapper
 from sqlalchemy.orm.exc import UnmappedClassError
 
 from sqlaudit.exceptions import TrackingError
-from sqlaudit.hooks.models import look_again, track_with_base, watch
+from sqlaudit.hooks.models import handle_configured_mappers, listen_to_model, track_with_base
 from sqlaudit.past import as_of as past_reads
 from sqlaudit.past.as_of import MYPY, all_versions, as_of, between
 from sqlaudit.past.rendering import BeforeBaseline, UntrackedPolicy
@@ -66,7 +66,7 @@ def track_table(
 
     def decorate(model_class: M) -> M:
         mapper = _mapper_of(model_class)
-        given = Options(
+        options = Options(
             tracked_fields=_names(mapper, "tracked_fields", tracked_fields) if tracked_fields is not None else None,
             exclude=_names(mapper, "exclude", exclude),
             table_label=table_label,
@@ -76,17 +76,17 @@ def track_table(
             audit_columns=audit_columns or AuditColumns(),
             as_of_index=as_of_index,
         )
-        _check(mapper, given)
+        _check(mapper, options)
         inherited = tracked_model(mapper)
         if inherited is not None:
-            inherited.set_options(given)
-            look_again(inherited.mapper)
+            inherited.set_options(options)
+            handle_configured_mappers(inherited.mapper)
             return model_class
-        model = TrackedModel(mapper, given, is_decorated=True)
+        model = TrackedModel(mapper, options, is_decorated=True)
         for name in ("History", "as_of", "between", "all_versions"):
             if getattr_static(model_class, name, None) is None:
                 setattr(model_class, name, vars(Temporal)[name])
-        watch(model)
+        listen_to_model(model)
         guard_autogenerate()
         for descendant in mapper.self_and_descendants:
             track_with_base(descendant)
@@ -180,7 +180,7 @@ def _check(mapper: Mapper[Any], options: Options) -> None:
             "too.",
             mapper.class_,
         )
-    if model is None and (tracked := tracked_table(mapper.local_table)) is not None and not tracked.is_over:
+    if model is None and (tracked := tracked_table(mapper.local_table)) is not None and not tracked.is_obsolete:
         raise TrackingError(
             f"The table {tracked.live.fullname!r} of {name} is tracked already, by another class or as the association "
             "table between two; decorate one class of a table, right after it is defined.",
@@ -209,7 +209,7 @@ def _names(mapper: Mapper[Any], option: str, names: Iterable[str]) -> frozenset[
     if isinstance(names, str):
         raise TrackingError(f"{option} is {names!r}; give a list: {option}=[{names!r}].", mapper.class_)
     chosen = frozenset(names)
-    known = {name for each in mapper.self_and_descendants for name in each.columns.keys()}  # noqa: SIM118  # no dict
+    known = {name for descendant in mapper.self_and_descendants for name in descendant.columns.keys()}  # noqa: SIM118  # no dict
     if unknown := chosen - known:
         raise TrackingError(
             f"{mapper.class_.__name__} has no column {', '.join(sorted(map(repr, unknown)))} for {option}; "

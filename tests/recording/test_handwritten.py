@@ -10,7 +10,7 @@ from sqlalchemy import orm
 
 import sqlaudit
 from sqlaudit.recording import handwritten
-from sqlaudit.tracking.tables import forget
+from sqlaudit.tracking.tables import forget_metadata
 from stock import (
     Base,  # noqa: F401  # whose tables the tests find
     fill,
@@ -113,7 +113,7 @@ def test_other_words_are_not(sessions: Any, sql: str) -> None:
     ],
 )
 def test_words_that_only_some_databases_know_and_that_write_nothing_are_not(sql: str) -> None:
-    assert handwritten.table_written_by(sql) is None
+    assert handwritten.table_written_by_text(sql) is None
 
 
 WRITES = [
@@ -234,12 +234,12 @@ READS = [
 
 @pytest.mark.parametrize("sql", WRITES)
 def test_words_of_some_databases_that_write_are_known(sql: str) -> None:
-    assert handwritten.table_written_by(sql) is not None
+    assert handwritten.table_written_by_text(sql) is not None
 
 
 @pytest.mark.parametrize("sql", READS)
 def test_words_of_some_databases_that_write_no_rows_of_a_tracked_table_are_not(sql: str) -> None:
-    assert handwritten.table_written_by(sql) is None
+    assert handwritten.table_written_by_text(sql) is None
 
 
 @pytest.fixture
@@ -252,7 +252,7 @@ def track(base: Any) -> Iterator[Callable[..., None]]:
         orm.configure_mappers()
 
     yield track
-    forget(base.metadata)
+    forget_metadata(base.metadata)
 
 
 MYSQL = {"mysql", "mariadb"}
@@ -270,7 +270,7 @@ MYSQL = {"mysql", "mariadb"}
     ],
 )
 def test_a_text_is_read_as_its_database_reads_it(engine: sa.Engine, sql: str, dialects: set[str]) -> None:
-    assert (handwritten.table_written_by(sql, engine) is not None) == (engine.dialect.name in dialects)
+    assert (handwritten.table_written_by_text(sql, engine) is not None) == (engine.dialect.name in dialects)
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_a_text_is_read_as_its_database_reads_it(engine: sa.Engine, sql: str, di
 )
 def test_a_table_of_any_name_is_known(track: Callable[..., None], name: str, sql: str) -> None:
     track(name)
-    assert handwritten.table_written_by(sql) is not None
+    assert handwritten.table_written_by_text(sql) is not None
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_a_table_of_any_name_is_known(track: Callable[..., None], name: str, sql
 )
 def test_a_word_of_sql_is_no_name_where_another_follows(track: Callable[..., None], name: str, sql: str) -> None:
     track(name)
-    assert handwritten.table_written_by(sql) is None
+    assert handwritten.table_written_by_text(sql) is None
 
 
 @pytest.mark.parametrize("how", ["engine", "connection"])
@@ -341,8 +341,8 @@ def test_a_schema_that_may_be_translated_may_be_any(track: Any, engine: sa.Engin
 
 def test_a_schema_that_is_not_translated_is_another(track: Callable[..., None], engine: sa.Engine) -> None:
     track("bulk_tenants", schema="tenant")
-    assert handwritten.table_written_by("UPDATE t1.bulk_tenants SET id = 1", engine) is None
-    assert handwritten.table_written_by("UPDATE Tenant.bulk_tenants SET id = 1", engine) is not None
+    assert handwritten.table_written_by_text("UPDATE t1.bulk_tenants SET id = 1", engine) is None
+    assert handwritten.table_written_by_text("UPDATE Tenant.bulk_tenants SET id = 1", engine) is not None
 
 
 PARTS = [
@@ -389,7 +389,7 @@ def test_a_text_is_read_once_whatever_is_in_it(begin: str, part: str) -> None:
 
         sys.setprofile(count_call)
         try:
-            handwritten.table_written_by(text)
+            handwritten.table_written_by_text(text)
         finally:
             sys.setprofile(None)
         return count

@@ -13,8 +13,8 @@ from sqlalchemy import CompoundSelect, Connection, Engine, ExceptionContext, Sel
 
 from sqlaudit.exceptions import SQLAuditError
 from sqlaudit.hooks.scope import (
+    has_recorder,
     is_by_flush,
-    is_heard,
     origins,
     recorded_engines,
     recorder_of,
@@ -22,19 +22,19 @@ from sqlaudit.hooks.scope import (
     session_on,
 )
 from sqlaudit.recording.bulk.append_only import refuse_rewriting
-from sqlaudit.recording.bulk.namesakes import is_namesake, notice_namesake
+from sqlaudit.recording.bulk.namesakes import is_namesake, report_namesake
 from sqlaudit.recording.bulk.parsing import (
-    can_be_foreseen,
+    affected_rows_can_be_selected,
     is_followed,
-    notice_unrecorded,
-    notice_writes,
     parse,
+    report_nested_writes,
+    report_untracked_write,
     unwrapped,
     wrapped_as,
 )
 from sqlaudit.recording.bulk.recorder import finish, is_where_history_is, undo_unfinished, write_of
-from sqlaudit.recording.handwritten import is_told_by_text, notice_sql, notice_text
-from sqlaudit.sql.own import WRITE
+from sqlaudit.recording.handwritten import is_known_by_text, report_sql, report_text
+from sqlaudit.sql.options import WRITE
 from sqlaudit.tracking.foreign_keys import FollowedTable
 from sqlaudit.tracking.tables import tracked_names
 
@@ -54,11 +54,11 @@ def forget_engine(given: Any) -> None:
         stop_hearing()
 
 
-def _engine_or_connection(given: Any) -> Engine | Connection:
-    given = getattr(given, "sync_engine", None) or getattr(given, "sync_connection", None) or given
-    if not isinstance(given, (Engine, Connection)):
-        raise SQLAuditError(f"{given!r} executes no statements; give an engine or a connection.", given)
-    return given
+def _engine_or_connection(target: Any) -> Engine | Connection:
+    target = getattr(target, "sync_engine", None) or getattr(target, "sync_connection", None) or target
+    if not isinstance(target, (Engine, Connection)):
+        raise SQLAuditError(f"{target!r} executes no statements; give an engine or a connection.", target)
+    return target
 
 
 _heard: Final[WeakSet[Engine]] = WeakSet()
@@ -113,25 +113,25 @@ def _before(
         return given
     statement = unwrapped(clause)
     if not isinstance(statement, UpdateBase):
-        if is_told_by_text(statement) and is_heard(session, connection):
-            notice_text(statement, connection)
+        if is_known_by_text(statement) and has_recorder(session, connection):
+            report_text(statement, connection)
         return given
     parsed, parameters = parse(statement), multiple or [single]
     if parsed.writes_history and (session is not None or recorded_engines):
         refuse_rewriting(parsed.table, statement, connection)
-    if not is_heard(session, connection):
+    if not has_recorder(session, connection):
         return given
     source = parsed.source()
     if source is None or (isinstance(source, FollowedTable) and not is_followed(statement, source, parameters)):
-        notice_unrecorded(parsed)
+        report_untracked_write(parsed)
         if is_namesake(parsed.table):
-            notice_namesake(statement, parsed.table, connection)
+            report_namesake(statement, parsed.table, connection)
         return given
     recorder = recorder_of(session, source)
     if (
         recorder is None
         or not is_where_history_is(connection, source, options)
-        or not can_be_foreseen(statement, source)
+        or not affected_rows_can_be_selected(statement, source)
     ):
         return given
     statement, parameters = recorder.prepare(connection, statement, source, parameters)
@@ -148,12 +148,12 @@ def _before_cursor(connection: Connection, cursor: Any, sql: str, parameters: An
     ctes = getattr(context.compiled, "ctes", None) or ()
     if context.compiled is not None and (not ctes or context.invoked_statement is None):
         return
-    if not is_heard(session_on(connection), connection):
+    if not has_recorder(session_on(connection), connection):
         return
     if context.compiled is None:
-        notice_sql(sql, connection)
+        report_sql(sql, connection)
     elif write_of(context.invoked_statement) is None:
-        notice_writes([cte.element for cte in ctes])
+        report_nested_writes([cte.element for cte in ctes])
 
 
 def _after(connection: Connection, clause: Any, multiple: Any, single: Any, options: Any, result: Any) -> None:

@@ -17,7 +17,7 @@ from sqlalchemy.orm import (
 from sqlaudit.hooks.scope import DISABLED, is_recording, recording_statements
 from sqlaudit.past.objects import instant_of_state, refuse_change
 from sqlaudit.recording.bulk.append_only import is_history
-from sqlaudit.recording.units import sources_of
+from sqlaudit.recording.tracked_mappers import sources_of
 from sqlaudit.tracking.models import tracked_model
 
 
@@ -49,7 +49,7 @@ def _record_bulk(session: Session, mappers: Collection[Mapper[Any]], write: Call
     """
     written = any(tracked_model(mapper) is not None or sources_of(mapper) for mapper in mappers)
     is_of_interest = (written and not session.info.get(DISABLED)) or any(
-        is_history(each.local_table) for each in mappers
+        is_history(mapper.local_table) for mapper in mappers
     )
     if not is_of_interest or is_recording(session):
         return write()

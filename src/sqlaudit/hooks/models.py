@@ -27,15 +27,15 @@ from sqlaudit.exceptions import QueryError
 from sqlaudit.hooks.engines import hear_waiting
 from sqlaudit.hooks.schema import after_create, after_drop, before_create
 from sqlaudit.hooks.scope import DISABLED, is_recorded, records
-from sqlaudit.past.attributes import hide_if_excluded, mix_into
-from sqlaudit.past.collections import look_back_from
+from sqlaudit.past.attributes import add_mixin, hide_if_excluded
+from sqlaudit.past.collections import read_collections_from_past
 from sqlaudit.past.objects import Instant, instant_of_state, refuse_change, refuse_reference
 from sqlaudit.past.running import PastSession
-from sqlaudit.recording.bulk.append_only import is_history, is_migrating, rewriting
+from sqlaudit.recording.bulk.append_only import is_history, is_migrating, rewriting_error
 from sqlaudit.recording.flush import Flush, Updating
-from sqlaudit.recording.policy import uncaptured
-from sqlaudit.recording.side_writes import forget_written_with
-from sqlaudit.recording.units import followed_fields_changed, forget_unit, sources_of
+from sqlaudit.recording.policy import report_unrecorded
+from sqlaudit.recording.side_writes import forget_side_writes
+from sqlaudit.recording.tracked_mappers import followed_fields_changed, forget_tracked_mapper, sources_of
 from sqlaudit.tracking.models import TrackedModel, link_columns, root_of, tracked_model
 from sqlaudit.tracking.registry import mappers_of, track_secondary
 from sqlaudit.tracking.tables import INFO_KEY, tracked_table
@@ -62,7 +62,7 @@ def _refuse_without_hooks(session: Session, state: InstanceState[Any]) -> None:
     )
 
 
-class _AskedInMerges:
+class _MergeGuard:
     """Mixed into a tracked model's key property: a merge sets the key, and fires no event for an object it loads."""
 
     __slots__ = ()
@@ -73,7 +73,7 @@ class _AskedInMerges:
         super().merge(session, source, *args)  # type: ignore[misc]  # the mixed class has it
 
 
-def watch(model: TrackedModel) -> None:
+def listen_to_model(model: TrackedModel) -> None:
     """Listen to the events of a tracked model, its subclasses and its MetaData."""
     target = model.mapper.class_
     for name, listener in MODEL_LISTENERS.items():
@@ -89,24 +89,24 @@ def watch(model: TrackedModel) -> None:
         event.listen(metadata, "after_drop", after_drop)
     if not event.contains(Mapper, "mapper_configured", _warn_of_other_mapper):
         event.listen(Mapper, "mapper_configured", _warn_of_other_mapper)
-        event.listen(Mapper, "mapper_configured", _watch_references)
-        event.listen(Mapper, "after_configured", _watch_followed)
+        event.listen(Mapper, "mapper_configured", _listen_to_references)
+        event.listen(Mapper, "after_configured", _listen_to_followed)
         event.listen(Column, "before_parent_attach", _adding_column)
         event.listen(Column, "after_parent_attach", _column_added)
         event.listen(object, "attribute_instrument", _attribute_added)
         event.listen(Session, "before_attach", _attaching, raw=True)
-    look_again(model.mapper)
+    handle_configured_mappers(model.mapper)
     hear_waiting()
 
 
-def look_again(mapper: Mapper[Any]) -> None:
+def handle_configured_mappers(mapper: Mapper[Any]) -> None:
     """Handle the mappers that were configured before a table was tracked or its options were known."""
-    for each in mappers_of(mapper.registry):
-        if each.configured:
-            _track_links(each, each.class_)
-            _warn_of_other_mapper(each, each.class_)
-            _watch_references(each, each.class_)
-    _watch_followed()
+    for configured in mappers_of(mapper.registry):
+        if configured.configured:
+            _track_links(configured, configured.class_)
+            _warn_of_other_mapper(configured, configured.class_)
+            _listen_to_references(configured, configured.class_)
+    _listen_to_followed()
 
 
 def _inserted(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
@@ -118,7 +118,7 @@ def _inserted(mapper: Mapper[Any], connection: Connection, state: InstanceState[
 
 def _inserting(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
     flush: Flush | None = _session_of(state).info.get(INFO_KEY)
-    if flush is not None and (flush.chooses or flush.began is None):  # rare, and each insert calls this
+    if flush is not None and (flush.has_many_connections or flush.began is None):  # rare, and each insert calls this
         flush.inserting(state, connection)
 
 
@@ -157,7 +157,7 @@ def _unrecorded(mapper: Mapper[Any], connection: Connection, state: InstanceStat
     if is_recorded(connection):  # its statements are recorded
         return
     name = mapper.class_.__name__
-    uncaptured(
+    report_unrecorded(
         f"{name} was written by a session without hooks, and its history does not show it; "
         "call register_hooks(), or register_hooks(your_sessionmaker), at start-up.",
         mapper.class_,
@@ -182,9 +182,9 @@ def _warn_of_other_mapper(mapper: Mapper[Any], model_class: type[Any]) -> None:
                 event.listen(model_class, name, _written_by_other_mapper, raw=True, retval=True)
 
 
-def _watch_followed() -> None:
+def _listen_to_followed() -> None:
     """Listen to the untracked classes that tracked rows follow by foreign key."""
-    for mapper in [each for registry in _all_registries() for each in mappers_of(registry)]:
+    for mapper in [mapper for registry in _all_registries() for mapper in mappers_of(registry)]:
         if mapper.configured and tracked_model(mapper) is None and sources_of(mapper):
             for name, listener in _FOLLOWED_LISTENERS.items():
                 if not event.contains(mapper.class_, name, listener):
@@ -203,7 +203,7 @@ def _write_followed(mapper: Mapper[Any], connection: Connection, state: Instance
     if (flush := _session_of(state).info.get(INFO_KEY)) is not None:
         flush.writing(state, connection, doomed=doomed)
     elif (doomed or followed_fields_changed(state)) and not is_recorded(connection):
-        uncaptured(
+        report_unrecorded(
             f"{mapper.class_.__name__}, which is not tracked, was written by a session without hooks, and the history "
             "of the rows that follow it by foreign key will not show what becomes of them; call register_hooks(), or "
             "register_hooks(your_sessionmaker), at start-up.",
@@ -231,25 +231,25 @@ def _written_by_other_mapper(mapper: Mapper[Any], connection: Connection, state:
     session = _session_of(state)
     history: Any = next(filter(is_history, mapper.tables), None)
     if history is not None and records(session) and not is_migrating(connection):
-        raise rewriting(history)
+        raise rewriting_error(history)
     table = next(filter(_is_live, mapper.tables), None)
     is_unseen = not session.info.get(DISABLED) and not is_recorded(connection)
     if table is not None and tracked_model(mapper) is None and is_unseen:
-        uncaptured(
+        report_unrecorded(
             f"{mapper.class_.__name__} is not tracked and writes the tracked table {table.fullname!r}, whose history "
             "does not show it; write its rows through the tracked model, or track this one and map it alone.",
             mapper.class_,
         )
 
 
-def _watch_references(mapper: Mapper[Any], model_class: type[Any]) -> None:
+def _listen_to_references(mapper: Mapper[Any], model_class: type[Any]) -> None:
     """Listen to relationships to tracked models, to refuse references to objects of the past."""
-    forget_written_with()
+    forget_side_writes()
     for relationship in mapper.relationships:
-        _watch_reference(model_class, relationship)
+        _listen_to_reference(model_class, relationship)
 
 
-def _watch_reference(model_class: type[Any], relationship: RelationshipProperty[Any]) -> None:
+def _listen_to_reference(model_class: type[Any], relationship: RelationshipProperty[Any]) -> None:
     if not relationship.viewonly and tracked_model(relationship.mapper) is not None:
         name = "append" if relationship.uselist else "set"
         event.listen(getattr(model_class, relationship.key), name, refuse_reference, raw=True)
@@ -273,15 +273,15 @@ def _track_links(mapper: Mapper[Any], model_class: type[Any]) -> None:
     model = tracked_model(mapper)
     if model is not None:
         model.table.complete()
-        mix_into(mapper.get_property_by_column(mapper.primary_key[0]), _AskedInMerges)
+        add_mixin(mapper.get_property_by_column(mapper.primary_key[0]), _MergeGuard)
         for prop in (*mapper.column_attrs, *mapper.relationships):
-            _look_at_attribute(model_class, prop)
+            _handle_attribute(model_class, prop)
 
 
-def _look_at_attribute(model_class: type[Any], prop: ColumnProperty[Any] | RelationshipProperty[Any]) -> None:
+def _handle_attribute(model_class: type[Any], prop: ColumnProperty[Any] | RelationshipProperty[Any]) -> None:
     hide_if_excluded(model_class, prop)
     if isinstance(prop, RelationshipProperty):
-        look_back_from(model_class, prop)
+        read_collections_from_past(model_class, prop)
         _track_link(prop)
 
 
@@ -306,9 +306,9 @@ def _adding_column(column: Column[Any], table: Table) -> None:
 def _column_added(column: Column[Any], table: Table) -> None:
     tracked = tracked_table(table)
     if tracked is not None and tracked.live is table:
-        tracked.follow(column)
+        tracked.store_column(column)
         if not tracked.is_association:
-            _grow(root_of(tracked))
+            _handle_new_columns(root_of(tracked))
 
 
 def _attribute_added(model_class: type[Any], name: str, attribute: Any) -> None:
@@ -316,16 +316,16 @@ def _attribute_added(model_class: type[Any], name: str, attribute: Any) -> None:
     mapper = inspect(model_class, raiseerr=False)
     if not isinstance(mapper, Mapper) or not mapper.configured:
         return
-    forget_written_with()
+    forget_side_writes()
     if isinstance(attribute.property, RelationshipProperty):
-        _watch_reference(model_class, attribute.property)
+        _listen_to_reference(model_class, attribute.property)
     if (model := tracked_model(mapper)) is not None:
-        _grow(model)
+        _handle_new_columns(model)
         if isinstance(attribute.property, (ColumnProperty, RelationshipProperty)):
-            _look_at_attribute(model_class, attribute.property)
+            _handle_attribute(model_class, attribute.property)
 
 
-def _grow(model: TrackedModel) -> None:
-    model.grow()
-    for each in model.root.family():
-        forget_unit(each.mapper)
+def _handle_new_columns(model: TrackedModel) -> None:
+    model.forget_columns()
+    for submodel in model.root.family():
+        forget_tracked_mapper(submodel.mapper)

@@ -32,13 +32,13 @@ recorded_engines: list[Engine | Connection] = []
 
 def records(session: Session) -> bool:
     """Return whether a session records what it writes."""
-    return any(isinstance(session, each) if isinstance(each, type) else session is each for each in registered)
+    return any(isinstance(session, target) if isinstance(target, type) else session is target for target in registered)
 
 
 def is_recorded(connection: Connection) -> bool:
     """Return whether a connection is registered, or its engine, or the engine that ``execution_options()`` copied."""
     return bool(recorded_engines) and any(
-        each in recorded_engines for each in (connection, *origins(connection.engine))
+        origin in recorded_engines for origin in (connection, *origins(connection.engine))
     )
 
 
@@ -83,8 +83,8 @@ def recording_statements(session: Session) -> Iterator[None]:
 def session_on(connection: Connection) -> Session | None:
     """Return a session with hooks in the transaction of a connection, if there is one; prefer one that writes."""
     found = None
-    for each in scope_of(connection).sessions:
-        session = each()
+    for reference in scope_of(connection).sessions:
+        session = reference()
         if session is not None and session.in_transaction() and (found is None or _writes(session)):
             found = session
     return found
@@ -94,7 +94,7 @@ def _writes(session: Session) -> bool:
     return INFO_KEY in session.info or is_recording(session)
 
 
-def is_heard(session: Session | None, connection: Connection) -> bool:
+def has_recorder(session: Session | None, connection: Connection) -> bool:
     """Return whether to record or report what a connection executes, given the session in its transaction."""
     if session is not None and (is_recording(session) or records(session)):
         return not session.info.get(DISABLED)

@@ -40,13 +40,13 @@ from sqlaudit.hooks.scope import (
     registered,
 )
 from sqlaudit.past.objects import Instant, refuse_changes
-from sqlaudit.past.rendering import Past, beside_past, stays_in_past
+from sqlaudit.past.rendering import Past, has_past_guard, without_past_guard
 from sqlaudit.past.running import execute_within, instant_of, read_past
 from sqlaudit.recording.bulk.parsing import parse, unwrapped
 from sqlaudit.recording.flush import Flush
 from sqlaudit.recording.scope import enter_scope
 from sqlaudit.tracking.history import Version
-from sqlaudit.tracking.sessions import where_rows_are
+from sqlaudit.tracking.sessions import bind_arguments_for
 from sqlaudit.tracking.tables import INFO_KEY
 
 try:
@@ -165,13 +165,13 @@ def _do_orm_execute(state: ORMExecuteState) -> Any:
     mapper = inspect(state.bind_arguments.get("mapper"), raiseerr=False)  # it may also be a class
     if isinstance(mapper, Mapper) and issubclass(mapper.class_, Version) and "bind" not in state.bind_arguments:
         # A session with binds has no bind for history classes.
-        state.bind_arguments.update(where_rows_are(session, mapper.class_.__sqlaudit_model__.mapper))
+        state.bind_arguments.update(bind_arguments_for(session, mapper.class_.__sqlaudit_model__.mapper))
     instant = instant_of(state)
     if instant is not None:
         return read_past(state, instant)
-    if state.is_select and stays_in_past(state.statement) and not isinstance(state.statement, Past):
+    if state.is_select and has_past_guard(state.statement) and not isinstance(state.statement, Past):
         # selectin_polymorphic does not say for which objects it loads: let it load live ones, beside those of the past.
-        state.statement = beside_past(state.statement)
+        state.statement = without_past_guard(state.statement)
     statement = unwrapped(state.statement)
     if isinstance(statement, (Update, Delete)) and not isinstance(state.statement, FromStatement):
         state.statement = statement  # SQLAlchemy would annotate the lambda, not its statement, for synchronize_session

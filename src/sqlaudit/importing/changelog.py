@@ -40,15 +40,15 @@ from sqlalchemy.types import TypeEngine
 from sqlaudit.changes import Operation
 from sqlaudit.context import user_id_text
 from sqlaudit.exceptions import QueryError
-from sqlaudit.importing.targets import bring_up_to_date, columns_of, opened
+from sqlaudit.importing.targets import column_names_of, import_target, reconcile_after_import
 from sqlaudit.importing.values import UNREAD, read_text
 from sqlaudit.period import OPEN_END, TICK
-from sqlaudit.recording.cascades import by_chain
+from sqlaudit.recording.cascades import split_by_chain
 from sqlaudit.recording.changeset import changeset_id_of
 from sqlaudit.sql.batches import CHUNK
 from sqlaudit.sql.keys import Key, one_of
-from sqlaudit.sql.own import OURS
-from sqlaudit.tracking.missing import explained
+from sqlaudit.sql.options import INTERNAL
+from sqlaudit.tracking.missing import explaining_history_errors
 from sqlaudit.tracking.models import TrackedModel, tracked_model_of
 from sqlaudit.tracking.tables import TrackedTable
 
@@ -140,12 +140,12 @@ def import_change_log(
     :raises HistoryTableError: the database lacks the history table
     """
     model = tracked_model_of(model_class)
-    with opened(where, model.root.table) as (session, connection), explained(model.chain):
+    with import_target(where, model.root.table) as (session, connection), explaining_history_errors(model.chain):
         importing = _Import(connection, model, time_zone)
         importing.run()
-        baselines, recorded = bring_up_to_date(session, connection, model_class)
-    told = importing
-    return ChangeLogReport(told.rows, told.versions, told.left_alone, baselines, recorded, told.unread)
+        baselines, recorded = reconcile_after_import(session, connection, model_class)
+    counts = importing
+    return ChangeLogReport(counts.rows, counts.versions, counts.left_alone, baselines, recorded, counts.unread)
 
 
 class _Import:
@@ -162,7 +162,7 @@ class _Import:
         of_table = of_table.order_by(_logs.c.resource_id).distinct().limit(CHUNK)
         ids = self.connection.scalars(of_table).all()
         while ids:
-            by_key = {self._key(each): each for each in ids}
+            by_key = {self._key(resource_id): resource_id for resource_id in ids}
             if twice := set(ids) - set(by_key.values()):
                 raise QueryError(
                     f"The change log names rows of {self.root.live.fullname!r} in two ways, one of them "
@@ -179,19 +179,21 @@ class _Import:
         """
         name = self.model.table.live.name
         for table in _metadata.tables.values():
-            columns_of(self.connection, table.name, None, "is the change log of sqlaudit 0.5 to 0.7 in this database?")
+            column_names_of(
+                self.connection, table.name, None, "is the change log of sqlaudit 0.5 to 0.7 in this database?"
+            )
         logged = select(_tables).where(_tables.c.table_name == name)
-        found = self.connection.execute(logged).first()
-        if found is None:
+        entry = self.connection.execute(logged).first()
+        if entry is None:
             raise QueryError(f"The change log has no table {name!r}; it has nothing to import of it.", self.model)
         key = [self.model.mapper.get_property_by_column(column).key for column in self.model.mapper.primary_key]
-        if key != [found.resource_id_field]:
+        if key != [entry.resource_id_field]:
             raise QueryError(
-                f"The change log names rows of {name!r} by {found.resource_id_field!r}, and their key is "
+                f"The change log names rows of {name!r} by {entry.resource_id_field!r}, and their key is "
                 f"{', '.join(key)}; only logs by the key, of one column, can be imported.",
                 self.model,
             )
-        return int(found.table_id)
+        return int(entry.table_id)
 
     def _key(self, resource_id: str) -> Key:
         (column,) = self.root.key
@@ -213,17 +215,17 @@ class _Import:
         logs = self._logs_of(list(new.values()), table_id)
         new = {key: id for key, id in new.items() if id in logs}  # entries without field changes are ignored
         living = self._live_keys(list(new))
-        for chain, some in by_chain(self.connection, self.root, [key for key in new if key in living]):
-            model = next(each for each in self.model.root.family() if each.chain == chain)
-            states = self._live(model, some)
-            self._write(model, [(key, states[key], logs[new[key]]) for key in some])
+        for chain, keys_of_chain in split_by_chain(self.connection, self.root, [key for key in new if key in living]):
+            model = next(submodel for submodel in self.model.root.family() if submodel.chain == chain)
+            states = self._live(model, keys_of_chain)
+            self._write(model, [(key, states[key], logs[new[key]]) for key in keys_of_chain])
         gone = [key for key in new if key not in living]
-        unknown = _nothing_of(self.model)
+        unknown = _deleted_values_of(self.model)
         self._write(self.model, [(key, unknown, logs[new[key]]) for key in gone])
 
     def _live_keys(self, keys: list[Key]) -> set[Key]:
-        found = select(*self.root.key).where(one_of(self.root.key, keys))
-        return {tuple(row) for row in self.connection.execute(found)} if keys else set()
+        statement = select(*self.root.key).where(one_of(self.root.key, keys))
+        return {tuple(row) for row in self.connection.execute(statement)} if keys else set()
 
     def _live(self, model: TrackedModel, keys: Sequence[Key]) -> dict[Key, dict[str, Any]]:
         """Return the values of live rows: key → field → value."""
@@ -244,28 +246,28 @@ class _Import:
             .where(_logs.c.table_id == table_id, _logs.c.resource_id.in_(ids))
             .order_by(_logs.c.resource_id, _logs.c.timestamp, _changes.c.change_id)
         )
-        found: dict[str, dict[UUID, _Log]] = defaultdict(dict)
+        entries: dict[str, dict[UUID, _Log]] = defaultdict(dict)
         for row in self.connection.execute(chosen):
             at = row.timestamp.replace(tzinfo=row.timestamp.tzinfo or self.time_zone).astimezone(UTC)
             of_whom = f"of a log of {row.resource_id!r}"
             changed_by = user_id_text(row.changed_by, f"changed_by {of_whom}")
             impersonated_by = user_id_text(row.impersonated_by, f"impersonated_by {of_whom}")
             log = _Log(row.record_id, at, changed_by, impersonated_by, row.reason)
-            log = found[row.resource_id].setdefault(row.record_id, log)
+            log = entries[row.resource_id].setdefault(row.record_id, log)
             log.before.setdefault(row.field_name, row.old_value)
             log.after[row.field_name] = row.new_value
-        return {id: list(logs.values()) for id, logs in found.items()}
+        return {id: list(logs.values()) for id, logs in entries.items()}
 
     def _write(self, model: TrackedModel, rows: Sequence[tuple[Key, Mapping[str, Any], list[_Log]]]) -> None:
-        reading = _Reading(_fields_of(model), self.connection.dialect)
-        versions = [each for key, live, logs in rows for each in self._versions(reading, key, live, logs)]
+        reading = _TextReader(_fields_of(model), self.connection.dialect)
+        versions = [version for key, live, logs in rows for version in self._versions(reading, key, live, logs)]
         self.rows += len(rows)
         self.versions += len(versions)
         for table in model.chain if versions else ():
-            self.connection.execute(_insert_into(table), [_row_of(table, model, each) for each in versions])
+            self.connection.execute(_insert_into(table), [_row_of(table, model, version) for version in versions])
 
     def _versions(
-        self, reading: _Reading, key: Key, live: Mapping[str, Any], logs: Sequence[_Log]
+        self, reading: _TextReader, key: Key, live: Mapping[str, Any], logs: Sequence[_Log]
     ) -> Iterator[_Version]:
         """Yield the versions of a row, the oldest first."""
         state = reading.before(logs, live)
@@ -323,10 +325,10 @@ def _changeset_id(log: _Log) -> UUID:
 
 
 def _insert_into(table: TrackedTable) -> Insert:
-    ours = [table.role(role) for role, _ in table.names.items()]
+    audit_columns = [table.role(role) for role, _ in table.names.items()]
     values: dict[Any, Any] = {old: bindparam(old.key, type_=_null_as_null(old.type)) for _, old in table.columns}
-    statement = insert(table.history).values(values | {column: bindparam(column.key) for column in ours})
-    return statement.execution_options(**OURS)
+    statement = insert(table.history).values(values | {column: bindparam(column.key) for column in audit_columns})
+    return statement.execution_options(**INTERNAL)
 
 
 def _row_of(table: TrackedTable, model: TrackedModel, version: _Version) -> dict[str, Any]:
@@ -347,7 +349,7 @@ def _fields_of(model: TrackedModel) -> dict[str, Column[Any]]:
     return {mapped[live].key: live for table in model.chain for live, _ in table.columns if live in mapped}
 
 
-def _nothing_of(model: TrackedModel) -> dict[str, Any]:
+def _deleted_values_of(model: TrackedModel) -> dict[str, Any]:
     """Return the values of a deleted row: ``None`` for every field, except the discriminator of the model."""
     nothing: dict[str, Any] = dict.fromkeys(_fields_of(model))
     discriminator = model.discriminator
@@ -359,7 +361,7 @@ def _nothing_of(model: TrackedModel) -> dict[str, Any]:
 # --- from texts to values ---------------------------------------------------------------------------------------
 
 
-class _Reading:
+class _TextReader:
     """Reads texts as values of fields, and remembers the texts that it cannot read."""
 
     def __init__(self, fields: Mapping[str, Column[Any]], dialect: Dialect) -> None:

@@ -46,16 +46,16 @@ from sqlalchemy.types import NullType, TypeEngine
 from sqlaudit.changes import Operation
 from sqlaudit.context import user_id_text
 from sqlaudit.exceptions import QueryError
-from sqlaudit.importing.targets import bring_up_to_date, columns_of, opened
+from sqlaudit.importing.targets import column_names_of, import_target, reconcile_after_import
 from sqlaudit.period import OPEN_END, TICK, OpenEnd, as_utc
 from sqlaudit.recording.bulk.keys import DropTemporary
 from sqlaudit.recording.changeset import changeset_id_of
 from sqlaudit.sql.batches import CHUNK
 from sqlaudit.sql.comparing import all_equal
 from sqlaudit.sql.keys import Key
-from sqlaudit.sql.own import OURS
+from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.aliases import HistoryAlias
-from sqlaudit.tracking.missing import explained
+from sqlaudit.tracking.missing import explaining_history_errors
 from sqlaudit.tracking.models import base_table_of
 from sqlaudit.tracking.tables import TrackedTable, audit_column_types
 
@@ -64,7 +64,7 @@ _DELETED: Final = 2
 _REMEDY: Final = "give the names that the other library has: table_name=…, transaction_table=…."
 _TIE: Final = timedelta(seconds=1)
 """How much earlier than its predecessor a transaction may seem to be: some databases store whole seconds."""
-_TOLD: Final = ("changed_by", "extra", "changeset_id")
+_AUDIT_ROLES: Final = ("changed_by", "extra", "changeset_id")
 """The roles of the audit columns that the other library's transaction fills."""
 
 
@@ -118,7 +118,7 @@ def import_continuum(
     names = _Names(
         table_name, transaction_column_name, operation_type_column_name, transaction_table, transaction_schema
     )
-    with opened(where, base_table_of(model_class)) as (session, connection):
+    with import_target(where, base_table_of(model_class)) as (session, connection):
         return _import(session, connection, model_class, names)
 
 
@@ -136,17 +136,17 @@ class _Names:
 def _import(session: Session, connection: Connection, model_class: Any, names: _Names) -> ImportReport:
     root = base_table_of(model_class)
     further = list(dict.fromkeys(table for chain in root.chains for table in chain[1:]))
-    with explained([root, *further]):
-        theirs, *others = [_version_table(connection, table, names) for table in (root, *further)]
-        left_alone = _count(connection, _rows_of(theirs, root).where(_has_history(root, theirs)))
-        with _transactions(connection, names, theirs) as transactions:
-            statement = _versions(root, theirs, transactions).execution_options(preserve_rowcount=True)
+    with explaining_history_errors([root, *further]):
+        version_table, *others = [_version_table(connection, table, names) for table in (root, *further)]
+        left_alone = _count(connection, _select_keys(version_table, root).where(_has_history(root, version_table)))
+        with _transactions(connection, names, version_table) as transactions:
+            statement = _versions(root, version_table, transactions).execution_options(preserve_rowcount=True)
             versions = connection.execute(statement).rowcount
             for table, their in zip(further, others, strict=True):
-                connection.execute(_versions_further_down(root, table, their, transactions))
-        rows = _count(connection, _rows_of(theirs, root)) - left_alone
-        _keep_in_order(connection, [root, *further], theirs)
-        baselines, recorded = bring_up_to_date(session, connection, model_class)
+                connection.execute(_versions_of_subclass_table(root, table, their, transactions))
+        rows = _count(connection, _select_keys(version_table, root)) - left_alone
+        _keep_in_order(connection, [root, *further], version_table)
+        baselines, recorded = reconcile_after_import(session, connection, model_class)
     return ImportReport(rows, versions, left_alone, baselines, recorded)
 
 
@@ -164,7 +164,7 @@ def _version_table(connection: Connection, table: TrackedTable, names: _Names) -
     """
     name = names.versions.replace("%s", table.live.name)
     needed = {*(column.name for column in table.key), names.transaction_id, names.operation_type}
-    there = columns_of(connection, name, table.live.schema, _REMEDY)
+    there = column_names_of(connection, name, table.live.schema, _REMEDY)
     if lacking := needed - there:
         raise QueryError(
             f"{name!r} is to be imported as the history of {table.live.fullname!r} and has no column "
@@ -183,62 +183,62 @@ def _key_in(table: TrackedTable, source: FromClause) -> list[ColumnElement[Any]]
     return [source.c[column.key] for column in table.key]
 
 
-def _rows_of(theirs: Table, root: TrackedTable) -> Select[Any]:
+def _select_keys(version_table: Table, root: TrackedTable) -> Select[Any]:
     """Return the SELECT of the keys that have versions in the other library."""
-    return select(*_key_in(root, theirs)).distinct()
+    return select(*_key_in(root, version_table)).distinct()
 
 
 def _has_history(root: TrackedTable, source: FromClause) -> ColumnElement[bool]:
-    ours = HistoryAlias(root)
-    return exists(literal_column("1")).select_from(ours.clause).where(ours.is_of(_key_in(root, source)))
+    history = HistoryAlias(root)
+    return exists(literal_column("1")).select_from(history.clause).where(history.has_key(_key_in(root, source)))
 
 
 # --- its transactions -------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _transactions(connection: Connection, names: _Names, theirs: Table) -> Iterator[Table]:
+def _transactions(connection: Connection, names: _Names, version_table: Table) -> Iterator[Table]:
     """Give a temporary table of the other library's transactions, with the values of sqlaudit's audit columns."""
-    source, types = _table_of_transactions(connection, names, theirs), audit_column_types()
+    source, types = _table_of_transactions(connection, names, version_table), audit_column_types()
     stored = Table(
         f"sqlaudit_transactions_{uuid4().hex}",
         MetaData(),
         Column("number", BigInteger(), primary_key=True, autoincrement=False),
         Column("valid_from", types["valid_from"]),
-        *(Column(role, types[role]) for role in _TOLD),
+        *(Column(role, types[role]) for role in _AUDIT_ROLES),
         prefixes=["TEMPORARY"],
     )
     stored.create(connection)
     last = None
     for page in _pages_of(connection, source, names):
-        ours = [_as_ours(names.transactions, each) for each in page]
-        for each in ours:
-            if last is not None and last - _TIE < each["valid_from"] <= last:
-                each["valid_from"] = last + TICK
-            last = each["valid_from"]
-        connection.execute(insert(stored), ours)
+        rows = [_audit_values(names.transactions, transaction) for transaction in page]
+        for values in rows:
+            if last is not None and last - _TIE < values["valid_from"] <= last:
+                values["valid_from"] = last + TICK
+            last = values["valid_from"]
+        connection.execute(insert(stored), rows)
     yield stored
     connection.execute(DropTemporary(stored))
 
 
-def _table_of_transactions(connection: Connection, names: _Names, theirs: Table) -> Table:
+def _table_of_transactions(connection: Connection, names: _Names, version_table: Table) -> Table:
     """Return the other library's table of transactions.
 
     :raises QueryError: there is no such table, or it lacks a column, or a transaction that has versions
     """
     name = names.transactions
-    there = columns_of(connection, name, names.schema, _REMEDY)
+    there = column_names_of(connection, name, names.schema, _REMEDY)
     if lacking := {"id", "issued_at"} - there:
         raise QueryError(f"{name!r} has no column {', '.join(sorted(lacking))}: it tells no transactions.", name)
     types: dict[str, TypeEngine[Any]] = {"id": BigInteger(), "issued_at": DateTime()}
-    columns = (Column(each, types.get(each, NullType())) for each in sorted(there))
+    columns = (Column(column_name, types.get(column_name, NullType())) for column_name in sorted(there))
     source = Table(name, MetaData(), *columns, schema=names.schema)
-    is_told = and_(source.c.id == theirs.c.transaction_id, source.c.issued_at.is_not(None))
-    gone = ~exists(literal_column("1")).select_from(source).where(is_told)
-    if missing := connection.scalar(select(theirs.c.transaction_id).where(gone).limit(1)):
+    is_known = and_(source.c.id == version_table.c.transaction_id, source.c.issued_at.is_not(None))
+    gone = ~exists(literal_column("1")).select_from(source).where(is_known)
+    if missing := connection.scalar(select(version_table.c.transaction_id).where(gone).limit(1)):
         raise QueryError(
-            f"{theirs.name!r} has versions of transaction {missing}, and {name!r} does not tell when that was; insert "
-            "what is missing there, with its id and issued_at, or give another transaction_table=….",
+            f"{version_table.name!r} has versions of transaction {missing}, and {name!r} has no row with the time of "
+            "this transaction. Insert the row, with id and issued_at, or give another transaction_table=….",
             name,
         )
     return source
@@ -248,24 +248,24 @@ def _pages_of(connection: Connection, source: Table, names: _Names) -> Iterator[
     """Yield pages of the other library's transactions, with what its plugin wrote to ``transaction_meta``."""
     meta = Table("transaction_meta", MetaData(), *map(Column, ("transaction_id", "key", "value")), schema=names.schema)
     has_meta = inspect(connection).has_table(meta.name, schema=names.schema)
-    in_order = select(source).where(source.c.issued_at.is_not(None)).order_by(source.c.id).limit(CHUNK)
-    page = [dict(row) for row in connection.execute(in_order).mappings()]
+    sortable = select(source).where(source.c.issued_at.is_not(None)).order_by(source.c.id).limit(CHUNK)
+    page = [dict(row) for row in connection.execute(sortable).mappings()]
     while page:
-        by_id = {each["id"]: each for each in page}
-        told = select(meta).where(meta.c.transaction_id.in_(list(by_id)))
-        for number, key, value in connection.execute(told) if has_meta else ():
+        by_id = {transaction["id"]: transaction for transaction in page}
+        statement = select(meta).where(meta.c.transaction_id.in_(list(by_id)))
+        for number, key, value in connection.execute(statement) if has_meta else ():
             by_id[number].setdefault(key, value)
         yield page
-        behind = in_order.where(source.c.id > page[-1]["id"])
+        behind = sortable.where(source.c.id > page[-1]["id"])
         page = [dict(row) for row in connection.execute(behind).mappings()]
 
 
-def _as_ours(name: str, transaction: Mapping[str, Any]) -> dict[str, Any]:
+def _audit_values(name: str, transaction: Mapping[str, Any]) -> dict[str, Any]:
     """Convert a transaction of the other library to the values of sqlaudit's audit columns."""
-    given = dict(transaction)
-    number, at, user = given.pop("id"), given.pop("issued_at"), given.pop("user_id", None)
+    values = dict(transaction)
+    number, at, user = values.pop("id"), values.pop("issued_at"), values.pop("user_id", None)
     at = at.replace(tzinfo=UTC) if at.tzinfo is None else as_utc(at)
-    extra = {key: _as_json(value) for key, value in given.items() if value is not None}
+    extra = {key: _as_json(value) for key, value in values.items() if value is not None}
     changed_by = None if user is None else user_id_text(str(user), "the user_id of a transaction")
     return {
         "number": number,
@@ -283,15 +283,15 @@ def _as_json(value: Any) -> Any:
 # --- its versions -----------------------------------------------------------------------------------------------
 
 
-def _versions(root: TrackedTable, theirs: Table, transactions: Table) -> Insert:
+def _versions(root: TrackedTable, version_table: Table, transactions: Table) -> Insert:
     """Return the INSERT of the versions of all rows that have no history, in the order of the transactions."""
-    row = _key_in(root, theirs)
-    told = [transactions.c.valid_from, *(transactions.c[role] for role in _TOLD)]
-    before = func.lag(theirs.c.operation_type).over(partition_by=row, order_by=theirs.c.transaction_id)
+    row = _key_in(root, version_table)
+    audit_columns = [transactions.c.valid_from, *(transactions.c[role] for role in _AUDIT_ROLES)]
+    before = func.lag(version_table.c.operation_type).over(partition_by=row, order_by=version_table.c.transaction_id)
     known = (
-        select(*theirs.c, *told, before.label("sqlaudit_before"))
-        .join(transactions, transactions.c.number == theirs.c.transaction_id)
-        .where(~_has_history(root, theirs))
+        select(*version_table.c, *audit_columns, before.label("sqlaudit_before"))
+        .join(transactions, transactions.c.number == version_table.c.transaction_id)
+        .where(~_has_history(root, version_table))
         .subquery()
     )
     order: dict[str, Any] = {"partition_by": _key_in(root, known), "order_by": known.c.transaction_id}
@@ -310,9 +310,9 @@ def _versions(root: TrackedTable, theirs: Table, transactions: Table) -> Insert:
         "valid_from": numbered.c.valid_from,
         "valid_to": _end_of(numbered),
         "operation": _operation_of(numbered),
-        **{role: numbered.c[role] for role in _TOLD},
+        **{role: numbered.c[role] for role in _AUDIT_ROLES},
     }
-    return _into(root, theirs, numbered, audit)
+    return _insert_into_history(root, version_table, numbered, audit)
 
 
 def _operation_of(version: Subquery) -> ColumnElement[Any]:
@@ -337,39 +337,52 @@ def _text(operation: Operation) -> ColumnElement[str]:
     return literal(str(operation), String())
 
 
-def _versions_further_down(root: TrackedTable, table: TrackedTable, theirs: Table, transactions: Table) -> Insert:
+def _versions_of_subclass_table(
+    root: TrackedTable, table: TrackedTable, version_table: Table, transactions: Table
+) -> Insert:
     """Return the INSERT of a subclass table's versions, where the base table has a version of the transaction."""
-    above, ours, key = HistoryAlias(root), HistoryAlias(table), _key_in(table, theirs)
-    is_there = exists(literal_column("1")).where(ours.is_of(key), ours.version == above.version)
+    base_history, history, key = HistoryAlias(root), HistoryAlias(table), _key_in(table, version_table)
+    table_exists = exists(literal_column("1")).where(history.has_key(key), history.version == base_history.version)
     source = (
-        select(*theirs.c, *(above.role(role).label(f"sqlaudit_{role}") for role, _ in root.names.items()))
-        .join(transactions, transactions.c.number == theirs.c.transaction_id)
-        .join(above.clause, and_(above.is_of(key), above.changeset_id == transactions.c.changeset_id))
-        .where(~is_there)
+        select(*version_table.c, *(base_history.role(role).label(f"sqlaudit_{role}") for role, _ in root.names.items()))
+        .join(transactions, transactions.c.number == version_table.c.transaction_id)
+        .join(
+            base_history.clause,
+            and_(base_history.has_key(key), base_history.changeset_id == transactions.c.changeset_id),
+        )
+        .where(~table_exists)
         .subquery()
     )
-    return _into(table, theirs, source, {role: source.c[f"sqlaudit_{role}"] for role, _ in root.names.items()})
+    return _insert_into_history(
+        table, version_table, source, {role: source.c[f"sqlaudit_{role}"] for role, _ in root.names.items()}
+    )
 
 
-def _into(table: TrackedTable, theirs: Table, source: Subquery, audit: Mapping[str, Any]) -> Insert:
-    stored = [(old, source.c[live.key]) for live, old in table.columns if live.key in theirs.c]
+def _insert_into_history(
+    table: TrackedTable, version_table: Table, source: Subquery, audit: Mapping[str, Any]
+) -> Insert:
+    stored = [(old, source.c[live.key]) for live, old in table.columns if live.key in version_table.c]
     columns = [*(old for old, _ in stored), *map(table.role, audit)]
     values = select(*(value for _, value in stored), *audit.values())
-    return insert(table.history).from_select(columns, values, include_defaults=False).execution_options(**OURS)
+    return insert(table.history).from_select(columns, values, include_defaults=False).execution_options(**INTERNAL)
 
 
 # --- the order of time ------------------------------------------------------------------------------------------
 
 
-def _keep_in_order(connection: Connection, tables: Sequence[TrackedTable], theirs: Table) -> None:
+def _keep_in_order(connection: Connection, tables: Sequence[TrackedTable], version_table: Table) -> None:
     """Move versions that don't begin later than the version before: of one instant, or after a clock went back."""
     root = tables[0]
-    one, other = HistoryAlias(root), HistoryAlias(root)
-    follows = and_(other.is_of(one.key), other.version == one.version + literal_column("1"))
-    imported = exists(literal_column("1")).select_from(theirs).where(one.is_of(_key_in(root, theirs)))
-    wrong = other.valid_from <= one.valid_from
-    found = select(*one.key).select_from(one.clause.join(other.clause, follows)).where(wrong, imported).distinct()
-    for row in [tuple(each) for each in connection.execute(found)]:
+    earlier, later = HistoryAlias(root), HistoryAlias(root)
+    follows = and_(later.has_key(earlier.key), later.version == earlier.version + literal_column("1"))
+    imported = (
+        exists(literal_column("1")).select_from(version_table).where(earlier.has_key(_key_in(root, version_table)))
+    )
+    wrong = later.valid_from <= earlier.valid_from
+    wrong_keys = (
+        select(*earlier.key).select_from(earlier.clause.join(later.clause, follows)).where(wrong, imported).distinct()
+    )
+    for row in [tuple(found_key) for found_key in connection.execute(wrong_keys)]:
         _move(connection, tables, row)
 
 
@@ -388,7 +401,7 @@ def _move(connection: Connection, tables: Sequence[TrackedTable], key: Key) -> N
         for table in tables:
             of_version = and_(all_equal(table.history_key, _values(key)), table.version == number)
             moved = update(table.history).where(of_version).values({table.valid_from: begin, table.valid_to: end})
-            connection.execute(moved.execution_options(**OURS))
+            connection.execute(moved.execution_options(**INTERNAL))
 
 
 def _values(key: Key) -> list[ColumnElement[Any]]:

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from sqlaudit.exceptions import QueryError
 from sqlaudit.maintenance.backfill import backfill
-from sqlaudit.recording.changeset import own_connection
+from sqlaudit.recording.changeset import connection_for_versions
 from sqlaudit.recording.reconcile import record_changes
 from sqlaudit.tracking.models import base_table_of
 from sqlaudit.tracking.sessions import checked_session
@@ -19,7 +19,7 @@ from sqlaudit.tracking.tables import TrackedTable
 
 
 @contextmanager
-def opened(where: Session | Connection, table: TrackedTable) -> Iterator[tuple[Session, Connection]]:
+def import_target(where: Session | Connection, table: TrackedTable) -> Iterator[tuple[Session, Connection]]:
     """Give a session and a connection that write a table in the caller's transaction, which stays open."""
     if isinstance(where, Connection):
         if not where.in_transaction():
@@ -29,10 +29,10 @@ def opened(where: Session | Connection, table: TrackedTable) -> Iterator[tuple[S
         return
     session = checked_session(where)
     session.flush()
-    yield session, own_connection(session, table.mapper)
+    yield session, connection_for_versions(session, table.mapper)
 
 
-def bring_up_to_date(session: Session, connection: Connection, model_class: Any) -> tuple[int, int]:
+def reconcile_after_import(session: Session, connection: Connection, model_class: Any) -> tuple[int, int]:
     """Make the history agree with the live rows after an import.
 
     :return: the number of rows that got a baseline, and the number of versions that record changes missing before
@@ -44,7 +44,7 @@ def bring_up_to_date(session: Session, connection: Connection, model_class: Any)
     return baselines, (connection.scalar(versions) or 0) - before
 
 
-def columns_of(connection: Connection, name: str, schema: str | None, remedy: str) -> set[str]:
+def column_names_of(connection: Connection, name: str, schema: str | None, remedy: str) -> set[str]:
     """Return the names of the columns of a table.
 
     :param remedy: what the error advises

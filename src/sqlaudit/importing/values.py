@@ -30,7 +30,7 @@ def read_text(text: str | None, type_: TypeEngine[Any], dialect: Dialect) -> Any
     except NotImplementedError:
         return UNREAD
     if issubclass(python_type, PythonEnum):
-        return next((each for each in python_type if text in (each.name, str(each.value), str(each))), UNREAD)
+        return next((member for member in python_type if text in (member.name, str(member.value), str(member))), UNREAD)
     with suppress(ValueError, ArithmeticError, KeyError):
         value = _READERS[python_type](text)
         if not _can_be_stored(value, type_, dialect):
@@ -61,12 +61,12 @@ def _can_be_stored(value: Any, type_: TypeEngine[Any], dialect: Dialect) -> bool
     return True
 
 
-def _no_number(name: str) -> Any:
+def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
 
 
 def _read_json(text: str) -> Any:
-    return json.loads(text, parse_constant=_no_number)
+    return json.loads(text, parse_constant=_refuse_constant)
 
 
 _TRUTH: Final = {"1": True, "0": False, "true": True, "false": False}

@@ -1,6 +1,6 @@
-"""How do rows that are older than their tracking get a history? sqlaudit writes baselines, in portions.
+"""How do rows that are older than their tracking get a history? sqlaudit writes baselines, in batches.
 
-A portion is a range of keys, and only its ends pass through Python. The statement that copies the rows locks them, so
+A batch is a range of keys, and only its ends pass through Python. The statement that copies the rows locks them, so
 that no row changes between the copy and the commit. It skips rows that other transactions have locked. They get their
 baselines last, each in a transaction of its own: it waits for one row only, and so causes no deadlock.
 """
@@ -36,26 +36,26 @@ from sqlaudit.arguments import checked_count
 from sqlaudit.changes import Operation
 from sqlaudit.context import get_audit_context
 from sqlaudit.exceptions import QueryError
-from sqlaudit.maintenance.progress import Callback, told_to
+from sqlaudit.maintenance.progress import Callback, progress_reporter
 from sqlaudit.period import OpenEnd, UTCDateTime
-from sqlaudit.recording.bulk.locking import keep_others_out
+from sqlaudit.recording.bulk.locking import take_write_lock
 from sqlaudit.recording.capture import WriteContext
-from sqlaudit.recording.cascades import by_chain, lock
-from sqlaudit.recording.changeset import ChangesetStamp, changeset_at, instant_given, own_connection
-from sqlaudit.recording.policy import warn_of_history_in_sight
+from sqlaudit.recording.cascades import lock_rows, split_by_chain
+from sqlaudit.recording.changeset import ChangesetStamp, changeset_at, connection_for_versions, instant_or_now
+from sqlaudit.recording.policy import warn_of_visible_history
 from sqlaudit.recording.statements import Statements, has_open_version
-from sqlaudit.sql.batches import CHUNK, in_order
+from sqlaudit.sql.batches import CHUNK, sortable
 from sqlaudit.sql.comparing import all_equal
-from sqlaudit.sql.keys import MYSQL, Key, RawKey, bound, keys_read, raw
+from sqlaudit.sql.keys import MYSQL, Key, RawKey, bound, raw_columns, read_keys
 from sqlaudit.tracking.aliases import HistoryAlias
-from sqlaudit.tracking.missing import codes_of, explained
+from sqlaudit.tracking.missing import codes_of, explaining_history_errors
 from sqlaudit.tracking.models import base_table_of
 from sqlaudit.tracking.sessions import checked_session
 from sqlaudit.tracking.tables import TrackedTable
 
 T = TypeVar("T")
 _ATTEMPTS: Final = 10
-"""How often a portion is tried: it fails if another transaction writes a row's first version at the same time."""
+"""How often a batch is tried: it fails if another transaction writes a row's first version at the same time."""
 _COLLISIONS: Final = {"40001", "40P01", 1205, 1213, "SQLITE_BUSY", "SQLITE_BUSY_SNAPSHOT", "SQLITE_LOCKED"}
 """The codes of PostgreSQL, MariaDB and SQLite for a deadlock, a serialization failure and a lock timeout."""
 
@@ -93,13 +93,13 @@ def backfill(
 
         backfill(engine, Customer)
 
-    :param where: an engine: each portion of rows is a transaction of its own. Or a session or a connection: everything
+    :param where: an engine: each batch of rows is a transaction of its own. Or a session or a connection: everything
         happens in its transaction, and the rows stay locked until that ends. In asynchronous code, ``await
         connection.run_sync(lambda c: backfill(c.engine, Customer))``
     :param model_class: a tracked model, or an association table
     :param at: the instant since which the rows are known to have been as they are: an aware datetime, not in the
         future. A naive one is taken as local time, with a warning. Now, by the configured clock, if omitted
-    :param chunk_size: the number of rows of a portion
+    :param chunk_size: the number of rows of a batch
     :param progress: ``True`` for a bar on the terminal, which needs the extra ``progress``; or a function that is
         called with the number of rows done and the number of all rows
     :raises TrackingError: the model is not tracked
@@ -108,24 +108,29 @@ def backfill(
     """
     table = base_table_of(model_class)
     if checked_count("chunk_size", chunk_size) == 0:
-        raise QueryError("chunk_size is 0; give the number of rows of a portion, such as 10_000.", chunk_size)
-    changeset = changeset_at(instant_given(at))
-    with told_to(progress, table.live.name) as tell, explained([table], record=True):
+        raise QueryError("chunk_size is 0; give the number of rows of a batch, such as 10_000.", chunk_size)
+    changeset = changeset_at(instant_or_now(at))
+    with (
+        progress_reporter(progress, table.live.name) as report_progress,
+        explaining_history_errors([table], record=True),
+    ):
         if isinstance(where, Engine):
             with _own_connection(where) as connection:
-                return _Backfill(table, changeset, _InTransactions(connection), chunk_size, tell).run()
-        return _Backfill(table, changeset, _Within(_connection_of(where, table)), chunk_size, tell).run()
+                return _Backfill(table, changeset, _InTransactions(connection), chunk_size, report_progress).run()
+        return _Backfill(
+            table, changeset, _InSavepoints(_connection_of(where, table)), chunk_size, report_progress
+        ).run()
 
 
 # --- transactions -----------------------------------------------------------------------------------------------
 
 
 class _Runner(Protocol):
-    portion: int
+    batch: int
     """How many rows that other transactions have locked one call may wait for."""
 
     def __call__(self, work: Callable[..., T], *args: Any) -> T:
-        """Execute ``work`` for one portion."""
+        """Execute ``work`` for one batch."""
 
 
 def _own_connection(engine: Engine) -> Connection:
@@ -145,13 +150,13 @@ def _connection_of(where: Any, table: TrackedTable) -> Connection:
         )
     session = checked_session(where)
     session.flush()
-    return own_connection(session, table.mapper)
+    return connection_for_versions(session, table.mapper)
 
 
 class _InTransactions:
-    """Runs each portion in a transaction of its own, and repeats it after a collision."""
+    """Runs each batch in a transaction of its own, and repeats it after a collision."""
 
-    portion = 1
+    batch = 1
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -168,10 +173,10 @@ class _InTransactions:
             return work(self.connection, *args)
 
 
-class _Within:
-    """Runs all portions in the caller's transaction: each in a savepoint, repeated on IntegrityError; not on SQLite."""
+class _InSavepoints:
+    """Runs all batches in the caller's transaction: each in a savepoint, repeated on IntegrityError; not on SQLite."""
 
-    portion = CHUNK
+    batch = CHUNK
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -189,7 +194,7 @@ class _Within:
 
 
 def _has_collided(error: DBAPIError) -> bool:
-    """Return whether a portion failed because others were writing its rows, so that it may be repeated."""
+    """Return whether a batch failed because others were writing its rows, so that it may be repeated."""
     if isinstance(error, IntegrityError):  # another transaction wrote the first version of a row
         return True
     return not codes_of(error).isdisjoint(_COLLISIONS)
@@ -200,37 +205,42 @@ def _has_collided(error: DBAPIError) -> bool:
 
 class _Backfill:
     def __init__(
-        self, table: TrackedTable, changeset: ChangesetStamp, run: _Runner, chunk_size: int, tell: Callback | None
+        self,
+        table: TrackedTable,
+        changeset: ChangesetStamp,
+        run: _Runner,
+        chunk_size: int,
+        report_progress: Callback | None,
     ) -> None:
         self.table = table
         self.changeset = changeset
-        self.do = run
+        self.runner = run
         self.chunk_size = chunk_size
-        self.tell = tell
+        self.report_progress = report_progress
         self.chains = table.chains or [(table,)]
         self.statements: list[_Ranges] = []
 
     def run(self) -> BackfillReport:
-        self.do(warn_of_history_in_sight, [self.table])
-        total = self.do(self._count) if self.tell else 0
+        self.runner(warn_of_visible_history, [self.table])
+        total = self.runner(self._count) if self.report_progress else 0
         last: Key | None = None
         done = written = 0
-        while (portion := self.do(self._portion, last)) is not None:
-            last, rows = portion
+        while (batch := self.runner(self._write_batch, last)) is not None:
+            last, rows = batch
             written += rows
             done += self.chunk_size
-            if self.tell:
-                self.tell(min(done, total), total)
-        written += self._remaining()
+            if self.report_progress:
+                self.report_progress(min(done, total), total)
+        written += self._write_remaining()
         return BackfillReport(written, self.changeset.id, self.changeset.at)
 
     def _count(self, connection: Connection) -> int:
         return connection.scalar(select(func.count()).select_from(self.table.live)) or 0
 
-    def _portion(self, connection: Connection, last: Key | None) -> tuple[Key, int] | None:
-        """Write baselines of the portion that follows a key; return its last key, and the number of baselines."""
-        keep_others_out(connection, self.table)
-        ends = self._ends(connection, last)
+    def _write_batch(self, connection: Connection, last: Key | None) -> tuple[Key, int] | None:
+        """Write baselines of the batch that follows a key; return its last key, and the number of baselines."""
+        take_write_lock(connection, self.table)
+        ends = self._range_of_batch(connection, last)
         if ends is None:
             return None
         parameters: dict[str, Any] = {"sqlaudit_at": self.changeset.at, "sqlaudit_changeset": self.changeset.id}
@@ -251,11 +261,11 @@ class _Backfill:
             statement.execute(connection, parameters)
         return written
 
-    def _ends(self, connection: Connection, last: Key | None) -> tuple[Key, Key] | None:
-        """Return the first and the last key of the portion that follows a key."""
-        key, order = raw(self.table.key, connection.dialect), self._order(connection)
+    def _range_of_batch(self, connection: Connection, last: Key | None) -> tuple[Key, Key] | None:
+        """Return the first and the last key of the batch that follows a key."""
+        key, order = raw_columns(self.table.key, connection.dialect), self._order(connection)
         statement = select(*key).order_by(*order).limit(1)
-        first = connection.execute(self._behind(connection, statement, last)).first()
+        first = connection.execute(self._after_key(connection, statement, last)).first()
         if first is None:
             return None
         from_here = statement.where(_compared(order, self._literal(connection, RawKey(first)), ">="))
@@ -265,41 +275,47 @@ class _Backfill:
             end = connection.execute(backwards).one()
         return RawKey(first), RawKey(end)
 
-    def _behind(self, connection: Connection, statement: Select[Any], last: Key | None) -> Select[Any]:
+    def _after_key(self, connection: Connection, statement: Select[Any], last: Key | None) -> Select[Any]:
         if last is None:
             return statement
         return statement.where(_compared(self._order(connection), self._literal(connection, last), ">"))
 
     def _order(self, connection: Connection) -> list[ColumnElement[Any]]:
-        return [in_order(column, connection.dialect) for column in self.table.key]
+        return [sortable(column, connection.dialect) for column in self.table.key]
 
     def _literal(self, connection: Connection, key: Key) -> list[ColumnElement[Any]]:
-        columns = raw(self.table.key, connection.dialect)
+        columns = raw_columns(self.table.key, connection.dialect)
         return [bound(column, value=value) for column, value in zip(columns, key, strict=True)]
 
-    def _remaining(self) -> int:
+    def _write_remaining(self) -> int:
         """Write baselines of rows that were locked by others, and of rows whose history has ended."""
         last, written = None, 0
-        while keys := self.do(self._without_version, last):
+        while keys := self.runner(self._without_version, last):
             last = keys[-1]
-            for start in range(0, len(keys), self.do.portion):
-                some = keys[start : start + self.do.portion]
-                written += self.do(self._adopt, some)
+            for start in range(0, len(keys), self.runner.batch):
+                batch = keys[start : start + self.runner.batch]
+                written += self.runner(self._write_missing_baselines, batch)
         return written
 
     def _without_version(self, connection: Connection, last: Key | None) -> list[Key]:
-        chosen = select(*raw(self.table.key, connection.dialect)).where(~has_open_version(self.table, self.table.key))
+        chosen = select(*raw_columns(self.table.key, connection.dialect)).where(
+            ~has_open_version(self.table, self.table.key)
+        )
         statement = chosen.order_by(*self._order(connection)).limit(CHUNK)
         statement = statement if self.table.live.primary_key else statement.distinct()
-        return list(keys_read(connection, self._behind(connection, statement, last)))
+        return list(read_keys(connection, self._after_key(connection, statement, last)))
 
-    def _adopt(self, connection: Connection, keys: Sequence[Key]) -> int:
-        keep_others_out(connection, self.table)
+    def _write_missing_baselines(self, connection: Connection, keys: Sequence[Key]) -> int:
+        take_write_lock(connection, self.table)
         written = 0
-        for chain, some in by_chain(connection, self.table, keys):
+        for chain, keys_of_chain in split_by_chain(connection, self.table, keys):
             for table in chain:
-                lock(connection, table.key, some)
-            written += WriteContext(connection, self.changeset, get_audit_context()).capture(chain).adopt(some)
+                lock_rows(connection, table.key, keys_of_chain)
+            written += (
+                WriteContext(connection, self.changeset, get_audit_context())
+                .capture(chain)
+                .write_missing_baselines(keys_of_chain)
+            )
         return written
 
 
@@ -318,7 +334,7 @@ def _compared(
         return columns[0].bool_op(operator)(values[0])
     cases, last = [], len(columns) - 1
     for place, (column, value) in enumerate(zip(columns, values, strict=True)):
-        same = [one == other for one, other in zip(columns[:place], values[:place], strict=True)]
+        same = [left == right for left, right in zip(columns[:place], values[:place], strict=True)]
         cases.append(and_(*same, column.bool_op(operator if place == last else operator[0])(value)))
     return and_(columns[0].bool_op(f"{operator[0]}=")(values[0]), or_(*cases))
 
@@ -335,12 +351,12 @@ class _Ranges(Statements):
         super().__init__(chain, (None, None), True, dialect)
         self.below = [other[-1] for other in chains if other[:-1] == chain]
 
-    def _rows(self, columns: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
-        named = list(enumerate(raw(columns, self.dialect)))
+    def _has_one_of_keys(self, columns: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
+        named = list(enumerate(raw_columns(columns, self.dialect)))
         ends = [[bound(column, f"sqlaudit_{name}_{place}") for place, column in named] for name in ("first", "last")]
         if len(columns) > 1 and self.dialect.name not in MYSQL:
             return and_(tuple_(*columns) >= tuple_(*ends[0]), tuple_(*columns) <= tuple_(*ends[1]))
-        order = [in_order(column, self.dialect) for column in columns]
+        order = [sortable(column, self.dialect) for column in columns]
         return and_(_compared(order, ends[0], ">="), _compared(order, ends[1], "<="))
 
     def _baseline(self) -> list[Executable]:
@@ -349,8 +365,8 @@ class _Ranges(Statements):
         rows: Any = base.live
         for table in self.chain[1:]:
             rows = rows.join(table.live, all_equal(base.key, table.key))
-        live = select(*(live for live, _ in base.columns)).select_from(rows).where(self._rows(base.key))
-        live = self._by_key(live, base.live, base.key)
+        live = select(*(live for live, _ in base.columns)).select_from(rows).where(self._has_one_of_keys(base.key))
+        live = self._by_primary_key(live, base.live, base.key)
         for table in self.below:
             live = live.where(~exists(literal_column("1")).where(all_equal(base.key, table.key)))
         columns: Sequence[ColumnElement[Any]] = [live for live, _ in base.columns]
@@ -362,14 +378,17 @@ class _Ranges(Statements):
             key: Sequence[ColumnElement[Any]] = [once.c[column.key] for column in base.key]
         else:
             key = base.key
-        has_history = exists(literal_column("1")).where(past.is_of(key), self._rows(past.key))
+        has_history = exists(literal_column("1")).where(past.has_key(key), self._has_one_of_keys(past.key))
         statement = locked.where(~has_history).add_columns(
             literal_column("1"),
             bindparam("sqlaudit_at", type_=UTCDateTime()),
             OpenEnd(),
-            *self._context(Operation.BASELINE, null()),
+            *self._audit_values(Operation.BASELINE, null()),
         )
         return [
-            self._into(base, statement),
-            *(self._follow(table, table.live, [live for live, _ in table.columns]) for table in self.chain[1:]),
+            self._insert_into_history(base, statement),
+            *(
+                self._copy_to_subclass_table(table, table.live, [live for live, _ in table.columns])
+                for table in self.chain[1:]
+            ),
         ]

@@ -18,7 +18,7 @@ Callback = Callable[[int, int], object]
 
 
 @contextmanager
-def told_to(progress: Callback | bool | None, title: str) -> Iterator[Callback | None]:
+def progress_reporter(progress: Callback | bool | None, title: str) -> Iterator[Callback | None]:
     """Give the function to call with the progress, or ``None``.
 
     :raises SQLAuditError: ``progress`` is neither a boolean nor a function, or rich is not installed

@@ -47,11 +47,11 @@ class AsOf(Protocol[R_co]):
 def _typed_like(
     function: Callable[[M], R],
 ) -> Callable[[Callable[Concatenate[Any, P], Any]], Callable[Concatenate[M, P], R]]:
-    return lambda given: given
+    return lambda function_like: function_like
 
 
-def _giving(function: Callable[[M], R]) -> Callable[[Callable[..., Any]], Callable[[Any, Any, M], AsOf[R]]]:
-    return lambda given: given
+def _method_returning(function: Callable[[M], R]) -> Callable[[Callable[..., Any]], Callable[[Any, Any, M], AsOf[R]]]:
+    return lambda method: method
 
 
 if MYPY:
@@ -66,7 +66,7 @@ if MYPY:
     ) -> Any: ...
 
     class AsOfMethod:
-        @_giving(select)
+        @_method_returning(select)
         def __get__(self, instance: object, owner: Any) -> Any: ...
 
 else:
@@ -115,12 +115,12 @@ def between(model_class: type[Any], start: datetime, end: datetime) -> Select[An
     :raises QueryError: an end is not a datetime, or the range ends before it begins
     """
     table = tracked_model_of(model_class).root.table
-    given = checked_range("The range", as_utc(start), as_utc(end))
+    period = checked_range("The range", as_utc(start), as_utc(end))
     valid_from, valid_to = table.valid_from, table.valid_to
     statement = all_versions(model_class)
-    if given["since"] == given["until"]:
+    if period["since"] == period["until"]:
         return statement.where(false())
-    return statement.where(valid_from < given["until"], valid_to > given["since"], valid_from < valid_to)
+    return statement.where(valid_from < period["until"], valid_to > period["since"], valid_from < valid_to)
 
 
 def all_versions(model_class: type[Any]) -> Select[Any]:

@@ -52,9 +52,9 @@ class _Unknown:
             return super()._fire_loader_callables(state, key, passive)  # type: ignore[misc]  # the attribute's
         if not passive & PassiveFlag.SQL_OK:
             return PASSIVE_NO_RESULT
-        what = "needs a column that is" if self.uses_objects else "is"
+        reason = "needs a column that is" if self.uses_objects else "is"
         raise QueryError(
-            f"{state.class_.__name__}.{key} {what} excluded from history, and nothing is known of it {instant}; "
+            f"{state.class_.__name__}.{key} {reason} excluded from history, and nothing is known of it {instant}; "
             "read it from the live object.",
             state.obj(),
         )
@@ -63,8 +63,8 @@ class _Unknown:
 def hide_if_excluded(model_class: type[Any], prop: ColumnProperty[Any] | RelationshipProperty[Any]) -> None:
     """Let an attribute raise when it is read from a past object, if it needs an excluded column."""
     if _is_unknown(prop):
-        mix_into(prop, _NotLoaded)
-        mix_into(getattr(model_class, prop.key).impl, _Unknown)
+        add_mixin(prop, _NotLoaded)
+        add_mixin(getattr(model_class, prop.key).impl, _Unknown)
 
 
 def _is_unknown(prop: ColumnProperty[Any] | RelationshipProperty[Any]) -> bool:
@@ -81,7 +81,7 @@ def _is_excluded(element: Any) -> bool:
     return tracked is not None and element.name in tracked.exclude
 
 
-def mix_into(part: Any, mixin: Any) -> None:
+def add_mixin(part: Any, mixin: Any) -> None:
     """Replace the class of a property or an attribute by a subclass of it with a mixin, once."""
     if not isinstance(part, mixin):
         part.__class__ = _mixed(mixin, part.__class__)

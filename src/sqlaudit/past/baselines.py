@@ -18,12 +18,12 @@ from sqlaudit.exceptions import QueryError, warn_caller
 from sqlaudit.past.rendering import Past, PastCompiler
 from sqlaudit.sql.comparing import all_equal
 from sqlaudit.tracking.aliases import HistoryAlias
-from sqlaudit.tracking.missing import explained
-from sqlaudit.tracking.sessions import where_rows_are
+from sqlaudit.tracking.missing import explaining_history_errors
+from sqlaudit.tracking.sessions import bind_arguments_for
 from sqlaudit.tracking.tables import TrackedTable
 
 
-def check_beginnings(session: Session, statement: Past, parameters: Any, dialect: Dialect) -> None:
+def check_for_unknown_rows(session: Session, statement: Past, parameters: Any, dialect: Dialect) -> None:
     """Warn or raise if a statement may read rows that existed at its instant, but are unknown.
 
     One statement for each table that it reads.
@@ -39,13 +39,13 @@ def check_beginnings(session: Session, statement: Past, parameters: Any, dialect
     for past, tracked, key in compiled.past_reads:
         rule, when = past._past_rules.before_baseline, cast(datetime, past._past_when.value)
         parts = [names.get(part, part.key) for part in key or ()]
-        given = tuple(values[part] for part in parts) if parts and values.keys() >= set(parts) else None
-        if rule == "absent" or (tracked, given, when) in seen:
+        key_values = tuple(values[part] for part in parts) if parts and values.keys() >= set(parts) else None
+        if rule == "absent" or (tracked, key_values, when) in seen:
             continue
-        seen.add((tracked, given, when))
-        found = _first_unknown(session, tracked, given, when)
-        if found is not None:
-            *row, number, operation, begins = found
+        seen.add((tracked, key_values, when))
+        unknown = _first_unknown_row(session, tracked, key_values, when)
+        if unknown is not None:
+            *row, number, operation, begins = unknown
             name = f"{tracked.live.fullname!r} {row[0] if len(row) == 1 else tuple(row)!r}"
             message = (
                 f"What {name} was as of {when.isoformat()} is unknown: its history begins with version {number}, of "
@@ -58,24 +58,24 @@ def check_beginnings(session: Session, statement: Past, parameters: Any, dialect
             warn_caller(message)
 
 
-def _first_unknown(session: Session, tracked: TrackedTable, key: Sequence[Any] | None, when: datetime) -> Any:
+def _first_unknown_row(session: Session, tracked: TrackedTable, key: Sequence[Any] | None, when: datetime) -> Any:
     """Return key, number, operation and ``valid_from`` of a version before which its row is unknown, or ``None``."""
     source = getattr(session, "source", session)  # time_travel() reads history through the session that it was given
     base = tracked.chains[0][0] if tracked.chains else tracked
-    statement = _unknown_before(base, when)
+    statement = _is_unknown_before(base, when)
     if base is not tracked:
         statement = statement.where(exists().where(all_equal(tracked.history_key, base.history_key)))
     if key is not None:
         statement = statement.where(all_equal(base.history_key, key))
-    with explained([base]):
-        return source.execute(statement, bind_arguments=where_rows_are(source, base.mapper)).first()
+    with explaining_history_errors([base]):
+        return source.execute(statement, bind_arguments=bind_arguments_for(source, base.mapper)).first()
 
 
-def _unknown_before(table: TrackedTable, when: datetime) -> Select[Any]:
+def _is_unknown_before(table: TrackedTable, when: datetime) -> Select[Any]:
     here, before, earlier = HistoryAlias(table, table.history), HistoryAlias(table), HistoryAlias(table)
     number, valid_from, operation = here.version, here.valid_from, here.operation
     follows = exists().where(before.is_version_of(here, -1))
-    is_first = ~exists().where(earlier.is_of(here.key), earlier.version < number, earlier.valid_from > when)
+    is_first = ~exists().where(earlier.has_key(here.key), earlier.version < number, earlier.valid_from > when)
     return (
         select(*table.history_key, number, operation, valid_from)
         .where(valid_from > when, or_(operation == Operation.BASELINE, and_(number > 1, ~follows)), is_first)

@@ -59,8 +59,8 @@ def given_key(
     :param where: the criteria of the select
     :param froms: everything that the select reads from: the joins and the elements that they join
     """
-    given = _given(where, [each for each in froms if isinstance(each, Join)])
-    key = [given[source, column.key] for column in tracked.key if (source, column.key) in given]
+    values_by_column = _columns_equal_to_parameters(where, [join for join in froms if isinstance(join, Join)])
+    key = [values_by_column[source, column.key] for column in tracked.key if (source, column.key) in values_by_column]
     if len(key) < len(tracked.key):
         return None
     return key if all(_is_one_row(*pair, dialect) for pair in zip(tracked.key, key, strict=True)) else None
@@ -71,22 +71,24 @@ def _is_one_row(column: ColumnElement[Any], parameter: BindParameter[Any], diale
 
     Otherwise several rows may match: on MySQL and MariaDB the texts ``'5'`` and ``'05'`` both equal the number 5.
     """
-    kind, given = column.type._type_affinity, parameter.type._type_affinity
+    kind, parameter_kind = column.type._type_affinity, parameter.type._type_affinity
     comparable = (Integer, Uuid) if dialect.name in ("mysql", "mariadb") else (Integer, Uuid, String)
-    return kind is given and kind is not None and issubclass(kind, comparable)
+    return kind is parameter_kind and kind is not None and issubclass(kind, comparable)
 
 
-def _given(where: Iterable[ColumnElement[bool]], joins: Sequence[Join]) -> dict[_Place, BindParameter[Any]]:
+def _columns_equal_to_parameters(
+    where: Iterable[ColumnElement[bool]], joins: Sequence[Join]
+) -> dict[_Place, BindParameter[Any]]:
     """Return the columns that equal a parameter in every row that a select returns, unless they are NULL.
 
     An equality in a join's ON clause propagates the key: in both directions for an inner join; only from left to right
     for an outer join, whose ON clause does not restrict the left side.
     """
-    given: dict[_Place, BindParameter[Any]] = {}
+    values: dict[_Place, BindParameter[Any]] = {}
     same: list[tuple[_Place, _Place]] = []
     for left, right in _equalities(where):
         if isinstance(left, ColumnClause) and isinstance(right, BindParameter):
-            given.setdefault(_place(left), right)
+            values.setdefault(_place(left), right)
         elif isinstance(left, ColumnClause) and isinstance(right, ColumnClause):
             same.append((_place(left), _place(right)))
     for join in joins:
@@ -98,9 +100,9 @@ def _given(where: Iterable[ColumnElement[bool]], joins: Sequence[Join]) -> dict[
                 forwards = left.table in before and right.table in after
                 if forwards or (not join.isouter and left.table in after and right.table in before):
                     same.append((_place(left), _place(right)))
-    while found := {to: given[place] for place, to in same if place in given and to not in given}:
-        given |= found
-    return given
+    while derived := {to: values[place] for place, to in same if place in values and to not in values}:
+        values |= derived
+    return values
 
 
 def _equalities(conditions: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
@@ -126,21 +128,21 @@ def version_at(tracked: TrackedTable, key: GivenKey, when: ColumnElement[datetim
     base = tracked.chains[0][0] if tracked.chains else tracked
     first, last, middle = HistoryAlias(base), HistoryAlias(base), HistoryAlias(base)
     # Two subqueries: for both numbers in one, SQLite would read every version.
-    lowest = select(func.min(first.version)).where(first.is_of(key)).scalar_subquery()
-    highest = select(func.max(last.version)).where(last.is_of(key)).scalar_subquery()
+    lowest = select(func.min(first.version)).where(first.has_key(key)).scalar_subquery()
+    highest = select(func.max(last.version)).where(last.has_key(key)).scalar_subquery()
     search = select(lowest.label("low"), (highest + _ONE).label("high")).cte(recursive=True, nesting=True)
     low, high, has_begun = search.c.low, search.c.high, middle.valid_from <= when
     search = search.union_all(
         select(case((has_begun, middle.version), else_=low), case((has_begun, high), else_=middle.version))
-        .join_from(search, middle.clause, and_(middle.is_of(key), middle.version == (low + high) // _TWO))
+        .join_from(search, middle.clause, and_(middle.has_key(key), middle.version == (low + high) // _TWO))
         .where(high - low > _ONE)
     )
-    found = select(search.c.low).where(search.c.high - search.c.low <= _ONE).scalar_subquery()
-    return func.coalesce(found, _last_begun(tracked, key, when))
+    number = select(search.c.low).where(search.c.high - search.c.low <= _ONE).scalar_subquery()
+    return func.coalesce(number, _last_begun_version(tracked, key, when))
 
 
-def _last_begun(tracked: TrackedTable, key: GivenKey, when: ColumnElement[datetime]) -> ScalarSelect[int]:
+def _last_begun_version(tracked: TrackedTable, key: GivenKey, when: ColumnElement[datetime]) -> ScalarSelect[int]:
     """Return the number for :func:`version_at` by reading all versions of the row."""
     every = HistoryAlias(tracked)
-    begun = select(every.version).where(every.is_of(key), every.valid_from <= when)
+    begun = select(every.version).where(every.has_key(key), every.valid_from <= when)
     return begun.order_by(every.version.desc()).limit(_ONE).scalar_subquery()

@@ -15,7 +15,7 @@ from sqlalchemy.orm import (
 from sqlalchemy.orm.attributes import instance_state
 
 from sqlaudit.past.objects import TOKEN, as_of_instant, instant_of_object, instant_of_state, refuse_change
-from sqlaudit.past.rendering import copied_as
+from sqlaudit.past.rendering import copied_with_class
 
 
 class _PastSelect:
@@ -57,7 +57,7 @@ class _PastQuery:
         if instant is None:
             return query
         query_class: Any = type(query)
-        past: Query[Any] = copied_as(_past_query_class(query_class), query)
+        past: Query[Any] = copied_with_class(_past_query_class(query_class), query)
         return past.execution_options(**{TOKEN: instant})
 
 
@@ -76,7 +76,7 @@ def _past_query_class(query_class: Any) -> type[Any]:
     return type(query_class.__name__, (_WithPastStatement, query_class), {})
 
 
-def look_back_from(model_class: type[Any], relationship: RelationshipProperty[Any]) -> None:
+def read_collections_from_past(model_class: type[Any], relationship: RelationshipProperty[Any]) -> None:
     """Let the write-only and dynamic collections of past objects select the past."""
     if relationship.lazy in ("write_only", "dynamic"):
         implementation = getattr(model_class, relationship.key).impl

@@ -17,7 +17,7 @@ from sqlalchemy.sql.lambdas import PyWrapper
 from sqlaudit.arguments import checked_when
 from sqlaudit.config import utc_now
 from sqlaudit.exceptions import QueryError, ReadOnlyError, warn_caller
-from sqlaudit.past.rendering import BeforeBaseline, Past, Rules, S, UntrackedPolicy, as_past
+from sqlaudit.past.rendering import BeforeBaseline, Past, Rules, S, UntrackedPolicy, past_statement
 from sqlaudit.period import OPEN_END, TICK
 
 TOKEN: Final = "identity_token"
@@ -89,7 +89,7 @@ def instant_of_statement(statement: Past) -> Instant:
 
 def as_of_instant(statement: S, instant: Instant) -> S:
     """Return a statement that reads as of an instant, and gives it to its objects as their identity token."""
-    return as_past(statement, instant.when, instant.rules).execution_options(**{TOKEN: instant})
+    return past_statement(statement, instant.when, instant.rules).execution_options(**{TOKEN: instant})
 
 
 def refuse_change(state: InstanceState[Any]) -> None:
@@ -137,9 +137,9 @@ def refuse_reference(state: InstanceState[Any], value: object, *args: object) ->
     """
     instant = None if value is None else instant_of_object(value)
     if instant is not None and instant != instant_of_state(state):
-        given: InstanceState[Any] = instance_state(value)
+        referred: InstanceState[Any] = instance_state(value)
         raise ReadOnlyError(
-            f"{given.class_.__name__} {given.identity} {instant} cannot be given to a {state.class_.__name__} that is "
-            "not of that instant; give the live object.",
+            f"{referred.class_.__name__} {referred.identity} {instant} cannot be given to a {state.class_.__name__} "
+            "that is not of that instant; give the live object.",
             value,
         )

@@ -1,9 +1,9 @@
 """How does a statement read the past? The compiler renders its tables as they were at an instant.
 
-:func:`as_past` copies a statement as one of a subclass. The copy renders every tracked table, ``FROM customers``, as
-``(SELECT … FROM customers_history WHERE valid_from <= :when AND valid_to > :when) AS customers``, and nothing else
-differently. It composes like the original: in a subquery, a union or a CTE, beside the present or another instant. The
-instant is a parameter, so that SQLAlchemy's statement cache works.
+:func:`past_statement` copies a statement as one of a subclass. The copy renders every tracked table, for instance
+``FROM customers``, as ``(SELECT … FROM customers_history WHERE valid_from <= :when AND valid_to > :when) AS
+customers``, and nothing else differently. It composes like the original: in a subquery, a union or a CTE, beside the
+present or another instant. The instant is a parameter, so that SQLAlchemy's statement cache works.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from sqlaudit.exceptions import QueryError, ReadOnlyError
 from sqlaudit.past.bisection import GivenKey, given_key, version_at
 from sqlaudit.period import UTCDateTime, range_contains, was_valid
 from sqlaudit.sql.keys import implementation_of
-from sqlaudit.sql.old_values import readable
+from sqlaudit.sql.old_values import readable_type
 from sqlaudit.tracking.registry import tracked_tables
 from sqlaudit.tracking.tables import TrackedTable, known_metadata, shortened, tracked_table
 
@@ -101,7 +101,7 @@ class Past:
             )
         if self._past_rules.before_baseline != "absent":
             _refuse_unchecked(visitor, self)
-        with _looking_back(visitor, self):
+        with _rendering_past(visitor, self):
             return super()._compiler_dispatch(visitor, **kw)  # type: ignore[misc, no-any-return]  # the statement's own
 
     def _execute_on_connection(self, connection: Connection, *args: Any, **kw: Any) -> Any:
@@ -116,7 +116,7 @@ class Past:
     def from_statement(self, statement: Any) -> Any:
         """Return another statement as one that selects the same objects as of the same instant."""
         made = super().from_statement(statement)  # type: ignore[misc]  # Select's
-        made = as_past(made, self._past_changeset or cast(datetime, self._past_when.value), self._past_rules)
+        made = past_statement(made, self._past_changeset or cast(datetime, self._past_when.value), self._past_rules)
         return made.execution_options(**self._execution_options)  # type: ignore[attr-defined]  # Executable's
 
 
@@ -138,13 +138,13 @@ def _parameters(instant: datetime | None) -> tuple[BindParameter[Any], BindParam
     )
 
 
-def as_past(statement: S, when: datetime | UUID, rules: Rules, *, ready: bool = False) -> S:
+def past_statement(statement: S, when: datetime | UUID, rules: Rules, *, ready: bool = False) -> S:
     """Return a statement that reads as of ``when``.
 
     :param ready: whether a session executes it, and marks the objects that it returns as past objects
     """
     statement_class: Any = type(statement)
-    made = copied_as(_past_class(statement_class), statement._clone())  # type: ignore[attr-defined]  # ClauseElement's
+    made = copied_with_class(_past_class(statement_class), statement._clone())  # type: ignore[attr-defined]  # ClauseElement's
     made._past_changeset = when if isinstance(when, UUID) else None
     instant = when if made._past_changeset is None else None
     made._past_when, made._past_literal = _parameters(instant)
@@ -153,14 +153,14 @@ def as_past(statement: S, when: datetime | UUID, rules: Rules, *, ready: bool = 
     return cast(S, made)
 
 
-def copied_as(made_class: Any, original: Any) -> Any:
+def copied_with_class(made_class: Any, original: Any) -> Any:
     """Return a copy of an object that is an instance of a subclass of its class."""
     made = made_class.__new__(made_class)
     made.__dict__.update(original.__dict__)
     return made
 
 
-class _StayInPast(CompileStateOption):
+class _PastGuard(CompileStateOption):
     """A loader option for past objects. Whatever they load later has it, too, and it refuses to load live rows."""
 
     propagate_to_loaders = True
@@ -175,35 +175,35 @@ class _StayInPast(CompileStateOption):
             )
 
 
-_STAY_IN_PAST: Final = _StayInPast()
+_PAST_GUARD: Final = _PastGuard()
 
 
-def stays_in_past(statement: Any) -> bool:
+def has_past_guard(statement: Any) -> bool:
     """Return whether a statement loads past objects, or attributes of past objects."""
-    return any(isinstance(option, _StayInPast) for option in getattr(statement, "_with_options", ()))
+    return any(isinstance(option, _PastGuard) for option in getattr(statement, "_with_options", ()))
 
 
-def whose_objects_stay(statement: S) -> S:
+def with_past_guard(statement: S) -> S:
     """Return a past statement whose objects never load live rows, whichever session they are added to."""
-    return statement if stays_in_past(statement) else statement.options(_STAY_IN_PAST)
+    return statement if has_past_guard(statement) else statement.options(_PAST_GUARD)
 
 
 def shorten_path(statement: Any) -> None:
     """Shorten the path of a lazy load of the past to its last relationship.
 
     SQLAlchemy keeps the whole path for loader options, and compiles a statement anew if the path has more than five
-    relationships. ``_StayInPast`` needs no path. An immediate load keeps its path, because the path ends a recursion.
+    relationships. ``_PastGuard`` needs no path. An immediate load keeps its path, because the path ends a recursion.
     """
     path = statement._compile_options._current_path.path
     is_lazy = len(path) > 2 and getattr(path[-1], "lazy", "immediate") != "immediate"
-    if is_lazy and all(isinstance(option, _StayInPast) for option in statement._with_options):
+    if is_lazy and all(isinstance(option, _PastGuard) for option in statement._with_options):
         statement._compile_options += {"_current_path": PathRegistry.coerce(path[-2:])}
 
 
-def beside_past(statement: S) -> S:
+def without_past_guard(statement: S) -> S:
     """Return a copy of a statement without the option that keeps its objects in the past."""
     made: Any = statement._clone()  # type: ignore[attr-defined]  # ClauseElement's
-    made._with_options = tuple(option for option in made._with_options if not isinstance(option, _StayInPast))
+    made._with_options = tuple(option for option in made._with_options if not isinstance(option, _PastGuard))
     return cast(S, made)
 
 
@@ -223,7 +223,7 @@ def _past_compiler_class(compiler_class: Any) -> type[Any]:
 
 
 @contextmanager
-def _looking_back(compiler: SQLCompiler, statement: Past) -> Iterator[None]:
+def _rendering_past(compiler: SQLCompiler, statement: Past) -> Iterator[None]:
     """Let a compiler render the past within the ``with`` block."""
     if not isinstance(compiler, PastCompiler):
         compiler_class: Any = type(compiler)
@@ -353,7 +353,7 @@ class PastCompiler(SQLCompiler):
         return f"{self.preparer.quote(_alias_name(column.table))}.{name}"
 
     def _add_to_result_map(self, keyname: str, name: str, objects: Any, type_: TypeEngine[Any]) -> None:
-        super()._add_to_result_map(keyname, name, objects, readable(type_) if self.past else type_)
+        super()._add_to_result_map(keyname, name, objects, readable_type(type_) if self.past else type_)
 
     def render_bind_cast(self, type_: TypeEngine[Any], dbapi_type: TypeEngine[Any], sqltext: str) -> str:
         """Render an enum's value without a cast, because the history column may be a text."""
@@ -394,7 +394,7 @@ class PastCompiler(SQLCompiler):
         PostgreSQL and MySQL know that columns depend on the primary key of a table, but not on that of a subquery.
         """
         rendered = cast(str, super().group_by_clause(select, **kw))  # type: ignore[no-untyped-call]  # SQLAlchemy's
-        if not self.past or not rendered or self.dialect.name not in _KNOWS_DEPENDENCE:
+        if not self.past or not rendered or self.dialect.name not in _INFERS_DEPENDENCE:
             return rendered
         further = _dependent_on_groups(select, self.dialect)
         return ", ".join((rendered, *(self.process(column, **kw) for column in further)))
@@ -440,7 +440,7 @@ class PastCompiler(SQLCompiler):
             raise ReadOnlyError("The past cannot be written; change the live rows, or restore an old state of them.")
 
 
-_KNOWS_DEPENDENCE: Final = frozenset({"postgresql", "mysql"})
+_INFERS_DEPENDENCE: Final = frozenset({"postgresql", "mysql"})
 
 
 def _dependent_on_groups(statement: Select[Any], dialect: Dialect) -> dict[Any, None]:
@@ -448,15 +448,17 @@ def _dependent_on_groups(statement: Select[Any], dialect: Dialect) -> dict[Any, 
 
     Columns of the type ``json`` are left out: PostgreSQL cannot group by them.
     """
-    grouped = {(each.table, each.key) for each in _columns_in(statement._group_by_clauses)}
+    grouped = {(column.table, column.key) for column in _columns_in(statement._group_by_clauses)}
     sources = {source for source, _ in grouped if _has_whole_key(source, grouped)}
     if not sources:
         return {}
     parts = (*statement.inner_columns, *statement._having_criteria, *statement._order_by_clauses)
     return dict.fromkeys(
-        each
-        for each in _columns_in(chain.from_iterable(map(visitors.iterate, parts)))
-        if each.table in sources and (each.table, each.key) not in grouped and _can_be_grouped(each.type, dialect)
+        column
+        for column in _columns_in(chain.from_iterable(map(visitors.iterate, parts)))
+        if column.table in sources
+        and (column.table, column.key) not in grouped
+        and _can_be_grouped(column.type, dialect)
     )
 
 
@@ -472,7 +474,7 @@ def _has_whole_key(source: Any, columns: Collection[tuple[Any, str]]) -> bool:
 
 
 def _columns_in(elements: Iterable[Any]) -> Iterator[Column[Any]]:
-    return (each for each in elements if isinstance(each, Column))
+    return (element for element in elements if isinstance(element, Column))
 
 
 def _can_be_grouped(type_: TypeEngine[Any], dialect: Dialect) -> bool:
@@ -497,7 +499,7 @@ def _refuse_untracked(table: Table, rules: Rules) -> None:
     metadata = known_metadata()
     if isinstance(table, Table) and table.metadata in metadata:
         return
-    known = (each.live for each in chain(*map(tracked_tables, metadata)))
+    known = (tracked.live for tracked in chain(*map(tracked_tables, metadata)))
     if any((live.name, live.schema) == (table.name, table.schema) for live in known):
         raise QueryError(
             f"{name} is tracked, but this is not the Table of its model, and would give the rows of now; write "

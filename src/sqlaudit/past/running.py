@@ -25,11 +25,11 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.lambdas import StatementLambdaElement
 
 from sqlaudit.exceptions import QueryError, ReadOnlyError
-from sqlaudit.past.baselines import check_beginnings
+from sqlaudit.past.baselines import check_for_unknown_rows
 from sqlaudit.past.objects import TOKEN, Instant, instant_of_state, instant_of_statement, is_unchanged_past
-from sqlaudit.past.rendering import Past, as_past, shorten_path, whose_objects_stay
+from sqlaudit.past.rendering import Past, past_statement, shorten_path, with_past_guard
 from sqlaudit.retrieval.changesets import instant_of_changeset
-from sqlaudit.tracking.missing import explained
+from sqlaudit.tracking.missing import explaining_history_errors
 from sqlaudit.tracking.registry import tracked_tables
 
 _CHANGESETS: Final = "sqlaudit_changesets"
@@ -80,19 +80,21 @@ def read_past(state: ORMExecuteState, instant: Instant) -> Result[Any]:
             "time_travel(engine_of_the_shard, when).",
             state.session,
         )
-    instant = _looked_up(state.session, instant)
+    instant = _with_changeset_instant(state.session, instant)
     assert isinstance(instant.when, datetime)
     mapper = state.bind_mapper
     metadata = [mapper.local_table.metadata] if mapper and isinstance(mapper.local_table, Table) else []
-    past = as_past(statement, instant.when, instant.rules, ready=True)
+    past = past_statement(statement, instant.when, instant.rules, ready=True)
     if state.is_orm_statement:
-        past = whose_objects_stay(past)
+        past = with_past_guard(past)
         if state.is_select and state.lazy_loaded_from is not None:
             shorten_path(past)
     if instant.rules.before_baseline != "absent":
         dialect = state.session.get_bind(**state.bind_arguments).dialect
-        check_beginnings(state.session, cast(Past, past), state.parameters, dialect)
-    with explained(chain.from_iterable(map(tracked_tables, metadata))):  # consulted only if there is an error
+        check_for_unknown_rows(state.session, cast(Past, past), state.parameters, dialect)
+    with explaining_history_errors(
+        chain.from_iterable(map(tracked_tables, metadata))
+    ):  # consulted only if there is an error
         return execute_within(state, past, {TOKEN: instant})
 
 
@@ -111,7 +113,7 @@ def execute_within(state: ORMExecuteState, statement: Executable, options: dict[
     return result
 
 
-def _looked_up(session: Session, instant: Instant) -> Instant:
+def _with_changeset_instant(session: Session, instant: Instant) -> Instant:
     """Return an instant with the datetime of its changeset, which a session looks up once."""
     if isinstance(instant.when, datetime):
         return instant
@@ -155,7 +157,7 @@ class PastSession(Session):
             self.source._autoflush()
 
     def _get_impl(self, *args: Any, **kw: Any) -> Any:
-        self.instant = _looked_up(self, self.instant)
+        self.instant = _with_changeset_instant(self, self.instant)
         return super()._get_impl(*args, **{**kw, TOKEN: self.instant})
 
     def _identity_lookup(self, *args: Any, **kw: Any) -> Any:

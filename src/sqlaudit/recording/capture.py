@@ -28,7 +28,7 @@ from sqlaudit.config import current_config
 from sqlaudit.context import AuditContext, user_id_text
 from sqlaudit.period import OPEN_END, TICK, OpenEnd, is_open
 from sqlaudit.recording.changeset import ChangesetStamp
-from sqlaudit.recording.policy import uncaptured, warn_of_history_in_sight
+from sqlaudit.recording.policy import report_unrecorded, warn_of_visible_history
 from sqlaudit.recording.statements import (
     GUARDED_BY_KEY,
     NO_USER_FIELDS,
@@ -38,14 +38,14 @@ from sqlaudit.recording.statements import (
     copying_into,
     key_types_of,
 )
-from sqlaudit.sql.batches import Portion, Portionable, SelectedKeys, chunks, portions
+from sqlaudit.sql.batches import Batch, KeyCollection, SelectedKeys, batches, chunks
 from sqlaudit.sql.comparing import all_equal, may_be_respelt
 from sqlaudit.sql.keys import MYSQL, Key, KeyTypes, RawKey, is_raw
-from sqlaudit.sql.lists import fit_into_json
-from sqlaudit.sql.own import OURS
-from sqlaudit.tracking.catalogue import kept_as_text
+from sqlaudit.sql.lists import are_unchanged_by_json
+from sqlaudit.sql.options import INTERNAL
+from sqlaudit.tracking.catalogue import columns_compared_as_text
 from sqlaudit.tracking.foreign_keys import Chain
-from sqlaudit.tracking.missing import explain, explained
+from sqlaudit.tracking.missing import explain_history_error, explaining_history_errors
 from sqlaudit.tracking.rights import hides_rows
 from sqlaudit.tracking.tables import TrackedTable
 
@@ -56,11 +56,11 @@ OldValues = Callable[[Key], Mapping[Column[Any], Any]]
 _KEY_NAMES: Final = tuple(f"sqlaudit_key_{index}" for index in range(100))
 
 
-def _unknown(key: Key) -> Mapping[Column[Any], Any]:
+def _no_old_values(key: Key) -> Mapping[Column[Any], Any]:
     return {}
 
 
-class Unseen(Enum):
+class MissingRows(Enum):
     """What a write is known to have done to rows that are no longer found."""
 
     DELETED = auto()
@@ -82,10 +82,10 @@ class _Last:
     valid_from: datetime
     valid_to: datetime
     operation: Operation
-    ours: bool
+    is_own: bool
     same_context: bool
-    gone: bool
-    changed: bool
+    is_deleted: bool
+    has_changed: bool
 
     @property
     def is_open(self) -> bool:
@@ -93,11 +93,11 @@ class _Last:
 
     @property
     def agrees(self) -> bool:
-        return self.gone != self.is_open and not (self.is_open and self.changed)
+        return self.is_deleted != self.is_open and not (self.is_open and self.has_changed)
 
 
-def _respelt(before: OldValues, given: Mapping[Key, Key]) -> OldValues:
-    return lambda key: before(given.get(key, key))
+def _by_recorded_key(before: OldValues, given_keys: Mapping[Key, Key]) -> OldValues:
+    return lambda key: before(given_keys.get(key, key))
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,83 +142,89 @@ class Capture:
         if by_row:
             self.parameters["sqlaudit_callback_user"] = callback
 
-    def inserted(self, keys: Portionable[Key], *, must_be_found: bool = True) -> None:
-        """Write the first versions of new rows, with one statement per table and portion.
+    def inserted(self, keys: KeyCollection[Key], *, must_be_found: bool = True) -> None:
+        """Write the first versions of new rows, with one statement per table and batch.
 
         :param must_be_found: see :meth:`settle`
         """
-        for portion in self._portions(keys):
+        for batch in self._batches(keys):
             try:
-                complete = self._run(portion, "snapshot", Operation.INSERT, "new") == len(portion)
+                complete = self._run(batch, "snapshot", Operation.INSERT, "new") == len(batch)
             except IntegrityError:
                 if self.connection.dialect.name not in GUARDED_BY_KEY:
                     raise
                 complete = False  # a key has a history; the database undid only this statement
             if not complete:
-                for chunk in chunks(self._unsettled(portion)):
+                for chunk in chunks(self._unsettled(batch)):
                     self.settle(chunk, inserted=frozenset(chunk), must_be_found=must_be_found)
 
-    def updated(self, keys: Portionable[Key], before: OldValues = _unknown, *, unseen: Unseen = Unseen.UPDATED) -> None:
-        """Write versions of rows that may have changed, with two statements per table and portion.
+    def updated(
+        self,
+        keys: KeyCollection[Key],
+        before: OldValues = _no_old_values,
+        *,
+        missing_rows: MissingRows = MissingRows.UPDATED,
+    ) -> None:
+        """Write versions of rows that may have changed, with two statements per table and batch.
 
         :param before: gives the known old values, for rows without history
-        :param unseen: see :meth:`settle`
+        :param missing_rows: see :meth:`settle`
         """
-        for portion in self._portions(keys):
-            closed = self._run(portion, "close", "changed", True)
-            complete = closed == len(portion)
+        for batch in self._batches(keys):
+            closed = self._run(batch, "close", "changed", True)
+            complete = closed == len(batch)
             if closed:
-                self._run(portion, "snapshot", Operation.UPDATE, None if complete else "closed")
+                self._run(batch, "snapshot", Operation.UPDATE, None if complete else "closed")
             if not complete:
-                self.settle(self._unsettled(portion), before=before, unseen=unseen)
+                self.settle(self._unsettled(batch), before=before, missing_rows=missing_rows)
 
-    def deleted(self, keys: Portionable[Key], before: OldValues = _unknown) -> None:
-        """Write the tombstones of deleted rows, with two statements per table and portion.
+    def deleted(self, keys: KeyCollection[Key], before: OldValues = _no_old_values) -> None:
+        """Write the tombstones of deleted rows, with two statements per table and batch.
 
         The statements check that the live row is gone, since a trigger or a rule may replace a deletion. On MariaDB
         and MySQL no trigger can, and the check would lock the neighbours of the deleted row.
         """
-        what = "any" if self.connection.dialect.name in MYSQL else "gone"
-        for portion in self._portions(keys):
-            if self._run(portion, "tombstone", what, True):
-                complete = self._run(portion, "close", what, True) == len(portion)
+        which_rows = "any" if self.connection.dialect.name in MYSQL else "gone"
+        for batch in self._batches(keys):
+            if self._run(batch, "tombstone", which_rows, True):
+                complete = self._run(batch, "close", which_rows, True) == len(batch)
             else:
                 complete = False
             if not complete:
-                self.settle(self._unsettled(portion), before=before)
+                self.settle(self._unsettled(batch), before=before)
 
-    def baseline(self, keys: Portionable[Key]) -> None:
+    def baseline(self, keys: KeyCollection[Key]) -> None:
         """Write baselines, which begin at the instant, of the live rows that have no open version.
 
         A change in the same transaction ends a baseline at the same instant. If no change follows, :meth:`settle`
         deletes it. A row that has a version of a later instant gets its baseline from :meth:`settle`.
         """
-        for portion in self._portions(keys):
-            self._run(portion, "snapshot", Operation.BASELINE, "absent")
+        for batch in self._batches(keys):
+            self._run(batch, "snapshot", Operation.BASELINE, "absent")
 
-    def adopt(self, keys: Sequence[Key]) -> int:
+    def write_missing_baselines(self, keys: Sequence[Key]) -> int:
         """Write permanent baselines of the live rows that have no open version, and return their number.
 
         A baseline begins at the instant, or when the last version of its row ended, if that is later.
         """
-        return sum(self._begin(chunk, self._last(chunk)) for chunk in self._chunks(keys))
+        return sum(self._write_baselines(chunk, self._last(chunk)) for chunk in self._chunks(keys))
 
     def keys_where(self, columns: tuple[Column[Any], ...], values: Sequence[Key]) -> tuple[set[Key], set[Key]]:
         """Return the keys of the live rows, and of the open versions, whose ``columns`` have one of the values."""
-        found: tuple[set[Key], set[Key]] = (set(), set())
+        keys_found: tuple[set[Key], set[Key]] = (set(), set())
         for chunk in self._chunks(values):
-            for keys, statement in zip(found, self._statements(chunk)("keys", columns), strict=True):
+            for keys, statement in zip(keys_found, self._statements(chunk)("keys", columns), strict=True):
                 keys.update(map(RawKey if is_raw(chunk) else tuple, self._read(statement, chunk)))
-        return found
+        return keys_found
 
     def settle(
         self,
-        keys: Portionable[Key],
+        keys: KeyCollection[Key],
         *,
         inserted: Collection[Key] = frozenset(),
-        before: OldValues = _unknown,
+        before: OldValues = _no_old_values,
         must_be_found: bool = True,
-        unseen: Unseen = Unseen.DELETED,
+        missing_rows: MissingRows = MissingRows.DELETED,
     ) -> None:
         """Make the history of rows agree with the live rows, whatever happened to them.
 
@@ -228,19 +234,19 @@ class Capture:
         :param inserted: the keys of rows that are known to be new; other rows without history get a baseline
         :param before: gives the known old values
         :param must_be_found: warn if an inserted row cannot be found by the key it was given
-        :param unseen: what the write did to rows that are no longer found
+        :param missing_rows: what the write did to rows that are no longer found
         """
         for chunk in self._chunks(keys):
-            if whole := self._whole(chunk):
-                with explained(self.chain, record=True):
-                    self._settle(whole, inserted, before, must_be_found, unseen)
+            if whole := self._without_null_keys(chunk):
+                with explaining_history_errors(self.chain, record=True):
+                    self._settle(whole, inserted, before, must_be_found, missing_rows)
 
-    def _whole(self, keys: Sequence[Key]) -> Sequence[Key]:
+    def _without_null_keys(self, keys: Sequence[Key]) -> Sequence[Key]:
         """Return the keys without NULL, and warn of the others, which SQLite allows: they find no row again."""
         whole = [key for key in keys if all(value is not None for value in key)]
         if len(whole) < len(keys):
             live, partial = self.chain[0].live, next(key for key in keys if any(value is None for value in key))
-            uncaptured(
+            report_unrecorded(
                 f"A row of the tracked table {live.fullname!r} has NULL in its key {partial}, by which no version can "
                 "be told from those of others, and its history does not show what became of it; give each row a key "
                 "without NULL.",
@@ -254,77 +260,79 @@ class Capture:
         inserted: Collection[Key],
         before: OldValues,
         must_be_found: bool,
-        unseen: Unseen,
+        missing_rows: MissingRows,
     ) -> None:
         last = self._last(keys)
-        hidden = self._hidden(last.values(), unseen)
-        keys = self._key_types.told_apart(keys)
-        given = self._as_recorded(keys, last)
-        if given is not None:
-            keys, inserted = list(given), {recorded for recorded, key in given.items() if key in inserted}
-            before = _respelt(before, given)
+        hidden = self._hidden_keys(last.values(), missing_rows)
+        keys = self._key_types.without_equal_keys(keys)
+        given_keys = self._recorded_keys_of(keys, last)
+        if given_keys is not None:
+            keys, inserted = list(given_keys), {recorded for recorded, key in given_keys.items() if key in inserted}
+            before = _by_recorded_key(before, given_keys)
         new = inserted
-        undone = [row for row in last.values() if not row.agrees and row.ours and row.same_context]
+        undone = [row for row in last.values() if not row.agrees and row.is_own and row.same_context]
         undone = [row for row in undone if row.key not in hidden]
         if undone:
-            self._take_back(undone)
+            self._delete_own_versions(undone)
             inserted = {*inserted, *(row.key for row in undone if row.operation is Operation.INSERT)}
             last = self._last(keys)
-        untold = [key for key in keys if key not in inserted and (key not in last or not last[key].is_open)]
-        if untold := [key for key in untold if key not in last or not last[key].gone]:
-            self._baseline_of(untold, before, last)
+        unrecorded = [key for key in keys if key not in inserted and (key not in last or not last[key].is_open)]
+        if unrecorded := [key for key in unrecorded if key not in last or not last[key].is_deleted]:
+            self._write_old_baselines(unrecorded, before, last)
             last = self._last(keys)
-            hidden |= self._hidden([last[key] for key in untold if key in last], unseen)
-        gone: dict[datetime, list[Key]] = defaultdict(list)
+            hidden |= self._hidden_keys([last[key] for key in unrecorded if key in last], missing_rows)
+        deleted: dict[datetime, list[Key]] = defaultdict(list)
         changed: dict[datetime, list[Key]] = defaultdict(list)
-        fresh: dict[datetime, list[Key]] = defaultdict(list)
+        not_recorded: dict[datetime, list[Key]] = defaultdict(list)
         for key in dict.fromkeys((*last, *keys)):
             row = last.get(key)
             if key in hidden:
                 continue
-            if row is None or (not row.is_open and not row.gone):
-                fresh[self._instant(row)].append(key)
+            if row is None or (not row.is_open and not row.is_deleted):
+                not_recorded[self._instant(row)].append(key)
             elif not row.agrees:
-                (gone if row.gone else changed)[self._instant(row)].append(key)
-        for at, some in gone.items():
-            self._run(some, "tombstone", "gone", False, at=at)
-            self._run(some, "close", "gone", False, at=at)
-        for at, some in changed.items():
-            self._run(some, "close", "changed", False, at=at)
-            self._run(some, "snapshot", Operation.UPDATE, "absent", at=at)
+                (deleted if row.is_deleted else changed)[self._instant(row)].append(key)
+        for at, same_instant in deleted.items():
+            self._run(same_instant, "tombstone", "gone", False, at=at)
+            self._run(same_instant, "close", "gone", False, at=at)
+        for at, same_instant in changed.items():
+            self._run(same_instant, "close", "changed", False, at=at)
+            self._run(same_instant, "snapshot", Operation.UPDATE, "absent", at=at)
             if len(self.chain) > 1:
-                self._run(some, "depart", at=at)
-        for at, some in fresh.items():
-            written = self._run(some, "snapshot", Operation.INSERT, "absent", at=at)
-            if written < len(some):
-                expected = [key for key in some if key in new or unseen is Unseen.UPDATED]
-                self._notice_unwritten(some, expected if must_be_found else [])
-        if must_be_found and (lost := [key for key in new if key in last and last[key].gone and not last[key].is_open]):
-            self._notice_unwritten(lost, lost)
-        if any(row.ours and row.operation is Operation.BASELINE for row in last.values()):
+                self._run(same_instant, "tombstone_left_tables", at=at)
+        for at, same_instant in not_recorded.items():
+            written = self._run(same_instant, "snapshot", Operation.INSERT, "absent", at=at)
+            if written < len(same_instant):
+                expected = [key for key in same_instant if key in new or missing_rows is MissingRows.UPDATED]
+                self._report_unwritten(same_instant, expected if must_be_found else [])
+        if must_be_found and (
+            lost := [key for key in new if key in last and last[key].is_deleted and not last[key].is_open]
+        ):
+            self._report_unwritten(lost, lost)
+        if any(row.is_own and row.operation is Operation.BASELINE for row in last.values()):
             self._run(keys, "forget_baseline")
 
-    def _hidden(self, last: Iterable[_Last], unseen: Unseen) -> set[Key]:
+    def _hidden_keys(self, last: Iterable[_Last], missing_rows: MissingRows) -> set[Key]:
         """Return the keys of rows that may exist although the role of the connection no longer sees them.
 
         sqlaudit warns of rows that row security may hide, and of rows that are gone after an UPDATE.
         """
-        lost = [row.key for row in last if row.gone and row.is_open]
-        if not lost or unseen is Unseen.DELETED:
+        lost = [row.key for row in last if row.is_deleted and row.is_open]
+        if not lost or missing_rows is MissingRows.DELETED:
             return set()
-        if unseen is Unseen.LEFT:
+        if missing_rows is MissingRows.LEFT:
             return set(lost)
         live = self.chain[0].live
         if hides_rows(self.connection, [table.live for table in self.chain]):
-            uncaptured(
+            report_unrecorded(
                 f"Row security may hide the row {lost[0]} of the tracked table {live.fullname!r} from this role, or it "
                 "is deleted: history does not show which, and keeps its version open. Call record_changes() as a role "
                 "that the policies do not restrict.",
                 live,
             )
             return set(lost)
-        if unseen is Unseen.UPDATED:
-            uncaptured(
+        if missing_rows is MissingRows.UPDATED:
+            report_unrecorded(
                 f"The row {lost[0]} of the tracked table {live.fullname!r} is not there after an UPDATE: history shows "
                 "it deleted. If a trigger has given it another key, history does not show that row; call "
                 "record_changes() then.",
@@ -332,7 +340,7 @@ class Capture:
             )
         return set()
 
-    def _notice_unwritten(self, keys: Sequence[Key], new: Sequence[Key]) -> None:
+    def _report_unwritten(self, keys: Sequence[Key], new: Sequence[Key]) -> None:
         """Warn of rows whose versions could not be written.
 
         :param new: the keys of rows that must exist
@@ -340,34 +348,34 @@ class Capture:
         table = self.chain[0]
         hides_history = hides_rows(self.connection, [table.history])
         if hides_history:
-            self._notice_locked_history(keys, new)
+            self._report_locked_history(keys, new)
         live, recorded = self.keys_where(table.key, new)
         if len(live) < len(new) or (len(recorded) < len(new) and not hides_history):
             missing = next((key for key in new if key not in live or key not in recorded), new[0])
             cause = "a trigger or a rule has written another row or none, or the database stores the key in another way"
             remedy = "give keys that the database stores as they are given, or call record_changes() then"
-            if hides_rows(self.connection, [each.live for each in self.chain]):
+            if hides_rows(self.connection, [table.live for table in self.chain]):
                 cause = "row security hides it from the role that has inserted it"
                 remedy = "let a policy for SELECT show it, or call record_changes() as a role that sees it"
-            uncaptured(
+            report_unrecorded(
                 f"A row of the tracked table {table.live.fullname!r} is not found by its key {missing}: {cause}. "
                 f"Its history does not show it; {remedy}.",
                 table.live,
             )
 
-    def _notice_locked_history(self, keys: Sequence[Key], new: Sequence[Key]) -> None:
+    def _report_locked_history(self, keys: Sequence[Key], new: Sequence[Key]) -> None:
         """Warn of rows that the role sees while it cannot see, or cannot UPDATE, their open versions."""
         table, last = self.chain[0], self._last(keys)
         live, recorded = self.keys_where(table.key, keys)
         if stuck := live - last.keys() - recorded.intersection(new):
-            uncaptured(
+            report_unrecorded(
                 f"Row security keeps the role from the open version of the row {min(stuck)} in "
                 f"{table.history.fullname!r}, and history does not show what became of the row; give the history table "
                 f"the policies of {table.live.fullname!r}, with one for UPDATE.",
                 table.live,
             )
 
-    def _as_recorded(self, keys: Sequence[Key], last: Mapping[Key, _Last]) -> dict[Key, Key] | None:
+    def _recorded_keys_of(self, keys: Sequence[Key], last: Mapping[Key, _Last]) -> dict[Key, Key] | None:
         """Map the keys in the history to the given keys, if some are spelt differently: 'Ab' and 'aB', 1 and '1'.
 
         Some databases and collations take both spellings for one row. ``None`` means that no key is respelt.
@@ -380,42 +388,45 @@ class Capture:
             return None
         if not self._last(unknown):
             return None
-        given: dict[Key, Key] = {}
+        given_keys: dict[Key, Key] = {}
         for key in keys:
             for recorded in [key] if key in last else self._last([key]) or [key]:
-                given.setdefault(recorded, key)
-        return given
+                given_keys.setdefault(recorded, key)
+        return given_keys
 
     def _instant(self, last: _Last | None) -> datetime:
         """Return the instant of a row's next version: the changeset's, or the earliest that the last version allows."""
         if last is None:
             return self.changeset.at
-        if last.ours:
+        if last.is_own:
             return last.valid_from
         if last.is_open or last.operation is Operation.DELETE:
             return max(self.changeset.at, last.valid_from + TICK)
         return max(self.changeset.at, last.valid_to)
 
-    def _take_back(self, rows: Sequence[_Last]) -> None:
+    def _delete_own_versions(self, rows: Sequence[_Last]) -> None:
         statements = self._statements([rows[0].key])
         for row in rows:
-            parameters = self._selecting((row.key,))
+            parameters = self._key_parameters((row.key,))
             for statement in statements("remove"):
                 statement.execute(self.connection, parameters | {"sqlaudit_version": row.version})
             if row.operation is not Operation.INSERT:
                 for statement in statements("reopen"):
                     statement.execute(self.connection, parameters | {"sqlaudit_version": row.version - 1})
 
-    def _begin(self, keys: Sequence[Key], last: Mapping[Key, _Last]) -> int:
+    def _write_baselines(self, keys: Sequence[Key], last: Mapping[Key, _Last]) -> int:
         """Write baselines of live rows without an open version; none begins before the row's last version ended."""
         beginning: dict[datetime, list[Key]] = defaultdict(list)
         for key in keys:
             beginning[self._instant(last.get(key))].append(key)
-        return sum(self._run(some, "snapshot", Operation.BASELINE, "absent", at=at) for at, some in beginning.items())
+        return sum(
+            self._run(same_instant, "snapshot", Operation.BASELINE, "absent", at=at)
+            for at, same_instant in beginning.items()
+        )
 
-    def _baseline_of(self, keys: Sequence[Key], before: OldValues, last: Mapping[Key, _Last]) -> None:
+    def _write_old_baselines(self, keys: Sequence[Key], before: OldValues, last: Mapping[Key, _Last]) -> None:
         """Write baselines of rows that have already changed, with their old values as far as they are known."""
-        self._begin(keys, last)
+        self._write_baselines(keys, last)
         last = self._last(keys)
         for table in self.chain:
             changes: dict[tuple[Column[Any], ...], list[Key]] = {}
@@ -429,10 +440,10 @@ class Capture:
                     changes.setdefault(columns, []).append(key)
                 elif known:
                     gone.append(key)
-            self._overwrite(table, changes, before)
-            self._resurrect(table, gone, before, last)
+            self._patch_baselines(table, changes, before)
+            self._insert_baselines_of_deleted(table, gone, before, last)
 
-    def _overwrite(
+    def _patch_baselines(
         self,
         table: TrackedTable,
         changes: Mapping[tuple[Column[Any], ...], list[Key]],
@@ -449,10 +460,10 @@ class Capture:
                         table.role("changeset_id") == self.changeset.id,
                     )
                     .values({table.history.c[live.key]: _stored(before(key)[live]) for live in columns})
-                    .execution_options(**OURS)
+                    .execution_options(**INTERNAL)
                 )
 
-    def _resurrect(
+    def _insert_baselines_of_deleted(
         self,
         table: TrackedTable,
         keys: Sequence[Key],
@@ -469,33 +480,35 @@ class Capture:
                 table.role("operation"): Operation.BASELINE,
                 table.role("changeset_id"): self.changeset.id,
             }
-            self.connection.execute(copying_into(table).values(values).execution_options(**OURS))
+            self.connection.execute(copying_into(table).values(values).execution_options(**INTERNAL))
 
     def _last(self, keys: Sequence[Key]) -> dict[Key, _Last]:
         (statement,) = self._statements(keys)("last")
-        found: dict[Key, _Last] = {}
+        last_versions: dict[Key, _Last] = {}
         width = len(self.chain[0].key)
         rows = self._read(statement, keys).all()
         recognised = self._key_types.recognised(keys, [row[:width] for row in rows])
         if recognised is None:
             return {key: last for asked in keys for key, last in self._last([asked]).items()}
         for key, row in zip(recognised, rows, strict=True):
-            number, valid_from, valid_to, operation, changeset, *context, gone, changed, row_user = row[width:]
+            number, valid_from, valid_to, operation, changeset, *context, is_deleted, has_changed, row_user = row[
+                width:
+            ]
             user = self.user if self.user is not None or not self.by_row else row_user
-            ours = changeset == self.changeset.id
+            is_own = changeset == self.changeset.id
             expected = [user, self.context.impersonated_by, self.context.reason, self.context.extra]
-            found[key] = _Last(
+            last_versions[key] = _Last(
                 key,
                 number,
                 valid_from,
                 valid_to,
                 operation,
-                ours,
-                ours and operation is not Operation.BASELINE and context == expected,
-                bool(gone),
-                bool(changed),
+                is_own,
+                is_own and operation is not Operation.BASELINE and context == expected,
+                bool(is_deleted),
+                bool(has_changed),
             )
-        return found
+        return last_versions
 
     # -- running statements
 
@@ -503,22 +516,22 @@ class Capture:
     def _key_types(self) -> KeyTypes:
         return key_types_of(self.chain[0], self.connection.dialect)
 
-    def _go_together(self, keys: Portionable[Key]) -> bool:
+    def _share_statements(self, keys: KeyCollection[Key]) -> bool:
         if isinstance(keys, SelectedKeys):
             return True
-        is_cut = self.connection.dialect.name == "sqlite" and not fit_into_json(keys)
+        is_cut = self.connection.dialect.name == "sqlite" and not are_unchanged_by_json(keys)
         return not is_cut and (self._key_types.go_together or is_raw(keys))
 
-    def _portions(self, keys: Portionable[Key]) -> Iterator[Portion]:
-        """Divide keys among statements: one key each, if the types of given keys make larger portions unsafe."""
+    def _batches(self, keys: KeyCollection[Key]) -> Iterator[Batch]:
+        """Divide keys among statements: one key each, if the types of given keys make larger batches unsafe."""
         if not isinstance(keys, SelectedKeys) and len(keys) < 2:
             return iter([list(keys)] if keys else [])
-        return portions(keys) if self._go_together(keys) else ([key] for key in keys)
+        return batches(keys) if self._share_statements(keys) else ([key] for key in keys)
 
-    def _chunks(self, keys: Portionable[Key]) -> Iterator[Sequence[Key]]:
-        return chunks(keys) if self._go_together(keys) else ([key] for key in keys)
+    def _chunks(self, keys: KeyCollection[Key]) -> Iterator[Sequence[Key]]:
+        return chunks(keys) if self._share_statements(keys) else ([key] for key in keys)
 
-    def _statements(self, keys: Portion) -> Statements:
+    def _statements(self, keys: Batch) -> Statements:
         dialect = self.connection.dialect
         if isinstance(keys, SelectedKeys):
             return Statements(self.chain, self.user_fields, True, dialect, keys, as_text=self._as_text())
@@ -528,8 +541,8 @@ class Capture:
             statements = self.chain[-1].statements.setdefault(dialect, {})
             signature = (self.chain, self.user_fields, *chosen)
             if signature not in statements:
-                if not any(isinstance(each, tuple) for each in statements):
-                    warn_of_history_in_sight(self.connection, self.chain)
+                if not any(isinstance(parameters, tuple) for parameters in statements):
+                    warn_of_visible_history(self.connection, self.chain)
                 statements[signature] = Statements(
                     self.chain, self.user_fields, many, dialect, raw_keys=raw_keys, as_text=self._as_text()
                 )
@@ -538,28 +551,28 @@ class Capture:
 
     def _as_text(self) -> Set[Column[Any]]:
         kept = self.chain[-1].statements.setdefault(self.connection.dialect, {})
-        if kept_as_text not in kept:
-            kept[kept_as_text] = kept_as_text(self.connection, self.chain)
-        return cast("Set[Column[Any]]", kept[kept_as_text])
+        if columns_compared_as_text not in kept:
+            kept[columns_compared_as_text] = columns_compared_as_text(self.connection, self.chain)
+        return cast("Set[Column[Any]]", kept[columns_compared_as_text])
 
     @staticmethod
-    def _selecting(keys: Portion) -> dict[str, Any]:
+    def _key_parameters(keys: Batch) -> dict[str, Any]:
         if isinstance(keys, SelectedKeys):
             return {}
         if len(keys) == 1:
             return dict(zip(_KEY_NAMES, keys[0], strict=False))
         return {"sqlaudit_keys": [key[0] for key in keys] if len(keys[0]) == 1 else list(keys)}
 
-    def _unsettled(self, keys: Portion) -> Portion:
+    def _unsettled(self, keys: Batch) -> Batch:
         """Return the keys of rows whose history may not agree with the live rows yet."""
         if not isinstance(keys, SelectedKeys):
             return keys
         criterion = self._statements(keys).unsettled(keys.columns)
         return SelectedKeys(self.connection, keys.chosen.where(criterion).params(self.parameters))
 
-    def _run(self, keys: Portion, step: str, *args: Any, at: datetime | None = None) -> int:
+    def _run(self, keys: Batch, step: str, *args: Any, at: datetime | None = None) -> int:
         """Execute the statements of a step, and return the rowcount of the one for the base table."""
-        parameters = self.parameters | self._selecting(keys)
+        parameters = self.parameters | self._key_parameters(keys)
         if at is not None:
             parameters["sqlaudit_at"] = at
         first = None
@@ -568,13 +581,13 @@ class Capture:
                 rowcount = statement.execute(self.connection, parameters).rowcount
                 first = rowcount if first is None else first
         except DBAPIError as error:
-            explain(error, self.chain, record=True)
+            explain_history_error(error, self.chain, record=True)
             raise
         return first or 0
 
     def _read(self, statement: Prepared, keys: Sequence[Key]) -> CursorResult[Any]:
-        with explained(self.chain, record=True):
-            return self.connection.execute(statement.statement, self.parameters | self._selecting(keys))
+        with explaining_history_errors(self.chain, record=True):
+            return self.connection.execute(statement.statement, self.parameters | self._key_parameters(keys))
 
 
 def _stored(value: Any) -> Any:

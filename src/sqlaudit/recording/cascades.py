@@ -14,12 +14,12 @@ from sqlalchemy.sql.schema import ForeignKeyConstraint
 from sqlaudit.recording.capture import Capture, WriteContext
 from sqlaudit.recording.policy import lacking, require_context
 from sqlaudit.recording.statements import key_types_of
-from sqlaudit.sql.batches import Portionable, chunks
-from sqlaudit.sql.keys import Key, RawKey, having, is_raw, keys_read, raw
+from sqlaudit.sql.batches import KeyCollection, chunks
+from sqlaudit.sql.keys import Key, RawKey, has_one_of, is_raw, raw_columns, read_keys
 from sqlaudit.tracking.foreign_keys import Chain, FollowedTable, Source, Sources, followers_of
-from sqlaudit.tracking.missing import explained
-from sqlaudit.tracking.rights import lockable
-from sqlaudit.tracking.schema import is_there
+from sqlaudit.tracking.missing import explaining_history_errors
+from sqlaudit.tracking.rights import lockable_tables
+from sqlaudit.tracking.schema import table_exists
 from sqlaudit.tracking.tables import TrackedTable
 
 S = TypeVar("S", bound=Source)
@@ -32,9 +32,9 @@ class Dependents:
         self.written: set[tuple[TrackedTable, Key]] = set()
         """Rows that the flush records itself."""
         self._found: list[tuple[Capture, Sequence[Key]]] = []
-        self._referred: list[tuple[WriteContext, Sources, Portionable[Key]]] = []
+        self._referred: list[tuple[WriteContext, Sources, KeyCollection[Key]]] = []
 
-    def find(self, write: WriteContext, sources: Sources, keys: Portionable[Key]) -> None:
+    def find(self, write: WriteContext, sources: Sources, keys: KeyCollection[Key]) -> None:
         """Find the rows that depend on rows that are about to be deleted, or to get other keys.
 
         The rows that are about to change are locked first, if the role may, so that nobody adds a dependent row.
@@ -46,37 +46,41 @@ class Dependents:
         self._find(write, sources, keys, set())
         if len(self._found) > before and isinstance(sources[0], FollowedTable):
             live = sources[0].live
-            told = f"Tracked rows are to be changed with those of the table {live.fullname!r} that they refer to"
-            require_context(lacking(write.context), told, live)
+            message_start = (
+                f"Tracked rows are to be changed with those of the table {live.fullname!r} that they refer to"
+            )
+            require_context(lacking(write.context), message_start, live)
 
     def _find(
-        self, write: WriteContext, sources: Sources, keys: Portionable[Key], seen: set[tuple[Source, Key]]
+        self, write: WriteContext, sources: Sources, keys: KeyCollection[Key], seen: set[tuple[Source, Key]]
     ) -> None:
         if not (followers := followers_of(sources)):
             return
         connection, key = write.connection, sources[0].key
         if isinstance(sources[0], TrackedTable):
             write.capture(cast("Chain", sources)).baseline(keys)
-        if any(_moves_with_other_columns(sources, *each) for each in followers):
+        if any(_follows_unique_columns(sources, *follower_and_constraint) for follower_and_constraint in followers):
             self._referred.append((write, sources, keys))
-        to_lock = lockable(connection, list({sources[0].live, *(follower.live for follower, _ in followers)}))
+        to_lock = lockable_tables(connection, list({sources[0].live, *(follower.live for follower, _ in followers)}))
         for chunk in chunks(keys):
             if sources[0].live in to_lock:
-                lock(connection, key, chunk)
+                lock_rows(connection, key, chunk)
             for follower, constraint in followers:
-                with explained([follower] if isinstance(follower, TrackedTable) else [], record=True):
-                    found = _followers_in(connection, sources, follower, constraint, chunk, to_lock)
-                new = [each for each in found if (follower, each) not in seen]
-                seen.update((follower, each) for each in new)
-                for chain, some in by_chain(connection, follower, new):
+                with explaining_history_errors([follower] if isinstance(follower, TrackedTable) else [], record=True):
+                    dependent_keys = _followers_in(connection, sources, follower, constraint, chunk, to_lock)
+                new = [dependent for dependent in dependent_keys if (follower, dependent) not in seen]
+                seen.update((follower, dependent) for dependent in new)
+                for chain, keys_of_chain in split_by_chain(connection, follower, new):
                     if isinstance(follower, TrackedTable):
-                        untold = [each for each in some if (follower, each) not in self.written]
+                        unrecorded = [
+                            dependent for dependent in keys_of_chain if (follower, dependent) not in self.written
+                        ]
                         capture = write.capture(cast("Chain", chain))
-                        capture.baseline(untold)
-                        self._found.append((capture, untold))
-                    self._find(write, chain, some, seen)
+                        capture.baseline(unrecorded)
+                        self._found.append((capture, unrecorded))
+                    self._find(write, chain, keys_of_chain, seen)
 
-    def number_in(self, source: Source) -> int:
+    def count_in(self, source: Source) -> int:
         """Return how many of the dependent rows are in a table."""
         return sum(len(keys) for capture, keys in self._found if capture.chain[0] is source)
 
@@ -86,10 +90,10 @@ class Dependents:
             capture.settle(keys)
         for write, sources, referred in self._referred:
             for chunk in chunks(referred):
-                record_moved(write, sources, chunk)
+                record_changed_keys(write, sources, chunk)
 
 
-def record_moved(write: WriteContext, sources: Sources, keys: Portionable[Key]) -> None:
+def record_changed_keys(write: WriteContext, sources: Sources, keys: KeyCollection[Key]) -> None:
     """Record the rows whose primary keys the database changed together with the keys that they refer to.
 
     :param keys: the new keys of the referred rows
@@ -97,54 +101,54 @@ def record_moved(write: WriteContext, sources: Sources, keys: Portionable[Key]) 
     for follower, constraint in followers_of(sources):
         if not any(element.parent in follower.key for element in constraint.elements):
             continue
-        to_lock = lockable(write.connection, [follower.live])
+        to_lock = lockable_tables(write.connection, [follower.live])
         for chunk in chunks(keys):
-            found = _followers_in(write.connection, sources, follower, constraint, chunk, to_lock)
-            for chain, some in by_chain(write.connection, follower, found):
+            followers = _followers_in(write.connection, sources, follower, constraint, chunk, to_lock)
+            for chain, keys_of_chain in split_by_chain(write.connection, follower, followers):
                 if isinstance(follower, TrackedTable):
-                    write.capture(cast("Chain", chain)).settle(some, inserted=frozenset(some))
-                record_moved(write, chain, some)
+                    write.capture(cast("Chain", chain)).settle(keys_of_chain, inserted=frozenset(keys_of_chain))
+                record_changed_keys(write, chain, keys_of_chain)
 
 
-def _moves_with_other_columns(sources: Sources, follower: Source, constraint: ForeignKeyConstraint) -> bool:
+def _follows_unique_columns(sources: Sources, follower: Source, constraint: ForeignKeyConstraint) -> bool:
     """Return whether the key of a follower has a foreign key to a unique column outside the key of the sources."""
     keys = {column for source in sources for column in source.key}
-    return any(each.parent in follower.key and each.column not in keys for each in constraint.elements)
+    return any(element.parent in follower.key and element.column not in keys for element in constraint.elements)
 
 
-def chains_of(table: S) -> list[tuple[S, ...]]:
+def table_chains(table: S) -> list[tuple[S, ...]]:
     """Return the chains of tables of a hierarchy; an object lives in the first whose last table has its row."""
     return cast("list[tuple[S, ...]]", sorted(table.chains, key=len, reverse=True) or [(table,)])
 
 
 @overload
-def by_chain(
+def split_by_chain(
     connection: Connection, table: S, keys: Sequence[Key]
 ) -> Iterator[tuple[tuple[S, ...], Sequence[Key]]]: ...
 
 
 @overload
-def by_chain(
-    connection: Connection, table: S, keys: Portionable[Key]
-) -> Iterator[tuple[tuple[S, ...], Portionable[Key]]]: ...
+def split_by_chain(
+    connection: Connection, table: S, keys: KeyCollection[Key]
+) -> Iterator[tuple[tuple[S, ...], KeyCollection[Key]]]: ...
 
 
-def by_chain(
-    connection: Connection, table: S, keys: Portionable[Key]
-) -> Iterator[tuple[tuple[S, ...], Portionable[Key]]]:
+def split_by_chain(
+    connection: Connection, table: S, keys: KeyCollection[Key]
+) -> Iterator[tuple[tuple[S, ...], KeyCollection[Key]]]:
     """Divide the rows of a table by the chain of tables that their objects live in."""
-    if len(chains := chains_of(table)) == 1:
+    if len(chains := table_chains(table)) == 1:
         if keys:
             yield chains[0], keys
         return
     remaining = list(keys)
     for chain in chains[:-1]:
-        found: set[Key] = set()
+        keys_found: set[Key] = set()
         for chunk in chunks(remaining):
-            found.update(_present(connection, chain[-1], chunk))
-        if found:
-            yield chain, list(found)
-        remaining = [key for key in remaining if key not in found]
+            keys_found.update(_existing_keys(connection, chain[-1], chunk))
+        if keys_found:
+            yield chain, list(keys_found)
+        remaining = [key for key in remaining if key not in keys_found]
     if remaining:
         yield chains[-1], remaining
 
@@ -162,28 +166,32 @@ def _followers_in(
     :param to_lock: the tables whose rows the role may lock
     """
     owner = next(source for source in sources if source.live is constraint.referred_table)
-    if follower.live.metadata is not owner.live.metadata and not is_there(connection, follower.live):
+    if follower.live.metadata is not owner.live.metadata and not table_exists(connection, follower.live):
         return []
     referred = owner.live.alias()
     refers = [element.parent == referred.c[element.column.key] for element in constraint.elements]
     key, dialect = [referred.c[column.key] for column in owner.key], connection.dialect
-    is_referred = exists(literal_column("1")).where(*refers, having(key, keys, dialect))
-    found = select(*raw(follower.key, dialect)).where(is_referred)
-    return list(keys_read(connection, found.with_for_update() if follower.live in to_lock else found))
+    is_referred = exists(literal_column("1")).where(*refers, has_one_of(key, keys, dialect))
+    statement = select(*raw_columns(follower.key, dialect)).where(is_referred)
+    return list(read_keys(connection, statement.with_for_update() if follower.live in to_lock else statement))
 
 
-def lock(connection: Connection, key: Sequence[ColumnElement[Any]], keys: Sequence[Key]) -> list[RawKey]:
+def lock_rows(connection: Connection, key: Sequence[ColumnElement[Any]], keys: Sequence[Key]) -> list[RawKey]:
     """Lock the rows that have the given keys, in the order of the keys, and return their raw keys."""
-    chosen = select(*raw(key, connection.dialect)).where(having(key, keys, connection.dialect))
-    return list(keys_read(connection, chosen.order_by(*key).with_for_update()))
+    chosen = select(*raw_columns(key, connection.dialect)).where(has_one_of(key, keys, connection.dialect))
+    return list(read_keys(connection, chosen.order_by(*key).with_for_update()))
 
 
-def _present(connection: Connection, table: TrackedTable | FollowedTable, keys: Sequence[Key]) -> list[Key]:
+def _existing_keys(connection: Connection, table: TrackedTable | FollowedTable, keys: Sequence[Key]) -> list[Key]:
     """Return the keys for which a table has a row."""
     types = key_types_of(cast("TrackedTable", table), connection.dialect)
-    found: list[Key] | None = None
+    existing_keys: list[Key] | None = None
     if len(keys) == 1 or types.go_together or is_raw(keys):
-        chosen = select(*types.read(table.key, raw_ones=is_raw(keys)))
-        rows = connection.execute(chosen.where(having(table.key, keys, connection.dialect))).all()
-        found = types.recognised(keys, rows)
-    return [each for key in keys for each in _present(connection, table, [key])] if found is None else found
+        chosen = select(*types.read(table.key, as_raw=is_raw(keys)))
+        rows = connection.execute(chosen.where(has_one_of(table.key, keys, connection.dialect))).all()
+        existing_keys = types.recognised(keys, rows)
+    return (
+        [existing for key in keys for existing in _existing_keys(connection, table, [key])]
+        if existing_keys is None
+        else existing_keys
+    )

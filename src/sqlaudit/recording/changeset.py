@@ -38,7 +38,7 @@ class ChangesetStamp:
     at: datetime
 
 
-def own_connection(session: Session, mapper: Mapper[Any] | None, **arguments: Any) -> Connection:
+def connection_for_versions(session: Session, mapper: Mapper[Any] | None, **arguments: Any) -> Connection:
     """Return the connection of a session on which sqlaudit writes the versions of a mapper's rows.
 
     :param arguments: further ``bind_arguments``
@@ -46,7 +46,7 @@ def own_connection(session: Session, mapper: Mapper[Any] | None, **arguments: An
     return session.connection(bind_arguments={"mapper": mapper, **arguments})
 
 
-def instant_given(at: datetime | None) -> datetime:
+def instant_or_now(at: datetime | None) -> datetime:
     """Return the instant that the user gives, in UTC, or the configured clock's if it is ``None``.
 
     :raises QueryError: the instant is in the future

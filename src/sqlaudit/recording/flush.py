@@ -26,20 +26,20 @@ from sqlalchemy.orm.attributes import instance_state
 from sqlaudit.config import current_config
 from sqlaudit.context import get_audit_context
 from sqlaudit.past.objects import is_unchanged_past
-from sqlaudit.recording.capture import Capture, Unseen, WriteContext
-from sqlaudit.recording.cascades import Dependents, record_moved
-from sqlaudit.recording.changeset import changeset_of, instant_before, own_connection
-from sqlaudit.recording.policy import lacking, notice_replacing, require_context
-from sqlaudit.recording.side_writes import chooses_connections, may_write_more, others_listen
-from sqlaudit.recording.units import (
+from sqlaudit.recording.capture import Capture, MissingRows, WriteContext
+from sqlaudit.recording.cascades import Dependents, record_changed_keys
+from sqlaudit.recording.changeset import changeset_of, connection_for_versions, instant_before
+from sqlaudit.recording.policy import lacking, report_replacing, require_context
+from sqlaudit.recording.side_writes import chooses_connections, has_other_listeners, may_write_more
+from sqlaudit.recording.tracked_mappers import (
     FOLLOWED,
     State,
-    Unit,
+    TrackedMapper,
     changed_values,
     concerns_tracking,
     followed_fields_changed,
     sources_of,
-    unit_of,
+    tracked_mapper_of,
 )
 from sqlaudit.sql.keys import Key
 from sqlaudit.tracking.catalogue import has_triggers
@@ -69,7 +69,7 @@ class Updating:
 class Group:
     """The objects of one tracked model that a flush writes through one connection."""
 
-    unit: Unit
+    tracked_mapper: TrackedMapper
     connection: Connection
     inserted: list[State] = field(default_factory=list)
     updating: list[Updating] = field(default_factory=list)
@@ -88,33 +88,35 @@ _LinksByTable = dict[tuple[TrackedTable, tuple[Column[Any], ...], Connection | N
 
 
 @dataclass(slots=True)
-class _ToAsk:
+class _Preflight:
     """What to read from the database before the flush writes objects of one base mapper and identity token.
 
-    :ivar blind: the keys of rows whose objects do not know the old values
+    :ivar partially_loaded: the keys of rows whose objects do not know the old values
     :ivar parents: the keys of rows on which other rows may depend by foreign key
     :ivar untracked: objects of untracked classes on which tracked rows may depend by foreign key
     :ivar links: the association rows that may change
-    :ivar asked: the connections on which this has been read
+    :ivar done_on: the connections on which this has been read
     """
 
-    blind: dict[Unit, list[Key]] = field(default_factory=lambda: defaultdict(list))
-    parents: dict[Unit, list[Key]] = field(default_factory=lambda: defaultdict(list))
+    partially_loaded: dict[TrackedMapper, list[Key]] = field(default_factory=lambda: defaultdict(list))
+    parents: dict[TrackedMapper, list[Key]] = field(default_factory=lambda: defaultdict(list))
     untracked: dict[Mapper[Any], list[State]] = field(default_factory=lambda: defaultdict(list))
     links: _LinksByTable = field(default_factory=lambda: defaultdict(_Links))
-    asked: set[Connection] = field(default_factory=set)
+    done_on: set[Connection] = field(default_factory=set)
 
 
-_Questions = dict[tuple[Mapper[Any], Any], _ToAsk]
+_Preflights = dict[tuple[Mapper[Any], Any], _Preflight]
 
 
-def _is_blind(unit: Unit, committed: Mapping[str, Any], values: Mapping[str, Any], *, whole: bool) -> bool:
+def _is_partially_loaded(
+    tracked_mapper: TrackedMapper, committed: Mapping[str, Any], values: Mapping[str, Any], *, whole: bool
+) -> bool:
     """Return whether an object has not loaded old values that may be needed.
 
     :param whole: True if any stored value may be needed; False if only those that change unset or refer to rows
     """
-    return not values.keys() >= (unit.stored if whole else unit.needed) or any(
-        value is LoaderCallableStatus.NO_VALUE and name in unit.stored for name, value in committed.items()
+    return not values.keys() >= (tracked_mapper.stored if whole else tracked_mapper.needed) or any(
+        value is LoaderCallableStatus.NO_VALUE and name in tracked_mapper.stored for name, value in committed.items()
     )
 
 
@@ -136,13 +138,13 @@ class Flush:
         self._followed: list[tuple[WriteContext, tuple[FollowedTable, ...], list[State]]] = []
         self.prepared: dict[State, _Extent] | None = None
         """The changed attributes of each object when it was prepared; ``None`` until :meth:`prepare` is called."""
-        self._blind: set[State] = set()
-        self._baselines: list[tuple[Unit, Capture, list[Key]]] = []
-        self._told: set[tuple[Unit, Connection, Key]] = set()
-        self.chooses = chooses_connections(session)
-        self._questions: _Questions = defaultdict(_ToAsk)
-        self._followed_fields: dict[Unit, frozenset[str]] = {}
-        self._changed_late: dict[Unit, bool] = {}
+        self._partially_loaded: set[State] = set()
+        self._baselines: list[tuple[TrackedMapper, Capture, list[Key]]] = []
+        self._recorded_keys: set[tuple[TrackedMapper, Connection, Key]] = set()
+        self.has_many_connections = chooses_connections(session)
+        self._preflights: _Preflights = defaultdict(_Preflight)
+        self._followed_fields: dict[TrackedMapper, frozenset[str]] = {}
+        self._changed_late: dict[TrackedMapper, bool] = {}
         self._records_links: bool | None = None
 
     def group(self, state: State, connection: Connection) -> Group:
@@ -151,8 +153,8 @@ class Flush:
         try:
             return self._groups[key]
         except KeyError:
-            unit = cast(Unit, unit_of(state.mapper))
-            return self._groups.setdefault(key, Group(unit, connection))
+            tracked_mapper = cast(TrackedMapper, tracked_mapper_of(state.mapper))
+            return self._groups.setdefault(key, Group(tracked_mapper, connection))
 
     # -- before the flush
 
@@ -177,12 +179,12 @@ class Flush:
         doomed = self.session._deleted  # the public properties build a set of all dirty objects
         for state in (*doomed, *set(self.session._dirty_states).difference(doomed)):
             if concerns_tracking(state):
-                self._look_at(state, state in doomed, self._questions)
-        if not self.chooses and self._questions:
-            connection = own_connection(self.session, None)
-            for questions in self._questions.values():
-                self._ask(questions, connection)
-            self._questions.clear()
+                self._inspect_state(state, state in doomed, self._preflights)
+        if not self.has_many_connections and self._preflights:
+            connection = connection_for_versions(self.session, None)
+            for preflight in self._preflights.values():
+                self._run_preflight(preflight, connection)
+            self._preflights.clear()
 
     def _begin_late(self, connection: Connection) -> None:
         if self.began is None and self.prepared is not None:
@@ -191,16 +193,16 @@ class Flush:
     def inserting(self, state: State, connection: Connection) -> None:
         """Read what is needed before an object is inserted: it may take the row of a deleted one."""
         self._begin_late(connection)
-        if self._questions:
-            self._ask_about(state, connection)
+        if self._preflights:
+            self._run_preflight_of(state, connection)
 
     def writing(self, state: State, connection: Connection, *, doomed: bool) -> None:
         """Read what is needed before an object is updated or deleted, on the connection that the flush uses.
 
         Other listeners or a cascade may have changed or deleted the object since :meth:`prepare` looked at it.
         """
-        if self._questions:
-            self._ask_about(state, connection)
+        if self._preflights:
+            self._run_preflight_of(state, connection)
         if self.prepared is None:
             return
         self._begin_late(connection)
@@ -208,85 +210,98 @@ class Flush:
         if extent and self.prepared.get(state) != extent:
             if self._requires:
                 self._require_context([state.obj()])
-            late: _Questions = defaultdict(_ToAsk)
-            self._look_at(state, doomed, late)
-            for questions in late.values():
-                self._ask(questions, connection)
+            late_preflights: _Preflights = defaultdict(_Preflight)
+            self._inspect_state(state, doomed, late_preflights)
+            for preflight in late_preflights.values():
+                self._run_preflight(preflight, connection)
 
-    def _ask_about(self, state: State, connection: Connection) -> None:
+    def _run_preflight_of(self, state: State, connection: Connection) -> None:
         """Read, once on each connection, what is needed for all objects of an object's base mapper and token."""
-        questions = self._questions.get((state.mapper.base_mapper, state.identity_token))
-        if questions is not None and connection not in questions.asked:
-            questions.asked.add(connection)
-            self._ask(questions, connection)
+        preflight = self._preflights.get((state.mapper.base_mapper, state.identity_token))
+        if preflight is not None and connection not in preflight.done_on:
+            preflight.done_on.add(connection)
+            self._run_preflight(preflight, connection)
 
-    def _look_at(self, state: State, doomed: bool, questions: _Questions) -> None:
-        """Add to ``questions`` what must be read because of an object."""
+    def _inspect_state(self, state: State, doomed: bool, preflights: _Preflights) -> None:
+        """Add to ``preflights`` what must be read because of an object."""
         if is_unchanged_past(self.session, state, doomed=doomed):
             return
         place = state.mapper.base_mapper, state.identity_token
         prepared = cast("dict[State, _Extent]", self.prepared)
-        unit = unit_of(state.mapper)
-        if unit is None or state.key is None:
+        tracked_mapper = tracked_mapper_of(state.mapper)
+        if tracked_mapper is None or state.key is None:
             if state.manager.info.get(FOLLOWED) is not None and (doomed or followed_fields_changed(state)):
                 prepared[state] = _DOOMED if doomed else tuple(changed_values(state))
-                questions[place].untracked[state.mapper].append(state)
+                preflights[place].untracked[state.mapper].append(state)
             return
         key, committed, values = state.key[1], changed_values(state), state.dict
-        dies = doomed or (unit.has_orphans and state.mapper._is_orphan(state))
-        may_change_late = not dies and self._may_change_late(unit)
-        goes = dies or not unit.keys.isdisjoint(committed)
-        prepared[state] = _DOOMED if dies else tuple(committed)
-        if not committed and not dies and not may_change_late:
+        is_deleted = doomed or (tracked_mapper.has_orphans and state.mapper._is_orphan(state))
+        may_change_late = not is_deleted and self._may_change_late(tracked_mapper)
+        leaves_key = is_deleted or not tracked_mapper.keys.isdisjoint(committed)
+        prepared[state] = _DOOMED if is_deleted else tuple(committed)
+        if not committed and not is_deleted and not may_change_late:
             return
-        if goes:
-            self._doomed[unit.mapper.base_mapper, key] = state
+        if leaves_key:
+            self._doomed[tracked_mapper.mapper.base_mapper, key] = state
         if may_change_late:
-            unchanged = unit.live.keys() & values.keys() - committed.keys()
+            unchanged = tracked_mapper.live.keys() & values.keys() - committed.keys()
             self._automatic[state] = {name: values[name] for name in unchanged}
-        elif unit.automatic and not dies:
-            self._automatic[state] = {name: values[name] for name in unit.automatic if name in values}
-        if unit not in self._followed_fields:
-            self._followed_fields[unit] = unit.followed()
-        followed = self._followed_fields[unit]
-        may_follow = bool(self._doomed) and not unit.referring.isdisjoint(committed)  # to a deleted row
-        if goes or may_follow or not followed.isdisjoint(committed) or (may_change_late and followed - unit.keys):
-            questions[place].parents[unit].append(key)
-        whole = goes or may_change_late
-        is_written = whole or not unit.collections.issuperset(committed)
-        if is_written and state not in self._blind and _is_blind(unit, committed, values, whole=whole):
-            self._blind.add(state)
-            questions[place].blind[unit].append(key)
+        elif tracked_mapper.automatic and not is_deleted:
+            self._automatic[state] = {name: values[name] for name in tracked_mapper.automatic if name in values}
+        if tracked_mapper not in self._followed_fields:
+            self._followed_fields[tracked_mapper] = tracked_mapper.followed()
+        followed = self._followed_fields[tracked_mapper]
+        may_follow = bool(self._doomed) and not tracked_mapper.referring.isdisjoint(committed)  # to a deleted row
         if (
-            unit.links
-            and not goes
-            and not self.chooses
-            and any(relationship.key in committed for relationship in unit.links)
+            leaves_key
+            or may_follow
+            or not followed.isdisjoint(committed)
+            or (may_change_late and followed - tracked_mapper.keys)
         ):
-            self._collect_links(unit, state, None, questions[place].links)
+            preflights[place].parents[tracked_mapper].append(key)
+        whole = leaves_key or may_change_late
+        is_written = whole or not tracked_mapper.collections.issuperset(committed)
+        if (
+            is_written
+            and state not in self._partially_loaded
+            and _is_partially_loaded(tracked_mapper, committed, values, whole=whole)
+        ):
+            self._partially_loaded.add(state)
+            preflights[place].partially_loaded[tracked_mapper].append(key)
+        if (
+            tracked_mapper.links
+            and not leaves_key
+            and not self.has_many_connections
+            and any(relationship.key in committed for relationship in tracked_mapper.links)
+        ):
+            self._collect_links(tracked_mapper, state, None, preflights[place].links)
 
-    def _may_change_late(self, unit: Unit) -> bool:
-        """Return whether listeners may change an object after :meth:`_look_at`, even by SQL expressions."""
-        found = self._changed_late.get(unit)
-        if found is None:
-            found = self._changed_late[unit] = others_listen(unit.mapper, ("before_update",))
-        return found
+    def _may_change_late(self, tracked_mapper: TrackedMapper) -> bool:
+        """Return whether listeners may change an object after :meth:`_inspect_state`, even by SQL expressions."""
+        may_change = self._changed_late.get(tracked_mapper)
+        if may_change is None:
+            may_change = self._changed_late[tracked_mapper] = has_other_listeners(
+                tracked_mapper.mapper, ("before_update",)
+            )
+        return may_change
 
-    def _ask(self, questions: _ToAsk, connection: Connection) -> None:
+    def _run_preflight(self, preflight: _Preflight, connection: Connection) -> None:
         """Write the baselines and find the dependent rows that could not be known after the flush."""
         self._dependents.written = self._written_so_far()
-        for unit, keys in questions.blind.items():
-            capture = self._write_context(connection).capture(unit.model.chain, unit.user_fields(self.config))
+        for tracked_mapper, keys in preflight.partially_loaded.items():
+            capture = self._write_context(connection).capture(
+                tracked_mapper.model.chain, tracked_mapper.user_fields(self.config)
+            )
             capture.baseline(keys)
-            self._baselines.append((unit, capture, keys))
-        for (table, columns, _), some in questions.links.items():
-            if some.removed and not _is_whole(table, columns):
+            self._baselines.append((tracked_mapper, capture, keys))
+        for (table, columns, _), links_of_table in preflight.links.items():
+            if links_of_table.removed and not _is_whole(table, columns):
                 capture = self._write_context(connection).capture((table,))
-                live, _ = capture.keys_where(columns, list(some.removed))
+                live, _ = capture.keys_where(columns, list(links_of_table.removed))
                 capture.baseline(list(live))
-        for unit, keys in questions.parents.items():
-            self._dependents.find(self._write_context(connection), unit.model.chain, keys)
-        for mapper, states in questions.untracked.items():
+        for tracked_mapper, keys in preflight.parents.items():
+            self._dependents.find(self._write_context(connection), tracked_mapper.model.chain, keys)
+        for mapper, states in preflight.untracked.items():
             write, sources = self._write_context(connection), sources_of(mapper)
             self._dependents.find(write, sources, [cast(Any, state.key)[1] for state in states])
             self._followed.append((write, sources, states))
@@ -300,9 +315,9 @@ class Flush:
             objects = (*session.new, *session.deleted, *changed)
         for obj in objects:
             state: State = inspect(obj)
-            unit = unit_of(state.mapper)
-            if unit is not None:
-                fields = [column for column in unit.user_fields(self.config) if column is not None]
+            tracked_mapper = tracked_mapper_of(state.mapper)
+            if tracked_mapper is not None:
+                fields = [column for column in tracked_mapper.user_fields(self.config) if column is not None]
                 users = [getattr(obj, state.mapper.get_property_by_column(field).key) for field in fields]
                 names_user = any(user not in (None, "") for user in users)
                 write = f"{state.mapper.class_.__name__} is to be written"
@@ -313,8 +328,8 @@ class Flush:
         written: set[tuple[TrackedTable, Key]] = set()
         for group in self._groups.values():
             states = (*group.inserted, *(update.state for update in group.updating))
-            keys = [group.unit.key_of(state) for state in states]
-            written.update((table, key) for table in group.unit.model.chain for key in keys)
+            keys = [group.tracked_mapper.key_of(state) for state in states]
+            written.update((table, key) for table in group.tracked_mapper.model.chain for key in keys)
         return written
 
     # -- after the flush
@@ -334,7 +349,7 @@ class Flush:
             session = self.session
             states = chain(self.context.states, session._new, session._deleted, session._dirty_states)
             mappers = {state.mapper for state in states}
-            self._records_links = not self.chooses and not any(map(may_write_more, mappers))
+            self._records_links = not self.has_many_connections and not any(map(may_write_more, mappers))
         return self._records_links
 
     def record(self) -> None:
@@ -350,74 +365,83 @@ class Flush:
         links: _LinksByTable = defaultdict(_Links)
         for group in self._groups.values():
             self._record_group(group)
-            if group.unit.links and self.records_links:
+            if group.tracked_mapper.links and self.records_links:
                 for state in (*group.inserted, *(update.state for update in group.updating)):
-                    self._collect_links(group.unit, state, group.connection, links)
+                    self._collect_links(group.tracked_mapper, state, group.connection, links)
                 for state in group.deleted:
-                    self._collect_links(group.unit, state, group.connection, links, deleted=True)
-        for (table, columns, connection), some in links.items():
+                    self._collect_links(group.tracked_mapper, state, group.connection, links, deleted=True)
+        for (table, columns, connection), links_of_table in links.items():
             assert connection is not None
-            self._record_links(connection, table, columns, some)
+            self._record_links(connection, table, columns, links_of_table)
         self._dependents.settle()
         for write, sources, states in self._followed:
-            record_moved(write, sources, [_key_now(state) for state in states if _has_moved(state)])
-        for unit, capture, keys in self._baselines:  # delete the baselines that no change followed
-            told = self._told
-            capture.settle([key for key in keys if (unit, capture.connection, key) not in told])
+            record_changed_keys(write, sources, [_current_key(state) for state in states if _has_new_key(state)])
+        for tracked_mapper, capture, keys in self._baselines:  # delete the baselines that no change followed
+            recorded_keys = self._recorded_keys
+            capture.settle([key for key in keys if (tracked_mapper, capture.connection, key) not in recorded_keys])
 
     def _record_group(self, group: Group) -> None:
-        unit = group.unit
+        tracked_mapper = group.tracked_mapper
         new: list[Key] = []
         rewritten: dict[Key, State] = {}
         updated: dict[Key, tuple[State, Mapping[str, Any]]] = {}
         moved: dict[Key, tuple[State, Mapping[str, Any]]] = {}
-        moved_to: list[Key] = []
+        new_keys: list[Key] = []
         deleted: dict[Key, tuple[State, Mapping[str, Any]]] = {}
         for state in group.deleted:
             deleted[cast(Any, state.key)[1]] = (state, state.committed_state)
         for state in group.inserted:
-            key = unit.key_of(state)
-            if self._doomed and (replaced := self._doomed.get((unit.mapper.base_mapper, key), state)) is not state:
+            key = tracked_mapper.key_of(state)
+            if (
+                self._doomed
+                and (replaced := self._doomed.get((tracked_mapper.mapper.base_mapper, key), state)) is not state
+            ):
                 rewritten[key] = replaced  # recorded as an UPDATE: the flush deletes and inserts the same key
             else:
                 new.append(key)
         for update in group.updating:
             state, changed = update.state, {**update.state.committed_state, **update.committed}
             fields = {*update.changed, *changed_values(state)}
-            is_updated = self._may_change_late(unit) or not unit.watched.isdisjoint(fields)
-            if is_updated or (not unit.excluded.isdisjoint(fields) and self._has_triggers(unit, group.connection)):
-                key, old_key = unit.key_of(state), cast(Any, state.key)[1]
+            is_updated = self._may_change_late(tracked_mapper) or not tracked_mapper.watched.isdisjoint(fields)
+            if is_updated or (
+                not tracked_mapper.excluded.isdisjoint(fields) and self._has_triggers(tracked_mapper, group.connection)
+            ):
+                key, old_key = tracked_mapper.key_of(state), cast(Any, state.key)[1]
                 if key == old_key:
                     updated[key] = (state, changed)
                 else:
                     moved[old_key] = (state, changed)
-                    moved_to.append(key)
+                    new_keys.append(key)
 
         def old_of_updated(key: Key) -> Mapping[Column[Any], Any]:
             state, changed = updated[key]
             changed = self._with_automatic(state, changed)
-            return unit.old_values(state, changed, changed)
+            return tracked_mapper.old_values(state, changed, changed)
 
         def old_of_lost(key: Key) -> Mapping[Column[Any], Any]:
             if key in rewritten:
-                return unit.old_values(rewritten[key], rewritten[key].committed_state, unit.stored)
+                return tracked_mapper.old_values(rewritten[key], rewritten[key].committed_state, tracked_mapper.stored)
             state, changed = moved.get(key) or deleted.get(key) or (None, {})
             if state is None:
                 return {}
-            return unit.old_values(state, self._with_automatic(state, changed), unit.stored)
+            return tracked_mapper.old_values(state, self._with_automatic(state, changed), tracked_mapper.stored)
 
         if not (new or rewritten or updated or moved or deleted):
             return
         if self._baselines:
-            self._told.update((unit, group.connection, key) for key in (*rewritten, *updated, *moved, *deleted))
-        if unit.replacing and (new or updated or moved):
-            notice_replacing(group.connection, unit.replacing[0])
+            self._recorded_keys.update(
+                (tracked_mapper, group.connection, key) for key in (*rewritten, *updated, *moved, *deleted)
+            )
+        if tracked_mapper.replacing and (new or updated or moved):
+            report_replacing(group.connection, tracked_mapper.replacing[0])
         write = self._write_context(group.connection)
-        capture = write.capture(unit.model.chain, unit.user_fields(self.config))
-        must_be_found = not (unit.referring and (self._doomed or self._followed))  # else a cascade may delete it
+        capture = write.capture(tracked_mapper.model.chain, tracked_mapper.user_fields(self.config))
+        must_be_found = not (
+            tracked_mapper.referring and (self._doomed or self._followed)
+        )  # else a cascade may delete it
         if moved or rewritten or not deleted.keys().isdisjoint(new):
-            keys = dict.fromkeys((*moved, *moved_to, *rewritten, *deleted, *new))
-            fresh = {*moved_to, *new} - {*rewritten, *deleted}
+            keys = dict.fromkeys((*moved, *new_keys, *rewritten, *deleted, *new))
+            fresh = {*new_keys, *new} - {*rewritten, *deleted}
             capture.settle(list(keys), inserted=fresh, before=old_of_lost, must_be_found=must_be_found)
         else:
             if new:
@@ -425,48 +449,48 @@ class Flush:
             if deleted:
                 capture.deleted(list(deleted), old_of_lost)
         if updated:
-            unseen = Unseen.UPDATED if must_be_found else Unseen.DELETED
-            capture.updated(list(updated), old_of_updated, unseen=unseen)
-        if moved_to:
-            record_moved(write, unit.model.chain, moved_to)
+            missing_rows = MissingRows.UPDATED if must_be_found else MissingRows.DELETED
+            capture.updated(list(updated), old_of_updated, missing_rows=missing_rows)
+        if new_keys:
+            record_changed_keys(write, tracked_mapper.model.chain, new_keys)
 
     def _with_automatic(self, state: State, changed: Mapping[str, Any]) -> dict[str, Any]:
         """Return the old values of an object, including fields that changed without being set."""
         return {**self._automatic.get(state, {}), **changed}
 
     @staticmethod
-    def _has_triggers(unit: Unit, connection: Connection) -> bool:
+    def _has_triggers(tracked_mapper: TrackedMapper, connection: Connection) -> bool:
         """Return whether a trigger may change stored columns when only an excluded column is updated."""
-        return any(has_triggers(connection, table) for table in unit.model.chain)
+        return any(has_triggers(connection, table) for table in tracked_mapper.model.chain)
 
     @staticmethod
     def _collect_links(
-        unit: Unit,
+        tracked_mapper: TrackedMapper,
         state: State,
         connection: Connection | None,
         links: _LinksByTable,
         deleted: bool = False,
     ) -> None:
         committed = state.committed_state
-        moved = state.key is not None and not unit.keys.isdisjoint(committed)
-        for relationship in unit.links:
+        moved = state.key is not None and not tracked_mapper.keys.isdisjoint(committed)
+        for relationship in tracked_mapper.links:
             if state.key is not None and not deleted and not moved and relationship.key not in committed:
                 continue
             table = cast(TrackedTable, tracked_table(relationship.secondary))
             columns = link_columns(relationship)
             history = state.get_history(relationship.key, PassiveFlag.PASSIVE_NO_INITIALIZE)
-            found = links[table, columns, connection]
+            link_changes = links[table, columns, connection]
             added, unchanged, removed = (list(items or ()) for items in history)
-            theirs = relationship.secondary_synchronize_pairs or ()
+            other_side = relationship.secondary_synchronize_pairs or ()
             if moved:  # its links move from the old key to the new one
                 added += unchanged
             for items, then, kept in (
-                (added, False, found.added),
-                (removed + (unchanged if deleted or moved else []), True, found.removed),
+                (added, False, link_changes.added),
+                (removed + (unchanged if deleted or moved else []), True, link_changes.removed),
             ):
-                here = _values(state, unit.mapper, relationship.synchronize_pairs, then)
+                here = _values(state, tracked_mapper.mapper, relationship.synchronize_pairs, then)
                 kept.update(
-                    here + _values(instance_state(item), relationship.mapper, theirs, then)
+                    here + _values(instance_state(item), relationship.mapper, other_side, then)
                     for item in items
                     if item is not None
                 )
@@ -498,12 +522,12 @@ class Flush:
         return WriteContext(connection, changeset_of(self.session, connection, self.began), get_audit_context())
 
 
-def _has_moved(state: State) -> bool:
+def _has_new_key(state: State) -> bool:
     """Return whether the flush gave an untracked object another key."""
-    return state.key is not None and _key_now(state) != tuple(state.key[1])
+    return state.key is not None and _current_key(state) != tuple(state.key[1])
 
 
-def _key_now(state: State) -> Key:
+def _current_key(state: State) -> Key:
     return tuple(state.mapper.primary_key_from_instance(state.obj()))
 
 

@@ -19,7 +19,7 @@ from sqlalchemy import DDL, ClauseElement, Connection, Engine, SelectBase, Table
 from sqlalchemy.exc import CompileError
 from sqlalchemy.sql.compiler import Compiled
 
-from sqlaudit.recording.policy import uncaptured
+from sqlaudit.recording.policy import report_unrecorded
 from sqlaudit.tracking.foreign_keys import untracked_sources
 from sqlaudit.tracking.registry import tracked_tables
 from sqlaudit.tracking.tables import known_metadata, tracked_table
@@ -39,7 +39,7 @@ _Where = Connection | Engine | None
 """What executes a text; ``None`` if it is unknown."""
 
 
-def is_told_by_text(statement: Any) -> bool:
+def is_known_by_text(statement: Any) -> bool:
     """Return whether only the text of a statement shows what it writes.
 
     That is so if it was written by hand, was already compiled, or is of a class that the user compiles.
@@ -50,21 +50,21 @@ def is_told_by_text(statement: Any) -> bool:
     return not is_known or isinstance(statement, (TextClause, DDL, Compiled))
 
 
-def notice_text(statement: Any, *where: _Where) -> None:
+def report_text(statement: Any, *where: _Where) -> None:
     """Report a statement whose text writes a tracked table.
 
     :param where: what may execute it
     :raises CaptureError: the configuration says to raise
     """
     if isinstance(statement, (TextClause, Compiled)):
-        notice_sql(statement.text if isinstance(statement, TextClause) else str(statement), *where)
+        report_sql(statement.text if isinstance(statement, TextClause) else str(statement), *where)
         return
-    dialect = next((each.dialect for each in where if each is not None), None)
+    dialect = next((bind.dialect for bind in where if bind is not None), None)
     with suppress(CompileError):  # the user gets it on execution
-        notice_sql(str(statement.compile(dialect=dialect)), *where)
+        report_sql(str(statement.compile(dialect=dialect)), *where)
 
 
-def table_written_by(sql: str, *where: _Where) -> Table | None:
+def table_written_by_text(sql: str, *where: _Where) -> Table | None:
     """Return a table that a text writes, if that changes tracked rows, as far as its words show.
 
     The table is tracked, or tracked rows follow its rows by foreign key and the statement may delete rows.
@@ -90,17 +90,20 @@ def table_written_by(sql: str, *where: _Where) -> Table | None:
 
 def _may_be_moved(table: Table, where: Iterable[_Where]) -> bool:
     """Return whether a ``schema_translate_map`` may give a table another schema."""
-    options = (None if each is None else each.get_execution_options() for each in where)
-    return any(each is None or table.schema in (each.get("schema_translate_map") or ()) for each in options)
+    options = (None if bind is None else bind.get_execution_options() for bind in where)
+    return any(
+        bind_options is None or table.schema in (bind_options.get("schema_translate_map") or ())
+        for bind_options in options
+    )
 
 
 def _tables_by_name() -> dict[str, list[Table]]:
     """Return the tracked tables and those that tracked rows follow, by their names in lower case."""
-    found: dict[str, list[Table]] = {}
-    tracked = (each.live for metadata in known_metadata() for each in tracked_tables(metadata))
-    for table in (*tracked, *(each.live for each in untracked_sources())):
-        found.setdefault(table.name.lower(), []).append(table)
-    return found
+    tables: dict[str, list[Table]] = {}
+    tracked = (source.live for metadata in known_metadata() for source in tracked_tables(metadata))
+    for table in (*tracked, *(source.live for source in untracked_sources())):
+        tables.setdefault(table.name.lower(), []).append(table)
+    return tables
 
 
 def _spellings(name: str) -> set[str]:
@@ -110,7 +113,7 @@ def _spellings(name: str) -> set[str]:
 
 def _places_of(names: Iterable[str], text: str) -> list[int]:
     """Return the positions in a text at which names begin, in ascending order."""
-    return sorted(found.start() for name in names for found in re.finditer(re.escape(name), text))
+    return sorted(match.start() for name in names for match in re.finditer(re.escape(name), text))
 
 
 def _names_written(sql: str, places: Sequence[int] | None, where: Iterable[_Where]) -> Iterator[tuple[str, _Name]]:
@@ -118,25 +121,25 @@ def _names_written(sql: str, places: Sequence[int] | None, where: Iterable[_Wher
 
     :param places: where names of interest begin; ``None`` to read the whole text
     """
-    dialects = {"" if each is None else each.dialect.name for each in where}
-    readings = [each for each in _READINGS if dialects <= each.dialects] or _READINGS
+    dialects = {"" if bind is None else bind.dialect.name for bind in where}
+    readings = [reading for reading in _LEXICAL_RULES if dialects <= reading.dialects] or _LEXICAL_RULES
     for reading in readings if _READ_DIFFERENTLY.search(sql) else readings[:1]:
         scan = _Scan()
         skip = None if places is None else _Skip(sql, reading, places, scan)
         yield from scan.run(_tokens(sql, reading, 0, len(sql), skip))
 
 
-def notice_sql(sql: str, *where: _Where) -> None:
+def report_sql(sql: str, *where: _Where) -> None:
     """Report the text of a statement that writes a tracked table.
 
     :param where: what may execute it
     :raises CaptureError: the configuration says to raise
     """
-    table = table_written_by(sql, *where)
+    table = table_written_by_text(sql, *where)
     if table is not None:
-        what = "tracked table" if tracked_table(table) is not None else "table that tracked rows refer to,"
-        uncaptured(
-            f"SQL that was written by hand writes the {what} {table.fullname!r}, and history will not show it: "
+        kind = "tracked table" if tracked_table(table) is not None else "table that tracked rows refer to,"
+        report_unrecorded(
+            f"SQL that was written by hand writes the {kind} {table.fullname!r}, and history will not show it: "
             f"{sql[:200]!r}; write it as insert(), update() or delete(), or call record_changes() then.",
             table,
         )
@@ -146,7 +149,7 @@ def notice_sql(sql: str, *where: _Where) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Reading:
+class _LexicalRules:
     """How a database reads strings and comments.
 
     :ivar dialects: SQLAlchemy's dialects for the databases that read this way
@@ -163,11 +166,11 @@ class _Reading:
 
 
 _MYSQL: Final = frozenset({"mariadb", "mysql"})
-_READINGS: Final = (
-    _Reading(frozenset({"postgresql"}), nests=True),
-    _Reading(frozenset({"sqlite"})),  # as in the standard
-    _Reading(_MYSQL, escapes=True, executes=True),
-    _Reading(_MYSQL, executes=True),  # with NO_BACKSLASH_ESCAPES
+_LEXICAL_RULES: Final = (
+    _LexicalRules(frozenset({"postgresql"}), nests=True),
+    _LexicalRules(frozenset({"sqlite"})),  # as in the standard
+    _LexicalRules(_MYSQL, escapes=True, executes=True),
+    _LexicalRules(_MYSQL, executes=True),  # with NO_BACKSLASH_ESCAPES
 )
 _LETTERS: Final = r"\w$\x80-\U0010FFFF"  # databases take all non-ASCII characters for letters, unlike \w
 _FIRST_LETTERS: Final = r"A-Za-z_\x80-\U0010FFFF"
@@ -177,7 +180,7 @@ _EXECUTED: Final = r"/\*M?!(?!9{5})\d*"  # no server has version 99999
 
 
 @cache
-def _pattern(reading: _Reading, *, words: bool = True) -> re.Pattern[str]:
+def _pattern(reading: _LexicalRules, *, words: bool = True) -> re.Pattern[str]:
     """Return the pattern of the tokens that matter; all other text is skipped.
 
     An unclosed string or comment ends with the text, and nothing is tried in two ways: so matching takes linear time.
@@ -193,7 +196,7 @@ def _pattern(reading: _Reading, *, words: bool = True) -> re.Pattern[str]:
     if reading.executes:
         comment = r"--(?=\s|\Z)[^\n]* | \#[^\n]*"
     executed = rf"(?P<executed>{_EXECUTED}|\*/) |" if reading.executes else ""
-    looked_at = (
+    checked_mappers = (
         rf"""
           \b[Uu]&{quoted('"', name="unicode")} | [:@%?]+[{_LETTERS}]*
         | \[(?P<bracket>[{_FIRST_LETTERS}][^\]\[\n]*+)\] | (?P<word>[{_LETTERS}]+) | (?P<mark>[.,;()*]|--)
@@ -207,7 +210,7 @@ def _pattern(reading: _Reading, *, words: bool = True) -> re.Pattern[str]:
         | {quoted("'", escapes=reading.escapes, name="single")} | {executed} (?P<comment>/\*)
         | (?P<dollar>(?<![{_LETTERS}])\$(?:[{_FIRST_LETTERS}][\w\x80-\U0010FFFF]*)?\$)
         | {quoted('"', escapes=reading.escapes, name="double")} | {quoted("`", name="back")}
-        | {looked_at}
+        | {checked_mappers}
         """,
         re.VERBOSE | re.DOTALL,
     )
@@ -215,7 +218,7 @@ def _pattern(reading: _Reading, *, words: bool = True) -> re.Pattern[str]:
 
 def _tokens(
     sql: str,
-    reading: _Reading,
+    reading: _LexicalRules,
     place: int,
     end: int,
     skip: Callable[[int], int] | None = None,
@@ -230,10 +233,10 @@ def _tokens(
     search, text, is_block = _pattern(reading).search, ";", False
     if skip is not None:
         place = skip(place)
-    while (found := search(sql, place, end)) is not None:
-        kind, place = found.lastgroup, found.end()
+    while (match := search(sql, place, end)) is not None:
+        kind, place = match.lastgroup, match.end()
         if kind == "word" or kind == "mark":
-            before, text = text, found[kind].lower()
+            before, text = text, match[kind].lower()
             is_block = text == "do" if before == ";" else is_block
             yield text, False
             if text == ";" and skip is not None:
@@ -241,23 +244,23 @@ def _tokens(
         elif kind == "comment":
             place = _end_of_comment(sql, place, end, nests=reading.nests)
         elif kind == "dollar":
-            start, (closing, place) = place, _end_of_dollars(sql, found["dollar"], place, end)
+            start, (closing, place) = place, _end_of_dollars(sql, match["dollar"], place, end)
             if is_block and not is_body:
                 yield from _body(sql[start:closing], reading)
         elif kind == "single" or kind == "escaped":
             if text in _AMONG_VALUES:
                 continue
             if is_block and not is_body:
-                yield from _body(_unescaped(found[kind], is_escaped=kind == "escaped"), reading)
+                yield from _body(_unescaped(match[kind], is_escaped=kind == "escaped"), reading)
             elif kind == "single":
                 text = "a name"  # SQLite takes a string for a name where it expects a name
-                yield _unquoted(kind, found[kind]), True
+                yield _unquoted(kind, match[kind]), True
         elif kind is not None and kind != "executed":
             text = "a name"
-            yield _unquoted(kind, found[kind]), True
+            yield _unquoted(kind, match[kind]), True
 
 
-def _body(body: str, reading: _Reading) -> Iterator[tuple[str, bool]]:
+def _body(body: str, reading: _LexicalRules) -> Iterator[tuple[str, bool]]:
     """Yield the tokens in the body of a DO block."""
     yield ";", False
     yield from _tokens(body, reading, 0, len(body), is_body=True)
@@ -274,7 +277,7 @@ _BLANKS: Final = {"n": "\n", "r": "\r", "t": "\t"}
 def _unquoted(kind: str, written: str) -> str:
     """Return a quoted name without its quoting, in lower case."""
     if kind == "unicode":
-        written = _CODE_POINT.sub(lambda found: chr(int(found[1] or found[2], 16)), written)
+        written = _CODE_POINT.sub(lambda match: chr(int(match[1] or match[2], 16)), written)
     quote = _QUOTES.get(kind)
     return (written.replace(quote * 2, quote) if quote else written).lower()
 
@@ -282,14 +285,14 @@ def _unquoted(kind: str, written: str) -> str:
 def _unescaped(written: str, *, is_escaped: bool) -> str:
     """Return the text of a string; in an escaped string, a backslash escapes the next character."""
     text = written.replace("''", "'")
-    return _ESCAPE.sub(lambda found: _BLANKS.get(found[1], found[1]), text) if is_escaped else text
+    return _ESCAPE.sub(lambda match: _BLANKS.get(match[1], match[1]), text) if is_escaped else text
 
 
 def _end_of_comment(sql: str, place: int, end: int, *, nests: bool) -> int:
     depth = 1
-    while depth and (found := _COMMENT.search(sql, place, end)) is not None:
-        place = found.end()
-        depth += -1 if found[0] == "*/" else nests
+    while depth and (match := _COMMENT.search(sql, place, end)) is not None:
+        place = match.end()
+        depth += -1 if match[0] == "*/" else nests
     return end if depth else place
 
 
@@ -317,7 +320,7 @@ class _Skip:
     """
 
     sql: str
-    reading: _Reading
+    reading: _LexicalRules
     places: Sequence[int]
     scan: _Scan
 
@@ -465,13 +468,13 @@ class _Statement:
     def written(self) -> Iterator[tuple[str, _Name]]:
         """Yield the verb and the name of each table that the statement writes."""
         self.take_passed()
-        aliases = {each.alias: each.name for each in self.sources if each.alias}
-        set_by = {each.name[-2] if len(each.name) > 1 else "" for each in self.columns}
-        if not set_by <= {each.alias or each.name[-1] for each in self.targets}:
+        aliases = {source.alias: source.name for source in self.sources if source.alias}
+        set_by = {column.name[-2] if len(column.name) > 1 else "" for column in self.columns}
+        if not set_by <= {target.alias or target.name[-1] for target in self.targets}:
             set_by = set()  # it is unknown which tables the columns are in
-        for each in self.targets if self.writes else ():
-            if not set_by or (each.alias or each.name[-1]) in set_by:
-                yield self.verb, aliases.get(each.name[0], each.name) if len(each.name) == 1 else each.name
+        for target in self.targets if self.writes else ():
+            if not set_by or (target.alias or target.name[-1]) in set_by:
+                yield self.verb, aliases.get(target.name[0], target.name) if len(target.name) == 1 else target.name
 
 
 class _Scan:

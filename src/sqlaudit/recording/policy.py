@@ -10,11 +10,11 @@ from sqlalchemy import Connection
 from sqlaudit.config import current_config
 from sqlaudit.context import AuditContext
 from sqlaudit.exceptions import CaptureError, ContextError, SQLAuditWarning, warn_caller
-from sqlaudit.tracking.rights import shows_more_in_history
+from sqlaudit.tracking.rights import table_with_visible_history
 from sqlaudit.tracking.tables import TrackedTable
 
 
-def uncaptured(message: str, subject: object) -> None:
+def report_unrecorded(message: str, subject: object) -> None:
     """Warn of a write that cannot be recorded, unless the configuration says to ignore it.
 
     :raises CaptureError: the configuration is strict, or says to raise
@@ -26,9 +26,9 @@ def uncaptured(message: str, subject: object) -> None:
         warnings.warn(message, SQLAuditWarning, stacklevel=2)
 
 
-def warn_of_history_in_sight(connection: Connection, chain: Iterable[TrackedTable]) -> None:
+def warn_of_visible_history(connection: Connection, chain: Iterable[TrackedTable]) -> None:
     """Warn if row security hides live rows from the role, but no history. One statement per table, on PostgreSQL."""
-    if (table := shows_more_in_history(connection, chain)) is not None:
+    if (table := table_with_visible_history(connection, chain)) is not None:
         warn_caller(
             f"Row security restricts the role to some rows of the tracked table {table.live.fullname!r}, but not of "
             f"{table.history.fullname!r}: it can read the history of all rows. Enable row level security for the "
@@ -36,10 +36,10 @@ def warn_of_history_in_sight(connection: Connection, chain: Iterable[TrackedTabl
         )
 
 
-def notice_replacing(connection: Connection, table: TrackedTable) -> None:
+def report_replacing(connection: Connection, table: TrackedTable) -> None:
     """Warn, on SQLite, that a flush may have deleted rows that conflicted with those that it wrote to a table."""
     if connection.dialect.name == "sqlite":
-        uncaptured(
+        report_unrecorded(
             f"A flush writes the table {table.live.fullname!r}, a constraint of which has ON CONFLICT REPLACE, and "
             "history does not show rows that it deletes; write the table by statements: session.execute(insert(…)).",
             table.live,

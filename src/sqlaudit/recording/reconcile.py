@@ -10,18 +10,18 @@ from sqlalchemy.orm import Session
 
 from sqlaudit.context import get_audit_context
 from sqlaudit.period import is_open
-from sqlaudit.recording.bulk.locking import keep_others_out
-from sqlaudit.recording.capture import Unseen, WriteContext
-from sqlaudit.recording.cascades import by_chain
-from sqlaudit.recording.changeset import changeset_of, own_connection
-from sqlaudit.recording.policy import warn_of_history_in_sight
-from sqlaudit.recording.units import user_fields_of
-from sqlaudit.retrieval.ids import ids_given, ids_listed
+from sqlaudit.recording.bulk.locking import take_write_lock
+from sqlaudit.recording.capture import MissingRows, WriteContext
+from sqlaudit.recording.cascades import split_by_chain
+from sqlaudit.recording.changeset import changeset_of, connection_for_versions
+from sqlaudit.recording.policy import warn_of_visible_history
+from sqlaudit.recording.tracked_mappers import user_fields_of
+from sqlaudit.retrieval.ids import converted_ids, listed_ids
 from sqlaudit.sql.batches import chunks, pages
 from sqlaudit.sql.keys import Key
-from sqlaudit.tracking.history import moved
+from sqlaudit.tracking.history import rebased_on_history
 from sqlaudit.tracking.models import base_table_of, tracked_model_of
-from sqlaudit.tracking.rights import lockable
+from sqlaudit.tracking.rights import lockable_tables
 from sqlaudit.tracking.sessions import checked_session
 from sqlaudit.tracking.tables import TrackedTable
 
@@ -49,31 +49,33 @@ def record_changes(session: Session, model_class: Any, which: Any = None) -> Non
     """
     session, root = checked_session(session), base_table_of(model_class)
     session.flush()
-    connection = own_connection(session, root.mapper)
-    warn_of_history_in_sight(connection, [root])
-    keep_others_out(connection, root)
+    connection = connection_for_versions(session, root.mapper)
+    warn_of_visible_history(connection, [root])
+    take_write_lock(connection, root)
     write = WriteContext(connection, changeset_of(session, connection), get_audit_context())
     for keys in _pages(connection, root, model_class, which):
-        for chain, some in by_chain(connection, root, keys):
+        for chain, keys_of_chain in split_by_chain(connection, root, keys):
             capture = write.capture(chain, user_fields_of(chain))
-            capture.settle(some, inserted=frozenset(some), must_be_found=False, unseen=Unseen.UNKNOWN)
+            capture.settle(
+                keys_of_chain, inserted=frozenset(keys_of_chain), must_be_found=False, missing_rows=MissingRows.UNKNOWN
+            )
 
 
-def _pages(connection: Connection, root: TrackedTable, model_class: Any, which: Any) -> Iterator[Sequence[Key]]:
-    """Yield the keys of the chosen rows in portions; a key may appear twice."""
+def _pages(connection: Connection, root: TrackedTable, model_class: Any, asked_ids: Any) -> Iterator[Sequence[Key]]:
+    """Yield the keys of the chosen rows in batches; a key may appear twice."""
     chain = (root,) if root.is_association else tracked_model_of(model_class).chain
-    if which is not None and not isinstance(which, ColumnElement):
-        given = ids_given(root.key, ids_listed(which, composite=len(root.key) > 1))["ids"]
-        yield from chunks([key if isinstance(key, tuple) else (key,) for key in given])
+    if asked_ids is not None and not isinstance(asked_ids, ColumnElement):
+        asked_keys = converted_ids(root.key, listed_ids(asked_ids, composite=len(root.key) > 1))["ids"]
+        yield from chunks([key if isinstance(key, tuple) else (key,) for key in asked_keys])
         return
-    criterion = true() if which is None else which
+    criterion = true() if asked_ids is None else asked_ids
     live = select(*root.key).select_from(model_class).where(criterion)
-    live = live.with_for_update(of=root.live) if lockable(connection, [root.live]) else live
+    live = live.with_for_update(of=root.live) if lockable_tables(connection, [root.live]) else live
     yield from pages(connection, live, root.key)
     recorded: FromClause = root.history
     for table in chain[1:]:
         same = zip((*table.history_key, table.version), (*root.history_key, root.version), strict=True)
-        recorded = recorded.join(table.history, and_(*(one == other for one, other in same)))
-    then = moved(criterion, dict(pair for table in chain for pair in table.columns))
+        recorded = recorded.join(table.history, and_(*(left == right for left, right in same)))
+    then = rebased_on_history(criterion, dict(pair for table in chain for pair in table.columns))
     versions = select(*root.history_key).select_from(recorded).where(is_open(root.valid_to), then)
     yield from pages(connection, versions, root.history_key)

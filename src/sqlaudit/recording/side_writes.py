@@ -12,7 +12,7 @@ from sqlalchemy.orm import (
     Session,
 )
 
-_WRITTEN_WITH: Final = "sqlaudit_written_with"
+_SIDE_WRITES: Final = "sqlaudit_written_with"
 _UNIT_OF_WORK: Final = (
     "before_insert",
     "after_insert",
@@ -34,7 +34,7 @@ def chooses_connections(session: Session) -> bool:
     )
 
 
-def others_listen(mapper: Mapper[Any], names: Iterable[str]) -> bool:
+def has_other_listeners(mapper: Mapper[Any], names: Iterable[str]) -> bool:
     """Return whether listeners other than sqlaudit's listen to events of a mapper.
 
     :param names: the names of the events
@@ -47,7 +47,7 @@ def others_listen(mapper: Mapper[Any], names: Iterable[str]) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _WrittenWith:
+class _SideWrites:
     """What a flush may write because it writes an object of a mapper.
 
     :ivar mappers: this mapper, and those of related objects that lose their reference or are deleted by cascade
@@ -62,33 +62,41 @@ class _WrittenWith:
 
 def may_write_more(mapper: Mapper[Any]) -> bool:
     """Return whether a listener or a column default may execute statements while a flush writes a mapper's objects."""
-    known: _WrittenWith | None = mapper.class_manager.info.get(_WRITTEN_WITH)
+    known: _SideWrites | None = mapper.class_manager.info.get(_SIDE_WRITES)
     if known is None or known.generation != _generation[0]:
-        known = mapper.class_manager.info[_WRITTEN_WITH] = _written_with(mapper)
-    return known.default or any(others_listen(each, _UNIT_OF_WORK) for each in known.mappers)
+        known = mapper.class_manager.info[_SIDE_WRITES] = _side_writes_of(mapper)
+    return known.default or any(has_other_listeners(other, _UNIT_OF_WORK) for other in known.mappers)
 
 
 _generation: Final = [0]
 
 
-def forget_written_with() -> None:
+def forget_side_writes() -> None:
     """Forget what flushes may write, since a class got columns or relationships."""
     _generation[0] += 1
 
 
-def _written_with(mapper: Mapper[Any]) -> _WrittenWith:
+def _side_writes_of(mapper: Mapper[Any]) -> _SideWrites:
     reached: dict[Mapper[Any], bool] = {}
     waiting = [(mapper, True)]
     while waiting:
         base, is_deleted = waiting.pop()
-        for each in base.self_and_descendants:
-            if each not in reached or (is_deleted and not reached[each]):
-                reached[each] = is_deleted
+        for descendant in base.self_and_descendants:
+            if descendant not in reached or (is_deleted and not reached[descendant]):
+                reached[descendant] = is_deleted
                 if is_deleted:
-                    waiting += [(prop.mapper, prop.cascade.delete) for prop in each.relationships if not prop.viewonly]
-    columns = {column for each in reached for table in each.tables if isinstance(table, Table) for column in table.c}
+                    waiting += [
+                        (prop.mapper, prop.cascade.delete) for prop in descendant.relationships if not prop.viewonly
+                    ]
+    columns = {
+        column
+        for reached_mapper in reached
+        for table in reached_mapper.tables
+        if isinstance(table, Table)
+        for column in table.c
+    }
     writes = any(_takes_execution(default) for column in columns for default in (column.default, column.onupdate))
-    return _WrittenWith(frozenset(reached), writes, _generation[0])
+    return _SideWrites(frozenset(reached), writes, _generation[0])
 
 
 def _takes_execution(default: Any) -> bool:

@@ -54,9 +54,9 @@ from sqlaudit.changes import Operation
 from sqlaudit.period import OpenEnd, UTCDateTime, is_open
 from sqlaudit.sql.batches import SelectedKeys
 from sqlaudit.sql.comparing import COMPARED_BY_VALUE, all_equal, any_of, differs
-from sqlaudit.sql.keys import MYSQL, KeyArray, KeyTypes, bound, bound_list, implementation_of, raw
-from sqlaudit.sql.lists import JSONList, goes_into_json, one_of_json, takes_array
-from sqlaudit.sql.own import OURS
+from sqlaudit.sql.keys import MYSQL, KeyArray, KeyTypes, bound, implementation_of, in_bound_list, raw_columns
+from sqlaudit.sql.lists import JSONList, one_of_json, takes_array, takes_json_list
+from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.aliases import HistoryAlias
 from sqlaudit.tracking.tables import TrackedTable
 
@@ -125,7 +125,7 @@ def has_open_version(table: TrackedTable, key: Sequence[ColumnElement[Any]]) -> 
     past = table.cache.get(HistoryAlias)
     if past is None:  # an alias builds all its columns again
         past = table.cache[HistoryAlias] = HistoryAlias(table)
-    return _exists(past, past.is_of(key), past.is_open)
+    return _exists(past, past.has_key(key), past.is_open)
 
 
 def _exists(source: FromClause | HistoryAlias, *criteria: ColumnElement[bool]) -> Exists:
@@ -139,10 +139,10 @@ def _literal(operation: Operation) -> ColumnElement[Any]:
 
 def key_types_of(table: TrackedTable, dialect: Dialect) -> KeyTypes:
     """Return what the types of a table's key allow."""
-    kept = table.statements.setdefault(dialect, {})
-    types: KeyTypes | None = kept.get(KeyTypes)
+    processors_of_dialect = table.statements.setdefault(dialect, {})
+    types: KeyTypes | None = processors_of_dialect.get(KeyTypes)
     if types is None:
-        types = kept[KeyTypes] = KeyTypes(table.key, dialect)
+        types = processors_of_dialect[KeyTypes] = KeyTypes(table.key, dialect)
     return types
 
 
@@ -153,7 +153,7 @@ class Prepared:
     """
 
     def __init__(self, statement: Executable, dialect: Dialect) -> None:
-        self.statement = statement.execution_options(preserve_rowcount=True, **OURS)
+        self.statement = statement.execution_options(preserve_rowcount=True, **INTERNAL)
         compiled = cast_type(SQLCompiler, statement.compile(dialect=dialect))  # type: ignore[attr-defined]
         self._positions = compiled.positiontup
         self._constants: dict[str, Any] = {}
@@ -176,7 +176,7 @@ class Prepared:
         for name, processor in self._processors(connection.dialect):
             bound[name] = parameters[name] if processor is None else processor(parameters[name])
         values = bound if self._positions is None else tuple(map(bound.__getitem__, self._positions))
-        return connection.exec_driver_sql(self._sql, values, execution_options=OURS)
+        return connection.exec_driver_sql(self._sql, values, execution_options=INTERNAL)
 
     def _processors(self, dialect: Dialect) -> list[tuple[str, Any]]:
         """Return the functions that convert the parameters to values for the driver.
@@ -186,8 +186,10 @@ class Prepared:
         try:
             return cast_type("list[tuple[str, Any]]", vars(dialect)[_PROCESSORS][self])
         except KeyError:
-            kept = vars(dialect).setdefault(_PROCESSORS, WeakKeyDictionary())
-            processors = kept[self] = [(name, _processor(type_, dialect)) for name, type_ in self._types.items()]
+            processors_of_dialect = vars(dialect).setdefault(_PROCESSORS, WeakKeyDictionary())
+            processors = processors_of_dialect[self] = [
+                (name, _processor(type_, dialect)) for name, type_ in self._types.items()
+            ]
             return processors
 
 
@@ -209,7 +211,7 @@ class Statements:
     :param dialect: the dialect that the statements are compiled for
     :param selected: limits the statements to these rows; the key parameters are not used then
     :param raw_keys: True if the keys are raw, False if they are given (see :mod:`~sqlaudit.sql.keys`)
-    :param as_text: see :func:`~sqlaudit.tracking.catalogue.kept_as_text`
+    :param as_text: see :func:`~sqlaudit.tracking.catalogue.columns_compared_as_text`
     """
 
     def __init__(
@@ -252,29 +254,29 @@ class Statements:
 
     # -- parts
 
-    def _rows(self, columns: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
+    def _has_one_of_keys(self, columns: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
         if self.selected is not None:
             return self.selected.among(columns)
         if not self.many:
-            return self._row(columns)
+            return self._has_key(columns)
         columns = self._compared(columns)
         (column, *more) = columns
         if not more and takes_array(column, self.dialect):
             return column == any_(bindparam("sqlaudit_keys", type_=KeyArray(column.type)))
-        if not more and goes_into_json(column, self.dialect):
+        if not more and takes_json_list(column, self.dialect):
             return one_of_json(column, bindparam("sqlaudit_keys", type_=JSONList(column.type)))
-        return bound_list(columns, "sqlaudit_keys")
+        return in_bound_list(columns, "sqlaudit_keys")
 
-    def _row(self, columns: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
+    def _has_key(self, columns: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
         """Return the condition that the columns equal the key of the one row."""
         named = enumerate(self._compared(columns))
         return and_(*(column == bound(column, f"sqlaudit_key_{place}") for place, column in named))
 
     def _compared(self, columns: Sequence[ColumnElement[Any]]) -> Sequence[ColumnElement[Any]]:
         """Return the expressions that are compared with the keys."""
-        return raw(columns, self.dialect) if self.raw_keys else columns
+        return raw_columns(columns, self.dialect) if self.raw_keys else columns
 
-    def _live(self) -> FromClause:
+    def _joined_live_tables(self) -> FromClause:
         """Return the join of the live tables; a subclass table may lack the row, so it is an outer join."""
         source: FromClause = self.base.live
         for table in self.chain[1:]:
@@ -284,11 +286,11 @@ class Statements:
     def _user(self, columns: Mapping[Any, ColumnElement[Any]] | None) -> ColumnElement[Any]:
         """Return a row's user: from the context, else its first user column, the callback, its last user column."""
         first, last = self.user_fields
-        given = bindparam("sqlaudit_user", type_=String())
+        context_user = bindparam("sqlaudit_user", type_=String())
         if first is None and last is None:
-            return given
+            return context_user
         callback = bindparam("sqlaudit_callback_user", type_=String())
-        parts: list[ColumnElement[Any]] = [given]
+        parts: list[ColumnElement[Any]] = [context_user]
         for field, following in ((first, [callback]), (last, [])):
             if field is not None:
                 column = field if columns is None else columns.get(field)
@@ -296,7 +298,7 @@ class Statements:
             parts += following
         return func.coalesce(*parts)
 
-    def _context(self, operation: Operation, user: ColumnElement[Any]) -> list[ColumnElement[Any]]:
+    def _audit_values(self, operation: Operation, user: ColumnElement[Any]) -> list[ColumnElement[Any]]:
         """Return the audit columns after the period, ordered as :class:`~sqlaudit.tracking.history.AuditColumns`."""
         text: ColumnElement[str] = _literal(operation)
         if operation is Operation.BASELINE:
@@ -314,13 +316,13 @@ class Statements:
     def _changeset(self) -> ColumnElement[Any]:
         return bindparam("sqlaudit_changeset", type_=self.base.role("changeset_id").type)
 
-    def _into(self, table: TrackedTable, source: Any) -> Executable:
+    def _insert_into_history(self, table: TrackedTable, source: Any) -> Executable:
         history = HistoryAlias(table, table.history)
         return copying_into(table).from_select([*history.stored, *history.audit], source, include_defaults=False)
 
-    def _changed(self, history: HistoryAlias) -> ColumnElement[bool]:
+    def _has_changed(self, history: HistoryAlias) -> ColumnElement[bool]:
         """Return the condition that an open version and its live row differ in stored columns or subclass tables."""
-        source, differences = self._live(), []
+        source, differences = self._joined_live_tables(), []
         pairs = [(live, old) for live, old in history.columns if self._may_change(live)]
         for table in self.chain[1:]:
             other = HistoryAlias(table)
@@ -352,15 +354,15 @@ class Statements:
             implementation_of(column.type, self.dialect), COMPARED_BY_VALUE
         )
 
-    def _newest(self, past: HistoryAlias, here: ColumnElement[bool]) -> Select[Any]:
+    def _newest_number(self, past: HistoryAlias, same_row: ColumnElement[bool]) -> Select[Any]:
         """Return the select of the number of a row's last version."""
         number = past.version
         if self.dialect.name in MYSQL:
             # With LIMIT they scan the whole index backwards, and wait for transactions that have locked other rows.
-            return select(func.max(number)).where(here)
-        return select(number).where(here).order_by(number.desc()).limit(1)
+            return select(func.max(number)).where(same_row)
+        return select(number).where(same_row).order_by(number.desc()).limit(1)
 
-    def _by_key(self, statement: Any, source: Any, key: Sequence[Any]) -> Any:
+    def _by_primary_key(self, statement: Any, source: Any, key: Sequence[Any]) -> Any:
         """Force a statement with many keys to find the rows by the primary key.
 
         MariaDB scans the table if the keys are a good part of it (an eighth, measured). At its default isolation level
@@ -371,7 +373,7 @@ class Statements:
         leads = set(list(source.primary_key)[: len(key)]) == set(key)
         return statement.with_hint(text="FORCE INDEX (PRIMARY)", selectable=source) if leads else statement
 
-    def _gone(self, history: HistoryAlias) -> ColumnElement[bool]:
+    def _is_deleted(self, history: HistoryAlias) -> ColumnElement[bool]:
         return ~_exists(self.base.live, all_equal(self.base.key, history.key))
 
     def unsettled(self, key: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
@@ -382,10 +384,10 @@ class Statements:
         base, past = self.base, HistoryAlias(self.base)
         agrees = _exists(
             past,
-            past.is_of(key),
+            past.has_key(key),
             past.is_open,
             or_(past.operation != _literal(Operation.BASELINE), past.changeset_id != self._changeset),
-            ~self._changed(past),
+            ~self._has_changed(past),
         )
         is_live = _exists(base.live, all_equal(base.key, key))
         has_null = or_(*(column.is_(None) for column in key))  # about which Capture warns
@@ -401,49 +403,58 @@ class Statements:
         rows without an open version and without one that begins after the instant.
         """
         base, past = self.base, HistoryAlias(self.base)
-        here = past.is_of(base.key)
-        last = self._newest(past, here).scalar_subquery()
+        same_row = past.has_key(base.key)
+        last = self._newest_number(past, same_row).scalar_subquery()
         number = _ONE if guard == "new" else func.coalesce(last, literal_column("0")) + _ONE
         statement = select(
-            *(live for live, _ in base.columns), number, _at, OpenEnd(), *self._context(operation, self._user(None))
-        ).where(self._rows(base.key))
+            *(live for live, _ in base.columns),
+            number,
+            _at,
+            OpenEnd(),
+            *self._audit_values(operation, self._user(None)),
+        ).where(self._has_one_of_keys(base.key))
         of_base = {column for column, _ in base.columns}
-        whole = all(field is None or field in of_base for field in self.user_fields)
-        statement = self._by_key(statement.select_from(base.live if whole else self._live()), base.live, base.key)
+        needs_base_only = all(field is None or field in of_base for field in self.user_fields)
+        statement = self._by_primary_key(
+            statement.select_from(base.live if needs_base_only else self._joined_live_tables()), base.live, base.key
+        )
         if guard == "new" and self.dialect.name not in GUARDED_BY_KEY:
-            statement = statement.where(~_exists(past, here))
+            statement = statement.where(~_exists(past, same_row))
         if guard in ("closed", "absent"):
             statement = statement.where(~has_open_version(base, base.key))
         if guard == "absent":
-            statement = statement.where(~_exists(past, here, past.valid_from > _at))
+            statement = statement.where(~_exists(past, same_row, past.valid_from > _at))
         if guard == "closed":
-            statement = statement.where(_exists(past, here, past.valid_to == _at))
+            statement = statement.where(_exists(past, same_row, past.valid_to == _at))
         if base.is_association and not base.live.primary_key:  # it may have duplicate rows
             # Not DISTINCT: with it PostgreSQL takes the untyped literals for text.
             statement = statement.group_by(*(live for live, _ in base.columns))
         return [
-            self._into(base, statement),
-            *(self._follow(table, table.live, [live for live, _ in table.columns]) for table in self.chain[1:]),
+            self._insert_into_history(base, statement),
+            *(
+                self._copy_to_subclass_table(table, table.live, [live for live, _ in table.columns])
+                for table in self.chain[1:]
+            ),
         ]
 
-    def _follow(self, table: TrackedTable, source: Any, values: list[Any]) -> Executable:
+    def _copy_to_subclass_table(self, table: TrackedTable, source: Any, values: list[Any]) -> Executable:
         """Write, for a subclass table, the versions that this changeset has opened in the base table."""
-        above = HistoryAlias(self.base)
-        here = [source.c[column.key] for column in table.key]
+        base_history = HistoryAlias(self.base)
+        same_row = [source.c[column.key] for column in table.key]
         statement = (
-            select(*values, *above.audit)
-            .select_from(source.join(above.clause, above.is_of(here)))
+            select(*values, *base_history.audit)
+            .select_from(source.join(base_history.clause, base_history.has_key(same_row)))
             .where(
-                self._rows(here),
-                above.is_open,
-                above.changeset_id == self._changeset,
-                ~has_open_version(table, here),
+                self._has_one_of_keys(same_row),
+                base_history.is_open,
+                base_history.changeset_id == self._changeset,
+                ~has_open_version(table, same_row),
             )
         )
-        return self._into(table, self._by_key(statement, source, here))
+        return self._insert_into_history(table, self._by_primary_key(statement, source, same_row))
 
-    def _close(self, what: str, guarded: bool) -> list[Executable]:
-        """End the open versions of rows that were changed or are gone, or of any (``what``).
+    def _close(self, which_rows: str, guarded: bool) -> list[Executable]:
+        """End the open versions of rows that were changed or are gone, or of any (``which_rows``).
 
         ``guarded`` excludes the versions that do not begin before the instant.
         """
@@ -452,10 +463,10 @@ class Statements:
             history = table.history
             statement = (
                 update(history)
-                .where(self._rows(table.history_key), is_open(table.valid_to))
+                .where(self._has_one_of_keys(table.history_key), is_open(table.valid_to))
                 .values({table.valid_to: _at})
             )
-            statement = self._by_key(statement, history, table.history_key)
+            statement = self._by_primary_key(statement, history, table.history_key)
             if table is not self.base:
                 base = self.base
                 same = all_equal(base.history_key, table.history_key), base.version == table.version
@@ -463,64 +474,67 @@ class Statements:
             else:
                 if guarded:
                     statement = statement.where(table.valid_from < _at)
-                if what == "changed":
-                    statement = statement.where(self._changed(HistoryAlias(table, history)))
-                elif what == "gone":
-                    statement = statement.where(self._gone(HistoryAlias(table, history)))
+                if which_rows == "changed":
+                    statement = statement.where(self._has_changed(HistoryAlias(table, history)))
+                elif which_rows == "gone":
+                    statement = statement.where(self._is_deleted(HistoryAlias(table, history)))
             statements.append(statement)
         return statements
 
-    def _tombstone(self, what: str, guarded: bool) -> list[Executable]:
+    def _tombstone(self, which_rows: str, guarded: bool) -> list[Executable]:
         """Write the tombstones of rows whose versions are still open; see :meth:`_close`."""
         statements: list[Executable] = []
         for table in self.chain:
             past = HistoryAlias(table)
             if table is self.base:
                 user, ended = self._user(dict(past.columns)), past.version + _ONE
-                statement = select(*past.stored, ended, _at, _at, *self._context(Operation.DELETE, user))
+                statement = select(*past.stored, ended, _at, _at, *self._audit_values(Operation.DELETE, user))
                 if guarded:
                     statement = statement.where(past.valid_from < _at)
-                if what == "gone":
-                    statement = statement.where(self._gone(past))
+                if which_rows == "gone":
+                    statement = statement.where(self._is_deleted(past))
             else:
-                above = HistoryAlias(self.base)
+                base_history = HistoryAlias(self.base)
                 statement = (
-                    select(*past.stored, *above.audit)
-                    .select_from(past.clause.join(above.clause, above.is_of(past.key)))
-                    .where(above.version == past.version + _ONE, above.operation == _literal(Operation.DELETE))
+                    select(*past.stored, *base_history.audit)
+                    .select_from(past.clause.join(base_history.clause, base_history.has_key(past.key)))
+                    .where(
+                        base_history.version == past.version + _ONE,
+                        base_history.operation == _literal(Operation.DELETE),
+                    )
                 )
-            statement = statement.where(self._rows(past.key), past.is_open)
-            statements.append(self._into(table, self._by_key(statement, past.clause, past.key)))
+            statement = statement.where(self._has_one_of_keys(past.key), past.is_open)
+            statements.append(self._insert_into_history(table, self._by_primary_key(statement, past.clause, past.key)))
         return statements
 
-    def _depart(self) -> list[Executable]:
+    def _tombstone_left_tables(self) -> list[Executable]:
         """Write the tombstones of rows that are gone from a subclass table, where the base table has a new version."""
         statements: list[Executable] = []
         for table in self.chain[1:]:
-            past, above = HistoryAlias(table), HistoryAlias(self.base)
-            told = {role: above.role(role) for role, _ in self.base.names.items()}
-            told |= {"operation": _literal(Operation.DELETE), "valid_to": above.valid_from}
+            past, base_history = HistoryAlias(table), HistoryAlias(self.base)
+            audit_values = {role: base_history.role(role) for role, _ in self.base.names.items()}
+            audit_values |= {"operation": _literal(Operation.DELETE), "valid_to": base_history.valid_from}
             statement = (
-                select(*past.stored, *told.values())
-                .select_from(past.clause.join(above.clause, above.is_of(past.key)))
+                select(*past.stored, *audit_values.values())
+                .select_from(past.clause.join(base_history.clause, base_history.has_key(past.key)))
                 .where(
-                    self._rows(past.key),
-                    above.is_open,
-                    above.version == past.version + _ONE,
-                    above.changeset_id == self._changeset,
-                    above.valid_from == past.valid_to,
+                    self._has_one_of_keys(past.key),
+                    base_history.is_open,
+                    base_history.version == past.version + _ONE,
+                    base_history.changeset_id == self._changeset,
+                    base_history.valid_from == past.valid_to,
                     past.operation != _literal(Operation.DELETE),
                     ~_exists(table.live, all_equal(table.key, past.key)),
                 )
             )
-            statements.append(self._into(table, statement))
+            statements.append(self._insert_into_history(table, statement))
         return statements
 
     def _remove(self) -> list[Executable]:
         """Delete one version, by its number."""
         return [
             delete(table.history).where(
-                self._row(table.history_key),
+                self._has_key(table.history_key),
                 table.version == bindparam("sqlaudit_version", type_=Integer()),
             )
             for table in self.chain
@@ -531,7 +545,7 @@ class Statements:
         return [
             update(table.history)
             .where(
-                self._row(table.history_key),
+                self._has_key(table.history_key),
                 table.version == bindparam("sqlaudit_version", type_=Integer()),
                 table.role("operation") != _literal(Operation.DELETE),
             )
@@ -543,7 +557,7 @@ class Statements:
         """Delete the baselines of this changeset that no change followed."""
         return [
             delete(table.history).where(
-                self._rows(table.history_key),
+                self._has_one_of_keys(table.history_key),
                 is_open(table.valid_to),
                 table.role("operation") == _literal(Operation.BASELINE),
                 table.role("changeset_id") == self._changeset,
@@ -554,34 +568,35 @@ class Statements:
     def _last(self) -> list[Executable]:
         """Read the last version of each row, and whether the live row is gone or differs from it."""
         base, history, past = self.base, HistoryAlias(self.base, self.base.history), HistoryAlias(self.base)
-        newest = self._newest(past, past.is_of(base.history_key)).with_for_update(read=True).scalar_subquery()
+        newest = self._newest_number(past, past.has_key(base.history_key)).with_for_update(read=True).scalar_subquery()
         user: ColumnElement[Any] = null()
         if self.user_fields is not NO_USER_FIELDS:
             row = (
                 select(self._user(None))
-                .select_from(self._live())
+                .select_from(self._joined_live_tables())
                 .where(all_equal(base.key, base.history_key))
                 .scalar_subquery()
             )
             user = func.coalesce(row, self._user(dict(base.columns)))
         statement = (
             select(
-                *self.key_types.read(base.history_key, raw_ones=self.raw_keys),
+                *self.key_types.read(base.history_key, as_raw=self.raw_keys),
                 *history.audit,
-                case((self._gone(history), 1), else_=0).label("sqlaudit_gone"),
-                case((self._changed(history), 1), else_=0).label("sqlaudit_changed"),
+                case((self._is_deleted(history), 1), else_=0).label("sqlaudit_gone"),
+                case((self._has_changed(history), 1), else_=0).label("sqlaudit_changed"),
                 user.label("sqlaudit_row_user"),
             )
-            .where(self._rows(base.history_key), base.version == newest)
+            .where(self._has_one_of_keys(base.history_key), base.version == newest)
             .with_for_update()
         )
-        return [self._by_key(statement, base.history, base.history_key)]
+        return [self._by_primary_key(statement, base.history, base.history_key)]
 
     def _keys(self, columns: tuple[Column[Any], ...]) -> list[Executable]:
         """Find the live rows and the open versions whose ``columns`` of the base table have one of the given values."""
         return [
-            select(*self._compared(self.base.key)).where(self._rows(columns)),
+            select(*self._compared(self.base.key)).where(self._has_one_of_keys(columns)),
             select(*self._compared(self.base.history_key)).where(
-                self._rows([self.base.history.c[column.key] for column in columns]), is_open(self.base.valid_to)
+                self._has_one_of_keys([self.base.history.c[column.key] for column in columns]),
+                is_open(self.base.valid_to),
             ),
         ]

@@ -8,7 +8,7 @@
         |
     ordering.Ordering                 in which order, so that foreign keys and unique values allow it?
         |
-    application.carry_out             objects of the session, flushed table by table
+    application.execute_plan             objects of the session, flushed table by table
 
 Everything is read and checked before anything changes: a conflict, or a row that cannot be what it was, raises an
 error and leaves the session as it is. A dry run ends with the plan. What is flushed is recorded like any other write,

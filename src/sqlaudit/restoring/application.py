@@ -29,24 +29,24 @@ from sqlalchemy.orm.attributes import flag_modified, instance_dict, instance_sta
 from sqlaudit.changes import Operation
 from sqlaudit.context import get_audit_context
 from sqlaudit.exceptions import QueryError
-from sqlaudit.recording.changeset import own_connection
+from sqlaudit.recording.changeset import connection_for_versions
 from sqlaudit.recording.policy import lacking, require_context
-from sqlaudit.recording.units import user_fields_of
+from sqlaudit.recording.tracked_mappers import user_fields_of
+from sqlaudit.restoring.generated_keys import overriding_keys, tables_that_make_keys
 from sqlaudit.restoring.ordering import Stages
-from sqlaudit.restoring.overriding import overriding_keys, tables_that_make_keys
 from sqlaudit.restoring.plan import Change, LinkChange, Plan
-from sqlaudit.restoring.rows import attribute_of, found_by, locked, stores_null
+from sqlaudit.restoring.rows import attribute_of, read_by_value, stores_null, with_row_locks
 from sqlaudit.sql.batches import chunks
 from sqlaudit.sql.keys import Key, one_of
-from sqlaudit.sql.own import OURS
+from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.models import TrackedModel, tracked_model
 from sqlaudit.tracking.registry import mappers_of
-from sqlaudit.tracking.sessions import where_rows_are
+from sqlaudit.tracking.sessions import bind_arguments_for
 
 _QUERIES: Final = ("dynamic", "write_only")
 
 
-def carry_out(plan: Plan, stages: Stages) -> None:
+def execute_plan(plan: Plan, stages: Stages) -> None:
     """Carry out a plan by flushes. If one fails, discard what it set in the session.
 
     A validator or a listener may refuse a change after others have been flushed. Then roll back the transaction, or
@@ -57,7 +57,7 @@ def carry_out(plan: Plan, stages: Stages) -> None:
         try:
             application.run()
         except BaseException:
-            application.withdraw()
+            application.discard()
             transaction = session.get_nested_transaction() or session.get_transaction()
             if application.has_written and transaction is not None and transaction.is_active:
                 transaction.rollback()
@@ -70,7 +70,7 @@ class _Application:
         self.stages = stages
         self.session: Session = plan.session
         self.links = list(plan.links.values())
-        self.loosened = dict(stages.loosened)
+        self.cleared = dict(stages.cleared)
         self.objects: dict[Change, Any] = {}
         self._nulls: dict[Mapper[Any], _Nulls] = {}
         self._doomed = {change for change in plan.changes if change.operation is Operation.DELETE}
@@ -85,11 +85,11 @@ class _Application:
         stages = self.stages
         self._require_context()
         self._load()
-        with self._given_keys():
-            for change, names in self.loosened.items():
+        with self._keeping_keys():
+            for change, names in self.cleared.items():
                 for name in names:
                     self._set(change, self.objects[change], name, None)
-            if self.loosened:
+            if self.cleared:
                 self._flush()
             self._change_links(Operation.DELETE)
             postponed = dict(stages.postponed)
@@ -137,18 +137,18 @@ class _Application:
         return [by_rank[rank] for rank in sorted(by_rank)]
 
     @contextmanager
-    def _given_keys(self) -> Iterator[None]:
+    def _keeping_keys(self) -> Iterator[None]:
         """Let new rows get their old keys within the block, even ``GENERATED ALWAYS`` ones."""
         by_connection: dict[Connection, set[Table]] = defaultdict(set)
         for change in self.plan.changes:
             if change.operation is Operation.INSERT and (tables := tables_that_make_keys(change.mapper)):
-                by_connection[own_connection(self.session, change.mapper)] |= tables
+                by_connection[connection_for_versions(self.session, change.mapper)] |= tables
         with ExitStack() as stack:
             for connection, tables in by_connection.items():
                 stack.enter_context(overriding_keys(connection, tables))
             yield
 
-    def withdraw(self) -> None:
+    def discard(self) -> None:
         """Expunge new objects and expire changed ones, after a flush or a validator of the model has failed."""
         for change, obj in self.objects.items():
             if instance_state(obj).pending:
@@ -172,15 +172,15 @@ class _Application:
                 for name in self._written_together(changes.values())[model]
                 if model.mapper.attrs[name].deferred
             ]
-            for obj in self._rows_of(model, list(changes), *deferred, lock=True, populate_existing=True):
-                found = instance_state(obj).key
-                assert found is not None
-                self.objects[changes[tuple(found[1])]] = obj
+            for obj in self._load_rows(model, list(changes), *deferred, lock=True, populate_existing=True):
+                loaded_key = instance_state(obj).key
+                assert loaded_key is not None
+                self.objects[changes[tuple(loaded_key[1])]] = obj
             for change in changes.values():
                 if change not in self.objects:
-                    self.objects[change] = self._hidden(change.mapper, change.key)
+                    self.objects[change] = self._find_hidden(change.mapper, change.key)
 
-    def _rows_of(
+    def _load_rows(
         self, model: TrackedModel, keys: Sequence[Key], *options: Any, lock: bool = False, **execution: Any
     ) -> Iterator[Any]:
         if isinstance(model.mapper.selectable, Subquery):
@@ -192,17 +192,19 @@ class _Application:
             )
         statement = select(model.mapper.class_).options(*options)
         if lock:
-            statement = locked(statement, model)
+            statement = with_row_locks(statement, model)
         for chunk in chunks(keys):
             where = one_of(model.root.table.key, chunk)
-            yield from self.session.scalars(statement.where(where), execution_options={**OURS, **execution}).unique()
+            yield from self.session.scalars(
+                statement.where(where), execution_options={**INTERNAL, **execution}
+            ).unique()
 
-    def _hidden(self, mapper: Mapper[Any], key: Key) -> Any:
+    def _find_hidden(self, mapper: Mapper[Any], key: Key) -> Any:
         """Return the object of a row that a user's listener hides from queries.
 
         The object is expired and loads its attributes on access, which such listeners let pass.
         """
-        obj = self._in_session(mapper, key)
+        obj = self._find_in_session(mapper, key)
         if obj is None:
             obj = mapper.class_manager.new_instance()
             for column, value in zip(mapper.primary_key, key, strict=True):
@@ -221,9 +223,9 @@ class _Application:
         keys: dict[TrackedModel, list[Key]] = defaultdict(list)
         for change in changes:
             keys[change.model].append(change.key)
-        for model, some in keys.items():
+        for model, owners in keys.items():
             if options := _all_relationships(model.mapper):
-                for _ in self._rows_of(model, some, *options):
+                for _ in self._load_rows(model, owners, *options):
                     pass
         going = {id(self.objects[change]) for change in changes}
         for change in changes:
@@ -245,7 +247,7 @@ class _Application:
         written = self._written_together(changes)
         inserted = [change for change in changes if change.operation is Operation.INSERT]
         for change in inserted:
-            self.objects[change] = self._new(change, postponed.get(change, set()))
+            self.objects[change] = self._make_object(change, postponed.get(change, set()))
         self._give_parents(inserted)
         self.session.add_all([self.objects[change] for change in inserted])
         for change in changes:
@@ -264,7 +266,7 @@ class _Application:
         for change in changes:
             self.session.delete(self.objects[change])
 
-    def _new(self, change: Change, postponed: set[str]) -> Any:
+    def _make_object(self, change: Change, postponed: set[str]) -> Any:
         """Make an object without calling its ``__init__``, which may do more than set attributes."""
         mapper = change.mapper
         obj = mapper.class_manager.new_instance()
@@ -285,7 +287,7 @@ class _Application:
         set_attribute(obj, name, None if is_none else value)
         values = instance_dict(obj)
         if is_none and values.get(name, obj) is None and not self._is_stored_by_none(change, name, value):
-            values[name] = null() if value is None else change.copied(name)
+            values[name] = null() if value is None else change.copy_expression(name)
         elif change.operation is not Operation.INSERT and not _seems_changed(obj, name):
             values[name] = literal(values[name], change.mapper.attrs[name].columns[0].type)  # never compared
 
@@ -298,7 +300,7 @@ class _Application:
 
     def _nulls_of(self, mapper: Mapper[Any]) -> _Nulls:
         if mapper not in self._nulls:
-            self._nulls[mapper] = _Nulls(mapper, where_rows_are(self.session, mapper)["bind"].dialect)
+            self._nulls[mapper] = _Nulls(mapper, bind_arguments_for(self.session, mapper)["bind"].dialect)
         return self._nulls[mapper]
 
     def _written_together(self, stage: Iterable[Change]) -> dict[TrackedModel, set[str]]:
@@ -312,9 +314,9 @@ class _Application:
         return written
 
     def _update(self, change: Change, obj: Any, names: set[str]) -> None:
-        loosened = self.loosened.get(change, set())
-        for name in sorted(names | loosened):
-            if name in change.fields or name in loosened:
+        cleared = self.cleared.get(change, set())
+        for name in sorted(names | cleared):
+            if name in change.fields or name in cleared:
                 self._set(change, obj, name, change.new[name])
             else:
                 self._keep(change, obj, name)
@@ -350,7 +352,7 @@ class _Application:
                     key = (column == part for column, part in zip(table.key, change.key, strict=True))
                     self.session.execute(
                         update(table.live).where(*key).values(automatic | values),
-                        bind_arguments=where_rows_are(self.session, change.mapper),
+                        bind_arguments=bind_arguments_for(self.session, change.mapper),
                     )
 
     def _give_parents(self, inserted: Sequence[Change]) -> None:
@@ -361,9 +363,9 @@ class _Application:
                 for name, parent_class in mapper._delete_orphans:
                     children[class_mapper(parent_class).relationships[name]].append(change)
         for relationship, changes in children.items():
-            theirs, ours = zip(*relationship.synchronize_pairs, strict=True)
-            values = {change: change.has(ours) for change in changes if relationship.secondary is None}
-            parents = self._ends(relationship.parent, theirs, set(filter(None, values.values())), [])
+            remote_columns, local_columns = zip(*relationship.synchronize_pairs, strict=True)
+            values = {change: change.new_values(local_columns) for change in changes if relationship.secondary is None}
+            parents = self._objects_at_end(relationship.parent, remote_columns, set(filter(None, values.values())), [])
             implementation = relationship.class_attribute.impl
             for change in changes:
                 state, parent = instance_state(self.objects[change]), parents.get(values.get(change) or ())
@@ -383,12 +385,16 @@ class _Application:
 
     def _change_links_of(self, relationship: RelationshipProperty[Any], changes: Sequence[LinkChange]) -> None:
         width = len(relationship.synchronize_pairs)
-        ours = [column for column, _ in relationship.synchronize_pairs]
-        theirs = [column for column, _ in relationship.secondary_synchronize_pairs or ()]
+        local_columns = [column for column, _ in relationship.synchronize_pairs]
+        remote_columns = [column for column, _ in relationship.secondary_synchronize_pairs or ()]
         eager = [] if relationship.lazy in _QUERIES else [selectinload(relationship.class_attribute)]
-        owners = self._ends(relationship.parent, ours, {change.link[:width] for change in changes}, eager)
-        others = self._ends(relationship.mapper, theirs, {change.link[width:] for change in changes}, [])
-        names = [attribute_of(relationship.parent, column) or "" for column in ours]
+        owners = self._objects_at_end(
+            relationship.parent, local_columns, {change.link[:width] for change in changes}, eager
+        )
+        others = self._objects_at_end(
+            relationship.mapper, remote_columns, {change.link[width:] for change in changes}, []
+        )
+        names = [attribute_of(relationship.parent, column) or "" for column in local_columns]
         for link, owner in owners.items():
             if eager and instance_state(owner).persistent and link != tuple([getattr(owner, name) for name in names]):
                 self.session.expire(owner, [relationship.key])  # selectinload finds one spelling only
@@ -399,9 +405,9 @@ class _Application:
                     if reverse.key in instance_dict(other) and reverse.lazy not in _QUERIES:
                         self.session.expire(other, [reverse.key])
                 continue  # the unit of work deletes the links of a deleted object
-            self._touch_link(change, owner, other)
+            self._set_link(change, owner, other)
 
-    def _touch_link(self, change: LinkChange, owner: Any, other: Any) -> None:
+    def _set_link(self, change: LinkChange, owner: Any, other: Any) -> None:
         relationship = change.relationship
         state, values = instance_state(owner), instance_dict(owner)
         implementation = state.manager[relationship.key].impl
@@ -415,41 +421,43 @@ class _Application:
         else:
             implementation.remove(state, values, other, None)
 
-    def _ends(
+    def _objects_at_end(
         self, mapper: Mapper[Any], columns: Sequence[Any], values: set[Key], options: Sequence[Any]
     ) -> dict[Key, Any]:
         """Return the objects at one end of links, new or loaded, by the values with which the links refer to them."""
-        found: dict[Key, Any] = {}
+        objects: dict[Key, Any] = {}
         for change, obj in self.objects.items():
             if issubclass(change.mapper.class_, mapper.class_):
-                value = change.had(columns) if change.operation is Operation.DELETE else change.has(columns)
-                found.update((known, obj) for known in {value, *self.plan.respelt.get(change, ())} & values)
+                value = (
+                    change.old_values(columns) if change.operation is Operation.DELETE else change.new_values(columns)
+                )
+                objects.update((known, obj) for known in {value, *self.plan.respelt.get(change, ())} & values)
         names = [attribute_of(mapper, column) or "" for column in columns]
-        missing = [value for value in values if value not in found or instance_state(found[value]).key is not None]
+        missing = [value for value in values if value not in objects or instance_state(objects[value]).key is not None]
         statement = select(mapper.class_).options(*options)
 
-        def read(some: Collection[Key]) -> Iterator[tuple[Key, Any]]:
-            for chunk in chunks(list(some)):
+        def read(values: Collection[Key]) -> Iterator[tuple[Key, Any]]:
+            for chunk in chunks(list(values)):
                 for obj in self.session.scalars(statement.where(one_of(columns, chunk))).unique():
                     yield tuple([getattr(obj, name) for name in names]), obj
 
-        found |= found_by(missing, read)
-        for value in values - found.keys() if set(columns) == set(mapper.primary_key) else ():
+        objects |= read_by_value(missing, read)
+        for value in values - objects.keys() if set(columns) == set(mapper.primary_key) else ():
             by_column = dict(zip(columns, value, strict=True))
-            found[value] = self._hidden(mapper, tuple([by_column[column] for column in mapper.primary_key]))
-        return found
+            objects[value] = self._find_hidden(mapper, tuple([by_column[column] for column in mapper.primary_key]))
+        return objects
 
     # -- what the session has loaded
 
     def _expire_collections(self, stage: Sequence[Change]) -> None:
         """Expire loaded relationships to which changes add objects, or from which they remove objects."""
-        found: dict[TrackedModel, list[tuple[RelationshipProperty[Any], list[Any]]]] = {}
+        by_model: dict[TrackedModel, list[tuple[RelationshipProperty[Any], list[Any]]]] = {}
         for change in stage:
-            if change.model not in found:
-                found[change.model] = list(_collections_of(change.mapper))
-            for relationship, columns in found[change.model]:
-                for value in {change.had(columns), change.has(columns)} - {None}:
-                    parent = self._in_session(relationship.parent, value)
+            if change.model not in by_model:
+                by_model[change.model] = list(_collections_of(change.mapper))
+            for relationship, columns in by_model[change.model]:
+                for value in {change.old_values(columns), change.new_values(columns)} - {None}:
+                    parent = self._find_in_session(relationship.parent, value)
                     if parent is not None and relationship.key in instance_dict(parent):
                         self.session.expire(parent, [relationship.key])
 
@@ -466,7 +474,7 @@ class _Application:
             if stale:
                 self.session.expire(obj, stale)
 
-    def _in_session(self, mapper: Mapper[Any], key: Key | None) -> Any:
+    def _find_in_session(self, mapper: Mapper[Any], key: Key | None) -> Any:
         if key is None or len(key) != len(mapper.primary_key):
             return None
         return self.session.identity_map.get(mapper.identity_key_from_primary_key(key))

@@ -11,7 +11,7 @@ from sqlalchemy import Column, ForeignKeyConstraint, Table
 
 from sqlaudit.changes import Operation, hashable
 from sqlaudit.exceptions import QueryError
-from sqlaudit.restoring.plan import Change, constraints_of, covering, foreign_keys, unique_columns
+from sqlaudit.restoring.plan import Change, constraints_of, foreign_keys, unique_columns, writable_relationships_over
 from sqlaudit.restoring.rows import attribute_of
 from sqlaudit.sql.keys import Key
 from sqlaudit.tracking.models import TrackedModel, root_of
@@ -22,7 +22,7 @@ from sqlaudit.tracking.tables import tracked_table
 class Stages:
     """The changes in stages, usually one. In a stage, each table takes one flush to save and one to delete rows.
 
-    :ivar loosened: attributes to set to NULL before the stages: foreign keys of rows that will be deleted and refer to
+    :ivar cleared: attributes to set to NULL before the stages: foreign keys of rows that will be deleted and refer to
         each other in a circle, and unique values that rows exchange in a circle
     :ivar stages: the changes of each stage, in an order in which rows can be inserted
     :ivar postponed: foreign keys of new rows, to set after the stages
@@ -31,7 +31,7 @@ class Stages:
 
     ranks: dict[TrackedModel, int]
 
-    loosened: list[tuple[Change, set[str]]] = field(default_factory=list)
+    cleared: list[tuple[Change, set[str]]] = field(default_factory=list)
     stages: list[list[Change]] = field(default_factory=list)
     postponed: list[tuple[Change, set[str]]] = field(default_factory=list)
 
@@ -72,34 +72,36 @@ class Ordering:
                 self._by_table[change.operation, table.live].append(change)
 
     def stages(self) -> Stages:
-        loosened: dict[Change, set[str]] = defaultdict(set)
+        cleared: dict[Change, set[str]] = defaultdict(set)
         postponed: dict[Change, set[str]] = defaultdict(set)
         known: dict[tuple[Operation, ForeignKeyConstraint], dict[Key, Change]] = {}
         for change in self.changes:
             for constraint in constraints_of(change.model):
                 columns = [element.parent for element in constraint.elements]
                 names = {attribute_of(change.mapper, column) or "" for column in columns}
-                before, after = change.had(columns), change.has(columns)
+                before, after = change.old_values(columns), change.new_values(columns)
                 parent = self._providers(known, Operation.INSERT, constraint).get(after or ())
                 if parent is not None:
                     if self._is_circular(constraint, change, parent):
                         postponed[change].update(names)
                     elif parent is not change:
                         crosses = _both_new(parent, change) and _crosses_tables(constraint, change)
-                        self._let(parent, change, _Reference(change, constraint, names), flushes=1 if crosses else None)
+                        self._require_order(
+                            parent, change, _Reference(change, constraint, names), flushes=1 if crosses else None
+                        )
                 parent = self._providers(known, Operation.DELETE, constraint).get(before or ())
                 if parent is not None:
                     if change.operation is Operation.DELETE and self._is_circular(constraint, change, parent):
-                        loosened[change].update(names)
+                        cleared[change].update(names)
                     elif parent is not change:
                         both_gone = change.operation is parent.operation is Operation.DELETE
-                        together = both_gone and _is_covered(constraint)
-                        self._let(
+                        together = both_gone and _has_writable_relationship(constraint)
+                        self._require_order(
                             change, parent, _Reference(change, constraint, names), flushes=0 if together else None
                         )
         self._order_unique_values()
-        self._stages.stages = self._levels(loosened, postponed)
-        self._stages.loosened = list(loosened.items())
+        self._stages.stages = self._levels(cleared, postponed)
+        self._stages.cleared = list(cleared.items())
         self._stages.postponed = list(postponed.items())
         return self._stages
 
@@ -112,12 +114,12 @@ class Ordering:
         """Return the changes that insert, or delete, rows that a foreign key refers to, by the values referred to."""
         if (operation, constraint) not in known:
             columns = [element.column for element in constraint.elements]
-            found = {}
+            providers = {}
             for change in self._by_table.get((operation, constraint.referred_table), ()):
-                value = change.has(columns) if operation is Operation.INSERT else change.had(columns)
+                value = change.new_values(columns) if operation is Operation.INSERT else change.old_values(columns)
                 if value is not None:
-                    found[value] = change
-            known[operation, constraint] = found
+                    providers[value] = change
+            known[operation, constraint] = providers
         return known[operation, constraint]
 
     def _is_circular(self, constraint: ForeignKeyConstraint, child: Change, parent: Change) -> bool:
@@ -127,7 +129,7 @@ class Ordering:
             return child.operation is Operation.DELETE or _crosses_tables(constraint, child)
         return self.ranks[parent.model.root] > self.ranks[child.model.root]
 
-    def _let(
+    def _require_order(
         self, first: Change, then: Change, reference: _Reference | None = None, *, flushes: int | None = None
     ) -> None:
         """Require that a change is made before another.
@@ -147,37 +149,37 @@ class Ordering:
         for change in self.changes:
             if change.operation is not Operation.INSERT:
                 for columns in unique_columns(change.model, deferred=False):
-                    value = hashable(change.had(columns))
-                    if value is not None and value != hashable(change.has(columns)):
+                    value = hashable(change.old_values(columns))
+                    if value is not None and value != hashable(change.new_values(columns)):
                         givers[columns, value] = change
         if givers:
             for change in self.changes:
                 if change.operation is Operation.DELETE:
                     continue
                 for columns in unique_columns(change.model, deferred=False):
-                    giver = givers.get((columns, hashable(change.has(columns))))
+                    giver = givers.get((columns, hashable(change.new_values(columns))))
                     if giver is not None and giver is not change:
                         if change not in self._passing_on[giver]:
-                            self._let(giver, change)
+                            self._require_order(giver, change)
                         self._passing_on[giver].setdefault(change, set()).add(columns)
 
-    def _break_circle(
-        self, left: Collection[Change], loosened: dict[Change, set[str]], postponed: dict[Change, set[str]]
+    def _break_cycle(
+        self, left: Collection[Change], cleared: dict[Change, set[str]], postponed: dict[Change, set[str]]
     ) -> list[Change]:
         """Return changes to make next although they wait for others, once what they need is NULL.
 
         :raises QueryError: rows exchange unique values that cannot be NULL
         """
-        if free := self._break_references(left, loosened, postponed):
+        if free := self._break_references(left, cleared, postponed):
             return free
         stuck = None
         for change in left:
-            takers = {taker: given for taker, given in self._passing_on.get(change, {}).items() if taker in left}
-            names = [_loosest(change, columns) for columns in set().union(*takers.values())]
+            takers = {taker: value for taker, value in self._passing_on.get(change, {}).items() if taker in left}
+            names = [_attribute_to_clear(change, columns) for columns in set().union(*takers.values())]
             if None in names:
                 stuck = stuck or change
             elif takers:
-                loosened[change].update(filter(None, names))
+                cleared[change].update(filter(None, names))
                 for taker in takers:
                     del self._passing_on[change][taker]
                     self._after[change].remove(taker)
@@ -193,7 +195,7 @@ class Ordering:
         return [next(iter(left))]  # rows of one table that refer to one another: let the database decide
 
     def _break_references(
-        self, left: Collection[Change], loosened: dict[Change, set[str]], postponed: dict[Change, set[str]]
+        self, left: Collection[Change], cleared: dict[Change, set[str]], postponed: dict[Change, set[str]]
     ) -> list[Change]:
         """Break a circle of rows at a nullable foreign key, NULL meanwhile; return the changes to make next."""
         for edge in list(self._references):
@@ -206,7 +208,7 @@ class Ordering:
                 and then in left
                 and self._leads_to(then, first, left)
             ):
-                (postponed if wanted is Operation.INSERT else loosened)[reference.child].update(reference.names)
+                (postponed if wanted is Operation.INSERT else cleared)[reference.child].update(reference.names)
                 self._references.remove(edge)
                 self._after[first].remove(then)
                 self._waiting[then] -= 1
@@ -226,14 +228,14 @@ class Ordering:
             waiting += following
         return False
 
-    def _levels(self, loosened: dict[Change, set[str]], postponed: dict[Change, set[str]]) -> list[list[Change]]:
+    def _levels(self, cleared: dict[Change, set[str]], postponed: dict[Change, set[str]]) -> list[list[Change]]:
         levels: dict[Change, int] = dict.fromkeys(self.changes, 0)
         order: list[Change] = []
         ready = [change for change in self.changes if not self._waiting[change]]
         left = dict.fromkeys(self.changes)
         while left:
             if not ready:
-                ready = self._break_circle(left, loosened, postponed)
+                ready = self._break_cycle(left, cleared, postponed)
             following: list[Change] = []
             for change in ready:
                 if change not in left:
@@ -244,7 +246,7 @@ class Ordering:
                     if other in left:
                         flushes = self._flushes.get((change, other))
                         if flushes is None:
-                            is_before = self._place(change) < self._place(other) or _both_new(change, other)
+                            is_before = self._sort_key(change) < self._sort_key(other) or _both_new(change, other)
                             flushes = 0 if is_before else 1
                         levels[other] = max(levels[other], levels[change] + flushes)
                         self._waiting[other] -= 1
@@ -256,7 +258,7 @@ class Ordering:
             stages[levels[change]].append(change)
         return [stages[level] for level in sorted(stages)]
 
-    def _place(self, change: Change) -> tuple[int, int, int]:
+    def _sort_key(self, change: Change) -> tuple[int, int, int]:
         """Return the sort key of a change within its stage."""
         rank = self.ranks[change.model.root]
         if change.operation is Operation.DELETE:
@@ -264,7 +266,7 @@ class Ordering:
         return 0, rank, 0 if change.operation is Operation.UPDATE else 1
 
 
-def _loosest(change: Change, columns: Sequence[Column[Any]]) -> str | None:
+def _attribute_to_clear(change: Change, columns: Sequence[Column[Any]]) -> str | None:
     """Return the attribute to set to NULL to free a unique value: if possible, one that changes anyway."""
     names = [
         name
@@ -274,8 +276,8 @@ def _loosest(change: Change, columns: Sequence[Column[Any]]) -> str | None:
     return next((name for name in names if name in change.fields), names[0] if names else None)
 
 
-def _both_new(one: Change, other: Change) -> bool:
-    return one.operation is other.operation is Operation.INSERT and one.model.root is other.model.root
+def _both_new(first: Change, second: Change) -> bool:
+    return first.operation is second.operation is Operation.INSERT and first.model.root is second.model.root
 
 
 def _crosses_tables(constraint: ForeignKeyConstraint, child: Change) -> bool:
@@ -327,5 +329,5 @@ def parents_of(root: TrackedModel, *, mandatory: bool = False) -> list[TrackedMo
     return [parent for parent in dict.fromkeys(parents) if parent is not root]
 
 
-def _is_covered(constraint: ForeignKeyConstraint) -> bool:
-    return any(not relationship.post_update for relationship in covering(constraint))
+def _has_writable_relationship(constraint: ForeignKeyConstraint) -> bool:
+    return any(not relationship.post_update for relationship in writable_relationships_over(constraint))

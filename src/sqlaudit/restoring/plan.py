@@ -24,8 +24,8 @@ from sqlaudit.restoring.rows import (
     Row,
     attribute_of,
     display_key,
-    found_by,
     keys_now,
+    read_by_value,
     rows_now,
     rows_where,
     values_of,
@@ -35,12 +35,12 @@ from sqlaudit.sql.fitting import is_writable
 from sqlaudit.sql.keys import MYSQL, Key, one_of
 from sqlaudit.tracking.models import TrackedModel, root_of, tracked_model
 from sqlaudit.tracking.schema import unique_together
-from sqlaudit.tracking.sessions import where_rows_are
+from sqlaudit.tracking.sessions import bind_arguments_for
 from sqlaudit.tracking.tables import TrackedTable, tracked_table
 
 _ANY_DIALECT: Final = DefaultDialect()
 
-Fate = Callable[[Row], Row | None]
+DeleteEffect = Callable[[Row], Row | None]
 """What the deletion of its parent does to a row: returns the row after it, or ``None`` if the row is deleted, too."""
 GivenValues = Mapping[Any, Mapping[str, Any]]
 """The values that users give for columns that history does not store: class → attribute → value."""
@@ -56,7 +56,7 @@ class Change:
     :ivar old: attribute → value of the live row; empty if there is none
     :ivar new: attribute → value after the change; empty if the row is deleted
     :ivar fields: attribute → (old value, new value), if they differ
-    :ivar then: the target row; ``None`` if the row is deleted
+    :ivar target: the target row; ``None`` if the row is deleted
     :ivar unmapped: live column that no attribute is mapped to → (old value, new value), if they differ
     """
 
@@ -66,7 +66,7 @@ class Change:
     old: Mapping[str, Any]
     new: dict[str, Any]
     fields: dict[str, tuple[Any, Any]]
-    then: Row | None = None
+    target: Row | None = None
     unmapped: Mapping[Column[Any], tuple[Any, Any]] = field(default_factory=dict)
 
     @property
@@ -75,24 +75,24 @@ class Change:
 
     @property
     def name(self) -> str:
-        return name_of(self.model, self.key)
+        return display_name(self.model, self.key)
 
-    def had(self, columns: Iterable[Any]) -> Key | None:
+    def old_values(self, columns: Iterable[Any]) -> Key | None:
         """Return the values of columns before the change; ``None`` if one is NULL."""
         return values_of(self.mapper, self.old, columns)
 
-    def has(self, columns: Iterable[Any]) -> Key | None:
+    def new_values(self, columns: Iterable[Any]) -> Key | None:
         """Return the values of columns after the change; ``None`` if one is NULL."""
         return values_of(self.mapper, self.new, columns)
 
-    def copied(self, name: str) -> Any:
+    def copy_expression(self, name: str) -> Any:
         """Return an expression that copies a value that Python reads as ``None`` from the version, if there is one."""
-        if self.then is None or self.then.version is None or self.then.values.get(name) is not JSON.NULL:
+        if self.target is None or self.target.version is None or self.target.values.get(name) is not JSON.NULL:
             return JSON.NULL
         column = self.model.columns[name]
         (table,) = (table for table in self.model.chain if table.history is column.table)
-        key = zip(table.history_key, self.then.key, strict=True)
-        version = select(type_coerce(column, NullType())).where(table.version == self.then.version)
+        key = zip(table.history_key, self.target.key, strict=True)
+        version = select(type_coerce(column, NullType())).where(table.version == self.target.version)
         return version.where(*(part == value for part, value in key)).scalar_subquery()
 
 
@@ -120,7 +120,7 @@ class LinkChange:
         return dict(zip(self.columns, self.link, strict=True))
 
 
-def name_of(model: TrackedModel, key: Key) -> str:
+def display_name(model: TrackedModel, key: Key) -> str:
     return f"{model.mapper.class_.__name__} {display_key(key)!r}"
 
 
@@ -209,15 +209,15 @@ class Plan:
         """Make this row a target, unless its key has one already."""
         self.targets[row.model.root].setdefault(row.key, row)
 
-    def unwant(self, model: TrackedModel, key: Key) -> None:
+    def want_absent(self, model: TrackedModel, key: Key) -> None:
         """Make the deletion of a row the target, unless its key has one already."""
         self.targets[model.root].setdefault(key, None)
 
-    def suffer(self, row: Row, fate: Fate) -> None:
+    def apply_delete_effect(self, row: Row, effect: DeleteEffect) -> None:
         """Apply the effect of a parent's deletion to a row, on top of any target that it has."""
         targets = self.targets[row.model.root]
-        then = targets.get(row.key, row)
-        targets[row.key] = None if then is None else fate(then)
+        target = targets.get(row.key, row)
+        targets[row.key] = None if target is None else effect(target)
 
     def link(self, change: LinkChange) -> None:
         """Plan a change of a link, unless there is one already."""
@@ -239,104 +239,106 @@ class Plan:
         for root, targets in self.targets.items():
             live = self._live[root]
             if unseen := [key for key in targets if key not in live]:
-                found = rows_now(self.session, root, root.table.key, unseen, lock=self.lock)
-                live.update((row.key, row) for row in found)
-            for key, then in targets.items():
-                change = self._change(live.get(key), then)
+                rows = rows_now(self.session, root, root.table.key, unseen, lock=self.lock)
+                live.update((row.key, row) for row in rows)
+            for key, target in targets.items():
+                change = self._change(live.get(key), target)
                 if change is not None:
                     self.changes.append(change)
 
-    def _change(self, now: Row | None, then: Row | None) -> Change | None:
-        if then is None:
-            return None if now is None else self._deletion(now)
-        if now is None:
-            return self._insertion(then)
-        if now.model is not then.model:
+    def _change(self, current: Row | None, target: Row | None) -> Change | None:
+        if target is None:
+            return None if current is None else self._deletion(current)
+        if current is None:
+            return self._insertion(target)
+        if current.model is not target.model:
             raise QueryError(
-                f"{name_of(now.model, now.key)} was a {then.mapper.class_.__name__} then, and a row cannot change its "
-                "class; delete it first, or leave it out.",
-                now.model.mapper.class_,
+                f"{display_name(current.model, current.key)} was a {target.mapper.class_.__name__} then, and a "
+                "row cannot change its class; delete it first, or leave it out.",
+                current.model.mapper.class_,
             )
-        return self._update(now, then)
+        return self._update(current, target)
 
     @staticmethod
-    def _deletion(now: Row) -> Change:
-        fields = {name: (shown(value), None) for name, value in now.values.items() if value is not None}
-        return Change(Operation.DELETE, now.model, now.key, now.values, {}, fields)
+    def _deletion(current: Row) -> Change:
+        fields = {name: (displayed(value), None) for name, value in current.values.items() if value is not None}
+        return Change(Operation.DELETE, current.model, current.key, current.values, {}, fields)
 
-    def _insertion(self, then: Row) -> Change:
-        fields, given = self.fields_of(then.model), self._given(then.model)
-        new = {name: value for name, value in then.values.items() if name not in fields.unwritten} | given
+    def _insertion(self, target: Row) -> Change:
+        fields, given_values = self.fields_of(target.model), self._given(target.model)
+        new = {name: value for name, value in target.values.items() if name not in fields.unwritten} | given_values
         lacking = [name or column.name for column, name in fields.needed if name is None or new.get(name) is None]
         if lacking:
             raise QueryError(
-                f"{name_of(then.model, then.key)} cannot be brought back without {', '.join(lacking)}, of which its "
-                f"history has no value and which cannot be NULL; give {_as_values(then.model, lacking[0])}.",
-                then.model.mapper.class_,
+                f"{display_name(target.model, target.key)} cannot be brought back without {', '.join(lacking)}, of "
+                "which its history has no value and which cannot be NULL; give "
+                f"{_as_values(target.model, lacking[0])}.",
+                target.model.mapper.class_,
             )
         for name in fields.mandatory:
             if new.get(name) is None:
                 new.pop(name, None)  # its column has a default
-        for name in new.keys() - given.keys():
-            self._refuse_unwritable(then, name, new[name])
-        told = {name: (None, shown(value)) for name, value in new.items() if value is not None}
-        key = then.get(then.model.root.table.key) or then.key
-        return Change(Operation.INSERT, then.model, key, {}, new, told, then, _unmapped({}, then))
+        for name in new.keys() - given_values.keys():
+            self._refuse_unwritable(target, name, new[name])
+        values = {name: (None, displayed(value)) for name, value in new.items() if value is not None}
+        key = target.get(target.model.root.table.key) or target.key
+        return Change(Operation.INSERT, target.model, key, {}, new, values, target, _unmapped({}, target))
 
-    def _update(self, now: Row, then: Row) -> Change | None:
-        fields, given = self.fields_of(then.model), self._given(then.model)
-        new = dict(now.values)
-        for name, value in then.values.items():
+    def _update(self, current: Row, target: Row) -> Change | None:
+        fields, given_values = self.fields_of(target.model), self._given(target.model)
+        new = dict(current.values)
+        for name, value in target.values.items():
             if name in fields.unwritten:
                 continue  # keys are compared: a key may have been spelt differently
-            if name in given and not self._is_writable(then, name, value):
-                value = given[name]
+            if name in given_values and not self._is_writable(target, name, value):
+                value = given_values[name]
             elif value is None and name in fields.mandatory:
-                if name not in given:
+                if name not in given_values:
                     raise QueryError(
-                        f"{name_of(then.model, then.key)} has no value of {name} in its version {then.version}, and "
-                        f"it cannot be NULL; give {_as_values(then.model, name)}.",
-                        then.model.mapper.class_,
+                        f"{display_name(target.model, target.key)} has no value of {name} in its version "
+                        f"{target.version}, and it cannot be NULL; give {_as_values(target.model, name)}.",
+                        target.model.mapper.class_,
                     )
-                value = given[name]
+                value = given_values[name]
             new[name] = value
         changed = {
-            name: (shown(now.values.get(name)), shown(value))
+            name: (displayed(current.values.get(name)), displayed(value))
             for name, value in new.items()
-            if _unlike(now.values.get(name), value, fields.equalities.get(name))
+            if _is_unequal(current.values.get(name), value, fields.equalities.get(name))
         }
         for name in changed:
-            if name not in given:
-                self._refuse_unwritable(then, name, new[name])
-        unmapped = _unmapped(now.unmapped, then)
+            if name not in given_values:
+                self._refuse_unwritable(target, name, new[name])
+        unmapped = _unmapped(current.unmapped, target)
         if not changed and not unmapped:
             return None
-        return Change(Operation.UPDATE, then.model, then.key, now.values, new, changed, then, unmapped)
+        return Change(Operation.UPDATE, target.model, target.key, current.values, new, changed, target, unmapped)
 
-    def _refuse_unwritable(self, then: Row, name: str, value: Any) -> None:
+    def _refuse_unwritable(self, target: Row, name: str, value: Any) -> None:
         """Raise if the type of a column can no longer write an old value.
 
         :raises QueryError: it cannot
         """
-        if self._is_writable(then, name, value):
+        if self._is_writable(target, name, value):
             return
         raise QueryError(
-            f"{name_of(then.model, then.key)} has {value!r} as its {name} in its version {then.version}, and "
-            f"{then.model.columns[name].type!r} has no such value any more; give {_as_values(then.model, name)}.",
-            then.model.mapper.class_,
+            f"{display_name(target.model, target.key)} has {value!r} as its {name} in its version {target.version}, "
+            f"and {target.model.columns[name].type!r} has no such value any more; give "
+            f"{_as_values(target.model, name)}.",
+            target.model.mapper.class_,
         )
 
-    def _is_writable(self, then: Row, name: str, value: Any) -> bool:
-        column = then.model.columns.get(name)
-        bind = where_rows_are(self.session, then.mapper).get("bind")
+    def _is_writable(self, target: Row, name: str, value: Any) -> bool:
+        column = target.model.columns.get(name)
+        bind = bind_arguments_for(self.session, target.mapper).get("bind")
         return column is None or is_writable(value, column.type, bind.dialect if bind is not None else _ANY_DIALECT)
 
     def _given(self, model: TrackedModel) -> dict[str, Any]:
-        given: dict[str, Any] = {}
+        given_values: dict[str, Any] = {}
         for class_, values in self.values.items():
             if issubclass(model.mapper.class_, class_):
-                given |= values
-        return given
+                given_values |= values
+        return given_values
 
     # -- checks
 
@@ -346,7 +348,7 @@ class Plan:
     def saved(self) -> list[Change]:
         return [change for change in self.changes if change.operation is not Operation.DELETE]
 
-    def referring(self) -> Iterator[tuple[Fate | None, Row, Change]]:
+    def referring(self) -> Iterator[tuple[DeleteEffect | None, Row, Change]]:
         """Yield each live row that would still refer to a row that will be deleted, with the effect on it.
 
         One statement per foreign key and 1,000 rows, two per relationship without a foreign key constraint.
@@ -357,22 +359,22 @@ class Plan:
                 continue
             root, columns = root_of(child), [element.parent for element in constraint.elements]
             for row in rows_now(self.session, root, columns, list(doomed), lock=self.lock):
-                value, then = row.get(columns), self.targets[root].get(row.key, row)
-                if then is row or (value in doomed and then is not None and then.get(columns) == value):
+                value, target = row.get(columns), self.targets[root].get(row.key, row)
+                if target is row or (value in doomed and target is not None and target.get(columns) == value):
                     # The value is unknown if its column is excluded, and may be equal only by collation.
-                    yield fate_of(constraint), row, doomed.get(value or ()) or next(iter(doomed.values()))
+                    yield effect_of_delete(constraint), row, doomed.get(value or ()) or next(iter(doomed.values()))
         for relationship, by_key in self._collected_by_doomed():
             for row, change in self._members(relationship, by_key):
                 if row.key not in self.targets[row.model.root]:
-                    yield fate_in(relationship), row, change
+                    yield effect_of_unit_of_work(relationship), row, change
 
     def _collected_by_doomed(self) -> Iterator[tuple[RelationshipProperty[Any], dict[Key, Change]]]:
         """Yield the relationships without a foreign key constraint of rows that will be deleted, with these rows."""
-        found: dict[RelationshipProperty[Any], dict[Key, Change]] = defaultdict(dict)
+        members: dict[RelationshipProperty[Any], dict[Key, Change]] = defaultdict(dict)
         for change in self.doomed():
             for relationship in collections_without_constraint(change.model):
-                found[relationship][change.key] = change
-        yield from found.items()
+                members[relationship][change.key] = change
+        yield from members.items()
 
     def _members(
         self, relationship: RelationshipProperty[Any], owners: Mapping[Key, Change]
@@ -407,7 +409,7 @@ class Plan:
                 changes = by_table.get(constraint.referred_table)
                 if changes and not _is_inheritance(constraint):
                     columns = [element.column for element in constraint.elements]
-                    values = ((change.had(columns), change) for change in changes)
+                    values = ((change.old_values(columns), change) for change in changes)
                     yield constraint, {value: change for value, change in values if value is not None}
 
     def referring_links(self) -> Iterator[tuple[TrackedTable, tuple[Column[Any], ...], list[Key]]]:
@@ -425,13 +427,17 @@ class Plan:
         for constraint, doomed in self._referred_to():
             parent = tracked_table(constraint.referred_table)
             assert parent is not None
-            if tracked_table(constraint.table) is not None or fate_of(constraint) is not None or _is_link(constraint):
+            if (
+                tracked_table(constraint.table) is not None
+                or effect_of_delete(constraint) is not None
+                or _is_link(constraint)
+            ):
                 continue
             columns = [element.parent for element in constraint.elements]
             for chunk in chunks(list(doomed)):
                 statement = select(*columns).where(one_of(columns, chunk)).limit(1)
-                found = self.session.execute(statement, bind_arguments=where_rows_are(self.session, parent.mapper))
-                for row in found:
+                result = self.session.execute(statement, bind_arguments=bind_arguments_for(self.session, parent.mapper))
+                for row in result:
                     raise QueryError(
                         f"A row of {constraint.table.fullname!r}, which has no history, refers to "
                         f"{doomed[tuple(row)].name}, which would be deleted; delete it first.",
@@ -449,8 +455,8 @@ class Plan:
         for change in self.saved():
             for constraint in constraints_of(change.model):
                 columns = [element.parent for element in constraint.elements]
-                value = change.has(columns)
-                if value is not None and value != change.had(columns):
+                value = change.new_values(columns)
+                if value is not None and value != change.old_values(columns):
                     wanted[constraint].setdefault(value, change.name)
         for link in self.links.values():
             if link.operation is Operation.INSERT:
@@ -483,34 +489,42 @@ class Plan:
         """Return the values of a foreign key that no row will have once the plan is carried out."""
         columns = [element.column for element in constraint.elements]
         table = constraint.referred_table
-        ours = [change for change in self.changes if any(each.live is table for each in change.model.chain)]
-        there = {change.has(columns) for change in ours}
-        gone = {change.had(columns) for change in ours} - there
+        changes_of_table = [
+            change
+            for change in self.changes
+            if any(table_of_model.live is table for table_of_model in change.model.chain)
+        ]
+        there = {change.new_values(columns) for change in changes_of_table}
+        gone = {change.old_values(columns) for change in changes_of_table} - there
         unknown = [value for value in values if value not in there and value not in gone]
         tracked = tracked_table(table) or tracked_table(constraint.table)
         assert tracked is not None  # one end is
-        found = found_by(
+        found = read_by_value(
             unknown,
-            lambda some: ((row, row) for row in rows_where(self.session, tracked, select(*columns), columns, some)),
+            lambda values_asked: (
+                (row, row) for row in rows_where(self.session, tracked, select(*columns), columns, values_asked)
+            ),
         )
         there.update(value for value, row in found.items() if row not in gone)
         absent = [value for value in values if value not in there]
-        return self._not_brought_back(ours, absent) if columns == list(tracked.key) else absent
+        return self._not_brought_back(changes_of_table, absent) if columns == list(tracked.key) else absent
 
     def _not_brought_back(self, changes: Collection[Change], keys: list[Key]) -> list[Key]:
         """Return the keys without keys of rows that the plan brings back, and remember how ``keys`` spells these."""
-        back = {change.then.key: change for change in changes if change.operation is Operation.INSERT and change.then}
+        back = {
+            change.target.key: change for change in changes if change.operation is Operation.INSERT and change.target
+        }
         if not keys or not back:
             return keys
         table = next(iter(back.values())).model.root.table
         spellings = select(*table.history_key, *keys_now(table))
         width = len(table.key)
 
-        def read(some: Collection[Key]) -> Iterator[tuple[Key, Key]]:
-            for row in rows_where(self.session, table, spellings, table.history_key, some):
+        def read(asked: Collection[Key]) -> Iterator[tuple[Key, Key]]:
+            for row in rows_where(self.session, table, spellings, table.history_key, asked):
                 yield row[:width], row[width:]
 
-        found = found_by(keys, read)
+        found = read_by_value(keys, read)
         for key, known in found.items():
             if known in back:
                 self.respelt[back[known]].add(key)
@@ -526,14 +540,14 @@ class Plan:
         for change in self.saved():
             if change.operation is not Operation.UPDATE or self.fields_of(change.model).key.isdisjoint(change.fields):
                 continue
-            where = where_rows_are(self.session, change.mapper)
+            where = bind_arguments_for(self.session, change.mapper)
             if where["bind"].dialect.name not in MYSQL:
                 continue
             tables = {table.live for table in change.model.chain}
             for constraint in foreign_keys(change.model.table.live.metadata.tables.values()):
                 if constraint.referred_table not in tables or (constraint.onupdate or "").upper() == "CASCADE":
                     continue
-                value = change.had(element.column for element in constraint.elements)
+                value = change.old_values(element.column for element in constraint.elements)
                 columns = [element.parent for element in constraint.elements]
                 statement = select(*columns).where(one_of(columns, [value] if value else [])).limit(1)
                 if self.session.execute(statement, bind_arguments=dict(where)).first() is not None:
@@ -550,25 +564,25 @@ class Plan:
         :raises QueryError: another row has one of them
         """
         changes = {(change.model.root, change.key): change for change in self.changes}
-        for (root, columns), takers in self._takers().items():
+        for (root, columns), takers in self._changes_by_value().items():
             table = tracked_table(columns[0].table)
             assert table is not None
-            width, wanted = len(columns), [value for taker in takers.values() if (value := taker.has(columns))]
+            width, wanted = len(columns), [value for taker in takers.values() if (value := taker.new_values(columns))]
             for row in rows_where(self.session, table, select(*columns, *table.key), columns, wanted):
                 value, key = row[:width], row[width:]
                 holder = changes.get((root, key))
-                if holder is None or hashable(holder.had(columns)) == hashable(holder.has(columns)):
+                if holder is None or hashable(holder.old_values(columns)) == hashable(holder.new_values(columns)):
                     like = (
                         taker
                         for taker in takers.values()
-                        if str(taker.has(columns)).casefold() == str(value).casefold()
+                        if str(taker.new_values(columns)).casefold() == str(value).casefold()
                     )
                     taker = takers.get(hashable(value)) or next(
                         like, next(iter(takers.values()))
                     )  # equal by the collation
-                    raise self._taken(taker, columns, name_of(root, key))
+                    raise self._taken(taker, columns, display_name(root, key))
 
-    def _takers(self) -> dict[tuple[TrackedModel, tuple[Column[Any], ...]], dict[Any, Change]]:
+    def _changes_by_value(self) -> dict[tuple[TrackedModel, tuple[Column[Any], ...]], dict[Any, Change]]:
         """Return the changes by the columns and the :func:`hashable` form of the unique values that they set.
 
         :raises QueryError: two changes set the same value
@@ -576,8 +590,8 @@ class Plan:
         takers: dict[tuple[TrackedModel, tuple[Column[Any], ...]], dict[Any, Change]] = defaultdict(dict)
         for change in self.saved():
             for columns in unique_columns(change.model):
-                value = hashable(change.has(columns))
-                if value is not None and value != hashable(change.had(columns)):
+                value = hashable(change.new_values(columns))
+                if value is not None and value != hashable(change.old_values(columns)):
                     other = takers[change.model.root, columns].setdefault(value, change)
                     if other is not change:
                         raise self._taken(change, columns, other.name)
@@ -592,27 +606,27 @@ class Plan:
         )
 
 
-def _unlike(old: Any, new: Any, equal: Equality | None) -> bool:
+def _is_unequal(old: Any, new: Any, equal: Equality | None) -> bool:
     if old is JSON.NULL or new is JSON.NULL:
         return old is not new
     return differ(old, new, equal)
 
 
-def _unmapped(now: Mapping[Column[Any], Any], then: Row) -> dict[Column[Any], tuple[Any, Any]]:
+def _unmapped(current: Mapping[Column[Any], Any], target: Row) -> dict[Column[Any], tuple[Any, Any]]:
     """Return the unmapped columns that have to change: column → (old value, new value).
 
-    :param now: the values of the live row; empty for a new row, which gets the columns' defaults at first
+    :param current: the values of the live row; empty for a new row, which gets the columns' defaults at first
     """
     changed = {}
-    for column, value in then.unmapped.items():
+    for column, value in target.unmapped.items():
         is_written = column.computed is None and not (column.identity is not None and column.identity.always)
-        has_default = column not in now and not (column.default is None and column.server_default is None)
-        if is_written and (has_default or _unlike(now.get(column), value, None)):
-            changed[column] = shown(now.get(column)), value
+        has_default = column not in current and not (column.default is None and column.server_default is None)
+        if is_written and (has_default or _is_unequal(current.get(column), value, None)):
+            changed[column] = displayed(current.get(column)), value
     return changed
 
 
-def shown(value: Any) -> Any:
+def displayed(value: Any) -> Any:
     """Return a value of a :class:`~sqlaudit.restoring.rows.Row` as users see it."""
     return None if value is JSON.NULL else value
 
@@ -657,7 +671,7 @@ def unique_columns(model: TrackedModel, *, deferred: bool = True) -> Iterator[tu
         yield from (columns for columns in found if set(columns) != set(table.key))
 
 
-def covering(constraint: ForeignKeyConstraint) -> Iterator[RelationshipProperty[Any]]:
+def writable_relationships_over(constraint: ForeignKeyConstraint) -> Iterator[RelationshipProperty[Any]]:
     """Yield the relationships of the referred model that follow a foreign key and can be written."""
     pairs = {(element.column, element.parent) for element in constraint.elements}
     owner = tracked_table(constraint.referred_table)
@@ -683,11 +697,13 @@ def collections_without_constraint(model: TrackedModel) -> list[RelationshipProp
         and not relationship.viewonly
         and relationship.passive_deletes != "all"
         and tracked_model(relationship.mapper) is not None
-        and not any(relationship in covering(constraint) for constraint in _constraints_below(relationship))
+        and not any(
+            relationship in writable_relationships_over(constraint) for constraint in _constraints_behind(relationship)
+        )
     ]
 
 
-def _constraints_below(relationship: RelationshipProperty[Any]) -> Iterator[ForeignKeyConstraint]:
+def _constraints_behind(relationship: RelationshipProperty[Any]) -> Iterator[ForeignKeyConstraint]:
     tables = {column.table for _, column in relationship.synchronize_pairs}
     return foreign_keys(table for table in tables if isinstance(table, Table))
 
@@ -702,14 +718,14 @@ def _is_link(constraint: ForeignKeyConstraint) -> bool:
     )
 
 
-def fate_of(constraint: ForeignKeyConstraint) -> Fate | None:
+def effect_of_delete(constraint: ForeignKeyConstraint) -> DeleteEffect | None:
     """Return what a parent's deletion does to a row by a foreign key.
 
     ``None`` if the row prevents the deletion, or if only the database knows what becomes of it: SET DEFAULT.
     """
     ondelete = (constraint.ondelete or "").upper()
     columns = [element.parent for element in constraint.elements]
-    relationships = list(covering(constraint))
+    relationships = list(writable_relationships_over(constraint))
     if ondelete == "CASCADE" or any(relationship.cascade.delete for relationship in relationships):
         return lambda row: None
     if all(column.nullable for column in columns) and (ondelete == "SET NULL" or relationships):
@@ -717,7 +733,7 @@ def fate_of(constraint: ForeignKeyConstraint) -> Fate | None:
     return None
 
 
-def fate_in(relationship: RelationshipProperty[Any]) -> Fate | None:
+def effect_of_unit_of_work(relationship: RelationshipProperty[Any]) -> DeleteEffect | None:
     """Return what the unit of work does to a row when it deletes the owner of the relationship.
 
     ``None`` if it cannot delete the owner, because the row's columns cannot be NULL.

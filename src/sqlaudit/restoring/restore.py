@@ -30,35 +30,35 @@ from sqlaudit.hooks.scope import records
 from sqlaudit.past.objects import Instant
 from sqlaudit.past.running import PastSession
 from sqlaudit.period import OPEN_END
-from sqlaudit.restoring.application import carry_out
+from sqlaudit.restoring.application import execute_plan
 from sqlaudit.restoring.ordering import Ordering
-from sqlaudit.restoring.plan import Change, GivenValues, LinkChange, Plan, name_of, shown
+from sqlaudit.restoring.plan import Change, GivenValues, LinkChange, Plan, display_name, displayed
 from sqlaudit.restoring.rows import (
     Columns,
     Row,
     Written,
     display_key,
+    keys_inserted_after,
     keys_now,
+    link_and_key_columns,
     links_at,
     links_now,
-    links_told,
     rows_at,
     rows_now,
     rows_of_versions,
     rows_where,
-    that_came_later,
     written_by,
 )
 from sqlaudit.retrieval.changesets import instant_of_changeset, tables_of_changeset
-from sqlaudit.retrieval.ids import ids_given
+from sqlaudit.retrieval.ids import converted_ids
 from sqlaudit.sql.comparing import all_equal
 from sqlaudit.sql.keys import Key, one_of
 from sqlaudit.tracking.aliases import HistoryAlias
 from sqlaudit.tracking.history import Version
-from sqlaudit.tracking.missing import explained
+from sqlaudit.tracking.missing import explaining_history_errors
 from sqlaudit.tracking.models import TrackedModel, link_columns, root_of, tracked_model, tracked_model_of
 from sqlaudit.tracking.registry import mappers_of
-from sqlaudit.tracking.sessions import checked_session, where_rows_are
+from sqlaudit.tracking.sessions import bind_arguments_for, checked_session
 from sqlaudit.tracking.tables import TrackedTable, tracked_table
 
 _AnySession = Session | scoped_session[Any]
@@ -102,19 +102,19 @@ def restore(
     """
     session = _writing_session(session)
     model, wanted, at = _subject(version, key, at)
-    paths = _paths(model.mapper, include)
-    given = _given(values, model)
+    paths = _path_tree(model.mapper, include)
+    given_values = _checked_values(values, model)
     _flush_first(session, dry_run)
-    row, instant = _state(session, model, wanted, at)
-    plan = Plan(session, given, lock=not dry_run)
+    row, instant = _row_at(session, model, wanted, at)
+    plan = Plan(session, given_values, lock=not dry_run)
     plan.want(row)
     _Including(plan, instant).include(paths, [row], [])
     assert row.valid_from is not None
     reason = f"restored from version {row.version} of {row.valid_from.isoformat()}"
     if paths:
         reason += f", with {', '.join(sorted(paths))}"
-    _complete(plan)
-    return _done(plan, reason, dry_run)
+    _add_effects(plan)
+    return _execute(plan, reason, dry_run)
 
 
 def undo(
@@ -142,13 +142,13 @@ def undo(
     :raises SQLAuditError: the session does not record
     """
     session = _writing_session(session)
-    wanted, given = changeset_uuid(changeset_id), _given(values, None)
+    wanted, given_values = changeset_uuid(changeset_id), _checked_values(values, None)
     _flush_first(session, dry_run)
-    plan = Plan(session, given, lock=not dry_run)
+    plan = Plan(session, given_values, lock=not dry_run)
     undoing = _Undoing(plan, wanted)
     undoing.fill()
-    _complete(plan, None if force else undoing.later)
-    return _done(plan, f"undo of changeset {wanted}", dry_run)
+    _add_effects(plan, None if force else undoing.later)
+    return _execute(plan, f"undo of changeset {wanted}", dry_run)
 
 
 # --- what is asked for ------------------------------------------------------------------------------------------
@@ -217,7 +217,7 @@ def _subject(version: Any, key: Any, at: Any) -> tuple[TrackedModel, Any, Any]:
             )
         return model, key, at
     if not isinstance(version, Version):
-        raise _no_version(version)
+        raise _no_version_error(version)
     if key is not None or at is not None:
         raise QueryError(
             f"{type(version).__qualname__} is a version, which has its key and its instant; give it alone.", version
@@ -228,31 +228,31 @@ def _subject(version: Any, key: Any, at: Any) -> tuple[TrackedModel, Any, Any]:
     return version.__sqlaudit_model__, tuple(identity[:-1]), identity[-1]
 
 
-def _no_version(given: Any) -> SQLAuditError:
+def _no_version_error(version: Any) -> SQLAuditError:
     """Return the error for an object that is not a version: it says what the object is."""
-    name = type(given).__name__
+    name = type(version).__name__
     try:
-        state = inspect(given)
+        state = inspect(version)
     except NoInspectionAvailable:
         state = None
     if not isinstance(state, InstanceState):
-        return QueryError(f"{given!r} is no version; give one of versions_of(), or a class, a key and at=.", given)
+        return QueryError(f"{version!r} is no version; give one of versions_of(), or a class, a key and at=.", version)
     if tracked_model(state.mapper) is None:
         return TrackingError(
-            f"{name} is not a tracked model, and has no versions; decorate it with @track_table().", given
+            f"{name} is not a tracked model, and has no versions; decorate it with @track_table().", version
         )
     if isinstance(state.identity_token, Instant):
         return ReadOnlyError(
             f"{name} {state.identity} {state.identity_token} is no version; "
             f"give restore(session, {name}, {state.identity}, at=…).",
-            given,
+            version,
         )
     return QueryError(
-        f"This {name} is the live row, and no version of it; give restore(session, {name}, key, at=…).", given
+        f"This {name} is the live row, and no version of it; give restore(session, {name}, key, at=…).", version
     )
 
 
-def _given(values: Mapping[Any, Any] | None, model: TrackedModel | None) -> GivenValues:
+def _checked_values(values: Mapping[Any, Any] | None, model: TrackedModel | None) -> GivenValues:
     """Return the values that users give, by class and attribute.
 
     :raises QueryError: they are not given as a dict, or a class has no such attribute
@@ -268,13 +268,13 @@ def _given(values: Mapping[Any, Any] | None, model: TrackedModel | None) -> Give
             by_class[model.mapper.class_] = {**by_class.get(model.mapper.class_, {}), name: value}
         else:
             raise QueryError(f"values has {name!r}; give them by class: values={{Customer: {{{name!r}: …}}}}.", values)
-    for class_, given in by_class.items():
+    for class_, given_values in by_class.items():
         mapper = tracked_model_of(class_).mapper
-        known = {name for each in mapper.self_and_descendants for name in each.column_attrs.keys()}  # noqa: SIM118
-        if not isinstance(given, Mapping) or (unknown := sorted(set(map(str, given)) - known)):
-            what = ", ".join(map(repr, unknown)) if isinstance(given, Mapping) else repr(given)
+        known = {name for descendant in mapper.self_and_descendants for name in descendant.column_attrs.keys()}  # noqa: SIM118
+        if not isinstance(given_values, Mapping) or (unknown := sorted(set(map(str, given_values)) - known)):
+            names = ", ".join(map(repr, unknown)) if isinstance(given_values, Mapping) else repr(given_values)
             raise QueryError(
-                f"{class_.__name__} has no column {what} to give a value for; it has {', '.join(sorted(known))}.",
+                f"{class_.__name__} has no column {names} to give a value for; it has {', '.join(sorted(known))}.",
                 values,
             )
     return by_class
@@ -283,52 +283,53 @@ def _given(values: Mapping[Any, Any] | None, model: TrackedModel | None) -> Give
 # --- the state at an instant ------------------------------------------------------------------------------------
 
 
-def _state(session: Session, model: TrackedModel, key: Any, at: Any) -> tuple[Row, datetime]:
+def _row_at(session: Session, model: TrackedModel, key: Any, at: Any) -> tuple[Row, datetime]:
     """Return the row in the state that ``at`` names, and the instant of that state.
 
     :raises QueryError: there is no such state
     """
-    found = ids_given(model.root.table.history_key, [key])["ids"]
-    keys = [each if isinstance(each, tuple) else (each,) for each in found]
+    converted = converted_ids(model.root.table.history_key, [key])["ids"]
+    keys = [key_found if isinstance(key_found, tuple) else (key_found,) for key_found in converted]
     if isinstance(at, bool) or not isinstance(at, (datetime, int, UUID, str)):
         raise QueryError(f"at is {at!r}; give a datetime, a version number, or a changeset id.", at)
     if isinstance(at, int):
         rows = rows_of_versions(session, model, dict.fromkeys(keys, at)) if -(2**31) < at < 2**31 else []
         instant = rows[0].valid_from if rows else None
-        what = f"no version {at}"
+        wanted = f"no version {at}"
     else:
-        given = checked_when(at)
-        instant = given if isinstance(given, datetime) else instant_of_changeset(session, given)
+        when = checked_when(at)
+        instant = when if isinstance(when, datetime) else instant_of_changeset(session, when)
         rows = rows_at(session, model, model.root.table.key, keys, instant)
-        what = f"no state at {instant.isoformat()}"
+        wanted = f"no state at {instant.isoformat()}"
     rows = [row for row in rows if issubclass(row.mapper.class_, model.mapper.class_)]
     if not rows or instant is None:
-        raise _no_state(session, model, key, keys, what)
+        raise _no_row_error(session, model, key, keys, wanted)
     (row,) = rows
     if row.operation is Operation.DELETE:
         raise QueryError(
-            f"Version {row.version} of {name_of(model, row.key)} tells of its deletion; restore the one before: "
+            f"Version {row.version} of {display_name(model, row.key)} tells of its deletion; restore the one before: "
             "version.previous.",
             row.model.mapper.class_,
         )
     return row, instant
 
 
-def _no_state(session: Session, model: TrackedModel, key: Any, keys: Sequence[Key], what: str) -> QueryError:
+def _no_row_error(session: Session, model: TrackedModel, key: Any, keys: Sequence[Key], wanted: str) -> QueryError:
     name, table = f"{model.mapper.class_.__name__} {key!r}", model.root.table
     statement = select(func.min(table.valid_from), func.min(table.version), func.max(table.version))
-    with explained([table]):
-        found = [
+    with explaining_history_errors([table]):
+        existing = [
             session.execute(
-                statement.where(one_of(table.history_key, [each])), bind_arguments=where_rows_are(session, table.mapper)
+                statement.where(one_of(table.history_key, [key_part])),
+                bind_arguments=bind_arguments_for(session, table.mapper),
             ).one()
-            for each in keys
+            for key_part in keys
         ]
-    if not found or found[0][0] is None:
-        return QueryError(f"{name} has {what}: it has no history; look for its key.", model.mapper.class_)
-    begin, first, last = found[0]
+    if not existing or existing[0][0] is None:
+        return QueryError(f"{name} has {wanted}: it has no history; look for its key.", model.mapper.class_)
+    begin, first, last = existing[0]
     return QueryError(
-        f"{name} has {what}; its history begins at {begin.isoformat()} and has the versions {first} to {last}, "
+        f"{name} has {wanted}; its history begins at {begin.isoformat()} and has the versions {first} to {last}, "
         "see versions_of().",
         model.mapper.class_,
     )
@@ -337,7 +338,7 @@ def _no_state(session: Session, model: TrackedModel, key: Any, keys: Sequence[Ke
 # --- related rows -----------------------------------------------------------------------------------------------
 
 
-def _paths(mapper: Mapper[Any], paths: Iterable[str]) -> _Paths:
+def _path_tree(mapper: Mapper[Any], paths: Iterable[str]) -> _Paths:
     """Return dotted paths as a tree of relationships.
 
     :raises QueryError: a path does not exist, or its rows cannot be restored
@@ -350,7 +351,7 @@ def _paths(mapper: Mapper[Any], paths: Iterable[str]) -> _Paths:
         for name in str(path).split("."):
             relationship = _includable(where).get(name)
             if relationship is None:
-                raise _no_path(where, path, name)
+                raise _no_path_error(where, path, name)
             here = here.setdefault(name, (relationship, {}))[1]
             where = relationship.mapper
     return tree
@@ -359,8 +360,8 @@ def _paths(mapper: Mapper[Any], paths: Iterable[str]) -> _Paths:
 def _includable(mapper: Mapper[Any]) -> dict[str, RelationshipProperty[Any]]:
     return {
         relationship.key: relationship
-        for each in mapper.self_and_descendants
-        for relationship in each.relationships
+        for descendant in mapper.self_and_descendants
+        for relationship in descendant.relationships
         if _is_includable(relationship)
     }
 
@@ -387,7 +388,7 @@ def _is_plain(condition: Any) -> bool:
     return isinstance(condition, BinaryExpression) and condition.operator is operators.eq
 
 
-def _no_path(mapper: Mapper[Any], path: str, name: str) -> QueryError:
+def _no_path_error(mapper: Mapper[Any], path: str, name: str) -> QueryError:
     names = ", ".join(sorted(_includable(mapper))) or "none"
     return QueryError(
         f"{mapper.class_.__name__} has no relationship {name!r} to include ({path!r}); those that lead to tracked "
@@ -405,51 +406,51 @@ class _Including:
         self.instant = instant
 
     def include(self, paths: _Paths, then: Collection[Row], doomed: Collection[Row]) -> None:
-        """Follow relationships from rows as they were (``then``), and from live rows that will be deleted."""
+        """Follow relationships from rows as they were (``target``), and from live rows that will be deleted."""
         for relationship, further in paths.values():
             sources = [
                 [row for row in rows if relationship.parent.class_ in row.mapper.class_.__mro__]
                 for rows in (then, doomed)
             ]
-            found: list[Row]
+            related: list[Row]
             going: list[Row]
             if relationship.secondary is not None:
-                found, going = self._linked(relationship, *sources), []
+                related, going = self._linked(relationship, *sources), []
             elif relationship.direction.name == "MANYTOONE":
-                found, going = self._referred(relationship, sources[0]), []
+                related, going = self._referred(relationship, sources[0]), []
             else:
-                found, going = self._collected(relationship, *sources)
-            for row in found:
+                related, going = self._collected(relationship, *sources)
+            for row in related:
                 self.plan.want(row)
             for row in going:
-                self.plan.unwant(row.model, row.key)
-            if further and (found or going):
-                self.include(further, found, going)
+                self.plan.want_absent(row.model, row.key)
+            if further and (related or going):
+                self.include(further, related, going)
 
-    def _then(
+    def _rows_then(
         self, relationship: RelationshipProperty[Any], columns: Sequence[Any], values: Collection[Key]
     ) -> list[Row]:
         rows = rows_at(self.session, _model_of(relationship), columns, values, self.instant)
         return [row for row in rows if issubclass(row.mapper.class_, relationship.mapper.class_)]
 
     def _referred(self, relationship: RelationshipProperty[Any], then: Collection[Row]) -> list[Row]:
-        ours, theirs = zip(*relationship.local_remote_pairs, strict=True)
-        return self._then(relationship, theirs, _distinct(row.get(ours) for row in then))
+        local_columns, remote_columns = zip(*relationship.local_remote_pairs, strict=True)
+        return self._rows_then(relationship, remote_columns, _distinct(row.get(local_columns) for row in then))
 
     def _collected(
         self, relationship: RelationshipProperty[Any], then: Collection[Row], doomed: Collection[Row]
     ) -> tuple[list[Row], list[Row]]:
         """Return the rows that were in the collections, and the rows in them now that were inserted later."""
-        ours, theirs = zip(*relationship.local_remote_pairs, strict=True)
-        values = _distinct(row.get(ours) for row in then)
-        found = self._then(relationship, theirs, values)
+        local_columns, remote_columns = zip(*relationship.local_remote_pairs, strict=True)
+        values = _distinct(row.get(local_columns) for row in then)
+        old_rows = self._rows_then(relationship, remote_columns, values)
         now = rows_now(
             self.session,
             _model_of(relationship),
-            theirs,
-            _distinct([*values, *(row.get(ours) for row in doomed)]),
+            remote_columns,
+            _distinct([*values, *(row.get(local_columns) for row in doomed)]),
         )
-        known = {row.key for row in found}
+        known = {row.key for row in old_rows}
         strangers = {
             row.key: row
             for row in now
@@ -459,8 +460,8 @@ class _Including:
         for row in rows_at(self.session, _model_of(relationship), table.key, list(strangers), self.instant):
             self.plan.want(row)  # it was in another collection
             del strangers[row.key]
-        late = that_came_later(self.session, table, list(strangers), self.instant)
-        return found, [row for key, row in strangers.items() if key in late]
+        late = keys_inserted_after(self.session, table, list(strangers), self.instant)
+        return old_rows, [row for key, row in strangers.items() if key in late]
 
     def _linked(
         self, relationship: RelationshipProperty[Any], then: Collection[Row], doomed: Collection[Row]
@@ -468,12 +469,14 @@ class _Including:
         """Plan to insert and delete links; return the rows at the other ends of the old links."""
         table = cast(TrackedTable, tracked_table(relationship.secondary))
         columns = link_columns(relationship)
-        ours, by = zip(*relationship.synchronize_pairs, strict=True)
-        theirs = [column for column, _ in relationship.secondary_synchronize_pairs or ()]
-        values = _distinct(row.get(ours) for row in then)
+        local_columns, by = zip(*relationship.synchronize_pairs, strict=True)
+        remote_columns = [column for column, _ in relationship.secondary_synchronize_pairs or ()]
+        values = _distinct(row.get(local_columns) for row in then)
         before = links_at(self.session, table, columns, by, values, self.instant)
-        now = links_now(self.session, table, columns, by, _distinct([*values, *(row.get(ours) for row in doomed)]))
-        late = that_came_later(
+        now = links_now(
+            self.session, table, columns, by, _distinct([*values, *(row.get(local_columns) for row in doomed)])
+        )
+        late = keys_inserted_after(
             self.session, table, [key for link, key in now.items() if link not in before], self.instant
         )
         for link, key in before.items():
@@ -482,7 +485,7 @@ class _Including:
         for link, key in now.items():
             if link not in before and key in late:
                 self.plan.link(LinkChange(Operation.DELETE, table, relationship, columns, link, key))
-        return self._then(relationship, theirs, _distinct(link[len(by) :] for link in before))
+        return self._rows_then(relationship, remote_columns, _distinct(link[len(by) :] for link in before))
 
 
 def _model_of(relationship: RelationshipProperty[Any]) -> TrackedModel:
@@ -523,25 +526,27 @@ class _Undoing:
         return [conflict for table, written in self.written.items() for conflict in self._later(table, written)]
 
     def _want_rows(self, root: TrackedModel, written: Collection[Written]) -> None:
-        numbers = {each.key: each.before for each in written if each.before is not None}
+        numbers = {written_row.key: written_row.before for written_row in written if written_row.before is not None}
         rows = {row.key: row for row in rows_of_versions(self.session, root, numbers)}
-        for each in written:
-            if each.before is None:
-                self.plan.unwant(root, each.key)
-            elif each.key in rows and rows[each.key].operation is not Operation.DELETE:
-                self.plan.want(rows[each.key])
+        for written_row in written:
+            if written_row.before is None:
+                self.plan.want_absent(root, written_row.key)
+            elif written_row.key in rows and rows[written_row.key].operation is not Operation.DELETE:
+                self.plan.want(rows[written_row.key])
             else:
                 raise QueryError(
-                    f"What {name_of(root, each.key)} was before changeset {self.changeset_id} is not in its history "
-                    "any more; the changeset cannot be undone as a whole, restore single rows.",
+                    f"What {display_name(root, written_row.key)} was before changeset {self.changeset_id} is not in "
+                    "its history any more; the changeset cannot be undone as a whole, restore single rows.",
                     root.mapper.class_,
                 )
 
     def _want_links(self, table: TrackedTable, written: Collection[Written]) -> None:
         relationship = _relationship_through(table)
         columns = link_columns(relationship)
-        wanted = [(*each.key, each.before) for each in written if each.before is not None]
-        gone = [each.key for each in written if each.before is None]
+        wanted = [
+            (*written_link.key, written_link.before) for written_link in written if written_link.before is not None
+        ]
+        gone = [written_link.key for written_link in written if written_link.before is None]
         number = (*table.history_key, table.version)
         before = self._links(table, columns, number, wanted)
         made = self._links(table, columns, table.history_key, gone)
@@ -558,41 +563,41 @@ class _Undoing:
     ) -> list[tuple[Key, Key]]:
         """Return the links of versions, with their keys."""
         width = len(columns)
-        found = rows_where(self.session, table, select(*links_told(table, columns)), by, values)
-        return list(dict.fromkeys((row[:width], row[width:]) for row in found))
+        links = rows_where(self.session, table, select(*link_and_key_columns(table, columns)), by, values)
+        return list(dict.fromkeys((row[:width], row[width:]) for row in links))
 
     def _later(self, table: TrackedTable, written: Collection[Written]) -> list[Conflict]:
         """Return the later changes of rows of a table, including changes whose versions have been removed."""
         if not written:
             return []
-        ours, key = HistoryAlias(table), table.history_key
+        local_columns, key = HistoryAlias(table), table.history_key
         last = (
-            select(*ours.key, func.max(ours.version).label("sqlaudit_last"))
-            .where(ours.changeset_id == self.changeset_id, ours.operation != Operation.BASELINE)
-            .group_by(*ours.key)
+            select(*local_columns.key, func.max(local_columns.version).label("sqlaudit_last"))
+            .where(local_columns.changeset_id == self.changeset_id, local_columns.operation != Operation.BASELINE)
+            .group_by(*local_columns.key)
             .subquery()
         )
-        told = table.role("changed_by"), table.valid_from, table.role("changeset_id")
+        audit_columns = table.role("changed_by"), table.valid_from, table.role("changeset_id")
         is_later = table.version > last.c.sqlaudit_last
         statement = (
-            select(*key, *told, is_later, table.valid_to, table.role("operation"))
+            select(*key, *audit_columns, is_later, table.valid_to, table.role("operation"))
             .select_from(table.history.join(last, all_equal(key, [last.c[column.key] for column in key])))
             .where(table.version >= last.c.sqlaudit_last)
             .order_by(*key, table.version)
         )
         if self.plan.lock:  # a locking read is not confined to the transaction's snapshot
             statement = statement.with_for_update(read=True, of=table.history)
-        with explained([table]):
-            rows = self.session.execute(statement, bind_arguments=where_rows_are(self.session, table.mapper)).all()
-        found = []
+        with explaining_history_errors([table]):
+            rows = self.session.execute(statement, bind_arguments=bind_arguments_for(self.session, table.mapper)).all()
+        conflicts = []
         for row, following in zip_longest(rows, rows[1:]):
             *values, later, ended, operation = row
             if later:
-                found.append(_conflict(table, tuple(values[: len(key)]), *values[len(key) :]))
+                conflicts.append(_conflict(table, tuple(values[: len(key)]), *values[len(key) :]))
             elif (following is None or not following[-3]) and operation is not Operation.DELETE and ended != OPEN_END:
                 # The version that ended this one has been removed.
-                found.append(_conflict(table, tuple(values[: len(key)]), timestamp=ended))
-        return list({(each.key, each.changeset_id): each for each in found}.values())
+                conflicts.append(_conflict(table, tuple(values[: len(key)]), timestamp=ended))
+        return list({(conflict.key, conflict.changeset_id): conflict for conflict in conflicts}.values())
 
 
 def _conflict(
@@ -622,7 +627,7 @@ def _relationship_through(table: TrackedTable) -> RelationshipProperty[Any]:
 # --- the effects of deletions -----------------------------------------------------------------------------------
 
 
-def _complete(plan: Plan, later: Callable[[], list[Conflict]] | None = None) -> None:
+def _add_effects(plan: Plan, later: Callable[[], list[Conflict]] | None = None) -> None:
     """Add the effects of its deletions to a plan, and check it.
 
     :param later: returns the later changes that an undo must not lose; ``None`` if they may be lost
@@ -641,14 +646,14 @@ def _complete(plan: Plan, later: Callable[[], list[Conflict]] | None = None) -> 
         _links_of_doomed(plan, conflicting=False)
         if not referring:
             break
-        for fate, row, doomed in referring:
-            if fate is None:
+        for effect, row, doomed in referring:
+            if effect is None:
                 raise QueryError(
-                    f"{name_of(row.model, row.key)} refers to {doomed.name}, which would be deleted; include it, or "
-                    "delete it first.",
+                    f"{display_name(row.model, row.key)} refers to {doomed.name}, which would be deleted; include "
+                    "it, or delete it first.",
                     row.mapper.class_,
                 )
-            plan.suffer(row, fate)
+            plan.apply_delete_effect(row, effect)
     plan.check_untracked()
     plan.check_references()
     plan.check_unique()
@@ -665,11 +670,11 @@ def _last_changes(plan: Plan, rows: Collection[Row]) -> list[Conflict]:
 
 def _latest(session: Session, table: TrackedTable, keys: Collection[Key]) -> Iterator[Conflict]:
     key = table.history_key
-    told = table.role("changed_by"), table.valid_from, table.role("changeset_id")
-    statement = select(*keys_now(table), *told).order_by(*key, table.version)
-    found = {row[: len(key)]: row[len(key) :] for row in rows_where(session, table, statement, key, keys)}
-    for each in keys:
-        yield _conflict(table, each, *found.get(each, ()))
+    audit_columns = table.role("changed_by"), table.valid_from, table.role("changeset_id")
+    statement = select(*keys_now(table), *audit_columns).order_by(*key, table.version)
+    changes = {row[: len(key)]: row[len(key) :] for row in rows_where(session, table, statement, key, keys)}
+    for row_key in keys:
+        yield _conflict(table, row_key, *changes.get(row_key, ()))
 
 
 def _links_of_doomed(plan: Plan, *, conflicting: bool) -> list[Conflict]:
@@ -692,29 +697,29 @@ def _links_of_doomed(plan: Plan, *, conflicting: bool) -> list[Conflict]:
 
 
 def _conflict_error(conflicts: Sequence[Conflict]) -> UndoConflictError:
-    told = [
-        f"{getattr(each.model, '__name__', None) or each.model.fullname} {each.key!r}"
-        f" (by {each.changed_by or 'unknown'} at {each.timestamp})"
-        for each in conflicts
+    lines = [
+        f"{getattr(conflict.model, '__name__', None) or conflict.model.fullname} {conflict.key!r}"
+        f" (by {conflict.changed_by or 'unknown'} at {conflict.timestamp})"
+        for conflict in conflicts
     ]
-    more = f" and {len(told) - 10} more" if len(told) > 10 else ""
+    more = f" and {len(lines) - 10} more" if len(lines) > 10 else ""
     return UndoConflictError(
-        f"Later changes would be lost: {', '.join(told[:10])}{more}; undo these first, or give force=True.",
+        f"Later changes would be lost: {', '.join(lines[:10])}{more}; undo these first, or give force=True.",
         conflicts[0].model,
         conflicts,
     )
 
 
-def _done(plan: Plan, reason: str, dry_run: bool) -> RestoreReport:
+def _execute(plan: Plan, reason: str, dry_run: bool) -> RestoreReport:
     report = RestoreReport((*map(_reported, plan.changes), *map(_reported_link, plan.links.values())))
     if report and not dry_run:
         with AuditContextManager(reason=get_audit_context().reason or reason):
-            carry_out(plan, Ordering(plan.changes).stages())
+            execute_plan(plan, Ordering(plan.changes).stages())
     return report
 
 
 def _reported(change: Change) -> Restored:
-    fields = change.fields | {column.key: (old, shown(new)) for column, (old, new) in change.unmapped.items()}
+    fields = change.fields | {column.key: (old, displayed(new)) for column, (old, new) in change.unmapped.items()}
     return Restored(change.operation, change.mapper.class_, display_key(change.key), fields)
 
 

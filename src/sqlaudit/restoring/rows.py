@@ -22,13 +22,13 @@ from sqlaudit.period import was_valid
 from sqlaudit.sql.batches import chunks
 from sqlaudit.sql.comparing import all_equal, may_be_respelt
 from sqlaudit.sql.keys import Key, one_of
-from sqlaudit.sql.old_values import unrounded
-from sqlaudit.sql.own import OURS
+from sqlaudit.sql.old_values import unrounded_column
+from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.aliases import HistoryAlias
-from sqlaudit.tracking.history import moved
-from sqlaudit.tracking.missing import explained
+from sqlaudit.tracking.history import rebased_on_history
+from sqlaudit.tracking.missing import explaining_history_errors
 from sqlaudit.tracking.models import TrackedModel, tracked_model
-from sqlaudit.tracking.sessions import where_rows_are
+from sqlaudit.tracking.sessions import bind_arguments_for
 from sqlaudit.tracking.tables import TrackedTable
 
 T = TypeVar("T")
@@ -69,8 +69,8 @@ class Row:
 def values_of(mapper: Mapper[Any], values: Mapping[str, Any], columns: Iterable[Any]) -> Key | None:
     """Look up the values of columns by their attributes; return ``None`` if one is NULL or unknown."""
     names = [attribute_of(mapper, column) for column in columns]
-    found = tuple([values.get(name) if name else None for name in names])
-    return None if any(value is None or value is JSON.NULL for value in found) else found
+    looked_up = tuple([values.get(name) if name else None for name in names])
+    return None if any(value is None or value is JSON.NULL for value in looked_up) else looked_up
 
 
 def attribute_of(mapper: Mapper[Any], column: Any) -> str | None:
@@ -97,7 +97,7 @@ def keys_now(table: TrackedTable, history: FromClause | None = None) -> list[Col
     if not any(may_be_respelt(column.type) for column in table.key):
         return here
     live, newest = table.live.alias(), HistoryAlias(table)
-    of_live, of_newest = all_equal([live.c[column.key] for column in table.key], here), newest.is_of(here)
+    of_live, of_newest = all_equal([live.c[column.key] for column in table.key], here), newest.has_key(here)
     order = newest.version.desc()
     return [
         func.coalesce(
@@ -108,18 +108,18 @@ def keys_now(table: TrackedTable, history: FromClause | None = None) -> list[Col
     ]
 
 
-def found_by(values: Collection[Key], read: Callable[[Collection[Key]], Iterable[tuple[Key, T]]]) -> dict[Key, T]:
+def read_by_value(values: Collection[Key], read: Callable[[Collection[Key]], Iterable[tuple[Key, T]]]) -> dict[Key, T]:
     """Return what a read finds for each value, even if the database spells the value differently.
 
     If the first read finds a different spelling, each value that it did not find is read alone.
 
     :param read: yields the database's spelling of a value, and what it finds for it
     """
-    found = dict(read(values))
-    if not found.keys() <= set(values):
-        for value in [value for value in values if value not in found]:
-            found.update((value, thing) for _, thing in read([value]))
-    return {value: found[value] for value in values if value in found}
+    results = dict(read(values))
+    if not results.keys() <= set(values):
+        for value in [value for value in values if value not in results]:
+            results.update((value, result) for _, result in read([value]))
+    return {value: results[value] for value in values if value in results}
 
 
 class Hierarchy:
@@ -160,7 +160,7 @@ class Hierarchy:
         source: Any = base.live
         for table in self.tables[1:]:
             matches = zip(table.key, base.key, strict=True)
-            source = source.outerjoin(table.live, and_(*(one == other for one, other in matches)))
+            source = source.outerjoin(table.live, and_(*(left == right for left, right in matches)))
         discriminator = self.root.discriminator
         return self._select([live for live, _ in self.pairs], discriminator).select_from(source)
 
@@ -171,10 +171,10 @@ class Hierarchy:
         source: Any = base.history
         for table in self.tables[1:]:
             matches = zip((*table.history_key, table.version), (*base.history_key, base.version), strict=True)
-            source = source.outerjoin(table.history, and_(*(one == other for one, other in matches)))
+            source = source.outerjoin(table.history, and_(*(left == right for left, right in matches)))
         discriminator = self.root.discriminator
         if discriminator is not None:
-            discriminator = moved(discriminator, dict(base.columns))
+            discriminator = rebased_on_history(discriminator, dict(base.columns))
         statement = self._select([old for _, old in self.pairs], discriminator)
         keys = [column.label(f"key{place}") for place, column in enumerate(keys_now(base))]
         statement = statement.add_columns(base.version, base.valid_from, base.role("operation"), *keys)
@@ -183,15 +183,15 @@ class Hierarchy:
     def _select(self, columns: Sequence[ColumnElement[Any]], discriminator: Any) -> Select[Any]:
         nulls = [columns[place].is_(None) for place in self._hiding]
         kind = [] if discriminator is None else [discriminator]
-        read = [column if place in self._of_keys else unrounded(column) for place, column in enumerate(columns)]
+        read = [column if place in self._of_keys else unrounded_column(column) for place, column in enumerate(columns)]
         labelled = [column.label(f"c{place}") for place, column in enumerate((*read, *nulls, *kind))]
         return select(*labelled)
 
     def read(self, session: Session, statement: Select[Any], parameters: Mapping[str, Any] | None = None) -> list[Row]:
         """Execute :attr:`live` or :attr:`versions`, with further conditions, and return its rows."""
-        with explained(self.tables):
-            where = where_rows_are(session, self.root.table.mapper)
-            rows = session.execute(statement, parameters, execution_options=OURS, bind_arguments=where)
+        with explaining_history_errors(self.tables):
+            where = bind_arguments_for(session, self.root.table.mapper)
+            rows = session.execute(statement, parameters, execution_options=INTERNAL, bind_arguments=where)
             return [self._row(row) for row in rows]
 
     def _row(self, row: Sequence[Any]) -> Row:
@@ -234,7 +234,7 @@ def stores_null(type_: TypeEngine[Any], dialect: Dialect) -> bool:
         return False
 
 
-def locked(statement: Select[Any], model: TrackedModel) -> Select[Any]:
+def with_row_locks(statement: Select[Any], model: TrackedModel) -> Select[Any]:
     """Add FOR UPDATE to a SELECT of live rows, in the order of :func:`~sqlaudit.recording.cascades.lock`: by key."""
     return statement.order_by(*model.root.table.key).with_for_update(of=model.root.table.live)
 
@@ -257,7 +257,7 @@ def rows_now(
 ) -> list[Row]:
     """Return the live rows whose columns have one of the values: one statement per 1,000 values."""
     hierarchy = hierarchy_of(model)
-    statement = locked(hierarchy.live, hierarchy.root) if lock else hierarchy.live
+    statement = with_row_locks(hierarchy.live, hierarchy.root) if lock else hierarchy.live
     return [row for chunk in chunks(values) for row in hierarchy.read(session, statement.where(one_of(columns, chunk)))]
 
 
@@ -280,7 +280,7 @@ def rows_of_versions(session: Session, model: TrackedModel, numbers: Mapping[Key
     return [row for chunk in chunks(wanted) for row in hierarchy.read(session, statement.where(one_of(columns, chunk)))]
 
 
-def that_came_later(session: Session, table: TrackedTable, keys: Collection[Key], instant: datetime) -> set[Key]:
+def keys_inserted_after(session: Session, table: TrackedTable, keys: Collection[Key], instant: datetime) -> set[Key]:
     """Return the keys whose first version after an instant is an INSERT.
 
     A row that is older than its history is not among them, for its history begins with a baseline. Neither is a row
@@ -291,7 +291,7 @@ def that_came_later(session: Session, table: TrackedTable, keys: Collection[Key]
         here.operation == Operation.INSERT,
         here.valid_from > instant,
         or_(here.version == 1, exists().where(before.is_version_of(here, -1))),
-        ~exists().where(earlier.is_of(here.key), earlier.version < here.version, earlier.valid_from > instant),
+        ~exists().where(earlier.has_key(here.key), earlier.version < here.version, earlier.valid_from > instant),
     )
     return set(rows_where(session, table, statement, table.history_key, keys))
 
@@ -300,11 +300,11 @@ def rows_where(
     session: Session, table: TrackedTable, statement: Select[Any], columns: Sequence[Any], values: Collection[Key]
 ) -> Iterator[tuple[Any, ...]]:
     """Yield the rows of a SELECT whose columns have one of the values: one statement per 1,000 values."""
-    where = where_rows_are(session, table.mapper)
+    where = bind_arguments_for(session, table.mapper)
     for chunk in chunks(values):
-        with explained([table]):
-            found = statement.where(one_of(columns, chunk))
-            rows = session.execute(found, execution_options=OURS, bind_arguments=where).all()
+        with explaining_history_errors([table]):
+            limited = statement.where(one_of(columns, chunk))
+            rows = session.execute(limited, execution_options=INTERNAL, bind_arguments=where).all()
         yield from (tuple(row) for row in rows)
 
 
@@ -316,8 +316,8 @@ def links_now(
 ) -> dict[Link, Key]:
     """Return the live links whose ``by`` columns have one of the values: link → key."""
     statement = select(*columns, *table.key)
-    found = rows_where(session, table, statement, by, values)
-    return {row[: len(columns)]: row[len(columns) :] for row in found}
+    rows = rows_where(session, table, statement, by, values)
+    return {row[: len(columns)]: row[len(columns) :] for row in rows}
 
 
 def links_at(
@@ -325,12 +325,14 @@ def links_at(
 ) -> dict[Link, Key]:
     """Return the links of an instant whose ``by`` columns had one of the values: link → key."""
     old = dict(table.columns)
-    statement = select(*links_told(table, columns)).where(was_valid(table.valid_from, table.valid_to, instant))
-    found = rows_where(session, table, statement, [old[column] for column in by], values)
-    return {row[: len(columns)]: row[len(columns) :] for row in found}
+    statement = select(*link_and_key_columns(table, columns)).where(
+        was_valid(table.valid_from, table.valid_to, instant)
+    )
+    rows = rows_where(session, table, statement, [old[column] for column in by], values)
+    return {row[: len(columns)]: row[len(columns) :] for row in rows}
 
 
-def links_told(table: TrackedTable, columns: Columns) -> list[ColumnElement[Any]]:
+def link_and_key_columns(table: TrackedTable, columns: Columns) -> list[ColumnElement[Any]]:
     """Return the columns that select the link and the key of a version, in their current spelling."""
     keys, old = keys_now(table), dict(table.columns)
     now = dict(zip(table.history_key, keys, strict=True))
@@ -359,17 +361,17 @@ def written_by(session: Session, table: TrackedTable, changeset_id: UUID) -> lis
         .order_by(*table.history_key, table.version)
     )
     versions: dict[Key, list[tuple[int, Operation]]] = {}
-    with explained([table]):
-        for row in session.execute(statement, bind_arguments=where_rows_are(session, table.mapper)):
+    with explaining_history_errors([table]):
+        for row in session.execute(statement, bind_arguments=bind_arguments_for(session, table.mapper)):
             versions.setdefault(tuple(row[:-2]), []).append((row[-2], row[-1]))
     return [
-        Written(key, _before(*those[0]))
+        Written(key, _number_before(*those[0]))
         for key, those in versions.items()
         if any(operation is not Operation.BASELINE for _, operation in those)
     ]
 
 
-def _before(number: int, operation: Operation) -> int | None:
+def _number_before(number: int, operation: Operation) -> int | None:
     if operation is Operation.INSERT:
         return None
     return number if operation is Operation.BASELINE else number - 1

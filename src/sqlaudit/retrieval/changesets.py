@@ -36,10 +36,10 @@ from sqlaudit.arguments import changeset_uuid, checked_count, checked_range, che
 from sqlaudit.changes import Changeset, Operation
 from sqlaudit.exceptions import QueryError
 from sqlaudit.sql.batches import chunks
-from sqlaudit.tracking.missing import explained
+from sqlaudit.tracking.missing import explaining_history_errors
 from sqlaudit.tracking.models import tracked_model
 from sqlaudit.tracking.registry import find_association_tables, tracked_tables
-from sqlaudit.tracking.sessions import checked_session, where_rows_are
+from sqlaudit.tracking.sessions import bind_arguments_for, checked_session
 from sqlaudit.tracking.tables import TrackedTable, guard_name, known_metadata
 
 _TABLES_PER_STATEMENT: Final = 100
@@ -48,7 +48,7 @@ _existing: WeakKeyDictionary[Engine, set[tuple[str | None, str]]] = WeakKeyDicti
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class TablesOfBind:
     """The tracked tables on one bind of a session.
 
     :param bind_arguments: the arguments with which the session executes a statement on that bind
@@ -58,7 +58,7 @@ class Place:
     tables: tuple[TrackedTable, ...]
 
 
-def known_tables(session: Session) -> list[Place]:
+def known_tables(session: Session) -> list[TablesOfBind]:
     """Return every tracked table, association tables included, that a session can read.
 
     Tables for which the session has no bind are left out. If several MetaData have tracked tables, those that the
@@ -66,25 +66,25 @@ def known_tables(session: Session) -> list[Place]:
     """
     by_bind: dict[Any, list[TrackedTable]] = defaultdict(list)
     arguments: dict[Any, dict[str, Any]] = {}
-    metadata = known_metadata()
-    for each in metadata:
-        find_association_tables(each)
-        for table in tracked_tables(each):
+    all_metadata = known_metadata()
+    for metadata in all_metadata:
+        find_association_tables(metadata)
+        for table in tracked_tables(metadata):
             if table.mapper is not None and tracked_model(table.mapper) is None:
                 continue  # its registry has been disposed of
             try:
-                where = where_rows_are(session, table.mapper)
+                where = bind_arguments_for(session, table.mapper)
             except UnboundExecutionError:
                 continue
             bind = where.get("bind")
             arguments.setdefault(bind, where)
             by_bind[bind].append(table)
-    if len(metadata) > 1:
-        by_bind = {bind: _that_exist(session, arguments[bind], tables) for bind, tables in by_bind.items()}
-    return [Place(arguments[bind], tuple(tables)) for bind, tables in by_bind.items() if tables]
+    if len(all_metadata) > 1:
+        by_bind = {bind: _existing_tables(session, arguments[bind], tables) for bind, tables in by_bind.items()}
+    return [TablesOfBind(arguments[bind], tuple(tables)) for bind, tables in by_bind.items() if tables]
 
 
-def _that_exist(session: Session, where: dict[str, Any], tables: Collection[TrackedTable]) -> list[TrackedTable]:
+def _existing_tables(session: Session, where: dict[str, Any], tables: Collection[TrackedTable]) -> list[TrackedTable]:
     """Return the tables whose history table is in the database; all tables for shards, which may differ.
 
     If several MetaData have a history table of one name, return that of the MetaData that fits the database best.
@@ -127,8 +127,8 @@ def _fitness(
     existing = Counter(table.live.metadata for those in by_name.values() for table in those)
     all_tables = Counter(table.live.metadata for table in names)
     return {
-        each: (sum(agreeing[each]) / (len(agreeing[each]) or 1) * count / all_tables[each], count)
-        for each, count in existing.items()
+        metadata: (sum(agreeing[metadata]) / (len(agreeing[metadata]) or 1) * count / all_tables[metadata], count)
+        for metadata, count in existing.items()
     }
 
 
@@ -180,16 +180,16 @@ def changesets(
     count = None if limit is None else checked_count("limit", limit)
     places = known_tables(session)
     if parameters or count is not None:
-        wanted = _chosen(session, places, parameters, count, newest_first)
-        found = [entry for ids in chunks(wanted) for entry in _entries(session, places, ids)]
+        wanted = _chosen_ids(session, places, parameters, count, newest_first)
+        entries = [entry for ids in chunks(wanted) for entry in _entries(session, places, ids)]
     else:
-        found = list(_entries(session, places, None))
-    found = [entry for entry in found if "user" not in parameters or entry.changed_by == parameters["user"]]
-    found.sort(key=_place_in_time, reverse=newest_first)
-    return found[:count]
+        entries = list(_entries(session, places, None))
+    entries = [entry for entry in entries if "user" not in parameters or entry.changed_by == parameters["user"]]
+    entries.sort(key=_time_order, reverse=newest_first)
+    return entries[:count]
 
 
-def _place_in_time(entry: Changeset) -> tuple[Any, ...]:
+def _time_order(entry: Changeset) -> tuple[Any, ...]:
     context = (entry.changed_by, entry.impersonated_by, entry.reason)
     return (entry.timestamp, entry.changeset_id, *(text or "" for text in context), _text_of(entry.extra))
 
@@ -198,8 +198,8 @@ def _text_of(extra: Any) -> str:
     return json.dumps(extra, sort_keys=True)
 
 
-def _chosen(
-    session: Session, places: Iterable[Place], parameters: dict[str, Any], limit: int | None, newest_first: bool
+def _chosen_ids(
+    session: Session, places: Iterable[TablesOfBind], parameters: dict[str, Any], limit: int | None, newest_first: bool
 ) -> list[UUID]:
     """Return the ids of the changesets that match the filters, in the order of their instants."""
 
@@ -225,7 +225,7 @@ def _chosen(
     return chosen[:limit]
 
 
-def _entries(session: Session, places: Sequence[Place], ids: Sequence[UUID] | None) -> Iterator[Changeset]:
+def _entries(session: Session, places: Sequence[TablesOfBind], ids: Sequence[UUID] | None) -> Iterator[Changeset]:
     """Yield an entry for each context of each changeset, or of the changesets with the ids."""
     numbers = {table: number for number, table in enumerate(table for place in places for table in place.tables)}
 
@@ -287,7 +287,7 @@ def instant_of_changeset(session: Session | scoped_session[Any], changeset_id: U
     instants: list[datetime] = [row[0] for row in rows if row[0] is not None]
     if instants:
         return max(instants)
-    raise unknown_changeset(wanted)
+    raise unknown_changeset_error(wanted)
 
 
 def tables_of_changeset(session: Session, changeset_id: UUID) -> list[TrackedTable]:
@@ -305,10 +305,10 @@ def tables_of_changeset(session: Session, changeset_id: UUID) -> list[TrackedTab
     counted = read_all(session, places, count, {"changeset": changeset_id})
     if touched := {number for number, versions in counted if versions}:
         return [tables[number] for number in sorted(touched)]
-    raise unknown_changeset(changeset_id)
+    raise unknown_changeset_error(changeset_id)
 
 
-def unknown_changeset(changeset_id: UUID) -> QueryError:
+def unknown_changeset_error(changeset_id: UUID) -> QueryError:
     return QueryError(
         f"No history that this session can read has a changeset {changeset_id}; give the audit_changeset_id of a "
         "version, and a session with binds for the tables that it changed.",
@@ -327,7 +327,7 @@ def is_of_changeset(table: TrackedTable, history: FromClause | None = None) -> C
 
 def read_all(
     session: Session,
-    places: Iterable[Place],
+    places: Iterable[TablesOfBind],
     selecting: Callable[[TrackedTable], Any],
     parameters: dict[str, Any],
 ) -> Iterator[Sequence[Any]]:
@@ -339,6 +339,6 @@ def read_all(
     for place in places:
         for start in range(0, len(place.tables), _TABLES_PER_STATEMENT):
             tables = place.tables[start : start + _TABLES_PER_STATEMENT]
-            with explained(tables):
+            with explaining_history_errors(tables):
                 statement = union_all(*map(selecting, tables))
                 yield from session.execute(statement, parameters, bind_arguments=place.bind_arguments)

@@ -35,16 +35,16 @@ from sqlaudit.config import configured_session
 from sqlaudit.exceptions import QueryError
 from sqlaudit.period import OPEN_END
 from sqlaudit.retrieval.changesets import is_of_changeset, tables_of_changeset
-from sqlaudit.retrieval.ids import has_id, ids_given, ids_listed
+from sqlaudit.retrieval.ids import converted_ids, has_id, listed_ids
 from sqlaudit.sql.comparing import any_of, differs
 from sqlaudit.sql.keys import are_bound_in_sql
 from sqlaudit.sql.lists import is_among
-from sqlaudit.sql.own import OURS
+from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.aliases import HistoryAlias
-from sqlaudit.tracking.history import history_of, moved, version_info
-from sqlaudit.tracking.missing import explained
+from sqlaudit.tracking.history import history_of, rebased_on_history, version_info
+from sqlaudit.tracking.missing import explaining_history_errors
 from sqlaudit.tracking.models import TrackedModel, root_of, tracked_model_of
-from sqlaudit.tracking.sessions import checked_session, where_rows_are
+from sqlaudit.tracking.sessions import bind_arguments_for, checked_session
 from sqlaudit.tracking.tables import TrackedTable
 
 _BATCH: Final = 500
@@ -92,7 +92,7 @@ def get_resource_changes(
         offset=offset,
         newest_first=newest_first,
     )
-    reading = _Reading(query)
+    reading = _ChangeReader(query)
     if session is None:
         with configured_session() as made:
             return list(reading.changes(made))
@@ -126,7 +126,7 @@ def stream_resource_changes(
         offset=offset,
         newest_first=newest_first,
     )
-    return _Reading(query).changes(checked_session(session), yield_per=_BATCH)
+    return _ChangeReader(query).changes(checked_session(session), yield_per=_BATCH)
 
 
 def versions_of(session: Session | scoped_session[Any], model_class: type[Any], resource_id: Any) -> list[Any]:
@@ -155,26 +155,28 @@ def blame(session: Session | scoped_session[Any], model_class: type[Any], resour
         version = next(versions, None)
         if version is None or version_info(version)["operation"] is Operation.DELETE:
             return {}
-        found: dict[str, Blame] = {}
+        blames: dict[str, Blame] = {}
         model: TrackedModel = version.__sqlaudit_model__
         values = {name: getattr(version, name) for name in _field_names(model)}
         equalities = equalities_of((name, model.columns[name]) for name in values)
         is_last_missing = getattr(version, model.table.names.valid_to) != OPEN_END
-        while version is not None and len(found) < len(values):
+        while version is not None and len(blames) < len(values):
             info, before = version_info(version), next(versions, None)
-            is_inserted, is_baseline = (info["operation"] is each for each in (Operation.INSERT, Operation.BASELINE))
+            is_inserted, is_baseline = (
+                info["operation"] is operation for operation in (Operation.INSERT, Operation.BASELINE)
+            )
             is_missing = before is None or version_info(before)["version"] != info["version"] - 1
             unknown = not is_inserted and (is_baseline or is_missing)
             if is_last_missing or (unknown and not is_baseline):
                 info |= dict.fromkeys(_CONTEXT)
             first = is_inserted or is_missing or _has_ended(before)
-            for name in values.keys() - found.keys():
+            for name in values.keys() - blames.keys():
                 if first or differ(getattr(before, name, None), getattr(version, name), equalities.get(name)):
-                    found[name] = Blame(
+                    blames[name] = Blame(
                         **info, value=values[name], unknown_before=unknown, unknown_after=is_last_missing
                     )
             version = before
-    return {name: found[name] for name in values}
+    return {name: blames[name] for name in values}
 
 
 def _has_ended(version: Any) -> bool:
@@ -203,13 +205,13 @@ def changes_in(session: Session | scoped_session[Any], changeset_id: UUID | str)
     tables = tables_of_changeset(session, wanted)
     links = [table for table in tables if table.is_association]
     roots = dict.fromkeys(root_of(table) for table in tables if not table.is_association)
-    found: list[FieldChange] = []
+    changes: list[FieldChange] = []
     for root in roots:
-        reading = _Reading(_ChangeQuery(model=root, changeset_id=wanted))
-        found.extend(reading.changes(session))
+        reading = _ChangeReader(_ChangeQuery(model=root, changeset_id=wanted))
+        changes.extend(reading.changes(session))
     for table in links:
-        found.extend(_link_changes(session, table, wanted))
-    return found
+        changes.extend(_link_changes(session, table, wanted))
+    return changes
 
 
 def _link_changes(session: Session, table: TrackedTable, changeset_id: UUID) -> Iterator[FieldChange]:
@@ -217,7 +219,7 @@ def _link_changes(session: Session, table: TrackedTable, changeset_id: UUID) -> 
     names = sorted(old.key for _, old in table.columns)
     equalities = equalities_of((name, table.history.c[name]) for name in names)
     key, roles = now.key, map(now.role, _ROLES)
-    values = [each.clause.c[name] for each in (now, before) for name in names]
+    values = [alias.clause.c[name] for alias in (now, before) for name in names]
     statement = (
         select(*roles, *key, *values, before.version)
         .select_from(now.clause.outerjoin(before.clause, before.is_version_of(now, -1)))
@@ -227,9 +229,9 @@ def _link_changes(session: Session, table: TrackedTable, changeset_id: UUID) -> 
     ids = len(_ROLES)
     new = ids + len(key)
     old = new + len(names)
-    with explained([table]):
+    with explaining_history_errors([table]):
         rows = session.execute(
-            statement, {"changeset": changeset_id}, bind_arguments=where_rows_are(session, table.mapper)
+            statement, {"changeset": changeset_id}, bind_arguments=bind_arguments_for(session, table.mapper)
         ).all()
     for row in rows:
         before_it = None if row[-1] is None else row[old:-1]
@@ -242,14 +244,14 @@ def _versions(
     model = tracked_model_of(model_class)
     table = model.root.table
     session = checked_session(session)
-    parameters = ids_given(table.history_key, [resource_id])
+    parameters = converted_ids(table.history_key, [resource_id])
 
     def build() -> Select[Any]:
         statement = select(with_polymorphic(class_mapper(history_of(model_class)), "*"))
         order = table.version.desc() if newest_first else table.version
         return statement.where(has_id(table.history_key, parameters)).order_by(order)
 
-    statement = _built_once(model, ("versions", frozenset(parameters), newest_first), build)
+    statement = _cached_statement(model, ("versions", frozenset(parameters), newest_first), build)
     with closing(_rows(session, model, statement, parameters, options)) as rows:
         for (version,) in rows:
             yield version
@@ -270,7 +272,7 @@ class _ChangeQuery:
     changeset_id: UUID | None = None
 
 
-class _Reading:
+class _ChangeReader:
     """One statement that reads the versions of a model, each with the version before it."""
 
     def __init__(self, query: _ChangeQuery) -> None:
@@ -281,31 +283,31 @@ class _Reading:
         self.fields = _chosen_fields(model, query.fields)
         self.ids = tuple(model.resource_id_columns())
         self.parameters: dict[str, Any] = dict(_date_range(query.dates))
-        given: dict[str, Any] = {}
+        parameters: dict[str, Any] = {}
         if query.resource_ids is not None:
-            given = ids_given(self.ids, ids_listed(query.resource_ids, composite=len(self.ids) > 1))
+            parameters = converted_ids(self.ids, listed_ids(query.resource_ids, composite=len(self.ids) > 1))
         # The versions of one row need no join: in the order of their numbers, each follows the version before it.
         self.of_one_row = (
             not model.options.resource_id_field
-            and len(given.get("ids", ())) == 1
+            and len(parameters.get("ids", ())) == 1
             and not self.parameters
             and query.user_ids is None
             and _identities(model) is None
         )
-        self.parameters |= given
+        self.parameters |= parameters
         if query.changeset_id is not None:
             self.parameters["changeset"] = query.changeset_id
         if query.user_ids is not None:
-            self.parameters["users"] = [checked_user("filter_user_ids", user) for user in ids_listed(query.user_ids)]
+            self.parameters["users"] = [checked_user("filter_user_ids", user) for user in listed_ids(query.user_ids)]
         self.is_wide = len(self.fields) > _WIDE and not self.of_one_row
         if self.end is not None and not self.of_one_row:
             self.parameters |= {"limit": self.end * 2 if self.is_wide else self.end, "offset": 0}
         shape = ("changes", self.fields, self.ids, frozenset(self.parameters), self.newest_first, self.of_one_row)
-        self.statement = _built_once(model, shape, self._build)
+        self.statement = _cached_statement(model, shape, self._build)
 
     def _build(self) -> Select[Any]:
         model, base = self.model, self.model.root.table
-        tables = list(dict.fromkeys(table for each in model.family() for table in each.chain))
+        tables = list(dict.fromkeys(table for submodel in model.family() for table in submodel.chain))
         now, before, both = (_aliases(tables, name) for name in ("now", "before", "both"))
         here, there = now[base.history], before[base.history]
         source = here.clause
@@ -315,9 +317,9 @@ class _Reading:
         new = [now[column.table].clause.c[column.key] for _, column in self.fields]
         ids = [now[column.table].clause.c[column.key] for column in self.ids]
         roles = {role: here.role(role) for role, _ in base.names.items()}
-        ours = [roles[name] for name in _ROLES]
+        audit_columns = [roles[name] for name in _ROLES]
         if self.of_one_row:
-            statement = select(*ours, *ids, *new).select_from(source).where(has_id(ids, self.parameters))
+            statement = select(*audit_columns, *ids, *new).select_from(source).where(has_id(ids, self.parameters))
             return statement.order_by(roles["version"].desc() if self.newest_first else roles["version"])
         source = source.outerjoin(there.clause, there.is_version_of(here, -1))
         for table in tables[1:]:
@@ -328,7 +330,7 @@ class _Reading:
         order = [column.desc() for column in order] if self.newest_first else order
         if self.is_wide:  # two rows for each version: first the version before it
             two = both[base.history]
-            is_one = and_(two.is_of(here.key), two.version.between(roles["version"] - 1, roles["version"]))
+            is_one = and_(two.has_key(here.key), two.version.between(roles["version"] - 1, roles["version"]))
             source = source.join(two.clause, is_one)
             for table in tables[1:]:
                 other = both[table.history]
@@ -337,7 +339,7 @@ class _Reading:
             order = [*order, number]
         else:
             values, number = [*new, *old], there.version
-        statement = select(*ours, *ids, *values, number).select_from(source).order_by(*order)
+        statement = select(*audit_columns, *ids, *values, number).select_from(source).order_by(*order)
         statement = statement.where(
             or_(
                 and_(
@@ -353,21 +355,21 @@ class _Reading:
         )
         if (identities := _identities(model)) is not None:
             discriminator, values = identities
-            statement = statement.where(moved(discriminator, dict(here.columns)).in_(values))
-        given = self.parameters
-        if "ids" in given:
+            statement = statement.where(rebased_on_history(discriminator, dict(here.columns)).in_(values))
+        parameters = self.parameters
+        if "ids" in parameters:
             statement = statement.where(has_id(ids, self.parameters))
-        if "users" in given:
+        if "users" in parameters:
             statement = statement.where(
                 is_among(roles["changed_by"], bindparam("users", type_=roles["changed_by"].type, expanding=True))
             )
-        if "changeset" in given:
+        if "changeset" in parameters:
             statement = statement.where(is_of_changeset(base, here.clause))
-        if "since" in given:
+        if "since" in parameters:
             statement = statement.where(roles["valid_from"] >= bindparam("since"))
-        if "until" in given:
+        if "until" in parameters:
             statement = statement.where(roles["valid_from"] <= bindparam("until"))
-        if "limit" in given:
+        if "limit" in parameters:
             statement = statement.limit(bindparam("limit")).offset(bindparam("offset"))
         return statement
 
@@ -382,30 +384,30 @@ class _Reading:
         new = ids + len(self.ids)
         old = new + len(names)
         with closing(_rows(session, self.model, self.statement, self.parameters, options)) as rows:
-            for row, row_before in self._with_the_one_before(rows):
+            for row, row_before in self._with_rows_before(rows):
                 if row_before is not row:
                     before = None if row_before is None else row_before[new:old]
                 else:
                     before = None if row[-1] is None else row[old:-1]
-                found = _changes_in_row(label, names, equalities, row[ids:new], row, before, row[new:old])
-                yield from reversed(list(found)) if self.newest_first else found
+                changes = _changes_in_row(label, names, equalities, row[ids:new], row, before, row[new:old])
+                yield from reversed(list(changes)) if self.newest_first else changes
 
-    def _with_the_one_before(self, rows: Iterable[Row[Any]]) -> Iterator[tuple[Row[Any], Row[Any] | None]]:
+    def _with_rows_before(self, rows: Iterable[Row[Any]]) -> Iterator[tuple[Row[Any], Row[Any] | None]]:
         """Yield each row with the row that has the version before it: another row, the same row, or ``None``."""
         if self.is_wide:
             last: Row[Any] | None = None
-            for told in rows:
-                is_changed = told[-1] == told[0]
+            for version_row in rows:
+                is_changed = version_row[-1] == version_row[0]
                 if is_changed:
-                    yield told, last
-                last = None if is_changed else told
+                    yield version_row, last
+                last = None if is_changed else version_row
             return
         if not self.of_one_row:
             yield from ((row, row) for row in rows)
             return
         neighbours = pairwise(chain(rows, (None,)) if self.newest_first else chain((None,), rows))
-        for one, other in neighbours:
-            row, before = (one, other) if self.newest_first else (other, one)
+        for first, second in neighbours:
+            row, before = (first, second) if self.newest_first else (second, first)
             if row is not None:
                 yield row, before if before is not None and before[0] == row[0] - 1 else None
 
@@ -463,7 +465,7 @@ def _changes_in_row(
 
 
 def _chosen_fields(model: TrackedModel, chosen: str | Iterable[str] | None) -> tuple[tuple[str, Column[Any]], ...]:
-    fields = sorted(model.reported(), key=itemgetter(0))
+    fields = sorted(model.reported_fields(), key=itemgetter(0))
     if chosen is None:
         return tuple(fields)
     names = {chosen} if isinstance(chosen, str) else set(chosen)
@@ -488,7 +490,7 @@ def _identities(model: TrackedModel) -> tuple[Any, list[Any]] | None:
     mapper = model.mapper
     if model.parent is None or mapper.polymorphic_on is None:
         return None
-    return mapper.polymorphic_on, [each.mapper.polymorphic_identity for each in model.family()]
+    return mapper.polymorphic_on, [submodel.mapper.polymorphic_identity for submodel in model.family()]
 
 
 def _date_range(dates: tuple[datetime | None, datetime | None] | None) -> dict[str, datetime]:
@@ -502,14 +504,14 @@ def _date_range(dates: tuple[datetime | None, datetime | None] | None) -> dict[s
     return checked_range("filter_date_range", start, end)
 
 
-def _built_once(model: TrackedModel, shape: tuple[Any, ...], build: Callable[[], Select[Any]]) -> Select[Any]:
+def _cached_statement(model: TrackedModel, shape: tuple[Any, ...], build: Callable[[], Select[Any]]) -> Select[Any]:
     """Return the statement of a shape from a cache: building it takes as long as executing it."""
     if are_bound_in_sql(model.root.table.key):  # the statement contains the ids
         return build()
     cache, key = model.root.table.cache, (*model.family(), *shape)
     statement: Select[Any] | None = cache.get(key)
     if statement is None:
-        statement = cache[key] = build().execution_options(**OURS)
+        statement = cache[key] = build().execution_options(**INTERNAL)
     return statement
 
 
@@ -526,11 +528,11 @@ def _rows(
     ``{"b": 2, "a": 1}``.
     """
     session._autoflush()
-    parameters, where = dict(parameters), where_rows_are(session, model.mapper)
+    parameters, where = dict(parameters), bind_arguments_for(session, model.mapper)
     count = size = parameters.get("limit", inf)
     while count == size:
         count = 0
-        with explained(table for each in model.family() for table in each.chain):
+        with explaining_history_errors(table for submodel in model.family() for table in submodel.chain):
             result = session.execute(statement, parameters, bind_arguments=where, execution_options=options)
         with closing(result):
             for batch in result.partitions(_BATCH):

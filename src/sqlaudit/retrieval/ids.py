@@ -37,14 +37,14 @@ _FROM_TEXT: Final[Mapping[type[Any], Callable[[str], Any]]] = {
 _ANY_DIALECT: Final = DefaultDialect()
 
 
-def ids_listed(value: Any, *, composite: bool = False) -> list[Any]:
+def listed_ids(value: Any, *, composite: bool = False) -> list[Any]:
     """Return one value or several as a list. A text is one value; a tuple is one if ids are ``composite``."""
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable) or (composite and isinstance(value, tuple)):
         return [value]
     return list(value)
 
 
-def ids_given(columns: Sequence[ColumnElement[Any]], ids: Iterable[Any]) -> dict[str, list[Any]]:
+def converted_ids(columns: Sequence[ColumnElement[Any]], ids: Iterable[Any]) -> dict[str, list[Any]]:
     """Return the parameters of :func:`has_id`: the ids that can be converted to the columns' types.
 
     :raises QueryError: an id is an object of a mapped class
@@ -63,10 +63,10 @@ def ids_given(columns: Sequence[ColumnElement[Any]], ids: Iterable[Any]) -> dict
     return {"ids": matching} | {f"ids_{place}": [key[place] for key in matching] for place in range(len(columns))}
 
 
-def has_id(columns: Sequence[ColumnElement[Any]], given: Mapping[str, Any]) -> ColumnElement[bool]:
+def has_id(columns: Sequence[ColumnElement[Any]], parameters: Mapping[str, Any]) -> ColumnElement[bool]:
     """Return the condition that the columns have one of the ids."""
     if are_bound_in_sql(columns):
-        return one_of(columns, [key if len(columns) > 1 else (key,) for key in given["ids"]])
+        return one_of(columns, [key if len(columns) > 1 else (key,) for key in parameters["ids"]])
     # The widest integer: an id that is too large for its column is compared like any other, and matches nothing.
     types = [BigInteger() if isinstance(column.type, Integer) else column.type for column in columns]
     if len(columns) == 1:
@@ -83,8 +83,8 @@ def _converted(value: Any, type_: TypeEngine[Any]) -> Any:
     if isinstance(type_, TypeDecorator):
         return _accepted(value, type_)
     if isinstance(type_, Uuid):
-        found = value if isinstance(value, UUID) else UUID(hex=_text(value))
-        return found if type_.as_uuid else str(found)
+        converted = value if isinstance(value, UUID) else UUID(hex=_text(value))
+        return converted if type_.as_uuid else str(converted)
     wanted = _python_type_of(type_)
     if wanted is None:
         return value
@@ -127,7 +127,7 @@ def _python_type_of(type_: TypeEngine[Any]) -> type[Any] | None:
 
 def _whole_number(value: Any, type_: TypeEngine[Any]) -> int:
     number = int(value) if isinstance(value, str) and _WHOLE_NUMBER.fullmatch(value) else value
-    is_unsigned = any(getattr(each, "unsigned", False) for each in (type_, *type_._variant_mapping.values()))
+    is_unsigned = any(getattr(variant, "unsigned", False) for variant in (type_, *type_._variant_mapping.values()))
     if not isinstance(number, int) or not -(1 << 63) <= number < 1 << (64 if is_unsigned else 63):
         raise ValueError(value)
     return number

@@ -11,7 +11,7 @@
     :class:`~sqlaudit.sql.comparing.differs`: whether two columns hold different values, exact to the byte.
 ``old_values``, ``texts``, ``fitting``
     Values that a column held before its type changed: how they are read, and whether the column can hold them again.
-``own``
+``options``
     The execution option by which sqlaudit knows its own statements.
 
 For example, ``differs(customers.c.name, history.c.name)`` renders as

@@ -20,7 +20,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql
 
 from sqlaudit.exceptions import CaptureError
-from sqlaudit.sql.keys import MYSQL, Key, bound, implementation_of, keys_read, one_of, raw
+from sqlaudit.sql.keys import MYSQL, Key, bound, implementation_of, one_of, raw_columns, read_keys
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -28,7 +28,7 @@ CHUNK: Final = 1000
 """The number of keys in a batch."""
 
 
-class Portionable(Protocol[T_co]):
+class KeyCollection(Protocol[T_co]):
     """Items that can be counted and read in batches, in memory or in the database."""
 
     def __len__(self) -> int: ...
@@ -36,7 +36,7 @@ class Portionable(Protocol[T_co]):
     def __iter__(self) -> Iterator[T_co]: ...
 
 
-def chunks(keys: Portionable[T], size: int = CHUNK) -> Iterator[Sequence[T]]:
+def chunks(keys: KeyCollection[T], size: int = CHUNK) -> Iterator[Sequence[T]]:
     """Yield the keys in batches, one for each statement."""
     if isinstance(keys, (list, tuple)) and len(keys) <= size:
         if keys:
@@ -77,11 +77,11 @@ class SelectedKeys:
         return one_of(key, self.chosen)
 
 
-Portion = Sequence[Key] | SelectedKeys
+Batch = Sequence[Key] | SelectedKeys
 """The keys for one statement."""
 
 
-def portions(keys: Portionable[Key]) -> Iterator[Portion]:
+def batches(keys: KeyCollection[Key]) -> Iterator[Batch]:
     """Yield the keys for each statement: selected keys all at once, as a subquery, and other keys in batches.
 
     MariaDB and MySQL get selected keys in batches, too: for a subquery they would scan and lock the whole history.
@@ -96,16 +96,16 @@ def pages(
     connection: Connection, statement: Select[Any], columns: Sequence[ColumnElement[Any]]
 ) -> Iterator[Sequence[Key]]:
     """Yield the keys that a select finds, in pages. Each page begins after the last key of the page before it."""
-    order = [in_order(column, connection.dialect) for column in columns]
-    read = raw(columns, connection.dialect)
+    order = [sortable(column, connection.dialect) for column in columns]
+    read = raw_columns(columns, connection.dialect)
     statement = statement.with_only_columns(*read, maintain_column_froms=True).order_by(*order).limit(CHUNK)
-    page = list(keys_read(connection, statement))
+    page = list(read_keys(connection, statement))
     while page:
         yield page
         ends = [bound(column, value=value) for column, value in zip(read, page[-1], strict=True)]
         # SQLAlchemy refuses the operator > for booleans, so bool_op names it.
         behind = tuple_(*order) > tuple_(*ends) if len(ends) > 1 else order[0].bool_op(">")(ends[0])
-        last, page = page[-1], list(keys_read(connection, statement.where(behind)))
+        last, page = page[-1], list(read_keys(connection, statement.where(behind)))
         if page and page[-1] == last:
             raise CaptureError(
                 f"The database does not find the keys behind {last}: the key of the live table and that of its history "
@@ -114,7 +114,7 @@ def pages(
             )
 
 
-def in_order(column: ColumnElement[Any], dialect: Dialect) -> ColumnElement[Any]:
+def sortable(column: ColumnElement[Any], dialect: Dialect) -> ColumnElement[Any]:
     """Return an expression for the column that sorts and compares consistently.
 
     MariaDB and MySQL sort an ENUM or a SET by its number, but compare its text.

@@ -62,13 +62,13 @@ def is_writable(value: Any, type_: TypeEngine[Any], dialect: Dialect) -> bool:
         return False
 
 
-_KNOWN: Final = (str, bytes, int, float, Decimal, date, datetime, time, timedelta, UUID, list, dict, set)
+_CHECKED_CLASSES: Final = (str, bytes, int, float, Decimal, date, datetime, time, timedelta, UUID, list, dict, set)
 """The Python types whose values are checked. Values of other types, such as a driver's own, are accepted."""
 
 
 def _holds(type_: Any, value: Any, dialect: Dialect) -> bool:
     holds = next((holds for kind, holds in _RULES if isinstance(type_, kind)), None)
-    return holds is None or not isinstance(value, _KNOWN) or holds(type_, value, dialect)
+    return holds is None or not isinstance(value, _CHECKED_CLASSES) or holds(type_, value, dialect)
 
 
 def _text(type_: Any, value: Any, dialect: Dialect) -> bool:

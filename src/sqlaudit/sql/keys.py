@@ -59,11 +59,11 @@ _BYTES: Final = frozenset(
     {"LARGE_BINARY", "BLOB", "BYTEA", "BINARY", "VARBINARY", "TINYBLOB", "MEDIUMBLOB", "LONGBLOB"}
 )
 BYTES: Final = (LargeBinary, BINARY, VARBINARY, mysql.TINYBLOB, mysql.MEDIUMBLOB, mysql.LONGBLOB)
-_TOLD_APART: Final = (Integer, String, Uuid, Boolean, Date, DateTime, Time)
+_EXACT_TYPES: Final = (Integer, String, Uuid, Boolean, Date, DateTime, Time)
 
 
 class RawKey(tuple[Any, ...]):
-    """A key that was read by the columns of :func:`raw`. Only these columns find its row again."""
+    """A key that was read by the columns of :func:`raw_columns`. Only these columns find its row again."""
 
     __slots__ = ()
 
@@ -125,7 +125,7 @@ class KeyArray(TypeDecorator[list[Any]]):
             return value
         try:
             convert = _CONVERSIONS[self.item_type.python_type]
-            return [each if each is None else convert(each) for each in value]
+            return [item if item is None else convert(item) for item in value]
         except (KeyError, NotImplementedError, TypeError, ValueError, ArithmeticError):
             return value  # the driver may be able to convert the values
 
@@ -214,20 +214,20 @@ def _raw_type(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
     return AsNumber(Integer()) if is_known and (isinstance(below, Boolean) or name == "BIT") else AsText()
 
 
-def raw(columns: Columns, dialect: Dialect) -> list[ColumnElement[Any]]:
+def raw_columns(columns: Columns, dialect: Dialect) -> list[ColumnElement[Any]]:
     """Return the columns with the types that read raw values and compare with them."""
     types: Sequence[TypeEngine[Any]] = [_raw_type(column.type, dialect) for column in columns]
     if any(isinstance(type_, AsConstant) for type_ in types):  # one expression takes either parameters or constants
         types = [AsConstant()] * len(types)
-    return [_as(column, type_) for column, type_ in zip(columns, types, strict=True)]
+    return [_with_type(column, type_) for column, type_ in zip(columns, types, strict=True)]
 
 
-def differ_raw(columns: Columns, dialect: Dialect) -> bool:
+def raw_values_differ(columns: Columns, dialect: Dialect) -> bool:
     """Return whether raw values of the columns are read or bound by other types than given values."""
-    return any(one is not other for one, other in zip(raw(columns, dialect), columns, strict=True))
+    return any(one is not other for one, other in zip(raw_columns(columns, dialect), columns, strict=True))
 
 
-def _as(column: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any]:
+def _with_type(column: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any]:
     return column if type_ is column.type else type_coerce(column, type_)
 
 
@@ -242,7 +242,7 @@ def bound(column: ColumnElement[Any], name: str | None = None, value: Any = None
     return bindparam(None, value, type_=column.type, unique=True, literal_execute=is_constant)
 
 
-def bound_list(columns: Columns, name: str | None = None, keys: Sequence[Key] = ()) -> ColumnElement[bool]:
+def in_bound_list(columns: Columns, name: str | None = None, keys: Sequence[Key] = ()) -> ColumnElement[bool]:
     """Return the condition that the columns have one of the keys, with one expanding parameter for all of them."""
     settings: dict[str, Any] = {"expanding": True, "literal_execute": isinstance(columns[0].type, AsConstant)}
     values = [key[0] for key in keys] if len(columns) == 1 else list(keys)
@@ -257,9 +257,9 @@ def one_of(columns: Columns, keys: Sequence[Key] | Select[Any]) -> ColumnElement
     if isinstance(keys, Select):
         return (tuple_(*columns) if len(columns) > 1 else columns[0]).in_(keys)
     if are_bound_in_sql(columns):
-        same = (and_(*map(operators.eq, columns, map(_valued, columns, key))) for key in keys)
+        same = (and_(*map(operators.eq, columns, map(_as_parameter, columns, key))) for key in keys)
         return or_(false(), *same)
-    return bound_list(columns, None, keys)
+    return in_bound_list(columns, None, keys)
 
 
 def are_bound_in_sql(columns: Columns) -> bool:
@@ -267,13 +267,13 @@ def are_bound_in_sql(columns: Columns) -> bool:
     return any(column.type._has_bind_expression for column in columns)
 
 
-def _valued(column: ColumnElement[Any], value: Any) -> BindParameter[Any]:
+def _as_parameter(column: ColumnElement[Any], value: Any) -> BindParameter[Any]:
     return bound(column, value=value)
 
 
-def having(columns: Columns, keys: Sequence[Key], dialect: Dialect) -> ColumnElement[bool]:
+def has_one_of(columns: Columns, keys: Sequence[Key], dialect: Dialect) -> ColumnElement[bool]:
     """Return the condition that the columns have one of the keys, which are all given or all raw."""
-    return one_of(raw(columns, dialect) if is_raw(keys) else columns, keys)
+    return one_of(raw_columns(columns, dialect) if is_raw(keys) else columns, keys)
 
 
 def is_raw(keys: Iterable[Key]) -> bool:
@@ -293,16 +293,16 @@ class KeyTypes:
 
     def __init__(self, columns: Columns, dialect: Dialect) -> None:
         self._dialect = ref(dialect)  # a WeakKeyDictionary of dialects keeps this object
-        self.differs = differ_raw(columns, dialect)
-        self.go_together = all(_go_together(column.type, dialect) for column in columns)
+        self.differs = raw_values_differ(columns, dialect)
+        self.go_together = all(_share_statements(column.type, dialect) for column in columns)
         self._decorators = [_decorators(column.type, dialect) or [] for column in columns]
 
-    def read(self, columns: Columns, *, raw_ones: bool) -> Columns:
+    def read(self, columns: Columns, *, as_raw: bool) -> Columns:
         """Return the columns to select so that :meth:`recognised` can match the rows with keys."""
         dialect = cast_type(Dialect, self._dialect())
-        if raw_ones or not self.go_together:
-            return raw(columns, dialect)
-        return [_as(column, undecorated(column.type, dialect)) for column in columns]
+        if as_raw or not self.go_together:
+            return raw_columns(columns, dialect)
+        return [_with_type(column, undecorated(column.type, dialect)) for column in columns]
 
     def recognised(self, keys: Sequence[Key], rows: Sequence[Sequence[Any]]) -> list[Key] | None:
         """Return the key of each row: as the database returned it or, where types do not allow that, as in ``keys``.
@@ -319,7 +319,7 @@ class KeyTypes:
         found = [asked.get(tuple(row)) for row in rows]
         return None if None in found else found  # type: ignore[return-value]
 
-    def told_apart(self, keys: Sequence[Key]) -> Sequence[Key]:
+    def without_equal_keys(self, keys: Sequence[Key]) -> Sequence[Key]:
         """Return the keys without those that TypeDecorators convert to the same value as an earlier key."""
         if is_raw(keys) or len(keys) == 1 or not any(self._decorators):
             return keys
@@ -336,7 +336,7 @@ class KeyTypes:
         return tuple(values)
 
 
-def _go_together(type_: TypeEngine[Any], dialect: Dialect) -> bool:
+def _share_statements(type_: TypeEngine[Any], dialect: Dialect) -> bool:
     below = undecorated(type_, dialect)
     if type_.dialect_impl(dialect)._has_bind_expression or not _is_sqlalchemys(below):
         return False
@@ -346,7 +346,7 @@ def _go_together(type_: TypeEngine[Any], dialect: Dialect) -> bool:
     if dialect.name == "postgresql" and name in ("CHAR", "NCHAR", "CITEXT"):
         return False
     is_decimal = isinstance(below, Numeric) and not isinstance(below, Float) and below.asdecimal
-    return isinstance(below, _TOLD_APART) or name in _BYTES or (is_decimal and dialect.name != "sqlite")
+    return isinstance(below, _EXACT_TYPES) or name in _BYTES or (is_decimal and dialect.name != "sqlite")
 
 
 def _decorators(type_: TypeEngine[Any], dialect: Dialect) -> list[Any] | None:
@@ -363,6 +363,6 @@ def _decorators(type_: TypeEngine[Any], dialect: Dialect) -> list[Any] | None:
         type_ = type_.load_dialect_impl(dialect)
 
 
-def keys_read(connection: Connection, statement: Select[Any]) -> Iterator[RawKey]:
-    """Yield the keys that a select of :func:`raw` columns finds."""
+def read_keys(connection: Connection, statement: Select[Any]) -> Iterator[RawKey]:
+    """Yield the keys that a select of :func:`raw_columns` columns finds."""
     return map(RawKey, connection.execute(statement))

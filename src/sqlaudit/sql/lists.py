@@ -52,12 +52,12 @@ def takes_array(column: ColumnElement[Any], dialect: Dialect) -> bool:
     return dialect.name == "postgresql" and not isinstance(column.type, AsConstant)
 
 
-def goes_into_json(column: ColumnElement[Any], dialect: Dialect) -> bool:
+def takes_json_list(column: ColumnElement[Any], dialect: Dialect) -> bool:
     """Return whether many values of a column are given to the database as a :class:`JSONList`."""
     return dialect.name == "sqlite" and isinstance(implementation_of(column.type, dialect), _IN_JSON)
 
 
-def fit_into_json(keys: Iterable[Key]) -> bool:
+def are_unchanged_by_json(keys: Iterable[Key]) -> bool:
     """Return whether SQLite reads the keys from JSON unchanged. It cuts off a text at a NUL character."""
     return not any(isinstance(value, str) and "\0" in value for key in keys for value in key)
 
@@ -92,7 +92,7 @@ def _is_among_array(element: is_among, compiler: SQLCompiler, **kw: Any) -> str:
 @compiles(is_among, "sqlite")
 def _is_among_json(element: is_among, compiler: SQLCompiler, **kw: Any) -> str:
     column, values = element.clauses
-    if not goes_into_json(values, compiler.dialect):
+    if not takes_json_list(values, compiler.dialect):
         return _is_among(element, compiler, **kw)
     key = cast_type("BindParameter[Any]", values).key
     return compiler.process(one_of_json(column, bindparam(key, type_=JSONList(values.type))), **kw)
@@ -130,5 +130,5 @@ def _are_among_arrays(element: are_among, compiler: SQLCompiler, **kw: Any) -> s
 
 def one_of_arrays(columns: Sequence[Any], lists: Sequence[Any]) -> ColumnElement[bool]:
     """Return the condition that several columns together have the values at one place of several arrays."""
-    names = [a_column(f"k{place}", each.type) for place, each in enumerate(columns)]
+    names = [a_column(f"k{place}", column.type) for place, column in enumerate(columns)]
     return tuple_(*columns).in_(select(func.unnest(*lists).table_valued(*names).render_derived()))

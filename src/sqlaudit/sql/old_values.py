@@ -132,16 +132,16 @@ class Unrounded(AsStored):
         return lambda value: None if value is None else Decimal(str(value))
 
 
-def unrounded(column: ColumnElement[Any]) -> ColumnElement[Any]:
+def unrounded_column(column: ColumnElement[Any]) -> ColumnElement[Any]:
     """Return a column for reading values that will be written again: SQLite does not round decimals."""
     type_ = column.type
     if not isinstance(type_, Numeric) or isinstance(type_, Float) or not type_.asdecimal:
         return column
     is_sqlalchemys = type(type_).__module__.startswith("sqlalchemy.") and "sqlite" not in type_._variant_mapping
-    return type_coerce(column, readable(type_).with_variant(Unrounded(), "sqlite")) if is_sqlalchemys else column
+    return type_coerce(column, readable_type(type_).with_variant(Unrounded(), "sqlite")) if is_sqlalchemys else column
 
 
-def readable(type_: TypeEngine[Any]) -> TypeEngine[Any]:
+def readable_type(type_: TypeEngine[Any]) -> TypeEngine[Any]:
     """Return a copy of a live column's type that reads every value of history. All else is unchanged."""
     if isinstance(type_, (NullType, _Readable)):
         return type_

@@ -85,10 +85,10 @@ _INTERVAL: Final = re.compile(r"(?:([-+]?\d+) days? ?)?(?:([-+]?)(\d+):(\d\d):(\
 
 
 def _interval(text: str) -> timedelta:
-    found = _INTERVAL.fullmatch(text)
-    if found is None or not text:
+    match = _INTERVAL.fullmatch(text)
+    if match is None or not text:
         raise ValueError(text)  # months and years have no fixed length
-    days, sign, hours, minutes, seconds, fraction = found.groups()
+    days, sign, hours, minutes, seconds, fraction = match.groups()
     parts = int(hours or 0), int(minutes or 0), int(seconds or 0), int((fraction or "").ljust(6, "0"))
     clock = timedelta(hours=parts[0], minutes=parts[1], seconds=parts[2], microseconds=parts[3])
     return timedelta(days=int(days or 0)) + (-clock if sign == "-" else clock)
@@ -141,11 +141,11 @@ def _tokens(text: str) -> Iterator[tuple[str, str | None]]:
     """Yield the tokens of an array: (a brace or comma, None), (``""``, a value) or (``"quoted"``, a value)."""
     place = 0
     while place < len(text):
-        found = _TOKEN.match(text, place)
-        if found is None:
+        match = _TOKEN.match(text, place)
+        if match is None:
             raise ValueError(text)
-        place = found.end()
-        mark, quoted, plain = found.groups()
+        place = match.end()
+        mark, quoted, plain = match.groups()
         if mark:
             yield mark, None
         else:
@@ -186,10 +186,10 @@ def _range_parser(type_: AbstractSingleRange[Any]) -> Parser:
     def parse_range(text: str) -> Any:
         if text == "empty":
             return _DriverRange(empty=True)
-        found = _RANGE.fullmatch(text)
-        if found is None:
+        match = _RANGE.fullmatch(text)
+        if match is None:
             raise ValueError(text)
-        left, _, lower, _, upper, right = found.groups()
+        left, _, lower, _, upper, right = match.groups()
         ends = (parse(end) if end else None for end in (lower, upper))
         return _DriverRange(*ends, bounds=cast("Any", left + right))
 

@@ -74,10 +74,10 @@ class HistoryAlias:
         """The condition that a version has not ended."""
         return is_open(self.valid_to)
 
-    def is_of(self, key: Sequence[Any]) -> ColumnElement[bool]:
+    def has_key(self, key: Sequence[Any]) -> ColumnElement[bool]:
         """Return the condition that a version belongs to the row with a key."""
         return all_equal(self.key, key)
 
     def is_version_of(self, other: HistoryAlias, distance: int = 0) -> ColumnElement[bool]:
         """Return the condition that a version is of the same row as another, and its number is ``distance`` higher."""
-        return and_(self.is_of(other.key), self.version == other.version + distance)
+        return and_(self.has_key(other.key), self.version == other.version + distance)

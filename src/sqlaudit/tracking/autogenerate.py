@@ -1,8 +1,8 @@
 """Does Alembic compare tracked tables without sqlaudit's plugin? Then the comparison stops.
 
 In every comparison, Alembic calls the functions that are registered with ``alembic.autogenerate.comparators``, whatever
-plugins are listed. When a model is tracked, sqlaudit registers :func:`refuse_unfollowed` there: at once, if the process
-has imported Alembic, otherwise when it does. sqlaudit does not import Alembic for this.
+plugins are listed. When a model is tracked, sqlaudit registers :func:`refuse_comparison_without_plugin` there: at
+once, if the process has imported Alembic, otherwise when it does. sqlaudit does not import Alembic for this.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SET_UP: Final = (
     "In env.py, call sqlaudit_alembic.register() and list the plugin: "
     'context.configure(…, autogenerate_plugins=["alembic.autogenerate.*", "sqlaudit"]).'
 )
-followed: Final[WeakSet[Any]] = WeakSet()
+contexts_with_plugin: Final[WeakSet[Any]] = WeakSet()
 """The comparisons (``AutogenContext``) in which the plugin takes part."""
 _guarded: Final[WeakSet[ModuleType]] = WeakSet()
 
@@ -41,15 +41,15 @@ def guard_autogenerate() -> None:
 def _guard(module: ModuleType) -> None:
     if module not in _guarded and hasattr(module, "comparators"):
         _guarded.add(module)
-        module.comparators.dispatch_for("schema")(refuse_unfollowed)
+        module.comparators.dispatch_for("schema")(refuse_comparison_without_plugin)
 
 
-def refuse_unfollowed(autogen_context: Any, upgrade_ops: object, schemas: object) -> None:
+def refuse_comparison_without_plugin(autogen_context: Any, upgrade_ops: object, schemas: object) -> None:
     """Stop a comparison of tracked tables in which the plugin does not take part.
 
     :raises SQLAuditError: the comparison would propose to drop columns and tables that only history has
     """
-    if autogen_context in followed:
+    if autogen_context in contexts_with_plugin:
         return
     names = [table.fullname for table in autogen_context.sorted_tables if _is_tracked(table)]
     if names:

@@ -106,10 +106,10 @@ def _has_trigger(live: ColumnElement[Any]) -> ColumnElement[bool]:
 
 def has_triggers(connection: Connection, tracked: TrackedTable) -> bool:
     """Return whether a live table has triggers that the connection's role can see. One statement, the first time."""
-    return _asked_once(connection, tracked, _any_trigger)
+    return _cached_answer(connection, tracked, _any_trigger)
 
 
-def _asked_once(
+def _cached_answer(
     connection: Connection, tracked: TrackedTable, question: Callable[[Connection, Table], ColumnElement[bool]]
 ) -> bool:
     """Return the answer of a database to a question about a live table. The answer is kept for the dialect."""
@@ -148,7 +148,7 @@ def diverts_deletes(connection: Connection, table: Table) -> bool:
 
 def refuses_returning(connection: Connection, tracked: TrackedTable) -> bool:
     """Return whether a rule prevents INSERT … RETURNING on PostgreSQL. One statement, the first time."""
-    return connection.dialect.name == "postgresql" and _asked_once(connection, tracked, _any_rule_without_returning)
+    return connection.dialect.name == "postgresql" and _cached_answer(connection, tracked, _any_rule_without_returning)
 
 
 def _any_rule_without_returning(connection: Connection, live: Table) -> ColumnElement[bool]:
@@ -173,7 +173,7 @@ def _name_of(connection: Connection, table: Table) -> ColumnElement[str]:
     return name if schema is None else func.concat(func.quote_ident(schema), ".", name)
 
 
-def kept_as_text(connection: Connection, chain: Sequence[TrackedTable]) -> frozenset[Column[Any]]:
+def columns_compared_as_text(connection: Connection, chain: Sequence[TrackedTable]) -> frozenset[Column[Any]]:
     """Return the live columns that can only be compared with history as texts, because their types have changed.
 
     The history column may still be a text when the live column is a number. PostgreSQL does not compare the two. In a
@@ -181,15 +181,15 @@ def kept_as_text(connection: Connection, chain: Sequence[TrackedTable]) -> froze
     """
     if connection.dialect.name == "sqlite":
         return frozenset()
-    named = _typed_otherwise if connection.dialect.name == "postgresql" else _typed_otherwise_on_mysql
+    named = _columns_of_other_types if connection.dialect.name == "postgresql" else _columns_of_other_types_on_mysql
     names = (named(connection, tracked, literal_column(str(place), Integer())) for place, tracked in enumerate(chain))
-    found = set(map(tuple, connection.execute(union_all(*names))))
+    rows = set(map(tuple, connection.execute(union_all(*names))))
     return frozenset(
-        live for place, tracked in enumerate(chain) for live, _ in tracked.columns if (place, live.name) in found
+        live for place, tracked in enumerate(chain) for live, _ in tracked.columns if (place, live.name) in rows
     )
 
 
-def _typed_otherwise(connection: Connection, tracked: TrackedTable, place: ColumnElement[int]) -> Select[Any]:
+def _columns_of_other_types(connection: Connection, tracked: TrackedTable, place: ColumnElement[int]) -> Select[Any]:
     here, past, kind, past_kind = _ATTRIBUTES.alias(), _ATTRIBUTES.alias(), _TYPES.alias(), _TYPES.alias()
     return (
         select(place, here.c.attname)
@@ -209,7 +209,9 @@ def _typed_otherwise(connection: Connection, tracked: TrackedTable, place: Colum
     )
 
 
-def _typed_otherwise_on_mysql(connection: Connection, tracked: TrackedTable, place: ColumnElement[int]) -> Select[Any]:
+def _columns_of_other_types_on_mysql(
+    connection: Connection, tracked: TrackedTable, place: ColumnElement[int]
+) -> Select[Any]:
     here, past = _COLUMNS_OF_MYSQL.alias(), _COLUMNS_OF_MYSQL.alias()
     statement = select(place, here.c.COLUMN_NAME).join_from(here, past, past.c.COLUMN_NAME == here.c.COLUMN_NAME)
     for columns, owner in ((here.c, tracked.live), (past.c, tracked.history)):

@@ -60,7 +60,7 @@ def _leads_to_base(link: ForeignKeyConstraint) -> bool:
 
 def referred_columns(sources: Sources) -> frozenset[Column[Any]]:
     """Return the columns of the given tables to which the foreign keys of their followers refer."""
-    _read_new()
+    _read_new_tables()
     kept = sources[-1].cache if sources and isinstance(sources[-1], TrackedTable) else {}
     key = (referred_columns, *sources)
     if key not in kept or kept[key][0] is not _generation[0]:
@@ -78,34 +78,34 @@ def untracked_source(table: Table) -> FollowedTable | None:
 
 def untracked_sources() -> Iterator[FollowedTable]:
     """Yield all tables without history whose rows are followed by tracked rows."""
-    _read_new()
+    _read_new_tables()
     yield from filter(None, map(untracked_source, list(_links)))
 
 
 def _links_to(table: Table) -> list[ForeignKeyConstraint]:
     """Return the foreign keys by which rows follow rows of a table, in the order in which sqlaudit locks the rows."""
-    _read_new()
+    _read_new_tables()
     links = _links.get(table)
-    return [link for each in links.keyrefs() if (link := each()) is not None] if links else []
+    return [link for link_reference in links.keyrefs() if (link := link_reference()) is not None] if links else []
 
 
-def _read_new() -> None:
+def _read_new_tables() -> None:
     """Read the foreign keys of newly tracked tables. A table stays unread while it refers to an undefined table."""
     for new in tuple(unread):
         tracked = new()
-        if tracked is None or tracked_table(tracked.live) is not tracked or _read(tracked.live):
+        if tracked is None or tracked_table(tracked.live) is not tracked or _read_foreign_keys(tracked.live):
             unread.discard(new)
         _generation[0] = object()
 
 
-def _read(live: Table) -> bool:
+def _read_foreign_keys(live: Table) -> bool:
     """Read which tables the rows of a table follow, directly or through tables without history.
 
     :return: whether all tables that their foreign keys refer to are defined
     """
     todo, seen, is_complete = [live], {live}, True
     while todo:
-        for link in _own_links(todo.pop()):
+        for link in _links_of(todo.pop()):
             try:
                 referred = link.referred_table
             except NoReferencedTableError:
@@ -118,13 +118,15 @@ def _read(live: Table) -> bool:
     return is_complete
 
 
-def _own_links(table: Table) -> list[ForeignKeyConstraint]:
+def _links_of(table: Table) -> list[ForeignKeyConstraint]:
     """Return the foreign keys by which rows of a table follow others: all, for an association table."""
     tracked = tracked_table(table)
     is_link = tracked is not None and tracked.is_association
-    followed = [link for link in table.foreign_key_constraints if is_link or not _FOLLOWING.isdisjoint(_rules_of(link))]
+    followed = [
+        link for link in table.foreign_key_constraints if is_link or not _FOLLOWING.isdisjoint(_actions_of(link))
+    ]
     return sorted(followed, key=lambda link: tuple(link.column_keys))
 
 
-def _rules_of(constraint: ForeignKeyConstraint) -> Iterable[str]:
+def _actions_of(constraint: ForeignKeyConstraint) -> Iterable[str]:
     return ((constraint.ondelete or "").upper(), (constraint.onupdate or "").upper())

@@ -26,7 +26,7 @@ from sqlaudit.changes import FieldChange, Operation, VersionInfo, diff, equaliti
 from sqlaudit.exceptions import ReadOnlyError
 from sqlaudit.sql.comparing import all_equal
 from sqlaudit.tracking.models import TrackedModel, tracked_model_of
-from sqlaudit.tracking.sessions import where_rows_are
+from sqlaudit.tracking.sessions import bind_arguments_for
 
 
 class Version:
@@ -69,12 +69,12 @@ def history_of(model_class: type[Any]) -> type[Any]:
     """
     model = tracked_model_of(model_class)
     if model.history_class is None or model.has_grown:
-        for each in model.root.family():
-            if each.history_class is None:
-                each.history_class = _make_history_class(each)
-            elif each.has_grown:
-                _let_grow(each)
-            each.has_grown = False
+        for submodel in model.root.family():
+            if submodel.history_class is None:
+                submodel.history_class = _make_history_class(submodel)
+            elif submodel.has_grown:
+                _add_new_attributes(submodel)
+            submodel.has_grown = False
     return cast("type[Any]", model.history_class)
 
 
@@ -99,20 +99,23 @@ def _make_history_class(model: TrackedModel) -> type[Version]:
     properties = _stored_properties(model, inherited)
     if parent is None or parent.table is not table:
         for _, name in table.names.items():
-            properties[name] = [table.history.c[name], *(each.history.c[name] for each in reversed(model.chain[:-1]))]
+            properties[name] = [
+                table.history.c[name],
+                *(base_table.history.c[name] for base_table in reversed(model.chain[:-1])),
+            ]
     mapped_columns = inherited.union(*properties.values())
     options["exclude_properties"] = [column.key for column in table.history.c if column not in mapped_columns]
     if parent is None:
         if model.discriminator is not None:
-            options["polymorphic_on"] = moved(model.discriminator, dict(table.columns))
+            options["polymorphic_on"] = rebased_on_history(model.discriminator, dict(table.columns))
             options["with_polymorphic"] = "*"
     else:
         options["inherits"] = parent.history_class
         if parent.table is not table:
             options["inherit_condition"] = and_(
                 *(
-                    ours == theirs
-                    for ours, theirs in zip(
+                    history_attribute == model_attribute
+                    for history_attribute, model_attribute in zip(
                         (*table.history_key, table.version),
                         (*parent.table.history_key, parent.table.version),
                         strict=True,
@@ -123,7 +126,7 @@ def _make_history_class(model: TrackedModel) -> type[Version]:
         options["polymorphic_identity"] = mapper.polymorphic_identity
     local_table = table.history if parent is None or parent.table is not table else None
     mapper.registry.map_imperatively(history_class, local_table, properties=properties, **options)
-    _let_mutable_types_be_known(history_class, model)
+    _track_mutable_values(history_class, model)
     for name in ("before_insert", "before_update", "before_delete"):
         event.listen(history_class, name, _refuse_change)
     return history_class
@@ -132,7 +135,7 @@ def _make_history_class(model: TrackedModel) -> type[Version]:
 def _stored_properties(model: TrackedModel, inherited: Collection[Any]) -> dict[str, list[Any]]:
     """Return the stored columns of a model, without inherited ones: attribute name → history columns."""
     properties: dict[str, list[Any]] = {}
-    histories: dict[FromClause, Table] = {each.live: each.history for each in model.chain}
+    histories: dict[FromClause, Table] = {table.live: table.history for table in model.chain}
     for live, column in model.table.columns:
         if column in inherited:
             continue
@@ -142,11 +145,11 @@ def _stored_properties(model: TrackedModel, inherited: Collection[Any]) -> dict[
             if column in set(model.columns.values()):
                 properties[live.key] = [column]
         else:  # in a joined subclass, one attribute may map columns of several tables
-            properties[mapped.key] = [histories[each.table].c[each.key] for each in mapped.columns]
+            properties[mapped.key] = [histories[column.table].c[column.key] for column in mapped.columns]
     return properties
 
 
-def _let_grow(model: TrackedModel) -> None:
+def _add_new_attributes(model: TrackedModel) -> None:
     """Add the attributes to a history class that its model has gained."""
     mapper: Mapper[Any] = inspect(model.history_class)
     above = model.parent and inspect(model.parent.history_class)
@@ -155,7 +158,7 @@ def _let_grow(model: TrackedModel) -> None:
             mapper.add_property(name, column_property(*columns))
 
 
-def _let_mutable_types_be_known(history_class: type[Version], model: TrackedModel) -> None:
+def _track_mutable_values(history_class: type[Version], model: TrackedModel) -> None:
     """Let ``Mutable`` types track the values of versions, too.
 
     SQLAlchemy recognises these types by identity when it configures the mapper. While it does, the history columns have
@@ -168,14 +171,14 @@ def _let_mutable_types_be_known(history_class: type[Version], model: TrackedMode
             column.type = type_
 
     def end(*_: object) -> None:
-        for column, _type, readable in types:
-            column.type = readable
+        for column, _type, readable_type in types:
+            column.type = readable_type
 
     event.listen(history_class, "before_mapper_configured", begin)
     event.listen(history_class, "mapper_configured", end)
 
 
-def moved(expression: Any, columns: Mapping[Any, Any]) -> Any:
+def rebased_on_history(expression: Any, columns: Mapping[Any, Any]) -> Any:
     """Return an expression on the live table, rebased on the history table."""
     by_key = {live.key: old for live, old in columns.items()}
     tables = {live.table for live in columns}
@@ -224,7 +227,7 @@ def neighbour(version: Version, distance: int) -> Any:
             all_equal(table.history_key, key),
             table.version == number + distance,
         ),
-        bind_arguments=where_rows_are(session, model.mapper),
+        bind_arguments=bind_arguments_for(session, model.mapper),
     )
 
 
@@ -242,7 +245,7 @@ def extra_columns_of(version: Version) -> dict[str, Any]:
             select(literal_column("*")).select_from(table.history).where(*(c == v for c, v in of_version))
         )
         known = {column.name for column in table.history.c}
-        row = session.execute(statement, bind_arguments=where_rows_are(session, model.mapper)).mappings().one()
+        row = session.execute(statement, bind_arguments=bind_arguments_for(session, model.mapper)).mappings().one()
         extra |= {name: value for name, value in row.items() if name not in known}
     return extra
 

@@ -13,10 +13,19 @@ from sqlalchemy.exc import DBAPIError
 from sqlaudit.exceptions import CaptureError, HistoryTableError
 from sqlaudit.tracking.tables import TrackedTable
 
-_ABSENT: Final = {"42P01", "42703", 1146, 1054}  # no such table or column, on PostgreSQL and on MariaDB
-_PHRASES: Final = ("no such table", "no such column", "has no column")  # on SQLite
-_FORBIDDEN: Final = {"42501", 1142, 1143}  # to the role, or by a policy
-_UNFIT: Final = {"22001", "22003", "42804", "42883", 1264, 1265, 1366, 1406}  # too long, too large, of another type
+_MISSING_CODES: Final = {"42P01", "42703", 1146, 1054}  # no such table or column, on PostgreSQL and on MariaDB
+_MISSING_PHRASES: Final = ("no such table", "no such column", "has no column")  # on SQLite
+_FORBIDDEN_CODES: Final = {"42501", 1142, 1143}  # to the role, or by a policy
+_UNFIT_CODES: Final = {
+    "22001",
+    "22003",
+    "42804",
+    "42883",
+    1264,
+    1265,
+    1366,
+    1406,
+}  # too long, too large, of another type
 _COLUMN: Final = re.compile(r"""column(?::| named)? ["']?(.+?)["']?(?: of | does not exist| in '|$)""")
 
 
@@ -24,37 +33,41 @@ def codes_of(error: DBAPIError) -> set[Any]:
     """Return the codes of a database error. Each driver has its own attributes for them."""
     original = error.orig
     places = ("sqlstate", "pgcode", "errno", "sqlite_errorname")
-    named = _fields_of(error).get("C")
+    named = _message_fields_of(error).get("C")
     first = getattr(original, "args", ())[:1]
-    return {*(getattr(original, place, None) for place in places), named, *(each for each in first if _is_code(each))}
+    return {
+        *(getattr(original, place, None) for place in places),
+        named,
+        *(value for value in first if _is_code(value)),
+    }
 
 
 def _is_code(value: object) -> bool:
     return isinstance(value, (int, str))
 
 
-def _fields_of(error: DBAPIError) -> dict[str, str]:
+def _message_fields_of(error: DBAPIError) -> dict[str, str]:
     """Return the fields of PostgreSQL's error message by their letters, which pg8000 gives instead of a text."""
     first = next(iter(getattr(error.orig, "args", ())), None)
     return first if isinstance(first, dict) else {}
 
 
-def _complaint_of(error: DBAPIError) -> str:
+def _message_of(error: DBAPIError) -> str:
     """Return the first line of a database's error message. In PostgreSQL's, the statement follows."""
-    return _fields_of(error).get("M", str(error.orig)).partition("\n")[0]
+    return _message_fields_of(error).get("M", str(error.orig)).partition("\n")[0]
 
 
 @contextmanager
-def explained(tables: Iterable[TrackedTable], **options: bool) -> Iterator[None]:
-    """Call :func:`explain` with a database error that the ``with`` block raises."""
+def explaining_history_errors(tables: Iterable[TrackedTable], **options: bool) -> Iterator[None]:
+    """Call :func:`explain_history_error` with a database error that the ``with`` block raises."""
     try:
         yield
     except DBAPIError as error:
-        explain(error, tables, **options)
+        explain_history_error(error, tables, **options)
         raise
 
 
-def explain(
+def explain_history_error(
     error: DBAPIError, tables: Iterable[TrackedTable], *, record: bool = False, reads_as_user: bool = False
 ) -> None:
     """Raise an error that names the remedy, if a database error is about a history table.
@@ -66,47 +79,47 @@ def explain(
     :raises HistoryTableError: a history table or a column of it is missing, or a column cannot hold the live value
     :raises CaptureError: the connection's role lacks a right that recording needs
     """
-    tables, codes, complaint = list(tables), codes_of(error), _complaint_of(error)
-    if record and not codes.isdisjoint(_FORBIDDEN):
+    tables, codes, message = list(tables), codes_of(error), _message_of(error)
+    if record and not codes.isdisjoint(_FORBIDDEN_CODES):
         for table in tables:
-            is_live = not reads_as_user and _is_named(complaint, table.live)
-            if is_live or _is_named(complaint, table.history):
+            is_live = not reads_as_user and _is_named(message, table.live)
+            if is_live or _is_named(message, table.history):
                 raise CaptureError(
                     f"The role may not record what it writes to {table.live.fullname!r}: grant it SELECT on "
                     f"{table.live.fullname!r}, and SELECT, INSERT, UPDATE and DELETE on {table.history.fullname!r}, "
-                    f"whose policies, if it has any, must be those of the live table. The database said: {complaint}",
+                    f"whose policies, if it has any, must be those of the live table. The database said: {message}",
                     table.live,
                 ) from error
-    absent = [table for table in tables if _is_of(complaint, table)]
-    if absent and (not codes.isdisjoint(_ABSENT) or any(phrase in complaint for phrase in _PHRASES)):
+    absent = [table for table in tables if _is_about(message, table)]
+    if absent and (not codes.isdisjoint(_MISSING_CODES) or any(phrase in message for phrase in _MISSING_PHRASES)):
         names = " or ".join(repr(table.history.fullname) for table in absent)
         raise HistoryTableError(
             f"The database lacks the history table {names}, or a column of it; create it with "
-            f"metadata.create_all(engine), or by a migration that Alembic generates. It said: {complaint}",
+            f"metadata.create_all(engine), or by a migration that Alembic generates. It said: {message}",
             absent[-1].live,
         ) from error
-    if record and not codes.isdisjoint(_UNFIT):
+    if record and not codes.isdisjoint(_UNFIT_CODES):
         for table in tables:
             if _is_named(str(error.statement).partition(" SELECT ")[0], table.history):
                 raise HistoryTableError(
                     f"A column of the history table {table.history.fullname!r} cannot hold what its column in "
                     f"{table.live.fullname!r} holds; change its type, too, by a migration that Alembic generates. "
-                    f"The database said: {complaint}",
+                    f"The database said: {message}",
                     table.live,
                 ) from error
 
 
-def _is_named(complaint: str, table: Table) -> bool:
-    return re.search(rf"(?<!\w){re.escape(table.name)}(?!\w)", complaint) is not None
+def _is_named(message: str, table: Table) -> bool:
+    return re.search(rf"(?<!\w){re.escape(table.name)}(?!\w)", message) is not None
 
 
-def _is_of(complaint: str, table: TrackedTable) -> bool:
+def _is_about(message: str, table: TrackedTable) -> bool:
     """Return whether an error message names a history table, or a column of it without naming another table."""
-    history, column = table.history, _COLUMN.search(complaint)
-    if _is_named(complaint, history):
+    history, column = table.history, _COLUMN.search(message)
+    if _is_named(message, history):
         return True
     if column is None:
         return False
     owner, _, name = column[1].rpartition(".")
-    others = {each.name for each in history.metadata.tables.values()}
-    return name in {each.name for each in history.c} and owner.rpartition(".")[2] not in others
+    others = {table.name for table in history.metadata.tables.values()}
+    return name in {stored_column.name for stored_column in history.c} and owner.rpartition(".")[2] not in others

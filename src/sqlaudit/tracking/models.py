@@ -94,21 +94,21 @@ class TrackedModel:
             return [cast("Column[Any]", column) for column in self.mapper.primary_key]
         mapper, base = self.mapper, self.root.table
         name, equal = mapper.class_.__name__, _EqualColumns(mapper)
-        if not equal.are(mapper.primary_key, base.key):
+        if not equal.are_equal(mapper.primary_key, base.key):
             raise TrackingError(
                 f"{name} has another primary key than {base.live.fullname!r}, by which the versions of its base class "
                 "are found; leave primary_key out of its __mapper_args__.",
                 mapper.class_,
             )
-        found = [equal.column_of(mapper.local_table, column) for column in base.key]
-        if any(column is None for column in found):
+        key = [equal.column_of(mapper.local_table, column) for column in base.key]
+        if any(column is None for column in key):
             raise TrackingError(
                 f"The table {mapper.local_table.description!r} of {name} has no column that is equal to the key of "
                 f"{base.live.fullname!r}, by which its versions are found; let its foreign key refer to that key, or "
                 "to a column that is equal to it.",
                 mapper.class_,
             )
-        return found
+        return key
 
     def _name_of(self, column: Column[Any]) -> str:
         try:
@@ -175,7 +175,7 @@ class TrackedModel:
         expression, tables = self.mapper.polymorphic_on, {table.live for table in self.root.chain}
         if expression is None:
             return None
-        columns = [each for each in visitors.iterate(expression) if isinstance(each, ColumnClause)]
+        columns = [element for element in visitors.iterate(expression) if isinstance(element, ColumnClause)]
         return None if columns and all(column.table not in tables for column in columns) else expression
 
     @property
@@ -205,7 +205,7 @@ class TrackedModel:
                 columns.setdefault(name, history)
         return columns
 
-    def grow(self) -> None:
+    def forget_columns(self) -> None:
         """Discard what was derived from the columns of the whole hierarchy, because the model has gained columns."""
         for model in self.root.family():
             model.__dict__.pop("columns", None)
@@ -223,15 +223,15 @@ class TrackedModel:
     def label(self) -> str:
         return self.options.table_label or self.mapper.class_.__name__
 
-    def reported(self) -> list[tuple[str, Column[Any]]]:
+    def reported_fields(self) -> list[tuple[str, Column[Any]]]:
         """Return the fields that reads report, with their history columns, including those of subclasses."""
-        found: dict[Column[Any], str] = {}
+        fields: dict[Column[Any], str] = {}
         for model in self.family():
             chosen = model.options.tracked_fields
             for name, column in model.columns.items():
                 if chosen is None or name in chosen:
-                    found.setdefault(column, name)
-        return [(name, column) for column, name in found.items()]
+                    fields.setdefault(column, name)
+        return [(name, column) for column, name in fields.items()]
 
     def resource_id_columns(self) -> list[Column[Any]]:
         """Return the history columns whose values reads report as the id of a row."""
@@ -256,21 +256,23 @@ class _EqualColumns:
                 self._sets = [*self._merged(same)]
 
     def _merged(self, same: set[Any]) -> Iterator[set[Any]]:
-        for each in self._sets:
-            if same.isdisjoint(each):
-                yield each
+        for columns in self._sets:
+            if same.isdisjoint(columns):
+                yield columns
             else:
-                same = same | each
+                same = same | columns
         yield same
 
     def _equal_to(self, column: Any) -> set[Any]:
-        return next((each for each in self._sets if column in each), {column})
+        return next((columns for columns in self._sets if column in columns), {column})
 
     def column_of(self, table: FromClause, column: Any) -> Any:
         """Return the column of a table that has the same value as another column, or ``None``."""
-        return next((each for each in (*table.primary_key, *table.c) if each in self._equal_to(column)), None)
+        return next(
+            (candidate for candidate in (*table.primary_key, *table.c) if candidate in self._equal_to(column)), None
+        )
 
-    def are(self, left: Sequence[Any], right: Sequence[Any]) -> bool:
+    def are_equal(self, left: Sequence[Any], right: Sequence[Any]) -> bool:
         return len(left) == len(right) and all(a in self._equal_to(b) for a, b in zip(left, right, strict=True))
 
 

@@ -22,7 +22,7 @@ def track_secondary(secondary: Table, columns: Iterable[Column[Any]], mapper: Ma
     :param columns: the columns that refer to the two sides: the key, if the table has no primary key
     """
     tracked = tracked_table(secondary)
-    if tracked is None or tracked.is_over:
+    if tracked is None or tracked.is_obsolete:
         key = secondary.primary_key or columns
         tracked = TrackedTable(secondary, key, is_association=True, mapper=mapper)
     return tracked
@@ -43,22 +43,22 @@ def find_association_tables(metadata: MetaData) -> None:
     A mapper cannot be configured while a class that it refers to is not mapped. It is left unchanged: nothing can be
     written through its relationships before they are configured.
     """
-    for each in list(metadata.info.get(INFO_KEY, ())):
+    for mapper_registry in list(metadata.info.get(INFO_KEY, ())):
         try:
-            each.configure(cascade=True)
+            mapper_registry.configure(cascade=True)
         except Exception as error:
-            _let_try_again(error)
+            _allow_another_configuration(error)
 
 
-def _let_try_again(error: Exception) -> None:
+def _allow_another_configuration(error: Exception) -> None:
     """Let mappers be configured again that failed, because sqlaudit tried earlier than the user would have."""
-    for mapper in [mapper for each in _all_registries() for mapper in mappers_of(each)]:
+    for mapper in [mapper for mapper_registry in _all_registries() for mapper in mappers_of(mapper_registry)]:
         if mapper._configure_failed is error:
             del mapper._configure_failed
             for prop in mapper._props.values():
                 prop._configure_started = prop._configure_finished
 
 
-def mappers_of(of: registry) -> list[Mapper[Any]]:
+def mappers_of(mapper_registry: registry) -> list[Mapper[Any]]:
     """Return the mappers of a registry. ``registry.mappers`` raises while one of its classes is not mapped."""
-    return [manager.mapper for manager in list(of._managers) if manager.is_mapped]
+    return [manager.mapper for manager in list(mapper_registry._managers) if manager.is_mapped]

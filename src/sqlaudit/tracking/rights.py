@@ -18,7 +18,7 @@ def hides_rows(connection: Connection, tables: Iterable[Table]) -> bool:
     return _asked(connection, or_(*(_has_policies(connection, table) for table in tables)))
 
 
-def lockable(connection: Connection, tables: Sequence[Table]) -> set[Table]:
+def lockable_tables(connection: Connection, tables: Sequence[Table]) -> set[Table]:
     """Return the tables in which the role may lock all rows that it may read. One statement, on PostgreSQL.
 
     ``SELECT … FOR UPDATE`` needs the privilege to UPDATE, and finds only rows that the policies let the role update.
@@ -33,10 +33,10 @@ def lockable(connection: Connection, tables: Sequence[Table]) -> set[Table]:
     return {table for table, may in zip(tables, connection.execute(select(*questions)).one(), strict=True) if may}
 
 
-def shows_more_in_history(connection: Connection, chain: Iterable[TrackedTable]) -> TrackedTable | None:
+def table_with_visible_history(connection: Connection, chain: Iterable[TrackedTable]) -> TrackedTable | None:
     """Return a table whose policies apply to the role while its history has none. One statement each, on PostgreSQL."""
     for table in chain:
-        live, history = (_has_policies(connection, each) for each in (table.live, table.history))
+        live, history = (_has_policies(connection, table) for table in (table.live, table.history))
         if _asked(connection, and_(live, not_(history))):
             return table
     return None

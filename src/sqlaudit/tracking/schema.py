@@ -32,32 +32,38 @@ def unique_together(table: Table, *, partial: bool = False, deferred: bool = Tru
                 yield tuple(constraint.columns)
     for index in table.indexes:
         has_condition = any(option.get("where") is not None for option in index.dialect_options.values())
-        columns = [each for each in index.expressions if isinstance(each, Column)]
+        columns = [expression for expression in index.expressions if isinstance(expression, Column)]
         if index.unique and len(columns) == len(index.expressions) and (partial or not has_condition):
             yield tuple(columns)
 
 
-def options_of(table: Table) -> dict[str, Any]:
+def table_options(table: Table) -> dict[str, Any]:
     """Return the options with which MariaDB and MySQL create a table: its engine, character set and collation."""
     names = [f"{dialect}_{option}" for dialect in ("mysql", "mariadb") for option in _TABLE_OPTIONS]
     return {name: table.kwargs[name] for name in names if table.kwargs.get(name) is not None}
 
 
-def keys_of_table(table: Table) -> Iterator[tuple[Column[Any], ...]]:
+def candidate_keys(table: Table) -> Iterator[tuple[Column[Any], ...]]:
     """Yield each group of columns that are unique together, the primary key first."""
     if table.primary_key:
         yield tuple(table.primary_key)
     yield from unique_together(table, partial=True)
 
 
-def words_of_constraints(table: Table) -> str:
+def conflict_clauses_of(table: Table) -> str:
     """Return the SQLite conflict clauses of a table's constraints, such as ``REPLACE``, in capitals."""
     if (words := table.info.get(_ON_CONFLICT)) is None:
-        unique = [each for each in table.constraints if isinstance(each, (PrimaryKeyConstraint, UniqueConstraint))]
+        unique = [
+            constraint
+            for constraint in table.constraints
+            if isinstance(constraint, (PrimaryKeyConstraint, UniqueConstraint))
+        ]
         names = ("sqlite_on_conflict_unique", "sqlite_on_conflict_primary_key")
-        said = [each.dialect_kwargs.get("sqlite_on_conflict") for each in unique]
-        said += [column.dialect_kwargs.get(name) for each in unique for column in each.columns for name in names]
-        words = table.info[_ON_CONFLICT] = " ".join(each.upper() for each in said if each)
+        clauses = [constraint.dialect_kwargs.get("sqlite_on_conflict") for constraint in unique]
+        clauses += [
+            column.dialect_kwargs.get(name) for constraint in unique for column in constraint.columns for name in names
+        ]
+        words = table.info[_ON_CONFLICT] = " ".join(clause.upper() for clause in clauses if clause)
     return words
 
 
@@ -68,6 +74,6 @@ def schema_of(connection: Connection, table: Table | TableClause) -> str | None:
     return schema
 
 
-def is_there(connection: Connection, table: Table) -> bool:
+def table_exists(connection: Connection, table: Table) -> bool:
     """Return whether a table exists in the database of a connection. One statement."""
     return inspect(connection).has_table(table.name, schema=schema_of(connection, table))

@@ -28,7 +28,7 @@ def checked_session(session: object) -> Session:
     raise QueryError(f"{session!r} is not a Session; give one.", session)
 
 
-def where_rows_are(session: Session, mapper: Mapper[Any] | None) -> dict[str, Any]:
+def bind_arguments_for(session: Session, mapper: Mapper[Any] | None) -> dict[str, Any]:
     """Return the bind arguments for reads of a mapper's rows and of their history, which is on the same bind."""
     if isinstance(session, ShardedSession) or not _takes_bind(session):
         return {"mapper": mapper}
@@ -40,4 +40,4 @@ def _takes_bind(session: Session) -> bool:
     if getattr(session.get_bind, "__func__", None) is Session.get_bind:
         return True
     parameters = signature(session.get_bind).parameters.values()
-    return any(each.name == "bind" or each.kind is each.VAR_KEYWORD for each in parameters)
+    return any(parameter.name == "bind" or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)

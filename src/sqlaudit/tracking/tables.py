@@ -41,8 +41,8 @@ from sqlaudit.changes import Operation
 from sqlaudit.context import USER_ID_LENGTH
 from sqlaudit.exceptions import TrackingError
 from sqlaudit.period import OpenEnd, PeriodToIndex, UTCDateTime, is_open
-from sqlaudit.sql.old_values import readable
-from sqlaudit.tracking.schema import options_of
+from sqlaudit.sql.old_values import readable_type
+from sqlaudit.tracking.schema import table_options
 
 INFO_KEY: Final = "sqlaudit"
 _MAX_IDENTIFIER: Final = 63  # in bytes, on PostgreSQL; other databases allow at least as many
@@ -161,14 +161,14 @@ class TrackedTable:
         tracked_names.update((live.name, self.history.name))
 
     def __reduce__(self) -> Any:
-        return _not_tracked, ()  # a pickled or deep copy of a table is not tracked
+        return _not_tracked_error, ()  # a pickled or deep copy of a table is not tracked
 
     def _make_table(self, name: str | None) -> Table:
         live, metadata = self.live, self.live.metadata
         name = name or shortened(f"{live.name}_history")
         key = name if live.schema is None else f"{live.schema}.{name}"
         for table in (live, metadata.tables.get(key)):
-            if (earlier := tracked_table(table)) is not None and earlier.is_over:
+            if (earlier := tracked_table(table)) is not None and earlier.is_obsolete:
                 earlier.discard()
         if key in metadata.tables:
             raise TrackingError(
@@ -194,7 +194,7 @@ class TrackedTable:
                 for role, type_ in audit_column_types().items()
             ),
             schema=live.schema or BLANK_SCHEMA,
-            **options_of(live),
+            **table_options(live),
         )
         where = is_open(history.c[self.names.valid_to])
         Index(
@@ -259,13 +259,13 @@ class TrackedTable:
             column.name, key=column.key, primary_key=is_key, nullable=not is_key, autoincrement=False
         )
         # A type that is set afterwards is shared without its DDL: no CHECK, no second CREATE TYPE.
-        copy.type = readable(column.type)
+        copy.type = readable_type(column.type)
         return copy
 
-    def follow(self, column: Column[Any]) -> None:
+    def store_column(self, column: Column[Any]) -> None:
         """Store a column that the live table has gained, or that has replaced another."""
         if column.key in self.history.c:
-            self.history.c[column.key].type = readable(column.type)
+            self.history.c[column.key].type = readable_type(column.type)
         elif column in set(self._stored_columns()):
             self.history.append_column(self._copy_of(column))
         unread.add(ref(self))
@@ -278,11 +278,11 @@ class TrackedTable:
         """Add what was unknown at first: the types that foreign keys take from their targets, and indexes for reads."""
         for column, copy in self.columns:
             if isinstance(copy.type, NullType):
-                copy.type = readable(column.type)
+                copy.type = readable_type(column.type)
         self._index_for_reads()
 
     @property
-    def is_over(self) -> bool:
+    def is_obsolete(self) -> bool:
         """Whether the tracked class no longer has this mapper, or the MetaData no longer has the live table."""
         is_mapped = self.mapper is None or inspect(self.mapper.class_, raiseerr=False) is self.mapper
         return not is_mapped or self.live.metadata.tables.get(self.live.key) is not self.live
@@ -321,12 +321,12 @@ class TrackedTable:
         return self.role("valid_to")
 
 
-def _not_tracked() -> None:
+def _not_tracked_error() -> None:
     return None
 
 
-def refuse_clash(ours: AuditColumns, owner: str, names: Collection[str], subject: object) -> None:
-    for role, name in ours.items():
+def refuse_clash(audit_columns: AuditColumns, owner: str, names: Collection[str], subject: object) -> None:
+    for role, name in audit_columns.items():
         if name in names:
             other = f"audit_{role}_2" if name.startswith("audit_") else f"audit_{role}"
             raise TrackingError(
@@ -446,7 +446,7 @@ def tracked_table(table: object) -> TrackedTable | None:
     return tracked if tracked is not None and (tracked.live == table or tracked.history == table) else None
 
 
-def forget(metadata: MetaData) -> None:
+def forget_metadata(metadata: MetaData) -> None:
     """Exclude a MetaData from :func:`known_metadata`, because its tables describe a database and not models."""
     _known.discard(metadata)
 

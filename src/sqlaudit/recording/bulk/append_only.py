@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, Table
 
 from sqlaudit.exceptions import ReadOnlyError
-from sqlaudit.sql.own import WRITE
+from sqlaudit.sql.options import WRITE
 from sqlaudit.tracking.tables import tracked_table
 
 
@@ -26,10 +26,10 @@ def refuse_rewriting(table: Any, clause: Any, connection: Connection) -> None:
     :raises ReadOnlyError: the statement is refused
     """
     if is_history(table) and WRITE not in clause.get_execution_options() and not is_migrating(connection):
-        raise rewriting(table)
+        raise rewriting_error(table)
 
 
-def rewriting(history: Table) -> ReadOnlyError:
+def rewriting_error(history: Table) -> ReadOnlyError:
     """Return the error for a statement that writes a history table."""
     return ReadOnlyError(
         f"A statement writes {history.fullname!r}, and history is never rewritten; change the live rows, let "

@@ -14,20 +14,20 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import REGCLASS
 
-from sqlaudit.recording.bulk.given import columns_of, rows_given
-from sqlaudit.recording.bulk.parsing import Parameters, are_known, conflict_words
+from sqlaudit.recording.bulk.insert_values import inserted_values, keys_of_rows
+from sqlaudit.recording.bulk.parsing import Parameters, are_known, conflict_clauses
 from sqlaudit.recording.bulk.returning import (
     asks_for_keys,
     has_last_number,
-    keys_told,
     number_to_give,
+    returned_keys,
     returning_defaults,
     returning_keys,
-    tells_keys,
+    returns_keys,
 )
 from sqlaudit.recording.bulk.upserts import prepare_upsert
 from sqlaudit.recording.bulk.writes import Write
-from sqlaudit.sql.batches import CHUNK, Portionable, SelectedKeys
+from sqlaudit.sql.batches import CHUNK, KeyCollection, SelectedKeys
 from sqlaudit.sql.keys import MYSQL, Key
 from sqlaudit.tracking.catalogue import sequence_of
 from sqlaudit.tracking.tables import TrackedTable
@@ -35,30 +35,30 @@ from sqlaudit.tracking.tables import TrackedTable
 
 def prepare_insert(write: Write, clause: Any, tracked: TrackedTable, parameters: Parameters) -> Any:
     """Return an INSERT in a form that makes the keys of its rows known."""
-    if clause._post_values_clause is not None or conflict_words(clause, tracked, write.connection.dialect):
+    if clause._post_values_clause is not None or conflict_clauses(clause, tracked, write.connection.dialect):
         return prepare_upsert(write, clause, tracked, parameters)
-    rows = rows_given(write, clause, tracked, tracked.key)
-    if rows is not None and tracked.key and are_known(columns_of(rows[:1], tracked.key)):
-        given = columns_of(rows, tracked.key)
-        if are_known(given):
-            write.keys_of = lambda result: given
+    rows = inserted_values(write, clause, tracked, tracked.key)
+    if rows is not None and tracked.key and are_known(keys_of_rows(rows[:1], tracked.key)):
+        known_keys = keys_of_rows(rows, tracked.key)
+        if are_known(known_keys):
+            write.keys_of = lambda result: known_keys
             return clause
-    if tells_keys(write, clause, tracked, rows):
-        write.keys_of = lambda result: keys_told(result, tracked)
+    if returns_keys(write, clause, tracked, rows):
+        write.keys_of = lambda result: returned_keys(result, tracked)
         return clause
     is_numbered = write.connection.dialect.name in MYSQL and has_last_number(write, clause, tracked.live, many=False)
     if asks_for_keys(clause, rows) and not is_numbered:
         return returning_defaults(write, clause, tracked, rows)
     number, dialect = number_to_give(tracked, clause, rows), write.connection.dialect.name
     if number is not None and tracked.key == (number,) and len(parameters) > 1 and not clause._returning:
-        if dialect == "sqlite" and _is_numbered(write, number, parameters):
+        if dialect == "sqlite" and _take_consecutive_keys(write, number, parameters):
             return clause
-        if dialect == "postgresql" and _is_drawn(write, number, parameters):
+        if dialect == "postgresql" and _take_keys_from_sequence(write, number, parameters):
             return clause
     return returning_keys(write, clause, tracked, rows)
 
 
-def _is_numbered(write: Write, key: Column[Any], parameters: Parameters) -> bool:
+def _take_consecutive_keys(write: Write, key: Column[Any], parameters: Parameters) -> bool:
     """Return whether SQLite gives the rows of an executemany numbers above the last one, by which they are found.
 
     RETURNING would give the keys, too, but take twice as long as the INSERT.
@@ -68,16 +68,16 @@ def _is_numbered(write: Write, key: Column[Any], parameters: Parameters) -> bool
         return False
     last = connection.execute(select(func.coalesce(func.max(key), -1 << 63))).scalar_one()
 
-    def keys_of(result: CursorResult[Any]) -> Portionable[Key]:
+    def keys_of(result: CursorResult[Any]) -> KeyCollection[Key]:
         if len(parameters) <= CHUNK:
             return list(zip(connection.scalars(select(key).where(key > last)), strict=True))
-        return _between(connection, key, last + 1, connection.scalar(select(func.max(key))))
+        return _keys_between(connection, key, last + 1, connection.scalar(select(func.max(key))))
 
     write.keys_of = keys_of
     return bool(last < (1 << 63) - 1)  # after the last number, SQLite chooses at random
 
 
-def _is_drawn(write: Write, key: Column[Any], parameters: Parameters) -> bool:
+def _take_keys_from_sequence(write: Write, key: Column[Any], parameters: Parameters) -> bool:
     """Give the rows of an executemany keys from PostgreSQL's sequence; return whether there is a usable sequence.
 
     RETURNING, for which SQLAlchemy puts the rows into few long statements, takes several times as long as the INSERT.
@@ -88,21 +88,21 @@ def _is_drawn(write: Write, key: Column[Any], parameters: Parameters) -> bool:
         return False
     numbers = func.generate_series(1, len(parameters)).table_valued("number")
     drawn = connection.scalars(select(func.nextval(cast(sequence, REGCLASS))).select_from(numbers)).all()
-    write.parameters = [{**each, key.key: number} for each, number in zip(parameters, drawn, strict=True)]
+    write.parameters = [{**execution, key.key: number} for execution, number in zip(parameters, drawn, strict=True)]
 
-    def keys_of(result: CursorResult[Any]) -> Portionable[Key]:
-        for each in result.context.compiled_parameters:  # last_inserted_params() shows them
-            each.pop(key.key, None)
+    def keys_of(result: CursorResult[Any]) -> KeyCollection[Key]:
+        for execution in result.context.compiled_parameters:  # last_inserted_params() shows them
+            execution.pop(key.key, None)
         first, last = drawn[0], drawn[-1]
         if len(drawn) > CHUNK and drawn == list(range(first, first + len(drawn))):
-            return _between(connection, key, first, last)
+            return _keys_between(connection, key, first, last)
         return list(zip(drawn, strict=True))
 
     write.keys_of = keys_of
     return True
 
 
-def _between(connection: Connection, key: Column[Any], first: int, last: int | None) -> SelectedKeys:
+def _keys_between(connection: Connection, key: Column[Any], first: int, last: int | None) -> SelectedKeys:
     """Return the keys of all rows from the first to the last number; no keys if there is no last one."""
     number = key.table.alias().c[key.key]
     return SelectedKeys(connection, select(number).where(number.between(first, last)))

@@ -35,14 +35,14 @@ from sqlalchemy.schema import CreateTable, ExecutableDDLElement
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.compiler import DDLCompiler
 
-from sqlaudit.recording.cascades import by_chain, chains_of
+from sqlaudit.recording.cascades import split_by_chain, table_chains
 from sqlaudit.recording.scope import scope_of
 from sqlaudit.sql.batches import SelectedKeys
-from sqlaudit.sql.keys import MYSQL, AsConstant, Key, KeyArray, RawKey, bound, one_of, raw
-from sqlaudit.sql.lists import JSONList, fit_into_json, goes_into_json, one_of_arrays, one_of_json
-from sqlaudit.sql.own import OURS
+from sqlaudit.sql.keys import MYSQL, AsConstant, Key, KeyArray, RawKey, bound, one_of, raw_columns
+from sqlaudit.sql.lists import JSONList, are_unchanged_by_json, one_of_arrays, one_of_json, takes_json_list
+from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.foreign_keys import Source, Sources
-from sqlaudit.tracking.schema import options_of
+from sqlaudit.tracking.schema import table_options
 
 MANY: Final = 10_000
 """How many keys are kept in Python before a temporary table is created."""
@@ -70,12 +70,12 @@ class KnownKeys:
         """The keys of rows without an open version."""
         return [key for key, is_recorded in self._is_recorded.items() if not is_recorded]
 
-    def by_chain(self, root: Source) -> Iterator[tuple[Sources, KnownKeys]]:
+    def split_by_chain(self, root: Source) -> Iterator[tuple[Sources, KnownKeys]]:
         """Divide the keys by the chain of tables that their objects live in."""
-        if len(chains := chains_of(root)) == 1:
+        if len(chains := table_chains(root)) == 1:
             yield chains[0], self
             return
-        for chain, keys in by_chain(self.connection, root, list(self)):
+        for chain, keys in split_by_chain(self.connection, root, list(self)):
             yield chain, KnownKeys(self.connection, ((*key, self._is_recorded[key]) for key in keys))
 
     def among(self, key: Sequence[Any]) -> ColumnElement[bool]:
@@ -87,7 +87,7 @@ class StoredKeys(SelectedKeys):
     """Keys of rows, kept in a temporary table; otherwise like :class:`KnownKeys`.
 
     :param table: has the columns of the key, whether the row has an open version, and the index of its object's chain
-        in :func:`~sqlaudit.recording.cascades.chains_of`
+        in :func:`~sqlaudit.recording.cascades.table_chains`
     :param criteria: choose the rows of the table
     """
 
@@ -100,13 +100,13 @@ class StoredKeys(SelectedKeys):
     def unrecorded(self) -> StoredKeys:
         return self._where(self.table.c.is_recorded == 0)
 
-    def by_chain(self, root: Source) -> Iterator[tuple[Sources, StoredKeys]]:
-        if len(chains := chains_of(root)) == 1:
+    def split_by_chain(self, root: Source) -> Iterator[tuple[Sources, StoredKeys]]:
+        if len(chains := table_chains(root)) == 1:
             yield chains[0], self
             return
         for place, chain in enumerate(chains):
-            if some := self._where(self.table.c.place == place):
-                yield chain, some
+            if keys_of_chain := self._where(self.table.c.place == place):
+                yield chain, keys_of_chain
 
     def drop(self) -> None:
         _drop(self.connection, self.table)
@@ -118,44 +118,51 @@ class StoredKeys(SelectedKeys):
 Keys = KnownKeys | StoredKeys
 
 
-def among(dialect: Dialect, key: Sequence[Any], keys: Sequence[Key], *, each: bool = False) -> ColumnElement[bool]:
+def among(
+    dialect: Dialect, key: Sequence[Any], keys: Sequence[Key], *, for_executemany: bool = False
+) -> ColumnElement[bool]:
     """Return the condition that a row has one of the raw keys.
 
-    :param each: True for an executemany, which takes no list as a parameter
+    :param for_executemany: True for an executemany, which takes no list as a parameter
     """
-    key = raw(key, dialect)
+    key = raw_columns(key, dialect)
     is_constant = isinstance(key[0].type, AsConstant)
-    if is_constant and each:  # and no constant either
+    if is_constant and for_executemany:  # and no constant either
         key, is_constant = [cast_to(column, Text()) for column in key], False
     if dialect.name == "postgresql" and not is_constant:
         return _among_arrays(key, keys)
-    if len(key) == 1 and goes_into_json(key[0], dialect) and fit_into_json(keys):
+    if len(key) == 1 and takes_json_list(key[0], dialect) and are_unchanged_by_json(keys):
         return one_of_json(key[0], literal([value for (value,) in keys], JSONList(key[0].type)))
     if not keys:  # false() would drop the joins of the statement, and SQLAlchemy warns of that
         return literal_column("1 = 0", Boolean())
-    if not each:
+    if not for_executemany:
         return one_of(key, keys)
-    same = ([column == bound(column, value=value) for column, value in zip(key, each, strict=True)] for each in keys)
-    return or_(*(and_(*one) for one in same))
+    same = (
+        [column == bound(column, value=value) for column, value in zip(key, key_values, strict=True)]
+        for key_values in keys
+    )
+    return or_(*(and_(*condition) for condition in same))
 
 
 def _among_arrays(key: Sequence[Any], keys: Sequence[Key]) -> ColumnElement[bool]:
-    lists = [literal([each[place] for each in keys], KeyArray(column.type)) for place, column in enumerate(key)]
+    lists = [
+        literal([key_values[place] for key_values in keys], KeyArray(column.type)) for place, column in enumerate(key)
+    ]
     if len(key) == 1:
         return cast("ColumnElement[bool]", key[0] == any_(lists[0]))
     return one_of_arrays(key, lists)
 
 
 def place_of(root: Source, key: Sequence[Any]) -> ColumnElement[int]:
-    """Return the index, in :func:`~sqlaudit.recording.cascades.chains_of`, of the chain that has the row with a key."""
-    further = chains_of(root)[:-1]
+    """Return the index, in :func:`~sqlaudit.recording.cascades.table_chains`, of the chain that has a row."""
+    further = table_chains(root)[:-1]
     if not further:
         return literal_column("0", Integer())
     there = (exists(literal_column("1")).where(*map(operators.eq, chain[-1].key, key)) for chain in further)
-    return case(*((each, place) for place, each in enumerate(there)), else_=len(further))
+    return case(*((condition, place) for place, condition in enumerate(there)), else_=len(further))
 
 
-def stored(
+def store_keys(
     connection: Connection, chosen: Select[Any], key: Sequence[ColumnElement[Any]], live: Table, *, may_repeat: bool
 ) -> StoredKeys | None:
     """Store the keys of rows in a temporary table; return ``None`` if the database refuses to create it.
@@ -176,7 +183,7 @@ def stored(
         Column("place", Integer),
         prefixes=["TEMPORARY"],
         postgresql_on_commit="DROP",
-        **options_of(live),
+        **table_options(live),
     )
     for copy, original in zip(table.primary_key, key, strict=True):
         copy.type = original.type  # set afterwards, so that its DDL events are not attached
@@ -187,19 +194,19 @@ def stored(
         names = [f"sqlaudit_{place}" for place, _ in enumerate(table.c)]
         named = chosen.with_only_columns(*map(ColumnElement.label, chosen.selected_columns, names))
         chosen = select(named.subquery()).distinct()
-    connection.execute(insert(table).from_select(list(table.c), chosen).options(*options), execution_options=OURS)
+    connection.execute(insert(table).from_select(list(table.c), chosen).options(*options), execution_options=INTERNAL)
     return StoredKeys(connection, table)
 
 
 def _drop(connection: Connection, table: Table) -> None:
     """Drop a temporary table; if SQLite refuses because a result is open, retry before the next one is created."""
     try:
-        connection.execute(DropTemporary(table), execution_options=OURS)
+        connection.execute(DropTemporary(table), execution_options=INTERNAL)
     except DBAPIError:  # other databases drop it with the transaction or connection
         scope_of(connection).keys_left.append(table)
 
 
-def may_be_stored(connection: Connection, *, returns: bool) -> bool:
+def can_store_keys(connection: Connection, *, returns: bool) -> bool:
     """Return whether a temporary table may be created: a two-phase transaction with one could not be prepared.
 
     :param returns: True for a statement with RETURNING, during which SQLite cannot drop the table
@@ -217,7 +224,7 @@ def _create(connection: Connection, table: Table) -> bool:
     dialect = connection.dialect
     dialect.do_savepoint(connection, _SAVEPOINT)
     try:
-        connection.execute(CreateTable(table), execution_options=OURS)
+        connection.execute(CreateTable(table), execution_options=INTERNAL)
     except DBAPIError:
         dialect.do_rollback_to_savepoint(connection, _SAVEPOINT)
         return False

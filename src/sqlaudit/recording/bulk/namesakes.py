@@ -10,10 +10,10 @@ from typing import Any
 from sqlalchemy import Connection, TableClause
 
 from sqlaudit.recording.bulk.append_only import refuse_rewriting
-from sqlaudit.recording.policy import uncaptured
+from sqlaudit.recording.policy import report_unrecorded
 from sqlaudit.recording.scope import scope_of
 from sqlaudit.tracking.registry import tracked_tables
-from sqlaudit.tracking.schema import is_there, schema_of
+from sqlaudit.tracking.schema import schema_of, table_exists
 from sqlaudit.tracking.tables import TrackedTable, known_metadata, tracked_names, tracked_table
 
 
@@ -22,17 +22,19 @@ def is_namesake(table: Any) -> bool:
     return getattr(table, "name", None) in tracked_names and tracked_table(table) is None
 
 
-def notice_namesake(clause: Any, table: Any, connection: Connection) -> None:
+def report_namesake(clause: Any, table: Any, connection: Connection) -> None:
     """Report a statement that writes a tracked table through another Table of the same name.
 
     :param table: the table that it writes
     :raises ReadOnlyError: it writes a history table this way
     """
-    tracked = next((each for each in _of_name(table, connection) if _is_history_there(each, connection)), None)
+    tracked = next(
+        (candidate for candidate in _of_name(table, connection) if _is_history_there(candidate, connection)), None
+    )
     if tracked is not None and tracked.live.name != table.name:
         refuse_rewriting(tracked.history, clause, connection)
     elif tracked is not None:
-        uncaptured(
+        report_unrecorded(
             f"A statement writes the tracked table {tracked.live.fullname!r} by another Table of this name, and its "
             "history will not show it; write it by the model, or by the Table that this has, or call record_changes() "
             "then.",
@@ -42,19 +44,19 @@ def notice_namesake(clause: Any, table: Any, connection: Connection) -> None:
 
 def _of_name(table: TableClause, connection: Connection) -> list[TrackedTable]:
     usual = connection.dialect.default_schema_name
-    tracked = (each for metadata in known_metadata() for each in tracked_tables(metadata))
+    tracked = (candidate for metadata in known_metadata() for candidate in tracked_tables(metadata))
     return [
-        each
-        for each in tracked
-        if table.name in (each.live.name, each.history.name)
-        and (schema_of(connection, each.live) or usual) == (schema_of(connection, table) or usual)
+        candidate
+        for candidate in tracked
+        if table.name in (candidate.live.name, candidate.history.name)
+        and (schema_of(connection, candidate.live) or usual) == (schema_of(connection, table) or usual)
     ]
 
 
 def _is_history_there(tracked: TrackedTable, connection: Connection) -> bool:
     """Return whether the database has the history table; another database may have a table of the same name."""
     elsewhere = scope_of(connection).elsewhere
-    if tracked.history not in elsewhere and is_there(connection, tracked.history):
+    if tracked.history not in elsewhere and table_exists(connection, tracked.history):
         return True
     elsewhere.add(tracked.history)
     return False

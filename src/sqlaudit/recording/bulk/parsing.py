@@ -37,16 +37,16 @@ from sqlalchemy.sql.cache_key import NO_CACHE
 from sqlalchemy.sql.visitors import iterate
 from sqlalchemy.types import ExternalType, TypeEngine
 
-from sqlaudit.recording.bulk.append_only import is_history, rewriting
-from sqlaudit.recording.handwritten import notice_sql
-from sqlaudit.recording.policy import uncaptured
+from sqlaudit.recording.bulk.append_only import is_history, rewriting_error
+from sqlaudit.recording.handwritten import report_sql
+from sqlaudit.recording.policy import report_unrecorded
 from sqlaudit.sql.keys import Key
 from sqlaudit.tracking.foreign_keys import FollowedTable, Source, referred_columns, untracked_source
-from sqlaudit.tracking.schema import words_of_constraints
+from sqlaudit.tracking.schema import conflict_clauses_of
 from sqlaudit.tracking.tables import TrackedTable, tracked_table
 
 Parameters = Sequence[Mapping[str, Any]]
-SQL: Final = object()
+DATABASE_ONLY: Final = object()
 """Stands for a value that only the database knows."""
 
 
@@ -67,49 +67,49 @@ def unwrapped(statement: Any) -> Any:
     return statement
 
 
-def wrapped_as(given: Any, statement: Any) -> Any:
-    """Return ``statement`` wrapped as ``given`` is, so that it loads the same objects."""
-    if isinstance(given, StatementLambdaElement):
-        return wrapped_as(given._resolved, statement)
-    if isinstance(given, FromStatement):
-        given = given.execution_options(**statement.get_execution_options())  # which makes a copy
-        given.element = statement
-        return given
+def wrapped_as(wrapper: Any, statement: Any) -> Any:
+    """Return ``statement`` wrapped as ``wrapper`` is, so that it loads the same objects."""
+    if isinstance(wrapper, StatementLambdaElement):
+        return wrapped_as(wrapper._resolved, statement)
+    if isinstance(wrapper, FromStatement):
+        wrapper = wrapper.execution_options(**statement.get_execution_options())  # which makes a copy
+        wrapper.element = statement
+        return wrapper
     return statement
 
 
-def notice_writes(statements: Iterable[Any]) -> None:
+def report_nested_writes(statements: Iterable[Any]) -> None:
     """Report the statements within another statement that write tracked tables.
 
     :raises ReadOnlyError: one writes a history table
     """
     for each in statements:
         if isinstance(each, TextualSelect):
-            notice_sql(str(each.element))
+            report_sql(str(each.element))
         elif isinstance(each, UpdateBase):
             parsed = parse(each)
             if parsed.writes_history:
-                raise rewriting(parsed.table)
+                raise rewriting_error(parsed.table)
             if isinstance(tracked := parsed.source(), TrackedTable):
-                _notice_further(tracked)
+                _report_table(tracked)
 
 
-def notice_unrecorded(parsed: ParsedWrite) -> None:
+def report_untracked_write(parsed: ParsedWrite) -> None:
     """Report what a statement writes besides a table without history, or if the tracked class has another table now.
 
     :raises ReadOnlyError: it sets a column of a history table
     """
     tracked = parsed.tracked
-    if tracked is not None and not parsed.writes_history and tracked.is_over:
-        uncaptured(
+    if tracked is not None and not parsed.writes_history and tracked.is_obsolete:
+        report_unrecorded(
             f"A statement writes the table {tracked.live.fullname!r}, the tracked class of which is no longer mapped "
             "to it, and its history does not show it; track the class that is mapped to it now: track_table()(Model).",
             tracked.live,
         )
-    _notice_further_table(parsed.statement)
+    _report_second_table(parsed.statement)
 
 
-def _notice_further_table(statement: Any) -> None:
+def _report_second_table(statement: Any) -> None:
     """Report the tracked tables, apart from its own, whose columns an UPDATE sets.
 
     :raises ReadOnlyError: it sets a column of a history table
@@ -118,15 +118,15 @@ def _notice_further_table(statement: Any) -> None:
         others = set()
         for column in statement._values or ():
             if isinstance(column, ColumnElement):
-                others.add(_whole(column).table)
+                others.add(_whole_column(column).table)
         others.discard(statement.table)
         if others:  # rare
             for tracked in filter(None, _further_written(statement, others)):
-                _notice_further(tracked)
+                _report_table(tracked)
 
 
-def _notice_further(tracked: TrackedTable) -> None:
-    uncaptured(
+def _report_table(tracked: TrackedTable) -> None:
+    report_unrecorded(
         f"A statement writes the tracked table {tracked.live.fullname!r} besides, and its history will not show it; "
         "write each table by a statement of its own, or call record_changes() then.",
         tracked.live,
@@ -140,24 +140,24 @@ def _further_written(statement: Update, tables: Iterable[Any]) -> set[TrackedTab
     further = [table for table in map(_unaliased, tables) if table is not own]
     for table in further:
         if is_history(table):
-            raise rewriting(table)
+            raise rewriting_error(table)
     others = set(map(tracked_table, further))
     return {
-        each
-        for each in others
-        if each is not mine and not (_are_of_one_row(each, mine) and _are_joined(statement, {each, mine}))
+        table
+        for table in others
+        if table is not mine and not (_are_of_one_row(table, mine) and _are_joined(statement, {table, mine}))
     }
 
 
-def _writes_within(statement: Any) -> list[Any]:
+def _nested_writes(statement: Any) -> list[Any]:
     """Return the statements within an INSERT, UPDATE or DELETE that write, or may write."""
     within = [*statement._independent_ctes, *getattr(statement, "_where_criteria", ())]
     within += [getattr(statement, "select", None), *(getattr(statement, "_values", None) or {}).values()]
-    found = []
+    elements = []
     for start in within:
         if not _is_simple(start):
-            found += [each for each in _elements(start) if isinstance(each, (UpdateBase, TextualSelect))]
-    return found
+            elements += [element for element in _elements(start) if isinstance(element, (UpdateBase, TextualSelect))]
+    return elements
 
 
 def _elements(start: Any) -> Iterator[Any]:
@@ -181,33 +181,33 @@ def _is_simple(element: Any) -> bool:
     return not isinstance(element, ClauseElement) or isinstance(element, (BindParameter, Table))
 
 
-def can_be_foreseen(statement: Any, source: Source) -> bool:
+def affected_rows_can_be_selected(statement: Any, source: Source) -> bool:
     """Return whether the rows that a statement will write can be found before it runs; report it if not.
 
     Report what else it writes, too, unless that is reported when it is executed.
     """
     is_plain_insert = isinstance(statement, Insert) and statement._post_values_clause is None
     if isinstance(source, FollowedTable) and not source.live.primary_key:
-        uncaptured(
+        report_unrecorded(
             f"A statement writes {source.live.fullname!r}, which has no primary key, and the history of the rows that "
             "refer to its rows will not show what becomes of them; call record_changes() then.",
             source.live,
         )
         return False
     if (name := _compiled_as(statement)) is not None:
-        uncaptured(
+        report_unrecorded(
             f"A statement of the class {name!r}, which is compiled in a way of its own, writes the table "
             f"{source.live.fullname!r}, and history will not show its rows; use SQLAlchemy's insert(), update() or "
             "delete(), or call record_changes() then.",
             source.live,
         )
         return False
-    within = _writes_within(statement)
+    within = _nested_writes(statement)
     if is_plain_insert or not within:
-        notice_writes(within)
-        _notice_further_table(statement)
+        report_nested_writes(within)
+        _report_second_table(statement)
         return True
-    uncaptured(
+    report_unrecorded(
         f"Which rows of the table {source.live.fullname!r} a statement writes is said by another that writes within "
         "it, and history will not show them; execute that first, and name the rows by what it returns.",
         source.live,
@@ -229,8 +229,12 @@ def _are_of_one_row(table: TrackedTable | None, other: TrackedTable | None) -> b
 
 def _are_joined(statement: Any, tables: Set[Any]) -> bool:
     """Return whether a statement equates columns of two tables, so that it writes both rows of the same objects."""
-    equations = (each for each in terms(statement._where_criteria) if getattr(each, "operator", None) is operators.eq)
-    sides = ((getattr(each.left, "table", None), getattr(each.right, "table", None)) for each in equations)
+    equations = (
+        conjunct
+        for conjunct in conjuncts(statement._where_criteria)
+        if getattr(conjunct, "operator", None) is operators.eq
+    )
+    sides = ((getattr(conjunct.left, "table", None), getattr(conjunct.right, "table", None)) for conjunct in equations)
     return any({tracked_table(left), tracked_table(right)} == tables for left, right in sides)
 
 
@@ -264,7 +268,7 @@ class ParsedWrite:
         if isinstance(statement.table, Join):
             return None
         if tracked is not None:
-            return None if self.writes_history or tracked.is_over else tracked
+            return None if self.writes_history or tracked.is_obsolete else tracked
         if not isinstance(self.table, Table):
             return None
         is_insert = isinstance(statement, Insert)
@@ -274,7 +278,7 @@ class ParsedWrite:
 
 def parse(statement: Any) -> ParsedWrite:
     """Return what a statement writes, as :func:`unwrapped` returns the statement."""
-    table = table_written(statement)
+    table = target_table(statement)
     return ParsedWrite(statement, table, tracked_table(table))
 
 
@@ -292,15 +296,15 @@ def limit_of(clause: Any, dialect: Dialect) -> Any:
     return clause.dialect_kwargs.get(f"{dialect.name}_limit") if limit is None else limit
 
 
-def conflict_words(clause: Any, source: Source, dialect: Dialect) -> Set[str]:
+def conflict_clauses(clause: Any, source: Source, dialect: Dialect) -> Set[str]:
     """Return how an INSERT or UPDATE handles conflicting rows, by a prefix or a constraint: IGNORE, REPLACE."""
-    said = " ".join(str(prefix).upper() for prefix, name in clause._prefixes if name in ("*", dialect.name))
-    if dialect.name == "sqlite" and "OR " not in said:
-        said = words_of_constraints(source.live)
-    return {word for word in ("IGNORE", "REPLACE") if word in said}
+    clauses = " ".join(str(prefix).upper() for prefix, name in clause._prefixes if name in ("*", dialect.name))
+    if dialect.name == "sqlite" and "OR " not in clauses:
+        clauses = conflict_clauses_of(source.live)
+    return {word for word in ("IGNORE", "REPLACE") if word in clauses}
 
 
-def table_written(clause: Any) -> Any:
+def target_table(clause: Any) -> Any:
     """Return the table that a statement names as the one it writes."""
     annotations = clause._annotations  # the ORM writes an object's tables one after the other
     return _unaliased(annotations.get("_emit_update_table", annotations.get("_emit_insert_table", clause.table)))
@@ -323,13 +327,13 @@ def as_core(statement: Select[Any]) -> Select[Any]:
 def column_named(clause: Any, source: Source, name: Any) -> Column[Any] | None:
     """Return the column that a name in a statement's values means; in an ORM statement it names an attribute."""
     if not isinstance(name, str):
-        return source.live.c.get(_whole(name).key)
+        return source.live.c.get(_whole_column(name).key)
     entity = clause.table._annotations.get("parententity")
     attribute = None if entity is None else entity.mapper.column_attrs.get(name)
     return source.live.c.get(name) if attribute is None else attribute.columns[0]
 
 
-def _whole(column: Any) -> Any:
+def _whole_column(column: Any) -> Any:
     """Return the column of which a statement sets one item: of an array, ``column[2]``, or of a JSON document."""
     while isinstance(column, BinaryExpression):
         column = column.left
@@ -352,41 +356,41 @@ def values_set(clause: Any, source: Source, parameters: Parameters) -> dict[Any,
     return values
 
 
-def keys_given(clause: Any, key: Sequence[Any], parameters: Parameters) -> list[Key] | None:
+def keys_in_criterion(clause: Any, key: Sequence[Any], parameters: Parameters) -> list[Key] | None:
     """Return the keys that a statement's criterion gives, or ``None`` if it selects its rows in another way."""
     given = {}
-    for term in terms(clause._where_criteria):
+    for term in conjuncts(clause._where_criteria):
         if getattr(term, "operator", None) is operators.eq and isinstance(term.right, BindParameter):
             given[term.left] = term.right
     for column in key:
         if column not in given or not is_bound_alike(given[column], column):
             return None
-    keys = [tuple([value_given(given[column], each, column) for column in key]) for each in parameters]
+    keys = [tuple([bound_value(given[column], execution, column) for column in key]) for execution in parameters]
     return keys if are_known(keys) else None
 
 
 def are_known(keys: Iterable[Key]) -> bool:
     """Return whether Python knows all values of the keys."""
-    return all(value is not SQL for key in keys for value in key)
+    return all(value is not DATABASE_ONLY for key in keys for value in key)
 
 
-def terms(criteria: Iterable[Any]) -> Iterator[Any]:
-    for each in criteria:
-        if isinstance(each, BooleanClauseList) and each.operator is operators.and_:
-            yield from terms(each.clauses)
+def conjuncts(criteria: Iterable[Any]) -> Iterator[Any]:
+    for criterion in criteria:
+        if isinstance(criterion, BooleanClauseList) and criterion.operator is operators.and_:
+            yield from conjuncts(criterion.clauses)
         else:
-            yield each
+            yield criterion
 
 
 def is_bound_alike(parameter: BindParameter[Any], column: ColumnElement[Any]) -> bool:
     """Return whether a parameter is bound like the values of a column: ``type_coerce(value, String)`` may not be."""
-    one, other = parameter.type, column.type
-    if one is other:
+    parameter_type, column_type = parameter.type, column.type
+    if parameter_type is column_type:
         return True
-    if not (_is_bound_as_it_is(one) and _is_bound_as_it_is(other)):
-        key = one._static_cache_key
-        return key is not NO_CACHE and bool(key == other._static_cache_key)
-    return one._type_affinity is other._type_affinity
+    if not (_is_bound_as_it_is(parameter_type) and _is_bound_as_it_is(column_type)):
+        key = parameter_type._static_cache_key
+        return key is not NO_CACHE and bool(key == column_type._static_cache_key)
+    return parameter_type._type_affinity is column_type._type_affinity
 
 
 def _is_bound_as_it_is(type_: TypeEngine[Any]) -> bool:
@@ -400,10 +404,17 @@ def is_null(value: Any, parameters: Mapping[str, Any]) -> bool:
     return value is None or isinstance(value, Null)
 
 
-def value_given(value: Any, parameters: Mapping[str, Any], column: ColumnElement[Any]) -> Any:
-    """Return the value in an execution if it is Python's and bound like the column's; else, as for NULL, ``SQL``."""
+def bound_value(value: Any, parameters: Mapping[str, Any], column: ColumnElement[Any]) -> Any:
+    """Return the value in an execution, or ``DATABASE_ONLY`` if it is NULL or only the database knows it.
+
+    A value that is not bound like the values of the column is taken for one that only the database knows.
+    """
     if isinstance(value, BindParameter):
         if not value.type._isnull and not is_bound_alike(value, column):
-            return SQL
+            return DATABASE_ONLY
         value = parameters.get(value.key, value.effective_value)
-    return SQL if value is None or isinstance(value, ClauseElement) or hasattr(value, "__clause_element__") else value
+    return (
+        DATABASE_ONLY
+        if value is None or isinstance(value, ClauseElement) or hasattr(value, "__clause_element__")
+        else value
+    )

@@ -16,20 +16,20 @@ from sqlalchemy.orm import FromStatement, Session
 from sqlaudit.changes import Operation
 from sqlaudit.context import get_audit_context
 from sqlaudit.recording.bulk.inserts import prepare_insert
-from sqlaudit.recording.bulk.locking import keep_others_out, prepare_change
+from sqlaudit.recording.bulk.locking import prepare_change, take_write_lock
 from sqlaudit.recording.bulk.parsing import Parameters
 from sqlaudit.recording.bulk.upserts import prepare_followed_upsert
 from sqlaudit.recording.bulk.writes import Write, roll_back, transactions_of
 from sqlaudit.recording.capture import WriteContext
 from sqlaudit.recording.changeset import changeset_of, instant_before
-from sqlaudit.recording.policy import lacking, require_context, uncaptured
+from sqlaudit.recording.policy import lacking, report_unrecorded, require_context
 from sqlaudit.recording.scope import scope_of
 from sqlaudit.recording.statements import NO_USER_FIELDS
-from sqlaudit.recording.units import user_fields_of
+from sqlaudit.recording.tracked_mappers import user_fields_of
 from sqlaudit.sql.keys import Key
-from sqlaudit.sql.own import WRITE
+from sqlaudit.sql.options import WRITE
 from sqlaudit.tracking.foreign_keys import FollowedTable, Source
-from sqlaudit.tracking.missing import explained
+from sqlaudit.tracking.missing import explaining_history_errors
 from sqlaudit.tracking.models import root_of
 from sqlaudit.tracking.tables import INFO_KEY, TrackedTable
 
@@ -96,7 +96,7 @@ class Recorder:
             connection=connection,
             root=root,
             operation=Operation(clause.__visit_name__),
-            is_further=root is not source,
+            is_subclass_table=root is not source,
             parameters=parameters,
         )
         writes.append(write)
@@ -117,9 +117,9 @@ class Recorder:
         asks_no_more = isinstance(clause, Update) and bool(clause._where_criteria)
         tables = [source] if isinstance(source, TrackedTable) else []
         try:
-            with explained(tables, record=True, reads_as_user=asks_no_more):
+            with explaining_history_errors(tables, record=True, reads_as_user=asks_no_more):
                 if not (is_insert and is_one):
-                    keep_others_out(write.connection, source)
+                    take_write_lock(write.connection, source)
                 if not is_one:
                     write.begin()
                 if not is_insert:
@@ -138,7 +138,7 @@ def write_of(clause: Any) -> Write | None:
 
 def finish(write: Write, result: Any) -> None:
     """Note what a statement has written; write the versions if the connection executed it directly."""
-    write.done(result)
+    write.note_result(result)
     if write.is_direct:
         scope = scope_of(write.connection)
         scope.unfinished = [each for each in scope.unfinished if each is not write]
@@ -176,7 +176,7 @@ def is_where_history_is(connection: Connection, source: Source, options: Mapping
     name = "schema_translate_map"
     if (options.get(name) or None) == (connection.get_execution_options().get(name) or None):
         return True
-    uncaptured(
+    report_unrecorded(
         f"A statement that writes the table {source.live.fullname!r} has a {name} of its own, and history will not "
         "show it; give the map to the engine or the connection: execution_options(schema_translate_map=…).",
         source.live,

@@ -22,11 +22,11 @@ from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.sql.schema import ColumnElementColumnDefault
 from sqlalchemy.sql.visitors import iterate
 
-from sqlaudit.recording.bulk.parsing import SQL, column_named, column_of_parameter
-from sqlaudit.recording.bulk.writes import Write, let_read_again
-from sqlaudit.recording.policy import uncaptured
+from sqlaudit.recording.bulk.parsing import DATABASE_ONLY, column_named, column_of_parameter
+from sqlaudit.recording.bulk.writes import Write, rewind_result
+from sqlaudit.recording.policy import report_unrecorded
 from sqlaudit.sql.batches import chunks
-from sqlaudit.sql.keys import MYSQL, Key, RawKey, differ_raw, one_of, raw
+from sqlaudit.sql.keys import MYSQL, Key, RawKey, one_of, raw_columns, raw_values_differ
 from sqlaudit.tracking.catalogue import refuses_returning
 from sqlaudit.tracking.tables import TrackedTable
 
@@ -38,7 +38,7 @@ def asks_for_keys(clause: Any, rows: Sequence[Mapping[str, Any]] | None) -> bool
     return rows is not None and len(rows) == 1 and not (clause._returning or clause._multi_values or clause._inline)
 
 
-def tells_keys(write: Write, clause: Any, tracked: TrackedTable, rows: Sequence[Mapping[str, Any]] | None) -> bool:
+def returns_keys(write: Write, clause: Any, tracked: TrackedTable, rows: Sequence[Mapping[str, Any]] | None) -> bool:
     """Return whether the result of an INSERT has the keys of its rows without further columns."""
     if rows is None or clause._multi_values or not set(tracked.key) <= set(tracked.live.primary_key):
         return False
@@ -47,7 +47,7 @@ def tells_keys(write: Write, clause: Any, tracked: TrackedTable, rows: Sequence[
         return bool(clause._return_defaults or not clause._returning)
     if clause._inline or not asks_for_keys(clause, rows):
         return False
-    if differ_raw(made, write.connection.dialect):
+    if raw_values_differ(made, write.connection.dialect):
         return False  # the program's types would convert them
     if len(rows) > 1 and len(tracked.key) > 1 and not clause._sort_by_parameter_order:
         return False  # the parts of a key may come from different rows
@@ -89,7 +89,7 @@ def _is_in_python(column: Column[Any], row: Mapping[str, Any]) -> bool:
     """Return whether a column's value is given in Python, by the row or by a default."""
     default = column.default
     is_default = default is not None and (default.is_callable or default.is_scalar)
-    return row[column.key] is not SQL if column.key in row else is_default
+    return row[column.key] is not DATABASE_ONLY if column.key in row else is_default
 
 
 def number_to_give(tracked: TrackedTable, clause: Any, rows: Sequence[Mapping[str, Any]] | None) -> Column[Any] | None:
@@ -98,13 +98,13 @@ def number_to_give(tracked: TrackedTable, clause: Any, rows: Sequence[Mapping[st
     if number is None or number not in tracked.key or not isinstance(number.type, Integer):
         return None
     names = [clause._select_names or ()] if rows is None else rows
-    return None if number.default is not None or any(number.key in given for given in names) else number
+    return None if number.default is not None or any(number.key in row_names for row_names in names) else number
 
 
-def keys_told(result: CursorResult[Any], tracked: TrackedTable) -> list[Key]:
+def returned_keys(result: CursorResult[Any], tracked: TrackedTable) -> list[Key]:
     places = [list(tracked.live.primary_key).index(column) for column in tracked.key]
-    told: Sequence[Any] = result.inserted_primary_key_rows
-    return [tuple([row[place] for place in places]) for row in told]
+    returned_rows: Sequence[Any] = result.inserted_primary_key_rows
+    return [tuple([row[place] for place in places]) for row in returned_rows]
 
 
 def _counting(
@@ -117,27 +117,31 @@ def _counting(
     connection, key = write.connection, tracked.key
     number = number_to_give(tracked, clause, rows)
     is_key = asks_for_keys(clause, rows) and has_last_number(write, clause, tracked.live, many=False)
-    read = raw([*key, *changed], connection.dialect)
+    read = raw_columns([*key, *changed], connection.dialect)
 
     def values_of(keys: Iterable[Key]) -> dict[Key, tuple[Any, ...]]:
-        found = (
+        results = (
             connection.execute(select(*read).where(one_of(read[: len(key)], chunk)).with_for_update())
             for chunk in chunks(list(keys))
         )
-        return {RawKey(row[: len(key)]): tuple(row[len(key) :]) for rows in found for row in rows}
+        return {RawKey(row[: len(key)]): tuple(row[len(key) :]) for rows in results for row in rows}
 
-    before = values_of(each for _, keys in write.captures for each in keys) if changed else {}
+    before = values_of(row_key for _, keys in write.captures for row_key in keys) if changed else {}
 
     def count(result: CursorResult[Any], keys: Sequence[Key]) -> None:
         context: Any = result.context
         after = values_of(before) if before else {}
-        new = dict.fromkeys(each for each in keys if each not in before)
+        new = dict.fromkeys(row_key for row_key in keys if row_key not in before)
         if changed:
             moved = len(before.keys() - after.keys())
-            differing = sum(before[each] != after[each] for each in before.keys() & after.keys())
+            differing = sum(before[row_key] != after[row_key] for row_key in before.keys() & after.keys())
             context._rowcount = len(keys) + moved + differing
         place = None if number is None else key.index(number)
-        last = 0 if place is None else min((each[place] for each in new or (() if rows is None else keys)), default=0)
+        last = (
+            0
+            if place is None
+            else min((row_key[place] for row_key in new or (() if rows is None else keys)), default=0)
+        )
         context.get_lastrowid = lambda: last
         if is_key:
             context.inserted_primary_key_rows = context._setup_ins_pk_from_lastrowid()
@@ -156,7 +160,7 @@ def _can_return(write: Write, tracked: TrackedTable) -> bool:
     """Return whether the database can return the keys of inserted rows; report it if not."""
     dialect = write.connection.dialect
     if refuses_returning(write.connection, tracked):
-        uncaptured(
+        report_unrecorded(
             f"A rule of the table {tracked.live.fullname!r} keeps PostgreSQL from returning the keys of what is "
             "inserted, and history will not show the rows; give their keys, or call record_changes() then.",
             tracked.live,
@@ -164,7 +168,7 @@ def _can_return(write: Write, tracked: TrackedTable) -> bool:
         return False
     if dialect.insert_executemany_returning if len(write.parameters) > 1 else dialect.insert_returning:
         return True
-    uncaptured(
+    report_unrecorded(
         f"The keys of what is inserted into {tracked.live.fullname!r} are not given, and the database cannot return "
         "them; its history will not show the rows. Give their keys, or add objects to a session.",
         tracked.live,
@@ -178,7 +182,7 @@ def returning_defaults(
     """Return an INSERT, whose keys SQLAlchemy asks for, that also returns the keys that SQLAlchemy does not expect."""
     if not _can_return(write, tracked):
         return clause
-    clause = _one_by_one(write, clause, tracked)
+    clause = _executed_row_by_row(write, clause, tracked)
     made, many = made_by_database(tracked, rows or ()), len(write.parameters) > 1
     is_asked, columns = bool(clause._returning or clause._supplemental_returning), _raw_key(write, tracked)
     returned = clause._return_defaults or any(
@@ -186,24 +190,24 @@ def returning_defaults(
     )
 
     def keys_of(result: CursorResult[Any]) -> list[Key]:
-        told, rowcount, width = result.returned_defaults_rows or (), result.context.rowcount, len(columns)
+        returned_rows, rowcount, width = result.returned_defaults_rows or (), result.context.rowcount, len(columns)
         if not is_asked:
-            result.context._rowcount = rowcount = len(told)
+            result.context._rowcount = rowcount = len(returned_rows)
             result.all()
         if returned or is_asked:
             result._metadata = _without_last(result._metadata, width)
-            own = [tuple(row[:-width]) for row in told]
-            let_read_again(result, own, rowcount)
+            own = [tuple(row[:-width]) for row in returned_rows]
+            rewind_result(result, own, rowcount)
             result.context.returned_default_rows = result.all()
             if is_asked:
-                let_read_again(result, own, rowcount)
+                rewind_result(result, own, rowcount)
         else:
             _return_nothing(result)
-        return [RawKey(row[-width:]) for row in told]
+        return [RawKey(row[-width:]) for row in returned_rows]
 
     write.keys_of = keys_of
     if clause._returning and clause._annotations.get("dml_strategy") == "bulk":
-        return _behind_what_is_loaded(clause, columns)
+        return _returning_after_loaded_columns(clause, columns)
     return clause.return_defaults(*clause._return_defaults_columns or (), supplemental_cols=columns)
 
 
@@ -222,7 +226,7 @@ def returning_keys(
         return returning_defaults(write, clause, tracked, None)
     if not _can_return(write, tracked):
         return clause
-    clause = _one_by_one(write, clause, tracked)
+    clause = _executed_row_by_row(write, clause, tracked)
     returns_rows, width = bool(clause._returning), len(tracked.key)
     count = _counting(write, clause, tracked, rows, changed) if write.connection.dialect.name in MYSQL else None
 
@@ -232,7 +236,7 @@ def returning_keys(
         keys: list[Key] = [RawKey(row[-width:]) for row in read]
         if returns_rows:
             result._metadata = _without_last(result._metadata, width)
-            let_read_again(result, [row[:-width] for row in read], rowcount)
+            rewind_result(result, [row[:-width] for row in read], rowcount)
         else:
             result.context._rowcount = len(read)
             result.context._is_explicit_returning = False
@@ -244,7 +248,7 @@ def returning_keys(
     write.keys_of = keys_of
     columns, strategy = _raw_key(write, tracked), clause._annotations.get("dml_strategy")
     if returns_rows and strategy in ("orm", "bulk"):
-        return _behind_what_is_loaded(clause, columns)
+        return _returning_after_loaded_columns(clause, columns)
     if strategy == "orm":
         clause = clause._annotate({"dml_strategy": "raw"})  # the ORM would load what is returned
     elif not returns_rows:
@@ -256,21 +260,21 @@ def returning_keys(
     return clause.returning(*columns)
 
 
-def _one_by_one(write: Write, clause: Any, tracked: TrackedTable) -> Any:
+def _executed_row_by_row(write: Write, clause: Any, tracked: TrackedTable) -> Any:
     """Return an INSERT each execution of which sees the rows of the executions before it, if it selects any.
 
     With RETURNING, SQLAlchemy puts the rows of many executions into one statement.
     """
     if len(write.parameters) == 1 or clause._returning or clause._return_defaults:
         return clause
-    given = {column_named(clause, tracked, name): value for name, value in (clause._values or {}).items()}
+    values = {column_named(clause, tracked, name): value for name, value in (clause._values or {}).items()}
     bound = {column_of_parameter(clause, tracked, name) for name in write.parameters[0]}
     usual = [
         column.default.arg
         for column in tracked.live.c
-        if isinstance(column.default, ColumnElementColumnDefault) and column not in given.keys() | bound
+        if isinstance(column.default, ColumnElementColumnDefault) and column not in values.keys() | bound
     ]
-    parts = (part for value in (*given.values(), *usual) for part in iterate(value))
+    parts = (part for value in (*values.values(), *usual) for part in iterate(value))
     if any(isinstance(part, (SelectBase, TextClause)) for part in parts):
         clause = clause._generate()
         clause.__class__ = _row_by_row(clause.__class__)
@@ -295,11 +299,11 @@ def _row_by_row(kind: type[Insert]) -> type[Any]:
 
 
 def _raw_key(write: Write, tracked: TrackedTable) -> list[Any]:
-    read = raw(tracked.key, write.connection.dialect)
+    read = raw_columns(tracked.key, write.connection.dialect)
     return [column.label(f"sqlaudit_key_{place}") for place, column in enumerate(read)]
 
 
-def _behind_what_is_loaded(clause: Any, columns: Sequence[Any]) -> Any:
+def _returning_after_loaded_columns(clause: Any, columns: Sequence[Any]) -> Any:
     """Return an INSERT that returns columns after those that the ORM adds when it compiles the INSERT."""
     clause = clause._generate()
     clause.__class__ = _returning_for_orm(clause.__class__)

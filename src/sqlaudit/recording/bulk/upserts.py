@@ -21,17 +21,17 @@ from sqlalchemy import (
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.visitors import iterate
 
-from sqlaudit.recording.bulk.given import columns_of, rows_given
+from sqlaudit.recording.bulk.insert_values import inserted_values, keys_of_rows
 from sqlaudit.recording.bulk.keys import KnownKeys
-from sqlaudit.recording.bulk.parsing import SQL, Parameters, are_known, conflict_words
-from sqlaudit.recording.bulk.returning import keys_told, made_by_database, returning_keys, tells_keys
+from sqlaudit.recording.bulk.parsing import DATABASE_ONLY, Parameters, are_known, conflict_clauses
+from sqlaudit.recording.bulk.returning import made_by_database, returned_keys, returning_keys, returns_keys
 from sqlaudit.recording.bulk.writes import KeysOf, Write
-from sqlaudit.recording.policy import uncaptured
+from sqlaudit.recording.policy import report_unrecorded
 from sqlaudit.sql.batches import chunks
-from sqlaudit.sql.keys import MYSQL, Key, keys_read, one_of, raw
+from sqlaudit.sql.keys import MYSQL, Key, one_of, raw_columns, read_keys
 from sqlaudit.tracking.catalogue import are_volatile
 from sqlaudit.tracking.foreign_keys import FollowedTable, Source, referred_columns
-from sqlaudit.tracking.schema import keys_of_table
+from sqlaudit.tracking.schema import candidate_keys
 from sqlaudit.tracking.tables import TrackedTable
 
 
@@ -40,17 +40,17 @@ def prepare_followed_upsert(write: Write, clause: Any, source: FollowedTable, pa
     changed = _columns_changed(write, clause, source)
     if referred_columns((source,)).isdisjoint(changed):
         return clause
-    write.may_move = not changed.isdisjoint(source.key)
-    rows = rows_given(write, clause, source, source.live.c)
-    unique = list(keys_of_table(source.live))
-    if (clause._post_values_clause is not None and write.may_move) or _may_be_found_by_default(unique, rows):
-        _notice_unfound(source)
+    write.may_change_keys = not changed.isdisjoint(source.key)
+    rows = inserted_values(write, clause, source, source.live.c)
+    unique = list(candidate_keys(source.live))
+    if (clause._post_values_clause is not None and write.may_change_keys) or _may_be_found_by_default(unique, rows):
+        _report_unfindable(source)
     _find_present(write, clause, source, unique, rows, changed)
     return clause
 
 
-def _notice_unfound(source: Source) -> None:
-    uncaptured(
+def _report_unfindable(source: Source) -> None:
+    report_unrecorded(
         f"A statement may come upon rows of {source.live.fullname!r} by a value that the database gives, and history "
         "may not show what becomes of them; give all values that are unique, or update() or delete() the rows first.",
         source.live,
@@ -60,28 +60,35 @@ def _notice_unfound(source: Source) -> None:
 def prepare_upsert(write: Write, clause: Any, tracked: TrackedTable, parameters: Parameters) -> Any:
     """Prepare an INSERT that may change, replace or ignore existing rows: lock these, and make all keys known."""
     key, changed = tracked.key, _columns_changed(write, clause, tracked)
-    write.may_update, write.may_move = True, not changed.isdisjoint(key)
-    rows = rows_given(write, clause, tracked, tracked.live.c)
-    unique = list(keys_of_table(tracked.live))
+    write.may_update, write.may_change_keys = True, not changed.isdisjoint(key)
+    rows = inserted_values(write, clause, tracked, tracked.live.c)
+    unique = list(candidate_keys(tracked.live))
     present = _find_present(write, clause, tracked, unique, rows, changed)
-    is_told, is_postgresql = clause._post_values_clause is not None, write.connection.dialect.name == "postgresql"
+    has_conflict_clause, is_postgresql = (
+        clause._post_values_clause is not None,
+        write.connection.dialect.name == "postgresql",
+    )
     is_new = len(unique) == 1 and not _is_found_otherwise(tracked, unique, rows)  # only its number is unique
-    is_one_made = (not is_told or is_new) and len(rows or ()) == 1 and bool(made_by_database(tracked, rows or ()))
-    if is_one_made and tells_keys(write, clause, tracked, rows):
-        write.keys_of = lambda result: keys_told(result, tracked) if result.rowcount else []
+    is_one_made = (
+        (not has_conflict_clause or is_new) and len(rows or ()) == 1 and bool(made_by_database(tracked, rows or ()))
+    )
+    if is_one_made and returns_keys(write, clause, tracked, rows):
+        write.keys_of = lambda result: returned_keys(result, tracked) if result.rowcount else []
         return clause
-    if is_told and len(parameters) == 1 and write.connection.dialect.insert_returning:
+    if has_conflict_clause and len(parameters) == 1 and write.connection.dialect.insert_returning:
         # PostgreSQL returns the keys as it stores them, and the role sees all rows that it updates.
         is_exact = is_postgresql and changed and rows is not None and not made_by_database(tracked, rows)
         if is_exact or _is_found_otherwise(tracked, unique, rows):
             return returning_keys(write, clause, tracked, rows, changed)
-    if is_noticed := bool(changed) and _may_be_found_by_default(unique, rows):
-        _notice_unfound(tracked)
-    stays = [key] if key and not (write.may_move and is_told) else []  # a replaced row gets the given key
-    if not write.may_move:
+    if is_reported := bool(changed) and _may_be_found_by_default(unique, rows):
+        _report_unfindable(tracked)
+    stays = (
+        [key] if key and not (write.may_change_keys and has_conflict_clause) else []
+    )  # a replaced row gets the given key
+    if not write.may_change_keys:
         stays += [columns for columns in unique if set(columns) != set(key) and changed.isdisjoint(columns)]
-    given = {tuple(columns): columns_of(rows or (), columns) for columns in (*stays, *unique)}
-    known = {columns: values for columns, values in given.items() if are_known(values)}
+    keys_by_columns = {tuple(columns): keys_of_rows(rows or (), columns) for columns in (*stays, *unique)}
+    known = {columns: values for columns, values in keys_by_columns.items() if are_known(values)}
     staying = {columns: values for columns, values in known.items() if columns in map(tuple, stays)}
     if rows is None or not staying:
         return returning_keys(write, clause, tracked, rows, changed)
@@ -89,10 +96,12 @@ def prepare_upsert(write: Write, clause: Any, tracked: TrackedTable, parameters:
         write,
         tracked,
         staying,
-        known if changed and not is_told else staying,  # a row may be replaced by a later one with its values
+        known
+        if changed and not has_conflict_clause
+        else staying,  # a row may be replaced by a later one with its values
         present,
         changed=changed,
-        is_noticed=is_noticed,
+        is_reported=is_reported,
     )
     return clause
 
@@ -105,7 +114,7 @@ def _looking_for_rows(
     present: Mapping[Any, Set[Key]],
     *,
     changed: Set[Any],
-    is_noticed: bool,
+    is_reported: bool,
 ) -> KeysOf:
     """Return a function that finds the rows that an upsert has inserted or updated, and notes if one is missing.
 
@@ -115,21 +124,23 @@ def _looking_for_rows(
     :param staying: given values that the upsert does not change, by unique columns
     :param kept: given values by unique columns; at least one of them finds each given row
     :param present: the keys of the rows that existed before, by unique columns
-    :param is_noticed: True if sqlaudit has already warned that the upsert may find other rows
+    :param is_reported: True if sqlaudit has already warned that the upsert may find other rows
     """
-    find = partial(_keys_by, write.connection, tracked.key, lock=_locks(write.connection, changed))
-    given = next(iter(staying.values()))
+    find = partial(_find_keys_by, write.connection, tracked.key, lock=_may_lock(write.connection, changed))
+    values_by_column = next(iter(staying.values()))
 
     def keys_of(result: CursorResult[Any]) -> list[Key]:
-        found = find(staying)
-        keys = dict.fromkeys(each for keys in found for each in keys)
-        if any(len(keys) >= len(given) for keys in found) or not (missing := _not_found(find, kept, range(len(given)))):
+        keys_found = find(staying)
+        keys = dict.fromkeys(key for keys in keys_found for key in keys)
+        if any(len(keys) >= len(values_by_column) for keys in keys_found) or not (
+            missing := _not_found(find, kept, range(len(values_by_column)))
+        ):
             return list(keys)
-        otherwise = {each for columns, keys in present.items() if columns not in staying for each in keys}
+        otherwise = {key for columns, keys in present.items() if columns not in staying for key in keys}
         inserted = keys.keys() - set().union(*present.values())
         is_left = not changed and 0 <= result.rowcount <= len(inserted)  # IGNORE also skips rows for other reasons
-        if len(missing) > len(otherwise) and not (is_left or is_noticed):
-            write.lost = given[missing[0]]
+        if len(missing) > len(otherwise) and not (is_left or is_reported):
+            write.missing_key = values_by_column[missing[0]]
         return list(keys)
 
     return keys_of
@@ -139,22 +150,24 @@ def _is_found_otherwise(
     source: Source, unique: Sequence[Sequence[Any]], rows: Sequence[Mapping[str, Any]] | None
 ) -> bool:
     """Return whether an upsert may conflict by a value that the database makes, or computes for an index."""
-    indexed = (each for index in source.live.indexes if index.unique for each in index.expressions)
-    if not all(isinstance(each, Column) for each in indexed):
+    indexed = (expression for index in source.live.indexes if index.unique for expression in index.expressions)
+    if not all(isinstance(expression, Column) for expression in indexed):
         return True
-    given = [columns_of(rows or (), columns) for columns in unique]
-    is_numbered = bool(source.live.primary_key) and all(value is SQL for key in given[0] for value in key)
-    return not all(map(are_known, given[is_numbered:]))
+    unique_values = [keys_of_rows(rows or (), columns) for columns in unique]
+    is_numbered = bool(source.live.primary_key) and all(
+        value is DATABASE_ONLY for key in unique_values[0] for value in key
+    )
+    return not all(map(are_known, unique_values[is_numbered:]))
 
 
 def _may_be_found_by_default(unique: Sequence[Sequence[Any]], rows: Sequence[Mapping[str, Any]] | None) -> bool:
     """Return whether an upsert may conflict by the default of a unique column outside the primary key."""
     columns = {column for columns in unique for column in columns if not column.primary_key}
-    usual = [each for each in columns if each.default is not None or each.server_default is not None]
+    usual = [column for column in columns if column.default is not None or column.server_default is not None]
     return any(column.key not in row for row in rows or () for column in usual)
 
 
-def _keys_by(
+def _find_keys_by(
     connection: Connection, key: Sequence[Any], known: Mapping[Any, Sequence[Key]], *, lock: bool
 ) -> list[list[Key]]:
     """Return, for each set of unique columns, the keys of the rows that have the values."""
@@ -167,8 +180,8 @@ def _not_found(
     places: Sequence[int],
 ) -> list[int]:
     """Return the places of the given rows that no unique value finds, by bisection."""
-    found = find({columns: [values[place] for place in places] for columns, values in known.items()})
-    if any(len(keys) >= len(places) for keys in found):
+    keys_found = find({columns: [values[place] for place in places] for columns, values in known.items()})
+    if any(len(keys) >= len(places) for keys in keys_found):
         return []
     if len(places) == 1:
         return list(places)
@@ -176,7 +189,7 @@ def _not_found(
     return [*_not_found(find, known, places[:half]), *_not_found(find, known, places[half:])]
 
 
-def _locks(connection: Connection, changed: Collection[Any]) -> bool:
+def _may_lock(connection: Connection, changed: Collection[Any]) -> bool:
     """Return whether to lock the existing rows: if the INSERT leaves them, the role may lack the privilege.
 
     MariaDB and MySQL would not find all of them without a lock.
@@ -188,47 +201,49 @@ def _keys_where(
     connection: Connection, key: Sequence[Any], columns: Sequence[Any], values: Sequence[Key], *, lock: bool
 ) -> list[Key]:
     """Return the keys of the rows whose columns have one of the values."""
-    chosen = _chosen(connection, key, lock=lock)
-    found = (keys_read(connection, chosen.where(one_of(columns, chunk))) for chunk in chunks(values))
-    return [each for keys in found for each in keys]
+    chosen = _select_keys(connection, key, lock=lock)
+    results = (read_keys(connection, chosen.where(one_of(columns, chunk))) for chunk in chunks(values))
+    return [row_key for keys in results for row_key in keys]
 
 
-def _chosen(connection: Connection, key: Sequence[Any], *, lock: bool) -> Select[Any]:
-    chosen = select(*raw(key, connection.dialect)).order_by(*key)
+def _select_keys(connection: Connection, key: Sequence[Any], *, lock: bool) -> Select[Any]:
+    chosen = select(*raw_columns(key, connection.dialect)).order_by(*key)
     return chosen.with_for_update() if lock else chosen
 
 
 def _columns_changed(write: Write, clause: Any, source: Source) -> set[Any]:
     """Return the columns that an INSERT changes in existing rows: all columns if it replaces the rows."""
-    if "REPLACE" in conflict_words(clause, source, write.connection.dialect):
+    if "REPLACE" in conflict_clauses(clause, source, write.connection.dialect):
         return set(source.live.c)
-    told = clause._post_values_clause
-    values = dict(getattr(told, "update_values_to_set", None) or getattr(told, "update", None) or ())
+    conflict_clause = clause._post_values_clause
+    values = dict(
+        getattr(conflict_clause, "update_values_to_set", None) or getattr(conflict_clause, "update", None) or ()
+    )
     columns = {column.key: column for column in source.live.c}
-    pairs = ((columns.get(each if isinstance(each, str) else each.key), value) for each, value in values.items())
+    pairs = ((columns.get(name if isinstance(name, str) else name.key), value) for name, value in values.items())
     return {column for column, value in pairs if not _is_itself(value, column)}
 
 
 def _is_itself(value: Any, column: Any) -> bool:
     """Return whether a column keeps its value: ``LAST_INSERT_ID(id)`` only sets MariaDB's ``lastrowid``."""
-    is_told = isinstance(value, FunctionElement) and getattr(value, "name", "").lower() == "last_insert_id"
-    return is_told and list(value.clauses) == [column]
+    has_conflict_clause = isinstance(value, FunctionElement) and getattr(value, "name", "").lower() == "last_insert_id"
+    return has_conflict_clause and list(value.clauses) == [column]
 
 
 def _may_differ(connection: Connection, statement: Any) -> bool:
     """Return whether a select may find other values when it is executed again, or has side effects: ``nextval()``."""
     parts = list(iterate(statement))
-    names = [getattr(each, "name", None) for each in parts if isinstance(each, FunctionElement)]
-    if None in names or any(isinstance(each, TextClause) and "(" in each.text for each in parts):
+    names = [getattr(element, "name", None) for element in parts if isinstance(element, FunctionElement)]
+    if None in names or any(isinstance(element, TextClause) and "(" in element.text for element in parts):
         return True
     return bool(names) and are_volatile(connection, {str(name).lower() for name in names})
 
 
-def _named(statement: Any) -> Any:
+def _with_column_names(statement: Any) -> Any:
     """Return a select whose columns all have names of their own: text() and literal_column() have none."""
     if isinstance(statement, CompoundSelect):
         statement = statement._generate()
-        statement.selects = [_named(statement.selects[0]), *statement.selects[1:]]
+        statement.selects = [_with_column_names(statement.selects[0]), *statement.selects[1:]]
     elif isinstance(statement, Select):
         renamed, names = dict[int, Any](), set[str]()
         for place, column in enumerate(statement._raw_columns):
@@ -262,27 +277,29 @@ def _find_present(
     :return: their keys, by unique columns
     """
     connection, key = write.connection, source.key
-    lock = _locks(connection, changed)
-    found: dict[Sequence[Any], set[Key]] = {}
+    lock = _may_lock(connection, changed)
+    keys_found: dict[Sequence[Any], set[Key]] = {}
     if rows is None and _may_differ(connection, clause.select):
         if changed:
-            _notice_unfound(source)
-        return found
+            _report_unfindable(source)
+        return keys_found
     names = [name if isinstance(name, str) else name.key for name in clause._select_names or ()]
-    selected = [] if rows is not None else list(_named(clause.select).subquery().c)
+    selected = [] if rows is not None else list(_with_column_names(clause.select).subquery().c)
     if len(selected) < len(names):  # text() hides what it selects
         if changed:
-            _notice_unfound(source)
-        return found
+            _report_unfindable(source)
+        return keys_found
     for columns in unique:
         if rows is not None:
-            given = [values for values in columns_of(rows, columns) if are_known([values])]
-            found[columns] = set(_keys_where(connection, key, columns, given, lock=lock))
+            known_values = [values for values in keys_of_rows(rows, columns) if are_known([values])]
+            keys_found[columns] = set(_keys_where(connection, key, columns, known_values, lock=lock))
             continue
         if {column.key for column in columns} <= set(names):
             values = select(*(selected[names.index(column.key)] for column in columns))
-            chosen = _chosen(connection, key, lock=lock).where(one_of(columns, values))
-            found[columns] = set(keys_read(connection, chosen))
-    keys = dict.fromkeys(key for keys in found.values() for key in keys)
-    write.expect(KnownKeys(connection, ((*key, False) for key in keys)), changed=None if write.may_move else changed)
-    return found
+            chosen = _select_keys(connection, key, lock=lock).where(one_of(columns, values))
+            keys_found[columns] = set(read_keys(connection, chosen))
+    keys = dict.fromkeys(key for keys in keys_found.values() for key in keys)
+    write.prepare_rows(
+        KnownKeys(connection, ((*key, False) for key in keys)), changed=None if write.may_change_keys else changed
+    )
+    return keys_found

@@ -15,18 +15,18 @@ from sqlaudit.changes import Operation
 from sqlaudit.exceptions import CaptureError
 from sqlaudit.recording.bulk.keys import Keys, StoredKeys
 from sqlaudit.recording.bulk.parsing import Parameters
-from sqlaudit.recording.capture import Capture, Unseen, WriteContext
-from sqlaudit.recording.cascades import Dependents, by_chain, record_moved
-from sqlaudit.recording.policy import uncaptured
-from sqlaudit.recording.units import user_fields_of
-from sqlaudit.sql.batches import Portionable
+from sqlaudit.recording.capture import Capture, MissingRows, WriteContext
+from sqlaudit.recording.cascades import Dependents, record_changed_keys, split_by_chain
+from sqlaudit.recording.policy import report_unrecorded
+from sqlaudit.recording.tracked_mappers import user_fields_of
+from sqlaudit.sql.batches import KeyCollection
 from sqlaudit.sql.keys import Key
 from sqlaudit.tracking.catalogue import diverts_deletes
 from sqlaudit.tracking.foreign_keys import Chain, FollowedTable, Source, Sources, referred_columns
 from sqlaudit.tracking.tables import TrackedTable
 
 _SAVEPOINT: Final = "sqlaudit"
-KeysOf = Callable[[CursorResult[Any]], Portionable[Key]]
+KeysOf = Callable[[CursorResult[Any]], KeyCollection[Key]]
 
 
 @dataclass(eq=False, slots=True, kw_only=True, weakref_slot=True)
@@ -38,24 +38,24 @@ class Write:
     :ivar context: returns the transaction, and who writes
     :ivar statement: returns the statement, or ``None`` once it has been garbage collected
     :ivar root: the table, tracked or followed by tracked rows; for a subclass table, the table of its base class
-    :ivar is_further: True if the statement writes a subclass table
+    :ivar is_subclass_table: True if the statement writes a subclass table
     :ivar parameters: the parameters of each execution
     :ivar captures: the captures of rows that existed before, with their keys
     :ivar replaced: the captures of rows that it deletes because they conflict with rows that it writes
     :ivar stored: the keys in a temporary table
-    :ivar moved_to: the keys that an UPDATE gives to rows, by their old keys
+    :ivar new_keys: the keys that an UPDATE gives to rows, by their old keys
     :ivar confined_to: what an UPDATE or DELETE was confined to: the table, the condition and the number of its rows
-    :ivar missed: the number of these rows, or of the rows that a DELETE should delete, that it did not write
+    :ivar missing_count: the number of these rows, or of the rows that a DELETE should delete, that it did not write
     :ivar keys_of: reads the keys of an INSERT's rows from its result
     :ivar inserted: the keys that ``keys_of`` has read
     :ivar may_update: True if the INSERT may have updated existing rows, or left them
-    :ivar may_move: True if it may have changed their keys
-    :ivar conflict_words: how an UPDATE handles conflicting rows: IGNORE, REPLACE
-    :ivar lost: given values by which no row is found, though the INSERT must have written one
-    :ivar is_whole: True if a DELETE deleted as many rows as expected
+    :ivar may_change_keys: True if it may have changed their keys
+    :ivar conflict_clauses: how an UPDATE handles conflicting rows: IGNORE, REPLACE
+    :ivar missing_key: given values by which no row is found, though the INSERT must have written one
+    :ivar deleted_all_locked_rows: True if a DELETE deleted as many rows as expected
     :ivar is_safe: True if ``sql_safe_updates`` may require a key in the criterion on MariaDB and MySQL
-    :ivar foreseen: the number of rows that it should write, if it was not confined to them
-    :ivar unforeseen: how many more rows it wrote
+    :ivar selected_count: the number of rows that it should write, if it was not confined to them
+    :ivar unselected_count: how many more rows it wrote
     :ivar has_savepoint: True if a savepoint can undo what it did before it failed
     :ivar is_done: True if it has been executed
     :ivar transactions: the transaction and the savepoint in which it is executed
@@ -67,26 +67,26 @@ class Write:
     connection: Connection
     root: Source
     operation: Operation
-    is_further: bool
+    is_subclass_table: bool
     parameters: Parameters
     captures: list[tuple[Capture, Keys]] = field(default_factory=list)
     replaced: list[tuple[Capture, Keys]] = field(default_factory=list)
     stored: StoredKeys | None = None
     dependents: Dependents = field(default_factory=Dependents)
-    moved_to: dict[Key, Key] = field(default_factory=dict)
+    new_keys: dict[Key, Key] = field(default_factory=dict)
     confined_to: tuple[FromClause, ColumnElement[bool], int] | None = None
-    missed: int = 0
+    missing_count: int = 0
     keys_of: KeysOf = lambda result: []
-    inserted: Portionable[Key] = ()
+    inserted: KeyCollection[Key] = ()
     statement: Callable[[], Any] = lambda: None
     may_update: bool = False
-    may_move: bool = False
-    conflict_words: Set[str] = frozenset()
-    lost: Key | None = None
-    is_whole: bool = False
+    may_change_keys: bool = False
+    conflict_clauses: Set[str] = frozenset()
+    missing_key: Key | None = None
+    deleted_all_locked_rows: bool = False
     is_safe: bool = False
-    foreseen: int | None = None
-    unforeseen: int = 0
+    selected_count: int | None = None
+    unselected_count: int = 0
     has_savepoint: bool = False
     is_done: bool = False
     transactions: tuple[Any, Any] = (None, None)
@@ -103,40 +103,40 @@ class Write:
             connection.dialect.do_savepoint(connection, _SAVEPOINT)
             self.has_savepoint = True
 
-    def expect(self, keys: Keys, *, changed: Set[Any] | None, is_replaced: bool = False) -> None:
+    def prepare_rows(self, keys: Keys, *, changed: Set[Any] | None, is_replaced: bool = False) -> None:
         """Write baselines of the rows that the statement is about to write, and find the rows that depend on them.
 
         :param is_replaced: True if it deletes them because they conflict with rows that it writes
         :param changed: the columns that it changes; ``None`` to look for dependent rows in any case
         """
-        for chain, some in keys.by_chain(self.root):
+        for chain, keys_of_chain in keys.split_by_chain(self.root):
             if isinstance(self.root, TrackedTable):
                 capture = self.capture(chain)
-                capture.baseline(some.unrecorded)
-                (self.replaced if is_replaced else self.captures).append((capture, some))
+                capture.baseline(keys_of_chain.unrecorded)
+                (self.replaced if is_replaced else self.captures).append((capture, keys_of_chain))
             if changed is None or not referred_columns(chain).isdisjoint(changed):
-                self.dependents.find(self.context(), chain, some)
+                self.dependents.find(self.context(), chain, keys_of_chain)
 
-    def done(self, result: CursorResult[Any]) -> None:
+    def note_result(self, result: CursorResult[Any]) -> None:
         """Note what the statement has done."""
         self.is_done = True
         is_read = not result.returns_rows or isinstance(result.cursor_strategy, FullyBufferedCursorFetchStrategy)
         if not is_read and (result.context._is_server_side or self.has_savepoint):  # sqlaudit needs the connection now
             rowcount = result.context.rowcount
-            let_read_again(result, list(result.all()), rowcount)
+            rewind_result(result, list(result.all()), rowcount)
         # SQLite counts rows while they are fetched; Python's driver counts none for a statement that begins with WITH.
         is_counted = self.connection.dialect.name != "sqlite" or (is_read and result.rowcount >= 0)
         if self.operation is Operation.INSERT:
             self.inserted = self.keys_of(result)
         elif self.operation is Operation.DELETE:
             expected = sum(len(keys) for _, keys in self.captures)
-            self.is_whole = result.rowcount == expected
-            if self.foreseen is None and len(self.parameters) == 1 and not result.returns_rows and is_counted:
-                self.missed = expected - max(result.rowcount, 0)
+            self.deleted_all_locked_rows = result.rowcount == expected
+            if self.selected_count is None and len(self.parameters) == 1 and not result.returns_rows and is_counted:
+                self.missing_count = expected - max(result.rowcount, 0)
         if self.confined_to is not None and result.rowcount >= 0 and is_counted:
-            self.missed = self.confined_to[2] - result.rowcount
-        if self.foreseen is not None:
-            self.unforeseen = result.rowcount - self.foreseen
+            self.missing_count = self.confined_to[2] - result.rowcount
+        if self.selected_count is not None:
+            self.unselected_count = result.rowcount - self.selected_count
         if self.has_savepoint:
             self.connection.dialect.do_release_savepoint(self.connection, _SAVEPOINT)
 
@@ -153,62 +153,69 @@ class Write:
             self.stored.drop()
 
     def _record(self) -> None:
-        if self.missed > 0 and "REPLACE" not in self.conflict_words:
+        if self.missing_count > 0 and "REPLACE" not in self.conflict_clauses:
             self._require_found()
-        if self.unforeseen > 0 and isinstance(self.root, TrackedTable):
-            uncaptured(
-                f"A statement wrote {self.unforeseen} more rows of the tracked table {self.root.live.fullname!r} than "
-                "the role of the connection sees, and history does not show what became of them; call "
+        if self.unselected_count > 0 and isinstance(self.root, TrackedTable):
+            report_unrecorded(
+                f"A statement wrote {self.unselected_count} more rows of the tracked table {self.root.live.fullname!r} "
+                "than the role of the connection sees, and history does not show what became of them; call "
                 "record_changes() as a role that sees all rows.",
                 self.root.live,
             )
-        if self.lost is not None and isinstance(self.root, TrackedTable):
-            uncaptured(
+        if self.missing_key is not None and isinstance(self.root, TrackedTable):
+            report_unrecorded(
                 f"A row that a statement inserts or updates in the tracked table {self.root.live.fullname!r} is not "
-                f"found by its key {self.lost}: a trigger has written another row or none, the database stores the key "
-                "in another way, or row security hides it. Its history does not show it; give keys that the database "
-                "stores as they are given, or call record_changes() then.",
+                f"found by its key {self.missing_key}: a trigger has written another row or none, the database stores "
+                "the key in another way, or row security hides it. Its history does not show it; give keys that the "
+                "database stores as they are given, or call record_changes() then.",
                 self.root.live,
             )
-        for chain, new in by_chain(self.connection, self.root, self.inserted):
+        for chain, new in split_by_chain(self.connection, self.root, self.inserted):
             capture = self.capture(chain)
-            if self.may_update or self.is_further:
-                unseen = Unseen.LEFT if self.may_update else Unseen.DELETED
-                capture.settle(new, inserted=frozenset(new), must_be_found=not self.may_update, unseen=unseen)
+            if self.may_update or self.is_subclass_table:
+                missing_rows = MissingRows.LEFT if self.may_update else MissingRows.DELETED
+                capture.settle(
+                    new, inserted=frozenset(new), must_be_found=not self.may_update, missing_rows=missing_rows
+                )
             else:
                 capture.inserted(new)
-            if self.may_move:
-                record_moved(self.context(), chain, new)
+            if self.may_change_keys:
+                record_changed_keys(self.context(), chain, new)
         for capture, keys in self.replaced:
             capture.settle(keys)
         for capture, keys in self.captures:
-            if self.moved_to:
-                moved = [self.moved_to[key] for key in keys]
+            if self.new_keys:
+                moved = [self.new_keys[key] for key in keys]
                 every = list(dict.fromkeys([*keys, *moved]))
-                capture.settle(every, inserted=frozenset(moved), must_be_found=not self.conflict_words)
-                record_moved(self.context(), capture.chain, moved)
+                capture.settle(every, inserted=frozenset(moved), must_be_found=not self.conflict_clauses)
+                record_changed_keys(self.context(), capture.chain, moved)
             elif self.operation is Operation.UPDATE:
-                capture.updated(keys, unseen=Unseen.DELETED if "REPLACE" in self.conflict_words else Unseen.UPDATED)
-            elif self.is_whole and not self.is_further:
+                capture.updated(
+                    keys,
+                    missing_rows=MissingRows.DELETED if "REPLACE" in self.conflict_clauses else MissingRows.UPDATED,
+                )
+            elif self.deleted_all_locked_rows and not self.is_subclass_table:
                 capture.deleted(keys)
             else:
-                capture.settle(keys, unseen=Unseen.DELETED if self.is_whole else Unseen.UNKNOWN)
+                capture.settle(
+                    keys, missing_rows=MissingRows.DELETED if self.deleted_all_locked_rows else MissingRows.UNKNOWN
+                )
         self.dependents.settle()
         if isinstance(self.root, FollowedTable):
-            record_moved(self.context(), (self.root,), list(self.moved_to.values()))
+            record_changed_keys(self.context(), (self.root,), list(self.new_keys.values()))
 
     def _require_found(self) -> None:
         """Check that the locked rows are found by their keys: the statement wrote fewer, perhaps due to a trigger.
 
         :raises CaptureError: rows are not found, so their keys may have been misread
         """
-        if (lost := self._lost()) <= 0:
+        if (missing := self._count_missing()) <= 0:
             return
         live = self.root.live
         if self.operation is Operation.DELETE and (self.confined_to is None or diverts_deletes(self.connection, live)):
-            uncaptured(
-                f"{lost} rows of the tracked table {live.fullname!r} are gone after a DELETE that did not count them: "
-                "a trigger or a rule has deleted them in its place, or given them other keys. History shows them "
+            report_unrecorded(
+                f"{missing} rows of the tracked table {live.fullname!r} are gone after a DELETE that did not count "
+                "them: a trigger or a rule has deleted them in its place, or given them other keys. History shows them "
                 "deleted; if they have other keys, call record_changes().",
                 live,
             )
@@ -216,13 +223,13 @@ class Write:
         assert self.confined_to is not None
         raise CaptureError(
             f"Of the {self.confined_to[2]} rows of the tracked table {live.fullname!r} that a statement was to write, "
-            f"{lost} are not found again by their keys as they were read, and nothing was kept; give the columns of "
+            f"{missing} are not found again by their keys as they were read, and nothing was kept; give the columns of "
             "the key the types that they have in the database. If a trigger or a rule gives the rows other keys, "
             "execute the statement within tracking_disabled(session), and call record_changes() then.",
             live,
         )
 
-    def _lost(self) -> int:
+    def _count_missing(self) -> int:
         """Return how many of the rows are missing, though neither the statement nor a cascade deleted them."""
         asked: list[tuple[FromClause, ColumnElement[bool]]]
         if self.confined_to is None:
@@ -235,7 +242,7 @@ class Write:
         )
         if self.confined_to is not None and self.operation is Operation.UPDATE:
             return self.confined_to[2] - there
-        return self.missed - there - self.dependents.number_in(self.root)
+        return self.missing_count - there - self.dependents.count_in(self.root)
 
     def is_rolled_back(self) -> bool:
         """Return whether the statement was rolled back: its transaction or savepoint is not the current one."""
@@ -252,17 +259,17 @@ class Write:
         self.dependents.settle()
 
 
-def let_read_again(result: CursorResult[Any], rows: Sequence[Any], rowcount: int) -> None:
+def rewind_result(result: CursorResult[Any], rows: Sequence[Any], rowcount: int) -> None:
     """Make a result that has been read return rows again, as if it had not been read.
 
     :param rowcount: its rowcount before it was read: SQLite counts while a result is read
     """
     result._rewind(rows)
-    result.cursor_strategy = _ReadAgain(rows, result.context.rowcount)
+    result.cursor_strategy = _RewoundResult(rows, result.context.rowcount)
     result.context._rowcount = rowcount
 
 
-class _ReadAgain(FullyBufferedCursorFetchStrategy):
+class _RewoundResult(FullyBufferedCursorFetchStrategy):
     def __init__(self, rows: Sequence[Any], rowcount: int) -> None:
         super().__init__(None, initial_buffer=rows)
         self._rowcount = rowcount

@@ -8,5 +8,5 @@ from typing import Any, Final
 WRITE: Final = "sqlaudit_write"
 """The execution option of statements that sqlaudit handles already: a weak reference to the write that records the
 statement, or ``None`` for a statement of sqlaudit's own."""
-OURS: Final[Mapping[str, Any]] = {WRITE: None}
+INTERNAL: Final[Mapping[str, Any]] = {WRITE: None}
 """The execution options of sqlaudit's own statements. They are not recorded, and may write history tables."""

@@ -18,15 +18,15 @@ from sqlaudit.recording.statements import NO_USER_FIELDS, UserFields
 from sqlaudit.sql.keys import Key
 from sqlaudit.tracking.foreign_keys import Chain, FollowedTable, referred_columns, untracked_source
 from sqlaudit.tracking.models import TrackedModel, root_of, tracked_model
-from sqlaudit.tracking.schema import words_of_constraints
+from sqlaudit.tracking.schema import conflict_clauses_of
 from sqlaudit.tracking.tables import INFO_KEY, tracked_table
 
 State = InstanceState[Any]
-_UNIT_KEY: Final = "sqlaudit_unit"
+_TRACKED_MAPPER_KEY: Final = "sqlaudit_unit"
 FOLLOWED: Final = "sqlaudit_followed"
 
 
-class Unit:
+class TrackedMapper:
     """What a flush needs to know about a tracked model."""
 
     def __init__(self, model: TrackedModel) -> None:
@@ -57,8 +57,8 @@ class Unit:
             and not relationship.viewonly
             and tracked_table(relationship.secondary) is not None
         ]
-        self.replacing = [table for table in model.chain if "REPLACE" in words_of_constraints(table.live)]
-        self.has_orphans = any(each._delete_orphans for each in mapper.iterate_to_root())
+        self.replacing = [table for table in model.chain if "REPLACE" in conflict_clauses_of(table.live)]
+        self.has_orphans = any(ancestor._delete_orphans for ancestor in mapper.iterate_to_root())
         self._user_fields: dict[str | None, UserFields] = {}
         self._followed: tuple[frozenset[Column[Any]], frozenset[str]] | None = None
 
@@ -104,17 +104,17 @@ class Unit:
         return known
 
 
-def unit_of(mapper: Mapper[Any]) -> Unit | None:
-    """Return the unit of a mapper, or ``None`` if its class is not tracked."""
-    unit: Unit | None = mapper.class_manager.info.get(_UNIT_KEY)
-    if unit is None and (model := tracked_model(mapper)) is not None:
-        unit = mapper.class_manager.info[_UNIT_KEY] = Unit(model)
-    return unit
+def tracked_mapper_of(mapper: Mapper[Any]) -> TrackedMapper | None:
+    """Return the tracked mapper of a mapper, or ``None`` if its class is not tracked."""
+    tracked_mapper: TrackedMapper | None = mapper.class_manager.info.get(_TRACKED_MAPPER_KEY)
+    if tracked_mapper is None and (model := tracked_model(mapper)) is not None:
+        tracked_mapper = mapper.class_manager.info[_TRACKED_MAPPER_KEY] = TrackedMapper(model)
+    return tracked_mapper
 
 
-def forget_unit(mapper: Mapper[Any]) -> None:
-    """Drop the unit of a mapper whose class got columns or relationships, so that it is made again."""
-    mapper.class_manager.info.pop(_UNIT_KEY, None)
+def forget_tracked_mapper(mapper: Mapper[Any]) -> None:
+    """Drop the tracked mapper of a mapper whose class got columns or relationships, so that it is made again."""
+    mapper.class_manager.info.pop(_TRACKED_MAPPER_KEY, None)
 
 
 def concerns_tracking(state: State) -> bool:
@@ -126,11 +126,11 @@ def concerns_tracking(state: State) -> bool:
 def sources_of(mapper: Mapper[Any]) -> tuple[FollowedTable, ...]:
     """Return the tables of an untracked class that tracked rows follow by foreign key; remember the referred fields."""
     tables = (table for table in mapper.tables if isinstance(table, Table))
-    found = tuple(source for source in map(untracked_source, tables) if source and source.live.primary_key)
-    columns = referred_columns(found).intersection(mapper._columntoproperty)
+    sources = tuple(source for source in map(untracked_source, tables) if source and source.live.primary_key)
+    columns = referred_columns(sources).intersection(mapper._columntoproperty)
     names = frozenset(mapper._columntoproperty[column].key for column in columns)
-    mapper.class_manager.info[FOLLOWED] = names if found else None
-    return found
+    mapper.class_manager.info[FOLLOWED] = names if sources else None
+    return sources
 
 
 def followed_fields_changed(state: State) -> bool:
@@ -147,12 +147,12 @@ def changed_values(state: State) -> Mapping[str, Any]:
     committed = state.committed_state
     changed = {}
     for name, old in committed.items():
-        if not _is_as_it_was(state, name, old):
+        if not _is_unchanged(state, name, old):
             changed[name] = old
     return changed
 
 
-def _is_as_it_was(state: State, name: str, old: Any) -> bool:
+def _is_unchanged(state: State, name: str, old: Any) -> bool:
     value = state.dict.get(name, LoaderCallableStatus.NO_VALUE)
     if isinstance(old, LoaderCallableStatus) or isinstance(value, LoaderCallableStatus):
         return False
@@ -171,6 +171,6 @@ def user_fields_of(chain: Chain) -> UserFields:
     if key not in kept:
         root = root_of(chain[0])
         kept[key] = next((model for model in root.family() if model.chain == chain), root).mapper
-    unit = unit_of(kept[key])
-    assert unit is not None
-    return unit.user_fields(current_config())
+    tracked_mapper = tracked_mapper_of(kept[key])
+    assert tracked_mapper is not None
+    return tracked_mapper.user_fields(current_config())

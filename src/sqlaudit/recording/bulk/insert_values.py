@@ -11,13 +11,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine.default import DefaultDialect
 
-from sqlaudit.recording.bulk.parsing import SQL, column_named, column_of_parameter, is_null, value_given
+from sqlaudit.recording.bulk.parsing import DATABASE_ONLY, bound_value, column_named, column_of_parameter, is_null
 from sqlaudit.recording.bulk.writes import Write
 from sqlaudit.sql.keys import Key
 from sqlaudit.tracking.foreign_keys import Source
 
 
-def rows_given(
+def inserted_values(
     write: Write, clause: Any, source: Source, columns: Iterable[Column[Any]]
 ) -> list[dict[str, Any]] | None:
     """Return the values that an INSERT gives to ``columns``, by column key, for each row; ``None`` for INSERT … SELECT.
@@ -26,44 +26,46 @@ def rows_given(
     """
     if clause.select is not None:
         return None
-    asked, parameters, number = set(columns), write.parameters, source.live.autoincrement_column
+    wanted, parameters, number = set(columns), write.parameters, source.live.autoincrement_column
     dialect = cast_type("DefaultDialect", write.connection.dialect)
     is_numbered = number is not None and dialect.insert_null_pk_still_autoincrements
     null_key = number.key if number is not None and is_numbered and number.default is None else None
-    given = [_named(clause, each) for several in clause._multi_values for each in several] or [clause._values or {}]
-    named = [_by_column(each, lambda name: column_named(clause, source, name), asked) for each in given]
+    value_lists = [_by_name(clause, values) for several in clause._multi_values for values in several] or [
+        clause._values or {}
+    ]
+    named = [_by_column(values, lambda name: column_named(clause, source, name), wanted) for values in value_lists]
     own = _by_column(
-        {name: name for name in parameters[0]}, lambda name: column_of_parameter(clause, source, name), asked
+        {name: name for name in parameters[0]}, lambda name: column_of_parameter(clause, source, name), wanted
     )
     if not own and not any(named):  # the usual case of a key that the database makes
         return [{}] * (len(parameters) * len(named))
     merged = (
-        (values | {key: each[name] for key, name in own.items() if name in each}, each)
-        for each in parameters
+        (values | {key: execution[name] for key, name in own.items() if name in execution}, execution)
+        for execution in parameters
         for values in named
     )
     return [
         {
-            key: value_given(value, each, source.live.c[key])
+            key: bound_value(value, execution, source.live.c[key])
             for key, value in row.items()
-            if key != null_key or not is_null(value, each)
+            if key != null_key or not is_null(value, execution)
         }
-        for row, each in merged
+        for row, execution in merged
     ]
 
 
-def _named(clause: Any, values: Any) -> Mapping[Any, Any]:
+def _by_name(clause: Any, values: Any) -> Mapping[Any, Any]:
     """Return the values of a row as a mapping, also if they are given in the order of the columns."""
     return values if isinstance(values, Mapping) else dict(zip(clause.table.c, values, strict=False))
 
 
 def _by_column(
-    values: Mapping[Any, Any], column_of: Callable[[Any], Column[Any] | None], asked: Set[Column[Any]]
+    values: Mapping[Any, Any], column_of: Callable[[Any], Column[Any] | None], wanted: Set[Column[Any]]
 ) -> dict[str, Any]:
     """Return the values for the asked columns, by the keys of these columns."""
     pairs = ((column_of(name), value) for name, value in values.items())
-    return {column.key: value for column, value in pairs if column is not None and column in asked}
+    return {column.key: value for column, value in pairs if column is not None and column in wanted}
 
 
-def columns_of(rows: Iterable[Mapping[str, Any]], columns: Sequence[Column[Any]]) -> list[Key]:
-    return [tuple([row.get(column.key, SQL) for column in columns]) for row in rows]
+def keys_of_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[Column[Any]]) -> list[Key]:
+    return [tuple([row.get(column.key, DATABASE_ONLY) for column in columns]) for row in rows]
