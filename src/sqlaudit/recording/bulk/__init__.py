@@ -18,6 +18,7 @@ An INSERT returns the keys of its rows (``inserts``, ``upserts``, ``returning``)
 has a cheaper way to number many rows. Only keys pass through Python, never values; many keys are kept in a temporary
 table (``keys``).
 
-A :class:`~sqlaudit.recording.bulk.recorder.Recorder` listens to a connection, where all statements pass: those of
-``session.execute``, ``Query.update`` and ``bulk_insert_mappings``, and those that are executed outside of any session.
+A :class:`~sqlaudit.recording.bulk.recorder.Recorder` prepares a statement and writes its versions, whoever executes it:
+``session.execute``, ``Query.update``, ``bulk_insert_mappings``, or a connection outside of any session.
+``hooks.engines`` hears the statements.
 """
