@@ -299,6 +299,8 @@ def table_ranks(roots: Collection[TrackedModel]) -> dict[TrackedModel, int]:
 
     In a circle of foreign keys, nullable ones are ignored.
     """
+    if len(roots) < 2:
+        return dict.fromkeys(roots, 0)
     left = {
         root: (set(parents_of(root)), set(parents_of(root, mandatory=True)))
         for root in sorted(roots, key=lambda root: root.table.live.fullname)

@@ -202,7 +202,6 @@ class Plan:
         self.changes: list[Change] = []
         self.respelt: dict[Change, set[Key]] = defaultdict(set)
         """For each row that comes back, its key as rows and links that refer to it spell it."""
-        self._fields: dict[TrackedModel, Fields] = {}
         self._live: dict[TrackedModel, dict[Key, Row]] = defaultdict(dict)
 
     def want(self, row: Row) -> None:
@@ -224,9 +223,10 @@ class Plan:
         self.links.setdefault((change.table, change.identity), change)
 
     def fields_of(self, model: TrackedModel) -> Fields:
-        if model not in self._fields:
-            self._fields[model] = Fields(model)
-        return self._fields[model]
+        cache: dict[Any, Fields] = model.root.table.cache
+        if (Fields, model) not in cache:
+            cache[Fields, model] = Fields(model)
+        return cache[Fields, model]
 
     # -- what has to change
 

@@ -178,18 +178,19 @@ class TrackedModel:
         columns = [element for element in visitors.iterate(expression) if isinstance(element, ColumnClause)]
         return None if columns and all(column.table not in tables for column in columns) else expression
 
-    @property
+    @cached_property
     def root(self) -> TrackedModel:
         """The topmost model whose objects share this one's tables."""
         return self.parent.root if self.parent else self
 
     def family(self) -> list[TrackedModel]:
         """Return this model and the models of its subclasses, except concrete ones, from the top down."""
-        return [
-            model
-            for mapper in self.mapper.self_and_descendants
-            if (model := tracked_model(mapper)) is not None and model.root is self.root
-        ]
+        found = []
+        for mapper in self.mapper.self_and_descendants:
+            model: TrackedModel | None = mapper.class_manager.info.get(INFO_KEY)
+            if model is not None and model.root is self.root:
+                found.append(model)
+        return found
 
     @cached_property
     def columns(self) -> dict[str, Column[Any]]:
@@ -209,6 +210,7 @@ class TrackedModel:
         """Discard what was derived from the columns of the whole hierarchy, because the model has gained columns."""
         for model in self.root.family():
             model.__dict__.pop("columns", None)
+            model.table.cache.clear()
             model.has_grown = True
 
     def _is_unmapped(self, column: Column[Any]) -> bool:

@@ -301,7 +301,7 @@ class TrackedTable:
     @property
     def history_key(self) -> tuple[Column[Any], ...]:
         """The columns of the history table that identify a row. With ``version``, they identify a version."""
-        return tuple(self.history.c[column.key] for column in self.key)
+        return tuple([self.history.c[column.key] for column in self.key])
 
     def role(self, role: str) -> Column[Any]:
         """Return the audit column of a role: a field of :class:`AuditColumns`."""
