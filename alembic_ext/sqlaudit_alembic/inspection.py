@@ -81,8 +81,12 @@ def takes_json_only(connection: Connection, table: Table, name: str) -> bool:
     """Return whether a column is MariaDB's JSON: a text with a CHECK of the column's name, which is not reflected."""
     if not getattr(connection.dialect, "is_mariadb", False):
         return False
-    there = {"CONSTRAINT_SCHEMA": table.schema or func.database(), "TABLE_NAME": table.name, "CONSTRAINT_NAME": name}
-    statement = select(_CHECKS.c["CHECK_CLAUSE"]).where(*(_CHECKS.c[key] == value for key, value in there.items()))
+    parameters = {
+        "CONSTRAINT_SCHEMA": table.schema or func.database(),
+        "TABLE_NAME": table.name,
+        "CONSTRAINT_NAME": name,
+    }
+    statement = select(_CHECKS.c["CHECK_CLAUSE"]).where(*(_CHECKS.c[key] == value for key, value in parameters.items()))
     return "json_valid" in (connection.scalar(statement) or "")
 
 

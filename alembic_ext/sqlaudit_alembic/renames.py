@@ -84,15 +84,17 @@ def _refuse_audit_column(operation: RenameTrackedColumnOp) -> None:
 def _refuse_taken(inspector: Inspector, operation: RenameTrackedColumnOp) -> None:
     place = operation.place
     for name in (place.table, place.history):
-        there = columns_of(inspector, name, place.schema)
-        if operation.new in there:
+        existing_columns = columns_of(inspector, name, place.schema)
+        if operation.new in existing_columns:
             raise SQLAuditError(
                 f"{name!r} has a column {operation.new!r} already; choose another name. If history has kept it "
                 "from a column that was dropped, drop it there first: op.drop_history_column(…).",
                 operation,
             )
-        if name == place.table and operation.old not in there:
-            raise SQLAuditError(f"{name!r} has no column {operation.old!r}; it has {', '.join(there)}.", operation)
+        if name == place.table and operation.old not in existing_columns:
+            raise SQLAuditError(
+                f"{name!r} has no column {operation.old!r}; it has {', '.join(existing_columns)}.", operation
+            )
 
 
 def _rename_copied_indexes(operations: Operations, operation: RenameTrackedColumnOp) -> None:
@@ -119,8 +121,8 @@ def _rename_index(operations: Operations, table: Table, old: str, new: Index) ->
     if new.table is None:
         for column in list(new.expressions):
             table.append_column(column)  # type: ignore[arg-type]
-    gone = Index(old, _table=table)
-    operations.execute(DropIndex(gone))
+    old_index = Index(old, _table=table)
+    operations.execute(DropIndex(old_index))
     operations.execute(CreateIndex(new))
 
 

@@ -58,11 +58,11 @@ class _Pair:
     key: tuple[str, ...]
     columns: tuple[str, ...]
 
-    def ours(self, role: str, of: Any = None) -> Any:
+    def audit_column(self, role: str, of: Any = None) -> Any:
         return (self.history if of is None else of).c[getattr(self.place.names, role)]
 
-    def same_row(self, one: Any, other: Any) -> Any:
-        return and_(*(one.c[name] == other.c[name] for name in self.key))
+    def same_row(self, left: Any, right: Any) -> Any:
+        return and_(*(left.c[name] == right.c[name] for name in self.key))
 
 
 def _pair(operations: Operations, operation: BackfillHistoryOp | RenewHistoryOp) -> _Pair:
@@ -82,16 +82,18 @@ def _pair(operations: Operations, operation: BackfillHistoryOp | RenewHistoryOp)
     return _Pair(place, live, history, tuple(key), plain)
 
 
-def _refuse_unknown(operation: BackfillHistoryOp | RenewHistoryOp, there: _Names) -> None:
+def _refuse_unknown(operation: BackfillHistoryOp | RenewHistoryOp, existing_names: _Names) -> None:
     place = operation.place
-    if unknown := {*operation.key, *operation.columns} - {*there[0], *there[1]}:
+    if unknown := {*operation.key, *operation.columns} - {*existing_names[0], *existing_names[1]}:
         raise SQLAuditError(
             f"{place.table!r} and {place.history!r} do not both have {', '.join(sorted(unknown))}; they have "
-            f"{', '.join(there[1])}.",
+            f"{', '.join(existing_names[1])}.",
             operation,
         )
-    if operation.key and set(operation.key) != set(there[0]):
-        raise SQLAuditError(f"The key of {place.history!r} is {', '.join(there[0])}; name these, or none.", operation)
+    if operation.key and set(operation.key) != set(existing_names[0]):
+        raise SQLAuditError(
+            f"The key of {place.history!r} is {', '.join(existing_names[0])}; name these, or none.", operation
+        )
 
 
 _Names = tuple[Sequence[str], Sequence[str]]
@@ -104,15 +106,15 @@ def _names_in_database(inspector: Inspector, operation: BackfillHistoryOp | Rene
     :raises HistoryTableError: the history table lacks an audit column
     """
     place, audit_names = operation.place, {name for _, name in operation.place.names.items()}
-    there = columns_of(inspector, place.history, place.schema)
-    if lacking := audit_names - set(there):
+    existing_columns = columns_of(inspector, place.history, place.schema)
+    if lacking := audit_names - set(existing_columns):
         raise HistoryTableError(
             f"{place.history!r} has no column {', '.join(sorted(lacking))}; if it has another name, give it: "
             "audit_columns={role: name}.",
             operation,
         )
     live = set(columns_of(inspector, place.table, place.schema))
-    return key_of(inspector, place), [name for name in there if name in live and name not in audit_names]
+    return key_of(inspector, place), [name for name in existing_columns if name in live and name not in audit_names]
 
 
 def _names_in_operation(operations: Operations, operation: BackfillHistoryOp | RenewHistoryOp) -> _Names:
@@ -192,25 +194,27 @@ def renew_history(operations: Operations, operation: RenewHistoryOp) -> None:
     """
     pair, run = _pair(operations, operation), _run(operations, operation)
     at = run.at
-    began = pair.ours("valid_from")
+    began = pair.audit_column("valid_from")
     living = exists(select(literal_column("1")).select_from(pair.live).where(pair.same_row(pair.live, pair.history)))
     operations.execute(
         update(pair.history)
-        .values({pair.ours("valid_to"): case((began > at, began), else_=at)})
-        .where(is_open(pair.ours("valid_to")), living)
+        .values({pair.audit_column("valid_to"): case((began > at, began), else_=at)})
+        .where(is_open(pair.audit_column("valid_to")), living)
     )
     last, other = alias(pair.history), alias(pair.history)
     newest = (
-        select(func.max(pair.ours("version", other))).where(pair.same_row(other, pair.live)).scalar_subquery()
+        select(func.max(pair.audit_column("version", other))).where(pair.same_row(other, pair.live)).scalar_subquery()
     ).correlate(pair.live)
-    audit = _baseline(run, pair.ours("version", last) + literal_column("1"), pair.ours("valid_to", last))
+    audit = _baseline(
+        run, pair.audit_column("version", last) + literal_column("1"), pair.audit_column("valid_to", last)
+    )
     source = pair.live.join(last, pair.same_row(pair.live, last))
     operations.execute(
         _insert_into_history(
             pair,
             audit,
             source,
-            pair.ours("version", last) == newest,
-            pair.ours("operation", last) != literal(str(Operation.DELETE), String()),
+            pair.audit_column("version", last) == newest,
+            pair.audit_column("operation", last) != literal(str(Operation.DELETE), String()),
         )
     )

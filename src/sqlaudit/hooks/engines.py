@@ -39,16 +39,16 @@ from sqlaudit.tracking.foreign_keys import FollowedTable
 from sqlaudit.tracking.tables import tracked_names
 
 
-def record_engine(given: Any) -> None:
+def record_engine(target: Any) -> None:
     """Record what is executed on an engine or a connection outside of sessions, too."""
-    engine = _engine_or_connection(given)
+    engine = _engine_or_connection(target)
     if engine not in recorded_engines:
         recorded_engines.append(engine)
         hear(engine.engine)
 
 
-def forget_engine(given: Any) -> None:
-    engine = _engine_or_connection(given)
+def forget_engine(target: Any) -> None:
+    engine = _engine_or_connection(target)
     if engine in recorded_engines:
         recorded_engines.remove(engine)
         stop_hearing()
@@ -105,35 +105,35 @@ def _before(
 
     :raises ReadOnlyError: it writes a history table
     """
-    given = clause, multiple, single
+    unchanged = clause, multiple, single
     if WRITE in options or isinstance(clause, (Select, CompoundSelect)):  # their CTEs are known once compiled
-        return given
+        return unchanged
     session = session_on(connection)
     if session is not None and is_by_flush(session, connection, options):
-        return given
+        return unchanged
     statement = unwrapped(clause)
     if not isinstance(statement, UpdateBase):
         if is_known_by_text(statement) and has_recorder(session, connection):
             report_text(statement, connection)
-        return given
+        return unchanged
     parsed, parameters = parse(statement), multiple or [single]
     if parsed.writes_history and (session is not None or recorded_engines):
         refuse_rewriting(parsed.table, statement, connection)
     if not has_recorder(session, connection):
-        return given
+        return unchanged
     source = parsed.source()
     if source is None or (isinstance(source, FollowedTable) and not is_followed(statement, source, parameters)):
         report_untracked_write(parsed)
         if is_namesake(parsed.table):
             report_namesake(statement, parsed.table, connection)
-        return given
+        return unchanged
     recorder = recorder_of(session, source)
     if (
         recorder is None
         or not is_where_history_is(connection, source, options)
         or not affected_rows_can_be_selected(statement, source)
     ):
-        return given
+        return unchanged
     statement, parameters = recorder.prepare(connection, statement, source, parameters)
     return wrapped_as(clause, statement), parameters if multiple else multiple, single
 

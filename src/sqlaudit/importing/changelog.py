@@ -219,9 +219,9 @@ class _Import:
             model = next(submodel for submodel in self.model.root.family() if submodel.chain == chain)
             states = self._live(model, keys_of_chain)
             self._write(model, [(key, states[key], logs[new[key]]) for key in keys_of_chain])
-        gone = [key for key in new if key not in living]
+        deleted = [key for key in new if key not in living]
         unknown = _deleted_values_of(self.model)
-        self._write(self.model, [(key, unknown, logs[new[key]]) for key in gone])
+        self._write(self.model, [(key, unknown, logs[new[key]]) for key in deleted])
 
     def _live_keys(self, keys: list[Key]) -> set[Key]:
         statement = select(*self.root.key).where(one_of(self.root.key, keys))

@@ -135,17 +135,17 @@ class _Names:
 
 def _import(session: Session, connection: Connection, model_class: Any, names: _Names) -> ImportReport:
     root = base_table_of(model_class)
-    further = list(dict.fromkeys(table for chain in root.chains for table in chain[1:]))
-    with explaining_history_errors([root, *further]):
-        version_table, *others = [_version_table(connection, table, names) for table in (root, *further)]
+    subclass_tables = list(dict.fromkeys(table for chain in root.chains for table in chain[1:]))
+    with explaining_history_errors([root, *subclass_tables]):
+        version_table, *others = [_version_table(connection, table, names) for table in (root, *subclass_tables)]
         left_alone = _count(connection, _select_keys(version_table, root).where(_has_history(root, version_table)))
         with _transactions(connection, names, version_table) as transactions:
             statement = _versions(root, version_table, transactions).execution_options(preserve_rowcount=True)
             versions = connection.execute(statement).rowcount
-            for table, their in zip(further, others, strict=True):
+            for table, their in zip(subclass_tables, others, strict=True):
                 connection.execute(_versions_of_subclass_table(root, table, their, transactions))
         rows = _count(connection, _select_keys(version_table, root)) - left_alone
-        _keep_in_order(connection, [root, *further], version_table)
+        _keep_in_order(connection, [root, *subclass_tables], version_table)
         baselines, recorded = reconcile_after_import(session, connection, model_class)
     return ImportReport(rows, versions, left_alone, baselines, recorded)
 
@@ -164,14 +164,14 @@ def _version_table(connection: Connection, table: TrackedTable, names: _Names) -
     """
     name = names.versions.replace("%s", table.live.name)
     needed = {*(column.name for column in table.key), names.transaction_id, names.operation_type}
-    there = column_names_of(connection, name, table.live.schema, _REMEDY)
-    if lacking := needed - there:
+    existing_columns = column_names_of(connection, name, table.live.schema, _REMEDY)
+    if lacking := needed - existing_columns:
         raise QueryError(
             f"{name!r} is to be imported as the history of {table.live.fullname!r} and has no column "
             f"{', '.join(sorted(lacking))}; {_REMEDY}",
             table.live,
         )
-    stored = [Column(live.name, live.type, key=live.key) for live, _ in table.columns if live.name in there]
+    stored = [Column(live.name, live.type, key=live.key) for live, _ in table.columns if live.name in existing_columns]
     numbers = (
         Column(names.transaction_id, BigInteger(), key="transaction_id"),
         Column(names.operation_type, BigInteger(), key="operation_type"),
@@ -227,15 +227,15 @@ def _table_of_transactions(connection: Connection, names: _Names, version_table:
     :raises QueryError: there is no such table, or it lacks a column, or a transaction that has versions
     """
     name = names.transactions
-    there = column_names_of(connection, name, names.schema, _REMEDY)
-    if lacking := {"id", "issued_at"} - there:
+    existing_columns = column_names_of(connection, name, names.schema, _REMEDY)
+    if lacking := {"id", "issued_at"} - existing_columns:
         raise QueryError(f"{name!r} has no column {', '.join(sorted(lacking))}: it tells no transactions.", name)
     types: dict[str, TypeEngine[Any]] = {"id": BigInteger(), "issued_at": DateTime()}
-    columns = (Column(column_name, types.get(column_name, NullType())) for column_name in sorted(there))
+    columns = (Column(column_name, types.get(column_name, NullType())) for column_name in sorted(existing_columns))
     source = Table(name, MetaData(), *columns, schema=names.schema)
     is_known = and_(source.c.id == version_table.c.transaction_id, source.c.issued_at.is_not(None))
-    gone = ~exists(literal_column("1")).select_from(source).where(is_known)
-    if missing := connection.scalar(select(version_table.c.transaction_id).where(gone).limit(1)):
+    is_missing = ~exists(literal_column("1")).select_from(source).where(is_known)
+    if missing := connection.scalar(select(version_table.c.transaction_id).where(is_missing).limit(1)):
         raise QueryError(
             f"{version_table.name!r} has versions of transaction {missing}, and {name!r} has no row with the time of "
             "this transaction. Insert the row, with id and issued_at, or give another transaction_table=….",
@@ -248,16 +248,16 @@ def _pages_of(connection: Connection, source: Table, names: _Names) -> Iterator[
     """Yield pages of the other library's transactions, with what its plugin wrote to ``transaction_meta``."""
     meta = Table("transaction_meta", MetaData(), *map(Column, ("transaction_id", "key", "value")), schema=names.schema)
     has_meta = inspect(connection).has_table(meta.name, schema=names.schema)
-    sortable = select(source).where(source.c.issued_at.is_not(None)).order_by(source.c.id).limit(CHUNK)
-    page = [dict(row) for row in connection.execute(sortable).mappings()]
+    ordered = select(source).where(source.c.issued_at.is_not(None)).order_by(source.c.id).limit(CHUNK)
+    page = [dict(row) for row in connection.execute(ordered).mappings()]
     while page:
         by_id = {transaction["id"]: transaction for transaction in page}
         statement = select(meta).where(meta.c.transaction_id.in_(list(by_id)))
         for number, key, value in connection.execute(statement) if has_meta else ():
             by_id[number].setdefault(key, value)
         yield page
-        behind = sortable.where(source.c.id > page[-1]["id"])
-        page = [dict(row) for row in connection.execute(behind).mappings()]
+        next_page = ordered.where(source.c.id > page[-1]["id"])
+        page = [dict(row) for row in connection.execute(next_page).mappings()]
 
 
 def _audit_values(name: str, transaction: Mapping[str, Any]) -> dict[str, Any]:
@@ -342,7 +342,7 @@ def _versions_of_subclass_table(
 ) -> Insert:
     """Return the INSERT of a subclass table's versions, where the base table has a version of the transaction."""
     base_history, history, key = HistoryAlias(root), HistoryAlias(table), _key_in(table, version_table)
-    table_exists = exists(literal_column("1")).where(history.has_key(key), history.version == base_history.version)
+    has_version = exists(literal_column("1")).where(history.has_key(key), history.version == base_history.version)
     source = (
         select(*version_table.c, *(base_history.role(role).label(f"sqlaudit_{role}") for role, _ in root.names.items()))
         .join(transactions, transactions.c.number == version_table.c.transaction_id)
@@ -350,7 +350,7 @@ def _versions_of_subclass_table(
             base_history.clause,
             and_(base_history.has_key(key), base_history.changeset_id == transactions.c.changeset_id),
         )
-        .where(~table_exists)
+        .where(~has_version)
         .subquery()
     )
     return _insert_into_history(

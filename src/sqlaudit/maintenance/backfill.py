@@ -126,7 +126,7 @@ def backfill(
 
 
 class _Runner(Protocol):
-    batch: int
+    batch_size: int
     """How many rows that other transactions have locked one call may wait for."""
 
     def __call__(self, work: Callable[..., T], *args: Any) -> T:
@@ -156,7 +156,7 @@ def _connection_of(where: Any, table: TrackedTable) -> Connection:
 class _InTransactions:
     """Runs each batch in a transaction of its own, and repeats it after a collision."""
 
-    batch = 1
+    batch_size = 1
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -176,7 +176,7 @@ class _InTransactions:
 class _InSavepoints:
     """Runs all batches in the caller's transaction: each in a savepoint, repeated on IntegrityError; not on SQLite."""
 
-    batch = CHUNK
+    batch_size = CHUNK
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -255,9 +255,9 @@ class _Backfill:
 
     @staticmethod
     def _write(connection: Connection, statements: _Ranges, parameters: dict[str, Any]) -> int:
-        first, *further = statements("baseline")
+        first, *others = statements("baseline")
         written = first.execute(connection, parameters).rowcount
-        for statement in further if written else ():
+        for statement in others if written else ():
             statement.execute(connection, parameters)
         return written
 
@@ -292,8 +292,8 @@ class _Backfill:
         last, written = None, 0
         while keys := self.runner(self._without_version, last):
             last = keys[-1]
-            for start in range(0, len(keys), self.runner.batch):
-                batch = keys[start : start + self.runner.batch]
+            for start in range(0, len(keys), self.runner.batch_size):
+                batch = keys[start : start + self.runner.batch_size]
                 written += self.runner(self._write_missing_baselines, batch)
         return written
 

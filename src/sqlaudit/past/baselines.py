@@ -72,10 +72,10 @@ def _first_unknown_row(session: Session, tracked: TrackedTable, key: Sequence[An
 
 
 def _is_unknown_before(table: TrackedTable, when: datetime) -> Select[Any]:
-    here, before, earlier = HistoryAlias(table, table.history), HistoryAlias(table), HistoryAlias(table)
-    number, valid_from, operation = here.version, here.valid_from, here.operation
-    follows = exists().where(before.is_version_of(here, -1))
-    is_first = ~exists().where(earlier.has_key(here.key), earlier.version < number, earlier.valid_from > when)
+    version, before, earlier = HistoryAlias(table, table.history), HistoryAlias(table), HistoryAlias(table)
+    number, valid_from, operation = version.version, version.valid_from, version.operation
+    follows = exists().where(before.is_version_of(version, -1))
+    is_first = ~exists().where(earlier.has_key(version.key), earlier.version < number, earlier.valid_from > when)
     return (
         select(*table.history_key, number, operation, valid_from)
         .where(valid_from > when, or_(operation == Operation.BASELINE, and_(number > 1, ~follows)), is_first)

@@ -430,7 +430,7 @@ class Capture:
         last = self._last(keys)
         for table in self.chain:
             changes: dict[tuple[Column[Any], ...], list[Key]] = {}
-            gone: list[Key] = []
+            deleted: list[Key] = []
             for key in keys:
                 old_values = before(key)
                 known = [live for live, _ in table.columns if live in old_values]
@@ -439,9 +439,9 @@ class Capture:
                     columns = tuple(live for live in known if is_respelt or live not in table.key)
                     changes.setdefault(columns, []).append(key)
                 elif known:
-                    gone.append(key)
+                    deleted.append(key)
             self._patch_baselines(table, changes, before)
-            self._insert_baselines_of_deleted(table, gone, before, last)
+            self._insert_baselines_of_deleted(table, deleted, before, last)
 
     def _patch_baselines(
         self,

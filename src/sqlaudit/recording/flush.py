@@ -484,13 +484,13 @@ class Flush:
             other_side = relationship.secondary_synchronize_pairs or ()
             if moved:  # its links move from the old key to the new one
                 added += unchanged
-            for items, then, kept in (
+            for items, is_old, kept in (
                 (added, False, link_changes.added),
                 (removed + (unchanged if deleted or moved else []), True, link_changes.removed),
             ):
-                here = _values(state, tracked_mapper.mapper, relationship.synchronize_pairs, then)
+                own_side = _values(state, tracked_mapper.mapper, relationship.synchronize_pairs, is_old)
                 kept.update(
-                    here + _values(instance_state(item), relationship.mapper, other_side, then)
+                    own_side + _values(instance_state(item), relationship.mapper, other_side, is_old)
                     for item in items
                     if item is not None
                 )
@@ -507,15 +507,15 @@ class Flush:
         live, recorded = capture.keys_where(columns, touched)
         if set(columns) >= set(table.key):
             order = [columns.index(column) for column in table.key]
-            gone = {
+            removed = {
                 tuple(link[index] for index in order): dict(zip(columns, link, strict=True)) for link in links.removed
             }
         else:
-            gone = {}
+            removed = {}
         capture.settle(
-            list(live | recorded | (gone.keys() if _is_whole(table, columns) else set())),
+            list(live | recorded | (removed.keys() if _is_whole(table, columns) else set())),
             inserted=live,
-            before=lambda key: gone.get(key, {}),
+            before=lambda key: removed.get(key, {}),
         )
 
     def _write_context(self, connection: Connection) -> WriteContext:
@@ -536,8 +536,8 @@ def _is_whole(table: TrackedTable, columns: Iterable[Column[Any]]) -> bool:
     return {live for live, _ in table.columns} <= set(columns)
 
 
-def _values(state: State, mapper: Mapper[Any], pairs: Iterable[tuple[Any, Any]], then: bool) -> Key:
-    """Return the values of an object that its links repeat: the current ones, or the old ones (``then``)."""
+def _values(state: State, mapper: Mapper[Any], pairs: Iterable[tuple[Any, Any]], is_old: bool) -> Key:
+    """Return the values of an object that its links repeat: the current ones, or the old ones (``is_old``)."""
     values = (
         dict(
             zip((mapper.get_property_by_column(column).key for column in mapper.primary_key), state.key[1], strict=True)
@@ -546,7 +546,7 @@ def _values(state: State, mapper: Mapper[Any], pairs: Iterable[tuple[Any, Any]],
         else {}
     )
     values |= state.dict
-    if then:
+    if is_old:
         committed = state.committed_state.items()
         values |= {name: value for name, value in committed if not isinstance(value, LoaderCallableStatus)}
     return tuple(values.get(mapper.get_property_by_column(column).key) for column, _ in pairs)

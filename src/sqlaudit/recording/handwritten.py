@@ -196,7 +196,7 @@ def _pattern(reading: _LexicalRules, *, words: bool = True) -> re.Pattern[str]:
     if reading.executes:
         comment = r"--(?=\s|\Z)[^\n]* | \#[^\n]*"
     executed = rf"(?P<executed>{_EXECUTED}|\*/) |" if reading.executes else ""
-    checked_mappers = (
+    scanned_text = (
         rf"""
           \b[Uu]&{quoted('"', name="unicode")} | [:@%?]+[{_LETTERS}]*
         | \[(?P<bracket>[{_FIRST_LETTERS}][^\]\[\n]*+)\] | (?P<word>[{_LETTERS}]+) | (?P<mark>[.,;()*]|--)
@@ -210,7 +210,7 @@ def _pattern(reading: _LexicalRules, *, words: bool = True) -> re.Pattern[str]:
         | {quoted("'", escapes=reading.escapes, name="single")} | {executed} (?P<comment>/\*)
         | (?P<dollar>(?<![{_LETTERS}])\$(?:[{_FIRST_LETTERS}][\w\x80-\U0010FFFF]*)?\$)
         | {quoted('"', escapes=reading.escapes, name="double")} | {quoted("`", name="back")}
-        | {checked_mappers}
+        | {scanned_text}
         """,
         re.VERBOSE | re.DOTALL,
     )

@@ -76,6 +76,6 @@ def _pages(connection: Connection, root: TrackedTable, model_class: Any, asked_i
     for table in chain[1:]:
         same = zip((*table.history_key, table.version), (*root.history_key, root.version), strict=True)
         recorded = recorded.join(table.history, and_(*(left == right for left, right in same)))
-    then = rebased_on_history(criterion, dict(pair for table in chain for pair in table.columns))
-    versions = select(*root.history_key).select_from(recorded).where(is_open(root.valid_to), then)
+    criterion_then = rebased_on_history(criterion, dict(pair for table in chain for pair in table.columns))
+    versions = select(*root.history_key).select_from(recorded).where(is_open(root.valid_to), criterion_then)
     yield from pages(connection, versions, root.history_key)

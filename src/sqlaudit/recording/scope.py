@@ -52,5 +52,7 @@ def enter_scope(session: Session, connection: Connection) -> None:
     """Note that a session with hooks is in the transaction of a connection."""
     scope = scope_of(connection)
     if scope.transaction is not None:
-        others = [each for each in scope.sessions if each() not in (session, None)] if scope.sessions else ()
+        others = (
+            [reference for reference in scope.sessions if reference() not in (session, None)] if scope.sessions else ()
+        )
         scope.sessions = (*others, ref(session))

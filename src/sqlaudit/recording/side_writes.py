@@ -12,7 +12,7 @@ from sqlalchemy.orm import (
     Session,
 )
 
-_SIDE_WRITES: Final = "sqlaudit_written_with"
+_SIDE_WRITES: Final = "sqlaudit_side_writes"
 _UNIT_OF_WORK: Final = (
     "before_insert",
     "after_insert",

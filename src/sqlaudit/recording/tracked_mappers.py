@@ -22,7 +22,7 @@ from sqlaudit.tracking.schema import conflict_clauses_of
 from sqlaudit.tracking.tables import INFO_KEY, tracked_table
 
 State = InstanceState[Any]
-_TRACKED_MAPPER_KEY: Final = "sqlaudit_unit"
+_TRACKED_MAPPER_KEY: Final = "sqlaudit_tracked_mapper"
 FOLLOWED: Final = "sqlaudit_followed"
 
 

@@ -130,19 +130,19 @@ class Ordering:
         return self.ranks[parent.model.root] > self.ranks[child.model.root]
 
     def _require_order(
-        self, first: Change, then: Change, reference: _Reference | None = None, *, flushes: int | None = None
+        self, first: Change, second: Change, reference: _Reference | None = None, *, flushes: int | None = None
     ) -> None:
         """Require that a change is made before another.
 
         :param reference: the foreign key that requires it
         :param flushes: 1 if the second change needs a later flush, 0 if not; ``None`` to decide it by their places
         """
-        self._after[first].append(then)
-        self._waiting[then] += 1
+        self._after[first].append(second)
+        self._waiting[second] += 1
         if reference is not None:
-            self._references.append((first, then, reference))
+            self._references.append((first, second, reference))
         if flushes is not None:
-            self._flushes[first, then] = max(flushes, self._flushes.get((first, then), 0))
+            self._flushes[first, second] = max(flushes, self._flushes.get((first, second), 0))
 
     def _order_unique_values(self) -> None:
         givers: dict[tuple[tuple[Column[Any], ...], Any], Change] = {}
@@ -199,31 +199,31 @@ class Ordering:
     ) -> list[Change]:
         """Break a circle of rows at a nullable foreign key, NULL meanwhile; return the changes to make next."""
         for edge in list(self._references):
-            first, then, reference = edge
-            wanted = Operation.INSERT if reference.child is then else Operation.DELETE
+            first, second, reference = edge
+            wanted = Operation.INSERT if reference.child is second else Operation.DELETE
             if (
                 reference.child.operation is wanted
                 and _is_nullable(reference.constraint)
                 and first in left
-                and then in left
-                and self._leads_to(then, first, left)
+                and second in left
+                and self._leads_to(second, first, left)
             ):
                 (postponed if wanted is Operation.INSERT else cleared)[reference.child].update(reference.names)
                 self._references.remove(edge)
-                self._after[first].remove(then)
-                self._waiting[then] -= 1
-                if not self._waiting[then]:
-                    return [then]
+                self._after[first].remove(second)
+                self._waiting[second] -= 1
+                if not self._waiting[second]:
+                    return [second]
         return []
 
     def _leads_to(self, change: Change, goal: Change, left: Collection[Change]) -> bool:
         """Tell whether a change must be made before another, directly or through others."""
         waiting, seen = [change], {change}
         while waiting:
-            here = waiting.pop()
-            if here is goal:
+            waiting_change = waiting.pop()
+            if waiting_change is goal:
                 return True
-            following = [other for other in self._after[here] if other in left and other not in seen]
+            following = [other for other in self._after[waiting_change] if other in left and other not in seen]
             seen.update(following)
             waiting += following
         return False

@@ -494,9 +494,9 @@ class Plan:
             for change in self.changes
             if any(table_of_model.live is table for table_of_model in change.model.chain)
         ]
-        there = {change.new_values(columns) for change in changes_of_table}
-        gone = {change.old_values(columns) for change in changes_of_table} - there
-        unknown = [value for value in values if value not in there and value not in gone]
+        present = {change.new_values(columns) for change in changes_of_table}
+        lost_values = {change.old_values(columns) for change in changes_of_table} - present
+        unknown = [value for value in values if value not in present and value not in lost_values]
         tracked = tracked_table(table) or tracked_table(constraint.table)
         assert tracked is not None  # one end is
         found = read_by_value(
@@ -505,8 +505,8 @@ class Plan:
                 (row, row) for row in rows_where(self.session, tracked, select(*columns), columns, values_asked)
             ),
         )
-        there.update(value for value, row in found.items() if row not in gone)
-        absent = [value for value in values if value not in there]
+        present.update(value for value, row in found.items() if row not in lost_values)
+        absent = [value for value in values if value not in present]
         return self._not_brought_back(changes_of_table, absent) if columns == list(tracked.key) else absent
 
     def _not_brought_back(self, changes: Collection[Change], keys: list[Key]) -> list[Key]:

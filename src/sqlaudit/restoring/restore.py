@@ -347,12 +347,12 @@ def _path_tree(mapper: Mapper[Any], paths: Iterable[str]) -> _Paths:
         raise QueryError(f"include is {paths!r}; give a list of dotted paths of relationships.", paths)
     tree: _Paths = {}
     for path in [paths] if isinstance(paths, str) else paths:
-        here, where = tree, mapper
+        subtree, where = tree, mapper
         for name in str(path).split("."):
             relationship = _includable(where).get(name)
             if relationship is None:
                 raise _no_path_error(where, path, name)
-            here = here.setdefault(name, (relationship, {}))[1]
+            subtree = subtree.setdefault(name, (relationship, {}))[1]
             where = relationship.mapper
     return tree
 
@@ -405,12 +405,12 @@ class _Including:
         self.session = plan.session
         self.instant = instant
 
-    def include(self, paths: _Paths, then: Collection[Row], doomed: Collection[Row]) -> None:
+    def include(self, paths: _Paths, old_rows: Collection[Row], doomed: Collection[Row]) -> None:
         """Follow relationships from rows as they were (``target``), and from live rows that will be deleted."""
         for relationship, further in paths.values():
             sources = [
                 [row for row in rows if relationship.parent.class_ in row.mapper.class_.__mro__]
-                for rows in (then, doomed)
+                for rows in (old_rows, doomed)
             ]
             related: list[Row]
             going: list[Row]
@@ -433,9 +433,9 @@ class _Including:
         rows = rows_at(self.session, _model_of(relationship), columns, values, self.instant)
         return [row for row in rows if issubclass(row.mapper.class_, relationship.mapper.class_)]
 
-    def _referred(self, relationship: RelationshipProperty[Any], then: Collection[Row]) -> list[Row]:
+    def _referred(self, relationship: RelationshipProperty[Any], old_rows: Collection[Row]) -> list[Row]:
         local_columns, remote_columns = zip(*relationship.local_remote_pairs, strict=True)
-        return self._rows_then(relationship, remote_columns, _distinct(row.get(local_columns) for row in then))
+        return self._rows_then(relationship, remote_columns, _distinct(row.get(local_columns) for row in old_rows))
 
     def _collected(
         self, relationship: RelationshipProperty[Any], then: Collection[Row], doomed: Collection[Row]
@@ -464,17 +464,21 @@ class _Including:
         return old_rows, [row for key, row in strangers.items() if key in late]
 
     def _linked(
-        self, relationship: RelationshipProperty[Any], then: Collection[Row], doomed: Collection[Row]
+        self, relationship: RelationshipProperty[Any], old_rows: Collection[Row], doomed: Collection[Row]
     ) -> list[Row]:
         """Plan to insert and delete links; return the rows at the other ends of the old links."""
         table = cast(TrackedTable, tracked_table(relationship.secondary))
         columns = link_columns(relationship)
-        local_columns, by = zip(*relationship.synchronize_pairs, strict=True)
+        local_columns, owner_columns = zip(*relationship.synchronize_pairs, strict=True)
         remote_columns = [column for column, _ in relationship.secondary_synchronize_pairs or ()]
-        values = _distinct(row.get(local_columns) for row in then)
-        before = links_at(self.session, table, columns, by, values, self.instant)
+        values = _distinct(row.get(local_columns) for row in old_rows)
+        before = links_at(self.session, table, columns, owner_columns, values, self.instant)
         now = links_now(
-            self.session, table, columns, by, _distinct([*values, *(row.get(local_columns) for row in doomed)])
+            self.session,
+            table,
+            columns,
+            owner_columns,
+            _distinct([*values, *(row.get(local_columns) for row in doomed)]),
         )
         late = keys_inserted_after(
             self.session, table, [key for link, key in now.items() if link not in before], self.instant
@@ -485,7 +489,7 @@ class _Including:
         for link, key in now.items():
             if link not in before and key in late:
                 self.plan.link(LinkChange(Operation.DELETE, table, relationship, columns, link, key))
-        return self._rows_then(relationship, remote_columns, _distinct(link[len(by) :] for link in before))
+        return self._rows_then(relationship, remote_columns, _distinct(link[len(owner_columns) :] for link in before))
 
 
 def _model_of(relationship: RelationshipProperty[Any]) -> TrackedModel:
@@ -546,10 +550,10 @@ class _Undoing:
         wanted = [
             (*written_link.key, written_link.before) for written_link in written if written_link.before is not None
         ]
-        gone = [written_link.key for written_link in written if written_link.before is None]
+        removed_keys = [written_link.key for written_link in written if written_link.before is None]
         number = (*table.history_key, table.version)
         before = self._links(table, columns, number, wanted)
-        made = self._links(table, columns, table.history_key, gone)
+        made = self._links(table, columns, table.history_key, removed_keys)
         now = links_now(self.session, table, columns, columns, _distinct(link for link, _ in [*before, *made]))
         for link, key in before:
             if link not in now:
@@ -559,22 +563,22 @@ class _Undoing:
                 self.plan.link(LinkChange(Operation.DELETE, table, relationship, columns, link, key))
 
     def _links(
-        self, table: TrackedTable, columns: Columns, by: Sequence[Any], values: Collection[Key]
+        self, table: TrackedTable, columns: Columns, filter_columns: Sequence[Any], values: Collection[Key]
     ) -> list[tuple[Key, Key]]:
         """Return the links of versions, with their keys."""
         width = len(columns)
-        links = rows_where(self.session, table, select(*link_and_key_columns(table, columns)), by, values)
+        links = rows_where(self.session, table, select(*link_and_key_columns(table, columns)), filter_columns, values)
         return list(dict.fromkeys((row[:width], row[width:]) for row in links))
 
     def _later(self, table: TrackedTable, written: Collection[Written]) -> list[Conflict]:
         """Return the later changes of rows of a table, including changes whose versions have been removed."""
         if not written:
             return []
-        local_columns, key = HistoryAlias(table), table.history_key
+        history, key = HistoryAlias(table), table.history_key
         last = (
-            select(*local_columns.key, func.max(local_columns.version).label("sqlaudit_last"))
-            .where(local_columns.changeset_id == self.changeset_id, local_columns.operation != Operation.BASELINE)
-            .group_by(*local_columns.key)
+            select(*history.key, func.max(history.version).label("sqlaudit_last"))
+            .where(history.changeset_id == self.changeset_id, history.operation != Operation.BASELINE)
+            .group_by(*history.key)
             .subquery()
         )
         audit_columns = table.role("changed_by"), table.valid_from, table.role("changeset_id")
@@ -680,11 +684,11 @@ def _latest(session: Session, table: TrackedTable, keys: Collection[Key]) -> Ite
 def _links_of_doomed(plan: Plan, *, conflicting: bool) -> list[Conflict]:
     """Plan to delete the links of rows that will be deleted; or return unplanned ones as conflicts."""
     conflicts: list[Conflict] = []
-    for table, by, values in plan.referring_links():
+    for table, filter_columns, values in plan.referring_links():
         relationship = _relationship_through(table)
         columns = link_columns(relationship)
         strangers = {}
-        for link, key in links_now(plan.session, table, columns, by, values).items():
+        for link, key in links_now(plan.session, table, columns, filter_columns, values).items():
             change = LinkChange(Operation.DELETE, table, relationship, columns, link, key)
             if (table, change.identity) not in plan.links:
                 strangers[key] = change

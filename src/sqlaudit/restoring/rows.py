@@ -93,11 +93,11 @@ def keys_now(table: TrackedTable, history: FromClause | None = None) -> list[Col
     :param history: the FROM clause of the versions; by default, the history table
     """
     versions = table.history if history is None else history
-    here: list[ColumnElement[Any]] = [versions.c[column.key] for column in table.history_key]
+    key: list[ColumnElement[Any]] = [versions.c[column.key] for column in table.history_key]
     if not any(may_be_respelt(column.type) for column in table.key):
-        return here
+        return key
     live, newest = table.live.alias(), HistoryAlias(table)
-    of_live, of_newest = all_equal([live.c[column.key] for column in table.key], here), newest.has_key(here)
+    of_live, of_newest = all_equal([live.c[column.key] for column in table.key], key), newest.has_key(key)
     order = newest.version.desc()
     return [
         func.coalesce(
@@ -286,12 +286,12 @@ def keys_inserted_after(session: Session, table: TrackedTable, keys: Collection[
     A row that is older than its history is not among them, for its history begins with a baseline. Neither is a row
     whose preceding versions have been removed.
     """
-    here, earlier, before = HistoryAlias(table, table.history), HistoryAlias(table), HistoryAlias(table)
+    version, earlier, before = HistoryAlias(table, table.history), HistoryAlias(table), HistoryAlias(table)
     statement = select(*keys_now(table)).where(
-        here.operation == Operation.INSERT,
-        here.valid_from > instant,
-        or_(here.version == 1, exists().where(before.is_version_of(here, -1))),
-        ~exists().where(earlier.has_key(here.key), earlier.version < here.version, earlier.valid_from > instant),
+        version.operation == Operation.INSERT,
+        version.valid_from > instant,
+        or_(version.version == 1, exists().where(before.is_version_of(version, -1))),
+        ~exists().where(earlier.has_key(version.key), earlier.version < version.version, earlier.valid_from > instant),
     )
     return set(rows_where(session, table, statement, table.history_key, keys))
 
@@ -312,23 +312,28 @@ def rows_where(
 
 
 def links_now(
-    session: Session, table: TrackedTable, columns: Columns, by: Columns, values: Collection[Key]
+    session: Session, table: TrackedTable, columns: Columns, filter_columns: Columns, values: Collection[Key]
 ) -> dict[Link, Key]:
-    """Return the live links whose ``by`` columns have one of the values: link → key."""
+    """Return the live links whose ``filter_columns`` columns have one of the values: link → key."""
     statement = select(*columns, *table.key)
-    rows = rows_where(session, table, statement, by, values)
+    rows = rows_where(session, table, statement, filter_columns, values)
     return {row[: len(columns)]: row[len(columns) :] for row in rows}
 
 
 def links_at(
-    session: Session, table: TrackedTable, columns: Columns, by: Columns, values: Collection[Key], instant: datetime
+    session: Session,
+    table: TrackedTable,
+    columns: Columns,
+    filter_columns: Columns,
+    values: Collection[Key],
+    instant: datetime,
 ) -> dict[Link, Key]:
-    """Return the links of an instant whose ``by`` columns had one of the values: link → key."""
+    """Return the links of an instant whose ``filter_columns`` columns had one of the values: link → key."""
     old = dict(table.columns)
     statement = select(*link_and_key_columns(table, columns)).where(
         was_valid(table.valid_from, table.valid_to, instant)
     )
-    rows = rows_where(session, table, statement, [old[column] for column in by], values)
+    rows = rows_where(session, table, statement, [old[column] for column in filter_columns], values)
     return {row[: len(columns)]: row[len(columns) :] for row in rows}
 
 

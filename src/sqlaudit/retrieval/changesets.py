@@ -103,7 +103,7 @@ def _existing_tables(session: Session, where: dict[str, Any], tables: Collection
     if len(by_name) == sum(map(len, by_name.values())):
         return [table for table, name in names.items() if name in seen]
     fits = _fitness(connection, names, by_name)
-    return [max(those, key=lambda table: fits[table.live.metadata]) for those in by_name.values()]
+    return [max(same_name, key=lambda table: fits[table.live.metadata]) for same_name in by_name.values()]
 
 
 def _fitness(
@@ -119,11 +119,11 @@ def _fitness(
             columns = {("history", column["name"]) for column in inspector.get_columns(name, schema)}
             for table in those:
                 live = connection.schema_for_object(table.live), table.live.name
-                there = {*columns, *(("live", column["name"]) for column in _columns(inspector, *live))}
-                there.discard(("history", guard_name(table)))
+                all_columns = {*columns, *(("live", column["name"]) for column in _columns(inspector, *live))}
+                all_columns.discard(("history", guard_name(table)))
                 known = {("history", column.name) for column in table.history.c}
                 known |= {("live", column.name) for column in table.live.c}
-                agreeing[table.live.metadata].append(len(known & there) / len(known | there))
+                agreeing[table.live.metadata].append(len(known & all_columns) / len(known | all_columns))
     existing = Counter(table.live.metadata for those in by_name.values() for table in those)
     all_tables = Counter(table.live.metadata for table in names)
     return {
@@ -141,8 +141,8 @@ def _columns(inspector: Inspector, schema: str | None, name: str) -> Sequence[Re
 
 def _history_tables(connection: Connection, schemas: Iterable[str | None]) -> Iterator[tuple[str | None, str]]:
     inspector = inspect(connection)
-    there = {*inspector.get_schema_names(), None} if set(schemas) - {None} else {None}
-    for schema in there.intersection(schemas):
+    existing_schemas = {*inspector.get_schema_names(), None} if set(schemas) - {None} else {None}
+    for schema in existing_schemas.intersection(schemas):
         yield from ((schema, name) for name in inspector.get_table_names(schema))
 
 

@@ -309,28 +309,28 @@ class _ChangeReader:
         model, base = self.model, self.model.root.table
         tables = list(dict.fromkeys(table for submodel in model.family() for table in submodel.chain))
         now, before, both = (_aliases(tables, name) for name in ("now", "before", "both"))
-        here, there = now[base.history], before[base.history]
-        source = here.clause
+        version, version_before = now[base.history], before[base.history]
+        source = version.clause
         for table in tables[1:]:
             other = now[table.history]
-            source = source.join(other.clause, other.is_version_of(here), isouter=table not in model.chain)
+            source = source.join(other.clause, other.is_version_of(version), isouter=table not in model.chain)
         new = [now[column.table].clause.c[column.key] for _, column in self.fields]
         ids = [now[column.table].clause.c[column.key] for column in self.ids]
-        roles = {role: here.role(role) for role, _ in base.names.items()}
+        roles = {role: version.role(role) for role, _ in base.names.items()}
         audit_columns = [roles[name] for name in _ROLES]
         if self.of_one_row:
             statement = select(*audit_columns, *ids, *new).select_from(source).where(has_id(ids, self.parameters))
             return statement.order_by(roles["version"].desc() if self.newest_first else roles["version"])
-        source = source.outerjoin(there.clause, there.is_version_of(here, -1))
+        source = source.outerjoin(version_before.clause, version_before.is_version_of(version, -1))
         for table in tables[1:]:
             other = before[table.history]
-            source = source.outerjoin(other.clause, other.is_version_of(there))
+            source = source.outerjoin(other.clause, other.is_version_of(version_before))
         old = [before[column.table].clause.c[column.key] for _, column in self.fields]
-        order: list[ColumnElement[Any]] = [roles["valid_from"], *here.key, roles["version"]]
+        order: list[ColumnElement[Any]] = [roles["valid_from"], *version.key, roles["version"]]
         order = [column.desc() for column in order] if self.newest_first else order
         if self.is_wide:  # two rows for each version: first the version before it
             two = both[base.history]
-            is_one = and_(two.has_key(here.key), two.version.between(roles["version"] - 1, roles["version"]))
+            is_one = and_(two.has_key(version.key), two.version.between(roles["version"] - 1, roles["version"]))
             source = source.join(two.clause, is_one)
             for table in tables[1:]:
                 other = both[table.history]
@@ -338,7 +338,7 @@ class _ChangeReader:
             values, number = [both[column.table].clause.c[column.key] for _, column in self.fields], two.version
             order = [*order, number]
         else:
-            values, number = [*new, *old], there.version
+            values, number = [*new, *old], version_before.version
         statement = select(*audit_columns, *ids, *values, number).select_from(source).order_by(*order)
         statement = statement.where(
             or_(
@@ -348,14 +348,14 @@ class _ChangeReader:
                 ),
                 and_(
                     roles["operation"] == Operation.UPDATE,
-                    there.version.is_not(None),
+                    version_before.version.is_not(None),
                     any_of(*(differs(one, other) for one, other in zip(new, old, strict=True))),
                 ),
             )
         )
         if (identities := _identities(model)) is not None:
             discriminator, values = identities
-            statement = statement.where(rebased_on_history(discriminator, dict(here.columns)).in_(values))
+            statement = statement.where(rebased_on_history(discriminator, dict(version.columns)).in_(values))
         parameters = self.parameters
         if "ids" in parameters:
             statement = statement.where(has_id(ids, self.parameters))
@@ -364,7 +364,7 @@ class _ChangeReader:
                 is_among(roles["changed_by"], bindparam("users", type_=roles["changed_by"].type, expanding=True))
             )
         if "changeset" in parameters:
-            statement = statement.where(is_of_changeset(base, here.clause))
+            statement = statement.where(is_of_changeset(base, version.clause))
         if "since" in parameters:
             statement = statement.where(roles["valid_from"] >= bindparam("since"))
         if "until" in parameters:

@@ -104,8 +104,8 @@ def pages(
         yield page
         ends = [bound(column, value=value) for column, value in zip(read, page[-1], strict=True)]
         # SQLAlchemy refuses the operator > for booleans, so bool_op names it.
-        behind = tuple_(*order) > tuple_(*ends) if len(ends) > 1 else order[0].bool_op(">")(ends[0])
-        last, page = page[-1], list(read_keys(connection, statement.where(behind)))
+        is_after = tuple_(*order) > tuple_(*ends) if len(ends) > 1 else order[0].bool_op(">")(ends[0])
+        last, page = page[-1], list(read_keys(connection, statement.where(is_after)))
         if page and page[-1] == last:
             raise CaptureError(
                 f"The database does not find the keys behind {last}: the key of the live table and that of its history "

@@ -127,8 +127,8 @@ def _any_trigger(connection: Connection, live: Table) -> ColumnElement[bool]:
         kind, owner = column("type", Text()), column("tbl_name", Text())
         master = table("sqlite_master", kind, owner, schema=schema)
         return exists().select_from(master).where(kind == "trigger", func.lower(owner) == live.name.lower())
-    there = {"EVENT_OBJECT_SCHEMA": schema or func.database(), "EVENT_OBJECT_TABLE": live.name}
-    return exists().where(*(_TRIGGERS_OF_MYSQL.c[name] == value for name, value in there.items()))
+    parameters = {"EVENT_OBJECT_SCHEMA": schema or func.database(), "EVENT_OBJECT_TABLE": live.name}
+    return exists().where(*(_TRIGGERS_OF_MYSQL.c[name] == value for name, value in parameters.items()))
 
 
 def diverts_deletes(connection: Connection, table: Table) -> bool:
@@ -190,19 +190,28 @@ def columns_compared_as_text(connection: Connection, chain: Sequence[TrackedTabl
 
 
 def _columns_of_other_types(connection: Connection, tracked: TrackedTable, place: ColumnElement[int]) -> Select[Any]:
-    here, past, kind, past_kind = _ATTRIBUTES.alias(), _ATTRIBUTES.alias(), _TYPES.alias(), _TYPES.alias()
+    live_column, history_column, kind, history_kind = (
+        _ATTRIBUTES.alias(),
+        _ATTRIBUTES.alias(),
+        _TYPES.alias(),
+        _TYPES.alias(),
+    )
     return (
-        select(place, here.c.attname)
-        .join_from(here, past, and_(past.c.attname == here.c.attname, past.c.attnum > 0))
-        .join(kind, kind.c.oid == here.c.atttypid)
-        .join(past_kind, past_kind.c.oid == past.c.atttypid)
-        .where(here.c.attrelid == oid_of(connection, tracked.live))
-        .where(past.c.attrelid == oid_of(connection, tracked.history))
-        .where(here.c.atttypid != past.c.atttypid)
+        select(place, live_column.c.attname)
+        .join_from(
+            live_column,
+            history_column,
+            and_(history_column.c.attname == live_column.c.attname, history_column.c.attnum > 0),
+        )
+        .join(kind, kind.c.oid == live_column.c.atttypid)
+        .join(history_kind, history_kind.c.oid == history_column.c.atttypid)
+        .where(live_column.c.attrelid == oid_of(connection, tracked.live))
+        .where(history_column.c.attrelid == oid_of(connection, tracked.history))
+        .where(live_column.c.atttypid != history_column.c.atttypid)
         .where(
             or_(
-                and_(past_kind.c.typcategory == _TEXT, kind.c.typcategory != _TEXT),
-                past_kind.c.typcategory == _ARRAY,
+                and_(history_kind.c.typcategory == _TEXT, kind.c.typcategory != _TEXT),
+                history_kind.c.typcategory == _ARRAY,
                 kind.c.typcategory == _ARRAY,
             )
         )
@@ -212,9 +221,13 @@ def _columns_of_other_types(connection: Connection, tracked: TrackedTable, place
 def _columns_of_other_types_on_mysql(
     connection: Connection, tracked: TrackedTable, place: ColumnElement[int]
 ) -> Select[Any]:
-    here, past = _COLUMNS_OF_MYSQL.alias(), _COLUMNS_OF_MYSQL.alias()
-    statement = select(place, here.c.COLUMN_NAME).join_from(here, past, past.c.COLUMN_NAME == here.c.COLUMN_NAME)
-    for columns, owner in ((here.c, tracked.live), (past.c, tracked.history)):
+    live_column, history_column = _COLUMNS_OF_MYSQL.alias(), _COLUMNS_OF_MYSQL.alias()
+    statement = select(place, live_column.c.COLUMN_NAME).join_from(
+        live_column, history_column, history_column.c.COLUMN_NAME == live_column.c.COLUMN_NAME
+    )
+    for columns, owner in ((live_column.c, tracked.live), (history_column.c, tracked.history)):
         schema = schema_of(connection, owner) or func.database()
         statement = statement.where(columns["TABLE_SCHEMA"] == schema, columns["TABLE_NAME"] == owner.name)
-    return statement.where(past.c.DATA_TYPE.in_(_TEXTS_OF_MYSQL), here.c.DATA_TYPE.not_in(_TEXTS_OF_MYSQL))
+    return statement.where(
+        history_column.c.DATA_TYPE.in_(_TEXTS_OF_MYSQL), live_column.c.DATA_TYPE.not_in(_TEXTS_OF_MYSQL)
+    )

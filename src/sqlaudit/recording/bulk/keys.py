@@ -155,11 +155,13 @@ def _among_arrays(key: Sequence[Any], keys: Sequence[Key]) -> ColumnElement[bool
 
 def place_of(root: Source, key: Sequence[Any]) -> ColumnElement[int]:
     """Return the index, in :func:`~sqlaudit.recording.cascades.table_chains`, of the chain that has a row."""
-    further = table_chains(root)[:-1]
-    if not further:
+    subclass_chains = table_chains(root)[:-1]
+    if not subclass_chains:
         return literal_column("0", Integer())
-    there = (exists(literal_column("1")).where(*map(operators.eq, chain[-1].key, key)) for chain in further)
-    return case(*((condition, place) for place, condition in enumerate(there)), else_=len(further))
+    conditions = (
+        exists(literal_column("1")).where(*map(operators.eq, chain[-1].key, key)) for chain in subclass_chains
+    )
+    return case(*((condition, place) for place, condition in enumerate(conditions)), else_=len(subclass_chains))
 
 
 def store_keys(

@@ -71,7 +71,7 @@ def prepare_change(write: Write, clause: Any, source: Source, parameters: Parame
     if "REPLACE" in write.conflict_clauses:
         _expect_replaced(write, clause, source, key, values, parameters)
     if not values.keys().isdisjoint(source.key):
-        new_key = [values.get(column, here) for column, here in zip(source.key, key, strict=True)]
+        new_key = [values.get(column, key_column) for column, key_column in zip(source.key, key, strict=True)]
         moved = _lock_rows_with_new_keys(write, clause, key, new_key, parameters)
         return clause if moved is None else _confined(write, clause, key, moved, values, parameters)
     if (isinstance(clause, Delete) or not clause._where_criteria) and not lockable_tables(
@@ -133,7 +133,10 @@ def _lock_given(write: Write, source: Source, given_keys: Sequence[Key]) -> Know
         locking = _locking_one(write, source)
         return KnownKeys(connection, connection.execute(locking, parameters, execution_options=INTERNAL))
     criteria = (one_of(source.key, chunk) for chunk in chunks(given_keys))
-    locked = (connection.execute(_locking(write, source).where(each), execution_options=INTERNAL) for each in criteria)
+    locked = (
+        connection.execute(_locking(write, source).where(criterion), execution_options=INTERNAL)
+        for criterion in criteria
+    )
     return KnownKeys(connection, (row for rows in locked for row in rows))
 
 

@@ -83,11 +83,11 @@ def report_nested_writes(statements: Iterable[Any]) -> None:
 
     :raises ReadOnlyError: one writes a history table
     """
-    for each in statements:
-        if isinstance(each, TextualSelect):
-            report_sql(str(each.element))
-        elif isinstance(each, UpdateBase):
-            parsed = parse(each)
+    for nested in statements:
+        if isinstance(nested, TextualSelect):
+            report_sql(str(nested.element))
+        elif isinstance(nested, UpdateBase):
+            parsed = parse(nested)
             if parsed.writes_history:
                 raise rewriting_error(parsed.table)
             if isinstance(tracked := parsed.source(), TrackedTable):
@@ -136,16 +136,17 @@ def _report_table(tracked: TrackedTable) -> None:
 def _further_written(statement: Update, tables: Iterable[Any]) -> set[TrackedTable | None]:
     """Return the tracked tables, apart from its own, whose columns an UPDATE sets."""
     own = _unaliased(statement.table)
-    mine = tracked_table(own)
-    further = [table for table in map(_unaliased, tables) if table is not own]
-    for table in further:
+    own_tracked = tracked_table(own)
+    other_tables = [table for table in map(_unaliased, tables) if table is not own]
+    for table in other_tables:
         if is_history(table):
             raise rewriting_error(table)
-    others = set(map(tracked_table, further))
+    others = set(map(tracked_table, other_tables))
     return {
         table
         for table in others
-        if table is not mine and not (_are_of_one_row(table, mine) and _are_joined(statement, {table, mine}))
+        if table is not own_tracked
+        and not (_are_of_one_row(table, own_tracked) and _are_joined(statement, {table, own_tracked}))
     }
 
 

@@ -141,7 +141,7 @@ def finish(write: Write, result: Any) -> None:
     write.note_result(result)
     if write.is_direct:
         scope = scope_of(write.connection)
-        scope.unfinished = [each for each in scope.unfinished if each is not write]
+        scope.unfinished = [unfinished for unfinished in scope.unfinished if unfinished is not write]
         try:
             write.settle()
         except BaseException:
@@ -155,12 +155,17 @@ def undo_unfinished(connection: Connection, *, dead: bool = False) -> None:
     :param dead: undo only writes whose statement has been garbage collected. Such a statement failed to compile,
         which fires no event. A write that is still referenced may be waiting for a column default to execute.
     """
-    _undo(connection, [each for each in scope_of(connection).unfinished if not dead or each.statement() is None])
+    _undo(
+        connection,
+        [unfinished for unfinished in scope_of(connection).unfinished if not dead or unfinished.statement() is None],
+    )
 
 
 def _undo(connection: Connection, writes: Sequence[Write]) -> None:
     scope = scope_of(connection)
-    scope.unfinished = [each for each in scope.unfinished if each not in writes]  # undoing may fail, too
+    scope.unfinished = [
+        unfinished for unfinished in scope.unfinished if unfinished not in writes
+    ]  # undoing may fail, too
     for write in reversed(writes):
         if write.connection is connection and not write.is_rolled_back():
             with suppress(SQLAlchemyError):  # the database may have ended or aborted the transaction

@@ -226,8 +226,8 @@ def _columns_changed(write: Write, clause: Any, source: Source) -> set[Any]:
 
 def _is_itself(value: Any, column: Any) -> bool:
     """Return whether a column keeps its value: ``LAST_INSERT_ID(id)`` only sets MariaDB's ``lastrowid``."""
-    has_conflict_clause = isinstance(value, FunctionElement) and getattr(value, "name", "").lower() == "last_insert_id"
-    return has_conflict_clause and list(value.clauses) == [column]
+    is_last_insert_id = isinstance(value, FunctionElement) and getattr(value, "name", "").lower() == "last_insert_id"
+    return is_last_insert_id and list(value.clauses) == [column]
 
 
 def _may_differ(connection: Connection, statement: Any) -> bool:

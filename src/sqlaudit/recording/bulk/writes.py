@@ -236,13 +236,13 @@ class Write:
             asked = [(capture.chain[0].live, keys.among(capture.chain[0].key)) for capture, keys in self.captures]
         else:
             asked = [self.confined_to[:2]]
-        there = sum(
+        existing = sum(
             self.connection.scalar(select(func.count()).select_from(written).where(criterion)) or 0
             for written, criterion in asked
         )
         if self.confined_to is not None and self.operation is Operation.UPDATE:
-            return self.confined_to[2] - there
-        return self.missing_count - there - self.dependents.count_in(self.root)
+            return self.confined_to[2] - existing
+        return self.missing_count - existing - self.dependents.count_in(self.root)
 
     def is_rolled_back(self) -> bool:
         """Return whether the statement was rolled back: its transaction or savepoint is not the current one."""
