@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
+from itertools import takewhile
 from typing import Any
 from weakref import ref
 
@@ -28,7 +29,7 @@ from sqlaudit.recording.statements import NO_USER_FIELDS
 from sqlaudit.recording.tracked_mappers import user_fields_of
 from sqlaudit.sql.keys import Key
 from sqlaudit.sql.options import WRITE
-from sqlaudit.tracking.foreign_keys import FollowedTable, Source
+from sqlaudit.tracking.foreign_keys import Chain, FollowedTable, Source
 from sqlaudit.tracking.missing import explaining_history_errors
 from sqlaudit.tracking.models import root_of
 from sqlaudit.tracking.tables import INFO_KEY, TrackedTable
@@ -96,7 +97,7 @@ class Recorder:
             connection=connection,
             root=root,
             operation=Operation(clause.__visit_name__),
-            is_subclass_table=root is not source,
+            above=_above(source),
             parameters=parameters,
         )
         writes.append(write)
@@ -174,6 +175,13 @@ def _undo(connection: Connection, writes: Sequence[Write]) -> None:
 
 def _root_of(source: Source) -> Source:
     return source if isinstance(source, FollowedTable) or source.is_association else root_of(source).table
+
+
+def _above(source: Source) -> Chain:
+    """Return the tables of the base classes of a subclass table."""
+    if isinstance(source, FollowedTable) or not source.chains:
+        return ()
+    return tuple(takewhile(lambda table: table is not source, source.chains[0]))
 
 
 def is_where_history_is(connection: Connection, source: Source, options: Mapping[str, Any]) -> bool:

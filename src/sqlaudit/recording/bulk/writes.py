@@ -38,7 +38,7 @@ class Write:
     :ivar context: returns the transaction, and who writes
     :ivar statement: returns the statement, or ``None`` once it has been garbage collected
     :ivar root: the table, tracked or followed by tracked rows; for a subclass table, the table of its base class
-    :ivar is_subclass_table: True if the statement writes a subclass table
+    :ivar above: for a subclass table, the tables of its base classes
     :ivar parameters: the parameters of each execution
     :ivar captures: the captures of rows that existed before, with their keys
     :ivar replaced: the captures of rows that it deletes because they conflict with rows that it writes
@@ -67,7 +67,7 @@ class Write:
     connection: Connection
     root: Source
     operation: Operation
-    is_subclass_table: bool
+    above: Chain
     parameters: Parameters
     captures: list[tuple[Capture, Keys]] = field(default_factory=list)
     replaced: list[tuple[Capture, Keys]] = field(default_factory=list)
@@ -170,9 +170,11 @@ class Write:
                 "database stores as they are given, or call record_changes() then.",
                 self.root.live,
             )
+        for keys in (self.inserted, list(self.new_keys.values())) if self.above else ():
+            self.capture(self.above).baseline(keys)  # of the rows of base classes that get a row in the subclass table
         for chain, new in split_by_chain(self.connection, self.root, self.inserted):
             capture = self.capture(chain)
-            if self.may_update or self.is_subclass_table:
+            if self.may_update or self.above:
                 missing_rows = MissingRows.LEFT if self.may_update else MissingRows.DELETED
                 capture.settle(
                     new, inserted=frozenset(new), must_be_found=not self.may_update, missing_rows=missing_rows
@@ -194,7 +196,7 @@ class Write:
                     keys,
                     missing_rows=MissingRows.DELETED if "REPLACE" in self.conflict_clauses else MissingRows.UPDATED,
                 )
-            elif self.deleted_all_locked_rows and not self.is_subclass_table:
+            elif self.deleted_all_locked_rows and not self.above:
                 capture.deleted(keys)
             else:
                 capture.settle(
