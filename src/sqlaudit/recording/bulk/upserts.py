@@ -9,12 +9,14 @@ from typing import Any
 from sqlalchemy import (
     Column,
     ColumnClause,
+    ColumnElement,
     CompoundSelect,
     Connection,
     CursorResult,
     Label,
     Select,
     TextClause,
+    cast,
     literal_column,
     select,
 )
@@ -263,6 +265,12 @@ def _with_column_names(statement: Any) -> Any:
     return statement
 
 
+def _typed(value: ColumnElement[Any], column: Any, connection: Connection) -> ColumnElement[Any]:
+    """Return a value of a subquery in the type of a column: PostgreSQL takes one without a type for a text."""
+    is_cast = connection.dialect.name == "postgresql" and not column.type._isnull
+    return cast(value, column.type) if is_cast else value
+
+
 def _find_present(
     write: Write,
     clause: Any,
@@ -295,7 +303,7 @@ def _find_present(
             keys_found[columns] = set(_keys_where(connection, key, columns, known_values, lock=lock))
             continue
         if {column.key for column in columns} <= set(names):
-            values = select(*(selected[names.index(column.key)] for column in columns))
+            values = select(*(_typed(selected[names.index(column.key)], column, connection) for column in columns))
             chosen = _select_keys(connection, key, lock=lock).where(one_of(columns, values))
             keys_found[columns] = set(read_keys(connection, chosen))
     keys = dict.fromkeys(key for keys in keys_found.values() for key in keys)
