@@ -225,6 +225,7 @@ class Capture:
         before: OldValues = _no_old_values,
         must_be_found: bool = True,
         missing_rows: MissingRows = MissingRows.DELETED,
+        forgets: bool = True,
     ) -> None:
         """Make the history of rows agree with the live rows, whatever happened to them.
 
@@ -235,11 +236,12 @@ class Capture:
         :param before: gives the known old values
         :param must_be_found: warn if an inserted row cannot be found by the key it was given
         :param missing_rows: what the write did to rows that are no longer found
+        :param forgets: False to keep the baselines of rows that have not changed
         """
         for chunk in self._chunks(keys):
             if whole := self._without_null_keys(chunk):
                 with explaining_history_errors(self.chain, record=True):
-                    self._settle(whole, inserted, before, must_be_found, missing_rows)
+                    self._settle(whole, inserted, before, must_be_found, missing_rows, forgets)
 
     def _without_null_keys(self, keys: Sequence[Key]) -> Sequence[Key]:
         """Return the keys without NULL, and warn of the others, which SQLite allows: they find no row again."""
@@ -261,6 +263,7 @@ class Capture:
         before: OldValues,
         must_be_found: bool,
         missing_rows: MissingRows,
+        forgets: bool,
     ) -> None:
         last = self._last(keys)
         hidden = self._hidden_keys(last.values(), missing_rows)
@@ -309,7 +312,7 @@ class Capture:
             lost := [key for key in new if key in last and last[key].is_deleted and not last[key].is_open]
         ):
             self._report_unwritten(lost, lost)
-        if any(row.is_own and row.operation is Operation.BASELINE for row in last.values()):
+        if forgets and any(row.is_own and row.operation is Operation.BASELINE for row in last.values()):
             self._run(keys, "forget_baseline")
 
     def _hidden_keys(self, last: Iterable[_Last], missing_rows: MissingRows) -> set[Key]:

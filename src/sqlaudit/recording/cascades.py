@@ -80,9 +80,9 @@ class Dependents:
                         self._found.append((capture, unrecorded))
                     self._find(write, chain, keys_of_chain, seen)
 
-    def count_in(self, source: Source) -> int:
-        """Return how many of the dependent rows are in a table."""
-        return sum(len(keys) for capture, keys in self._found if capture.chain[0] is source)
+    def keys_in(self, source: Source) -> set[Key]:
+        """Return the keys of the dependent rows of a table."""
+        return {key for capture, keys in self._found if capture.chain[0] is source for key in keys}
 
     def settle(self) -> None:
         """Record what the foreign key actions did to the dependent rows."""

@@ -13,6 +13,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Delete,
+    ForeignKeyConstraint,
     GenerativeSelect,
     Select,
     String,
@@ -40,18 +41,20 @@ from sqlaudit.recording.bulk.parsing import (
     conflict_clauses,
     conjuncts,
     criteria_options,
+    elements,
     is_bound_alike,
     keys_in_criterion,
     limit_of,
     values_set,
 )
 from sqlaudit.recording.bulk.writes import Write
+from sqlaudit.recording.cascades import lock
 from sqlaudit.recording.policy import report_unrecorded
 from sqlaudit.recording.statements import has_open_version
 from sqlaudit.sql.batches import chunks
 from sqlaudit.sql.keys import MYSQL, Key, RawKey, bound, one_of, raw_columns
 from sqlaudit.sql.options import INTERNAL
-from sqlaudit.tracking.foreign_keys import Source
+from sqlaudit.tracking.foreign_keys import Source, followers_of
 from sqlaudit.tracking.rights import lockable_tables
 from sqlaudit.tracking.schema import candidate_keys
 from sqlaudit.tracking.tables import TrackedTable
@@ -79,6 +82,8 @@ def prepare_change(write: Write, clause: Any, source: Source, parameters: Parame
     ):
         return _note_unlockable_rows(write, clause, key, values, parameters)
     given_keys = keys_in_criterion(clause, key, parameters)
+    if given_keys is None and isinstance(clause, Delete) and write.connection.dialect.name in MYSQL:
+        write.is_row_by_row = _changes_what_it_reads(clause, source)
     keys = (
         _lock_found(write, clause, source, key, parameters)
         if given_keys is None
@@ -87,6 +92,8 @@ def prepare_change(write: Write, clause: Any, source: Source, parameters: Parame
     if given_keys is None:
         _check_warnings(write, clause)
     write.prepare_rows(keys, changed=None if isinstance(clause, Delete) else values.keys())
+    if write.is_row_by_row:
+        return clause  # the actions decide which of these rows, and of those that refer to them, it deletes
     if given_keys is not None and len(keys) == len(set(given_keys)):
         return clause  # all its keys are locked, so no other row can match
     return _confined(write, clause, key, keys, values, parameters)
@@ -192,6 +199,13 @@ def _lock_rows_with_new_keys(
     write.new_keys = {RawKey(row[:width]): RawKey(row[width + 1 :]) for row in rows}
     meanwhile = _follow_key_changes(write, clause, key, new_key, parameters) if len(parameters) > 1 else ()
     write.prepare_rows(KnownKeys(connection, (row[: width + 1] for row in rows)), changed=None)
+    if write.conflict_clauses and "REPLACE" not in write.conflict_clauses:
+        there = (
+            key for chunk in chunks(list(write.new_keys.values())) for key in lock(connection, write.root.key, chunk)
+        )
+        write.prepare_rows(
+            KnownKeys(connection, ((*key, False) for key in there)), changed=frozenset(), is_replaced=True
+        )
     if meanwhile is None:
         return None
     return KnownKeys(connection, ((*key_between, True) for key_between in (*write.new_keys, *meanwhile)))
@@ -259,6 +273,23 @@ def _confined(
         clause = clause._generate()
         clause._where_criteria = ()
     return clause.where(among_keys)
+
+
+def _changes_what_it_reads(clause: Any, source: Source) -> bool:
+    """Return whether foreign key actions change what the criterion of a DELETE reads."""
+    links, waiting = dict[ForeignKeyConstraint, None](), [source]
+    while waiting:
+        new = [(follower, link) for follower, link in followers_of((waiting.pop(),)) if link not in links]
+        links.update((link, None) for _, link in new)
+        waiting += [follower for follower, _ in new]
+    changed, tables = {each.parent for link in links for each in link.elements}, {link.table for link in links}
+    parts = [part for criterion in _criteria(clause) for part in elements(criterion)] if links else []
+    if source.live in tables and any(isinstance(part, TextClause) for part in parts):
+        return True
+    columns = [column for part in parts if isinstance(part, ColumnElement) for column in part.base_columns]
+    return any(
+        column in changed or getattr(column, "table", source.live) in tables - {source.live} for column in columns
+    )
 
 
 def _parameter_names(clause: Any) -> set[str]:
@@ -374,7 +405,7 @@ def _select_rows(
     statement = statement.options(*criteria_options(clause))
     if lock:
         statement = statement.with_for_update(of=key[0].table)
-    return statement.limit(limit_of(clause, write.connection.dialect))
+    return statement if write.is_row_by_row else statement.limit(limit_of(clause, write.connection.dialect))
 
 
 def _criteria(clause: Any) -> list[ColumnElement[bool]]:

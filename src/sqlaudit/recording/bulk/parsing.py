@@ -154,14 +154,14 @@ def _nested_writes(statement: Any) -> list[Any]:
     """Return the statements within an INSERT, UPDATE or DELETE that write, or may write."""
     within = [*statement._independent_ctes, *getattr(statement, "_where_criteria", ())]
     within += [getattr(statement, "select", None), *(getattr(statement, "_values", None) or {}).values()]
-    elements = []
+    found = []
     for start in within:
         if not _is_simple(start):
-            elements += [element for element in _elements(start) if isinstance(element, (UpdateBase, TextualSelect))]
-    return elements
+            found += [element for element in elements(start) if isinstance(element, (UpdateBase, TextualSelect))]
+    return found
 
 
-def _elements(start: Any) -> Iterator[Any]:
+def elements(start: Any) -> Iterator[Any]:
     """Yield the elements in an element, including those of its columns' tables."""
     seen, waiting = {start}, [start]
     while waiting:

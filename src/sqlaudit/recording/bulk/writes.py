@@ -19,8 +19,8 @@ from sqlaudit.recording.capture import Capture, MissingRows, WriteContext
 from sqlaudit.recording.cascades import Dependents, record_changed_keys, split_by_chain
 from sqlaudit.recording.policy import report_unrecorded
 from sqlaudit.recording.tracked_mappers import user_fields_of
-from sqlaudit.sql.batches import KeyCollection
-from sqlaudit.sql.keys import Key
+from sqlaudit.sql.batches import KeyCollection, chunks
+from sqlaudit.sql.keys import Key, has_one_of
 from sqlaudit.tracking.catalogue import diverts_deletes
 from sqlaudit.tracking.foreign_keys import Chain, FollowedTable, Source, Sources, referred_columns
 from sqlaudit.tracking.tables import TrackedTable
@@ -41,7 +41,7 @@ class Write:
     :ivar above: for a subclass table, the tables of its base classes
     :ivar parameters: the parameters of each execution
     :ivar captures: the captures of rows that existed before, with their keys
-    :ivar replaced: the captures of rows that it deletes because they conflict with rows that it writes
+    :ivar replaced: the captures of rows that it deletes, or leaves, because they conflict with rows that it writes
     :ivar stored: the keys in a temporary table
     :ivar new_keys: the keys that an UPDATE gives to rows, by their old keys
     :ivar confined_to: what an UPDATE or DELETE was confined to: the table, the condition and the number of its rows
@@ -55,6 +55,7 @@ class Write:
     :ivar deleted_all_locked_rows: True if a DELETE deleted as many rows as expected
     :ivar is_safe: True if ``sql_safe_updates`` may require a key in the criterion on MariaDB and MySQL
     :ivar selected_count: the number of rows that it should write, if it was not confined to them
+    :ivar is_row_by_row: True if a DELETE finds rows by columns that its own foreign key actions change, row by row
     :ivar unselected_count: how many more rows it wrote
     :ivar has_savepoint: True if a savepoint can undo what it did before it failed
     :ivar is_done: True if it has been executed
@@ -86,6 +87,7 @@ class Write:
     deleted_all_locked_rows: bool = False
     is_safe: bool = False
     selected_count: int | None = None
+    is_row_by_row: bool = False
     unselected_count: int = 0
     has_savepoint: bool = False
     is_done: bool = False
@@ -106,7 +108,7 @@ class Write:
     def prepare_rows(self, keys: Keys, *, changed: Set[Any] | None, is_replaced: bool = False) -> None:
         """Write baselines of the rows that the statement is about to write, and find the rows that depend on them.
 
-        :param is_replaced: True if it deletes them because they conflict with rows that it writes
+        :param is_replaced: True if it deletes them, or leaves them, because they conflict with rows that it writes
         :param changed: the columns that it changes; ``None`` to look for dependent rows in any case
         """
         for chain, keys_of_chain in keys.split_by_chain(self.root):
@@ -130,8 +132,10 @@ class Write:
             self.inserted = self.keys_of(result)
         elif self.operation is Operation.DELETE:
             expected = sum(len(keys) for _, keys in self.captures)
-            self.deleted_all_locked_rows = result.rowcount == expected
-            if self.selected_count is None and len(self.parameters) == 1 and not result.returns_rows and is_counted:
+            self.deleted_all_locked_rows = result.rowcount == expected and not self.is_row_by_row
+            if self.is_row_by_row:
+                self.unselected_count = result.rowcount - self._deleted_count()
+            elif self.selected_count is None and len(self.parameters) == 1 and not result.returns_rows and is_counted:
                 self.missing_count = expected - max(result.rowcount, 0)
         if self.confined_to is not None and result.rowcount >= 0 and is_counted:
             self.missing_count = self.confined_to[2] - result.rowcount
@@ -172,6 +176,9 @@ class Write:
             )
         for keys in (self.inserted, list(self.new_keys.values())) if self.above else ():
             self.capture(self.above).baseline(keys)  # of the rows of base classes that get a row in the subclass table
+        for capture, keys in self.captures if self.operation is Operation.INSERT else ():
+            if len(capture.chain) > 1:  # a row that is replaced loses its row in the subclass table
+                capture.settle(keys, missing_rows=MissingRows.UNKNOWN, forgets=False)
         for chain, new in split_by_chain(self.connection, self.root, self.inserted):
             capture = self.capture(chain)
             if self.may_update or self.above:
@@ -183,13 +190,15 @@ class Write:
                 capture.inserted(new)
             if self.may_change_keys:
                 record_changed_keys(self.context(), chain, new)
+        stayed = {key for _, keys in self.replaced for key in keys}
         for capture, keys in self.replaced:
             capture.settle(keys)
         for capture, keys in self.captures:
             if self.new_keys:
                 moved = [self.new_keys[key] for key in keys]
                 every = list(dict.fromkeys([*keys, *moved]))
-                capture.settle(every, inserted=frozenset(moved), must_be_found=not self.conflict_clauses)
+                new = frozenset(moved) - stayed
+                capture.settle(every, inserted=new, must_be_found=not self.conflict_clauses)
                 record_changed_keys(self.context(), capture.chain, moved)
             elif self.operation is Operation.UPDATE:
                 capture.updated(
@@ -244,7 +253,17 @@ class Write:
         )
         if self.confined_to is not None and self.operation is Operation.UPDATE:
             return self.confined_to[2] - existing
-        return self.missing_count - existing - self.dependents.count_in(self.root)
+        return self.missing_count - existing - len(self.dependents.keys_in(self.root))
+
+    def _deleted_count(self) -> int:
+        """Return how many rows are gone of those that a DELETE and its foreign key actions may have deleted."""
+        keys = {*(key for _, keys in self.captures for key in keys), *self.dependents.keys_in(self.root)}
+        key, dialect = self.root.key, self.connection.dialect
+        count = select(func.count()).select_from(self.root.live)
+        existing = (
+            self.connection.scalar(count.where(has_one_of(key, chunk, dialect))) or 0 for chunk in chunks(list(keys))
+        )
+        return len(keys) - sum(existing)
 
     def is_rolled_back(self) -> bool:
         """Return whether the statement was rolled back: its transaction or savepoint is not the current one."""
