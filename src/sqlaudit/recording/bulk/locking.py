@@ -48,7 +48,7 @@ from sqlaudit.recording.bulk.parsing import (
     values_set,
 )
 from sqlaudit.recording.bulk.writes import Write
-from sqlaudit.recording.cascades import lock
+from sqlaudit.recording.cascades import lock_rows
 from sqlaudit.recording.policy import report_unrecorded
 from sqlaudit.recording.statements import has_open_version
 from sqlaudit.sql.batches import chunks
@@ -201,7 +201,9 @@ def _lock_rows_with_new_keys(
     write.prepare_rows(KnownKeys(connection, (row[: width + 1] for row in rows)), changed=None)
     if write.conflict_clauses and "REPLACE" not in write.conflict_clauses:
         there = (
-            key for chunk in chunks(list(write.new_keys.values())) for key in lock(connection, write.root.key, chunk)
+            key
+            for chunk in chunks(list(write.new_keys.values()))
+            for key in lock_rows(connection, write.root.key, chunk)
         )
         write.prepare_rows(
             KnownKeys(connection, ((*key, False) for key in there)), changed=frozenset(), is_replaced=True
