@@ -7,7 +7,7 @@ import tracemalloc
 from contextlib import closing, contextmanager
 from datetime import timedelta
 from decimal import Decimal
-from itertools import product
+from itertools import chain, pairwise, product
 from typing import Any
 from uuid import UUID
 
@@ -27,6 +27,8 @@ from sqlaudit import (
     SQLAuditWarning,
     TrackingError,
     blame,
+    changes_in,
+    changesets,
     get_resource_changes,
     history_of,
     stream_resource_changes,
@@ -99,6 +101,14 @@ class Dog(Animal):
 
     id: Mapped[int] = mapped_column(sa.ForeignKey(Animal.id), primary_key=True)
     breed: Mapped[str | None] = mapped_column(sa.String(50))
+
+
+class Puppy(Dog):
+    __tablename__ = "puppies"
+    __mapper_args__ = {"polymorphic_identity": "puppy"}
+
+    id: Mapped[int] = mapped_column(sa.ForeignKey(Dog.id), primary_key=True)
+    toy: Mapped[str | None] = mapped_column(sa.String(50))
 
 
 class Bird(Animal):
@@ -492,6 +502,82 @@ def test_versions_and_blame_of_a_subclass_take_one_statement_and_tell_its_own_fi
             found = blame(session, model, 1)
         assert len(seen) == 2
         assert {name: each.version for name, each in found.items()} == {"breed": 2, "id": 1, "kind": 1, "name": 1}
+
+
+def _become_by_objects(session, before, after, values):
+    session.delete(session.get_one(Animal, 1))
+    session.flush()
+    session.add(after(id=1, **values))
+
+
+def _become_by_statements(session, before, after, values):
+    old, new = ({each.local_table for each in sa.inspect(model).iterate_to_root()} for model in (before, after))
+    values = {"id": 1, "kind": sa.inspect(after).polymorphic_identity, "wings": None, **values}
+    for table in (Puppy.__table__, Dog.__table__):
+        if table in old - new:
+            session.execute(sa.delete(table))
+    for table in (Animal.__table__, Dog.__table__, Puppy.__table__):
+        if table in new:
+            statement = sa.update(table) if table in old else sa.insert(table)
+            session.execute(statement.values({name: values[name] for name in table.c.keys()}))  # noqa: SIM118  # no dict
+
+
+_LIVES = {
+    "a leaf leaves": [(Puppy, {"breed": "Pug", "toy": "ball"}), (Dog, {"breed": "Lab"})],
+    "two levels leave": [(Puppy, {"breed": "Pug", "toy": "ball"}), (Animal, {})],
+    "to one table": [(Dog, {"breed": "Pug"}), (Bird, {"wings": 2})],
+    "from one table": [(Bird, {"wings": 2}), (Puppy, {"breed": "Pug", "toy": "ball"})],
+    "and back": [(Dog, {"breed": "Pug"}), (Bird, {"wings": 2}), (Dog, {"breed": "Pug"})],
+}
+
+
+@pytest.mark.parametrize("become", [_become_by_objects, _become_by_statements])
+@pytest.mark.parametrize("life", _LIVES.values(), ids=_LIVES)
+def test_what_a_row_loses_with_its_class_is_told_of_whoever_took_it(sessions, life, become):
+    """A row is made or becomes of a class, then gets another name, in turn: nobody is told of what another did."""
+    fields, held = ("breed", "kind", "name", "toy", "wings"), []
+
+    def write(user, model, work):
+        with AuditContextManager(user_id=user), sessions.begin() as session:
+            work(session)
+        with sessions() as session:
+            row = session.get_one(Animal, 1)
+            held.append((user, model, {name: getattr(row, name, None) for name in fields}))
+
+    for number, (model, given) in enumerate(life):
+        given, before = {"name": "Rex", **given}, held[-1][1] if held else None
+        first, later = lambda s: s.add(model(id=1, **given)), lambda s: become(s, before, model, given)  # noqa: B023
+        write(f"maker {number}", model, later if before else first)
+        write(f"namer {number}", model, lambda s: setattr(s.get_one(Animal, 1), "name", f"Tom {number}"))  # noqa: B023
+
+    expected = [
+        (user, name, old[name], new[name])
+        for (_, _, old), (user, _, new) in pairwise(held)
+        for name in fields
+        if old[name] != new[name]
+    ]
+    with sessions() as session:
+        told_of = [changes_in(session, each.changeset_id) for each in changesets(session)]
+        for found in (
+            *(get_resource_changes(Animal, session, filter_resource_ids=ids) for ids in (None, 1, [1, 2])),
+            list(chain(*told_of)),
+        ):
+            told = [(each.changed_by, each.field_name, each.old_value, each.new_value) for each in found]
+            assert [each for each in told if each[0] != "maker 0"] == expected
+        for model in (Animal, Dog, Puppy, Bird):
+            history = history_of(model)
+            of_model = [(user, history_of(class_)) for user, class_, _ in held if issubclass(class_, model)]
+            for versions in (
+                versions_of(session, model, 1),
+                session.scalars(sqlaudit.all_versions(model)),
+                session.scalars(sqlaudit.between(model, START, at(99))),
+                session.scalars(sa.select(history).order_by(history.audit_version)),
+            ):
+                assert [(each.audit_changed_by, type(each)) for each in versions] == of_model
+            blamed = {name: each.changed_by for name, each in blame(session, model, 1).items()}
+            now, last = held[-1][1], {name: user for user, name, *_ in expected}
+            known = [name for name in fields if hasattr(now, name)] if issubclass(now, model) else []
+            assert blamed == {name: last.get(name, "maker 0") for name in (*known, *["id"][: len(known)])}
 
 
 def test_unflushed_changes_are_flushed_first(story):

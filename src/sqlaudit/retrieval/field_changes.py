@@ -143,17 +143,18 @@ def versions_of(session: Session | scoped_session[Any], model_class: type[Any], 
 def blame(session: Session | scoped_session[Any], model_class: type[Any], resource_id: Any) -> dict[str, Blame]:
     """Return, for each field of a row, its value and the version that set it. One statement.
 
-    The dict is empty if the row has no history or is deleted. Where versions have been removed, the origin of a value
-    is unknown: see ``unknown_before`` and ``unknown_after`` of :class:`Blame`.
+    The dict is empty if the row has no history, is deleted, or is of another class now. Where versions have been
+    removed, the origin of a value is unknown: see ``unknown_before`` and ``unknown_after`` of :class:`Blame`.
 
     :param session: a session
     :param model_class: a tracked model
     :param resource_id: the primary key, also as text; a tuple if the key is composite
     :raises TrackingError: the model is not tracked
     """
-    with closing(_versions(session, model_class, resource_id, newest_first=True, yield_per=_BATCH)) as versions:
+    root, wanted = tracked_model_of(model_class).root.mapper.class_, history_of(model_class)
+    with closing(_versions(session, root, resource_id, newest_first=True, yield_per=_BATCH)) as versions:
         version = next(versions, None)
-        if version is None or version_info(version)["operation"] is Operation.DELETE:
+        if not isinstance(version, wanted) or version_info(version)["operation"] is Operation.DELETE:
             return {}
         blames: dict[str, Blame] = {}
         model: TrackedModel = version.__sqlaudit_model__
@@ -313,7 +314,7 @@ class _ChangeReader:
         source = version.clause
         for table in tables[1:]:
             other = now[table.history]
-            source = source.join(other.clause, other.is_version_of(version), isouter=table not in model.chain)
+            source = source.join(other.clause, other.belongs_to(version), isouter=table not in model.chain)
         new = [now[column.table].clause.c[column.key] for _, column in self.fields]
         ids = [now[column.table].clause.c[column.key] for column in self.ids]
         roles = {role: version.role(role) for role, _ in base.names.items()}
@@ -324,7 +325,7 @@ class _ChangeReader:
         source = source.outerjoin(version_before.clause, version_before.is_version_of(version, -1))
         for table in tables[1:]:
             other = before[table.history]
-            source = source.outerjoin(other.clause, other.is_version_of(version_before))
+            source = source.outerjoin(other.clause, other.belongs_to(version_before))
         old = [before[column.table].clause.c[column.key] for _, column in self.fields]
         order: list[ColumnElement[Any]] = [roles["valid_from"], *version.key, roles["version"]]
         order = [column.desc() for column in order] if self.newest_first else order
@@ -334,7 +335,7 @@ class _ChangeReader:
             source = source.join(two.clause, is_one)
             for table in tables[1:]:
                 other = both[table.history]
-                source = source.outerjoin(other.clause, other.is_version_of(two))
+                source = source.outerjoin(other.clause, other.belongs_to(two))
             values, number = [both[column.table].clause.c[column.key] for _, column in self.fields], two.version
             order = [*order, number]
         else:

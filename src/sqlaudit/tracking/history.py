@@ -12,7 +12,6 @@ from sqlalchemy import (
     FromClause,
     Select,
     Table,
-    and_,
     event,
     inspect,
     literal_column,
@@ -25,6 +24,7 @@ from sqlalchemy.sql import visitors
 from sqlaudit.changes import FieldChange, Operation, VersionInfo, diff, equalities_of
 from sqlaudit.exceptions import ReadOnlyError
 from sqlaudit.sql.comparing import all_equal
+from sqlaudit.tracking.aliases import HistoryAlias
 from sqlaudit.tracking.models import TrackedModel, tracked_model_of
 from sqlaudit.tracking.sessions import bind_arguments_for
 
@@ -112,16 +112,8 @@ def _make_history_class(model: TrackedModel) -> type[Version]:
     else:
         options["inherits"] = parent.history_class
         if parent.table is not table:
-            options["inherit_condition"] = and_(
-                *(
-                    history_attribute == model_attribute
-                    for history_attribute, model_attribute in zip(
-                        (*table.history_key, table.version),
-                        (*parent.table.history_key, parent.table.version),
-                        strict=True,
-                    )
-                )
-            )
+            below, above = HistoryAlias(table, table.history), HistoryAlias(parent.table, parent.table.history)
+            options["inherit_condition"] = below.belongs_to(above)
     if mapper.polymorphic_identity is not None:
         options["polymorphic_identity"] = mapper.polymorphic_identity
     local_table = table.history if parent is None or parent.table is not table else None
