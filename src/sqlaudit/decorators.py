@@ -8,10 +8,11 @@ from inspect import getattr_static
 from typing import Any, ClassVar, TypeVar, cast
 from uuid import UUID
 
-from sqlalchemy import Select, Table, inspect
+from sqlalchemy import Column, Select, Table, inspect
 from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.orm import Mapper
 from sqlalchemy.orm.exc import UnmappedClassError
+from sqlalchemy.sql import visitors
 
 from sqlaudit.exceptions import TrackingError
 from sqlaudit.hooks.models import handle_configured_mappers, listen_to_model, track_with_base
@@ -186,7 +187,8 @@ def _check(mapper: Mapper[Any], options: Options) -> None:
             "table between two; decorate one class of a table, right after it is defined.",
             mapper.class_,
         )
-    for column in (*mapper.primary_key, *([] if mapper.polymorphic_on is None else [mapper.polymorphic_on])):
+    told_by = [] if mapper.polymorphic_on is None else visitors.iterate(mapper.polymorphic_on)
+    for column in (*mapper.primary_key, *(each for each in told_by if isinstance(each, Column))):
         if column in set(mapper.columns.values()) and mapper.get_property_by_column(column).key in options.exclude:
             raise TrackingError(
                 f"{name}.{mapper.get_property_by_column(column).key} tells which row a version is of; it cannot be "

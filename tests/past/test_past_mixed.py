@@ -269,6 +269,76 @@ def test_a_relationship_by_an_excluded_column_is_there_in_the_present(house):
         assert [patient.doctor for patient in doctor.patients] == [doctor]
 
 
+@pytest.fixture
+def team(session, base, engine) -> tuple[Session, Any]:
+    """A session that holds a person with two others; what each earns is excluded from history."""
+
+    @track_table(exclude=["wage"])
+    class Person(base):
+        __tablename__ = "people"
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+        wage: Mapped[int | None] = mapped_column()
+        boss_id: Mapped[int | None] = mapped_column(sa.ForeignKey("people.id"))
+        is_paid = orm.column_property(sa.func.coalesce(wage.column, 0) > 0)
+        late_is_paid = orm.column_property(wage.column.is_not(None), deferred=True)
+
+    of_boss, rich = Person.boss_id == orm.remote(Person.id), sa.select(Person).where(Person.wage > 5)
+    other, of_rich, of_ranked = (
+        orm.aliased(Person),
+        orm.aliased(Person, rich.subquery()),
+        sa.select(Person.id, Person.wage),
+    )
+    ranked = of_ranked.subquery()
+    relations = {
+        "boss": {"primaryjoin": of_boss},
+        "rich_team": {"argument": of_rich, "primaryjoin": Person.id == of_rich.boss_id},
+        "equals": {
+            "secondary": ranked,
+            "primaryjoin": Person.wage == orm.foreign(ranked.c.wage),
+            "secondaryjoin": Person.id == orm.foreign(ranked.c.id),
+        },
+        "rich_dynamic": {
+            "primaryjoin": sa.and_(Person.id == orm.foreign(orm.remote(Person.boss_id)), orm.remote(Person.wage) > 5),
+            "lazy": "dynamic",
+        },
+        "rich_write_only": {
+            "primaryjoin": sa.and_(Person.id == orm.foreign(orm.remote(Person.boss_id)), orm.remote(Person.wage) > 5),
+            "lazy": "write_only",
+        },
+    }
+    for name, options in relations.items():
+        Person.__mapper__.add_property(name, relationship(**{"argument": Person, "viewonly": True, **options}))
+    count = sa.select(sa.func.count(other.id)).where(other.boss_id == Person.id)
+    Person.team_size = orm.column_property(count.correlate_except(other).scalar_subquery())
+    Person.rich_size = orm.column_property(count.where(other.wage > 5).correlate_except(other).scalar_subquery())
+    base.metadata.create_all(engine)
+    session.add_all([Person(id=1, wage=1), Person(id=2, wage=9, boss_id=1), Person(id=3, boss_id=1)])
+    session.commit()
+    return session, Person
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["is_paid", "late_is_paid", "rich_size", "rich_team", "equals", "rich_dynamic", "rich_write_only"],
+)
+@pytest.mark.parametrize("load", [orm.lazyload, orm.joinedload, orm.selectinload])
+def test_what_is_computed_from_an_excluded_column_raises(team, name, load):
+    """Else a count of the past would be 0, and a collection empty."""
+    session, person_class = team
+    options = [orm.undefer("*"), *(load(each) for each in (person_class.rich_team, person_class.equals))]
+    past = session.scalars(as_of(person_class, at(2)).where(person_class.id == 1).options(*options)).unique().one()
+    for again in range(2):
+        with pytest.raises(QueryError, match=rf"Person\.{name} needs a column that is excluded from history"):
+            past.rich_write_only.select() if name == "rich_write_only" else getattr(past, name)
+        if again == 0:
+            session.expire(past)
+    assert (past.team_size, past.boss) == (2, None)
+    live = session.get_one(person_class, 1)
+    assert (live.is_paid, live.late_is_paid, live.rich_size, live.team_size) == (True, True, 1, 2)
+    assert [each.id for each in live.rich_team] == [each.id for each in live.rich_dynamic] == [2]
+    assert [each.id for each in session.scalars(live.rich_write_only.select())] == [2]
+
+
 # --- bulk statements --------------------------------------------------------------------------------------------
 
 BULK = {

@@ -30,6 +30,20 @@ def customer(base: type[Any]) -> Any:
 KNOWN = "it has friend_id, id, kind, name, upper"
 
 
+def test_a_column_that_tells_the_class_by_an_expression_cannot_be_excluded(base):
+    class Customer(base):
+        __tablename__ = "customer"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        code: Mapped[int] = mapped_column()
+        __mapper_args__ = {
+            "polymorphic_on": sa.case((code.column == 1, "first"), else_="customer"),
+            "polymorphic_identity": "customer",
+        }
+
+    with pytest.raises(TrackingError, match=r"Customer\.code tells which row a version is of; it cannot be excluded"):
+        track_table(exclude=["code"])(Customer)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Column
+from sqlalchemy import Column, ColumnElement
 from sqlalchemy.orm import (
     ColumnProperty,
     InstanceState,
@@ -22,7 +23,7 @@ from sqlaudit.tracking.tables import tracked_table
 
 
 class _NotLoaded:
-    """Mixin for the property of an excluded column, or a relationship by one: reads of the past do not load it."""
+    """Mixin for the property of an excluded column, or one that needs one: reads of the past do not load it."""
 
     __slots__ = ()
 
@@ -44,41 +45,53 @@ class _Unknown:
     """Mixin for the attribute of a :class:`_NotLoaded` property: reading it from an object of the past raises."""
 
     __slots__ = ()
-    uses_objects: bool
 
     def _fire_loader_callables(self, state: InstanceState[Any], key: str, passive: PassiveFlag) -> Any:
-        instant = instant_of_state(state)
-        if instant is None:
+        if instant_of_state(state) is None:
             return super()._fire_loader_callables(state, key, passive)  # type: ignore[misc]  # the attribute's
         if not passive & PassiveFlag.SQL_OK:
             return PASSIVE_NO_RESULT
-        reason = "needs a column that is" if self.uses_objects else "is"
-        raise QueryError(
-            f"{state.class_.__name__}.{key} {reason} excluded from history, and nothing is known of it {instant}; "
-            "read it from the live object.",
-            state.obj(),
-        )
+        raise unknown(state, key)
+
+
+def unknown(state: InstanceState[Any], key: str) -> QueryError:
+    """Return the error for an attribute of a past object that needs an excluded column."""
+    prop = state.mapper.attrs[key]
+    is_column = isinstance(prop, ColumnProperty) and isinstance(prop.columns[0], Column)
+    return QueryError(
+        f"{state.class_.__name__}.{key} {'is' if is_column else 'needs a column that is'} excluded from history, and "
+        f"nothing is known of it {instant_of_state(state)}; read it from the live object.",
+        state.obj(),
+    )
 
 
 def hide_if_excluded(model_class: type[Any], prop: ColumnProperty[Any] | RelationshipProperty[Any]) -> None:
     """Let an attribute raise when it is read from a past object, if it needs an excluded column."""
-    if _is_unknown(prop):
+    if needs_excluded(prop) and getattr(prop, "lazy", None) not in ("write_only", "dynamic"):
         add_mixin(prop, _NotLoaded)
         add_mixin(getattr(model_class, prop.key).impl, _Unknown)
 
 
-def _is_unknown(prop: ColumnProperty[Any] | RelationshipProperty[Any]) -> bool:
+def needs_excluded(prop: ColumnProperty[Any] | RelationshipProperty[Any]) -> bool:
+    """Return whether an attribute needs an excluded column, in its expression, its joins or a select it refers to."""
+    parts: list[Any]
     if isinstance(prop, ColumnProperty):
-        return _is_excluded(prop.columns[0])
-    if prop.lazy in ("write_only", "dynamic"):
-        return False
-    joins = [join for join in (prop.primaryjoin, prop.secondaryjoin) if join is not None]
-    return any(_is_excluded(element) for join in joins for element in visitors.iterate(join))
+        parts = [prop.columns[0]]
+    else:
+        target = prop.entity.selectable if prop.entity.is_aliased_class else None
+        parts = [prop.primaryjoin, prop.secondaryjoin, prop.secondary, target]
+    return any(_is_excluded(element) for part in parts if part is not None for element in visitors.iterate(part))
 
 
 def _is_excluded(element: Any) -> bool:
-    tracked = tracked_table(element.table) if isinstance(element, Column) else None
-    return tracked is not None and element.name in tracked.exclude
+    """Return whether an element of a statement is an excluded column, also of an alias or a subquery."""
+    tables = ((column, tracked_table(column.table)) for column in _columns_behind(element))
+    return any(tracked is not None and column.name in tracked.exclude for column, tracked in tables)
+
+
+def _columns_behind(element: Any) -> Iterator[Column[Any]]:
+    if isinstance(element, ColumnElement):
+        yield from (column for column in element.base_columns if isinstance(column, Column))
 
 
 def add_mixin(part: Any, mixin: Any) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.orm.attributes import instance_state
 
+from sqlaudit.past.attributes import needs_excluded, unknown
 from sqlaudit.past.objects import TOKEN, as_of_instant, instant_of_object, instant_of_state, refuse_change
 from sqlaudit.past.rendering import copied_with_class
 
@@ -23,9 +24,13 @@ class _PastSelect:
 
     __slots__ = ()
     instance: Any
+    unknown_key: str | None
+    """The name of the relationship if it needs an excluded column."""
 
     def select(self) -> Any:
         statement, instant = super().select(), instant_of_object(self.instance)  # type: ignore[misc]  # the collection's
+        if instant is not None and self.unknown_key is not None:
+            raise unknown(instance_state(self.instance), self.unknown_key)
         return statement if instant is None else as_of_instant(statement, instant)
 
     def insert(self) -> Any:
@@ -45,10 +50,14 @@ class _PastQuery:
     """Mixin for a dynamic collection: that of an object of the past queries the past."""
 
     instance: Any
+    unknown_key: str | None
+    """The name of the relationship if it needs an excluded column."""
 
     def __init__(self, attribute: Any, state: InstanceState[Any]) -> None:
         super().__init__(attribute, state)  # type: ignore[call-arg]  # the collection's
         if (instant := instant_of_state(state)) is not None:
+            if self.unknown_key is not None:
+                raise unknown(state, self.unknown_key)
             self._execution_options = self._execution_options.union({TOKEN: instant})  # type: ignore[has-type]  # Query's
 
     def _generate(self, session: Session | None = None) -> Query[Any]:
@@ -83,4 +92,6 @@ def read_collections_from_past(model_class: type[Any], relationship: Relationshi
         collection = implementation.query_class
         if not issubclass(collection, (_PastSelect, _PastQuery)):
             mixin = _PastSelect if issubclass(collection, WriteOnlyCollection) else _PastQuery
-            implementation.query_class = type(collection.__name__, (mixin, collection), {"__slots__": ()})
+            key = relationship.key if needs_excluded(relationship) else None
+            members = {"__slots__": (), "unknown_key": key}
+            implementation.query_class = type(collection.__name__, (mixin, collection), members)
