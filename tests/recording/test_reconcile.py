@@ -1,6 +1,7 @@
 """What SQL that passed us by has done can be recorded afterwards."""
 
 import enum
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -63,3 +64,77 @@ def test_keys_that_a_database_sorts_otherwise_than_it_compares_them_are_all_foun
         sqlaudit.record_changes(session, Tile)
         session.commit()
         check_history(session, Tile)
+
+
+@pytest.mark.parametrize("meanwhile", [None, "object", "statement"])
+@pytest.mark.parametrize("becomes", ["clerk", "boss", "person", None])
+def test_what_a_row_has_left_unseen_ends_in_the_table_of_its_subclass(
+    base: Any, engine: sa.Engine, sessions: Any, becomes: str | None, meanwhile: str | None
+) -> None:
+    """A row is deleted, or becomes of another class, while tracking is disabled, and is perhaps written before it is
+    recorded."""
+
+    @sqlaudit.track_table()
+    class Person(base):
+        __tablename__ = "people"
+        __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "person"}
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+        kind: Mapped[str] = mapped_column(sa.String(10))
+        name: Mapped[str] = mapped_column(sa.String(10))
+
+    class Clerk(Person):
+        __tablename__ = "clerks"
+        __mapper_args__ = {"polymorphic_identity": "clerk"}
+        id: Mapped[int] = mapped_column(sa.ForeignKey(Person.id), primary_key=True)
+        desk: Mapped[int]
+
+    class Head(Clerk):
+        __tablename__ = "heads"
+        __mapper_args__ = {"polymorphic_identity": "head"}
+        id: Mapped[int] = mapped_column(sa.ForeignKey(Clerk.id), primary_key=True)
+        staff: Mapped[int]
+
+    class Boss(Person):
+        __tablename__ = "bosses"
+        __mapper_args__ = {"polymorphic_identity": "boss"}
+        id: Mapped[int] = mapped_column(sa.ForeignKey(Person.id), primary_key=True)
+        car: Mapped[int]
+
+    new = {
+        "clerk": lambda: Clerk(id=1, name="Ada", desk=1),
+        "boss": lambda: Boss(id=1, name="Ada", car=3),
+        "person": lambda: Person(id=1, name="Ada"),
+    }
+    base.metadata.create_all(engine)
+    with sessions.begin() as session:
+        session.add_all([Head(id=1, name="Ada", desk=1, staff=2), Head(id=2, name="Bob", desk=2, staff=1)])
+    with sessions() as session, sqlaudit.tracking_disabled(session):
+        session.delete(session.get_one(Person, 1))
+        session.flush()
+        session.add_all([] if becomes is None else [new[becomes]()])
+        session.commit()
+    with sessions.begin() as session:
+        if meanwhile == "object" and becomes:
+            session.get_one(Person, 1).name = "Eve"
+        elif meanwhile == "statement":
+            session.execute(sa.update(Person).values(name="Eve"))
+    with sessions.begin() as session:
+        sqlaudit.record_changes(session, Person)
+        check_history(session, Person)
+    with sessions.begin() as session:
+        with sqlaudit.time_travel(session, datetime.now(UTC)) as past:
+            for model in (Person, Clerk, Head, Boss):
+                live = {(type(each), each.id, each.name) for each in session.scalars(sa.select(model))}
+                assert {(type(each), each.id, each.name) for each in past.scalars(sa.select(model))} == live
+        if meanwhile is None:
+            gone = {
+                each.field_name: (each.old_value, each.new_value)
+                for each in sqlaudit.get_resource_changes(Person, session, 1)
+                if each.version == 2
+            }
+            assert gone["staff"] == (2, None)
+            assert ("desk" in gone) == (becomes != "clerk")
+        if becomes is None:
+            session.add(Head(id=1, name="Ida", desk=1, staff=1))
+    with sessions() as session:
+        check_history(session, Person)

@@ -5,23 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, FromClause, and_, select, true
+from sqlalchemy import ColumnElement, Connection, FromClause, and_, exists, literal_column, select, true, update
 from sqlalchemy.orm import Session
 
 from sqlaudit.context import get_audit_context
 from sqlaudit.period import is_open
 from sqlaudit.recording.bulk.locking import take_write_lock
 from sqlaudit.recording.capture import MissingRows, WriteContext
-from sqlaudit.recording.cascades import split_by_chain
+from sqlaudit.recording.cascades import split_by_chain, table_chains
 from sqlaudit.recording.changeset import changeset_of, connection_for_versions
-from sqlaudit.recording.policy import warn_of_visible_history
+from sqlaudit.recording.policy import report_unrecorded, warn_of_visible_history
 from sqlaudit.recording.tracked_mappers import user_fields_of
 from sqlaudit.retrieval.ids import converted_ids, listed_ids
 from sqlaudit.sql.batches import chunks, pages
-from sqlaudit.sql.keys import Key
+from sqlaudit.sql.comparing import all_equal
+from sqlaudit.sql.keys import Key, has_one_of, raw_columns, read_keys
+from sqlaudit.sql.options import INTERNAL
+from sqlaudit.tracking.aliases import HistoryAlias
+from sqlaudit.tracking.foreign_keys import Chain
 from sqlaudit.tracking.history import rebased_on_history
 from sqlaudit.tracking.models import base_table_of, tracked_model_of
-from sqlaudit.tracking.rights import lockable_tables
+from sqlaudit.tracking.rights import hides_rows, lockable_tables
 from sqlaudit.tracking.sessions import checked_session
 from sqlaudit.tracking.tables import TrackedTable
 
@@ -54,7 +58,8 @@ def record_changes(session: Session, model_class: Any, which: Any = None) -> Non
     take_write_lock(connection, root)
     write = WriteContext(connection, changeset_of(session, connection), get_audit_context())
     for keys in _pages(connection, root, model_class, which):
-        for chain, keys_of_chain in split_by_chain(connection, root, keys):
+        departed = list(_departed_rows(connection, root, keys))
+        for chain, keys_of_chain in (*departed, *split_by_chain(connection, root, keys)):
             capture = write.capture(chain, user_fields_of(chain))
             capture.settle(
                 keys_of_chain, inserted=frozenset(keys_of_chain), must_be_found=False, missing_rows=MissingRows.UNKNOWN
@@ -79,3 +84,48 @@ def _pages(connection: Connection, root: TrackedTable, model_class: Any, asked_i
     criterion_then = rebased_on_history(criterion, dict(pair for table in chain for pair in table.columns))
     versions = select(*root.history_key).select_from(recorded).where(is_open(root.valid_to), criterion_then)
     yield from pages(connection, versions, root.history_key)
+
+
+def _departed_rows(
+    connection: Connection, root: TrackedTable, keys: Sequence[Key]
+) -> Iterator[tuple[Chain, list[Key]]]:
+    """Yield the rows that history has in the table of a subclass, though they are no longer there, by their chain.
+
+    Such a row was deleted, or is of another class now.
+    """
+    dialect = connection.dialect
+    for chain in table_chains(root)[:-1]:
+        table = chain[-1]
+        is_there = exists(literal_column("1")).where(all_equal(table.key, table.history_key))
+        recorded = select(*raw_columns(table.history_key, dialect)).where(is_open(table.valid_to), ~is_there)
+        for chunk in chunks(keys):
+            statement = recorded.where(has_one_of(table.history_key, chunk, dialect))
+            departed: list[Key] = list(read_keys(connection, statement))
+            if departed and hides_rows(connection, [table.live]):
+                report_unrecorded(
+                    f"Row security may hide the row {departed[0]} of the tracked table {table.live.fullname!r} from "
+                    "this role, or it is deleted: history does not show which, and keeps its version open. Call "
+                    "record_changes() as a role that the policies do not restrict.",
+                    table.live,
+                )
+            elif departed:
+                _end_with_base(connection, root, chain[1:], departed)
+                yield chain, departed
+
+
+def _end_with_base(connection: Connection, root: TrackedTable, tables: Sequence[TrackedTable], keys: list[Key]) -> None:
+    """End versions in the tables of subclasses when the versions of the same numbers in the base table ended.
+
+    They are still open if sqlaudit recorded a write of the row after the row had left the subclass unseen.
+    """
+    for table in tables:
+        base_version = HistoryAlias(root)
+        is_same = and_(base_version.has_key(table.history_key), base_version.version == table.version)
+        has_ended = and_(is_same, ~base_version.is_open)
+        statement = update(table.history).where(
+            has_one_of(table.history_key, keys, connection.dialect),
+            is_open(table.valid_to),
+            exists(literal_column("1")).where(has_ended),
+        )
+        end = select(base_version.valid_to).where(has_ended).scalar_subquery()
+        connection.execute(statement.values({table.valid_to: end}), execution_options=INTERNAL)
