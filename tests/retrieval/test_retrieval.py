@@ -14,7 +14,7 @@ from uuid import UUID
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, load_only, mapped_column, scoped_session
 
 import sqlaudit
 from clock import START, at
@@ -527,6 +527,7 @@ _LIVES = {
     "two levels leave": [(Puppy, {"breed": "Pug", "toy": "ball"}), (Animal, {})],
     "to one table": [(Dog, {"breed": "Pug"}), (Bird, {"wings": 2})],
     "from one table": [(Bird, {"wings": 2}), (Puppy, {"breed": "Pug", "toy": "ball"})],
+    "and back with nothing": [(Dog, {"breed": None}), (Bird, {"wings": None}), (Dog, {"breed": None})],
     "and back": [(Dog, {"breed": "Pug"}), (Bird, {"wings": 2}), (Dog, {"breed": "Pug"})],
 }
 
@@ -578,6 +579,25 @@ def test_what_a_row_loses_with_its_class_is_told_of_whoever_took_it(sessions, li
             now, last = held[-1][1], {name: user for user, name, *_ in expected}
             known = [name for name in fields if hasattr(now, name)] if issubclass(now, model) else []
             assert blamed == {name: last.get(name, "maker 0") for name in (*known, *["id"][: len(known)])}
+
+
+@pytest.mark.parametrize("names", [["breed"], ["name"], ["breed", "name", "audit_reason"], None])
+def test_a_version_of_a_subclass_loads_what_has_expired(session, names):
+    """SQLAlchemy loads columns of one table of a hierarchy alone."""
+    session.add(Puppy(id=1, name="Rex", breed="Pug", toy="ball"))
+    session.commit()
+    session.get_one(Puppy, 1).breed = "Lab"
+    session.commit()
+    for model in (Animal, Dog, Puppy):
+        session.expunge_all()
+        for version, breed in zip(versions_of(session, model, 1), ["Pug", "Lab"], strict=True):
+            session.expire(version, names)
+            assert (version.breed, version.name, version.toy) == (breed, "Rex", "ball")
+        history = history_of(model)
+        (deferred,) = session.scalars(
+            sa.select(history).where(history.audit_version == 1).options(load_only(history.id))
+        )
+        assert (deferred.breed, deferred.name, deferred.toy) == ("Pug", "Rex", "ball")
 
 
 def test_unflushed_changes_are_flushed_first(story):

@@ -172,7 +172,7 @@ def blame(session: Session | scoped_session[Any], model_class: type[Any], resour
                 info |= dict.fromkeys(_CONTEXT)
             first = is_inserted or is_missing or _has_ended(before)
             for name in values.keys() - blames.keys():
-                if first or differ(getattr(before, name, None), getattr(version, name), equalities.get(name)):
+                if first or differ(getattr(before, name, None), getattr(version, name, None), equalities.get(name)):
                     blames[name] = Blame(
                         **info, value=values[name], unknown_before=unknown, unknown_after=is_last_missing
                     )

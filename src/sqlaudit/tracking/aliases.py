@@ -80,11 +80,13 @@ class HistoryAlias:
 
     def is_version_of(self, other: HistoryAlias, distance: int = 0) -> ColumnElement[bool]:
         """Return the condition that a version is of the same row as another, and its number is ``distance`` higher."""
-        return and_(self.has_key(other.key), self.version == other.version + distance)
+        number = other.version + distance if distance else other.version
+        return and_(self.has_key(other.key), self.version == number)
 
     def belongs_to(self, other: HistoryAlias) -> ColumnElement[bool]:
         """Return the condition that a version in the table of a subclass is part of a version in another table.
 
         The tombstone of a row that has left the subclass is not: there the row is of another class.
         """
+        # Only equations of two columns: SQLAlchemy takes the condition of an inheritance apart to load a single column.
         return and_(self.is_version_of(other), self.operation == other.operation)
