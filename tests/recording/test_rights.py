@@ -432,6 +432,42 @@ def test_record_changes_leaves_a_row_open_that_has_moved_out_of_sight(
 
 
 @pytest.mark.requires("arrays")
+@pytest.mark.parametrize("ids", [None, [1, 2]])
+def test_record_changes_takes_no_row_for_one_of_another_class_that_a_policy_hides(
+    base: Any, engine: sa.Engine, sessions: sessionmaker[Session], role: str, ids: Any
+) -> None:
+    @track_table()
+    class Person(base):
+        __tablename__ = "right_people"
+        __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "person"}
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+        kind: Mapped[str] = mapped_column(sa.String(10))
+
+    class Clerk(Person):
+        __tablename__ = "right_clerks"
+        __mapper_args__ = {"polymorphic_identity": "clerk"}
+        id: Mapped[int] = mapped_column(sa.ForeignKey(Person.id), primary_key=True)
+        desk: Mapped[int]
+
+    base.metadata.create_all(engine)
+    tables = ", ".join(base.metadata.tables)
+    policies = [
+        "ALTER TABLE right_clerks ENABLE ROW LEVEL SECURITY",
+        "CREATE POLICY p ON right_clerks USING (desk = 1)",
+    ]
+    execute(engine, [f"GRANT ALL ON {tables} TO {role}", *policies])
+    with sessions.begin() as session:
+        session.add_all([Clerk(id=1, desk=1), Clerk(id=2, desk=2)])
+    with acting(sessions, role, 1) as session:
+        with pytest.warns(SQLAuditWarning, match=r"Row security may hide the row \(2,\)"):
+            sqlaudit.record_changes(session, Person, ids)
+        session.commit()
+    with sessions() as session:
+        check_history(session, Person)
+        assert told(session, Person, "id") == [("insert", 1), ("insert", 2)]
+
+
+@pytest.mark.requires("arrays")
 @pytest.mark.parametrize("history", [True, False], ids=["policies", "no policies"])
 def test_a_backfill_of_a_role_begins_the_history_of_the_rows_that_it_sees(
     engine: sa.Engine, papers: Any, role: str, history: bool
