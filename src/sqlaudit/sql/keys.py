@@ -256,7 +256,7 @@ def one_of(columns: Columns, keys: Sequence[Key] | Select[Any]) -> ColumnElement
     """Return the condition that the columns have one of the keys, or a key that a select finds."""
     if isinstance(keys, Select):
         return (tuple_(*columns) if len(columns) > 1 else columns[0]).in_(keys)
-    if are_bound_in_sql(columns):
+    if are_bound_in_sql(columns) or (len(columns) > 1 and any(_is_array(column.type) for column in columns)):
         same = (and_(*map(operators.eq, columns, map(_as_parameter, columns, key))) for key in keys)
         return or_(false(), *same)
     return in_bound_list(columns, None, keys)
@@ -265,6 +265,14 @@ def one_of(columns: Columns, keys: Sequence[Key] | Select[Any]) -> ColumnElement
 def are_bound_in_sql(columns: Columns) -> bool:
     """Return whether a column's type has a ``bind_expression``. SQLAlchemy applies few of them in expanding lists."""
     return any(column.type._has_bind_expression for column in columns)
+
+
+def _is_array(type_: TypeEngine[Any]) -> bool:
+    """Return whether a type is an array. SQLAlchemy does not say the types of the values in a list of tuples."""
+    types = (type_, *type_._variant_mapping.values())
+    return any(
+        _is_array(each.impl_instance) if isinstance(each, TypeDecorator) else isinstance(each, ARRAY) for each in types
+    )
 
 
 def _as_parameter(column: ColumnElement[Any], value: Any) -> BindParameter[Any]:

@@ -44,7 +44,10 @@ class JSONList(TypeDecorator[list[Any]]):
 
     def process_bind_param(self, value: list[Any] | None, dialect: Dialect) -> str:
         processor = self.item_type.dialect_impl(dialect).bind_processor(dialect)
-        return json.dumps(value if processor is None else [processor(item) for item in value or ()])
+        items = value or [] if processor is None else [processor(item) for item in value or ()]
+        if isinstance(implementation_of(self.item_type, dialect), String):  # SQLite finds no text by a number in JSON
+            items = [str(int(item)) if isinstance(item, int) else item for item in items]
+        return json.dumps(items)
 
 
 def takes_array(column: ColumnElement[Any], dialect: Dialect) -> bool:
@@ -58,8 +61,10 @@ def takes_json_list(column: ColumnElement[Any], dialect: Dialect) -> bool:
 
 
 def are_unchanged_by_json(keys: Iterable[Key]) -> bool:
-    """Return whether SQLite reads the keys from JSON unchanged. It cuts off a text at a NUL character."""
-    return not any(isinstance(value, str) and "\0" in value for key in keys for value in key)
+    """Return whether SQLite reads the keys from JSON unchanged: no bytes, and it cuts off a text at a NUL character."""
+    return not any(
+        isinstance(value, bytes) or (isinstance(value, str) and "\0" in value) for key in keys for value in key
+    )
 
 
 def one_of_json(column: ColumnElement[Any], values: BindParameter[Any]) -> ColumnElement[bool]:

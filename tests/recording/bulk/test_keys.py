@@ -151,6 +151,19 @@ class Shouted(sa.String):
         return lambda value: value.upper()
 
 
+class Path(TypeDecorator[tuple[int, ...]]):
+    """An array, as a tuple, by which a session can know an object."""
+
+    impl = sa.ARRAY(sa.Integer)
+    cache_ok = True
+
+    def process_bind_param(self, value, dialect):
+        return list(value)
+
+    def process_result_value(self, value, dialect):
+        return tuple(value)
+
+
 class Colour(enum.Enum):
     RED = 1
     GREEN = 2
@@ -202,12 +215,14 @@ GIVEN: dict[str, tuple[Any, list[Any]]] = {
     "point": (Point, [(1, 2), (3, 4), (5, 6)]),
     "own_string": (Shouted(20), list("ABC")),
     "numbered": (Numbered, list(Colour)),
+    "text_as_number": (sa.String(30), [1, 20, 3]),
 }
 GIVEN_TO_ARRAYS: dict[str, tuple[Any, list[Any]]] = {
     "hex_by_sql": (Hex, ["00ff", "0a0b", "0c"]),
     "real": (sa.REAL, [1.5, 2.25, 3.0]),
     "datetime_tz": (sa.DateTime(timezone=True), [each.replace(tzinfo=UTC) for each in TIMES]),
     "domain": (postgresql.DOMAIN("code_of_keys", sa.Text()), list("abc")),
+    "array": (Path, [(1, 2), (3,), ()]),
 }
 GIVEN_TO_MARIADB: dict[str, tuple[Any, list[Any]]] = {
     "unsigned": (mysql.BIGINT(unsigned=True), [2**63, 2**64 - 1, 3]),
@@ -440,6 +455,14 @@ def test_keys_of_several_python_types_go_into_one_array(name, base, run):
 @by_name(GIVEN_TO_MARIADB)
 def test_rows_with_keys_of_mariadb_are_written_as_without_tracking(name, composite, base, run):
     _check_given(run, base, *GIVEN_TO_MARIADB[name], composite=composite)
+
+
+@pytest.mark.requires("replacing_inserts")
+def test_bytes_in_a_text_of_sqlite_are_keys_as_without_tracking(base, run):
+    plain, tracked = models_of(base, sa.String(30), composite=False)
+    _created(run, base)
+    for writes in (with_objects, with_lists):
+        _write_alike(run, plain, tracked, writes, [b"a", b"b", b"c"])
 
 
 # --- keys that others have stored -------------------------------------------------------------------------------
