@@ -2,6 +2,7 @@
 
 import enum
 import gc
+import itertools
 import threading
 import time
 import uuid
@@ -769,3 +770,77 @@ def test_a_limit_counts_as_it_does_without_tracking(base: Any, engine: sa.Engine
                 session.commit()
                 check_history(session, thing)
     assert seen[1] == seen[0]
+
+
+# --- what a statement names in unusual ways
+
+
+LATER: dict[str, Any] = {"synchronize_session": False}
+SEVERAL_WITH_EACH: dict[str, Callable[[Any], tuple[Any, list[dict[str, Any]]]]] = {
+    "from a query": lambda t: (
+        t.insert().from_select(
+            ["n", "name"], sa.select(t.c.n, t.c.name + sa.bindparam("x", type_=Name)).where(t.c.n < 3)
+        ),
+        [{"x": "!"}, {"x": "?"}],
+    ),
+    "from a query, with keys": lambda t: (
+        t.insert().from_select(
+            ["id", "n"], sa.select(t.c.id + sa.bindparam("x", type_=sa.Integer), t.c.n).where(t.c.id < 4)
+        ),
+        [{"x": 10}, {"x": 20}],
+    ),
+    "values": lambda t: (
+        t.insert().values([{"n": sa.bindparam("x")}, {"n": sa.bindparam("y")}]),
+        [{"x": 5, "y": 6}] * 2,
+    ),
+    "values, with keys": lambda t: (
+        t.insert().values([{"id": sa.bindparam("x")}, {"id": sa.bindparam("y")}]),
+        [{"x": 15, "y": 16}, {"x": 25, "y": 26}],
+    ),
+    "values, with keys in SQL": lambda t: (
+        t.insert().values(
+            [{"id": sa.bindparam("x", type_=sa.Integer) + 1}, {"id": sa.bindparam("y", type_=sa.Integer) + 1}]
+        ),
+        [{"x": 15, "y": 16}, {"x": 25, "y": 26}],
+    ),
+}
+
+
+@pytest.mark.parametrize("by", [Session.execute, lambda session, *args: session.connection().execute(*args)])
+@pytest.mark.parametrize("name", SEVERAL_WITH_EACH)
+def test_a_list_that_inserts_several_rows_with_each_is_recorded_or_noticed(
+    base: Any, engine: sa.Engine, sessions: Maker, name: str, by: Any
+) -> None:
+    @sqlaudit.track_table()
+    class Thing(base):
+        __tablename__ = "things"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        n: Mapped[int | None]
+        name: Mapped[str | None] = mapped_column(Name)
+
+    begin(sessions, base, *(Thing(n=n, name="a") for n in (1, 2, 3)))
+    statement, parameters = SEVERAL_WITH_EACH[name](Thing.__table__)
+    seen = []
+    for make in (sessionmaker(engine), sessions):
+        with make() as session, warnings.catch_warnings(record=True) as noticed:
+            warnings.simplefilter("always", sqlaudit.SQLAuditWarning)
+            by(session, statement, parameters)
+            seen.append(session.execute(sa.select(Thing.n, Thing.name).order_by(Thing.n, Thing.name)).all())
+            if make is sessions:
+                session.commit()
+                check_history(session, Thing, all_recorded=not noticed)
+                assert all("execute it once for each" in str(each.message) for each in noticed)
+    assert seen[1] == seen[0]
+    assert len(seen[1]) > 4
+
+
+@pytest.mark.requires("arrays")
+@pytest.mark.parametrize("change", [sa.update, sa.delete])
+def test_a_criterion_that_postgresql_refuses_is_not_said_to_be_the_historys_fault(
+    base: Any, engine: sa.Engine, sessions: Maker, change: Any
+) -> None:
+    thing = _named_things(base, engine, sessions)
+    statement = change(thing).where(thing.name == sa.cast(7, sa.Integer))
+    with sessions() as session, pytest.raises(sa.exc.ProgrammingError, match="character varying = integer"):
+        session.execute(statement.values(n=9) if change is sa.update else statement, execution_options=LATER)

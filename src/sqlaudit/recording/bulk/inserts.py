@@ -19,6 +19,7 @@ from sqlaudit.recording.bulk.parsing import Parameters, are_known, conflict_clau
 from sqlaudit.recording.bulk.returning import (
     asks_for_keys,
     has_last_number,
+    inserts_one_each,
     number_to_give,
     returned_keys,
     returning_defaults,
@@ -53,7 +54,8 @@ def prepare_insert(write: Write, clause: Any, tracked: TrackedTable, parameters:
     if number is not None and tracked.key == (number,) and len(parameters) > 1 and not clause._returning:
         if dialect == "sqlite" and _take_consecutive_keys(write, number, parameters):
             return clause
-        if dialect == "postgresql" and _take_keys_from_sequence(write, number, parameters):
+        can_draw = dialect == "postgresql" and inserts_one_each(write, clause)
+        if can_draw and _take_keys_from_sequence(write, number, parameters):
             return clause
     return returning_keys(write, clause, tracked, rows)
 

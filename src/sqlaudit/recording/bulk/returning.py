@@ -101,6 +101,11 @@ def number_to_give(tracked: TrackedTable, clause: Any, rows: Sequence[Mapping[st
     return None if number.default is not None or any(number.key in row_names for row_names in names) else number
 
 
+def inserts_one_each(write: Write, clause: Any) -> bool:
+    """Return whether an INSERT is executed once, or inserts one row with each of its parameters."""
+    return len(write.parameters) == 1 or (clause.select is None and not clause._multi_values)
+
+
 def returned_keys(result: CursorResult[Any], tracked: TrackedTable) -> list[Key]:
     places = [list(tracked.live.primary_key).index(column) for column in tracked.key]
     returned_rows: Sequence[Any] = result.inserted_primary_key_rows
@@ -156,13 +161,20 @@ def _return_nothing(result: CursorResult[Any]) -> None:
     result._reset_memoizations()
 
 
-def _can_return(write: Write, tracked: TrackedTable) -> bool:
-    """Return whether the database can return the keys of inserted rows; report it if not."""
+def _can_return(write: Write, clause: Any, tracked: TrackedTable) -> bool:
+    """Return whether the keys of inserted rows can be returned; report it if not."""
     dialect = write.connection.dialect
     if refuses_returning(write.connection, tracked):
         report_unrecorded(
             f"A rule of the table {tracked.live.fullname!r} keeps PostgreSQL from returning the keys of what is "
             "inserted, and history will not show the rows; give their keys, or call record_changes() then.",
+            tracked.live,
+        )
+        return False
+    if not inserts_one_each(write, clause):
+        report_unrecorded(
+            f"An INSERT into {tracked.live.fullname!r} by a list of parameters, each of which inserts several rows, "
+            "returns no keys, and history will not show the rows; execute it once for each.",
             tracked.live,
         )
         return False
@@ -180,7 +192,7 @@ def returning_defaults(
     write: Write, clause: Any, tracked: TrackedTable, rows: Sequence[Mapping[str, Any]] | None
 ) -> Any:
     """Return an INSERT, whose keys SQLAlchemy asks for, that also returns the keys that SQLAlchemy does not expect."""
-    if not _can_return(write, tracked):
+    if not _can_return(write, clause, tracked):
         return clause
     clause = _executed_row_by_row(write, clause, tracked)
     made, many = made_by_database(tracked, rows or ()), len(write.parameters) > 1
@@ -224,7 +236,7 @@ def returning_keys(
     """
     if clause._return_defaults and clause.select is None:  # else SQLAlchemy returns none
         return returning_defaults(write, clause, tracked, None)
-    if not _can_return(write, tracked):
+    if not _can_return(write, clause, tracked):
         return clause
     clause = _executed_row_by_row(write, clause, tracked)
     returns_rows, width = bool(clause._returning), len(tracked.key)
