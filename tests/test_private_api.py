@@ -69,6 +69,7 @@ REPLACEMENTS: list[tuple[str, Any, str]] = [
     (".get_final_froms(), which is slower", lambda: SELECT, "_raw_columns _from_obj _setup_joins _having_criteria"),
     ("none", lambda: SELECT, "_group_by_clauses _order_by_clauses _clone _compile_options"),
     ("none", lambda: Parent.__table__.c.id == 1, "_from_objects _deannotate"),
+    ("bindparam(), with all that a parameter is told", lambda: sa.bindparam("one"), "_with_value"),
     ("isinstance, with the classes of types", sa.Integer, "_type_affinity _static_cache_key _isnull _variant_mapping"),
     ("none", lambda: sa.types.TypeDecorator, "_has_bind_expression _has_bind_processor"),
     ("get_property_by_column() and UnmappedColumnError", mapper, "_columntoproperty"),

@@ -775,7 +775,132 @@ def test_a_limit_counts_as_it_does_without_tracking(base: Any, engine: sa.Engine
 # --- what a statement names in unusual ways
 
 
+def _does_the_same(engine: sa.Engine, sessions: Maker, thing: Any, write: Callable[[Session], Any]) -> None:
+    """See that a write has the result and the rows that it has without tracking, and is recorded."""
+    seen = []
+    for make in (sessionmaker(engine), sessions):
+        with make() as session:
+            seen.append([getattr(write(session), "rowcount", None)])
+            seen[-1] += session.execute(sa.select(thing.__table__).order_by(thing.id)).all()
+            if make is sessions:
+                session.commit()
+                check_history(session, thing)
+    assert seen[1] == seen[0]
+
+
 LATER: dict[str, Any] = {"synchronize_session": False}
+CALLED: dict[str, Callable[[Session, Any, Any], Any]] = {
+    "update of a row": lambda s, thing, number: s.execute(
+        sa.update(thing).where(thing.id == number).values(n=9), execution_options=LATER
+    ),
+    "update of a row of a table": lambda s, thing, number: s.execute(
+        thing.__table__.update().where(thing.__table__.c.id == number).values(n=9)
+    ),
+    "update by a criterion": lambda s, thing, number: s.execute(
+        sa.update(thing).where(thing.n <= number).values(n=9), execution_options=LATER
+    ),
+    "update by a query": lambda s, thing, number: s.execute(
+        sa.update(thing).where(thing.id.in_(sa.select(thing.id).where(thing.id == number))).values(n=9),
+        execution_options=LATER,
+    ),
+    "update to a value": lambda s, thing, number: s.execute(sa.update(thing).values(n=number)),
+    "update of a key": lambda s, thing, number: s.execute(
+        sa.update(thing).where(thing.id == number).values(id=number + 10), execution_options=LATER
+    ),
+    "update by a connection": lambda s, thing, number: s.connection().execute(
+        sa.update(thing).where(thing.id == number).values(n=9)
+    ),
+    "delete of a row": lambda s, thing, number: s.execute(
+        sa.delete(thing).where(thing.id == number), execution_options=LATER
+    ),
+    "delete by a criterion": lambda s, thing, number: s.execute(
+        sa.delete(thing).where(thing.n <= number), execution_options=LATER
+    ),
+    "insert": lambda s, thing, number: s.execute(sa.insert(thing).values(id=number + 10, n=1, name="d")) and None,
+    "insert into a table": lambda s, thing, number: (
+        s.execute(thing.__table__.insert().values(id=4711, n=number, name="d")) and None
+    ),
+    "insert of values": lambda s, thing, number: (
+        s.execute(sa.insert(thing).values([{"id": 10, "n": number, "name": "d"}, {"id": 11, "n": 1, "name": "e"}]))
+        and None
+    ),
+    "insert of values with a key": lambda s, thing, number: (
+        s.execute(thing.__table__.insert().values([{"id": _next_from(10), "n": 1, "name": "d"}])) and None
+    ),
+    "insert of a key": lambda s, thing, number: (
+        s.execute(thing.__table__.insert().values(id=_next_from(10), n=1, name="d")) and None
+    ),
+}
+
+
+def _next_from(first: int) -> Any:
+    return sa.bindparam("next", callable_=itertools.count(first).__next__, type_=sa.Integer)
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_a_function_that_gives_a_parameter_is_called_as_without_tracking(
+    base: Any, engine: sa.Engine, sessions: Maker, name: str
+) -> None:
+    thing = _named_things(base, engine, sessions)
+    _does_the_same(engine, sessions, thing, lambda session: CALLED[name](session, thing, _next_from(1)))
+
+
+SET_TOGETHER: dict[str, Callable[[Any], Any]] = {
+    "from a query": lambda t: t.update().values(
+        {sa.tuple_(t.c.n, t.c.name): sa.select(7, sa.literal("z")).scalar_subquery()}
+    ),
+    "from a query of rows": lambda t: (
+        lambda other: t.update().values(
+            {
+                sa.tuple_(t.c.n, t.c.name): sa.select(other.c.n + 1, other.c.name)
+                .where(other.c.id == t.c.id)
+                .scalar_subquery()
+            }
+        )
+    )(t.alias("other")),
+    "from columns": lambda t: t.update().values({sa.tuple_(t.c.n, t.c.name): sa.tuple_(t.c.n + 1, t.c.name)}),
+    "of a row": lambda t: (
+        t.update()
+        .where(t.c.id == 2)
+        .values({sa.tuple_(t.c.n, t.c.name): sa.select(7, sa.literal("z")).scalar_subquery()})
+    ),
+    "a key": lambda t: (
+        t.update().where(t.c.id == 2).values({sa.tuple_(t.c.n, t.c.id): sa.select(7, sa.literal(77)).scalar_subquery()})
+    ),
+    "keys": lambda t: (
+        lambda other: t.update().values(
+            {
+                sa.tuple_(t.c.id, t.c.n): sa.select(other.c.id + 10, sa.literal(5))
+                .where(other.c.id == t.c.id)
+                .scalar_subquery()
+            }
+        )
+    )(t.alias("other")),
+    "a key and others beside": lambda t: (
+        t.update().where(t.c.id == 2).values({sa.tuple_(t.c.id, t.c.n): sa.tuple_(t.c.id + 50, t.c.n), t.c.name: "y"})
+    ),
+}
+
+
+@pytest.mark.requires("row_values_in_set")
+@pytest.mark.parametrize("tracked", [True, False])
+@pytest.mark.parametrize("name", SET_TOGETHER)
+def test_columns_that_are_set_together_are_recorded(
+    base: Any, engine: sa.Engine, sessions: Maker, name: str, tracked: bool
+) -> None:
+    thing = _named_things(base, engine, sessions)
+    if tracked:
+        _does_the_same(engine, sessions, thing, lambda s: s.execute(SET_TOGETHER[name](thing.__table__)))
+        return
+    copy = sa.Table(
+        "others", base.metadata, sa.Column("id", sa.Integer), sa.Column("n", sa.Integer), sa.Column("name", Name)
+    )
+    copy.create(engine)
+    with sessions() as session:
+        session.execute(copy.insert(), {"id": 2, "n": 2, "name": "b"})
+        assert session.execute(SET_TOGETHER[name](copy)).rowcount == 1
+
+
 SEVERAL_WITH_EACH: dict[str, Callable[[Any], tuple[Any, list[dict[str, Any]]]]] = {
     "from a query": lambda t: (
         t.insert().from_select(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, Final
+from itertools import repeat
+from typing import Any, Final, cast
 
 from sqlalchemy import (
     Alias,
@@ -26,6 +27,7 @@ from sqlalchemy import (
     String,
     Table,
     TextualSelect,
+    Tuple,
     Update,
     UpdateBase,
     bindparam,
@@ -34,7 +36,7 @@ from sqlalchemy.orm import FromStatement, Mapper
 from sqlalchemy.orm.util import LoaderCriteriaOption
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.cache_key import NO_CACHE
-from sqlalchemy.sql.visitors import iterate
+from sqlalchemy.sql.visitors import iterate, replacement_traverse
 from sqlalchemy.types import ExternalType, TypeEngine
 
 from sqlaudit.recording.bulk.append_only import is_history, rewriting_error
@@ -78,6 +80,25 @@ def wrapped_as(wrapper: Any, statement: Any) -> Any:
     return statement
 
 
+def with_called_parameters(statement: Any) -> Any:
+    """Return a statement whose parameters have the values that their functions, ``bindparam(callable_=…)``, give now.
+
+    sqlaudit selects by the criterion before the statement is executed, and a function may give another value each time.
+    """
+    values = dict[str, Any]()
+    for element in iterate(statement):
+        if isinstance(element, BindParameter) and element.callable is not None and element.key not in values:
+            values[element.key] = element.effective_value
+    if not values:
+        return statement
+
+    def replace(element: Any, **kw: Any) -> Any:
+        is_called = isinstance(element, BindParameter) and element.key in values
+        return cast("Any", element)._with_value(values[element.key], maintain_key=True) if is_called else None
+
+    return replacement_traverse(statement, {}, replace)
+
+
 def report_nested_writes(statements: Iterable[Any]) -> None:
     """Report the statements within another statement that write tracked tables.
 
@@ -116,7 +137,7 @@ def _report_second_table(statement: Any) -> None:
     """
     if isinstance(statement, Update):
         others = set()
-        for column in statement._values or ():
+        for column, _ in _assignments(statement):
             if isinstance(column, ColumnElement):
                 others.add(_whole_column(column).table)
         others.discard(statement.table)
@@ -349,12 +370,25 @@ def column_of_parameter(clause: Any, source: Source, name: str) -> Column[Any] |
 
 def values_set(clause: Any, source: Source, parameters: Parameters) -> dict[Any, Any]:
     """Return the columns that an UPDATE sets, with their values."""
-    pairs = [*(clause._values or {}).items(), *(getattr(clause, "_ordered_values", None) or ())]
-    values: dict[Any, Any] = {column_named(clause, source, name): value for name, value in pairs}
+    values: dict[Any, Any] = {column_named(clause, source, name): value for name, value in _assignments(clause)}
     for name in parameters[0]:
         if (column := column_of_parameter(clause, source, name)) is not None:
             values[column] = bindparam(name, type_=column.type)
     return values
+
+
+def _assignments(clause: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield the names and values that an UPDATE sets; for ``(a, b) = (SELECT …)``, those of each column."""
+    for name, value in (*(clause._values or {}).items(), *(getattr(clause, "_ordered_values", None) or ())):
+        if not isinstance(name, Tuple):
+            yield name, value
+            continue
+        query = getattr(value, "element", value)
+        values: Iterable[Any] = getattr(value, "clauses", repeat(value))
+        if isinstance(query, Select):
+            chosen = query.selected_columns
+            values = [query.with_only_columns(each, maintain_column_froms=True).scalar_subquery() for each in chosen]
+        yield from zip(name.clauses, values, strict=False)
 
 
 def keys_in_criterion(clause: Any, key: Sequence[Any], parameters: Parameters) -> list[Key] | None:
@@ -411,7 +445,7 @@ def bound_value(value: Any, parameters: Mapping[str, Any], column: ColumnElement
     A value that is not bound like the values of the column is taken for one that only the database knows.
     """
     if isinstance(value, BindParameter):
-        if not value.type._isnull and not is_bound_alike(value, column):
+        if value.callable is not None or (not value.type._isnull and not is_bound_alike(value, column)):
             return DATABASE_ONLY
         value = parameters.get(value.key, value.effective_value)
     return (

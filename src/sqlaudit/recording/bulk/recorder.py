@@ -18,7 +18,7 @@ from sqlaudit.changes import Operation
 from sqlaudit.context import get_audit_context
 from sqlaudit.recording.bulk.inserts import prepare_insert
 from sqlaudit.recording.bulk.locking import prepare_change, take_write_lock
-from sqlaudit.recording.bulk.parsing import Parameters
+from sqlaudit.recording.bulk.parsing import Parameters, with_called_parameters
 from sqlaudit.recording.bulk.upserts import prepare_followed_upsert
 from sqlaudit.recording.bulk.writes import Write, roll_back, transactions_of
 from sqlaudit.recording.capture import WriteContext
@@ -102,7 +102,7 @@ class Recorder:
         )
         writes.append(write)
         try:
-            clause = self._prepared(write, clause, source, parameters)
+            clause = self._prepared(write, with_called_parameters(clause), source, parameters)
         except BaseException:
             if self.is_direct:
                 _undo(connection, [write])
