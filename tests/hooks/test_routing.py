@@ -471,3 +471,40 @@ def test_what_a_listener_of_a_session_writes_is_recorded(
         session.commit()
     assert done
     _check(engine)
+
+
+@pytest.mark.spread
+@pytest.mark.parametrize("comes_first", [False, True])
+@pytest.mark.parametrize("within", WITHIN)
+@pytest.mark.usefixtures("tables")
+def test_what_a_listener_writes_by_the_connection_that_a_session_begins_with_is_recorded_or_noticed(
+    engine: sa.Engine, comes_first: bool, within: str
+) -> None:
+    write, is_recorded = WITHIN[within]
+    done: list[str] = []
+
+    def listener(session: Session, transaction: Any, connection: sa.Connection) -> None:
+        if not done:
+            done.append(within)
+            write(connection, 0)
+
+    _fill(engine)
+    session = Session(engine)
+    if comes_first:
+        sa.event.listen(session, "after_begin", listener)
+    sqlaudit.register_hooks(session)
+    if not comes_first:
+        sa.event.listen(session, "after_begin", listener)
+    try:
+        with session, warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always", sqlaudit.SQLAuditWarning)
+            session.get_one(Tag, 1).name = "changed"
+            session.commit()
+            if not is_recorded:
+                sqlaudit.record_changes(session, House)
+                session.commit()
+        assert len(seen) == int(not is_recorded), [str(each.message) for each in seen]
+    finally:
+        sqlaudit.unregister_hooks(session)
+    assert done
+    _check(engine)
