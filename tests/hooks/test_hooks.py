@@ -278,6 +278,76 @@ def test_bulk_writes_of_other_tables_do_not_warn(sessions: sessionmaker[Session]
         session.commit()
 
 
+class Strange(Base):
+    """Not tracked."""
+
+    __tablename__ = "strange"
+
+    a: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    b: Mapped[int | None]
+    c: Mapped[int | None] = mapped_column(default=sa.select(sa.literal(3)).scalar_subquery())
+
+
+strange: Any = Strange.__table__
+OF_OTHERS: dict[str, Callable[[Session], Any]] = {
+    "objects": lambda s: [s.add(Strange(a=8)), s.flush(), setattr(s.get_one(Strange, 8), "b", 7), s.flush()],
+    "a key that changes": lambda s: [setattr(s.get_one(Strange, 1), "a", 7), s.flush()],
+    "insert of a list": lambda s: s.execute(sa.insert(Strange), [{"a": 8}, {"a": 9}]) and None,
+    "insert of values": lambda s: s.execute(sa.insert(Strange).values([{"a": 8}, {"a": 9}])) and None,
+    "insert from a select, by a list": lambda s: (
+        s.execute(
+            strange.insert().from_select(["a"], sa.select(strange.c.a + sa.bindparam("x", type_=sa.Integer))),
+            [{"x": 10}, {"x": 20}],
+        ).rowcount
+    ),
+    "update": lambda s: s.execute(sa.update(Strange).where(Strange.a == 1).values(b=5)).rowcount,
+    "update by keys": lambda s: s.execute(sa.update(Strange), [{"a": 1, "b": 5}, {"a": 2, "b": 6}]) and None,
+    "update of a key": lambda s: s.execute(strange.update().values(a=strange.c.a + 10)).rowcount,
+    "update in an order": lambda s: (
+        s.execute(sa.update(Strange).ordered_values((Strange.b, Strange.a), (Strange.c, 5))).rowcount
+    ),
+    "update by a parameter's function": lambda s: (
+        s.execute(strange.update().where(strange.c.a == sa.bindparam("x", callable_=lambda: 1)).values(b=5)).rowcount
+    ),
+    "update by a query of its own": lambda s: (
+        s.execute(strange.update().where(strange.c.a.in_(sa.select(sa.literal(1)))).values(b=sa.text("a + 1"))).rowcount
+    ),
+    "delete": lambda s: s.execute(sa.delete(Strange).where(Strange.a > 1)).rowcount,
+    "delete many times": lambda s: (
+        s.execute(strange.delete().where(strange.c.a == sa.bindparam("x")), [{"x": 1}, {"x": 2}]).rowcount
+    ),
+    "text": lambda s: s.execute(sa.text("UPDATE strange SET b = a")).rowcount,  # type: ignore[attr-defined]
+    "a bulk method": lambda s: s.bulk_insert_mappings(Strange, [{"a": 8}]),  # type: ignore[arg-type]
+    "a connection": lambda s: s.connection().execute(strange.update().values(b=1)).rowcount,
+}
+
+
+@pytest.mark.parametrize("name", OF_OTHERS)
+def test_statements_for_tables_that_are_not_tracked_are_sent_as_without_hooks(engine: sa.Engine, name: str) -> None:
+    sent: list[list[Any]] = []
+
+    def note(connection: Any, cursor: Any, statement: str, parameters: Any, *rest: Any) -> None:
+        sent[-1].append((statement, str(parameters)))
+
+    with engine.begin() as connection:
+        connection.execute(strange.insert(), [{"a": 1}, {"a": 2}])
+    sa.event.listen(engine, "before_cursor_execute", note)
+    for is_registered in (False, True):
+        sessions = type("Sessions", (Session,), {})
+        if is_registered:
+            register_hooks(sessions, engine=engine)
+        try:
+            with sessions(engine) as session, warnings.catch_warnings():
+                warnings.simplefilter("error", SQLAuditWarning)
+                sent.append([])
+                done = OF_OTHERS[name](session)
+                sent[-1].append(done if isinstance(done, int) else None)
+        finally:
+            unregister_hooks(sessions, engine=engine)
+    assert sent[1] == sent[0]
+    assert len(sent[0]) > 1
+
+
 WRITES = {
     "insert": lambda session: session.add(Item(id=2)),
     "update": lambda session: setattr(session.get(Item, 1), "name", "b"),

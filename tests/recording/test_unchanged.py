@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -50,6 +51,13 @@ class Group(Base):
     parent: Mapped["Group | None"] = relationship(remote_side=id, back_populates="children")
     children: Mapped[list["Group"]] = relationship(back_populates="parent")
     items: orm.WriteOnlyMapped["Item"] = relationship(back_populates="group")
+    queried: orm.DynamicMapped["Item"] = relationship(viewonly=True)
+
+
+@dataclass
+class Both:
+    name: str | None
+    number: int | None
 
 
 @track_table()
@@ -64,6 +72,8 @@ class Item(Base):
     country: Mapped[str | None] = mapped_column(sa.ForeignKey("countries.code", onupdate="CASCADE"))
     group: Mapped[Group | None] = relationship(back_populates="items")
     tags: Mapped[list[Tag]] = relationship(secondary=tagging)
+    alias: orm.Synonym[str | None] = orm.synonym("name")
+    both: Mapped["Both"] = orm.composite("name", "number")
     __mapper_args__ = {"version_id_col": revision}
 
 
@@ -117,7 +127,21 @@ def of_a_row_that_is_loaded_in_part(session: Session) -> None:
     item.name = "a"
 
 
+def a_merged_copy(session: Session) -> None:
+    item = session.get_one(Item, 1)
+    values = {attribute.key: getattr(item, attribute.key) for attribute in sa.inspect(Item).column_attrs}
+    session.merge(Item(**values, tags=[Tag(id=1)]))
+
+
+def by_a_synonym_and_a_composite(session: Session) -> None:
+    item = session.get_one(Item, 1)
+    item.alias = item.alias
+    item.both = Both(item.name, item.number)
+
+
 UNCHANGED = [
+    a_merged_copy,
+    by_a_synonym_and_a_composite,
     there_and_back,
     all_attributes,
     an_equal_document,
@@ -202,6 +226,7 @@ def test_lazy_loads_of_the_past_are_compiled_once_however_deep(happened, engine,
     def walk(session: Session, items: Any) -> int:
         group, depth = session.scalars(items.where(Item.id == 1)).one().group, 0
         session.scalars(group.items.select()).all()
+        group.queried.filter(Item.number > 0).all()
         while group.children:
             group, depth = group.children[0], depth + 1
         return depth
