@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import orm
 from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.orm import Mapped, Session, mapped_column, sessionmaker
 from sqlalchemy.types import TypeDecorator, UserDefinedType
@@ -24,6 +25,7 @@ from sqlaudit import (
     track_table,
     versions_of,
 )
+from stock import upsert
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Type object .*(BIT|DOMAIN|YEAR)"
@@ -463,6 +465,46 @@ def test_bytes_in_a_text_of_sqlite_are_keys_as_without_tracking(base, run):
     _created(run, base)
     for writes in (with_objects, with_lists):
         _write_alike(run, plain, tracked, writes, [b"a", b"b", b"c"])
+
+
+UNHASHABLE: dict[str, dict[str, tuple[Any, list[Any]]]] = {
+    "postgresql": {
+        "arrays": (postgresql.ARRAY(sa.Integer), [[1, 2], [3], []]),
+        "documents": (postgresql.JSONB, [{"a": 1}, [2], {}]),
+        "bytes": (sa.LargeBinary, [bytearray(b"a"), bytearray(b"b"), b"c"]),
+    },
+    "sqlite": {"documents": (sa.JSON, [{"a": 1}, [2], {}]), "bytes": (sa.LargeBinary, [bytearray(b"a"), b"b", b"c"])},
+    "mariadb": {"sets": (mysql.SET("a", "b", "c"), [{"a", "b"}, {"c"}, {"b"}])},
+}
+
+
+def with_statements(model: Any, keys: Sequence[Any]) -> Iterator[Write]:
+    """Yield writes by statements that give keys, none of which SQLAlchemy hashes."""
+    table = model.__table__
+    rows = [{"id": key, "place": place, "value": place} for place, key in enumerate(keys)]
+    by_keys, found_by = [{"key": key, "new": 50} for key in keys], table.primary_key.c.keys()
+    change = sa.update(table).where(table.c.id == sa.bindparam("key")).values(value=sa.bindparam("new"))
+    move = sa.update(table).where(table.c.id == sa.bindparam("key")).values(id=sa.bindparam("to"), place=9)
+    delete = sa.delete(table).where(table.c.id == sa.bindparam("key"))
+    yield lambda session: session.execute(sa.insert(table), rows[1:]) and None
+    yield lambda session: session.execute(sa.insert(table).values(rows[0])) and None
+    yield lambda session: session.execute(change, {"key": keys[0], "new": 40}).rowcount
+    yield lambda session: session.execute(change, by_keys).rowcount
+    yield lambda session: session.execute(delete, by_keys[1:]).rowcount
+    yield lambda session: session.execute(move, {"key": keys[0], "to": keys[1]}).rowcount
+    yield lambda session: session.execute(upsert(session, table, {"value": 7}, *found_by).values(rows)) and None
+
+
+@pytest.mark.parametrize("composite", [False, True])
+def test_rows_are_written_by_statements_though_their_keys_cannot_be_hashed(composite, engine, run):
+    for type_, keys in UNHASHABLE[engine.dialect.name].values():
+        base = type("Base", (orm.DeclarativeBase,), {})
+        plain, tracked = models_of(base, type_, composite=composite)
+        _created(run, base)
+        _write_alike(run, plain, tracked, with_statements, keys)
+        _write_alike(run, plain, tracked, with_criteria)
+        base.metadata.drop_all(engine)
+        base.registry.dispose()
 
 
 # --- keys that others have stored -------------------------------------------------------------------------------

@@ -442,14 +442,12 @@ def is_null(value: Any, parameters: Mapping[str, Any]) -> bool:
 def bound_value(value: Any, parameters: Mapping[str, Any], column: ColumnElement[Any]) -> Any:
     """Return the value in an execution, or ``DATABASE_ONLY`` if it is NULL or only the database knows it.
 
-    A value that is not bound like the values of the column is taken for one that only the database knows.
+    A value that is not bound like the values of the column, or that cannot be hashed, is taken for one that only the
+    database knows.
     """
     if isinstance(value, BindParameter):
         if value.callable is not None or (not value.type._isnull and not is_bound_alike(value, column)):
             return DATABASE_ONLY
         value = parameters.get(value.key, value.effective_value)
-    return (
-        DATABASE_ONLY
-        if value is None or isinstance(value, ClauseElement) or hasattr(value, "__clause_element__")
-        else value
-    )
+    is_sql = isinstance(value, ClauseElement) or hasattr(value, "__clause_element__")
+    return DATABASE_ONLY if value is None or is_sql or type(value).__hash__ is None else value
