@@ -23,15 +23,12 @@ from sqlaudit.hooks.scope import (
 )
 from sqlaudit.recording.bulk.append_only import refuse_rewriting
 from sqlaudit.recording.bulk.namesakes import is_namesake, report_namesake
-from sqlaudit.recording.bulk.parsing import (
+from sqlaudit.recording.bulk.other_writes import (
     affected_rows_can_be_selected,
-    is_followed,
-    parse,
     report_nested_writes,
     report_untracked_write,
-    unwrapped,
-    wrapped_as,
 )
+from sqlaudit.recording.bulk.parsing import ParsedWrite, unwrapped, wrapped_as
 from sqlaudit.recording.bulk.recorder import finish, is_where_history_is, undo_unfinished, write_of
 from sqlaudit.recording.handwritten import is_known_by_text, report_sql, report_text
 from sqlaudit.sql.options import WRITE
@@ -116,13 +113,13 @@ def _before(
         if is_known_by_text(statement) and has_recorder(session, connection):
             report_text(statement, connection)
         return unchanged
-    parsed, parameters = parse(statement), multiple or [single]
+    parsed = ParsedWrite(statement, multiple or [single])
     if parsed.writes_history and (session is not None or recorded_engines):
         refuse_rewriting(parsed.table, statement, connection)
     if not has_recorder(session, connection):
         return unchanged
-    source = parsed.source()
-    if source is None or (isinstance(source, FollowedTable) and not is_followed(statement, source, parameters)):
+    source = parsed.source
+    if source is None or (isinstance(source, FollowedTable) and not parsed.changes_referred_rows()):
         report_untracked_write(parsed)
         if is_namesake(parsed.table):
             report_namesake(statement, parsed.table, connection)
@@ -131,10 +128,10 @@ def _before(
     if (
         recorder is None
         or not is_where_history_is(connection, source, options)
-        or not affected_rows_can_be_selected(statement, source)
+        or not affected_rows_can_be_selected(parsed)
     ):
         return unchanged
-    statement, parameters = recorder.prepare(connection, statement, source, parameters)
+    statement, parameters = recorder.prepare(connection, parsed)
     return wrapped_as(clause, statement), parameters if multiple else multiple, single
 
 

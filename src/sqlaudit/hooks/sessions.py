@@ -42,7 +42,7 @@ from sqlaudit.hooks.scope import (
 from sqlaudit.past.objects import Instant, refuse_changes
 from sqlaudit.past.rendering import Past, has_past_guard, without_past_guard
 from sqlaudit.past.running import execute_within, instant_of, read_past
-from sqlaudit.recording.bulk.parsing import parse, unwrapped
+from sqlaudit.recording.bulk.parsing import ParsedWrite, unwrapped
 from sqlaudit.recording.flush import Flush
 from sqlaudit.recording.scope import enter_scope
 from sqlaudit.tracking.history import Version
@@ -181,7 +181,7 @@ def _do_orm_execute(state: ORMExecuteState) -> Any:
         isinstance(statement, UpdateBase)
         and not session.info.get(DISABLED)
         and not is_recording(session)
-        and parse(statement).source() is not None
+        and ParsedWrite(statement).source is not None
     ):
         with recording_statements(session):
             return execute_within(state, state.statement)

@@ -11,52 +11,40 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine.default import DefaultDialect
 
-from sqlaudit.recording.bulk.parsing import DATABASE_ONLY, bound_value, column_named, column_of_parameter, is_null
+from sqlaudit.recording.bulk.parsing import DATABASE_ONLY, bound_value, is_null
 from sqlaudit.recording.bulk.writes import Write
 from sqlaudit.sql.keys import Key
-from sqlaudit.tracking.foreign_keys import Source
 
 
-def inserted_values(
-    write: Write, clause: Any, source: Source, columns: Iterable[Column[Any]]
-) -> list[dict[str, Any]] | None:
+def inserted_values(write: Write, columns: Iterable[Column[Any]]) -> list[dict[str, Any]] | None:
     """Return the values that an INSERT gives to ``columns``, by column key, for each row; ``None`` for INSERT … SELECT.
 
     A NULL that the database replaces by a number is left out.
     """
-    if clause.select is not None:
+    parsed, live = write.parsed, write.source.live
+    if parsed.statement.select is not None:
         return None
-    wanted, parameters, number = set(columns), write.parameters, source.live.autoincrement_column
+    wanted, number = set(columns), live.autoincrement_column
     dialect = cast_type("DefaultDialect", write.connection.dialect)
     is_numbered = number is not None and dialect.insert_null_pk_still_autoincrements
     null_key = number.key if number is not None and is_numbered and number.default is None else None
-    value_lists = [_by_name(clause, values) for several in clause._multi_values for values in several] or [
-        clause._values or {}
-    ]
-    named = [_by_column(values, lambda name: column_named(clause, source, name), wanted) for values in value_lists]
-    own = _by_column(
-        {name: name for name in parameters[0]}, lambda name: column_of_parameter(clause, source, name), wanted
-    )
+    named = [_by_column(row, parsed.column_named, wanted) for row in parsed.inserted_rows]
+    own = _by_column({name: name for name in parsed.parameters[0]}, parsed.column_of_parameter, wanted)
     if not own and not any(named):  # the usual case of a key that the database makes
-        return [{}] * (len(parameters) * len(named))
+        return [{}] * (len(parsed.parameters) * len(named))
     merged = (
         (values | {key: execution[name] for key, name in own.items() if name in execution}, execution)
-        for execution in parameters
+        for execution in parsed.parameters
         for values in named
     )
     return [
         {
-            key: bound_value(value, execution, source.live.c[key])
+            key: bound_value(value, execution, live.c[key])
             for key, value in row.items()
             if key != null_key or not is_null(value, execution)
         }
         for row, execution in merged
     ]
-
-
-def _by_name(clause: Any, values: Any) -> Mapping[Any, Any]:
-    """Return the values of a row as a mapping, also if they are given in the order of the columns."""
-    return values if isinstance(values, Mapping) else dict(zip(clause.table.c, values, strict=False))
 
 
 def _by_column(

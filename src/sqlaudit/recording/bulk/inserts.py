@@ -15,11 +15,10 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import REGCLASS
 
 from sqlaudit.recording.bulk.insert_values import inserted_values, keys_of_rows
-from sqlaudit.recording.bulk.parsing import Parameters, are_known, conflict_clauses
+from sqlaudit.recording.bulk.parsing import Parameters, are_known
 from sqlaudit.recording.bulk.returning import (
     asks_for_keys,
     has_last_number,
-    inserts_one_each,
     number_to_give,
     returned_keys,
     returning_defaults,
@@ -34,30 +33,31 @@ from sqlaudit.tracking.catalogue import sequence_of
 from sqlaudit.tracking.tables import TrackedTable
 
 
-def prepare_insert(write: Write, clause: Any, tracked: TrackedTable, parameters: Parameters) -> Any:
+def prepare_insert(write: Write, tracked: TrackedTable) -> Any:
     """Return an INSERT in a form that makes the keys of its rows known."""
-    if clause._post_values_clause is not None or conflict_clauses(clause, tracked, write.connection.dialect):
-        return prepare_upsert(write, clause, tracked, parameters)
-    rows = inserted_values(write, clause, tracked, tracked.key)
+    parsed, dialect = write.parsed, write.connection.dialect
+    if parsed.conflict_clause is not None or parsed.conflict_clauses(dialect):
+        return prepare_upsert(write, tracked)
+    rows = inserted_values(write, tracked.key)
     if rows is not None and tracked.key and are_known(keys_of_rows(rows[:1], tracked.key)):
         known_keys = keys_of_rows(rows, tracked.key)
         if are_known(known_keys):
             write.keys_of = lambda result: known_keys
-            return clause
-    if returns_keys(write, clause, tracked, rows):
+            return parsed.statement
+    if returns_keys(write, tracked, rows):
         write.keys_of = lambda result: returned_keys(result, tracked)
-        return clause
-    is_numbered = write.connection.dialect.name in MYSQL and has_last_number(write, clause, tracked.live, many=False)
-    if asks_for_keys(clause, rows) and not is_numbered:
-        return returning_defaults(write, clause, tracked, rows)
-    number, dialect = number_to_give(tracked, clause, rows), write.connection.dialect.name
-    if number is not None and tracked.key == (number,) and len(parameters) > 1 and not clause._returning:
-        if dialect == "sqlite" and _take_consecutive_keys(write, number, parameters):
-            return clause
-        can_draw = dialect == "postgresql" and inserts_one_each(write, clause)
-        if can_draw and _take_keys_from_sequence(write, number, parameters):
-            return clause
-    return returning_keys(write, clause, tracked, rows)
+        return parsed.statement
+    is_numbered = dialect.name in MYSQL and has_last_number(write, tracked.live, many=False)
+    if asks_for_keys(parsed, rows) and not is_numbered:
+        return returning_defaults(write, tracked, rows)
+    number, parameters = number_to_give(write, tracked, rows), parsed.parameters
+    if number is not None and tracked.key == (number,) and len(parameters) > 1 and not parsed.returns_rows:
+        if dialect.name == "sqlite" and _take_consecutive_keys(write, number, parameters):
+            return parsed.statement
+        is_drawn = dialect.name == "postgresql" and parsed.inserts_one_each
+        if is_drawn and _take_keys_from_sequence(write, number, parameters):
+            return parsed.statement
+    return returning_keys(write, tracked, rows)
 
 
 def _take_consecutive_keys(write: Write, key: Column[Any], parameters: Parameters) -> bool:

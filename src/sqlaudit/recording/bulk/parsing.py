@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from copy import copy
+from functools import cache, cached_property
 from itertools import repeat
 from typing import Any, Final, cast
 
@@ -31,6 +32,7 @@ from sqlalchemy import (
     Update,
     UpdateBase,
     bindparam,
+    select,
 )
 from sqlalchemy.orm import FromStatement, Mapper
 from sqlalchemy.orm.util import LoaderCriteriaOption
@@ -39,13 +41,10 @@ from sqlalchemy.sql.cache_key import NO_CACHE
 from sqlalchemy.sql.visitors import iterate, replacement_traverse
 from sqlalchemy.types import ExternalType, TypeEngine
 
-from sqlaudit.recording.bulk.append_only import is_history, rewriting_error
-from sqlaudit.recording.handwritten import report_sql
-from sqlaudit.recording.policy import report_unrecorded
 from sqlaudit.sql.keys import Key
 from sqlaudit.tracking.foreign_keys import FollowedTable, Source, referred_columns, untracked_source
 from sqlaudit.tracking.schema import conflict_clauses_of
-from sqlaudit.tracking.tables import TrackedTable, tracked_table
+from sqlaudit.tracking.tables import tracked_table
 
 Parameters = Sequence[Mapping[str, Any]]
 DATABASE_ONLY: Final = object()
@@ -99,87 +98,342 @@ def with_called_parameters(statement: Any) -> Any:
     return replacement_traverse(statement, {}, replace)
 
 
-def report_nested_writes(statements: Iterable[Any]) -> None:
-    """Report the statements within another statement that write tracked tables.
+class ParsedWrite:
+    """What an INSERT, UPDATE or DELETE writes, read once and handed on.
 
-    :raises ReadOnlyError: one writes a history table
+    What SQLAlchemy's statements say only in attributes that are not public is read here, and in no other module.
+
+    :ivar statement: the statement, without a lambda or FROM statement around it
+    :ivar parameters: the parameters of each execution
+    :ivar table: the table that it names
+    :ivar tracked: the tracked table that has this table, live or as its history
+    :ivar criteria: the criteria that the caller gave to an UPDATE or DELETE
     """
-    for nested in statements:
-        if isinstance(nested, TextualSelect):
-            report_sql(str(nested.element))
-        elif isinstance(nested, UpdateBase):
-            parsed = parse(nested)
-            if parsed.writes_history:
-                raise rewriting_error(parsed.table)
-            if isinstance(tracked := parsed.source(), TrackedTable):
-                _report_table(tracked)
 
+    def __init__(self, statement: Any, parameters: Parameters = ({},)) -> None:
+        self.statement = statement
+        self.parameters = parameters
+        annotations = statement._annotations  # the ORM writes an object's tables one after the other
+        table = annotations.get("_emit_update_table", annotations.get("_emit_insert_table", statement.table))
+        self.table = unaliased(table)
+        self.tracked = tracked_table(self.table)
+        self.writes_history = self.tracked is not None and self.tracked.live.fullname != self.table.fullname
+        self.is_insert = isinstance(statement, Insert)
+        self.is_update = isinstance(statement, Update)
+        self.is_delete = isinstance(statement, Delete)
+        self.has_prefixes = bool(statement._prefixes)
+        self.criteria: tuple[Any, ...] = getattr(statement, "_where_criteria", ())
 
-def report_untracked_write(parsed: ParsedWrite) -> None:
-    """Report what a statement writes besides a table without history, or if the tracked class has another table now.
+    @cached_property
+    def source(self) -> Source | None:
+        """The tracked table, or the untracked table that tracked rows follow by foreign key.
 
-    :raises ReadOnlyError: it sets a column of a history table
-    """
-    tracked = parsed.tracked
-    if tracked is not None and not parsed.writes_history and tracked.is_obsolete:
-        report_unrecorded(
-            f"A statement writes the table {tracked.live.fullname!r}, the tracked class of which is no longer mapped "
-            "to it, and its history does not show it; track the class that is mapped to it now: track_table()(Model).",
-            tracked.live,
+        ``None`` also for a history table, for a join, and for a table whose class is no longer mapped to it.
+        """
+        tracked = self.tracked
+        if isinstance(self.statement.table, Join):
+            return None
+        if tracked is not None:
+            return None if self.writes_history or tracked.is_obsolete else tracked
+        if not isinstance(self.table, Table):
+            return None
+        is_plain = self.is_insert and self.conflict_clause is None and not self.has_prefixes
+        return None if is_plain else untracked_source(self.table)
+
+    @property
+    def live(self) -> Table:
+        """The table of the source."""
+        assert self.source is not None
+        return self.source.live
+
+    @cached_property
+    def key(self) -> list[ColumnElement[Any]]:
+        """The columns of the key of the source, as the statement names them: of an alias, if it writes an alias."""
+        assert self.source is not None
+        written = self.statement.table
+        return (
+            [written.c[column.key] for column in self.source.key] if isinstance(written, Alias) else [*self.source.key]
         )
-    _report_second_table(parsed.statement)
+
+    @property
+    def returns_rows(self) -> bool:
+        """Whether the caller has asked for columns, by ``returning()``."""
+        return bool(self.statement._returning)
+
+    @property
+    def strategy(self) -> str | None:
+        """How the ORM executes the statement: ``"orm"``, ``"bulk"``, ``"core_only"`` …; ``None`` for Core."""
+        strategy: str | None = self.statement._annotations.get("dml_strategy")
+        return strategy
+
+    @property
+    def nested_writes(self) -> list[Any]:
+        """The statements within it that write, or may write."""
+        statement = self.statement
+        within = [*statement._independent_ctes, *self.criteria]
+        within += [getattr(statement, "select", None), *(getattr(statement, "_values", None) or {}).values()]
+        found = []
+        for start in within:
+            if not _is_simple(start):
+                found += [element for element in elements(start) if isinstance(element, (UpdateBase, TextualSelect))]
+        return found
+
+    @property
+    def other_tables(self) -> set[Any]:
+        """The tables, apart from its own, whose columns an UPDATE sets."""
+        tables = set()
+        if isinstance(self.statement, Update):
+            for column, _ in _assignments(self.statement):
+                if isinstance(column, ColumnElement):
+                    tables.add(_whole_column(column).table)
+        tables.discard(self.statement.table)
+        return tables
+
+    def changes_referred_rows(self) -> bool:
+        """Return whether it changes what tracked rows refer to in a table without history."""
+        assert isinstance(self.source, FollowedTable)
+        changed = self.source.live.c if self.is_delete else self.values
+        return self.is_insert or not referred_columns((self.source,)).isdisjoint(changed)
+
+    # -- which rows
+
+    @cached_property
+    def all_criteria(self) -> list[ColumnElement[bool]]:
+        """The criteria, and those that SQLAlchemy will add, for loader options or single-table inheritance.
+
+        In a statement for an alias, too, SQLAlchemy adds criteria of the table itself.
+        """
+        entity = self.statement.table._annotations.get("parententity")
+        if entity is None or self.strategy == "core_only":
+            return list(self.criteria)
+        options_by_key: dict[Any, list[Any]] = {}
+        for option in self.criteria_options:
+            option.get_global_criteria(options_by_key)
+        mapper = entity.mapper
+        added = [
+            option._resolve_where_criteria(mapper)
+            for option in options_by_key.get(("additional_entity_criteria", mapper), ())
+            if option.include_aliases or option.entity is mapper
+        ]
+        if mapper._single_table_criterion is not None:
+            added.append(mapper._single_table_criterion)
+        return [*self.criteria, *added]
+
+    @property
+    def criteria_options(self) -> list[LoaderCriteriaOption]:
+        """The loader criteria, which SQLAlchemy also adds to the selects within the statement."""
+        return [option for option in self.statement._with_options if isinstance(option, LoaderCriteriaOption)]
+
+    @property
+    def reads_only_its_table(self) -> bool:
+        """Whether the criteria read only the table that the statement writes."""
+        return all(set(criterion._from_objects) <= {self.statement.table} for criterion in self.all_criteria)
+
+    def limit(self, dialect: Dialect) -> Any:
+        """Return the LIMIT of an UPDATE or DELETE, by ``.ext(mysql.limit(…))`` or an option for the dialect."""
+        limit = getattr(getattr(self.statement, "_post_criteria_clause", None), "_limit_clause", None)
+        return self.statement.dialect_kwargs.get(f"{dialect.name}_limit") if limit is None else limit
+
+    def select_rows(
+        self, columns: Sequence[Any], dialect: Dialect | None, *, parameters: Mapping[str, Any] | None = None
+    ) -> Select[Any]:
+        """Return a select of columns of the rows that an UPDATE or DELETE will write.
+
+        The ORM adds no criteria to it: to a SELECT, though not to an UPDATE or DELETE, it would add those of each
+        class in the criteria.
+
+        :param dialect: to select no more rows than the statement's LIMIT for the dialect; ``None`` to select all rows
+        :param parameters: the parameters to bind in it
+        """
+        chosen = select(*columns)._set_propagate_attrs({"compile_state_plugin": "default", "plugin_subject": None})
+        chosen = chosen.where(*self.all_criteria).add_cte(*self.statement._independent_ctes)
+        if parameters:  # before the options, which SQLAlchemy 2.0 cannot copy
+            chosen = chosen.params(parameters)
+        return chosen.options(*self.criteria_options).limit(None if dialect is None else self.limit(dialect))
+
+    def keys_in_criterion(self, key: Sequence[Any]) -> list[Key] | None:
+        """Return the keys that the criterion gives, or ``None`` if it selects its rows in another way."""
+        given = {}
+        for term in conjuncts(self.criteria):
+            if getattr(term, "operator", None) is operators.eq and isinstance(term.right, BindParameter):
+                given[term.left] = term.right
+        for column in key:
+            if column not in given or not is_bound_alike(given[column], column):
+                return None
+        keys = [
+            tuple([bound_value(given[column], execution, column) for column in key]) for execution in self.parameters
+        ]
+        return keys if are_known(keys) else None
+
+    # -- which values
+
+    @property
+    def tables_of_values(self) -> set[Any]:
+        """The tables that the values of an UPDATE read."""
+        return {table for value in self.values.values() for table in getattr(value, "_from_objects", ())}
+
+    @cached_property
+    def values(self) -> dict[Any, Any]:
+        """The columns that an UPDATE sets, with their values; empty for a DELETE."""
+        if self.is_delete:
+            return {}
+        values: dict[Any, Any] = {self.column_named(name): value for name, value in _assignments(self.statement)}
+        for name in self.parameters[0]:
+            if (column := self.column_of_parameter(name)) is not None:
+                values[column] = bindparam(name, type_=column.type)
+        return values
+
+    @property
+    def changed(self) -> Set[Any] | None:
+        """The columns that an UPDATE sets; ``None`` for a DELETE."""
+        return None if self.is_delete else self.values.keys()
+
+    @property
+    def inserted_rows(self) -> list[Mapping[Any, Any]]:
+        """The values of each row of an INSERT, by the names that the caller used; at least one row."""
+        statement = self.statement
+        rows = [values for several in statement._multi_values for values in several] or [statement._values or {}]
+        columns = statement.table.c
+        return [row if isinstance(row, Mapping) else dict(zip(columns, row, strict=False)) for row in rows]
+
+    @property
+    def has_several_rows(self) -> bool:
+        """Whether ``values()`` gives an INSERT a list of rows."""
+        return bool(self.statement._multi_values)
+
+    @property
+    def inserts_one_each(self) -> bool:
+        """Whether an INSERT is executed once, or inserts one row with each of its parameters."""
+        return len(self.parameters) == 1 or (self.statement.select is None and not self.has_several_rows)
+
+    @property
+    def select_names(self) -> list[str]:
+        """The names of the columns of an INSERT … SELECT."""
+        return [name if isinstance(name, str) else name.key for name in self.statement._select_names or ()]
+
+    def column_named(self, name: Any) -> Column[Any] | None:
+        """Return the column that a name in the values means; in an ORM statement it names an attribute."""
+        columns = self.live.c
+        if not isinstance(name, str):
+            return columns.get(_whole_column(name).key)
+        entity = self.statement.table._annotations.get("parententity")
+        attribute = None if entity is None else entity.mapper.column_attrs.get(name)
+        return columns.get(name) if attribute is None else attribute.columns[0]
+
+    def column_of_parameter(self, name: str) -> Column[Any] | None:
+        """Return the column that a parameter is for; the ORM names parameters after columns on execution."""
+        column = self.live.c.get(name)
+        return self.column_named(name) if column is None else column
+
+    # -- conflicts, and what an INSERT returns
+
+    @property
+    def conflict_clause(self) -> Any:
+        """The ``ON CONFLICT`` or ``ON DUPLICATE KEY UPDATE`` of an INSERT, or ``None``."""
+        return self.statement._post_values_clause
+
+    def conflict_clauses(self, dialect: Dialect) -> Set[str]:
+        """Return how an INSERT or UPDATE handles conflicting rows, by a prefix or a constraint: IGNORE, REPLACE."""
+        prefixes = self.statement._prefixes
+        said = " ".join(str(prefix).upper() for prefix, name in prefixes if name in ("*", dialect.name))
+        if dialect.name == "sqlite" and "OR " not in said:
+            said = conflict_clauses_of(self.live)
+        return {word for word in ("IGNORE", "REPLACE") if word in said} if said else frozenset()
+
+    @property
+    def returns_defaults(self) -> bool:
+        """Whether the caller, or the ORM, has asked for the values that the database makes."""
+        return bool(self.statement._return_defaults)
+
+    @property
+    def returns_more(self) -> bool:
+        """Whether the caller, or the ORM, has asked for columns besides the defaults."""
+        return bool(self.statement._returning or self.statement._supplemental_returning)
+
+    @property
+    def is_inline(self) -> bool:
+        return bool(self.statement._inline)
+
+    @property
+    def is_sorted(self) -> bool:
+        """Whether the rows are returned in the order of the parameters."""
+        return bool(self.statement._sort_by_parameter_order)
 
 
-def _report_second_table(statement: Any) -> None:
-    """Report the tracked tables, apart from its own, whose columns an UPDATE sets.
+def without_criteria(statement: Any) -> Any:
+    statement = statement._generate()
+    statement._where_criteria = ()
+    return statement
 
-    :raises ReadOnlyError: it sets a column of a history table
+
+def with_returning(statement: Any, columns: Sequence[Any]) -> Any:
+    """Return an INSERT that also returns columns, after those that it returns already."""
+    returns_rows, strategy = bool(statement._returning), statement._annotations.get("dml_strategy")
+    if returns_rows and strategy in ("orm", "bulk"):
+        return _returning_after_loaded_columns(statement, columns)
+    if strategy == "orm":
+        statement = statement._annotate({"dml_strategy": "raw"})  # the ORM would load what is returned
+    elif not returns_rows:
+        statement = statement._generate()
+        statement._with_options = ()  # they are for loading
+    if statement._return_defaults:
+        statement = statement._generate()
+        statement._return_defaults = False
+    return statement.returning(*columns)
+
+
+def with_supplemental_returning(statement: Any, columns: Sequence[Any]) -> Any:
+    """Return an INSERT that returns columns besides the defaults that SQLAlchemy asks for."""
+    if statement._returning and statement._annotations.get("dml_strategy") == "bulk":
+        return _returning_after_loaded_columns(statement, columns)
+    return statement.return_defaults(*statement._return_defaults_columns or (), supplemental_cols=columns)
+
+
+def _returning_after_loaded_columns(statement: Any, columns: Sequence[Any]) -> Any:
+    """Return an INSERT that returns columns after those that the ORM adds when it compiles the INSERT."""
+    statement = statement._generate()
+    statement.__class__ = _returning_for_orm(statement.__class__)
+    statement.sqlaudit_columns = columns
+    return statement
+
+
+@cache
+def _returning_for_orm(kind: type[Insert]) -> type[Any]:
+    """Return a subclass of an INSERT class that adds the key to the columns which the ORM returns when it compiles."""
+
+    def returning(self: Any, *columns: Any, **kw: Any) -> Any:
+        return kind.returning(self, *columns, *self.sqlaudit_columns, **kw)
+
+    def return_defaults(self: Any, *columns: Any, supplemental_cols: Any = (), **kw: Any) -> Any:
+        own = [*supplemental_cols, *self.sqlaudit_columns]
+        return kind.return_defaults(self, *columns, supplemental_cols=own, **kw)
+
+    names = {"returning": returning, "return_defaults": return_defaults, "inherit_cache": True}
+    return type(kind.__name__, (kind,), names)
+
+
+def executed_row_by_row(statement: Any) -> Any:
+    """Return an INSERT that SQLAlchemy executes row by row, as by ``insertmanyvalues_page_size=1``."""
+    statement = statement._generate()
+    statement.__class__ = _row_by_row(statement.__class__)
+    return statement
+
+
+@cache
+def _row_by_row(kind: type[Insert]) -> type[Any]:
+    """Return a class of INSERTs that SQLAlchemy executes row by row, as by ``insertmanyvalues_page_size=1``.
+
+    SQLAlchemy reads that option before sqlaudit can change the statement.
     """
-    if isinstance(statement, Update):
-        others = set()
-        for column, _ in _assignments(statement):
-            if isinstance(column, ColumnElement):
-                others.add(_whole_column(column).table)
-        others.discard(statement.table)
-        if others:  # rare
-            for tracked in filter(None, _further_written(statement, others)):
-                _report_table(tracked)
 
+    def compile_w_cache(self: Any, *args: Any, **kw: Any) -> Any:
+        cached, *further = kind._compile_w_cache(self, *args, **kw)
+        compiled: Any = copy(cached)
+        deliver = compiled._deliver_insertmanyvalues_batches
+        compiled._deliver_insertmanyvalues_batches = lambda *args: deliver(*args[:4], 1, *args[5:])
+        return compiled, *further
 
-def _report_table(tracked: TrackedTable) -> None:
-    report_unrecorded(
-        f"A statement writes the tracked table {tracked.live.fullname!r} besides, and its history will not show it; "
-        "write each table by a statement of its own, or call record_changes() then.",
-        tracked.live,
-    )
-
-
-def _further_written(statement: Update, tables: Iterable[Any]) -> set[TrackedTable | None]:
-    """Return the tracked tables, apart from its own, whose columns an UPDATE sets."""
-    own = _unaliased(statement.table)
-    own_tracked = tracked_table(own)
-    other_tables = [table for table in map(_unaliased, tables) if table is not own]
-    for table in other_tables:
-        if is_history(table):
-            raise rewriting_error(table)
-    others = set(map(tracked_table, other_tables))
-    return {
-        table
-        for table in others
-        if table is not own_tracked
-        and not (_are_of_one_row(table, own_tracked) and _are_joined(statement, {table, own_tracked}))
-    }
-
-
-def _nested_writes(statement: Any) -> list[Any]:
-    """Return the statements within an INSERT, UPDATE or DELETE that write, or may write."""
-    within = [*statement._independent_ctes, *getattr(statement, "_where_criteria", ())]
-    within += [getattr(statement, "select", None), *(getattr(statement, "_values", None) or {}).values()]
-    found = []
-    for start in within:
-        if not _is_simple(start):
-            found += [element for element in elements(start) if isinstance(element, (UpdateBase, TextualSelect))]
-    return found
+    return type(kind.__name__, (kind,), {"_compile_w_cache": compile_w_cache, "inherit_cache": True})
 
 
 def elements(start: Any) -> Iterator[Any]:
@@ -203,178 +457,8 @@ def _is_simple(element: Any) -> bool:
     return not isinstance(element, ClauseElement) or isinstance(element, (BindParameter, Table))
 
 
-def affected_rows_can_be_selected(statement: Any, source: Source) -> bool:
-    """Return whether the rows that a statement will write can be found before it runs; report it if not.
-
-    Report what else it writes, too, unless that is reported when it is executed.
-    """
-    is_plain_insert = isinstance(statement, Insert) and statement._post_values_clause is None
-    if isinstance(source, FollowedTable) and not source.live.primary_key:
-        report_unrecorded(
-            f"A statement writes {source.live.fullname!r}, which has no primary key, and the history of the rows that "
-            "refer to its rows will not show what becomes of them; call record_changes() then.",
-            source.live,
-        )
-        return False
-    if (name := _compiled_as(statement)) is not None:
-        report_unrecorded(
-            f"A statement of the class {name!r}, which is compiled in a way of its own, writes the table "
-            f"{source.live.fullname!r}, and history will not show its rows; use SQLAlchemy's insert(), update() or "
-            "delete(), or call record_changes() then.",
-            source.live,
-        )
-        return False
-    within = _nested_writes(statement)
-    if is_plain_insert or not within:
-        report_nested_writes(within)
-        _report_second_table(statement)
-        return True
-    report_unrecorded(
-        f"Which rows of the table {source.live.fullname!r} a statement writes is said by another that writes within "
-        "it, and history will not show them; execute that first, and name the rows by what it returns.",
-        source.live,
-    )
-    return False
-
-
-def _compiled_as(statement: Any) -> str | None:
-    """Return the name of a statement's class if the user compiles it with ``@compiles``: to REPLACE INTO, say."""
-    for kind in type(statement).__mro__:
-        if "_compiler_dispatcher" in vars(kind) and not kind.__module__.startswith(("sqlalchemy.", "sqlaudit.")):
-            return kind.__name__
-    return None
-
-
-def _are_of_one_row(table: TrackedTable | None, other: TrackedTable | None) -> bool:
-    return table is not None and any(table in chain and other in chain for chain in table.chains)
-
-
-def _are_joined(statement: Any, tables: Set[Any]) -> bool:
-    """Return whether a statement equates columns of two tables, so that it writes both rows of the same objects."""
-    equations = (
-        conjunct
-        for conjunct in conjuncts(statement._where_criteria)
-        if getattr(conjunct, "operator", None) is operators.eq
-    )
-    sides = ((getattr(conjunct.left, "table", None), getattr(conjunct.right, "table", None)) for conjunct in equations)
-    return any({tracked_table(left), tracked_table(right)} == tables for left, right in sides)
-
-
-def _unaliased(table: Any) -> Any:
+def unaliased(table: Any) -> Any:
     return table.element if isinstance(table, Alias) else table
-
-
-@dataclass(frozen=True, slots=True)
-class ParsedWrite:
-    """What an INSERT, UPDATE or DELETE writes.
-
-    :ivar statement: the statement, without a lambda or FROM statement around it
-    :ivar table: the table that it names
-    :ivar tracked: the tracked table that has this table, live or as its history
-    """
-
-    statement: Any
-    table: Any
-    tracked: TrackedTable | None
-
-    @property
-    def writes_history(self) -> bool:
-        return self.tracked is not None and self.tracked.live.fullname != self.table.fullname
-
-    def source(self) -> Source | None:
-        """Return the tracked table, or the untracked table that tracked rows follow by foreign key, if it is one.
-
-        ``None`` also for a history table, for a join, and for a table whose class is no longer mapped to it.
-        """
-        statement, tracked = self.statement, self.tracked
-        if isinstance(statement.table, Join):
-            return None
-        if tracked is not None:
-            return None if self.writes_history or tracked.is_obsolete else tracked
-        if not isinstance(self.table, Table):
-            return None
-        is_insert = isinstance(statement, Insert)
-        is_plain = is_insert and statement._post_values_clause is None and not statement._prefixes
-        return None if is_plain else untracked_source(self.table)
-
-
-def parse(statement: Any) -> ParsedWrite:
-    """Return what a statement writes, as :func:`unwrapped` returns the statement."""
-    table = target_table(statement)
-    return ParsedWrite(statement, table, tracked_table(table))
-
-
-def is_followed(clause: Any, source: FollowedTable, parameters: Parameters) -> bool:
-    """Return whether a statement on an untracked table changes what tracked rows refer to."""
-    if isinstance(clause, Insert):
-        return True
-    changed = source.live.c if isinstance(clause, Delete) else values_set(clause, source, parameters)
-    return not referred_columns((source,)).isdisjoint(changed)
-
-
-def limit_of(clause: Any, dialect: Dialect) -> Any:
-    """Return the LIMIT of an UPDATE or DELETE, by ``.ext(mysql.limit(…))`` or an option for the dialect."""
-    limit = getattr(getattr(clause, "_post_criteria_clause", None), "_limit_clause", None)
-    return clause.dialect_kwargs.get(f"{dialect.name}_limit") if limit is None else limit
-
-
-def conflict_clauses(clause: Any, source: Source, dialect: Dialect) -> Set[str]:
-    """Return how an INSERT or UPDATE handles conflicting rows, by a prefix or a constraint: IGNORE, REPLACE."""
-    clauses = " ".join(str(prefix).upper() for prefix, name in clause._prefixes if name in ("*", dialect.name))
-    if dialect.name == "sqlite" and "OR " not in clauses:
-        clauses = conflict_clauses_of(source.live)
-    return {word for word in ("IGNORE", "REPLACE") if word in clauses}
-
-
-def target_table(clause: Any) -> Any:
-    """Return the table that a statement names as the one it writes."""
-    annotations = clause._annotations  # the ORM writes an object's tables one after the other
-    return _unaliased(annotations.get("_emit_update_table", annotations.get("_emit_insert_table", clause.table)))
-
-
-def criteria_options(clause: Any) -> list[LoaderCriteriaOption]:
-    """Return the loader criteria of a statement, which SQLAlchemy also adds to the selects within it."""
-    return [option for option in clause._with_options if isinstance(option, LoaderCriteriaOption)]
-
-
-def as_core(statement: Select[Any]) -> Select[Any]:
-    """Return a select to which the ORM adds no criteria.
-
-    For each class in the criteria of a SELECT, though not in those of an UPDATE or DELETE, the ORM would add loader
-    criteria and the criterion of single-table inheritance.
-    """
-    return statement._set_propagate_attrs({"compile_state_plugin": "default", "plugin_subject": None})
-
-
-def column_named(clause: Any, source: Source, name: Any) -> Column[Any] | None:
-    """Return the column that a name in a statement's values means; in an ORM statement it names an attribute."""
-    if not isinstance(name, str):
-        return source.live.c.get(_whole_column(name).key)
-    entity = clause.table._annotations.get("parententity")
-    attribute = None if entity is None else entity.mapper.column_attrs.get(name)
-    return source.live.c.get(name) if attribute is None else attribute.columns[0]
-
-
-def _whole_column(column: Any) -> Any:
-    """Return the column of which a statement sets one item: of an array, ``column[2]``, or of a JSON document."""
-    while isinstance(column, BinaryExpression):
-        column = column.left
-    return column
-
-
-def column_of_parameter(clause: Any, source: Source, name: str) -> Column[Any] | None:
-    """Return the column that a parameter is for; the ORM names parameters after columns on execution."""
-    column = source.live.c.get(name)
-    return column_named(clause, source, name) if column is None else column
-
-
-def values_set(clause: Any, source: Source, parameters: Parameters) -> dict[Any, Any]:
-    """Return the columns that an UPDATE sets, with their values."""
-    values: dict[Any, Any] = {column_named(clause, source, name): value for name, value in _assignments(clause)}
-    for name in parameters[0]:
-        if (column := column_of_parameter(clause, source, name)) is not None:
-            values[column] = bindparam(name, type_=column.type)
-    return values
 
 
 def _assignments(clause: Any) -> Iterator[tuple[Any, Any]]:
@@ -391,17 +475,11 @@ def _assignments(clause: Any) -> Iterator[tuple[Any, Any]]:
         yield from zip(name.clauses, values, strict=False)
 
 
-def keys_in_criterion(clause: Any, key: Sequence[Any], parameters: Parameters) -> list[Key] | None:
-    """Return the keys that a statement's criterion gives, or ``None`` if it selects its rows in another way."""
-    given = {}
-    for term in conjuncts(clause._where_criteria):
-        if getattr(term, "operator", None) is operators.eq and isinstance(term.right, BindParameter):
-            given[term.left] = term.right
-    for column in key:
-        if column not in given or not is_bound_alike(given[column], column):
-            return None
-    keys = [tuple([bound_value(given[column], execution, column) for column in key]) for execution in parameters]
-    return keys if are_known(keys) else None
+def _whole_column(column: Any) -> Any:
+    """Return the column of which a statement sets one item: of an array, ``column[2]``, or of a JSON document."""
+    while isinstance(column, BinaryExpression):
+        column = column.left
+    return column
 
 
 def are_known(keys: Iterable[Key]) -> bool:

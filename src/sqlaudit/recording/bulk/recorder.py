@@ -10,15 +10,14 @@ from itertools import takewhile
 from typing import Any
 from weakref import ref
 
-from sqlalchemy import Connection, Insert, Update, UpdateBase
+from sqlalchemy import Connection, UpdateBase
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import FromStatement, Session
 
-from sqlaudit.changes import Operation
 from sqlaudit.context import get_audit_context
 from sqlaudit.recording.bulk.inserts import prepare_insert
 from sqlaudit.recording.bulk.locking import prepare_change, take_write_lock
-from sqlaudit.recording.bulk.parsing import Parameters, with_called_parameters
+from sqlaudit.recording.bulk.parsing import Parameters, ParsedWrite, with_called_parameters
 from sqlaudit.recording.bulk.upserts import prepare_followed_upsert
 from sqlaudit.recording.bulk.writes import Write, roll_back, transactions_of
 from sqlaudit.recording.capture import WriteContext
@@ -77,58 +76,63 @@ class Recorder:
                 seen.update((*place, key) for key in write.inserted)
             write.settle()
 
-    def prepare(
-        self, connection: Connection, clause: Any, source: Source, parameters: Parameters
-    ) -> tuple[Any, Parameters]:
+    def prepare(self, connection: Connection, parsed: ParsedWrite) -> tuple[Any, Parameters]:
         """Find out what a statement is about to write.
 
         :return: the statement and its parameters in the form to be executed, which can be recorded
         """
+        statement, source = with_called_parameters(parsed.statement), parsed.source
+        if statement is not parsed.statement:
+            parsed = ParsedWrite(statement, parsed.parameters)
+        assert source is not None
         if isinstance(source, TrackedTable):
             _require_context(source, is_flushing=self.flush is not None)
         if self.is_direct:
             undo_unfinished(connection, dead=True)
-        root, writes = _root_of(source), scope_of(connection).unfinished if self.is_direct else self.writes
+        writes = scope_of(connection).unfinished if self.is_direct else self.writes
         began = writes[0].began if writes else instant_before(self.session, connection)
         write = Write(
             is_direct=self.is_direct,
             began=began,
             context=partial(self.write_context, connection, began),
             connection=connection,
-            root=root,
-            operation=Operation(clause.__visit_name__),
+            parsed=parsed,
+            source=source,
+            root=_root_of(source),
             above=_above(source),
-            parameters=parameters,
         )
         writes.append(write)
         try:
-            clause = self._prepared(write, with_called_parameters(clause), source, parameters)
+            statement = _prepared(write)
         except BaseException:
             if self.is_direct:
                 _undo(connection, [write])
             raise
-        clause = clause.execution_options(**{WRITE: ref(write)})  # weak: the statement cache keeps the options
-        write.statement = ref(clause)
-        return clause, write.parameters
+        statement = statement.execution_options(**{WRITE: ref(write)})  # weak: the statement cache keeps the options
+        write.statement = ref(statement)
+        return statement, write.parameters
 
-    @staticmethod
-    def _prepared(write: Write, clause: Any, source: Source, parameters: Parameters) -> Any:
-        is_insert, is_one = isinstance(clause, Insert), len(parameters) == 1 and not clause._prefixes
-        # To select its rows takes no more privileges than an UPDATE with a criterion.
-        asks_no_more = isinstance(clause, Update) and bool(clause._where_criteria)
-        tables = [source] if isinstance(source, TrackedTable) else []
-        try:
-            with explaining_history_errors(tables, record=True, reads_as_user=asks_no_more):
-                if not (is_insert and is_one):
-                    take_write_lock(write.connection, source)
-                if not is_one:
-                    write.begin()
-                if not is_insert:
-                    return prepare_change(write, clause, source, parameters)
-                prepare: Any = prepare_insert if isinstance(source, TrackedTable) else prepare_followed_upsert
-                return prepare(write, clause, source, parameters)
-        finally:
-            write.transactions = transactions_of(write.connection)  # sqlaudit's first statement may have begun them
+
+def _prepared(write: Write) -> Any:
+    """Return the statement in the form to be executed."""
+    parsed, source = write.parsed, write.source
+    is_one = len(parsed.parameters) == 1 and not parsed.has_prefixes
+    # To select its rows takes no more privileges than an UPDATE with a criterion.
+    asks_no_more = bool(parsed.criteria) and not parsed.is_delete
+    tables = [source] if isinstance(source, TrackedTable) else []
+    try:
+        with explaining_history_errors(tables, record=True, reads_as_user=asks_no_more):
+            if not (parsed.is_insert and is_one):
+                take_write_lock(write.connection, source)
+            if not is_one:
+                write.begin()
+            if not parsed.is_insert:
+                return prepare_change(write)
+            if isinstance(source, TrackedTable):
+                return prepare_insert(write, source)
+            return prepare_followed_upsert(write, source)
+    finally:
+        write.transactions = transactions_of(write.connection)  # sqlaudit's first statement may have begun them
 
 
 def write_of(clause: Any) -> Write | None:

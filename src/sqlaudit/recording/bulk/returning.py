@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from copy import copy
-from functools import cache
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from typing import Any
 from typing import cast as cast_type
 
 from sqlalchemy import (
     Column,
     CursorResult,
-    Insert,
     Integer,
     SelectBase,
     TextClause,
@@ -22,7 +19,13 @@ from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.sql.schema import ColumnElementColumnDefault
 from sqlalchemy.sql.visitors import iterate
 
-from sqlaudit.recording.bulk.parsing import DATABASE_ONLY, column_named, column_of_parameter
+from sqlaudit.recording.bulk.parsing import (
+    DATABASE_ONLY,
+    ParsedWrite,
+    executed_row_by_row,
+    with_returning,
+    with_supplemental_returning,
+)
 from sqlaudit.recording.bulk.writes import Write, rewind_result
 from sqlaudit.recording.policy import report_unrecorded
 from sqlaudit.sql.batches import chunks
@@ -30,33 +33,37 @@ from sqlaudit.sql.keys import MYSQL, Key, RawKey, one_of, raw_columns, raw_value
 from sqlaudit.tracking.catalogue import refuses_returning
 from sqlaudit.tracking.tables import TrackedTable
 
+Rows = Sequence[Mapping[str, Any]] | None
+"""The values that an INSERT gives to each row, by column key; ``None`` for INSERT … SELECT."""
 
-def asks_for_keys(clause: Any, rows: Sequence[Mapping[str, Any]] | None) -> bool:
+
+def asks_for_keys(parsed: ParsedWrite, rows: Rows) -> bool:
     """Return whether SQLAlchemy asks for the primary keys of an INSERT's rows, as far as it expects the database's."""
-    if clause._return_defaults:
+    if parsed.returns_defaults:
         return rows is not None
-    return rows is not None and len(rows) == 1 and not (clause._returning or clause._multi_values or clause._inline)
+    is_one = rows is not None and len(rows) == 1
+    return is_one and not (parsed.returns_rows or parsed.has_several_rows or parsed.is_inline)
 
 
-def returns_keys(write: Write, clause: Any, tracked: TrackedTable, rows: Sequence[Mapping[str, Any]] | None) -> bool:
+def returns_keys(write: Write, tracked: TrackedTable, rows: Rows) -> bool:
     """Return whether the result of an INSERT has the keys of its rows without further columns."""
-    if rows is None or clause._multi_values or not set(tracked.key) <= set(tracked.live.primary_key):
+    parsed = write.parsed
+    if rows is None or parsed.has_several_rows or not set(tracked.key) <= set(tracked.live.primary_key):
         return False
     made = made_by_database(tracked, rows)
     if not made:
-        return bool(clause._return_defaults or not clause._returning)
-    if clause._inline or not asks_for_keys(clause, rows):
+        return parsed.returns_defaults or not parsed.returns_rows
+    if parsed.is_inline or not asks_for_keys(parsed, rows):
         return False
     if raw_values_differ(made, write.connection.dialect):
         return False  # the program's types would convert them
-    if len(rows) > 1 and len(tracked.key) > 1 and not clause._sort_by_parameter_order:
+    if len(rows) > 1 and len(tracked.key) > 1 and not parsed.is_sorted:
         return False  # the parts of a key may come from different rows
     number = tracked.live.autoincrement_column
     if number is not None and number.default is not None and write.connection.dialect.name in MYSQL:
         number = None  # lastrowid is not the number of a sequence
     return all(
-        is_expected(write, clause, column, len(rows) > 1)
-        and (column is number or not any(column.key in row for row in rows))
+        is_expected(write, column, len(rows) > 1) and (column is number or not any(column.key in row for row in rows))
         for column in made
     )
 
@@ -66,11 +73,11 @@ def made_by_database(tracked: TrackedTable, rows: Iterable[Mapping[str, Any]]) -
     return [column for column in tracked.key if not all(_is_in_python(column, row) for row in rows)]
 
 
-def is_expected(write: Write, clause: Any, column: Column[Any], many: bool) -> bool:
+def is_expected(write: Write, column: Column[Any], many: bool) -> bool:
     """Return whether SQLAlchemy asks for the value that the database gives to a column of the key."""
     live, dialect = column.table, write.connection.dialect
     number = live.autoincrement_column
-    if has_last_number(write, clause, live, many=many):
+    if has_last_number(write, live, many=many):
         return column is number or column.default is not None
     is_returned = live.implicit_returning and (
         dialect.insert_executemany_returning if many else dialect.insert_returning
@@ -78,11 +85,11 @@ def is_expected(write: Write, clause: Any, column: Column[Any], many: bool) -> b
     return is_returned and (column is number or column.default is not None or column.server_default is not None)
 
 
-def has_last_number(write: Write, clause: Any, live: Any, *, many: bool) -> bool:
+def has_last_number(write: Write, live: Any, *, many: bool) -> bool:
     """Return whether SQLAlchemy takes the key of an INSERT from the ``lastrowid`` of the cursor."""
     dialect = cast_type("DefaultDialect", write.connection.dialect)
     can = dialect.postfetch_lastrowid and not dialect.favor_returning_over_lastrowid
-    return can and live.autoincrement_column is not None and not many and not clause._return_defaults
+    return can and live.autoincrement_column is not None and not many and not write.parsed.returns_defaults
 
 
 def _is_in_python(column: Column[Any], row: Mapping[str, Any]) -> bool:
@@ -92,18 +99,13 @@ def _is_in_python(column: Column[Any], row: Mapping[str, Any]) -> bool:
     return row[column.key] is not DATABASE_ONLY if column.key in row else is_default
 
 
-def number_to_give(tracked: TrackedTable, clause: Any, rows: Sequence[Mapping[str, Any]] | None) -> Column[Any] | None:
+def number_to_give(write: Write, tracked: TrackedTable, rows: Rows) -> Column[Any] | None:
     """Return the column of the key in which the database numbers all rows of an INSERT, or ``None``."""
     number = tracked.live.autoincrement_column
     if number is None or number not in tracked.key or not isinstance(number.type, Integer):
         return None
-    names = [clause._select_names or ()] if rows is None else rows
+    names: Sequence[Collection[str]] = [write.parsed.select_names] if rows is None else rows
     return None if number.default is not None or any(number.key in row_names for row_names in names) else number
-
-
-def inserts_one_each(write: Write, clause: Any) -> bool:
-    """Return whether an INSERT is executed once, or inserts one row with each of its parameters."""
-    return len(write.parameters) == 1 or (clause.select is None and not clause._multi_values)
 
 
 def returned_keys(result: CursorResult[Any], tracked: TrackedTable) -> list[Key]:
@@ -113,15 +115,15 @@ def returned_keys(result: CursorResult[Any], tracked: TrackedTable) -> list[Key]
 
 
 def _counting(
-    write: Write, clause: Any, tracked: TrackedTable, rows: Sequence[Mapping[str, Any]] | None, changed: Set[Any]
+    write: Write, tracked: TrackedTable, rows: Rows, changed: Set[Any]
 ) -> Callable[[CursorResult[Any], Sequence[Key]], None]:
     """Return a function that gives a MariaDB result the rowcount and ``lastrowid`` that it has without RETURNING.
 
     :param changed: the columns that the INSERT changes in existing rows; a row that differs then counts twice
     """
     connection, key = write.connection, tracked.key
-    number = number_to_give(tracked, clause, rows)
-    is_key = asks_for_keys(clause, rows) and has_last_number(write, clause, tracked.live, many=False)
+    number = number_to_give(write, tracked, rows)
+    is_key = asks_for_keys(write.parsed, rows) and has_last_number(write, tracked.live, many=False)
     read = raw_columns([*key, *changed], connection.dialect)
 
     def values_of(keys: Iterable[Key]) -> dict[Key, tuple[Any, ...]]:
@@ -161,7 +163,7 @@ def _return_nothing(result: CursorResult[Any]) -> None:
     result._reset_memoizations()
 
 
-def _can_return(write: Write, clause: Any, tracked: TrackedTable) -> bool:
+def _can_return(write: Write, tracked: TrackedTable) -> bool:
     """Return whether the keys of inserted rows can be returned; report it if not."""
     dialect = write.connection.dialect
     if refuses_returning(write.connection, tracked):
@@ -171,7 +173,7 @@ def _can_return(write: Write, clause: Any, tracked: TrackedTable) -> bool:
             tracked.live,
         )
         return False
-    if not inserts_one_each(write, clause):
+    if not write.parsed.inserts_one_each:
         report_unrecorded(
             f"An INSERT into {tracked.live.fullname!r} by a list of parameters, each of which inserts several rows, "
             "returns no keys, and history will not show the rows; execute it once for each.",
@@ -188,17 +190,15 @@ def _can_return(write: Write, clause: Any, tracked: TrackedTable) -> bool:
     return False
 
 
-def returning_defaults(
-    write: Write, clause: Any, tracked: TrackedTable, rows: Sequence[Mapping[str, Any]] | None
-) -> Any:
+def returning_defaults(write: Write, tracked: TrackedTable, rows: Rows) -> Any:
     """Return an INSERT, whose keys SQLAlchemy asks for, that also returns the keys that SQLAlchemy does not expect."""
-    if not _can_return(write, clause, tracked):
-        return clause
-    clause = _executed_row_by_row(write, clause, tracked)
+    parsed = write.parsed
+    if not _can_return(write, tracked):
+        return parsed.statement
     made, many = made_by_database(tracked, rows or ()), len(write.parameters) > 1
-    is_asked, columns = bool(clause._returning or clause._supplemental_returning), _raw_key(write, tracked)
-    returned = clause._return_defaults or any(
-        is_expected(write, clause, column, many) or any(column.key in row for row in rows or ()) for column in made
+    is_asked, columns = parsed.returns_more, _raw_key(write, tracked)
+    returned = parsed.returns_defaults or any(
+        is_expected(write, column, many) or any(column.key in row for row in rows or ()) for column in made
     )
 
     def keys_of(result: CursorResult[Any]) -> list[Key]:
@@ -218,29 +218,21 @@ def returning_defaults(
         return [RawKey(row[-width:]) for row in returned_rows]
 
     write.keys_of = keys_of
-    if clause._returning and clause._annotations.get("dml_strategy") == "bulk":
-        return _returning_after_loaded_columns(clause, columns)
-    return clause.return_defaults(*clause._return_defaults_columns or (), supplemental_cols=columns)
+    return with_supplemental_returning(_executed_row_by_row(write, tracked), columns)
 
 
-def returning_keys(
-    write: Write,
-    clause: Any,
-    tracked: TrackedTable,
-    rows: Sequence[Mapping[str, Any]] | None,
-    changed: Set[Any] = frozenset(),
-) -> Any:
+def returning_keys(write: Write, tracked: TrackedTable, rows: Rows, changed: Set[Any] = frozenset()) -> Any:
     """Return an INSERT that also returns the keys of its rows; its result hides these columns.
 
     :param changed: the columns that the INSERT changes in existing rows
     """
-    if clause._return_defaults and clause.select is None:  # else SQLAlchemy returns none
-        return returning_defaults(write, clause, tracked, None)
-    if not _can_return(write, clause, tracked):
-        return clause
-    clause = _executed_row_by_row(write, clause, tracked)
-    returns_rows, width = bool(clause._returning), len(tracked.key)
-    count = _counting(write, clause, tracked, rows, changed) if write.connection.dialect.name in MYSQL else None
+    parsed = write.parsed
+    if parsed.returns_defaults and parsed.statement.select is None:  # else SQLAlchemy returns none
+        return returning_defaults(write, tracked, None)
+    if not _can_return(write, tracked):
+        return parsed.statement
+    returns_rows, width = parsed.returns_rows, len(tracked.key)
+    count = _counting(write, tracked, rows, changed) if write.connection.dialect.name in MYSQL else None
 
     def keys_of(result: CursorResult[Any]) -> list[Key]:
         rowcount = result.context.rowcount
@@ -258,29 +250,20 @@ def returning_keys(
         return keys
 
     write.keys_of = keys_of
-    columns, strategy = _raw_key(write, tracked), clause._annotations.get("dml_strategy")
-    if returns_rows and strategy in ("orm", "bulk"):
-        return _returning_after_loaded_columns(clause, columns)
-    if strategy == "orm":
-        clause = clause._annotate({"dml_strategy": "raw"})  # the ORM would load what is returned
-    elif not returns_rows:
-        clause = clause._generate()
-        clause._with_options = ()  # they are for loading
-    if clause._return_defaults:
-        clause = clause._generate()
-        clause._return_defaults = False
-    return clause.returning(*columns)
+    return with_returning(_executed_row_by_row(write, tracked), _raw_key(write, tracked))
 
 
-def _executed_row_by_row(write: Write, clause: Any, tracked: TrackedTable) -> Any:
+def _executed_row_by_row(write: Write, tracked: TrackedTable) -> Any:
     """Return an INSERT each execution of which sees the rows of the executions before it, if it selects any.
 
     With RETURNING, SQLAlchemy puts the rows of many executions into one statement.
     """
-    if len(write.parameters) == 1 or clause._returning or clause._return_defaults:
-        return clause
-    values = {column_named(clause, tracked, name): value for name, value in (clause._values or {}).items()}
-    bound = {column_of_parameter(clause, tracked, name) for name in write.parameters[0]}
+    parsed = write.parsed
+    if len(write.parameters) == 1 or parsed.returns_rows or parsed.returns_defaults:
+        return parsed.statement
+    (named,) = parsed.inserted_rows
+    values = {parsed.column_named(name): value for name, value in named.items()}
+    bound = {parsed.column_of_parameter(name) for name in write.parameters[0]}
     usual = [
         column.default.arg
         for column in tracked.live.c
@@ -288,54 +271,13 @@ def _executed_row_by_row(write: Write, clause: Any, tracked: TrackedTable) -> An
     ]
     parts = (part for value in (*values.values(), *usual) for part in iterate(value))
     if any(isinstance(part, (SelectBase, TextClause)) for part in parts):
-        clause = clause._generate()
-        clause.__class__ = _row_by_row(clause.__class__)
-    return clause
-
-
-@cache
-def _row_by_row(kind: type[Insert]) -> type[Any]:
-    """Return a class of INSERTs that SQLAlchemy executes row by row, as by ``insertmanyvalues_page_size=1``.
-
-    SQLAlchemy reads that option before sqlaudit can change the statement.
-    """
-
-    def compile_w_cache(self: Any, *args: Any, **kw: Any) -> Any:
-        cached, *further = kind._compile_w_cache(self, *args, **kw)
-        compiled: Any = copy(cached)
-        deliver = compiled._deliver_insertmanyvalues_batches
-        compiled._deliver_insertmanyvalues_batches = lambda *args: deliver(*args[:4], 1, *args[5:])
-        return compiled, *further
-
-    return type(kind.__name__, (kind,), {"_compile_w_cache": compile_w_cache, "inherit_cache": True})
+        return executed_row_by_row(parsed.statement)
+    return parsed.statement
 
 
 def _raw_key(write: Write, tracked: TrackedTable) -> list[Any]:
     read = raw_columns(tracked.key, write.connection.dialect)
     return [column.label(f"sqlaudit_key_{place}") for place, column in enumerate(read)]
-
-
-def _returning_after_loaded_columns(clause: Any, columns: Sequence[Any]) -> Any:
-    """Return an INSERT that returns columns after those that the ORM adds when it compiles the INSERT."""
-    clause = clause._generate()
-    clause.__class__ = _returning_for_orm(clause.__class__)
-    clause.sqlaudit_columns = columns
-    return clause
-
-
-@cache
-def _returning_for_orm(kind: type[Insert]) -> type[Any]:
-    """Return a subclass of an INSERT class that adds the key to the columns which the ORM returns when it compiles."""
-
-    def returning(self: Any, *columns: Any, **kw: Any) -> Any:
-        return kind.returning(self, *columns, *self.sqlaudit_columns, **kw)
-
-    def return_defaults(self: Any, *columns: Any, supplemental_cols: Any = (), **kw: Any) -> Any:
-        own = [*supplemental_cols, *self.sqlaudit_columns]
-        return kind.return_defaults(self, *columns, supplemental_cols=own, **kw)
-
-    names = {"returning": returning, "return_defaults": return_defaults, "inherit_cache": True}
-    return type(kind.__name__, (kind,), names)
 
 
 def _without_last(metadata: Any, count: int) -> Any:

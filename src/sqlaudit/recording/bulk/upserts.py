@@ -25,8 +25,8 @@ from sqlalchemy.sql.visitors import iterate
 
 from sqlaudit.recording.bulk.insert_values import inserted_values, keys_of_rows
 from sqlaudit.recording.bulk.keys import KnownKeys
-from sqlaudit.recording.bulk.parsing import DATABASE_ONLY, Parameters, are_known, conflict_clauses
-from sqlaudit.recording.bulk.returning import made_by_database, returned_keys, returning_keys, returns_keys
+from sqlaudit.recording.bulk.parsing import DATABASE_ONLY, are_known
+from sqlaudit.recording.bulk.returning import Rows, made_by_database, returned_keys, returning_keys, returns_keys
 from sqlaudit.recording.bulk.writes import KeysOf, Write
 from sqlaudit.recording.policy import report_unrecorded
 from sqlaudit.sql.batches import chunks
@@ -37,18 +37,18 @@ from sqlaudit.tracking.schema import candidate_keys
 from sqlaudit.tracking.tables import TrackedTable
 
 
-def prepare_followed_upsert(write: Write, clause: Any, source: FollowedTable, parameters: Parameters) -> Any:
+def prepare_followed_upsert(write: Write, source: FollowedTable) -> Any:
     """Lock the rows of an untracked table that an INSERT may change, since tracked rows follow them."""
-    changed = _columns_changed(write, clause, source)
+    parsed, changed = write.parsed, _columns_changed(write, source)
     if referred_columns((source,)).isdisjoint(changed):
-        return clause
+        return parsed.statement
     write.may_change_keys = not changed.isdisjoint(source.key)
-    rows = inserted_values(write, clause, source, source.live.c)
+    rows = inserted_values(write, source.live.c)
     unique = list(candidate_keys(source.live))
-    if (clause._post_values_clause is not None and write.may_change_keys) or _may_be_found_by_default(unique, rows):
+    if (parsed.conflict_clause is not None and write.may_change_keys) or _may_be_found_by_default(unique, rows):
         _report_unfindable(source)
-    _find_present(write, clause, source, unique, rows, changed)
-    return clause
+    _find_present(write, source, unique, rows, changed)
+    return parsed.statement
 
 
 def _report_unfindable(source: Source) -> None:
@@ -59,29 +59,27 @@ def _report_unfindable(source: Source) -> None:
     )
 
 
-def prepare_upsert(write: Write, clause: Any, tracked: TrackedTable, parameters: Parameters) -> Any:
+def prepare_upsert(write: Write, tracked: TrackedTable) -> Any:
     """Prepare an INSERT that may change, replace or ignore existing rows: lock these, and make all keys known."""
-    key, changed = tracked.key, _columns_changed(write, clause, tracked)
+    parsed, key, changed = write.parsed, tracked.key, _columns_changed(write, tracked)
     write.may_update, write.may_change_keys = True, not changed.isdisjoint(key)
-    rows = inserted_values(write, clause, tracked, tracked.live.c)
+    rows = inserted_values(write, tracked.live.c)
     unique = list(candidate_keys(tracked.live))
-    present = _find_present(write, clause, tracked, unique, rows, changed)
-    has_conflict_clause, is_postgresql = (
-        clause._post_values_clause is not None,
-        write.connection.dialect.name == "postgresql",
-    )
+    present = _find_present(write, tracked, unique, rows, changed)
+    has_conflict_clause = parsed.conflict_clause is not None
+    is_postgresql = write.connection.dialect.name == "postgresql"
     is_new = len(unique) == 1 and not _is_found_otherwise(tracked, unique, rows)  # only its number is unique
     is_one_made = (
         (not has_conflict_clause or is_new) and len(rows or ()) == 1 and bool(made_by_database(tracked, rows or ()))
     )
-    if is_one_made and returns_keys(write, clause, tracked, rows):
+    if is_one_made and returns_keys(write, tracked, rows):
         write.keys_of = lambda result: returned_keys(result, tracked) if result.rowcount else []
-        return clause
-    if has_conflict_clause and len(parameters) == 1 and write.connection.dialect.insert_returning:
+        return parsed.statement
+    if has_conflict_clause and len(parsed.parameters) == 1 and write.connection.dialect.insert_returning:
         # PostgreSQL returns the keys as it stores them, and the role sees all rows that it updates.
         is_exact = is_postgresql and changed and rows is not None and not made_by_database(tracked, rows)
         if is_exact or _is_found_otherwise(tracked, unique, rows):
-            return returning_keys(write, clause, tracked, rows, changed)
+            return returning_keys(write, tracked, rows, changed)
     if is_reported := bool(changed) and _may_be_found_by_default(unique, rows):
         _report_unfindable(tracked)
     stays = (
@@ -93,7 +91,7 @@ def prepare_upsert(write: Write, clause: Any, tracked: TrackedTable, parameters:
     known = {columns: values for columns, values in keys_by_columns.items() if are_known(values)}
     staying = {columns: values for columns, values in known.items() if columns in map(tuple, stays)}
     if rows is None or not staying:
-        return returning_keys(write, clause, tracked, rows, changed)
+        return returning_keys(write, tracked, rows, changed)
     write.keys_of = _looking_for_rows(
         write,
         tracked,
@@ -105,7 +103,7 @@ def prepare_upsert(write: Write, clause: Any, tracked: TrackedTable, parameters:
         changed=changed,
         is_reported=is_reported,
     )
-    return clause
+    return parsed.statement
 
 
 def _looking_for_rows(
@@ -148,9 +146,7 @@ def _looking_for_rows(
     return keys_of
 
 
-def _is_found_otherwise(
-    source: Source, unique: Sequence[Sequence[Any]], rows: Sequence[Mapping[str, Any]] | None
-) -> bool:
+def _is_found_otherwise(source: Source, unique: Sequence[Sequence[Any]], rows: Rows) -> bool:
     """Return whether an upsert may conflict by a value that the database makes, or computes for an index."""
     indexed = (expression for index in source.live.indexes if index.unique for expression in index.expressions)
     if not all(isinstance(expression, Column) for expression in indexed):
@@ -162,7 +158,7 @@ def _is_found_otherwise(
     return not all(map(are_known, unique_values[is_numbered:]))
 
 
-def _may_be_found_by_default(unique: Sequence[Sequence[Any]], rows: Sequence[Mapping[str, Any]] | None) -> bool:
+def _may_be_found_by_default(unique: Sequence[Sequence[Any]], rows: Rows) -> bool:
     """Return whether an upsert may conflict by the default of a unique column outside the primary key."""
     columns = {column for columns in unique for column in columns if not column.primary_key}
     usual = [column for column in columns if column.default is not None or column.server_default is not None]
@@ -213,11 +209,11 @@ def _select_keys(connection: Connection, key: Sequence[Any], *, lock: bool) -> S
     return chosen.with_for_update() if lock else chosen
 
 
-def _columns_changed(write: Write, clause: Any, source: Source) -> set[Any]:
+def _columns_changed(write: Write, source: Source) -> set[Any]:
     """Return the columns that an INSERT changes in existing rows: all columns if it replaces the rows."""
-    if "REPLACE" in conflict_clauses(clause, source, write.connection.dialect):
+    if "REPLACE" in write.parsed.conflict_clauses(write.connection.dialect):
         return set(source.live.c)
-    conflict_clause = clause._post_values_clause
+    conflict_clause = write.parsed.conflict_clause
     values = dict(
         getattr(conflict_clause, "update_values_to_set", None) or getattr(conflict_clause, "update", None) or ()
     )
@@ -273,10 +269,9 @@ def _typed(value: ColumnElement[Any], column: Any, connection: Connection) -> Co
 
 def _find_present(
     write: Write,
-    clause: Any,
     source: Source,
     unique: Sequence[Sequence[Any]],
-    rows: Sequence[Mapping[str, Any]] | None,
+    rows: Rows,
     changed: set[Any],
 ) -> dict[Sequence[Any], set[Key]]:
     """Find the existing rows that an INSERT may conflict with, and write baselines of those without history.
@@ -284,15 +279,15 @@ def _find_present(
     :param changed: the columns that it changes in them
     :return: their keys, by unique columns
     """
-    connection, key = write.connection, source.key
+    connection, key, statement = write.connection, source.key, write.parsed.statement
     lock = _may_lock(connection, changed)
     keys_found: dict[Sequence[Any], set[Key]] = {}
-    if rows is None and _may_differ(connection, clause.select):
+    if rows is None and _may_differ(connection, statement.select):
         if changed:
             _report_unfindable(source)
         return keys_found
-    names = [name if isinstance(name, str) else name.key for name in clause._select_names or ()]
-    selected = [] if rows is not None else list(_with_column_names(clause.select).subquery().c)
+    names = write.parsed.select_names
+    selected = [] if rows is not None else list(_with_column_names(statement.select).subquery().c)
     if len(selected) < len(names):  # text() hides what it selects
         if changed:
             _report_unfindable(source)

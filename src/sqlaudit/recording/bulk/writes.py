@@ -11,10 +11,9 @@ from sqlalchemy import ColumnElement, Connection, CursorResult, FromClause, func
 from sqlalchemy.engine.cursor import FullyBufferedCursorFetchStrategy
 from sqlalchemy.orm import Session
 
-from sqlaudit.changes import Operation
 from sqlaudit.exceptions import CaptureError
 from sqlaudit.recording.bulk.keys import Keys, StoredKeys
-from sqlaudit.recording.bulk.parsing import Parameters
+from sqlaudit.recording.bulk.parsing import Parameters, ParsedWrite
 from sqlaudit.recording.capture import Capture, MissingRows, WriteContext
 from sqlaudit.recording.cascades import Dependents, record_changed_keys, split_by_chain
 from sqlaudit.recording.policy import report_unrecorded
@@ -37,9 +36,11 @@ class Write:
     :ivar began: the instant before the statement, for a changeset that begins with it
     :ivar context: returns the transaction, and who writes
     :ivar statement: returns the statement, or ``None`` once it has been garbage collected
-    :ivar root: the table, tracked or followed by tracked rows; for a subclass table, the table of its base class
+    :ivar root: the same table; for a subclass table, the table of its base class
     :ivar above: for a subclass table, the tables of its base classes
-    :ivar parameters: the parameters of each execution
+    :ivar parsed: what the statement says
+    :ivar source: the table that it writes, tracked or followed by tracked rows
+    :ivar parameters: the parameters of each execution, in the form to be executed
     :ivar captures: the captures of rows that existed before, with their keys
     :ivar replaced: the captures of rows that it deletes, or leaves, because they conflict with rows that it writes
     :ivar stored: the keys in a temporary table
@@ -66,10 +67,11 @@ class Write:
     began: datetime
     context: Callable[[], WriteContext]
     connection: Connection
+    parsed: ParsedWrite
+    source: Source
     root: Source
-    operation: Operation
     above: Chain
-    parameters: Parameters
+    parameters: Parameters = field(init=False)
     captures: list[tuple[Capture, Keys]] = field(default_factory=list)
     replaced: list[tuple[Capture, Keys]] = field(default_factory=list)
     stored: StoredKeys | None = None
@@ -92,6 +94,9 @@ class Write:
     has_savepoint: bool = False
     is_done: bool = False
     transactions: tuple[Any, Any] = (None, None)
+
+    def __post_init__(self) -> None:
+        self.parameters = self.parsed.parameters
 
     def capture(self, chain: Sources) -> Capture:
         """Return the capture that writes the versions of rows in a chain of tracked tables."""
@@ -128,9 +133,9 @@ class Write:
             rewind_result(result, list(result.all()), rowcount)
         # SQLite counts rows while they are fetched; Python's driver counts none for a statement that begins with WITH.
         is_counted = self.connection.dialect.name != "sqlite" or (is_read and result.rowcount >= 0)
-        if self.operation is Operation.INSERT:
+        if self.parsed.is_insert:
             self.inserted = self.keys_of(result)
-        elif self.operation is Operation.DELETE:
+        elif self.parsed.is_delete:
             expected = sum(len(keys) for _, keys in self.captures)
             self.deleted_all_locked_rows = result.rowcount == expected and not self.is_row_by_row
             if self.is_row_by_row:
@@ -176,7 +181,7 @@ class Write:
             )
         for keys in (self.inserted, list(self.new_keys.values())) if self.above else ():
             self.capture(self.above).baseline(keys)  # of the rows of base classes that get a row in the subclass table
-        for capture, keys in self.captures if self.operation is Operation.INSERT else ():
+        for capture, keys in self.captures if self.parsed.is_insert else ():
             if len(capture.chain) > 1:  # a row that is replaced loses its row in the subclass table
                 capture.settle(keys, missing_rows=MissingRows.UNKNOWN, forgets=False)
         for chain, new in split_by_chain(self.connection, self.root, self.inserted):
@@ -200,7 +205,7 @@ class Write:
                 new = frozenset(moved) - stayed
                 capture.settle(every, inserted=new, must_be_found=not self.conflict_clauses)
                 record_changed_keys(self.context(), capture.chain, moved)
-            elif self.operation is Operation.UPDATE:
+            elif self.parsed.is_update:
                 capture.updated(
                     keys,
                     missing_rows=MissingRows.DELETED if "REPLACE" in self.conflict_clauses else MissingRows.UPDATED,
@@ -223,7 +228,7 @@ class Write:
         if (missing := self._count_missing()) <= 0:
             return
         live = self.root.live
-        if self.operation is Operation.DELETE and (self.confined_to is None or diverts_deletes(self.connection, live)):
+        if self.parsed.is_delete and (self.confined_to is None or diverts_deletes(self.connection, live)):
             report_unrecorded(
                 f"{missing} rows of the tracked table {live.fullname!r} are gone after a DELETE that did not count "
                 "them: a trigger or a rule has deleted them in its place, or given them other keys. History shows them "
@@ -251,7 +256,7 @@ class Write:
             self.connection.scalar(select(func.count()).select_from(written).where(criterion)) or 0
             for written, criterion in asked
         )
-        if self.confined_to is not None and self.operation is Operation.UPDATE:
+        if self.confined_to is not None and self.parsed.is_update:
             return self.confined_to[2] - existing
         return self.missing_count - existing - len(self.dependents.keys_in(self.root))
 
