@@ -75,7 +75,11 @@ def refuse_to_drop(autogen_context: AutogenContext, upgrade_ops: ops.UpgradeOps)
     tables = [operation.to_table() for operation in upgrade_ops.ops if isinstance(operation, ops.DropTableOp)]
     names = [table.name for table in tables if _looks_like_history(table)]
     if names and autogen_context not in contexts_with_plugin:
-        raise SQLAuditError(f"Alembic would propose to drop the history {', '.join(names)}. {SET_UP}", names)
+        raise SQLAuditError(
+            f"Alembic would propose to drop the history tables {', '.join(names)}, because sqlaudit's plugin takes no "
+            f"part in the comparison. {SET_UP}",
+            names,
+        )
     return PriorityDispatchResult.CONTINUE
 
 
@@ -150,10 +154,11 @@ class _KeptHistory:
         if orphans:
             names = ", ".join(orphans)
             raise SQLAuditError(
-                f"The database has {names} and the history of it, and target_metadata has not: it would be "
-                "dropped. Import the modules of all models in env.py. If a table has another name now, rename it by "
-                "hand, before you generate: op.rename_tracked_table(old, new). If the models are gone for good, say "
-                f"so: context.configure(…, {DROPPED_OPTION}={orphans!r}); their history will be kept.",
+                f"target_metadata lacks the tables {names}, whose history the database holds, so Alembic would "
+                "propose to drop them. If their models exist, import the modules of all models in env.py. If a table "
+                "was renamed, write op.rename_tracked_table(old, new) in a revision before you generate one. If the "
+                f"models are gone for good, list the tables: context.configure(…, {DROPPED_OPTION}={orphans!r}); "
+                "sqlaudit keeps their history.",
                 orphans,
             )
 
@@ -261,9 +266,9 @@ def _type_for_history(
         return wanted
     if is_key and not is_same_kind(existing, wanted, autogen_context.dialect):
         raise SQLAuditError(
-            f"The key {column!r} of {tracked.live.fullname!r} becomes {wanted!r} after {existing!r}, and the keys in "
-            "its history would not be those of its rows. A key of another kind is a new key: add a tracked table "
-            "that has it, copy the rows, and keep the old history table.",
+            f"The type of the key {column!r} of {tracked.live.fullname!r} changes from {existing!r} to {wanted!r}, so "
+            "sqlaudit could no longer match the keys in history with those of the rows. Add a new tracked table that "
+            "has the new key, copy the rows, and keep the old history table.",
             tracked.live,
         )
     wide = wide_enough(existing, wanted, autogen_context.dialect)
@@ -317,17 +322,19 @@ def refuse_other_columns_and_keys(
     if lacking := sorted(names - {column.name for column in existing.c}):
         raise SQLAuditError(
             f"The history table {table!r} has no column {', '.join(lacking)}, which the audit_columns of "
-            f"{tracked.live.fullname!r} name. Autogenerate would add an empty one: rename the old column in a revision "
-            f"of your own, op.execute('ALTER TABLE {table} RENAME COLUMN … TO {lacking[0]}'), and generate then.",
+            f"{tracked.live.fullname!r} name, and autogenerate would add an empty one. Rename the old column in a "
+            f"revision of your own, op.execute('ALTER TABLE {table} RENAME COLUMN … TO {lacking[0]}'), and run "
+            "autogenerate after it.",
             tracked.live,
         )
     before = [column.name for column in existing.primary_key if column.name not in names]
     now = [column.name for column in tracked.history_key]
     if set(before) != set(now):
         raise SQLAuditError(
-            f"The primary key of {tracked.live.fullname!r} is {', '.join(now)}, and its history {table!r} has the key "
-            f"{', '.join(before)}, by which different rows would share their versions. Give the rows a new history, "
-            "track_table(history_table_name=…), which autogenerate creates and fills; the old one stays.",
+            f"The primary key of {tracked.live.fullname!r} is {', '.join(now)}, but its history table {table!r} has "
+            f"the key {', '.join(before)}, under which different rows would share their versions. Give the table a "
+            "new history table: track_table(history_table_name=…). Autogenerate creates and fills it, and keeps the "
+            "old one.",
             tracked.live,
         )
     return PriorityDispatchResult.CONTINUE

@@ -28,8 +28,8 @@ def inspector_of(operations: Operations) -> Inspector | None:
 def need_history(inspector: Inspector | None, place: Place) -> None:
     if inspector is not None and not inspector.has_table(place.history, schema=place.schema):
         raise HistoryTableError(
-            f"There is no history table {place.history!r} of {place.table!r}; create it first: "
-            "op.create_history_table(…), or alembic revision --autogenerate. If it has another name, give it: "
+            f"The history table {place.history!r} of {place.table!r} does not exist. Create it first: "
+            "op.create_history_table(…), or alembic revision --autogenerate. If it has another name, pass "
             "history_table=….",
             place.table,
         )
@@ -38,7 +38,7 @@ def need_history(inspector: Inspector | None, place: Place) -> None:
 def need_live(inspector: Inspector | None, place: Place) -> None:
     if inspector is not None and not inspector.has_table(place.table, schema=place.schema):
         raise SQLAuditError(
-            f"There is no table {place.table!r}; give the name that it has at this point of the migrations.",
+            f"The table {place.table!r} does not exist. Give the name that it has at this point of the migrations.",
             place.table,
         )
 
@@ -49,7 +49,8 @@ def need_schema(operations: Operations, place: Place) -> None:
         return
     if place.schema not in inspector.get_schema_names():
         raise SQLAuditError(
-            f"There is no schema {place.schema!r} for {place.history!r}; create it first: op.execute(CreateSchema(…)).",
+            f"The schema {place.schema!r} for {place.history!r} does not exist. Create it first: "
+            "op.execute(CreateSchema(…)).",
             place.table,
         )
 
@@ -63,7 +64,11 @@ def need_name(operations: Operations, name: str) -> None:
     longest = 64 if dialect.name in MYSQL else dialect.max_identifier_length
     length = len(name.encode() if dialect.name == "postgresql" else name)
     if not 0 < length <= longest:
-        raise SQLAuditError(f"{name!r} cannot be a name, for these have 1 to {longest} letters; choose another.", name)
+        raise SQLAuditError(
+            f"{name!r} cannot be a name in this database, where names have 1 to {longest} characters. Choose another "
+            "name.",
+            name,
+        )
 
 
 def columns_of(inspector: Inspector, table: str, schema: str | None) -> list[str]:

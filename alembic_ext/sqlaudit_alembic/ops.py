@@ -49,12 +49,16 @@ _OPTIONS: Final = frozenset({"history_table", "audit_columns", "schema"})
 def _place(table: str, options: dict[str, Any]) -> Place:
     if unknown := set(options) - _OPTIONS:
         raise SQLAuditError(
-            f"There is no option {', '.join(sorted(unknown))}; there are {', '.join(sorted(_OPTIONS))}.", options
+            f"{', '.join(sorted(unknown))} is not an option. The options are {', '.join(sorted(_OPTIONS))}.", options
         )
     audit_columns = options.get("audit_columns") or {}
     if unknown := set(audit_columns) - {role for role, _ in AuditColumns().items()}:
         roles = ", ".join(role for role, _ in AuditColumns().items())
-        raise SQLAuditError(f"audit_columns names {', '.join(sorted(unknown))}; it may name {roles}.", audit_columns)
+        raise SQLAuditError(
+            f"audit_columns names {', '.join(sorted(unknown))}, which is not a role of an audit column. The roles are "
+            f"{roles}.",
+            audit_columns,
+        )
     return Place(table, options.get("history_table"), dict(audit_columns), options.get("schema"))
 
 
@@ -106,11 +110,12 @@ class _Structure(HistoryOp):
         :raises SQLAuditError: the key is missing or unknown, or a column is given twice
         """
         if not self.key:
-            raise SQLAuditError(f"The history of {self.place.table!r} needs a key; name its columns: key=[…].", self)
+            raise SQLAuditError(f"The history of {self.place.table!r} needs a key. Name its columns: key=[…].", self)
         names = [column.name for column in self.columns]
         if twice := {name for name in names if names.count(name) > 1}:
             raise SQLAuditError(
-                f"The history of {self.place.table!r} is given {', '.join(sorted(twice))} twice; give a column once.",
+                f"The column {', '.join(sorted(twice))} is given twice for the history of {self.place.table!r}. Give "
+                "each column once.",
                 self,
             )
         metadata = MetaData()
@@ -118,8 +123,8 @@ class _Structure(HistoryOp):
         live = Table(self.place.table, metadata, *columns, schema=self.place.schema)
         if unknown := set(self.key) - set(live.c.keys()):
             raise SQLAuditError(
-                f"The key of {self.place.table!r} names {', '.join(sorted(unknown))}, and there is no such column; "
-                "name columns that are given.",
+                f"The key of {self.place.table!r} names {', '.join(sorted(unknown))}, which is not one of the given "
+                "columns. Name columns that are given.",
                 self,
             )
         tracked = TrackedTable(
@@ -194,8 +199,8 @@ class DropHistoryTableOp(_Structure):
     def reverse(self) -> MigrateOperation:
         if not self.columns or not self.key:
             raise SQLAuditError(
-                f"What the history table of {self.place.table!r} looked like is unknown; give drop_history_table its "
-                "columns and its key=.",
+                f"Dropping the history table of {self.place.table!r} cannot be reversed, because its columns are "
+                "unknown. Give drop_history_table its columns and its key=.",
                 self,
             )
         return CreateHistoryTableOp(self.place, self.columns, self.key, self.as_of_index)
@@ -362,7 +367,11 @@ class DropHistoryColumnOp(HistoryOp):
 
     def reverse(self) -> MigrateOperation:
         if self.type_ is None:
-            raise SQLAuditError(f"The type of {self.column!r} is unknown; give drop_history_column its type_=.", self)
+            raise SQLAuditError(
+                f"Dropping the column cannot be reversed, because the type of {self.column!r} is unknown. Give "
+                "drop_history_column its type_=.",
+                self,
+            )
         return AddColumnOp(self.place.history, Column(self.column, self.type_), schema=self.place.schema)
 
 

@@ -75,8 +75,8 @@ def _refuse_audit_column(operation: RenameTrackedColumnOp) -> None:
     for name in (operation.new, operation.old):
         if name in names:
             raise SQLAuditError(
-                f"{name!r} is a name of ours in {operation.place.history!r}; choose another, or rename ours first: "
-                "track_table(audit_columns=…).",
+                f"{name!r} is the name of an audit column of {operation.place.history!r}. Choose another name, or "
+                "rename the audit column first: track_table(audit_columns=…).",
                 operation,
             )
 
@@ -87,13 +87,14 @@ def _refuse_taken(inspector: Inspector, operation: RenameTrackedColumnOp) -> Non
         existing_columns = columns_of(inspector, name, place.schema)
         if operation.new in existing_columns:
             raise SQLAuditError(
-                f"{name!r} has a column {operation.new!r} already; choose another name. If history has kept it "
-                "from a column that was dropped, drop it there first: op.drop_history_column(…).",
+                f"{name!r} already has a column {operation.new!r}. Choose another name. If only history still has "
+                "this column, because it was dropped from the live table, drop it there first: "
+                "op.drop_history_column(…).",
                 operation,
             )
         if name == place.table and operation.old not in existing_columns:
             raise SQLAuditError(
-                f"{name!r} has no column {operation.old!r}; it has {', '.join(existing_columns)}.", operation
+                f"{name!r} has no column {operation.old!r}. It has {', '.join(existing_columns)}.", operation
             )
 
 
@@ -137,7 +138,7 @@ def rename_tracked_table(operations: Operations, operation: RenameTrackedTableOp
         moves.append((place.history, renamed.history))
     for _, new in moves:
         if inspector is not None and inspector.has_table(new, schema=place.schema):
-            raise SQLAuditError(f"There is a table {new!r} already; choose another name.", operation)
+            raise SQLAuditError(f"A table {new!r} exists already. Choose another name.", operation)
     indexes = list(_indexes_to_rename(operations, operation, inspector)) if len(moves) > 1 else []
     for old, new in moves:
         operations.rename_table(old, new, schema=place.schema)
@@ -154,8 +155,9 @@ def _indexes_to_rename(
     if inspector is None:
         if not key and operations.get_context().dialect.name == "sqlite":
             raise SQLAuditError(
-                "SQLite makes an index anew to rename it, and without a database its columns are unknown; give the "
-                f"names of the key columns: op.rename_tracked_table({operation.old!r}, {operation.new!r}, key=[…]).",
+                "SQLite must create an index again to rename it, and in --sql mode the columns of the index are "
+                f"unknown. Give the names of the key columns: op.rename_tracked_table({operation.old!r}, "
+                f"{operation.new!r}, key=[…]).",
                 operation,
             )
         yield from _own_indexes(place, renamed, key or ["id"], as_of_index=operation.as_of_index)

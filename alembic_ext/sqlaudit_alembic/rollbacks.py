@@ -46,6 +46,6 @@ def _undo(connection: Connection) -> None:
         try:
             cursor.execute(statement)
         except connection.dialect.loaded_dbapi.Error as error:
-            _log.warning("Of a migration that failed, this could not be undone: %s: %s", statement, error)
+            _log.warning("A statement of a failed migration could not be undone: %s: %s", statement, error)
         finally:
             cursor.close()

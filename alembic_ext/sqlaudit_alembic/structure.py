@@ -28,8 +28,8 @@ def create_history_table(operations: Operations, operation: CreateHistoryTableOp
     need_schema(operations, place)
     if inspector is not None and inspector.has_table(place.history, schema=place.schema):
         raise SQLAuditError(
-            f"There is a table {place.history!r} already; if this revision has been run before, tell Alembic so: "
-            "alembic stamp <revision>. If a migration that was interrupted has left it, drop it.",
+            f"A table {place.history!r} exists already. If this revision has been run before, tell Alembic: alembic "
+            "stamp <revision>. If an interrupted migration has left the table, drop it.",
             place.table,
         )
     operations.execute(CreateTable(tracked.history))
@@ -57,25 +57,29 @@ def drop_history_column(operations: Operations, operation: DropHistoryColumnOp) 
     place, inspector = operation.place, inspector_of(operations)
     need_history(inspector, place)
     if operation.column in {name for _, name in place.names.items()}:
-        raise SQLAuditError(f"{operation.column!r} is a column that every history table needs.", operation)
+        raise SQLAuditError(
+            f"{operation.column!r} cannot be dropped from {place.history!r}, because every history table needs this "
+            "audit column. Keep it.",
+            operation,
+        )
     if inspector is not None:
         if operation.column not in columns_of(inspector, place.history, place.schema):
             raise SQLAuditError(
-                f"{place.history!r} has no column {operation.column!r}; if this revision has been run before, tell "
-                "Alembic so: alembic stamp <revision>.",
+                f"{place.history!r} has no column {operation.column!r}. If this revision has been run before, tell "
+                "Alembic: alembic stamp <revision>.",
                 operation,
             )
         if operation.column in key_of(inspector, place):
             raise SQLAuditError(
-                f"{operation.column!r} is of the key of {place.history!r}, which is no history without it; to drop all "
-                "of it, say op.drop_history_table(…).",
+                f"{operation.column!r} belongs to the key of {place.history!r}, without which no version can be "
+                "found. To drop the whole history table, use op.drop_history_table(…).",
                 operation,
             )
         has_live = inspector.has_table(place.table, schema=place.schema)
         if has_live and operation.column in columns_of(inspector, place.table, place.schema):
             raise SQLAuditError(
-                f"{place.table!r} has its column {operation.column!r} still; drop that first, or exclude it: "
-                "track_table(exclude=…).",
+                f"The live table {place.table!r} still has the column {operation.column!r}. Drop it there first, or "
+                "exclude it from history: track_table(exclude=…).",
                 operation,
             )
     operations.drop_column(place.history, operation.column, schema=place.schema)

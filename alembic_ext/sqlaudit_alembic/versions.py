@@ -86,13 +86,14 @@ def _refuse_unknown(operation: BackfillHistoryOp | RenewHistoryOp, existing_name
     place = operation.place
     if unknown := {*operation.key, *operation.columns} - {*existing_names[0], *existing_names[1]}:
         raise SQLAuditError(
-            f"{place.table!r} and {place.history!r} do not both have {', '.join(sorted(unknown))}; they have "
+            f"{place.table!r} and {place.history!r} do not both have {', '.join(sorted(unknown))}. Both have "
             f"{', '.join(existing_names[1])}.",
             operation,
         )
     if operation.key and set(operation.key) != set(existing_names[0]):
         raise SQLAuditError(
-            f"The key of {place.history!r} is {', '.join(existing_names[0])}; name these, or none.", operation
+            f"The key of {place.history!r} is {', '.join(existing_names[0])}. Name these columns, or leave key out.",
+            operation,
         )
 
 
@@ -109,7 +110,7 @@ def _names_in_database(inspector: Inspector, operation: BackfillHistoryOp | Rene
     existing_columns = columns_of(inspector, place.history, place.schema)
     if lacking := audit_names - set(existing_columns):
         raise HistoryTableError(
-            f"{place.history!r} has no column {', '.join(sorted(lacking))}; if it has another name, give it: "
+            f"{place.history!r} has no audit column {', '.join(sorted(lacking))}. If it has another name, pass "
             "audit_columns={role: name}.",
             operation,
         )
@@ -128,7 +129,7 @@ def _names_in_operation(operations: Operations, operation: BackfillHistoryOp | R
     created_table = created.get(operations.get_context(), {}).get((place.schema, place.table))
     if created_table is None:
         raise SQLAuditError(
-            f"Without a database the columns of {place.history!r} are unknown; give the names of all that it "
+            f"In --sql mode the columns of {place.history!r} are unknown. Give the names of all columns that it "
             f"stores: op.{operation.directive}({place.table!r}, key=[…], columns=[…]).",
             operation,
         )

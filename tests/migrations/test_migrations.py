@@ -385,7 +385,7 @@ def test_a_column_that_the_live_table_has_is_not_dropped_from_history(project):
     project.release(models(city=lambda: sa.Column(sa.String(20))))
     project.migrate()
     project.write("op.drop_history_column('customers', 'city')")
-    with pytest.raises(SQLAuditError, match="'customers' has its column 'city' still"):
+    with pytest.raises(SQLAuditError, match="'customers' still has the column 'city'"):
         project.upgrade()
 
 
@@ -447,9 +447,9 @@ def test_every_operation_has_a_reverse():
     dropped = ops.DropHistoryColumnOp(ops.Place("t"), "a", sa.String(5)).reverse()
     assert (dropped.table_name, dropped.column.name) == ("t_history", "a")
     assert not ops.BackfillHistoryOp(ops.Place("t")).reverse().ops
-    with pytest.raises(SQLAuditError, match="give drop_history_column its type_="):
+    with pytest.raises(SQLAuditError, match="Give drop_history_column its type_="):
         ops.DropHistoryColumnOp(ops.Place("t"), "a").reverse()
-    with pytest.raises(SQLAuditError, match="give drop_history_table its columns and its key="):
+    with pytest.raises(SQLAuditError, match="Give drop_history_table its columns and its key="):
         ops.DropHistoryTableOp(ops.Place("t"), [], []).reverse()
 
 
@@ -471,7 +471,7 @@ def test_models_that_were_not_imported_stop_autogenerate(project, engine):
         pass
 
     project.release(Empty)
-    with pytest.raises(SQLAuditError, match=r"customers.*Import the modules of all models in env\.py"):
+    with pytest.raises(SQLAuditError, match=r"customers.*import the modules of all models in env\.py"):
         project.autogenerate()
     project.config.attributes["options"] = {"sqlaudit_dropped_tables": ["customers"]}
     project.migrate()
@@ -494,7 +494,7 @@ def test_models_that_were_not_imported_stop_autogenerate_by_whatever_name_their_
     project.release(Base)
     project.migrate()
     project.release(Empty)
-    with pytest.raises(SQLAuditError, match="clients and the history"):
+    with pytest.raises(SQLAuditError, match="lacks the tables clients"):
         project.autogenerate()
 
 
@@ -534,7 +534,7 @@ def test_a_table_is_not_renamed_to_a_name_that_is_taken(project, engine, taken):
     with engine.begin() as connection:
         connection.exec_driver_sql(f"CREATE TABLE {taken} (id INTEGER)")
     project.write("op.rename_tracked_table('customers', 'clients')")
-    with pytest.raises(SQLAuditError, match=f"There is a table '{taken}' already; choose another name"):
+    with pytest.raises(SQLAuditError, match=f"A table '{taken}' exists already. Choose another name"):
         project.upgrade()
     assert {"customers", "customers_history"} <= set(sa.inspect(engine).get_table_names())
 
@@ -543,7 +543,7 @@ def test_a_column_of_ours_is_not_renamed(project):
     project.release(models())
     project.migrate()
     project.write("op.rename_tracked_column('customers', 'name', 'valid_from')")
-    with pytest.raises(SQLAuditError, match="'valid_from' is a name of ours"):
+    with pytest.raises(SQLAuditError, match="'valid_from' is the name of an audit column"):
         project.upgrade()
 
 
@@ -551,7 +551,7 @@ def test_what_is_not_there_is_not_renamed(project):
     project.release(models())
     project.migrate()
     project.write("op.rename_tracked_column('customers', 'nickname', 'name2')")
-    with pytest.raises(SQLAuditError, match="'customers' has no column 'nickname'; it has id, name"):
+    with pytest.raises(SQLAuditError, match=r"'customers' has no column 'nickname'\. It has id, name"):
         project.upgrade()
 
 
@@ -640,7 +640,7 @@ def test_a_rename_to_a_name_that_is_taken_does_nothing(project, engine):
     project.release(models(city=lambda: sa.Column(sa.String(20))))
     project.migrate()
     project.write("op.rename_tracked_column('customers', 'name', 'city')")
-    with pytest.raises(SQLAuditError, match="'customers' has a column 'city' already"):
+    with pytest.raises(SQLAuditError, match="'customers' already has a column 'city'"):
         project.upgrade()
     names = {column["name"] for column in sa.inspect(engine).get_columns("customers_history")}
     assert {"name", "city"} <= names
@@ -805,7 +805,7 @@ def test_a_history_that_is_not_there_is_told(project, engine, line):
     project.release(models(track=False))
     project.migrate()
     project.write(line)
-    with pytest.raises(SQLAuditError, match="There is no history table 'customers_history'"):
+    with pytest.raises(SQLAuditError, match="The history table 'customers_history' of 'customers' does not exist"):
         project.upgrade()
     assert {column["name"] for column in sa.inspect(engine).get_columns("customers")} == {"id", "name"}
 
@@ -816,7 +816,7 @@ def test_a_revision_that_was_run_already_says_so(project, engine):
     command.stamp(project.config, "base")
     with engine.begin() as connection:
         connection.exec_driver_sql("DROP TABLE customers")
-    with pytest.raises(SQLAuditError, match=r"'customers_history' already.*alembic stamp"):
+    with pytest.raises(SQLAuditError, match=r"'customers_history' exists already.*alembic stamp"):
         project.upgrade()
 
 
@@ -1358,7 +1358,7 @@ def test_a_column_of_the_key_is_not_dropped_though_its_live_table_is_gone(projec
     project.write("op.drop_table('customers')")
     project.upgrade()
     project.write("op.drop_history_column('customers', 'id')")
-    with pytest.raises(SQLAuditError, match="is of the key of 'customers_history'"):
+    with pytest.raises(SQLAuditError, match="belongs to the key of 'customers_history'"):
         project.upgrade()
     assert sa.inspect(engine).get_pk_constraint("customers_history")["constrained_columns"] == ["id", "audit_version"]
 
@@ -1712,7 +1712,7 @@ def test_a_live_column_that_alone_was_changed_by_hand_is_told_with_the_remedy(
             session.commit()
 
     if engine.dialect.name != "sqlite":  # which minds no types
-        with pytest.raises(HistoryTableError, match="'customers_history' cannot hold what its column in 'customers'"):
+        with pytest.raises(HistoryTableError, match="'customers_history' cannot hold the values of its column"):
             give_value()
         project.config.attributes["options"] = {"render_as_batch": True}
         project.migrate()
@@ -1739,7 +1739,7 @@ def test_a_key_that_becomes_of_another_kind_is_refused(project, before, after):
         project.release(base)
         if key is before:
             project.migrate()
-    with pytest.raises(SQLAuditError, match=r"The key 'id' of 'customers' becomes .* add a tracked table"):
+    with pytest.raises(SQLAuditError, match=r"key 'id' of 'customers' changes from .* Add a new tracked table"):
         project.autogenerate()
 
 
