@@ -88,7 +88,7 @@ def test_only_a_configuration_can_be_set():
 )
 def test_a_factory_that_gives_no_session_raises(gives):
     set_config(SQLAuditConfig(session_factory=gives))
-    with pytest.raises(SQLAuditError, match="must give a Session"):
+    with pytest.raises(SQLAuditError, match="must return a Session"):
         sqlaudit.get_resource_changes(Page)
 
 
@@ -104,7 +104,7 @@ def test_the_clock_gives_the_instants_in_utc(session):
 
 @pytest.mark.parametrize(
     ("instant", "what"),
-    [(datetime(2024, 1, 1), "naive"), (1704067200.0, "gave 1704067200.0"), (None, "gave None")],  # noqa: DTZ001  # what is tested
+    [(datetime(2024, 1, 1), "naive"), (1704067200.0, "returned 1704067200.0"), (None, "returned None")],  # noqa: DTZ001  # what is tested
 )
 def test_a_clock_without_aware_instants_fails_the_flush_and_nothing_is_written(session, instant, what):
     set_config(SQLAuditConfig(clock=lambda: instant))
@@ -180,7 +180,7 @@ def test_a_write_that_cannot_be_recorded_warns_or_in_strict_mode_raises_and_writ
         unhooked.add(Page(id=1, text="a"))
         with pytest.warns(SQLAuditWarning, match="without hooks"):
             unhooked.commit()
-    with pytest.warns(SQLAuditWarning, match="written by hand"):
+    with pytest.warns(SQLAuditWarning, match="Hand-written SQL"):
         session.execute(sa.text("UPDATE pages SET text = 'b'"))
     session.commit()
     set_config(SQLAuditConfig(strict=True))
@@ -188,7 +188,7 @@ def test_a_write_that_cannot_be_recorded_warns_or_in_strict_mode_raises_and_writ
         unhooked.add(Page(id=2, text="a"))
         with pytest.raises(CaptureError, match="without hooks"):
             unhooked.commit()
-    with pytest.raises(CaptureError, match="written by hand"):
+    with pytest.raises(CaptureError, match="Hand-written SQL"):
         session.execute(sa.text("UPDATE pages SET text = 'c'"))
     session.rollback()
     assert stored(session) == (["b"], 0)

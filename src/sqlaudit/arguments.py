@@ -16,7 +16,7 @@ def checked_count(name: str, value: Any) -> int:
     :raises QueryError: it is not an int from 0
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise QueryError(f"{name} is {value!r}; give a number from 0, or none.", value)
+        raise QueryError(f"{name} is {value!r}. Give an int that is not negative, or leave it out.", value)
     return value
 
 
@@ -26,7 +26,7 @@ def checked_user(name: str, user: object) -> str:
     :raises QueryError: it is neither text, int nor UUID
     """
     if isinstance(user, bool) or not isinstance(user, (str, int, UUID)):
-        raise QueryError(f"{name} has {user!r}; a user id is a str, an int or a UUID.", user)
+        raise QueryError(f"{name} has {user!r}. Give user ids as str, int or UUID.", user)
     return str(user)
 
 
@@ -38,7 +38,8 @@ def checked_range(name: str, since: datetime | None, until: datetime | None) -> 
     parameters = {key: as_utc(date) for key, date in (("since", since), ("until", until)) if date is not None}
     if len(parameters) == 2 and parameters["since"] > parameters["until"]:
         raise QueryError(
-            f"{name} ends at {parameters['until']}, before it begins at {parameters['since']}; turn it around.",
+            f"{name} ends at {parameters['until']}, before it begins at {parameters['since']}. Give the earlier "
+            "instant first.",
             (since, until),
         )
     return parameters
@@ -55,7 +56,7 @@ def changeset_uuid(changeset_id: UUID | str) -> UUID:
         return UUID(changeset_id)
     except (TypeError, ValueError, AttributeError):
         raise QueryError(
-            f"{changeset_id!r} is no changeset id; give the UUID that a version has as audit_changeset_id.",
+            f"{changeset_id!r} is not a changeset id. Give the UUID that a version has as audit_changeset_id.",
             changeset_id,
         ) from None
 
@@ -71,7 +72,7 @@ def checked_when(when: datetime | UUID | str) -> datetime | UUID:
         return UUID(when)
     except ValueError:
         raise QueryError(
-            f"{when!r} is not a datetime, and no changeset id; give an aware datetime, such as datetime.now(UTC), or "
-            "the UUID that a version has as audit_changeset_id.",
+            f"{when!r} is neither a datetime nor a changeset id. Give an aware datetime, such as datetime.now(UTC), "
+            "or the UUID that a version has as audit_changeset_id.",
             when,
         ) from None

@@ -53,10 +53,10 @@ class SQLAuditConfig:
         for name in ("session_factory", "get_user_id_callback", "clock"):
             value = getattr(self, name)
             if not callable(value) and not (value is None and name != "clock"):
-                raise SQLAuditError(f"{name} is {value!r}, which cannot be called; give a function.", value)
+                raise SQLAuditError(f"{name} is {value!r}, which cannot be called. Give a function.", value)
         if self.on_uncaptured not in ("warn", "raise", "ignore"):
             raise SQLAuditError(
-                f"on_uncaptured is {self.on_uncaptured!r}; give 'warn', 'raise' or 'ignore'.", self.on_uncaptured
+                f"on_uncaptured is {self.on_uncaptured!r}. Give 'warn', 'raise' or 'ignore'.", self.on_uncaptured
             )
 
     def now(self) -> datetime:
@@ -68,7 +68,9 @@ class SQLAuditConfig:
         if not isinstance(instant, datetime) or instant.tzinfo is None:
             returned = f"the naive datetime {instant}" if isinstance(instant, datetime) else repr(instant)
             raise SQLAuditError(
-                f"The configured clock gave {returned}; return an aware datetime, such as datetime.now(UTC).", instant
+                f"The configured clock returned {returned}. It must return an aware datetime, such as "
+                "datetime.now(UTC).",
+                instant,
             )
         return instant.astimezone(UTC)
 
@@ -81,7 +83,7 @@ def set_config(config: SQLAuditConfig) -> None:
     """Make ``config`` the configuration of this process."""
     global _current
     if not isinstance(config, SQLAuditConfig):
-        raise SQLAuditError(f"{config!r} is not a SQLAuditConfig; call set_config(SQLAuditConfig(…)).", config)
+        raise SQLAuditError(f"{config!r} is not a SQLAuditConfig. Call set_config(SQLAuditConfig(…)).", config)
     _current = config
 
 
@@ -91,7 +93,9 @@ def get_config() -> SQLAuditConfig:
     :raises SQLAuditError: no configuration was set
     """
     if _current is None:
-        raise SQLAuditError("sqlaudit is not configured; call set_config(SQLAuditConfig(…)) first.")
+        raise SQLAuditError(
+            "sqlaudit is not configured. Call set_config(SQLAuditConfig(…)) first.",
+        )
     return _current
 
 
@@ -120,15 +124,17 @@ def configured_session() -> Iterator[Session]:
     factory = current_config().session_factory
     if factory is None:
         raise SQLAuditError(
-            "No session was given and none can be made; pass session=…, "
-            "or call set_config(SQLAuditConfig(session_factory=…))."
+            "No session was given, and no session factory is configured. Pass session=…, or call "
+            "set_config(SQLAuditConfig(session_factory=…))."
         )
     made = factory()
     if isgenerator(made):
         made = contextmanager(lambda: made)()
     if not isinstance(made, AbstractContextManager):
-        raise SQLAuditError(f"The session factory gave {made!r}; it must give a Session, or yield one.", made)
+        raise SQLAuditError(f"The session factory returned {made!r}. It must return a Session, or yield one.", made)
     with made as session:
         if not isinstance(session, Session):
-            raise SQLAuditError(f"The session factory gave {session!r}; it must give a Session, or yield one.", session)
+            raise SQLAuditError(
+                f"The session factory returned {session!r}. It must return a Session, or yield one.", session
+            )
         yield session

@@ -63,7 +63,7 @@ class AuditContext:
         object.__setattr__(self, "impersonated_by", user_id_text(self.impersonated_by, "impersonated_by"))
         if self.reason is not None:
             if not isinstance(self.reason, str):
-                raise ContextError(f"reason is {self.reason!r}; give it as text.", self.reason)
+                raise ContextError(f"reason is {self.reason!r}. Give a str.", self.reason)
             _check_text(self.reason, "reason")
 
     def overlaid_with(self, inner: AuditContext) -> AuditContext:
@@ -85,7 +85,7 @@ def _json(extra: Any) -> str:
             raise ValueError("it has a NUL character")
     except (TypeError, ValueError) as error:
         raise ContextError(
-            f"extra cannot be written as JSON ({error}); give text, numbers, lists and dicts of them.", extra
+            f"extra cannot be stored as JSON ({error}). Use only text, numbers, and lists and dicts of these.", extra
         ) from error
     return text
 
@@ -98,13 +98,13 @@ def user_id_text(user_id: type_of_user_id | None, name: str = "user_id") -> str 
     if user_id is None or user_id == "":
         return None
     if isinstance(user_id, bool) or not isinstance(user_id, type_of_user_id):
-        raise ContextError(f"{name} is {user_id!r}; give a str, an int or a UUID.", user_id)
+        raise ContextError(f"{name} is {user_id!r}. Give a str, an int or a UUID.", user_id)
     text = str(user_id)
     _check_text(text, name)
     if len(text) > USER_ID_LENGTH:
         raise ContextError(
-            f"{name} has {len(text)} characters, its column holds {USER_ID_LENGTH}; give a shorter id "
-            "and put the rest into extra.",
+            f"{name} has {len(text)} characters, but its column holds {USER_ID_LENGTH}. Give a shorter id, and put "
+            "the rest into extra.",
             user_id,
         )
     return text
@@ -118,7 +118,9 @@ def _check_text(text: str, name: str) -> None:
             return
     except UnicodeEncodeError:
         pass
-    raise ContextError(f"{name} is {text!r}, with a character that databases cannot store; leave it out.", text)
+    raise ContextError(
+        f"{name} is {text!r}, and databases cannot store one of its characters. Leave that character out.", text
+    )
 
 
 _EMPTY: Final = AuditContext()
@@ -270,8 +272,8 @@ class AuditContextManager:
             return cast(_Function, type(decorated)(self(decorated.__func__)))
         if isinstance(function, type) or not callable(function):  # a property cannot be called
             raise ContextError(
-                f"AuditContextManager decorates functions, and {function!r} is none; decorate the methods of a class, "
-                "and write @property and its kin above @AuditContextManager(…).",
+                f"AuditContextManager decorates functions, and {function!r} is not a function. Decorate the methods "
+                "of a class, and write decorators such as @property above @AuditContextManager(…).",
                 function,
             )
         wrapper: Any = self._returning(function)

@@ -94,7 +94,9 @@ def track_table(
         return model_class
 
     if isinstance(tracked_fields, type):
-        raise TrackingError(f"track_table needs parentheses: @track_table() above class {tracked_fields.__name__}.")
+        raise TrackingError(
+            f"track_table needs parentheses. Write @track_table() above class {tracked_fields.__name__}.",
+        )
     return decorate
 
 
@@ -150,20 +152,21 @@ def _mapper_of(model_class: Any) -> Mapper[Any]:
         mapper = None
     except UnmappedClassError as error:
         raise TrackingError(
-            f"{name} is not mapped yet; call track_table()({name}) once it is, after prepare() or configure_mappers(). "
-            f"SQLAlchemy says: {error}",
+            f"{name} is not mapped yet. Call track_table()({name}) once it is mapped, after prepare() or "
+            f"configure_mappers(). SQLAlchemy says: {error}",
             model_class,
         ) from error
     if not isinstance(mapper, Mapper):
         raise TrackingError(
-            f"{name} is not mapped to a table; put @track_table() above every other decorator of a declarative model, "
-            "call track_table()(Model) after map_imperatively(), and decorate the models, not their abstract base.",
+            f"{name} is not mapped to a table. Write @track_table() above every other decorator of a declarative "
+            "model, call track_table()(Model) after map_imperatively(), and decorate the models instead of their "
+            "abstract base.",
             model_class,
         )
     if not isinstance(mapper.local_table, Table):
         raise TrackingError(
-            f"{name} is mapped to {mapper.local_table.description!r}, which is no table; track the models of the "
-            "tables that it is made of.",
+            f"{name} is mapped to {mapper.local_table.description!r}, which is not a table. Track the models of the "
+            "tables that it selects from.",
             model_class,
         )
     return mapper
@@ -173,32 +176,33 @@ def _check(mapper: Mapper[Any], options: Options) -> None:
     """Raise if the options do not fit the model, or the model is tracked already."""
     name, model = mapper.class_.__name__, tracked_model(mapper)
     if model is not None and model.is_decorated:
-        raise TrackingError(f"{name} is tracked already; decorate it once, with all options.", mapper.class_)
+        raise TrackingError(f"{name} is already tracked. Decorate it once, with all options.", mapper.class_)
     if model is None and mapper.inherits is not None and not mapper.concrete:
         base = mapper.inherits.class_.__name__
         raise TrackingError(
-            f"{name} shares its rows with {base}, which is not tracked; decorate {base}, which tracks its subclasses "
-            "too.",
+            f"{name} shares its rows with {base}, which is not tracked. Decorate {base}; its subclasses are then "
+            "tracked, too.",
             mapper.class_,
         )
     if model is None and (tracked := tracked_table(mapper.local_table)) is not None and not tracked.is_obsolete:
         raise TrackingError(
-            f"The table {tracked.live.fullname!r} of {name} is tracked already, by another class or as the association "
-            "table between two; decorate one class of a table, right after it is defined.",
+            f"The table {tracked.live.fullname!r} of {name} is already tracked, through another class or as the "
+            "association table between two classes. Decorate one class of a table, right after its definition.",
             mapper.class_,
         )
     told_by = [] if mapper.polymorphic_on is None else visitors.iterate(mapper.polymorphic_on)
     for column in (*mapper.primary_key, *(each for each in told_by if isinstance(each, Column))):
         if column in set(mapper.columns.values()) and mapper.get_property_by_column(column).key in options.exclude:
             raise TrackingError(
-                f"{name}.{mapper.get_property_by_column(column).key} tells which row a version is of; it cannot be "
-                "excluded.",
+                f"{name}.{mapper.get_property_by_column(column).key} cannot be excluded, because it shows to which "
+                "row a version belongs. Remove it from exclude.",
                 mapper.class_,
             )
     for role in ("resource_id_field", "user_id_field"):
         if getattr(options, role) in options.exclude:
             raise TrackingError(
-                f"{name}.{getattr(options, role)} cannot be the {role} and be excluded; versions need its value.",
+                f"{name}.{getattr(options, role)} cannot be excluded, because it is the {role}, and versions need its "
+                "value. Remove it from exclude.",
                 mapper.class_,
             )
 
@@ -209,13 +213,13 @@ def _names(mapper: Mapper[Any], option: str, names: Iterable[str]) -> frozenset[
     :raises TrackingError: a name is not that of a column's attribute
     """
     if isinstance(names, str):
-        raise TrackingError(f"{option} is {names!r}; give a list: {option}=[{names!r}].", mapper.class_)
+        raise TrackingError(f"{option} is {names!r}. Give a list: {option}=[{names!r}].", mapper.class_)
     chosen = frozenset(names)
     known = {name for descendant in mapper.self_and_descendants for name in descendant.columns.keys()}  # noqa: SIM118  # no dict
     if unknown := chosen - known:
         raise TrackingError(
-            f"{mapper.class_.__name__} has no column {', '.join(sorted(map(repr, unknown)))} for {option}; "
-            f"it has {', '.join(sorted(known))}.",
+            f"{mapper.class_.__name__} has no column {', '.join(sorted(map(repr, unknown)))} for {option}. It has "
+            f"{', '.join(sorted(known))}.",
             mapper.class_,
         )
     return chosen

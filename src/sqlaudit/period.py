@@ -130,10 +130,13 @@ def as_utc(when: datetime) -> datetime:
     :raises QueryError: ``when`` is not a datetime, or is out of range in UTC
     """
     if not isinstance(when, datetime):
-        raise QueryError(f"{when!r} is not a datetime; give an aware datetime, such as datetime.now(UTC).", when)
+        raise QueryError(f"{when!r} is not a datetime. Give an aware datetime, such as datetime.now(UTC).", when)
     if when.tzinfo is None:
-        warn_caller(f"The naive datetime {when} is taken as local time; give an aware one, such as datetime.now(UTC).")
+        warn_caller(
+            f"The datetime {when} is naive, so sqlaudit takes it as local time. Give an aware datetime, such as "
+            "datetime.now(UTC).",
+        )
     try:
         return when.astimezone(UTC)
     except (OverflowError, ValueError, OSError):
-        raise QueryError(f"{when} has no equivalent in UTC; give a later or an earlier datetime.", when) from None
+        raise QueryError(f"{when} cannot be converted to UTC. Give a later or an earlier datetime.", when) from None

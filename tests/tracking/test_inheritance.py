@@ -363,6 +363,6 @@ def test_a_joined_subclass_of_an_untracked_class_is_refused(base):
         __tablename__ = "employee"
         id: Mapped[int] = mapped_column(sa.ForeignKey("person.id"), primary_key=True)
 
-    with pytest.raises(TrackingError, match=r"Employee shares its rows with Person.*; decorate Person"):
+    with pytest.raises(TrackingError, match=r"Employee shares its rows with Person.*. Decorate Person"):
         track_table()(Employee)
     assert "employee_history" not in base.metadata.tables

@@ -108,8 +108,8 @@ def pages(
         last, page = page[-1], list(read_keys(connection, statement.where(is_after)))
         if page and page[-1] == last:
             raise CaptureError(
-                f"The database does not find the keys behind {last}: the key of the live table and that of its history "
-                "are of different types; give them the same.",
+                f"The database does not find the keys after {last}, because the key columns of the live table and of "
+                "its history have different types. Give them the same types.",
                 last,
             )
 

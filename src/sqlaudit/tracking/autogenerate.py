@@ -54,7 +54,7 @@ def refuse_comparison_without_plugin(autogen_context: Any, upgrade_ops: object, 
     names = [table.fullname for table in autogen_context.sorted_tables if _is_tracked(table)]
     if names:
         raise SQLAuditError(
-            f"Alembic compares {', '.join(names)} without the plugin of sqlaudit, and would propose to drop history of "
+            f"Alembic compares {', '.join(names)} without sqlaudit's plugin, and would propose to drop history of "
             f"these tables. {SET_UP}",
             names,
         )

@@ -185,8 +185,8 @@ def rebased_on_history(expression: Any, columns: Mapping[Any, Any]) -> Any:
 
 def _refuse_change(mapper: Mapper[Any], connection: Connection, version: Version) -> None:
     raise ReadOnlyError(
-        f"{type(version).__qualname__} {inspect(version).identity} is a version, and history is never rewritten; "
-        "expunge the version, and change the live object or restore an old state of it instead.",
+        f"{type(version).__qualname__} {inspect(version).identity} is a version, and versions are never changed. "
+        "Expunge it, and change the live object or restore an old state of it instead.",
         version,
     )
 
@@ -210,7 +210,7 @@ def neighbour(version: Version, distance: int) -> Any:
     session: Session | None = object_session(version)
     if session is None or identity is None:
         raise ReadOnlyError(
-            f"{type(version).__qualname__} belongs to no session; add it to one to read its neighbours.", version
+            f"{type(version).__qualname__} belongs to no session. Add it to a session to read its neighbours.", version
         )
     table = model.table
     *key, number = identity
@@ -228,7 +228,8 @@ def extra_columns_of(version: Version) -> dict[str, Any]:
     model, session, identity = version.__sqlaudit_model__, object_session(version), inspect(version).identity
     if session is None or identity is None:
         raise ReadOnlyError(
-            f"{type(version).__qualname__} belongs to no session; add it to one to read its extra columns.", version
+            f"{type(version).__qualname__} belongs to no session. Add it to a session to read its extra columns.",
+            version,
         )
     extra: dict[str, Any] = {}
     for table in model.chain:

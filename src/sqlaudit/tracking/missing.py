@@ -85,17 +85,18 @@ def explain_history_error(
             is_live = not reads_as_user and _is_named(message, table.live)
             if is_live or _is_named(message, table.history):
                 raise CaptureError(
-                    f"The role may not record what it writes to {table.live.fullname!r}: grant it SELECT on "
-                    f"{table.live.fullname!r}, and SELECT, INSERT, UPDATE and DELETE on {table.history.fullname!r}, "
-                    f"whose policies, if it has any, must be those of the live table. The database said: {message}",
+                    "The role lacks a privilege that sqlaudit needs to record what it writes to "
+                    f"{table.live.fullname!r}. Grant it SELECT on {table.live.fullname!r}, and SELECT, INSERT, UPDATE "
+                    f"and DELETE on {table.history.fullname!r}. If the live table has policies, give the history "
+                    f"table the same. The database said: {message}",
                     table.live,
                 ) from error
     absent = [table for table in tables if _is_about(message, table)]
     if absent and (not codes.isdisjoint(_MISSING_CODES) or any(phrase in message for phrase in _MISSING_PHRASES)):
         names = " or ".join(repr(table.history.fullname) for table in absent)
         raise HistoryTableError(
-            f"The database lacks the history table {names}, or a column of it; create it with "
-            f"metadata.create_all(engine), or by a migration that Alembic generates. It said: {message}",
+            f"The database lacks the history table {names}, or a column of it. Create it with "
+            f"metadata.create_all(engine), or by a migration that Alembic generates. The database said: {message}",
             absent[-1].live,
         ) from error
     is_select = str(error.statement).lstrip().startswith("SELECT ")  # by the user's criterion, which may be at fault
@@ -103,9 +104,9 @@ def explain_history_error(
         for table in tables:
             if _is_named(str(error.statement).partition(" SELECT ")[0], table.history):
                 raise HistoryTableError(
-                    f"A column of the history table {table.history.fullname!r} cannot hold what its column in "
-                    f"{table.live.fullname!r} holds; change its type, too, by a migration that Alembic generates. "
-                    f"The database said: {message}",
+                    f"A column of the history table {table.history.fullname!r} cannot hold the values of its column "
+                    f"in {table.live.fullname!r}. Change its type, too, by a migration that Alembic generates. The "
+                    f"database said: {message}",
                     table.live,
                 ) from error
 

@@ -64,8 +64,8 @@ class TrackedModel:
         local = mapper.local_table
         if not isinstance(local, Table):
             raise TrackingError(
-                f"{mapper.class_.__name__} is mapped to {local.description!r}, which is no table; track the models of "
-                "the tables that it is made of.",
+                f"{mapper.class_.__name__} is mapped to {local.description!r}, which is not a table. Track the models "
+                "of the tables that it selects from.",
                 mapper.class_,
             )
         if self.parent is not None and local is self.parent.table.live:
@@ -96,16 +96,16 @@ class TrackedModel:
         name, equal = mapper.class_.__name__, _EqualColumns(mapper)
         if not equal.are_equal(mapper.primary_key, base.key):
             raise TrackingError(
-                f"{name} has another primary key than {base.live.fullname!r}, by which the versions of its base class "
-                "are found; leave primary_key out of its __mapper_args__.",
+                f"{name} has another primary key than {base.live.fullname!r}, by which sqlaudit finds the versions of "
+                "its base class. Leave primary_key out of its __mapper_args__.",
                 mapper.class_,
             )
         key = [equal.column_of(mapper.local_table, column) for column in base.key]
         if any(column is None for column in key):
             raise TrackingError(
                 f"The table {mapper.local_table.description!r} of {name} has no column that is equal to the key of "
-                f"{base.live.fullname!r}, by which its versions are found; let its foreign key refer to that key, or "
-                "to a column that is equal to it.",
+                f"{base.live.fullname!r}, by which sqlaudit finds its versions. Let its foreign key refer to that "
+                "key, or to a column that is equal to it.",
                 mapper.class_,
             )
         return key
@@ -127,13 +127,14 @@ class TrackedModel:
         indexes = options.as_of_index and not inherited.as_of_index
         if shares_table and (options.history_table_name or options.exclude - inherited.exclude or indexes):
             raise TrackingError(
-                f"{name} shares the table {self.table.live.fullname!r} with its base class; exclude its columns, and "
-                "name and index the history table there.",
+                f"{name} shares the table {self.table.live.fullname!r} with its base class, which decides on its "
+                "history table. Pass exclude, history_table_name and as_of_index to the base class.",
                 self.mapper.class_,
             )
         if options.audit_columns not in (AuditColumns(), inherited.audit_columns) and self.parent is not None:
             raise TrackingError(
-                f"{name} inherits the names of our columns; give audit_columns to its base class.", self.mapper.class_
+                f"{name} inherits the names of its audit columns. Pass audit_columns to its base class.",
+                self.mapper.class_,
             )
         self.is_decorated = True
         self.options = replace(
@@ -150,7 +151,7 @@ class TrackedModel:
         ):
             if self.history_class is not None:
                 raise TrackingError(
-                    f"The history of {name} is in use already; decorate it right after it is defined.",
+                    f"The history of {name} is already in use. Decorate the class right after its definition.",
                     self.mapper.class_,
                 )
             self.table.discard()
@@ -295,7 +296,7 @@ def tracked_model_of(model_class: type[Any]) -> TrackedModel:
     model = tracked_model(mapper) if isinstance(mapper, Mapper) else None
     if model is None:
         name = getattr(model_class, "__name__", repr(model_class))
-        raise TrackingError(f"{name} is not a tracked model; decorate it with @track_table().", model_class)
+        raise TrackingError(f"{name} is not a tracked model. Decorate it with @track_table().", model_class)
     return model
 
 
@@ -322,8 +323,8 @@ def base_table_of(source: Any) -> TrackedTable:
     table = tracked_table(source)
     if table is None or table.live is not source:
         raise TrackingError(
-            f"{source.fullname!r} is no tracked table; give a tracked model, or an association table between such "
-            "models, after sqlalchemy.orm.configure_mappers().",
+            f"{source.fullname!r} is not a tracked table. Give a tracked model, or an association table between "
+            "tracked models, after sqlalchemy.orm.configure_mappers().",
             source,
         )
     return table if table.is_association else table.chains[0][0]

@@ -22,10 +22,11 @@ def checked_session(session: object) -> Session:
         return session
     if hasattr(session, "run_sync"):
         raise QueryError(
-            "An AsyncSession was given; read through its run_sync: await session.run_sync(versions_of, Customer, 42).",
+            "An AsyncSession cannot be used directly. Read through its run_sync: await session.run_sync(versions_of, "
+            "Customer, 42).",
             session,
         )
-    raise QueryError(f"{session!r} is not a Session; give one.", session)
+    raise QueryError(f"{session!r} is not a Session. Give a Session.", session)
 
 
 def bind_arguments_for(session: Session, mapper: Mapper[Any] | None) -> dict[str, Any]:

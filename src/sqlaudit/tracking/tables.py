@@ -172,13 +172,13 @@ class TrackedTable:
                 earlier.discard()
         if key in metadata.tables:
             raise TrackingError(
-                f"The history table of {live.fullname!r} cannot be named {key!r}, there is such a table already; "
-                "choose another name: track_table(history_table_name=…).",
+                f"The history table of {live.fullname!r} cannot be named {key!r}, because a table of this name exists "
+                "already. Choose another name: track_table(history_table_name=…).",
                 live,
             )
         names = [column for role, column in self.names.items()]
         if len(set(names)) < len(names):
-            raise TrackingError(f"{self.names} gives two columns one name; give each its own.", live)
+            raise TrackingError(f"{self.names} gives two audit columns the same name. Give each its own name.", live)
         history = Table(
             quoted_name(name, getattr(live.name, "quote", None)),
             metadata,
@@ -247,8 +247,8 @@ class TrackedTable:
         refuse_clash(self.names, repr(self.live.fullname), {column.name, key}, self.live)
         if key.startswith("sqlaudit_"):
             raise TrackingError(
-                f"{self.live.fullname!r} has a column {key!r}, and names that begin with 'sqlaudit_' are those "
-                "of our parameters; give the column another key: mapped_column(…, key=…).",
+                f"{self.live.fullname!r} has a column {key!r}, and sqlaudit needs the names that begin with "
+                "'sqlaudit_' for its bind parameters. Give the column another key: mapped_column(…, key=…).",
                 self.live,
             )
 
@@ -330,8 +330,8 @@ def refuse_clash(audit_columns: AuditColumns, owner: str, names: Collection[str]
         if name in names:
             other = f"audit_{role}_2" if name.startswith("audit_") else f"audit_{role}"
             raise TrackingError(
-                f"{owner} has a column {name!r}, and its history table needs a column of that name; rename ours: "
-                f"track_table(audit_columns=AuditColumns({role}={other!r})).",
+                f"{owner} has a column {name!r}, and its history table needs an audit column of that name. Rename the "
+                f"audit column: track_table(audit_columns=AuditColumns({role}={other!r})).",
                 subject,
             )
 
