@@ -435,7 +435,7 @@ def test_what_is_refused_leaves_the_live_object_as_it_was(session):
         lambda: setattr(order, "customer", then(session, Customer)),
         lambda: bob.tags.append(then(session, Tag)),
     ):
-        with pytest.raises(ReadOnlyError, match="give the live object"):
+        with pytest.raises(ReadOnlyError, match="Assign the live object"):
             refer()
     assert (order.customer.name, [tag.label for tag in bob.tags]) == ("now", ["now"])
     assert not session.is_modified(order)
@@ -573,5 +573,5 @@ def test_a_subquery_of_the_past_in_a_lambda_is_of_its_own_instant_each_time(sess
 
 def test_an_instant_that_is_a_variable_of_a_lambda_is_refused(session):
     for when in (at(0), at(1)):
-        with pytest.raises(QueryError, match="make the statement before it"):
+        with pytest.raises(QueryError, match="Make the statement before the lambda"):
             session.scalars(sa.lambda_stmt(lambda: as_of(Customer, when)))  # noqa: B023  # called at once

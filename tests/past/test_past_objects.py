@@ -108,7 +108,7 @@ def test_a_session_in_the_past_knows_no_object_of_the_present(session, engine, s
 def test_objects_of_a_past_alias_are_refused_in_loader_options(session):
     then = aliased(Person, Person.as_of(THEN).where(Person.id == 1).subquery())
     statement = sa.select(Person).join(Person.boss.of_type(then)).options(contains_eager(Person.boss.of_type(then)))
-    with pytest.raises(QueryError, match="gives columns, and no Person objects"):
+    with pytest.raises(QueryError, match="can return columns, but no Person objects"):
         session.scalars(statement).all()
 
 

@@ -252,7 +252,7 @@ def test_inside_another_statement_it_gives_columns(live, wrap, expected):
     ids=["alias", "statement", "union", "two instants"],
 )
 def test_inside_another_statement_it_gives_no_objects(live, wrap):
-    with pytest.raises(QueryError, match="gives columns, and no Customer objects"):
+    with pytest.raises(QueryError, match="can return columns, but no Customer objects"):
         live.scalars(wrap(as_of(Customer, at(5)))).all()
 
 
@@ -297,13 +297,13 @@ def test_an_excluded_column_raises_on_the_object_and_is_null_in_sql(live):
 
 @pytest.mark.parametrize("when", ["2024-01-01", 5, None, START.date()])
 def test_what_is_no_datetime_raises(when):
-    with pytest.raises(QueryError, match="not a datetime"):
+    with pytest.raises(QueryError, match=r"(not|neither) a datetime"):
         as_of(Customer, when)
 
 
 def test_a_sample_of_the_past_is_refused(live):
     sample = aliased(Customer, sa.tablesample(Customer.__table__, 50))
-    with pytest.raises(QueryError, match="sample"):
+    with pytest.raises(QueryError, match="TABLESAMPLE"):
         live.execute(as_of(Customer, at(4)).with_only_columns(sample.name)).all()
 
 

@@ -305,7 +305,7 @@ def test_a_connection_is_as_it_was_afterwards(engine, trees_of_then):
 
 @pytest.mark.parametrize("source", [None, 5, "sqlite://", Session, sessionmaker()])
 def test_what_is_not_connected_raises(source):
-    with pytest.raises(QueryError, match="give a session or an engine"):
+    with pytest.raises(QueryError, match="Give a session or an engine"):
         time_travel(source, START)
 
 
@@ -464,7 +464,7 @@ def test_there_is_no_way_round_by_the_connection(session):
     ids=["text", "columns", "entities", "where", "column", "literal column", "from", "order", "subquery"],
 )
 def test_sql_that_is_written_by_hand_raises_if_it_reads(session, statement):
-    with time_travel(session, at(0)) as past, pytest.raises(QueryError, match="written by hand"):
+    with time_travel(session, at(0)) as past, pytest.raises(QueryError, match="Hand-written SQL"):
         past.execute(statement).all()
 
 
@@ -518,7 +518,7 @@ def test_a_tracked_table_by_another_table_object_raises_even_if_untracked_ones_a
             sa.table("customers", sa.column("id")),
             sa.Table("customers", sa.MetaData(), sa.Column("id", sa.Integer)),
         ):
-            with pytest.raises(QueryError, match="is tracked, but this is not the Table of its model"):
+            with pytest.raises(QueryError, match="uses another Table object than the model"):
                 past.execute(sa.select(table.c.id))
 
 
@@ -609,7 +609,7 @@ def test_after_the_end_nothing_is_read(session):
         partial(past.scalar, sa.select(sa.func.count(Customer.id))),
         past.query(Customer).all,
     ):
-        with pytest.raises(QueryError, match="time travel is over"):
+        with pytest.raises(QueryError, match=r"block of time_travel\(\) has ended"):
             read()
 
 
@@ -716,7 +716,7 @@ def test_the_text_of_a_changeset_id_gives_what_the_id_gives(session):
 @pytest.mark.parametrize("text", ["2024-01-01T00:00:00+00:00", "", "no"])
 def test_a_text_that_is_no_changeset_id_raises(session, text):
     for read in (lambda: as_of(Customer, text), lambda: Customer.as_of(text), lambda: time_travel(session, text)):
-        with pytest.raises(QueryError, match=r"give an aware datetime, .* or the UUID"):
+        with pytest.raises(QueryError, match=r"Give an aware datetime, .* or the UUID"):
             read()
 
 
@@ -758,7 +758,7 @@ def test_an_aware_datetime_does_not_warn(session):
 
 @pytest.mark.parametrize("when", ["2024-01-01", 5, None, START.date()])
 def test_what_is_no_instant_raises(engine, when):
-    with pytest.raises(QueryError, match="not a datetime"):
+    with pytest.raises(QueryError, match=r"(not|neither) a datetime"):
         time_travel(engine, when)
 
 
@@ -868,7 +868,7 @@ def test_async_travels_end(async_shop):
             assert ada.name == "Ada"
             with pytest.raises(orm.exc.DetachedInstanceError):
                 await ada.awaitable_attrs.orders
-            with pytest.raises(QueryError, match="time travel is over"):
+            with pytest.raises(QueryError, match=r"block of time_travel\(\) has ended"):
                 await past.execute(sa.select(Customer))
             assert (await session.get_one(Customer, 1)).name == "live Ada L."
 
@@ -981,7 +981,7 @@ def test_a_temporal_join_may_use_an_alias_and_an_aggregate(billed):
 
 @pytest.mark.parametrize("column", [Customer.name, Customer.id, START, "issued_at", None])
 def test_a_temporal_join_by_what_is_no_time_raises(column):
-    with pytest.raises(QueryError, match="no column of dates"):
+    with pytest.raises(QueryError, match="not a column of dates"):
         as_of_column(Customer, column)
 
 
@@ -1072,7 +1072,7 @@ def test_a_range_has_deleted_rows_but_no_tombstones(session):
 
 
 def test_a_range_that_ends_before_it_begins_raises():
-    with pytest.raises(QueryError, match="turn it around"):
+    with pytest.raises(QueryError, match="Give the earlier instant first"):
         between(Customer, at(1), at(0))
 
 

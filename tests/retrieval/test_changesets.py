@@ -215,7 +215,7 @@ def test_an_unknown_changeset_changed_nothing_that_could_be_told(sessions):
     with sessions() as session:
         with pytest.raises(QueryError, match="00000000-0000-0000-0000-000000000001"):
             changes_in(session, UUID(int=1))
-        with pytest.raises(QueryError, match="no changeset id"):
+        with pytest.raises(QueryError, match="a changeset id"):
             changes_in(session, "one")
 
 
@@ -258,7 +258,7 @@ def test_what_is_not_flushed_yet_counts(sessions):
 
 @pytest.mark.parametrize("given", ["no uuid", 42, None, b"x"])
 def test_what_is_no_uuid_is_no_changeset(sessions, given):
-    with sessions() as session, pytest.raises(QueryError, match="no changeset id"):
+    with sessions() as session, pytest.raises(QueryError, match="a changeset id"):
         instant_of_changeset(session, given)
 
 

@@ -678,7 +678,7 @@ def test_what_is_no_session_raises_at_the_call(read, given, hint):
     ids=["filter", "filter of several", "versions", "blame", "record changes", "restore"],
 )
 def test_an_object_is_no_id(story, read):
-    with pytest.raises(QueryError, match="give its key"):
+    with pytest.raises(QueryError, match="Give its key"):
         read(story, story.get_one(Customer, 2))
 
 
@@ -689,9 +689,9 @@ def test_an_object_is_no_id(story, read):
 @pytest.mark.parametrize(
     ("filters", "message"),
     [
-        ({"filter_fields": "nmae"}, "no tracked field 'nmae'; it has city, data, id, name, score, vip"),
+        ({"filter_fields": "nmae"}, "no tracked field 'nmae'. It has city, data, id, name, score, vip"),
         ({"filter_fields": ["name", "full_name"]}, "full_name"),
-        ({"filter_date_range": (at(1), at(0))}, "turn it around"),
+        ({"filter_date_range": (at(1), at(0))}, "Give the earlier instant first"),
         ({"filter_date_range": at(1)}, "filter_date_range"),
         ({"filter_date_range": (at(1),)}, "filter_date_range"),
         ({"filter_date_range": ("2024-01-01", None)}, "not a datetime"),

@@ -255,6 +255,6 @@ def test_keys_that_a_database_does_not_find_behind_each_other_end_with_an_error(
         session.commit()
     new = release_of(sa.Uuid())
     with sessions() as session:
-        with pytest.raises(CaptureError, match="does not find the keys behind"):
+        with pytest.raises(CaptureError, match="does not find the keys after"):
             record_changes(session, new)
         session.rollback()

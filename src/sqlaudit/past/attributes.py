@@ -59,8 +59,8 @@ def unknown(state: InstanceState[Any], key: str) -> QueryError:
     prop = state.mapper.attrs[key]
     is_column = isinstance(prop, ColumnProperty) and isinstance(prop.columns[0], Column)
     return QueryError(
-        f"{state.class_.__name__}.{key} {'is' if is_column else 'needs a column that is'} excluded from history, and "
-        f"nothing is known of it {instant_of_state(state)}; read it from the live object.",
+        f"{state.class_.__name__}.{key} {'is' if is_column else 'needs a column that is'} excluded from history, so "
+        f"its value {instant_of_state(state)} is unknown. Read it from the live object.",
         state.obj(),
     )
 

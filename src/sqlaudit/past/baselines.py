@@ -48,10 +48,11 @@ def check_for_unknown_rows(session: Session, statement: Past, parameters: Any, d
             *row, number, operation, begins = unknown
             name = f"{tracked.live.fullname!r} {row[0] if len(row) == 1 else tuple(row)!r}"
             message = (
-                f"What {name} was as of {when.isoformat()} is unknown: its history begins with version {number}, of "
-                f"{begins.isoformat()}, {'a baseline' if operation is Operation.BASELINE else 'and lacks earlier ones'}"
-                "; read as of a later instant, give before_baseline='absent' to leave such rows out, or adopt tables "
-                "with backfill(…, at=…)."
+                f"What {name} was as of {when.isoformat()} is unknown, because its history begins with version "
+                f"{number}, of {begins.isoformat()}, "
+                f"{'a baseline' if operation is Operation.BASELINE else 'and lacks earlier ones'}. Read as of a later "
+                "instant, pass before_baseline='absent' to leave such rows out, or adopt tables with backfill(…, "
+                "at=…)."
             )
             if rule == "raise":
                 raise QueryError(message, tracked.live)

@@ -51,21 +51,25 @@ def instant_from(
     :raises QueryError: ``when`` is neither a datetime nor a changeset id, or a rule has an unknown value
     """
     if untracked not in ("raise", "live"):
-        raise QueryError(f"untracked is {untracked!r}; give 'raise' or 'live'.", untracked)
+        raise QueryError(f"untracked is {untracked!r}. Give 'raise' or 'live'.", untracked)
     if before_baseline not in ("absent", "warn", "raise"):
-        raise QueryError(f"before_baseline is {before_baseline!r}; give 'absent', 'warn' or 'raise'.", before_baseline)
+        raise QueryError(f"before_baseline is {before_baseline!r}. Give 'absent', 'warn' or 'raise'.", before_baseline)
     rules = Rules(untracked, text, before_baseline)
     if isinstance(when, PyWrapper):
         raise QueryError(
-            "A lambda is called once for all values of its variables, which an instant cannot be one of; make the "
-            "statement before it: statement = as_of(…), lambda_stmt(lambda: statement).",
+            "SQLAlchemy calls a lambda once and reuses its statement for all values of its variables, so an instant "
+            "cannot be one of them. Make the statement before the lambda: statement = as_of(…), lambda_stmt(lambda: "
+            "statement).",
             when,
         )
     instant = checked_when(when)
     if isinstance(instant, UUID):
         return Instant(instant, rules)
     if instant > utc_now():
-        warn_caller(f"{instant.isoformat()} is in the future; a read as of then gives the present.")
+        warn_caller(
+            f"{instant.isoformat()} is in the future, so the statement reads the present. Give an instant that has "
+            "passed.",
+        )
     return Instant(min(instant, _LATEST), rules)
 
 
@@ -100,8 +104,8 @@ def refuse_change(state: InstanceState[Any]) -> None:
     instant = instant_of_state(state)
     if instant is not None:
         raise ReadOnlyError(
-            f"{state.class_.__name__} {state.identity} {instant} is read-only; "
-            "expunge or refresh it, and change the live object instead.",
+            f"{state.class_.__name__} {state.identity} {instant} is read-only. Expunge or refresh it, and change the "
+            "live object instead.",
             state.obj(),
         )
 
@@ -139,7 +143,7 @@ def refuse_reference(state: InstanceState[Any], value: object, *args: object) ->
     if instant is not None and instant != instant_of_state(state):
         referred: InstanceState[Any] = instance_state(value)
         raise ReadOnlyError(
-            f"{referred.class_.__name__} {referred.identity} {instant} cannot be given to a {state.class_.__name__} "
-            "that is not of that instant; give the live object.",
+            f"{referred.class_.__name__} {referred.identity} {instant} cannot be assigned to a "
+            f"{state.class_.__name__} of another instant. Assign the live object.",
             value,
         )

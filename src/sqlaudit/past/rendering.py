@@ -95,8 +95,8 @@ class Past:
     def _compiler_dispatch(self, visitor: SQLCompiler, **kw: Any) -> str:
         if self._past_changeset is not None:
             raise QueryError(
-                "A read as of a changeset inside another statement cannot look up the changeset's instant; give the "
-                "instant: as_of(…, instant_of_changeset(session, changeset_id)).",
+                "A read as of a changeset inside another statement cannot look up the instant of the changeset. Give "
+                "the instant: as_of(…, instant_of_changeset(session, changeset_id)).",
                 self,
             )
         if self._past_rules.before_baseline != "absent":
@@ -107,8 +107,8 @@ class Past:
     def _execute_on_connection(self, connection: Connection, *args: Any, **kw: Any) -> Any:
         if not self._past_is_ready:
             raise QueryError(
-                "A read as of an instant was run outside a session with hooks, where its objects would be taken for "
-                "live ones; call register_hooks() and execute it in such a session.",
+                "A read as of an instant was executed outside a session with hooks, where SQLAlchemy would take its "
+                "objects for live ones. Call register_hooks(), and execute the statement in a session that has hooks.",
                 self,
             )
         return super()._execute_on_connection(connection, *args, **kw)  # type: ignore[misc]  # the statement's own
@@ -169,8 +169,8 @@ class _PastGuard(CompileStateOption):
     def process_compile_state(self, compile_state: Any) -> None:
         if not isinstance(compile_state.select_statement, Past) and not getattr(compile_state, "for_statement", False):
             raise QueryError(
-                "What an object of the past lacks would be loaded from live rows by a session without hooks; call "
-                "register_hooks(), or add the object to a session that has them.",
+                "An object of the past is in a session without hooks, which would load its missing attributes from "
+                "live rows. Call register_hooks(), or add the object to a session that has hooks.",
                 compile_state.select_statement,
             )
 
@@ -245,8 +245,9 @@ def _refuse_unchecked(compiler: SQLCompiler, statement: Past) -> None:
     alone: Any = compiler.statement
     if alone is not statement and (around is None or around.before_baseline == "absent"):
         raise QueryError(
-            "A read as of an instant inside another statement cannot look for rows whose history begins later; give "
-            "before_baseline='absent' there, and to the outer statement, if that is as of an instant, what is wanted.",
+            "A read as of an instant inside another statement cannot check for rows whose history begins later. Pass "
+            "before_baseline='absent' there. If the outer statement is as of an instant, too, pass it the value that "
+            "you want.",
             statement,
         )
 
@@ -259,8 +260,8 @@ def _refuse_live_objects(compiler: SQLCompiler, statement: Past) -> None:
         if whole or any(isinstance(part, Past) for part in visitors.iterate(entity.selectable)):
             name = entity.mapper.class_.__name__
             raise QueryError(
-                f"A read as of an instant inside another statement gives columns, and no {name} objects; select its "
-                "columns, or make the outer statement the one that as_of() begins.",
+                f"A read as of an instant inside another statement can return columns, but no {name} objects. Select "
+                "its columns, or begin the outer statement with as_of().",
                 statement,
             )
 
@@ -374,8 +375,8 @@ class PastCompiler(SQLCompiler):
         seen = self.past_of_ctes.setdefault(cte._get_reference_cte(), self.statement_in_past)
         if seen is not self.statement_in_past and not isinstance(cte.element, Past):
             raise QueryError(
-                f"The CTE {cte.name!r} is used both in a read as of an instant and outside of it, where it would "
-                "give the same rows; make one for each.",
+                f"The CTE {cte.name!r} is used both in a read as of an instant and outside of it, and cannot return "
+                "the rows of both instants. Make one CTE for each.",
                 cte,
             )
         return super().visit_cte(cte, *args, **kw)
@@ -383,7 +384,8 @@ class PastCompiler(SQLCompiler):
     def visit_tablesample(self, tablesample: Any, *args: Any, **kw: Any) -> str:
         if self.past:
             raise QueryError(
-                "A sample is taken of a table, and the past of one is none; order by a random number, with a limit.",
+                "TABLESAMPLE needs a table, and a read as of an instant replaces tables by selects. Order by a random "
+                "number, with a limit.",
                 tablesample,
             )
         return cast(str, super().visit_tablesample(tablesample, *args, **kw))  # type: ignore[no-untyped-call]  # SQLAlchemy's
@@ -418,8 +420,8 @@ class PastCompiler(SQLCompiler):
             return
         if certainly or _READS_TABLES.search(text):
             raise QueryError(
-                f"SQL that is written by hand reads live rows, and cannot be turned to the past: {text!r}; write it as "
-                "a select(), or allow it: time_travel(…, text=True).",
+                f"Hand-written SQL in a read as of an instant reads live rows: {text!r}. Write it as a select(), or "
+                "allow it: time_travel(…, text=True).",
                 text,
             )
 
@@ -437,7 +439,9 @@ class PastCompiler(SQLCompiler):
 
     def _refuse_write(self) -> None:
         if self.past:
-            raise ReadOnlyError("The past cannot be written; change the live rows, or restore an old state of them.")
+            raise ReadOnlyError(
+                "A statement as of an instant cannot write. Change the live rows, or restore an old state of them.",
+            )
 
 
 _INFERS_DEPENDENCE: Final = frozenset({"postgresql", "mysql"})
@@ -492,7 +496,7 @@ def _refuse_untracked(table: Table, rules: Rules) -> None:
     name = repr(getattr(table, "fullname", table.name))
     if rules.untracked == "raise":
         raise QueryError(
-            f"{name} has no history and cannot be read as of an instant; track it, or read it as it is now: "
+            f"{name} has no history, so it cannot be read as of an instant. Track it, or read its live rows: "
             "untracked='live'.",
             table,
         )
@@ -502,8 +506,8 @@ def _refuse_untracked(table: Table, rules: Rules) -> None:
     known = (tracked.live for tracked in chain(*map(tracked_tables, metadata)))
     if any((live.name, live.schema) == (table.name, table.schema) for live in known):
         raise QueryError(
-            f"{name} is tracked, but this is not the Table of its model, and would give the rows of now; write "
-            "the statement with the model, or with its __table__.",
+            f"{name} is tracked, but the statement uses another Table object than the model, and would read live "
+            "rows. Write the statement with the model, or with its __table__.",
             table,
         )
 

@@ -72,11 +72,12 @@ def read_past(state: ORMExecuteState, instant: Instant) -> Result[Any]:
         statement = statement.select()
     if isinstance(statement, (UpdateBase, ExecutableDDLElement, Sequence)):
         raise ReadOnlyError(
-            f"The past ({instant}) cannot be written; change the live rows, or restore an old state of them.", statement
+            f"A statement that reads {instant} cannot write. Change the live rows, or restore an old state of them.",
+            statement,
         )
     if isinstance(state.session, ShardedSession):
         raise QueryError(
-            "A ShardedSession cannot read the past of all shards at once; read that of one: "
+            "A ShardedSession cannot read the past of all shards at once. Read one shard: "
             "time_travel(engine_of_the_shard, when).",
             state.session,
         )
@@ -148,7 +149,9 @@ class PastSession(Session):
     def _connection_for_bind(self, *args: Any, **kw: Any) -> Connection:
         if self._is_over:
             raise QueryError(
-                f"The time travel is over; what is to be read {self.instant} must be read inside it.", self
+                f"The block of time_travel() has ended, so its session no longer reads. Read {self.instant} inside "
+                "the block.",
+                self,
             )
         return self.source._connection_for_bind(*args, **kw)
 
@@ -173,14 +176,13 @@ class PastSession(Session):
     def connection(self, *args: Any, **kw: Any) -> NoReturn:
         """Refuse to return a connection, which would read live rows."""
         raise QueryError(
-            f"A connection reads live rows, and cannot be turned to the past; execute the statement in the session, "
-            f"which reads {self.instant}.",
+            f"A connection reads live rows, and cannot read {self.instant}. Execute the statement in the session.",
             self,
         )
 
     def _refuse(self, *args: Any, **kw: Any) -> NoReturn:
         raise ReadOnlyError(
-            f"This session reads {self.instant} and writes nothing; change the live rows in a session of the present.",
+            f"This session reads {self.instant} and cannot write. Change the live rows in a session of the present.",
             self,
         )
 
@@ -197,7 +199,7 @@ def _refuse_flush(session: PastSession, *args: object) -> None:
     changed = (obj for obj in session.dirty if not is_unchanged_past(session, instance_state(obj)))
     for obj in (*session.new, *session.deleted, *changed):
         raise ReadOnlyError(
-            f"{type(obj).__name__} was changed in a session that reads {session.instant} and writes nothing; "
-            "change the live object instead.",
+            f"{type(obj).__name__} was changed in a session that reads {session.instant} and cannot write. Change the "
+            "live object instead.",
             obj,
         )

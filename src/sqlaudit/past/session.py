@@ -68,13 +68,18 @@ class time_travel:
         elif isinstance(source, (AsyncEngine, AsyncConnection)):
             source = self._made = AsyncSession(source)
         if not isinstance(source, (Session, AsyncSession)):
-            raise QueryError(f"{session_or_engine!r} cannot be read; give a session or an engine.", session_or_engine)
+            raise QueryError(
+                f"time_travel() cannot read {session_or_engine!r}. Give a session or an engine.", session_or_engine
+            )
         self._source = source
         self._past: Any = None
 
     def __enter__(self) -> Session:
         if not isinstance(self._source, Session):
-            raise QueryError("An AsyncSession or AsyncEngine needs: async with time_travel(…).", self._source)
+            raise QueryError(
+                "An AsyncSession or AsyncEngine needs an asynchronous block. Write: async with time_travel(…).",
+                self._source,
+            )
         past = self._past = PastSession(self._source, self._instant)
         return past
 
@@ -89,7 +94,9 @@ class time_travel:
 
     async def __aenter__(self) -> AsyncSession:
         if not isinstance(self._source, AsyncSession):
-            raise QueryError("A Session or Engine needs: with time_travel(…), without async.", self._source)
+            raise QueryError(
+                "A Session or Engine needs a block without async. Write: with time_travel(…).", self._source
+            )
         past = PastSession(self._source.sync_session, self._instant)
         session = self._past = AsyncSession(sync_session_class=lambda **kw: past)  # type: ignore[arg-type]  # a function instead of a class
         return session

@@ -70,7 +70,7 @@ def as_of_column(model_class: type[Any], when: Any) -> tuple[Any, ColumnElement[
     column = when.__clause_element__() if hasattr(when, "__clause_element__") else when
     type_ = getattr(column, "type", None)
     if not isinstance(type_.impl_instance if isinstance(type_, TypeDecorator) else type_, (DateTime, Date)):
-        raise QueryError(f"{when!r} is no column of dates or datetimes; give one, such as Invoice.issued_at.", when)
+        raise QueryError(f"{when!r} is not a column of dates or datetimes. Give one, such as Invoice.issued_at.", when)
     version = aliased(history_of(model_class))
     instant = _UTC(column)
     return version, was_valid(getattr(version, names.valid_from), getattr(version, names.valid_to), instant)

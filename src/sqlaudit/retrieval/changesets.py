@@ -310,8 +310,8 @@ def tables_of_changeset(session: Session, changeset_id: UUID) -> list[TrackedTab
 
 def unknown_changeset_error(changeset_id: UUID) -> QueryError:
     return QueryError(
-        f"No history that this session can read has a changeset {changeset_id}; give the audit_changeset_id of a "
-        "version, and a session with binds for the tables that it changed.",
+        f"No history that this session can read has a changeset {changeset_id}. Give the audit_changeset_id of a "
+        "version, and a session with binds for the tables that the changeset wrote.",
         changeset_id,
     )
 

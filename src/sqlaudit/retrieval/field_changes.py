@@ -473,8 +473,8 @@ def _chosen_fields(model: TrackedModel, chosen: str | Iterable[str] | None) -> t
     known = {name for name, _ in fields}
     if unknown := names - known:
         raise QueryError(
-            f"{model.mapper.class_.__name__} has no tracked field {', '.join(sorted(map(repr, unknown)))}; "
-            f"it has {', '.join(sorted(known))}."
+            f"{model.mapper.class_.__name__} has no tracked field {', '.join(sorted(map(repr, unknown)))}. It has "
+            f"{', '.join(sorted(known))}."
         )
     return tuple((name, column) for name, column in fields if name in names)
 
@@ -501,7 +501,7 @@ def _date_range(dates: tuple[datetime | None, datetime | None] | None) -> dict[s
     try:
         start, end = dates
     except (TypeError, ValueError):
-        raise QueryError(f"filter_date_range is {dates!r}; give (from, to), either may be None.", dates) from None
+        raise QueryError(f"filter_date_range is {dates!r}. Give (from, to); either may be None.", dates) from None
     return checked_range("filter_date_range", start, end)
 
 

@@ -52,7 +52,7 @@ def converted_ids(columns: Sequence[ColumnElement[Any]], ids: Iterable[Any]) -> 
     matching: list[Any] = []
     for value in ids:
         if isinstance(inspect(value, raiseerr=False), InstanceState):
-            raise QueryError(f"{value!r} is an object, and no id; give its key.", value)
+            raise QueryError(f"{value!r} is an object and not an id. Give its key.", value)
         values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
         if len(values) == len(columns):
             with suppress(TypeError, ValueError, LookupError, ArithmeticError, AttributeError):
