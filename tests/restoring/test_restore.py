@@ -972,7 +972,7 @@ def test_an_excluded_reference_is_followed_by_the_database_alone(engine):
             session.add(Pet(id=1, owner_id=1))
         with sessions.begin() as session:
             for model, path in ((Owner, "pets"), (Pet, "owner")):
-                with pytest.raises(QueryError, match=f"no relationship '{path}' to include"):
+                with pytest.raises(QueryError, match=f"no relationship '{path}' that can be included"):
                     restore(session, model, 2, at=1, include=[path])
             changeset = versions_of(session, Owner, 1)[0].audit_changeset_id
             with pytest.raises(UndoConflictError, match=r"Pet 1"):
@@ -1084,12 +1084,12 @@ REFUSED = {
     "unknown changeset": ((Customer, 1, UUID(int=1)), QueryError, "changeset"),
     "untracked class": ((Untracked, 1, at(0)), TrackingError, "not a tracked model"),
     "unmapped class": ((str, 1, at(0)), TrackingError, "not a tracked model"),
-    "name of a class": (("Customer", 1, at(0)), QueryError, "no version"),
-    "nothing": ((None,), QueryError, "no version"),
+    "name of a class": (("Customer", 1, at(0)), QueryError, "not a version"),
+    "nothing": ((None,), QueryError, "not a version"),
     "untracked object": ((Untracked(id=1),), TrackingError, "not a tracked model"),
     "live object": ((Customer(id=1),), QueryError, "live row"),
     "history class": ((history_of(Customer), 1, at(0)), QueryError, "history class"),
-    "new version": ((history_of(Customer)(),), QueryError, "never read"),
+    "new version": ((history_of(Customer)(),), QueryError, "not read from a history"),
 }
 
 
@@ -1115,7 +1115,7 @@ def test_values_for_what_does_not_exist_are_refused(sessions, ada, values):
 
 
 def test_a_text_that_is_no_changeset_id_is_refused(sessions, ada):
-    with sessions() as session, pytest.raises(QueryError, match="not a datetime, and no changeset id"):
+    with sessions() as session, pytest.raises(QueryError, match="neither a datetime nor a changeset id"):
         restore(session, Customer, 1, at="2024-01-01")
 
 

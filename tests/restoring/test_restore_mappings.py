@@ -588,5 +588,5 @@ def test_a_link_that_lacks_a_value_is_refused(engine, base):
         with sessions.begin() as session:
             list_ = session.get_one(List, 1)
             list_.films.clear()
-        with sessions.begin() as session, pytest.raises(QueryError, match=r"link of 'rated' .* without stars"):
+        with sessions.begin() as session, pytest.raises(QueryError, match=r"link of 'rated' .* its column stars"):
             undo(session, changesets(session, newest_first=True, limit=1)[0].changeset_id)

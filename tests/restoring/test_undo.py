@@ -494,7 +494,7 @@ def test_a_changed_key_is_changed_back(sessions):
 
 
 @pytest.mark.parametrize(
-    ("changeset", "hint"), [(UUID(int=1), "000000000001"), ("one", "no changeset id"), (None, "no changeset id")]
+    ("changeset", "hint"), [(UUID(int=1), "000000000001"), ("one", "a changeset id"), (None, "a changeset id")]
 )
 def test_an_unknown_changeset_cannot_be_undone(sessions, changeset, hint):
     with sessions() as session, pytest.raises(QueryError, match=hint):

@@ -186,8 +186,8 @@ class _Application:
         if isinstance(model.mapper.selectable, Subquery):
             name = model.mapper.class_.__name__
             raise QueryError(
-                f"{name} selects from a union of tables, whose rows may have the same keys and can't be locked, and is "
-                f"not restored; give a {name} of the session the values of its old version.",
+                f"{name} is mapped to a union of tables, whose rows may have equal keys and cannot be locked, so it "
+                f"cannot be restored. Give a {name} of the session the values of its old version.",
                 model.mapper.class_,
             )
         statement = select(model.mapper.class_).options(*options)

@@ -188,8 +188,8 @@ class Ordering:
                     return free
         if stuck is not None:
             raise QueryError(
-                f"{stuck.name} exchanges a unique value with another row, and no column of it can be NULL meanwhile; "
-                "give one of the rows another value first.",
+                f"{stuck.name} exchanges a unique value with another row, and none of its columns can be NULL in "
+                "between. Give one of the rows another value first.",
                 stuck.model.mapper.class_,
             )
         return [next(iter(left))]  # rows of one table that refer to one another: let the database decide

@@ -253,8 +253,8 @@ class Plan:
             return self._insertion(target)
         if current.model is not target.model:
             raise QueryError(
-                f"{display_name(current.model, current.key)} was a {target.mapper.class_.__name__} then, and a "
-                "row cannot change its class; delete it first, or leave it out.",
+                f"{display_name(current.model, current.key)} was a {target.mapper.class_.__name__} then, and a row "
+                "cannot change its class. Delete the row first, or leave it out.",
                 current.model.mapper.class_,
             )
         return self._update(current, target)
@@ -270,9 +270,8 @@ class Plan:
         lacking = [name or column.name for column, name in fields.needed if name is None or new.get(name) is None]
         if lacking:
             raise QueryError(
-                f"{display_name(target.model, target.key)} cannot be brought back without {', '.join(lacking)}, of "
-                "which its history has no value and which cannot be NULL; give "
-                f"{_as_values(target.model, lacking[0])}.",
+                f"{display_name(target.model, target.key)} cannot be brought back without {', '.join(lacking)}, which "
+                f"cannot be NULL, and of which history has no value. Give {_as_values(target.model, lacking[0])}.",
                 target.model.mapper.class_,
             )
         for name in fields.mandatory:
@@ -296,7 +295,7 @@ class Plan:
                 if name not in given_values:
                     raise QueryError(
                         f"{display_name(target.model, target.key)} has no value of {name} in its version "
-                        f"{target.version}, and it cannot be NULL; give {_as_values(target.model, name)}.",
+                        f"{target.version}, and {name} cannot be NULL. Give {_as_values(target.model, name)}.",
                         target.model.mapper.class_,
                     )
                 value = given_values[name]
@@ -323,8 +322,7 @@ class Plan:
             return
         raise QueryError(
             f"{display_name(target.model, target.key)} has {value!r} as its {name} in its version {target.version}, "
-            f"and {target.model.columns[name].type!r} has no such value any more; give "
-            f"{_as_values(target.model, name)}.",
+            f"which {target.model.columns[name].type!r} no longer accepts. Give {_as_values(target.model, name)}.",
             target.model.mapper.class_,
         )
 
@@ -440,7 +438,7 @@ class Plan:
                 for row in result:
                     raise QueryError(
                         f"A row of {constraint.table.fullname!r}, which has no history, refers to "
-                        f"{doomed[tuple(row)].name}, which would be deleted; delete it first.",
+                        f"{doomed[tuple(row)].name}, which would be deleted. Delete that row first.",
                         constraint.table,
                     )
 
@@ -470,7 +468,7 @@ class Plan:
             for value in absent:
                 raise QueryError(
                     f"{referrers[value]} would refer to a row of {constraint.referred_table.fullname!r}, "
-                    f"{display_key(value)!r}, that does not exist any more; restore that one first, or include it.",
+                    f"{display_key(value)!r}, that no longer exists. Restore that row first, or include it.",
                     constraint.referred_table,
                 )
 
@@ -480,8 +478,9 @@ class Plan:
         for column in table.c:
             if column not in link.by_column and column is not table.autoincrement_column and _needs_value(column):
                 raise QueryError(
-                    f"A link of {table.fullname!r} cannot be made again without {column.name}, which cannot be NULL, "
-                    "and which a relationship gives no value; map a class to the table, or make the link yourself.",
+                    f"A link of {table.fullname!r} cannot be inserted again, because no relationship gives its column "
+                    f"{column.name} a value, and the column cannot be NULL. Map a class to the table, or insert the "
+                    "link yourself.",
                     table,
                 )
 
@@ -552,9 +551,9 @@ class Plan:
                 statement = select(*columns).where(one_of(columns, [value] if value else [])).limit(1)
                 if self.session.execute(statement, bind_arguments=dict(where)).first() is not None:
                     raise QueryError(
-                        f"{change.name} cannot get back the spelling of its key, for rows of "
-                        f"{constraint.table.fullname!r} refer to it by a foreign key without ON UPDATE CASCADE; delete "
-                        "these first, or give the foreign key that option.",
+                        f"{change.name} cannot get back the spelling of its key, because rows of "
+                        f"{constraint.table.fullname!r} refer to it by a foreign key without ON UPDATE CASCADE. "
+                        "Delete these rows first, or give the foreign key that option.",
                         change.model.mapper.class_,
                     )
 
@@ -601,7 +600,8 @@ class Plan:
     def _taken(taker: Change, columns: Sequence[Column[Any]], holder: str) -> QueryError:
         names = ", ".join(attribute_of(taker.mapper, column) or column.name for column in columns)
         return QueryError(
-            f"{taker.name} cannot get back its {names}, which {holder} has; change that row first, or restore it, too.",
+            f"{taker.name} cannot get back its {names}, because {holder} has the same. Change that row first, or "
+            "restore it, too.",
             taker.model.mapper.class_,
         )
 

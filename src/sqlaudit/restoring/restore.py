@@ -161,22 +161,24 @@ def _writing_session(session: object) -> Session:
     """
     if hasattr(session, "run_sync"):
         raise QueryError(
-            "An AsyncSession was given; write through its run_sync: await session.run_sync(restore, version).", session
+            "An AsyncSession cannot be used directly. Write through its run_sync: await session.run_sync(restore, "
+            "version).",
+            session,
         )
     session = checked_session(session)
     if isinstance(session, PastSession):
         raise ReadOnlyError(
-            f"This session reads {session.instant} and writes nothing; restore in a session of the present.", session
+            f"This session reads {session.instant} and cannot write. Restore in a session of the present.", session
         )
     if isinstance(session, ShardedSession):
         raise QueryError(
-            "A ShardedSession cannot restore, for a key may be in several shards; use a session on the engine of the "
-            "shard.",
+            "A ShardedSession cannot restore, because a key may be in several shards. Use a session on the engine of "
+            "the shard.",
             session,
         )
     if not records(session):
         raise SQLAuditError(
-            "The session has no hooks, and what it restores would not be recorded; call register_hooks(), or "
+            "The session has no hooks, so sqlaudit would not record what it restores. Call register_hooks(), or "
             "register_hooks(your_sessionmaker), at start-up.",
             session,
         )
@@ -192,8 +194,8 @@ def _flush_first(session: Session, dry_run: bool) -> None:
         session._autoflush()
     elif session._flushing:
         raise QueryError(
-            "The session is flushing, and what a restore needs to write before cannot be; restore before the flush, or "
-            "after the commit.",
+            "The session is flushing, so a restore cannot flush the pending changes first. Restore before the flush, "
+            "or after the commit.",
             session,
         )
     else:
@@ -207,12 +209,12 @@ def _subject(version: Any, key: Any, at: Any) -> tuple[TrackedModel, Any, Any]:
     """
     if isinstance(version, type):
         if issubclass(version, Version):
-            raise QueryError(f"{version.__qualname__} is a history class; give one of its versions.", version)
+            raise QueryError(f"{version.__qualname__} is a history class. Give one of its versions.", version)
         model = tracked_model_of(version)
         if at is None:
             raise QueryError(
-                f"When was {version.__name__} {key!r} as it shall be? Give at=: a datetime, a version number, or a "
-                "changeset id.",
+                f"restore() needs to know which state of {version.__name__} {key!r} to restore. Pass at= with a "
+                "datetime, a version number or a changeset id.",
                 version,
             )
         return model, key, at
@@ -220,11 +222,15 @@ def _subject(version: Any, key: Any, at: Any) -> tuple[TrackedModel, Any, Any]:
         raise _no_version_error(version)
     if key is not None or at is not None:
         raise QueryError(
-            f"{type(version).__qualname__} is a version, which has its key and its instant; give it alone.", version
+            f"{type(version).__qualname__} is a version, which has a key and an instant already. Pass the version "
+            "alone.",
+            version,
         )
     identity = inspect(cast(Any, version)).identity
     if identity is None:
-        raise QueryError(f"{version!r} was never read from a history; give a version of versions_of().", version)
+        raise QueryError(
+            f"{version!r} was not read from a history. Give a version that versions_of() returns.", version
+        )
     return version.__sqlaudit_model__, tuple(identity[:-1]), identity[-1]
 
 
@@ -236,19 +242,22 @@ def _no_version_error(version: Any) -> SQLAuditError:
     except NoInspectionAvailable:
         state = None
     if not isinstance(state, InstanceState):
-        return QueryError(f"{version!r} is no version; give one of versions_of(), or a class, a key and at=.", version)
+        return QueryError(
+            f"{version!r} is not a version. Give a version that versions_of() returns, or a class, a key and at=.",
+            version,
+        )
     if tracked_model(state.mapper) is None:
         return TrackingError(
-            f"{name} is not a tracked model, and has no versions; decorate it with @track_table().", version
+            f"{name} is not a tracked model, so it has no versions. Decorate it with @track_table().", version
         )
     if isinstance(state.identity_token, Instant):
         return ReadOnlyError(
-            f"{name} {state.identity} {state.identity_token} is no version; "
-            f"give restore(session, {name}, {state.identity}, at=…).",
+            f"{name} {state.identity} {state.identity_token} is an object of the past and not a version. Call "
+            f"restore(session, {name}, {state.identity}, at=…).",
             version,
         )
     return QueryError(
-        f"This {name} is the live row, and no version of it; give restore(session, {name}, key, at=…).", version
+        f"This {name} is the live row and not a version of it. Call restore(session, {name}, key, at=…).", version
     )
 
 
@@ -259,7 +268,9 @@ def _checked_values(values: Mapping[Any, Any] | None, model: TrackedModel | None
     :raises TrackingError: a class is not tracked
     """
     if not isinstance(values, Mapping | None):
-        raise QueryError(f"values is {values!r}; give a dict: by attribute, or by class and attribute.", values)
+        raise QueryError(
+            f"values is {values!r}. Give a dict of values by attribute, or by class and attribute.", values
+        )
     by_class: dict[Any, Mapping[str, Any]] = {}
     for name, value in (values or {}).items():
         if isinstance(name, type):
@@ -267,14 +278,18 @@ def _checked_values(values: Mapping[Any, Any] | None, model: TrackedModel | None
         elif model is not None:
             by_class[model.mapper.class_] = {**by_class.get(model.mapper.class_, {}), name: value}
         else:
-            raise QueryError(f"values has {name!r}; give them by class: values={{Customer: {{{name!r}: …}}}}.", values)
+            raise QueryError(
+                f"values has {name!r} outside of a class. Give values by class and attribute: values={{Customer: "
+                f"{{{name!r}: …}}}}.",
+                values,
+            )
     for class_, given_values in by_class.items():
         mapper = tracked_model_of(class_).mapper
         known = {name for descendant in mapper.self_and_descendants for name in descendant.column_attrs.keys()}  # noqa: SIM118
         if not isinstance(given_values, Mapping) or (unknown := sorted(set(map(str, given_values)) - known)):
             names = ", ".join(map(repr, unknown)) if isinstance(given_values, Mapping) else repr(given_values)
             raise QueryError(
-                f"{class_.__name__} has no column {names} to give a value for; it has {', '.join(sorted(known))}.",
+                f"{class_.__name__} has no column {names} that could get a value. It has {', '.join(sorted(known))}.",
                 values,
             )
     return by_class
@@ -291,7 +306,7 @@ def _row_at(session: Session, model: TrackedModel, key: Any, at: Any) -> tuple[R
     converted = converted_ids(model.root.table.history_key, [key])["ids"]
     keys = [key_found if isinstance(key_found, tuple) else (key_found,) for key_found in converted]
     if isinstance(at, bool) or not isinstance(at, (datetime, int, UUID, str)):
-        raise QueryError(f"at is {at!r}; give a datetime, a version number, or a changeset id.", at)
+        raise QueryError(f"at is {at!r}. Give a datetime, a version number or a changeset id.", at)
     if isinstance(at, int):
         rows = rows_of_versions(session, model, dict.fromkeys(keys, at)) if -(2**31) < at < 2**31 else []
         instant = rows[0].valid_from if rows else None
@@ -307,8 +322,8 @@ def _row_at(session: Session, model: TrackedModel, key: Any, at: Any) -> tuple[R
     (row,) = rows
     if row.operation is Operation.DELETE:
         raise QueryError(
-            f"Version {row.version} of {display_name(model, row.key)} tells of its deletion; restore the one before: "
-            "version.previous.",
+            f"Version {row.version} of {display_name(model, row.key)} records its deletion. Restore the version "
+            "before it: version.previous.",
             row.model.mapper.class_,
         )
     return row, instant
@@ -326,11 +341,15 @@ def _no_row_error(session: Session, model: TrackedModel, key: Any, keys: Sequenc
             for key_part in keys
         ]
     if not existing or existing[0][0] is None:
-        return QueryError(f"{name} has {wanted}: it has no history; look for its key.", model.mapper.class_)
+        return QueryError(
+            f"{name} has {wanted}, because it has no history. Check the key, or run backfill() for rows that are "
+            "older than their tracking.",
+            model.mapper.class_,
+        )
     begin, first, last = existing[0]
     return QueryError(
-        f"{name} has {wanted}; its history begins at {begin.isoformat()} and has the versions {first} to {last}, "
-        "see versions_of().",
+        f"{name} has {wanted}. Its history begins at {begin.isoformat()} and has the versions {first} to {last}; see "
+        "versions_of().",
         model.mapper.class_,
     )
 
@@ -344,7 +363,7 @@ def _path_tree(mapper: Mapper[Any], paths: Iterable[str]) -> _Paths:
     :raises QueryError: a path does not exist, or its rows cannot be restored
     """
     if not isinstance(paths, Iterable):
-        raise QueryError(f"include is {paths!r}; give a list of dotted paths of relationships.", paths)
+        raise QueryError(f"include is {paths!r}. Give a list of dotted paths of relationships.", paths)
     tree: _Paths = {}
     for path in [paths] if isinstance(paths, str) else paths:
         subtree, where = tree, mapper
@@ -391,8 +410,9 @@ def _is_plain(condition: Any) -> bool:
 def _no_path_error(mapper: Mapper[Any], path: str, name: str) -> QueryError:
     names = ", ".join(sorted(_includable(mapper))) or "none"
     return QueryError(
-        f"{mapper.class_.__name__} has no relationship {name!r} to include ({path!r}); those that lead to tracked "
-        f"models by columns that are equal and not excluded, and can be written: {names}.",
+        f"{mapper.class_.__name__} has no relationship {name!r} that can be included ({path!r}). A relationship can "
+        "be included if it can be written, and leads to a tracked model by columns that are equal and not excluded: "
+        f"{names}.",
         mapper.class_,
     )
 
@@ -539,8 +559,8 @@ class _Undoing:
                 self.plan.want(rows[written_row.key])
             else:
                 raise QueryError(
-                    f"What {display_name(root, written_row.key)} was before changeset {self.changeset_id} is not in "
-                    "its history any more; the changeset cannot be undone as a whole, restore single rows.",
+                    f"History no longer has the state of {display_name(root, written_row.key)} before changeset "
+                    f"{self.changeset_id}, so the changeset cannot be undone as a whole. Restore single rows.",
                     root.mapper.class_,
                 )
 
@@ -624,7 +644,9 @@ def _relationship_through(table: TrackedTable) -> RelationshipProperty[Any]:
             if relationship.secondary is table.live and not relationship.viewonly:
                 return relationship
     raise QueryError(
-        f"No relationship writes {table.live.fullname!r} any more; its links cannot be undone.", table.live
+        f"No relationship writes {table.live.fullname!r} any more, so its links cannot be restored. Insert or delete "
+        "them yourself.",
+        table.live,
     )
 
 
@@ -653,8 +675,8 @@ def _add_effects(plan: Plan, later: Callable[[], list[Conflict]] | None = None) 
         for effect, row, doomed in referring:
             if effect is None:
                 raise QueryError(
-                    f"{display_name(row.model, row.key)} refers to {doomed.name}, which would be deleted; include "
-                    "it, or delete it first.",
+                    f"{display_name(row.model, row.key)} refers to {doomed.name}, which would be deleted. Include it, "
+                    "or delete it first.",
                     row.mapper.class_,
                 )
             plan.apply_delete_effect(row, effect)
@@ -708,7 +730,7 @@ def _conflict_error(conflicts: Sequence[Conflict]) -> UndoConflictError:
     ]
     more = f" and {len(lines) - 10} more" if len(lines) > 10 else ""
     return UndoConflictError(
-        f"Later changes would be lost: {', '.join(lines[:10])}{more}; undo these first, or give force=True.",
+        f"Later changes would be lost: {', '.join(lines[:10])}{more}. Undo these first, or pass force=True.",
         conflicts[0].model,
         conflicts,
     )
