@@ -253,9 +253,9 @@ def test_a_clock_that_went_back_moves_versions(engine: sa.Engine, reported: dict
 def test_what_is_not_there_is_named(engine: sa.Engine, reported: dict[str, Any]) -> None:
     with Session(engine) as session:
         for given, words in [
-            ({"table_name": "nowhere"}, "no table 'nowhere'"),
+            ({"table_name": "nowhere"}, "The table 'nowhere'"),
             ({"table_name": "%s"}, "'posts' .* no column operation_type, transaction_id"),
-            ({"transaction_table": "nowhere"}, "no table 'nowhere'"),
+            ({"transaction_table": "nowhere"}, "The table 'nowhere'"),
             ({"transaction_table": "tags"}, "'tags' has no column issued_at"),
         ]:
             with pytest.raises(sqlaudit.QueryError, match=words):

@@ -529,8 +529,8 @@ def test_arguments_that_make_no_sense_are_refused(accounts: sa.Engine) -> None:
         (accounts, Account, {"at": "yesterday"}, sqlaudit.QueryError, "not a datetime"),
         (accounts, Account, {"progress": "yes"}, sqlaudit.SQLAuditError, "progress is 'yes'"),
         (accounts, int, {}, sqlaudit.TrackingError, "int is not a tracked model"),
-        (accounts, plain, {}, sqlaudit.TrackingError, "'plain' is no tracked table"),
-        (accounts, history, {}, sqlaudit.TrackingError, "is no tracked table"),
+        (accounts, plain, {}, sqlaudit.TrackingError, "'plain' is not a tracked table"),
+        (accounts, history, {}, sqlaudit.TrackingError, "is not a tracked table"),
         ("sqlite://", Account, {}, sqlaudit.QueryError, "is not a Session"),
     ]:
         with pytest.raises(error, match=words):

@@ -166,7 +166,7 @@ class _Import:
             if twice := set(ids) - set(by_key.values()):
                 raise QueryError(
                     f"The change log names rows of {self.root.live.fullname!r} in two ways, one of them "
-                    f"{', '.join(sorted(twice))}; name each row in one way there.",
+                    f"{', '.join(sorted(twice))}. Give each row one name in the log.",
                     self.model,
                 )
             self._import(by_key, table_id)
@@ -180,17 +180,24 @@ class _Import:
         name = self.model.table.live.name
         for table in _metadata.tables.values():
             column_names_of(
-                self.connection, table.name, None, "is the change log of sqlaudit 0.5 to 0.7 in this database?"
+                self.connection,
+                table.name,
+                None,
+                "Connect to the database that has the change log of sqlaudit 0.5 to 0.7.",
             )
         logged = select(_tables).where(_tables.c.table_name == name)
         entry = self.connection.execute(logged).first()
         if entry is None:
-            raise QueryError(f"The change log has no table {name!r}; it has nothing to import of it.", self.model)
+            raise QueryError(
+                f"The change log does not name the table {name!r}, so it has nothing to import for this model. Give a "
+                "model whose changes it has logged.",
+                self.model,
+            )
         key = [self.model.mapper.get_property_by_column(column).key for column in self.model.mapper.primary_key]
         if key != [entry.resource_id_field]:
             raise QueryError(
-                f"The change log names rows of {name!r} by {entry.resource_id_field!r}, and their key is "
-                f"{', '.join(key)}; only logs by the key, of one column, can be imported.",
+                f"The change log names rows of {name!r} by {entry.resource_id_field!r}, but the key of the rows is "
+                f"{', '.join(key)}. sqlaudit can only import logs that name rows by a key of one column.",
                 self.model,
             )
         return int(entry.table_id)
@@ -200,8 +207,8 @@ class _Import:
         value = read_text(resource_id, column.type, self.connection.dialect)
         if value is UNREAD:
             raise QueryError(
-                f"The change log names a row {resource_id!r}, which is no key of {self.root.live.fullname!r}; delete "
-                "its logs, or name the row in them by its key.",
+                f"The change log names a row {resource_id!r}, which is not a key of {self.root.live.fullname!r}. "
+                "Delete the logs of this row, or name the row by its key.",
                 self.model,
             )
         return (value,)

@@ -61,7 +61,7 @@ from sqlaudit.tracking.tables import TrackedTable, audit_column_types
 
 _INSERTED: Final = 0
 _DELETED: Final = 2
-_REMEDY: Final = "give the names that the other library has: table_name=…, transaction_table=…."
+_REMEDY: Final = "Give the names that the other library uses: table_name=…, transaction_table=…."
 _TIE: Final = timedelta(seconds=1)
 """How much earlier than its predecessor a transaction may seem to be: some databases store whole seconds."""
 _AUDIT_ROLES: Final = ("changed_by", "extra", "changeset_id")
@@ -167,8 +167,8 @@ def _version_table(connection: Connection, table: TrackedTable, names: _Names) -
     existing_columns = column_names_of(connection, name, table.live.schema, _REMEDY)
     if lacking := needed - existing_columns:
         raise QueryError(
-            f"{name!r} is to be imported as the history of {table.live.fullname!r} and has no column "
-            f"{', '.join(sorted(lacking))}; {_REMEDY}",
+            f"{name!r} cannot be imported as the history of {table.live.fullname!r}, because it has no column "
+            f"{', '.join(sorted(lacking))}. {_REMEDY}",
             table.live,
         )
     stored = [Column(live.name, live.type, key=live.key) for live, _ in table.columns if live.name in existing_columns]
@@ -229,7 +229,10 @@ def _table_of_transactions(connection: Connection, names: _Names, version_table:
     name = names.transactions
     existing_columns = column_names_of(connection, name, names.schema, _REMEDY)
     if lacking := {"id", "issued_at"} - existing_columns:
-        raise QueryError(f"{name!r} has no column {', '.join(sorted(lacking))}: it tells no transactions.", name)
+        raise QueryError(
+            f"{name!r} has no column {', '.join(sorted(lacking))}, so it is not a table of transactions. {_REMEDY}",
+            name,
+        )
     types: dict[str, TypeEngine[Any]] = {"id": BigInteger(), "issued_at": DateTime()}
     columns = (Column(column_name, types.get(column_name, NullType())) for column_name in sorted(existing_columns))
     source = Table(name, MetaData(), *columns, schema=names.schema)

@@ -52,5 +52,5 @@ def column_names_of(connection: Connection, name: str, schema: str | None, remed
     """
     inspector = inspect(connection)
     if not inspector.has_table(name, schema=schema):
-        raise QueryError(f"There is no table {name!r} to be imported; {remedy}", name)
+        raise QueryError(f"The table {name!r}, which is to be imported, does not exist. {remedy}", name)
     return {column["name"] for column in inspector.get_columns(name, schema=schema)}

@@ -108,7 +108,7 @@ def backfill(
     """
     table = base_table_of(model_class)
     if checked_count("chunk_size", chunk_size) == 0:
-        raise QueryError("chunk_size is 0; give the number of rows of a batch, such as 10_000.", chunk_size)
+        raise QueryError("chunk_size is 0. Give the number of rows of a batch, such as 10_000.", chunk_size)
     changeset = changeset_at(instant_or_now(at))
     with (
         progress_reporter(progress, table.live.name) as report_progress,
@@ -144,7 +144,7 @@ def _connection_of(where: Any, table: TrackedTable) -> Connection:
         return where
     if hasattr(where, "run_sync") or hasattr(where, "sync_engine"):
         raise QueryError(
-            f"{type(where).__name__} is asynchronous; connect, and call await connection.run_sync(lambda c: "
+            f"{type(where).__name__} is asynchronous. Connect, and call await connection.run_sync(lambda c: "
             "backfill(c.engine, Customer)), or await session.run_sync(backfill, Customer).",
             where,
         )

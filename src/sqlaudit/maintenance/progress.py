@@ -29,11 +29,11 @@ def progress_reporter(progress: Callback | bool | None, title: str) -> Iterator[
         yield progress
     elif progress is not True:
         raise SQLAuditError(
-            f"progress is {progress!r}; give True for a bar on the terminal, or a function of (done, total).", progress
+            f"progress is {progress!r}. Give True for a bar on the terminal, or a function of (done, total).", progress
         )
     elif Progress is None:
         raise SQLAuditError(
-            "progress=True draws its bar with rich, which is not installed; pip install 'sqlaudit[progress]', "
+            "progress=True needs rich to draw a bar, and rich is not installed. Run pip install 'sqlaudit[progress]', "
             "or give a function of (done, total)."
         )
     else:
