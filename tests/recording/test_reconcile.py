@@ -46,7 +46,7 @@ class Colour(enum.Enum):
     red = "r"
 
 
-@pytest.mark.filterwarnings("ignore:SQL that was written by hand")
+@pytest.mark.filterwarnings("ignore:Hand-written SQL")
 def test_keys_that_a_database_sorts_otherwise_than_it_compares_them_are_all_found(
     base: Any, sessions: sessionmaker[Session]
 ) -> None:

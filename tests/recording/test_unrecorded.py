@@ -51,7 +51,7 @@ def test_a_second_class_of_a_tracked_table_warns_when_it_writes(base, engine, se
     base.metadata.create_all(engine)
     with sessions() as session:
         session.add(Other(id=1, title="a"))
-        with pytest.warns(SQLAuditWarning, match="Other is not tracked and writes the tracked table 'page'"):
+        with pytest.warns(SQLAuditWarning, match="Other is not tracked, but writes the tracked table 'page'"):
             session.commit()
         set_config(SQLAuditConfig(strict=True))
         session.add(Other(id=2, title="a"))
@@ -70,7 +70,7 @@ def test_a_second_class_of_a_tracked_table_cannot_be_tracked(base):
     class Other(base):
         __table__ = page.__table__
 
-    with pytest.raises(TrackingError, match="The table 'page' of Other is tracked already"):
+    with pytest.raises(TrackingError, match="The table 'page' of Other is already tracked"):
         track_table(history_table_name="other_history")(Other)
 
 
@@ -178,11 +178,11 @@ def test_another_table_of_a_tracked_ones_name_is_noticed(base, engine, database,
         light.insert().values(id=2, title="c"),
         sa.delete(sa.Table("page", sa.MetaData(), autoload_with=engine)),
     ):
-        with pytest.warns(SQLAuditWarning, match="'page' by another Table of this name") as warned:
+        with pytest.warns(SQLAuditWarning, match="'page' through another Table of the same name") as warned:
             run(sessions, statement)
         assert len(warned) == 1
     set_config(SQLAuditConfig(on_uncaptured="raise"))
-    with pytest.raises(CaptureError, match="by another Table"):
+    with pytest.raises(CaptureError, match="through another Table"):
         run(sessions, light.insert().values(id=5, title="c"))
     with sessions() as session:
         assert not session.scalars(sa.select(page.id)).all()

@@ -249,9 +249,8 @@ class Capture:
         if len(whole) < len(keys):
             live, partial = self.chain[0].live, next(key for key in keys if any(value is None for value in key))
             report_unrecorded(
-                f"A row of the tracked table {live.fullname!r} has NULL in its key {partial}, by which no version can "
-                "be told from those of others, and its history does not show what became of it; give each row a key "
-                "without NULL.",
+                f"A row of the tracked table {live.fullname!r} has NULL in its key {partial}, so sqlaudit cannot tell "
+                "its versions from those of other rows, and does not record it. Give each row a key without NULL.",
                 live,
             )
         return whole
@@ -328,17 +327,17 @@ class Capture:
         live = self.chain[0].live
         if hides_rows(self.connection, [table.live for table in self.chain]):
             report_unrecorded(
-                f"Row security may hide the row {lost[0]} of the tracked table {live.fullname!r} from this role, or it "
-                "is deleted: history does not show which, and keeps its version open. Call record_changes() as a role "
-                "that the policies do not restrict.",
+                f"The role no longer sees the row {lost[0]} of the tracked table {live.fullname!r}: it was deleted, "
+                "or row security hides it. sqlaudit does not know which, and leaves its version open. Call "
+                "record_changes() as a role that the policies do not restrict.",
                 live,
             )
             return set(lost)
         if missing_rows is MissingRows.UPDATED:
             report_unrecorded(
-                f"The row {lost[0]} of the tracked table {live.fullname!r} is not there after an UPDATE: history shows "
-                "it deleted. If a trigger has given it another key, history does not show that row; call "
-                "record_changes() then.",
+                f"The row {lost[0]} of the tracked table {live.fullname!r} does not exist after an UPDATE, so "
+                "sqlaudit recorded its deletion. If a trigger has given it another key, history does not show the row "
+                "under that key; call record_changes() afterwards.",
                 live,
             )
         return set()
@@ -355,14 +354,14 @@ class Capture:
         live, recorded = self.keys_where(table.key, new)
         if len(live) < len(new) or (len(recorded) < len(new) and not hides_history):
             missing = next((key for key in new if key not in live or key not in recorded), new[0])
-            cause = "a trigger or a rule has written another row or none, or the database stores the key in another way"
-            remedy = "give keys that the database stores as they are given, or call record_changes() then"
+            cause = "a trigger or a rule has written another row or none, or the database stores the key differently"
+            remedy = "Give keys as the database stores them, or call record_changes() afterwards"
             if hides_rows(self.connection, [table.live for table in self.chain]):
                 cause = "row security hides it from the role that has inserted it"
-                remedy = "let a policy for SELECT show it, or call record_changes() as a role that sees it"
+                remedy = "Let a policy for SELECT show it, or call record_changes() as a role that sees it"
             report_unrecorded(
-                f"A row of the tracked table {table.live.fullname!r} is not found by its key {missing}: {cause}. "
-                f"Its history does not show it; {remedy}.",
+                f"A row of the tracked table {table.live.fullname!r} is not found by its key {missing}: {cause}. Its "
+                f"history does not show it. {remedy}.",
                 table.live,
             )
 
@@ -372,9 +371,9 @@ class Capture:
         live, recorded = self.keys_where(table.key, keys)
         if stuck := live - last.keys() - recorded.intersection(new):
             report_unrecorded(
-                f"Row security keeps the role from the open version of the row {min(stuck)} in "
-                f"{table.history.fullname!r}, and history does not show what became of the row; give the history table "
-                f"the policies of {table.live.fullname!r}, with one for UPDATE.",
+                f"Row security hides the open version of the row {min(stuck)} in {table.history.fullname!r} from the "
+                "role, or forbids to update it, so history does not show the change of the row. Give the history "
+                f"table the policies of {table.live.fullname!r}, with one for UPDATE.",
                 table.live,
             )
 

@@ -55,7 +55,7 @@ def instant_or_now(at: datetime | None) -> datetime:
     if at is None:
         return now
     if (instant := as_utc(at)) > now:
-        raise QueryError(f"at is {at}, which is in the future; give an instant that has passed, or none.", at)
+        raise QueryError(f"at is {at}, which is in the future. Give an instant that has passed, or leave it out.", at)
     return instant
 
 

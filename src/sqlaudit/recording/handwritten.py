@@ -139,8 +139,8 @@ def report_sql(sql: str, *where: _Where) -> None:
     if table is not None:
         kind = "tracked table" if tracked_table(table) is not None else "table that tracked rows refer to,"
         report_unrecorded(
-            f"SQL that was written by hand writes the {kind} {table.fullname!r}, and history will not show it: "
-            f"{sql[:200]!r}; write it as insert(), update() or delete(), or call record_changes() then.",
+            f"Hand-written SQL writes the {kind} {table.fullname!r}, and sqlaudit cannot record it: {sql[:200]!r}. "
+            "Write it as insert(), update() or delete(), or call record_changes() afterwards.",
             table,
         )
 

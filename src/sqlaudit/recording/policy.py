@@ -30,9 +30,9 @@ def warn_of_visible_history(connection: Connection, chain: Iterable[TrackedTable
     """Warn if row security hides live rows from the role, but no history. One statement per table, on PostgreSQL."""
     if (table := table_with_visible_history(connection, chain)) is not None:
         warn_caller(
-            f"Row security restricts the role to some rows of the tracked table {table.live.fullname!r}, but not of "
-            f"{table.history.fullname!r}: it can read the history of all rows. Enable row level security for the "
-            "history table and create the same policies."
+            f"Row security shows the role only some rows of the tracked table {table.live.fullname!r}, but the "
+            f"history of all rows in {table.history.fullname!r}. Enable row level security for the history table, and "
+            "create the same policies."
         )
 
 
@@ -40,8 +40,9 @@ def report_replacing(connection: Connection, table: TrackedTable) -> None:
     """Warn, on SQLite, that a flush may have deleted rows that conflicted with those that it wrote to a table."""
     if connection.dialect.name == "sqlite":
         report_unrecorded(
-            f"A flush writes the table {table.live.fullname!r}, a constraint of which has ON CONFLICT REPLACE, and "
-            "history does not show rows that it deletes; write the table by statements: session.execute(insert(…)).",
+            f"A flush writes the table {table.live.fullname!r}, which has a constraint with ON CONFLICT REPLACE, and "
+            "sqlaudit cannot record the rows that SQLite deletes because of it. Write the table by statements: "
+            "session.execute(insert(…)).",
             table.live,
         )
 
@@ -68,6 +69,6 @@ def require_context(lacks: str | None, write: str, subject: object, *, row_names
     if lacks is not None and not (lacks == "user" and row_names_user):
         option = "user_id" if lacks == "user" else lacks
         raise ContextError(
-            f"{write} without a {lacks}, and require_{lacks} is set; write it within AuditContextManager({option}=…).",
+            f"{write} without a {lacks}, but require_{lacks} is set. Write it within AuditContextManager({option}=…).",
             subject,
         )
