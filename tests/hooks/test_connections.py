@@ -210,7 +210,7 @@ def test_paused_tracking_pauses_statements_too(recorded_engine: sa.Engine, sessi
 
 
 def test_what_executes_no_statements_is_refused() -> None:
-    with pytest.raises(sqlaudit.SQLAuditError, match="give an engine or a connection"):
+    with pytest.raises(sqlaudit.SQLAuditError, match="Give an engine or a connection"):
         sqlaudit.register_hooks(engine="sqlite://")
 
 

@@ -54,7 +54,7 @@ def forget_engine(target: Any) -> None:
 def _engine_or_connection(target: Any) -> Engine | Connection:
     target = getattr(target, "sync_engine", None) or getattr(target, "sync_connection", None) or target
     if not isinstance(target, (Engine, Connection)):
-        raise SQLAuditError(f"{target!r} executes no statements; give an engine or a connection.", target)
+        raise SQLAuditError(f"{target!r} does not execute statements. Give an engine or a connection.", target)
     return target
 
 

@@ -56,8 +56,8 @@ def _refuse_without_hooks(session: Session, state: InstanceState[Any]) -> None:
     if isinstance(session, PastSession) or records(session):
         return
     raise QueryError(
-        f"{state.class_.__name__} {state.identity} {instant_of_state(state)} was given to a session without hooks, and "
-        "would refer to live rows; call register_hooks(), or register_hooks(your_sessionmaker), at start-up.",
+        f"{state.class_.__name__} {state.identity} {instant_of_state(state)} was added to a session without hooks, "
+        "which would load live rows for it. Call register_hooks(), or register_hooks(your_sessionmaker), at start-up.",
         state.obj(),
     )
 
@@ -158,8 +158,8 @@ def _unrecorded(mapper: Mapper[Any], connection: Connection, state: InstanceStat
         return
     name = mapper.class_.__name__
     report_unrecorded(
-        f"{name} was written by a session without hooks, and its history does not show it; "
-        "call register_hooks(), or register_hooks(your_sessionmaker), at start-up.",
+        f"{name} was written by a session without hooks, so its history does not show the change. Call "
+        "register_hooks(), or register_hooks(your_sessionmaker), at start-up.",
         mapper.class_,
     )
 
@@ -204,9 +204,9 @@ def _write_followed(mapper: Mapper[Any], connection: Connection, state: Instance
         flush.writing(state, connection, doomed=doomed)
     elif (doomed or followed_fields_changed(state)) and not is_recorded(connection):
         report_unrecorded(
-            f"{mapper.class_.__name__}, which is not tracked, was written by a session without hooks, and the history "
-            "of the rows that follow it by foreign key will not show what becomes of them; call register_hooks(), or "
-            "register_hooks(your_sessionmaker), at start-up.",
+            f"{mapper.class_.__name__}, which is not tracked, was written by a session without hooks, so the history "
+            "of tracked rows that refer to it will not show what foreign key actions do to them. Call "
+            "register_hooks(), or register_hooks(your_sessionmaker), at start-up.",
             mapper.class_,
         )
 
@@ -236,8 +236,8 @@ def _written_by_other_mapper(mapper: Mapper[Any], connection: Connection, state:
     is_unseen = not session.info.get(DISABLED) and not is_recorded(connection)
     if table is not None and tracked_model(mapper) is None and is_unseen:
         report_unrecorded(
-            f"{mapper.class_.__name__} is not tracked and writes the tracked table {table.fullname!r}, whose history "
-            "does not show it; write its rows through the tracked model, or track this one and map it alone.",
+            f"{mapper.class_.__name__} is not tracked, but writes the tracked table {table.fullname!r}, whose history "
+            "does not show the change. Write the rows through the tracked model, or track this model instead.",
             mapper.class_,
         )
 

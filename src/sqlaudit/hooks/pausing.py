@@ -27,7 +27,10 @@ class tracking_disabled:
 
     def __enter__(self) -> Self:
         if self._given is not self._session and hasattr(self._given, "run_sync"):
-            raise SQLAuditError("An AsyncSession needs: async with tracking_disabled(session).", self._given)
+            raise SQLAuditError(
+                "An AsyncSession needs an asynchronous block. Write: async with tracking_disabled(session).",
+                self._given,
+            )
         self._session.flush()
         self._begin()
         return self

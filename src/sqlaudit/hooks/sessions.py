@@ -125,7 +125,9 @@ def _session_class(target: Any, *, make: bool) -> Any:
     if isinstance(target, Session) or (isinstance(target, type) and issubclass(target, Session)):
         return target
     raise SQLAuditError(
-        f"{target!r} makes no sessions; give a Session class, a sessionmaker, or one of their async kin.", target
+        f"{target!r} does not make sessions. Give a Session class, a sessionmaker or a scoped_session, or their "
+        "asynchronous counterparts.",
+        target,
     )
 
 

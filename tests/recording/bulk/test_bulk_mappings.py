@@ -257,5 +257,5 @@ def test_moves_by_keys_that_a_database_may_take_for_one_are_not_guessed(sessions
         moves = [{"old": "a", "new": "X"}, {"old": "x", "new": "z"}, {"old": "b", "new": "x"}]
         with pytest.warns(sqlaudit.SQLAuditWarning) as warned:
             session.execute(MOVE_BY_NAME, moves)
-        assert "execute the statement once for each" in str(warned[0].message)
+        assert "Execute the statement once for each" in str(warned[0].message)
         assert session.scalars(sa.select(Named.value).where(Named.code == "x")).all() == [2]

@@ -229,7 +229,7 @@ def test_upserts_by_a_list_that_may_find_rows_by_a_default_are_noticed(base: Any
     begin(sessions, base, Slot(id=1, name="first", n=0))
     with sessions() as session:
         statement = upsert(session, Slot, {"n": sa.literal_column("5")}, "name")
-        with pytest.warns(sqlaudit.SQLAuditWarning, match=r"slots.*by a value that the database gives"):
+        with pytest.warns(sqlaudit.SQLAuditWarning, match=r"slots.*by a value that the database generates"):
             session.connection().execute(statement, [{"id": 8, "n": 1}, {"id": 9, "n": 2}])
         sqlaudit.record_changes(session, Slot)
         session.commit()
@@ -274,7 +274,7 @@ def test_what_may_be_replaced_by_a_default_is_noticed(base: Any, sessions: Maker
 
     begin(sessions, base, Slot(id=1, name="first"))
     with sessions() as session:
-        with pytest.warns(sqlaudit.SQLAuditWarning, match=r"slots.*by a value that the database gives"):
+        with pytest.warns(sqlaudit.SQLAuditWarning, match=r"slots.*by a value that the database generates"):
             session.execute(sa.insert(Slot).prefix_with("OR REPLACE"), {"id": 8})
         sqlaudit.record_changes(session, Slot)
         session.commit()
@@ -305,7 +305,7 @@ def test_a_sequence_is_asked_once_by_an_upsert_from_a_select(base: Any, sessions
         session.commit()
         rows = session.execute(sa.select(table).order_by(table.c.id)).all()
     assert rows == [(1, 0), (2, 0), (5, 9 if changes else 0), (6, 0), (7, 0)]
-    assert any("by a value that the database gives" in str(each.message) for each in noticed) == changes
+    assert any("by a value that the database generates" in str(each.message) for each in noticed) == changes
     check(sessions, Slot)
 
 

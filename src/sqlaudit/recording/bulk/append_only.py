@@ -32,8 +32,8 @@ def refuse_rewriting(table: Any, clause: Any, connection: Connection) -> None:
 def rewriting_error(history: Table) -> ReadOnlyError:
     """Return the error for a statement that writes a history table."""
     return ReadOnlyError(
-        f"A statement writes {history.fullname!r}, and history is never rewritten; change the live rows, let "
-        "sqlaudit.maintenance write it, or write it in a migration.",
+        f"A statement writes the history table {history.fullname!r}, which is never rewritten. Change the live rows, "
+        "let sqlaudit.maintenance write history, or write it in a migration.",
         history,
     )
 

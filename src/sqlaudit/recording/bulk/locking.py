@@ -200,9 +200,9 @@ def _check_warnings(write: Write) -> None:
     warnings, mode, write.is_safe = write.connection.execute(_STATE_OF_MYSQL).one()
     if warnings and "STRICT" in mode and not write.parsed.is_delete:
         raise CaptureError(
-            f"The criterion of an UPDATE of the table {write.root.live.fullname!r} makes the database warn, of a value "
-            "that is compared with another type or of a division by zero, and may make the UPDATE fail; compare "
-            "columns with values of their types.",
+            f"The criterion of an UPDATE of the table {write.root.live.fullname!r} causes a database warning, about a "
+            "comparison of different types or a division by zero, which may make the UPDATE fail. Compare columns "
+            "with values of their types.",
             write.root.live,
         )
 
@@ -315,8 +315,8 @@ def _follow_key_changes(write: Write, new_key: Sequence[Any]) -> Sequence[Key] |
             return new
     name = write.root.live.fullname
     report_unrecorded(
-        f"A list of parameters moves rows of the table {name!r} by keys that it may move again, and history may not "
-        "show where they end; execute the statement once for each.",
+        f"An executemany changes keys of the table {name!r} that it may change again, so sqlaudit does not know the "
+        "final keys, and history may not show them. Execute the statement once for each parameter set.",
         write.root.live,
     )
     return None

@@ -35,9 +35,8 @@ def report_namesake(clause: Any, table: Any, connection: Connection) -> None:
         refuse_rewriting(tracked.history, clause, connection)
     elif tracked is not None:
         report_unrecorded(
-            f"A statement writes the tracked table {tracked.live.fullname!r} by another Table of this name, and its "
-            "history will not show it; write it by the model, or by the Table that this has, or call record_changes() "
-            "then.",
+            f"A statement writes the tracked table {tracked.live.fullname!r} through another Table of the same name, "
+            "so sqlaudit cannot record it. Use the model or its __table__, or call record_changes() afterwards.",
             tracked.live,
         )
 

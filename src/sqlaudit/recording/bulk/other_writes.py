@@ -40,8 +40,8 @@ def report_untracked_write(parsed: ParsedWrite) -> None:
     tracked = parsed.tracked
     if tracked is not None and not parsed.writes_history and tracked.is_obsolete:
         report_unrecorded(
-            f"A statement writes the table {tracked.live.fullname!r}, the tracked class of which is no longer mapped "
-            "to it, and its history does not show it; track the class that is mapped to it now: track_table()(Model).",
+            f"A statement writes the table {tracked.live.fullname!r}, whose tracked class is no longer mapped to it, "
+            "so sqlaudit does not record it. Track the class that is mapped to it now: track_table()(Model).",
             tracked.live,
         )
     _report_other_tables(parsed)
@@ -59,8 +59,8 @@ def _report_other_tables(parsed: ParsedWrite) -> None:
 
 def _report_table(tracked: TrackedTable) -> None:
     report_unrecorded(
-        f"A statement writes the tracked table {tracked.live.fullname!r} besides, and its history will not show it; "
-        "write each table by a statement of its own, or call record_changes() then.",
+        f"A statement also writes the tracked table {tracked.live.fullname!r}, which sqlaudit cannot record. Write "
+        "each table by a statement of its own, or call record_changes() afterwards.",
         tracked.live,
     )
 
@@ -89,16 +89,16 @@ def affected_rows_can_be_selected(parsed: ParsedWrite) -> bool:
     assert source is not None
     if isinstance(source, FollowedTable) and not source.live.primary_key:
         report_unrecorded(
-            f"A statement writes {source.live.fullname!r}, which has no primary key, and the history of the rows that "
-            "refer to its rows will not show what becomes of them; call record_changes() then.",
+            f"A statement writes {source.live.fullname!r}, which has no primary key, so sqlaudit cannot record what "
+            "happens to the tracked rows that refer to its rows. Call record_changes() afterwards.",
             source.live,
         )
         return False
     if (name := _compiled_as(parsed.statement)) is not None:
         report_unrecorded(
-            f"A statement of the class {name!r}, which is compiled in a way of its own, writes the table "
-            f"{source.live.fullname!r}, and history will not show its rows; use SQLAlchemy's insert(), update() or "
-            "delete(), or call record_changes() then.",
+            f"A statement of the class {name!r}, which has a compiler of its own, writes the table "
+            f"{source.live.fullname!r}, and sqlaudit cannot record it. Use SQLAlchemy's insert(), update() or "
+            "delete(), or call record_changes() afterwards.",
             source.live,
         )
         return False
@@ -108,8 +108,8 @@ def affected_rows_can_be_selected(parsed: ParsedWrite) -> bool:
         _report_other_tables(parsed)
         return True
     report_unrecorded(
-        f"Which rows of the table {source.live.fullname!r} a statement writes is said by another that writes within "
-        "it, and history will not show them; execute that first, and name the rows by what it returns.",
+        f"A statement selects the rows of the table {source.live.fullname!r} by another statement within it that "
+        "writes, so sqlaudit cannot record it. Execute the inner statement first, and use the keys that it returns.",
         source.live,
     )
     return False

@@ -194,8 +194,9 @@ def is_where_history_is(connection: Connection, source: Source, options: Mapping
     if (options.get(name) or None) == (connection.get_execution_options().get(name) or None):
         return True
     report_unrecorded(
-        f"A statement that writes the table {source.live.fullname!r} has a {name} of its own, and history will not "
-        "show it; give the map to the engine or the connection: execution_options(schema_translate_map=…).",
+        f"A statement that writes the table {source.live.fullname!r} has a {name} of its own, so sqlaudit would look "
+        "for the history table in another schema, and does not record it. Give the map to the engine or the "
+        "connection: execution_options(schema_translate_map=…).",
         source.live,
     )
     return False

@@ -168,8 +168,8 @@ def _can_return(write: Write, tracked: TrackedTable) -> bool:
     dialect = write.connection.dialect
     if refuses_returning(write.connection, tracked):
         report_unrecorded(
-            f"A rule of the table {tracked.live.fullname!r} keeps PostgreSQL from returning the keys of what is "
-            "inserted, and history will not show the rows; give their keys, or call record_changes() then.",
+            f"A rule of the table {tracked.live.fullname!r} keeps PostgreSQL from returning the keys of inserted "
+            "rows, so sqlaudit cannot record them. Give their keys, or call record_changes() afterwards.",
             tracked.live,
         )
         return False
@@ -183,8 +183,8 @@ def _can_return(write: Write, tracked: TrackedTable) -> bool:
     if dialect.insert_executemany_returning if len(write.parameters) > 1 else dialect.insert_returning:
         return True
     report_unrecorded(
-        f"The keys of what is inserted into {tracked.live.fullname!r} are not given, and the database cannot return "
-        "them; its history will not show the rows. Give their keys, or add objects to a session.",
+        f"The keys of the rows inserted into {tracked.live.fullname!r} are not given, and the database cannot return "
+        "them, so sqlaudit cannot record the rows. Give their keys, or add objects to a session.",
         tracked.live,
     )
     return False

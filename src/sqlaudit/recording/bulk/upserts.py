@@ -53,8 +53,9 @@ def prepare_followed_upsert(write: Write, source: FollowedTable) -> Any:
 
 def _report_unfindable(source: Source) -> None:
     report_unrecorded(
-        f"A statement may come upon rows of {source.live.fullname!r} by a value that the database gives, and history "
-        "may not show what becomes of them; give all values that are unique, or update() or delete() the rows first.",
+        f"An INSERT may conflict with rows of {source.live.fullname!r} by a value that the database generates, so "
+        "history may not show what happens to these rows. Give all unique values, or update() or delete() the rows "
+        "first.",
         source.live,
     )
 

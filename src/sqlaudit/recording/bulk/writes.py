@@ -166,17 +166,17 @@ class Write:
             self._require_found()
         if self.unselected_count > 0 and isinstance(self.root, TrackedTable):
             report_unrecorded(
-                f"A statement wrote {self.unselected_count} more rows of the tracked table {self.root.live.fullname!r} "
-                "than the role of the connection sees, and history does not show what became of them; call "
+                f"A statement wrote {self.unselected_count} more rows of the tracked table "
+                f"{self.root.live.fullname!r} than the role sees, and sqlaudit cannot record these. Call "
                 "record_changes() as a role that sees all rows.",
                 self.root.live,
             )
         if self.missing_key is not None and isinstance(self.root, TrackedTable):
             report_unrecorded(
-                f"A row that a statement inserts or updates in the tracked table {self.root.live.fullname!r} is not "
+                f"A row that a statement inserted or updated in the tracked table {self.root.live.fullname!r} is not "
                 f"found by its key {self.missing_key}: a trigger has written another row or none, the database stores "
-                "the key in another way, or row security hides it. Its history does not show it; give keys that the "
-                "database stores as they are given, or call record_changes() then.",
+                "the key differently, or row security hides it. Its history does not show it. Give keys as the "
+                "database stores them, or call record_changes() afterwards.",
                 self.root.live,
             )
         for keys in (self.inserted, list(self.new_keys.values())) if self.above else ():
@@ -231,17 +231,18 @@ class Write:
         if self.parsed.is_delete and (self.confined_to is None or diverts_deletes(self.connection, live)):
             report_unrecorded(
                 f"{missing} rows of the tracked table {live.fullname!r} are gone after a DELETE that did not count "
-                "them: a trigger or a rule has deleted them in its place, or given them other keys. History shows them "
-                "deleted; if they have other keys, call record_changes().",
+                "them: a trigger or a rule has deleted them in its place, or given them other keys. History shows "
+                "them as deleted. If they have other keys, call record_changes().",
                 live,
             )
             return
         assert self.confined_to is not None
         raise CaptureError(
-            f"Of the {self.confined_to[2]} rows of the tracked table {live.fullname!r} that a statement was to write, "
-            f"{missing} are not found again by their keys as they were read, and nothing was kept; give the columns of "
-            "the key the types that they have in the database. If a trigger or a rule gives the rows other keys, "
-            "execute the statement within tracking_disabled(session), and call record_changes() then.",
+            f"A statement was to write {self.confined_to[2]} rows of the tracked table {live.fullname!r}, but "
+            f"{missing} of them are not found again by the keys that sqlaudit has read, and nothing of the statement "
+            "was kept. Give the key columns the types that they have in the database. If a trigger or a rule gives "
+            "the rows other keys, execute the statement within tracking_disabled(session), and call record_changes() "
+            "afterwards.",
             live,
         )
 
