@@ -314,7 +314,7 @@ def rows_where(
 def links_now(
     session: Session, table: TrackedTable, columns: Columns, filter_columns: Columns, values: Collection[Key]
 ) -> dict[Link, Key]:
-    """Return the live links whose ``filter_columns`` columns have one of the values: link → key."""
+    """Return the live links whose ``filter_columns`` have one of the values: link → key."""
     statement = select(*columns, *table.key)
     rows = rows_where(session, table, statement, filter_columns, values)
     return {row[: len(columns)]: row[len(columns) :] for row in rows}
@@ -328,7 +328,7 @@ def links_at(
     values: Collection[Key],
     instant: datetime,
 ) -> dict[Link, Key]:
-    """Return the links of an instant whose ``filter_columns`` columns had one of the values: link → key."""
+    """Return the links of an instant whose ``filter_columns`` had one of the values: link → key."""
     old = dict(table.columns)
     statement = select(*link_and_key_columns(table, columns)).where(
         was_valid(table.valid_from, table.valid_to, instant)
