@@ -181,7 +181,7 @@ class Write:
             )
         for keys in (self.inserted, list(self.new_keys.values())) if self.above else ():
             self.capture(self.above).baseline(keys)  # of the rows of base classes that get a row in the subclass table
-        for capture, keys in self.captures if self.parsed.is_insert else ():
+        for capture, keys in self.captures if self.parsed.is_insert and self.may_change_keys else ():
             if len(capture.chain) > 1:  # a row that is replaced loses its row in the subclass table
                 capture.settle(keys, missing_rows=MissingRows.UNKNOWN, forgets=False)
         for chain, new in split_by_chain(self.connection, self.root, self.inserted):
