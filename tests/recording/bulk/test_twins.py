@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import CompileError, InvalidRequestError, SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from databases import Database
@@ -63,8 +63,9 @@ def outcome(session: Session, generator: Generator, statement: Any, parameters: 
     elif way == "from_statement" and entity is not None and statement.exported_columns and statement.is_dml:
         result = session.execute(sa.select(entity).from_statement(statement), parameters, execution_options=options)
     else:
-        is_lambda = way == "lambda" and entity is not None and is_plain
-        given = sa.lambda_stmt(lambda: statement, lambda_cache={}) if is_lambda else statement
+        given = statement
+        if way == "lambda" and is_plain and "SELECT" not in str(statement):  # which recurses endlessly in SQLAlchemy
+            given = sa.lambda_stmt(lambda: statement)
         result = session.execute(given, parameters, execution_options=options)
     if count is None:
         returned = result.all() if statement.exported_columns else []
@@ -100,7 +101,8 @@ def transact(maker: sessionmaker[Session], generator: Generator, texts: list[str
                 results.append(outcome(session, generator, statement, parameters))
             except Exception as error:  # of SQLAlchemy, a driver or, on a tracked table only, sqlaudit
                 texts.append(f"{error}")
-                results.append(type(error).__name__)
+                is_refused = isinstance(error, (CompileError, InvalidRequestError))  # it, or its select
+                results.append("refused" if is_refused else type(error).__name__)
                 if savepoint is None:
                     return results
                 savepoint.rollback()
