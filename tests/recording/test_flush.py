@@ -12,6 +12,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, deferred, mapped_co
 from sqlalchemy.orm.attributes import flag_modified
 
 from invariants import check_history, told
+from registering import recording
 from sqlaudit import AuditContextManager, get_resource_changes, history_of, track_table, tracking_disabled, versions_of
 
 Sessions = sessionmaker[Session]
@@ -444,6 +445,39 @@ def test_an_older_row_that_is_replaced_in_one_flush_keeps_what_was_before(sessio
             ("baseline", "a", "one", 5),
             ("update", "new", "one", 5),
         ]
+
+
+@pytest.mark.parametrize("moves", [False, True])
+def test_a_row_that_takes_the_key_of_a_row_of_another_concrete_table_is_inserted(
+    engine: sa.Engine, base: Any, moves: bool
+) -> None:
+    class Person(base):
+        __tablename__ = "persons"
+
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+
+    class Worker(Person):
+        __tablename__ = "workers"
+        __mapper_args__ = {"concrete": True}
+
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+
+    for model in (Person, Worker):
+        track_table()(model)
+    with recording(engine, base.metadata) as sessions:
+        with sessions.begin() as session:
+            session.add(Person(id=1))
+        with sessions.begin() as session:
+            session.delete(session.get_one(Person, 1))
+            worker = Worker(id=1)
+            session.add(worker)
+            session.flush()
+            worker.id = 2 if moves else 1
+        with sessions() as session:
+            for model in (Person, Worker):
+                check_history(session, model)
+            assert told(session, Person, "id") == [("insert", 1), ("delete", 1)]
+            assert told(session, Worker, "id") == [("insert", 2 if moves else 1)]
 
 
 @pytest.mark.usefixtures("older")

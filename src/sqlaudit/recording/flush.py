@@ -44,7 +44,7 @@ from sqlaudit.recording.tracked_mappers import (
 from sqlaudit.sql.keys import Key
 from sqlaudit.tracking.catalogue import has_triggers
 from sqlaudit.tracking.foreign_keys import FollowedTable
-from sqlaudit.tracking.models import link_columns
+from sqlaudit.tracking.models import TrackedModel, link_columns
 from sqlaudit.tracking.tables import TrackedTable, tracked_table
 
 _Extent = tuple[str, ...]
@@ -133,7 +133,7 @@ class Flush:
         self.is_announced = False
         self._groups: dict[tuple[Mapper[Any], Connection], Group] = {}
         self._automatic: dict[State, dict[str, Any]] = {}
-        self._doomed: dict[tuple[Mapper[Any], Key], State] = {}
+        self._doomed: dict[tuple[TrackedModel, Key], State] = {}
         self._dependents = Dependents()
         self._followed: list[tuple[WriteContext, tuple[FollowedTable, ...], list[State]]] = []
         self.prepared: dict[State, _Extent] | None = None
@@ -242,7 +242,7 @@ class Flush:
         if not committed and not is_deleted and not may_change_late:
             return
         if leaves_key:
-            self._doomed[tracked_mapper.mapper.base_mapper, key] = state
+            self._doomed[tracked_mapper.model.root, key] = state
         if may_change_late:
             unchanged = tracked_mapper.live.keys() & values.keys() - committed.keys()
             self._automatic[state] = {name: values[name] for name in unchanged}
@@ -394,7 +394,7 @@ class Flush:
             key = tracked_mapper.key_of(state)
             if (
                 self._doomed
-                and (replaced := self._doomed.get((tracked_mapper.mapper.base_mapper, key), state)) is not state
+                and (replaced := self._doomed.get((tracked_mapper.model.root, key), state)) is not state
             ):
                 rewritten[key] = replaced  # recorded as an UPDATE: the flush deletes and inserts the same key
             else:
