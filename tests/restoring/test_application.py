@@ -6,12 +6,12 @@ from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.orm import Mapped, Session, mapped_column, relationship, sessionmaker, validates
+from sqlalchemy.orm import Mapped, Session, WriteOnlyMapped, mapped_column, relationship, sessionmaker, validates
 
 import sqlaudit
 from invariants import check_history
 from registering import recording
-from sqlaudit import ContextError, SQLAuditConfig, UndoConflictError, changesets, restore, undo
+from sqlaudit import ContextError, QueryError, SQLAuditConfig, UndoConflictError, changesets, restore, undo
 
 pytestmark = pytest.mark.usefixtures("clock")
 Sessions = sessionmaker[Session]
@@ -117,6 +117,65 @@ def test_a_missing_user_is_told_before_anything_is_written(engine, base, clock):
                 undo(session, last_changeset(sessions))
             session.commit()
         assert rows(sessions, Page, Word) == [[(1, "bob"), (2, "cem")], []]
+
+
+@pytest.mark.parametrize("passive", [False, True])
+def test_an_object_whose_write_only_relationship_forbids_its_deletion_is_refused(engine, base, passive):
+    @sqlaudit.track_table()
+    class Author(base):
+        __tablename__ = "authors"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        books: WriteOnlyMapped["Book"] = relationship(passive_deletes=passive)
+
+    @sqlaudit.track_table()
+    class Book(base):
+        __tablename__ = "books"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        author_id: Mapped[int | None] = mapped_column(sa.ForeignKey(Author.id, ondelete="SET NULL"))
+
+    with recording(engine, base.metadata) as sessions:
+        with sessions.begin() as session:
+            session.add(Author(id=1))
+        changeset = last_changeset(sessions)
+        for dry_run in (True, False):
+            with sessions.begin() as session:
+                if passive:
+                    undo(session, changeset, dry_run=dry_run)
+                else:
+                    with pytest.raises(QueryError, match=r"Author 1 would be deleted.*'books' lacks passive_deletes"):
+                        undo(session, changeset, dry_run=dry_run)
+        assert rows(sessions, Author) == [[] if passive else [(1,)]]
+
+
+def test_a_row_whose_subclass_row_is_missing_does_not_become_one_of_the_base_class(engine, base):
+    @sqlaudit.track_table()
+    class Animal(base):
+        __tablename__ = "animals"
+        __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "animal"}
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        kind: Mapped[str] = mapped_column(sa.String(9))
+
+    class Dog(Animal):
+        __tablename__ = "dogs"
+        __mapper_args__ = {"polymorphic_identity": "dog"}
+
+        id: Mapped[int] = mapped_column(sa.ForeignKey(Animal.id), primary_key=True)
+        breed: Mapped[str | None] = mapped_column(sa.String(9))
+
+    with recording(engine, base.metadata) as sessions:
+        with sessions.begin() as session:
+            session.add_all([Dog(id=1, breed="pug"), Dog(id=2)])
+        with sessions.begin() as session:
+            session.execute(sa.delete(Dog.__table__))
+        for dry_run in (True, False):
+            with sessions.begin() as session, pytest.raises(QueryError, match=r"Animal 1 was a Dog then"):
+                undo(session, last_changeset(sessions), dry_run=dry_run)
+            with sessions.begin() as session, pytest.raises(QueryError, match=r"Animal 2 was a Dog then"):
+                restore(session, Dog, 2, at=1, dry_run=dry_run)
+        assert rows(sessions, Animal, Dog) == [[(1, "dog"), (2, "dog")], []]
 
 
 # --- nothing else -----------------------------------------------------------------------------------------------
@@ -254,6 +313,68 @@ def test_links_that_have_a_class_as_well_are_deleted_once(engine, base):
 
 
 # --- rows that refer to one another -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{"lazy": "select"}, {"uselist": False}, {"lazy": "dynamic"}, {"lazy": "write_only", "passive_deletes": True}],
+)
+@pytest.mark.parametrize("cascade", ["all", "all, delete-orphan"])
+def test_objects_that_may_have_one_parent_get_back_their_links(engine, base, how, cascade):
+    owned = sa.Table(
+        "owned",
+        base.metadata,
+        sa.Column("owner_id", sa.ForeignKey("owners.id", ondelete="CASCADE"), primary_key=True),
+        sa.Column("thing_id", sa.ForeignKey("things.id", ondelete="CASCADE"), primary_key=True),
+    )
+
+    @sqlaudit.track_table()
+    class Thing(base):
+        __tablename__ = "things"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    @sqlaudit.track_table()
+    class Owner(base):
+        __tablename__ = "owners"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        things = relationship(Thing, secondary=owned, cascade=cascade, single_parent=True, **how)
+
+    def state() -> Any:
+        with engine.connect() as connection:
+            tables = (Owner.__table__, Thing.__table__, owned)
+            return [sorted(map(tuple, connection.execute(sa.select(table)))) for table in tables]
+
+    with recording(engine, base.metadata) as sessions:
+        states = [state()]
+
+        def write(session: Session, step: int) -> None:
+            if step == 0:
+                session.add_all([Owner(id=1), Owner(id=2), Thing(id=1)])
+            elif step == 1:
+                session.execute(owned.insert().values(owner_id=1, thing_id=1))
+            elif step == 2:
+                session.execute(owned.update().values(owner_id=2))
+            elif step == 3:
+                session.delete(session.get_one(Thing, 1))
+                session.execute(owned.delete())
+            else:
+                session.delete(session.get_one(Owner, 2))
+
+        for step in range(5):
+            with sessions.begin() as session:
+                write(session, step)
+            states.append(state())
+        with sessions() as session:
+            done = [each.changeset_id for each in changesets(session)]
+        for place, changeset in reversed(list(enumerate(done))):
+            with sessions.begin() as session:
+                held = session.scalars(sa.select(Owner)).all() if place % 2 else []
+                undo(session, changeset, force=True)
+                session.flush()
+                del held
+            assert state() == states[place]
 
 
 @pytest.mark.parametrize("related", [False, True])

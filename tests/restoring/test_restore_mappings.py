@@ -475,6 +475,7 @@ def partly_mapped(base: Any, how: dict[str, Any]) -> Any:
         sa.Column("code", sa.String(10), server_default="new", nullable=False),
         sa.Column("data", sa.JSON),
         sa.Column("touched", sa.Integer, default=0, onupdate=99),
+        sa.Column("length", sa.Integer, sa.Computed("length(legacy)", persisted=True)),
     )
     return type("Lead", (base,), {"__table__": table, "__mapper_args__": how})
 
@@ -497,13 +498,16 @@ def of_a_sibling(base: Any) -> Any:
         code: Mapped[str | None] = mapped_column(sa.String(10), server_default="new")
         data: Mapped[Any] = mapped_column(sa.JSON, nullable=True)
         touched: Mapped[int | None] = mapped_column(default=0, onupdate=99)
+        length: Mapped[int | None] = mapped_column(sa.Computed("length(legacy)", persisted=True))
 
     return Contact
 
 
 PARTLY_MAPPED = {
     "included": lambda base: partly_mapped(base, {"include_properties": ["id", "name"]}),
-    "excluded": lambda base: partly_mapped(base, {"exclude_properties": ["legacy", "code", "data", "touched"]}),
+    "excluded": lambda base: partly_mapped(
+        base, {"exclude_properties": ["legacy", "code", "data", "touched", "length"]}
+    ),
     "sibling": of_a_sibling,
 }
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from sqlalchemy import JSON, Column, Connection, Dialect, Subquery, Table, literal, null, select, update
 from sqlalchemy.orm import (
+    InstanceState,
     LoaderCallableStatus,
     Mapper,
     RelationshipDirection,
@@ -74,6 +75,8 @@ class _Application:
         self.objects: dict[Change, Any] = {}
         self._nulls: dict[Mapper[Any], _Nulls] = {}
         self._doomed = {change for change in plan.changes if change.operation is Operation.DELETE}
+        self._parentless: dict[RelationshipProperty[Any], list[InstanceState[Any]]] = defaultdict(list)
+        """Objects that have lost a link by which they may have one parent, until that is flushed."""
         self.has_written = False
 
     def run(self) -> None:
@@ -341,7 +344,7 @@ class _Application:
                 automatic = {
                     column: column
                     for column in table.live.c
-                    if column.onupdate is not None or column.server_onupdate is not None
+                    if (column.onupdate is not None or column.server_onupdate is not None) and column.computed is None
                 }
                 values = {
                     column: null() if value is None else value
@@ -366,10 +369,9 @@ class _Application:
             remote_columns, local_columns = zip(*relationship.synchronize_pairs, strict=True)
             values = {change: change.new_values(local_columns) for change in changes if relationship.secondary is None}
             parents = self._objects_at_end(relationship.parent, remote_columns, set(filter(None, values.values())), [])
-            implementation = relationship.class_attribute.impl
             for change in changes:
                 state, parent = instance_state(self.objects[change]), parents.get(values.get(change) or ())
-                implementation.sethasparent(state, state if parent is None else instance_state(parent), True)
+                _set_parent(state, relationship, state if parent is None else instance_state(parent))
 
     # -- links
 
@@ -382,6 +384,10 @@ class _Application:
             self._change_links_of(relationship, changes)
         if by_relationship:
             self._flush()
+        for relationship, states in self._parentless.items():
+            for state in states:
+                _set_parent(state, relationship, None)
+        self._parentless.clear()
 
     def _change_links_of(self, relationship: RelationshipProperty[Any], changes: Sequence[LinkChange]) -> None:
         width = len(relationship.synchronize_pairs)
@@ -408,18 +414,24 @@ class _Application:
             self._set_link(change, owner, other)
 
     def _set_link(self, change: LinkChange, owner: Any, other: Any) -> None:
-        relationship = change.relationship
-        state, values = instance_state(owner), instance_dict(owner)
+        """Add or remove a link, whatever SQLAlchemy knows of the one parent that the other object may have.
+
+        ``delete-orphan`` would delete an object that loses its link, though a later flush may give it another one.
+        """
+        relationship, state, values = change.relationship, instance_state(owner), instance_dict(owner)
         implementation = state.manager[relationship.key].impl
-        if change.operation is Operation.INSERT:
-            if not relationship.uselist:
-                set_attribute(owner, relationship.key, other)
-            else:
-                implementation.append(state, values, other, None)
-        elif not relationship.uselist:
-            set_attribute(owner, relationship.key, None)
+        is_added = change.operation is Operation.INSERT
+        if is_added:
+            _set_parent(instance_state(other), relationship, None)
+        if not relationship.uselist:
+            set_attribute(owner, relationship.key, other if is_added else None)
+        elif is_added:
+            implementation.append(state, values, other, None)
         else:
             implementation.remove(state, values, other, None)
+        if not is_added and relationship.cascade.delete_orphan:
+            _set_parent(instance_state(other), relationship, instance_state(other))
+            self._parentless[relationship].append(instance_state(other))
 
     def _objects_at_end(
         self, mapper: Mapper[Any], columns: Sequence[Any], values: set[Key], options: Sequence[Any]
@@ -478,6 +490,16 @@ class _Application:
         if key is None or len(key) != len(mapper.primary_key):
             return None
         return self.session.identity_map.get(mapper.identity_key_from_primary_key(key))
+
+
+def _set_parent(
+    state: InstanceState[Any], relationship: RelationshipProperty[Any], parent: InstanceState[Any] | None
+) -> None:
+    """Set the object that SQLAlchemy takes for the parent of another by a relationship, or forget it."""
+    implementation = relationship.class_attribute.impl
+    state.parents.pop(id(implementation.parent_token), None)
+    if parent is not None:
+        implementation.sethasparent(state, parent, True)
 
 
 def _all_relationships(mapper: Mapper[Any]) -> list[Any]:

@@ -442,6 +442,20 @@ class Plan:
                         constraint.table,
                     )
 
+    def check_write_only(self) -> None:
+        """Check that the unit of work can delete the rows: it never loads what a write-only relationship holds.
+
+        :raises QueryError: it cannot
+        """
+        for change in self.doomed():
+            for relationship in change.mapper.relationships:
+                if relationship.lazy == "write_only" and not (relationship.passive_deletes or relationship.viewonly):
+                    raise QueryError(
+                        f"{change.name} would be deleted, and SQLAlchemy deletes no {change.mapper.class_.__name__} "
+                        f"while its write-only relationship {relationship.key!r} lacks passive_deletes=True; add that.",
+                        change.mapper.class_,
+                    )
+
     def check_references(self) -> None:
         """Check that every row that a restored row or link refers to will exist.
 

@@ -680,6 +680,7 @@ def _add_effects(plan: Plan, later: Callable[[], list[Conflict]] | None = None) 
                     row.mapper.class_,
                 )
             plan.apply_delete_effect(row, effect)
+    plan.check_write_only()
     plan.check_untracked()
     plan.check_references()
     plan.check_unique()

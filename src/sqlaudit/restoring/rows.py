@@ -212,9 +212,12 @@ class Hierarchy:
         return Row(model, key, mapped, unmapped, *of_version)
 
     def _model(self, identity: Any, values: Sequence[Any]) -> TrackedModel:
+        """Return the model that the discriminator names, or the base model whose tables all have the row."""
         mapper = self.root.mapper.polymorphic_map.get(identity)
-        model = None if mapper is None else tracked_model(mapper)
-        return self.root if model is None else model
+        model = (None if mapper is None else tracked_model(mapper)) or self.root
+        while model.parent is not None and values[self._places[model.table.history_key[0]]] is None:
+            model = model.parent
+        return model
 
 
 def _hides_null(type_: TypeEngine[Any]) -> bool:
