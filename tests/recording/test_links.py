@@ -1,6 +1,7 @@
 """Is every link of a many-to-many relationship recorded, from either side?"""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from sqlalchemy.orm import (
 
 from invariants import check_history, told
 from registering import recording
-from sqlaudit import AuditContextManager, ContextError, SQLAuditConfig, set_config, track_table
+from sqlaudit import AuditContextManager, ContextError, SQLAuditConfig, set_config, track_table, tracking_disabled
 
 Sessions = sessionmaker[Session]
 
@@ -470,3 +471,61 @@ def test_links_without_foreign_keys_follow_the_key_of_their_owner(sessions: Sess
             ("insert", 5, 1),
             ("insert", 5, 2),
         ]
+
+
+class Single(DeclarativeBase):
+    pass
+
+
+singles = sa.Table(
+    "singles",
+    Single.metadata,
+    sa.Column("book_id", sa.ForeignKey("books.id"), primary_key=True),
+    sa.Column("cover_id", sa.ForeignKey("covers.id"), primary_key=True),
+)
+
+
+@track_table()
+class Book(Single):
+    __tablename__ = "books"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    cover: Mapped["Cover | None"] = relationship(secondary=singles, back_populates="books")
+
+
+@track_table()
+class Cover(Single):
+    __tablename__ = "covers"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    books: Mapped[list[Book]] = relationship(secondary=singles, back_populates="cover")
+
+
+@pytest.mark.parametrize("state", ["loaded", "expired", "never loaded", "of the other side"])
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize("to", ["none", "another", "a new one", "nothing"])
+def test_a_single_link_is_recorded_whether_the_old_one_was_loaded_or_not(
+    engine: sa.Engine, to: str, state: str, older: bool
+) -> None:
+    with recording(engine, Single.metadata) as sessions:
+        with sessions.begin() as session, tracking_disabled(session) if older else nullcontext():
+            session.add_all([Book(id=1, cover=Cover(id=1)), Cover(id=2)])
+        with sessions.begin() as session:
+            book, old, other = session.get_one(Book, 1), session.get_one(Cover, 1), session.get_one(Cover, 2)
+            if state == "loaded":
+                assert book.cover is old
+            elif state == "expired":
+                session.expire(book)
+            if state == "of the other side" and to in ("another", "none"):
+                old.books.remove(book)
+                if to == "another":
+                    other.books.append(book)
+            elif to == "nothing":
+                del book.cover
+            else:
+                book.cover = {"none": None, "another": other, "a new one": Cover(id=3)}[to]
+        with sessions() as session:
+            check_history(session, singles, all_recorded=not older)
+            before = ("baseline" if older else "insert", 1)
+            after = {"another": [("insert", 2)], "a new one": [("insert", 3)]}.get(to, [])
+            assert told(session, singles, "cover_id") == [before, ("delete", 1), *after]

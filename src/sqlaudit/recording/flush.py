@@ -21,7 +21,6 @@ from sqlalchemy.orm import (
     Session,
     UOWTransaction,
 )
-from sqlalchemy.orm.attributes import instance_state
 
 from sqlaudit.config import current_config
 from sqlaudit.context import get_audit_context
@@ -463,14 +462,18 @@ class Flush:
         """Return whether a trigger may change stored columns when only an excluded column is updated."""
         return any(has_triggers(connection, table) for table in tracked_mapper.model.chain)
 
-    @staticmethod
     def _collect_links(
+        self,
         tracked_mapper: TrackedMapper,
         state: State,
         connection: Connection | None,
         links: _LinksByTable,
         deleted: bool = False,
     ) -> None:
+        """Add the links that an object adds or removes.
+
+        :param connection: the connection of the flush that has written them; ``None`` before the flush
+        """
         committed = state.committed_state
         moved = state.key is not None and not tracked_mapper.keys.isdisjoint(committed)
         for relationship in tracked_mapper.links:
@@ -478,8 +481,16 @@ class Flush:
                 continue
             table = cast(TrackedTable, tracked_table(relationship.secondary))
             columns = link_columns(relationship)
-            history = state.get_history(relationship.key, PassiveFlag.PASSIVE_NO_INITIALIZE)
-            link_changes = links[table, columns, connection]
+            order = sorted(range(len(columns)), key=lambda place: columns[place].key)  # the same from both sides
+            # After the flush, an old value that was never loaded is no longer there, but the unit of work has kept it.
+            # Before the flush it must not keep it yet: listeners may still change the object.
+            passive = PassiveFlag.PASSIVE_NO_INITIALIZE
+            history = (
+                state.get_history(relationship.key, passive).as_state()
+                if connection is None
+                else self.context.get_attribute_history(state, relationship.key, passive)
+            )
+            link_changes = links[table, tuple([columns[place] for place in order]), connection]
             added, unchanged, removed = (list(items or ()) for items in history)
             other_side = relationship.secondary_synchronize_pairs or ()
             if moved:  # its links move from the old key to the new one
@@ -489,11 +500,10 @@ class Flush:
                 (removed + (unchanged if deleted or moved else []), True, link_changes.removed),
             ):
                 own_side = _values(state, tracked_mapper.mapper, relationship.synchronize_pairs, is_old)
-                kept.update(
-                    own_side + _values(instance_state(item), relationship.mapper, other_side, is_old)
-                    for item in items
-                    if item is not None
-                )
+                for item in items:
+                    if item is not None:
+                        link = own_side + _values(item, relationship.mapper, other_side, is_old)
+                        kept.add(tuple([link[place] for place in order]))
 
     def _record_links(
         self,
