@@ -488,7 +488,7 @@ class Flush:
             history = (
                 state.get_history(relationship.key, passive).as_state()
                 if connection is None
-                else self.context.get_attribute_history(state, relationship.key, passive)
+                else self.context.get_attribute_history(state, relationship.key, passive)  # type: ignore[no-untyped-call]  # SQLAlchemy's
             )
             link_changes = links[table, tuple([columns[place] for place in order]), connection]
             added, unchanged, removed = (list(items or ()) for items in history)
