@@ -391,10 +391,7 @@ class Flush:
             deleted[cast(Any, state.key)[1]] = (state, state.committed_state)
         for state in group.inserted:
             key = tracked_mapper.key_of(state)
-            if (
-                self._doomed
-                and (replaced := self._doomed.get((tracked_mapper.model.root, key), state)) is not state
-            ):
+            if self._doomed and (replaced := self._doomed.get((tracked_mapper.model.root, key), state)) is not state:
                 rewritten[key] = replaced  # recorded as an UPDATE: the flush deletes and inserts the same key
             else:
                 new.append(key)
