@@ -544,3 +544,28 @@ def test_a_row_that_vanished_past_us_and_returned_goes_on(engine: sa.Engine, ses
     with sessions() as session:
         check_history(session, Plain)
         assert told(session, Plain, "name") == [("insert", "a"), ("update", "b")]
+
+
+@pytest.mark.parametrize("null", [sa.null(), sa.JSON.NULL], ids=["NULL", "null of JSON"])
+@pytest.mark.parametrize("change", ["settings", "name", "an equal value", "key", "delete", "replaced"])
+def test_the_baseline_of_an_older_row_tells_null_from_the_null_of_json(
+    sessions: Sessions, null: Any, change: str
+) -> None:
+    with sessions.begin() as session, tracking_disabled(session):
+        session.execute(sa.insert(Plain).values(id=1, name="a", settings=null))
+    with sessions.begin() as session:
+        plain = session.get_one(Plain, 1)
+        assert plain.settings is None
+        if change in ("delete", "replaced"):
+            session.delete(plain)
+            session.add_all([Plain(id=1, name="b")] if change == "replaced" else [])
+        elif change == "an equal value":
+            session.merge(Plain(id=1, name="b", settings=None))
+        else:
+            name = {"key": "id"}.get(change, change)
+            setattr(plain, name, {"settings": {"a": 1}, "name": "b", "key": 2}[change])
+    with sessions() as session:
+        check_history(session, Plain, all_recorded=False)
+        history = history_of(Plain)
+        is_null = sa.select(history.settings.is_(None)).where(history.audit_operation == "baseline")
+        assert session.scalars(is_null).all() == [not isinstance(null, type(sa.JSON.NULL))]

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Mapped, Session, load_only, mapped_column, relationsh
 from clock import Clock, at
 from databases import Database
 from invariants import check_history, told
+from registering import recording
 from sqlaudit import SQLAuditConfig, record_changes, set_config, track_table, tracking_disabled
 
 Sessions = sessionmaker[Session]
@@ -317,3 +318,46 @@ def test_a_parent_that_only_gets_a_child_is_not_asked_about(
         record_changes(session, parcel)
         session.commit()
         check_history(session, parcel)
+
+
+@pytest.mark.parametrize("rows", ["its own", "all"])
+@pytest.mark.parametrize("listens_first", [False, True])
+def test_a_new_row_that_a_listener_changes_by_the_connection_is_an_insert(
+    base: Any, engine: sa.Engine, rows: str, listens_first: bool
+) -> None:
+    class Parcel(base):
+        __tablename__ = "parcels"
+        __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "parcel"}
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        kind: Mapped[str] = mapped_column(sa.String(20))
+        slug: Mapped[str | None] = mapped_column(sa.String(20))
+
+    class Letter(Parcel):
+        __tablename__ = "letters"
+        __mapper_args__ = {"polymorphic_identity": "letter"}
+
+        id: Mapped[int] = mapped_column(sa.ForeignKey(Parcel.id), primary_key=True)
+
+    table = Parcel.__table__
+
+    def name(mapper: Any, connection: sa.Connection, target: Any) -> None:
+        update = sa.update(table).values(slug="s")
+        connection.execute(update.where(table.c.id == target.id) if rows == "its own" else update)
+
+    if listens_first:
+        event.listen(Parcel, "after_insert", name, propagate=True)
+    track_table()(Parcel)
+    if not listens_first:
+        event.listen(Parcel, "after_insert", name, propagate=True)
+    with recording(engine, base.metadata) as sessions:
+        with sessions.begin() as session:
+            session.add_all([Parcel(), Parcel(), Letter()])
+        with sessions() as session:
+            check_history(session, Parcel)
+            assert told(session, Parcel, "slug") == [("insert", "s")] * 3
+        with sessions.begin() as session:
+            session.add(Letter(id=9, slug="t"))
+        with sessions() as session:
+            check_history(session, Parcel)
+            assert told(session, Parcel, "slug") == [("insert", "s")] * 4

@@ -77,7 +77,9 @@ def listen_to_model(model: TrackedModel) -> None:
     """Listen to the events of a tracked model, its subclasses and its MetaData."""
     target = model.mapper.class_
     for name, listener in MODEL_LISTENERS.items():
-        event.listen(target, name, listener, raw=True, retval=True, propagate=True)
+        # a new row must be known before other listeners change it
+        is_first = name == "after_insert"
+        event.listen(target, name, listener, raw=True, retval=True, propagate=True, insert=is_first)
     event.listen(target, "after_mapper_constructed", _track_subclass, propagate=True)
     event.listen(target, "mapper_configured", _track_links, propagate=True)
     metadata = model.table.live.metadata

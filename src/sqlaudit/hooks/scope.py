@@ -127,4 +127,6 @@ def recorder_of(session: Session | None, source: Source) -> Recorder | None:
     is_link = isinstance(source, TrackedTable) and source.is_association
     if is_link and flush is not None and flush.is_writing and flush.records_links:
         return None
+    if flush is not None and flush.is_writing:
+        flush.record_inserted()
     return Recorder(session, is_direct=True)

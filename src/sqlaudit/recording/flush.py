@@ -73,6 +73,8 @@ class Group:
     inserted: list[State] = field(default_factory=list)
     updating: list[Updating] = field(default_factory=list)
     deleted: list[State] = field(default_factory=list)
+    seen: int = 0
+    """How many of the inserted objects :meth:`Flush.record_inserted` has seen."""
 
 
 @dataclass(slots=True)
@@ -107,16 +109,20 @@ class _Preflight:
 _Preflights = dict[tuple[Mapper[Any], Any], _Preflight]
 
 
-def _is_partially_loaded(
-    tracked_mapper: TrackedMapper, committed: Mapping[str, Any], values: Mapping[str, Any], *, whole: bool
-) -> bool:
-    """Return whether an object has not loaded old values that may be needed.
+def _is_partially_loaded(tracked_mapper: TrackedMapper, state: State, *, whole: bool) -> bool:
+    """Return whether an object does not know old values that may be needed.
 
     :param whole: True if any stored value may be needed; False if only those that change unset or refer to rows
     """
-    return not values.keys() >= (tracked_mapper.stored if whole else tracked_mapper.needed) or any(
-        value is LoaderCallableStatus.NO_VALUE and name in tracked_mapper.stored for name, value in committed.items()
-    )
+    values, committed = state.dict, state.committed_state
+    if not values.keys() >= (tracked_mapper.stored if whole else tracked_mapper.needed):
+        return True
+    changed = changed_values(state)
+    if any(value is LoaderCallableStatus.NO_VALUE and name in tracked_mapper.stored for name, value in changed.items()):
+        return True
+    # None may be NULL or the null of JSON; that of an attribute that was set to an equal value is written, too.
+    names = tracked_mapper.hiding_null if whole else tracked_mapper.hiding_null & committed.keys()
+    return any(committed.get(name, values.get(name)) is None for name in names)
 
 
 class Flush:
@@ -145,6 +151,8 @@ class Flush:
         self._followed_fields: dict[TrackedMapper, frozenset[str]] = {}
         self._changed_late: dict[TrackedMapper, bool] = {}
         self._records_links: bool | None = None
+        self._inserted_early: set[State] = set()
+        """New objects for which :meth:`record_inserted` has looked."""
 
     def group(self, state: State, connection: Connection) -> Group:
         """Return the group of a tracked object that the flush writes through a connection."""
@@ -263,7 +271,7 @@ class Flush:
         if (
             is_written
             and state not in self._partially_loaded
-            and _is_partially_loaded(tracked_mapper, committed, values, whole=whole)
+            and _is_partially_loaded(tracked_mapper, state, whole=whole)
         ):
             self._partially_loaded.add(state)
             preflights[place].partially_loaded[tracked_mapper].append(key)
@@ -350,6 +358,37 @@ class Flush:
             mappers = {state.mapper for state in states}
             self._records_links = not self.has_many_connections and not any(map(may_write_more, mappers))
         return self._records_links
+
+    def record_inserted(self) -> None:
+        """Write the first versions of the rows that the flush has inserted, before a listener's statement changes them.
+
+        The unit of work inserts the objects of a mapper together, and then calls ``after_insert`` for one by one.
+        """
+        for group in list(self._groups.values()):
+            unseen = group.inserted[group.seen :]
+            group.seen = len(group.inserted)
+            if all(state in self._inserted_early for state in unseen):
+                continue
+            base_mapper = group.tracked_mapper.mapper.base_mapper
+            new_states: dict[Mapper[Any], list[State]] = defaultdict(list)
+            for state, (is_deleted, _) in self.context.states.items():
+                if state.key is None and not is_deleted and state.mapper.base_mapper is base_mapper:
+                    new_states[state.mapper].append(state)
+            for mapper, states in new_states.items():
+                self._record_inserted(mapper, states, group.connection)
+
+    def _record_inserted(self, mapper: Mapper[Any], states: Iterable[State], connection: Connection) -> None:
+        tracked_mapper = tracked_mapper_of(mapper)
+        if tracked_mapper is None:
+            return
+        root = tracked_mapper.model.root
+        by_key = {tracked_mapper.key_of(state): state for state in states if state not in self._inserted_early}
+        keys = [key for key in by_key if None not in key and (root, key) not in self._doomed]
+        user_fields = tracked_mapper.user_fields(self.config)
+        capture = self._write_context(connection).capture(tracked_mapper.model.chain, user_fields)
+        live, recorded = capture.keys_where(tuple(root.table.key), keys)
+        capture.inserted([key for key in keys if key in live - recorded], must_be_found=False)
+        self._inserted_early.update(by_key[key] for key in keys if key in live)
 
     def record(self) -> None:
         """Write the versions.

@@ -15,6 +15,7 @@ from sqlalchemy.orm import (
 
 from sqlaudit.config import SQLAuditConfig, current_config
 from sqlaudit.recording.statements import NO_USER_FIELDS, UserFields
+from sqlaudit.sql.fitting import hides_null
 from sqlaudit.sql.keys import Key
 from sqlaudit.tracking.foreign_keys import Chain, FollowedTable, referred_columns, untracked_source
 from sqlaudit.tracking.models import TrackedModel, root_of, tracked_model
@@ -44,6 +45,7 @@ class TrackedMapper:
         self.automatic = frozenset(name for name, column in self.live.items() if self._is_automatic(column))
         self.referring = frozenset(name for name, column in self.live.items() if column.foreign_keys)
         self.needed = self.automatic | self.referring
+        self.hiding_null = frozenset(name for name, column in self.live.items() if hides_null(column.type))
         columns = frozenset(prop.key for prop in mapper.column_attrs if isinstance(prop.columns[0], Column))
         self.watched = columns if self.automatic else self.stored
         self.excluded = columns - self.watched

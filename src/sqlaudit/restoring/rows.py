@@ -21,6 +21,7 @@ from sqlaudit.changes import Operation
 from sqlaudit.period import was_valid
 from sqlaudit.sql.batches import chunks
 from sqlaudit.sql.comparing import all_equal, may_be_respelt
+from sqlaudit.sql.fitting import hides_null
 from sqlaudit.sql.keys import Key, one_of
 from sqlaudit.sql.old_values import unrounded_column
 from sqlaudit.sql.options import INTERNAL
@@ -137,7 +138,7 @@ class Hierarchy:
         keys = {live for table in self.tables for live in table.key}
         self._of_keys = {place for place, (live, _) in enumerate(self.pairs) if live in keys}
         self._hiding = [
-            place for place, (live, _) in enumerate(self.pairs) if place not in self._of_keys and _hides_null(live.type)
+            place for place, (live, _) in enumerate(self.pairs) if place not in self._of_keys and hides_null(live.type)
         ]
         self._names = {
             model: [(name, self._places[old]) for name, old in model.columns.items() if name in model.mapper.attrs]
@@ -218,12 +219,6 @@ class Hierarchy:
         while model.parent is not None and values[self._places[model.table.history_key[0]]] is None:
             model = model.parent
         return model
-
-
-def _hides_null(type_: TypeEngine[Any]) -> bool:
-    """Return whether a value of the type may be ``None`` in Python without being NULL, as the null of JSON is."""
-    is_users_own = not type(type_).__module__.startswith("sqlalchemy.")
-    return isinstance(type_, JSON) or type_.should_evaluate_none or is_users_own or bool(type_._variant_mapping)
 
 
 def stores_null(type_: TypeEngine[Any], dialect: Dialect) -> bool:

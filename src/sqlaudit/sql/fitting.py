@@ -232,3 +232,9 @@ _RULES: Final[Sequence[tuple[Any, Callable[[Any, Any, Dialect], bool]]]] = (
     (BYTES, _bytes),
     (ARRAY, _array),
 )
+
+
+def hides_null(type_: TypeEngine[Any]) -> bool:
+    """Return whether a value of the type may be ``None`` in Python without being NULL, as the null of JSON is."""
+    is_users_own = not type(type_).__module__.startswith("sqlalchemy.")
+    return isinstance(type_, JSON) or type_.should_evaluate_none or is_users_own or bool(type_._variant_mapping)
