@@ -58,6 +58,7 @@ def _engine_or_connection(target: Any) -> Engine | Connection:
     return target
 
 
+_HEARD: Final = "sqlaudit_heard"
 _heard: Final[WeakSet[Engine]] = WeakSet()
 _waiting: Final[WeakSet[Engine]] = WeakSet()
 """The engines that sessions with hooks use, before anything is tracked."""
@@ -65,7 +66,7 @@ _waiting: Final[WeakSet[Engine]] = WeakSet()
 
 def hear(engine: Engine) -> None:
     """Listen to the statements of an engine from now on, or as soon as a table is tracked."""
-    if engine in _heard:
+    if _HEARD in vars(engine):
         return
     if not tracked_names:
         _waiting.add(engine)
@@ -73,7 +74,9 @@ def hear(engine: Engine) -> None:
     *_, root = origins(engine)
     for name, (listener, options) in _LISTENERS.items():
         event.listen(root, name, listener, **options)
-    _heard.update((engine, root))
+    for each in (engine, root):
+        vars(each)[_HEARD] = True
+        _heard.add(each)
 
 
 def hear_waiting() -> None:
@@ -91,6 +94,7 @@ def stop_hearing() -> None:
         for name, (listener, _) in _LISTENERS.items():
             if event.contains(engine, name, listener):
                 event.remove(engine, name, listener)
+        del vars(engine)[_HEARD]
     _heard.clear()
     _waiting.clear()
 
@@ -155,7 +159,8 @@ def _before_cursor(connection: Connection, cursor: Any, sql: str, parameters: An
 
 def _after(connection: Connection, clause: Any, multiple: Any, single: Any, options: Any, result: Any) -> None:
     """Note what a statement has written; write the versions if it was executed directly."""
-    if WRITE not in options and (write := write_of(clause)) is not None:
+    is_read = WRITE in options or isinstance(clause, (Select, CompoundSelect))
+    if not is_read and (write := write_of(clause)) is not None:
         finish(write, result)
 
 

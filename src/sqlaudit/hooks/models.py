@@ -126,8 +126,8 @@ def _inserting(mapper: Mapper[Any], connection: Connection, state: InstanceState
 
 def _updating(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
     if (flush := _session_of(state).info.get(INFO_KEY)) is not None:
-        flush.writing(state, connection, doomed=False)
-        flush.group(state, connection).updating.append(Updating(state))
+        changed = flush.writing(state, connection, doomed=False)
+        flush.group(state, connection).updating.append(Updating(state, changed))
     else:
         _unrecorded(mapper, connection, state)
 

@@ -58,10 +58,10 @@ class Updating:
 
     __slots__ = ("changed", "committed", "state")
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, changed: Iterable[str]) -> None:
         self.state = state
         self.committed = dict(state.committed_state)
-        self.changed = frozenset(changed_values(state))
+        self.changed = frozenset(changed)
 
 
 @dataclass(slots=True)
@@ -109,17 +109,20 @@ class _Preflight:
 _Preflights = dict[tuple[Mapper[Any], Any], _Preflight]
 
 
-def _is_partially_loaded(tracked_mapper: TrackedMapper, state: State, *, whole: bool) -> bool:
+def _is_partially_loaded(
+    tracked_mapper: TrackedMapper, state: State, changed: Mapping[str, Any], *, whole: bool
+) -> bool:
     """Return whether an object does not know old values that may be needed.
 
+    :param changed: the committed values of its changed attributes
     :param whole: True if any stored value may be needed; False if only those that change unset or refer to rows
     """
     values, committed = state.dict, state.committed_state
     if not values.keys() >= (tracked_mapper.stored if whole else tracked_mapper.needed):
         return True
-    changed = changed_values(state)
-    if any(value is LoaderCallableStatus.NO_VALUE and name in tracked_mapper.stored for name, value in changed.items()):
-        return True
+    for name, value in changed.items():
+        if value is LoaderCallableStatus.NO_VALUE and name in tracked_mapper.stored:
+            return True
     # None may be NULL or the null of JSON; that of an attribute that was set to an equal value is written, too.
     names = tracked_mapper.hiding_null if whole else tracked_mapper.hiding_null & committed.keys()
     return any(committed.get(name, values.get(name)) is None for name in names)
@@ -203,17 +206,19 @@ class Flush:
         if self._preflights:
             self._run_preflight_of(state, connection)
 
-    def writing(self, state: State, connection: Connection, *, doomed: bool) -> None:
+    def writing(self, state: State, connection: Connection, *, doomed: bool) -> Iterable[str]:
         """Read what is needed before an object is updated or deleted, on the connection that the flush uses.
 
         Other listeners or a cascade may have changed or deleted the object since :meth:`prepare` looked at it.
+
+        :return: the names of its changed attributes
         """
         if self._preflights:
             self._run_preflight_of(state, connection)
-        if self.prepared is None:
-            return
-        self._begin_late(connection)
         extent = _DOOMED if doomed else tuple(changed_values(state))
+        if self.prepared is None:
+            return extent
+        self._begin_late(connection)
         if extent and self.prepared.get(state) != extent:
             if self._requires:
                 self._require_context([state.obj()])
@@ -221,6 +226,7 @@ class Flush:
             self._inspect_state(state, doomed, late_preflights)
             for preflight in late_preflights.values():
                 self._run_preflight(preflight, connection)
+        return extent
 
     def _run_preflight_of(self, state: State, connection: Connection) -> None:
         """Read, once on each connection, what is needed for all objects of an object's base mapper and token."""
@@ -271,7 +277,7 @@ class Flush:
         if (
             is_written
             and state not in self._partially_loaded
-            and _is_partially_loaded(tracked_mapper, state, whole=whole)
+            and _is_partially_loaded(tracked_mapper, state, committed, whole=whole)
         ):
             self._partially_loaded.add(state)
             preflights[place].partially_loaded[tracked_mapper].append(key)

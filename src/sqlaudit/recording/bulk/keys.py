@@ -36,7 +36,6 @@ from sqlalchemy.sql import operators
 from sqlalchemy.sql.compiler import DDLCompiler
 
 from sqlaudit.recording.cascades import split_by_chain, table_chains
-from sqlaudit.recording.scope import scope_of
 from sqlaudit.sql.batches import SelectedKeys
 from sqlaudit.sql.keys import MYSQL, AsConstant, Key, KeyArray, RawKey, bound, one_of, raw_columns
 from sqlaudit.sql.lists import JSONList, are_unchanged_by_json, one_of_arrays, one_of_json, takes_json_list
@@ -47,6 +46,7 @@ from sqlaudit.tracking.schema import table_options
 MANY: Final = 10_000
 """How many keys are kept in Python before a temporary table is created."""
 _SAVEPOINT: Final = "sqlaudit_keys"
+_LEFT: Final = "sqlaudit_left"
 
 
 class KnownKeys:
@@ -173,9 +173,7 @@ def store_keys(
     :param live: the table of the rows, whose options say how MariaDB and MySQL compare texts
     :param may_repeat: True if ``chosen`` may select a row several times
     """
-    scope = scope_of(connection)
-    left, scope.keys_left = scope.keys_left, []
-    for table in left:
+    for table in connection.info.pop(_LEFT, ()):
         _drop(connection, table)
     table = Table(
         f"sqlaudit_keys_{uuid4().hex}",
@@ -205,7 +203,7 @@ def _drop(connection: Connection, table: Table) -> None:
     try:
         connection.execute(DropTemporary(table), execution_options=INTERNAL)
     except DBAPIError:  # other databases drop it with the transaction or connection
-        scope_of(connection).keys_left.append(table)
+        connection.info.setdefault(_LEFT, []).append(table)
 
 
 def can_store_keys(connection: Connection, *, returns: bool) -> bool:

@@ -5,16 +5,17 @@ A reflected table, for instance, or a script's ``table()``.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Connection, TableClause
+from sqlalchemy import Connection, Table, TableClause
 
 from sqlaudit.recording.bulk.append_only import refuse_rewriting
 from sqlaudit.recording.policy import report_unrecorded
-from sqlaudit.recording.scope import scope_of
 from sqlaudit.tracking.registry import tracked_tables
 from sqlaudit.tracking.schema import schema_of, table_exists
 from sqlaudit.tracking.tables import TrackedTable, known_metadata, tracked_names, tracked_table
+
+_ELSEWHERE: Final = "sqlaudit_elsewhere"
 
 
 def is_namesake(table: Any) -> bool:
@@ -54,7 +55,7 @@ def _of_name(table: TableClause, connection: Connection) -> list[TrackedTable]:
 
 def _is_history_there(tracked: TrackedTable, connection: Connection) -> bool:
     """Return whether the database has the history table; another database may have a table of the same name."""
-    elsewhere = scope_of(connection).elsewhere
+    elsewhere: set[Table] = connection.info.setdefault(_ELSEWHERE, set())
     if tracked.history not in elsewhere and table_exists(connection, tracked.history):
         return True
     elsewhere.add(tracked.history)
