@@ -216,7 +216,7 @@ def test_a_row_that_leaves_its_subclass_has_a_tombstone_there(sessions: sessionm
     with sessions() as session:
         session.execute(sa.delete(Bottom))
         session.commit()
-        assert [operation for (operation,) in told(session, Bottom)] == ["insert", "delete"]
+        assert [operation for (operation,) in told(session, Bottom.__table__)] == ["insert", "delete"]
 
 
 MOVE_BY_NAME = named.update().where(named.c.kode == sa.bindparam("old")).values(kode=sa.bindparam("new"))
