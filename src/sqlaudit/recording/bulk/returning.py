@@ -175,8 +175,8 @@ def _can_return(write: Write, tracked: TrackedTable) -> bool:
         return False
     if not write.parsed.inserts_one_each:
         report_unrecorded(
-            f"An INSERT into {tracked.live.fullname!r} by a list of parameters, each of which inserts several rows, "
-            "returns no keys, and history will not show the rows; execute it once for each.",
+            f"An executemany of an INSERT of several rows into {tracked.live.fullname!r} returns no keys, so sqlaudit "
+            "cannot record the rows. Execute the INSERT once for each parameter set.",
             tracked.live,
         )
         return False
