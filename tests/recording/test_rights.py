@@ -459,7 +459,7 @@ def test_record_changes_takes_no_row_for_one_of_another_class_that_a_policy_hide
     with sessions.begin() as session:
         session.add_all([Clerk(id=1, desk=1), Clerk(id=2, desk=2)])
     with acting(sessions, role, 1) as session:
-        with pytest.warns(SQLAuditWarning, match=r"Row security may hide the row \(2,\)"):
+        with pytest.warns(SQLAuditWarning, match=r"no longer sees the row \(2,\)"):
             sqlaudit.record_changes(session, Person, ids)
         session.commit()
     with sessions() as session:

@@ -40,7 +40,7 @@ def test_a_column_that_tells_the_class_by_an_expression_cannot_be_excluded(base)
             "polymorphic_identity": "customer",
         }
 
-    with pytest.raises(TrackingError, match=r"Customer\.code tells which row a version is of; it cannot be excluded"):
+    with pytest.raises(TrackingError, match=r"Customer\.code cannot be excluded, because it shows to which row"):
         track_table(exclude=["code"])(Customer)
 
 
