@@ -103,9 +103,9 @@ def _departed_rows(
             departed: list[Key] = list(read_keys(connection, statement))
             if departed and hides_rows(connection, [table.live]):
                 report_unrecorded(
-                    f"Row security may hide the row {departed[0]} of the tracked table {table.live.fullname!r} from "
-                    "this role, or it is deleted: history does not show which, and keeps its version open. Call "
-                    "record_changes() as a role that the policies do not restrict.",
+                    f"The role no longer sees the row {departed[0]} of the tracked table {table.live.fullname!r}: it "
+                    "was deleted, or row security hides it. sqlaudit does not know which, and leaves its version "
+                    "open. Call record_changes() as a role that the policies do not restrict.",
                     table.live,
                 )
             elif departed:

@@ -955,7 +955,7 @@ def test_a_list_that_inserts_several_rows_with_each_is_recorded_or_noticed(
             if make is sessions:
                 session.commit()
                 check_history(session, Thing, all_recorded=not noticed)
-                assert all("execute it once for each" in str(each.message) for each in noticed)
+                assert all("once for each parameter set" in str(each.message) for each in noticed)
     assert seen[1] == seen[0]
     assert len(seen[1]) > 4
 
