@@ -8,16 +8,16 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Mapped, mapped_column
 
 from sqlaudit import Operation, recording, track_table
-from sqlaudit.recording.statements import NO_USER_FIELDS, Statements
+from sqlaudit.recording.statements import NO_USER_FIELDS, LiveRows, OpenVersions, Statements
 from sqlaudit.tracking.models import tracked_model_of
 
 SHOWN = dict(re.findall(r"``(\w+)``[^`]*?\n\n\.\. code-block:: sql\n\n((?: {4}.*\n|\n)+)", recording.__doc__ or ""))
 STEPS = {
-    "close": ("close", "changed", True),
-    "snapshot": ("snapshot", Operation.UPDATE, None),
-    "tombstone": ("tombstone", "gone", True),
-    "baseline": ("snapshot", Operation.BASELINE, "absent"),
-    "last": ("last",),
+    "close": lambda statements: statements.close(OpenVersions.CHANGED, guarded=True),
+    "snapshot": lambda statements: statements.snapshot(Operation.UPDATE, LiveRows.ALL),
+    "tombstone": lambda statements: statements.tombstone(OpenVersions.DELETED, guarded=True),
+    "baseline": lambda statements: statements.snapshot(Operation.BASELINE, LiveRows.ABSENT),
+    "last": lambda statements: statements.last(),
 }
 
 
@@ -38,8 +38,7 @@ def test_the_manual_shows_the_statements_that_are_sent(base, name):
 
     dialect = postgresql.dialect(paramstyle="named")
     statements = Statements(tracked_model_of(Customer).chain, NO_USER_FIELDS, False, dialect)
-    step, *options = STEPS[name]
-    (prepared,) = statements(step, *options)
+    (prepared,) = STEPS[name](statements)
     sent: sa.ClauseElement = prepared.statement
     assert bare(SHOWN[name]) == bare(str(sent.compile(dialect=dialect)))
 

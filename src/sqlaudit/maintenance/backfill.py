@@ -43,7 +43,7 @@ from sqlaudit.recording.capture import WriteContext
 from sqlaudit.recording.cascades import lock_rows, split_by_chain
 from sqlaudit.recording.changeset import ChangesetStamp, changeset_at, connection_for_versions, instant_or_now
 from sqlaudit.recording.policy import warn_of_visible_history
-from sqlaudit.recording.statements import Statements, has_open_version
+from sqlaudit.recording.statements import Statements, has_open_version, step
 from sqlaudit.sql.batches import CHUNK, sortable
 from sqlaudit.sql.comparing import all_equal
 from sqlaudit.sql.keys import MYSQL, Key, RawKey, bound, raw_columns, read_keys
@@ -255,7 +255,7 @@ class _Backfill:
 
     @staticmethod
     def _write(connection: Connection, statements: _Ranges, parameters: dict[str, Any]) -> int:
-        first, *others = statements("baseline")
+        first, *others = statements.baseline()
         written = first.execute(connection, parameters).rowcount
         for statement in others if written else ():
             statement.execute(connection, parameters)
@@ -359,7 +359,8 @@ class _Ranges(Statements):
         order = [sortable(column, self.dialect) for column in columns]
         return and_(_compared(order, ends[0], ">="), _compared(order, ends[1], "<="))
 
-    def _baseline(self) -> list[Executable]:
+    @step
+    def baseline(self) -> list[Executable]:
         """Write baselines of the live rows that have no history, except rows that others have locked."""
         base, past = self.base, HistoryAlias(self.base)
         rows: Any = base.live

@@ -32,6 +32,8 @@ from sqlaudit.recording.policy import report_unrecorded, warn_of_visible_history
 from sqlaudit.recording.statements import (
     GUARDED_BY_KEY,
     NO_USER_FIELDS,
+    LiveRows,
+    OpenVersions,
     Prepared,
     Statements,
     UserFields,
@@ -75,7 +77,7 @@ class MissingRows(Enum):
 
 @dataclass(slots=True)
 class _Last:
-    """The last version of a row, as :meth:`Statements._last` reads it."""
+    """The last version of a row, as :meth:`Statements.last` reads it."""
 
     key: Key
     version: int
@@ -148,8 +150,9 @@ class Capture:
         :param must_be_found: see :meth:`settle`
         """
         for batch in self._batches(keys):
+            statements = self._statements(batch)
             try:
-                complete = self._run(batch, "snapshot", Operation.INSERT, "new") == len(batch)
+                complete = self._run(batch, statements.snapshot(Operation.INSERT, LiveRows.NEW)) == len(batch)
             except IntegrityError:
                 if self.connection.dialect.name not in GUARDED_BY_KEY:
                     raise
@@ -171,10 +174,12 @@ class Capture:
         :param missing_rows: see :meth:`settle`
         """
         for batch in self._batches(keys):
-            closed = self._run(batch, "close", "changed", True)
+            statements = self._statements(batch)
+            closed = self._run(batch, statements.close(OpenVersions.CHANGED, guarded=True))
             complete = closed == len(batch)
             if closed:
-                self._run(batch, "snapshot", Operation.UPDATE, None if complete else "closed")
+                rows = LiveRows.ALL if complete else LiveRows.CLOSED
+                self._run(batch, statements.snapshot(Operation.UPDATE, rows))
             if not complete:
                 self.settle(self._unsettled(batch), before=before, missing_rows=missing_rows)
 
@@ -184,10 +189,11 @@ class Capture:
         The statements check that the live row is gone, since a trigger or a rule may replace a deletion. On MariaDB
         and MySQL no trigger can, and the check would lock the neighbours of the deleted row.
         """
-        which_rows = "any" if self.connection.dialect.name in MYSQL else "gone"
+        versions = OpenVersions.ALL if self.connection.dialect.name in MYSQL else OpenVersions.DELETED
         for batch in self._batches(keys):
-            if self._run(batch, "tombstone", which_rows, True):
-                complete = self._run(batch, "close", which_rows, True) == len(batch)
+            statements = self._statements(batch)
+            if self._run(batch, statements.tombstone(versions, guarded=True)):
+                complete = self._run(batch, statements.close(versions, guarded=True)) == len(batch)
             else:
                 complete = False
             if not complete:
@@ -200,7 +206,7 @@ class Capture:
         deletes it. A row that has a version of a later instant gets its baseline from :meth:`settle`.
         """
         for batch in self._batches(keys):
-            self._run(batch, "snapshot", Operation.BASELINE, "absent")
+            self._run(batch, self._statements(batch).snapshot(Operation.BASELINE, LiveRows.ABSENT))
 
     def write_missing_baselines(self, keys: Sequence[Key]) -> int:
         """Write permanent baselines of the live rows that have no open version, and return their number.
@@ -213,7 +219,7 @@ class Capture:
         """Return the keys of the live rows, and of the open versions, whose ``columns`` have one of the values."""
         keys_found: tuple[set[Key], set[Key]] = (set(), set())
         for chunk in self._chunks(values):
-            for keys, statement in zip(keys_found, self._statements(chunk)("keys", columns), strict=True):
+            for keys, statement in zip(keys_found, self._statements(chunk).keys(columns), strict=True):
                 keys.update(map(RawKey if is_raw(chunk) else tuple, self._read(statement, chunk)))
         return keys_found
 
@@ -295,15 +301,18 @@ class Capture:
             elif not row.agrees:
                 (deleted if row.is_deleted else changed)[self._instant(row)].append(key)
         for at, same_instant in deleted.items():
-            self._run(same_instant, "tombstone", "gone", False, at=at)
-            self._run(same_instant, "close", "gone", False, at=at)
+            statements = self._statements(same_instant)
+            self._run(same_instant, statements.tombstone(OpenVersions.DELETED, guarded=False), at)
+            self._run(same_instant, statements.close(OpenVersions.DELETED, guarded=False), at)
         for at, same_instant in changed.items():
-            self._run(same_instant, "close", "changed", False, at=at)
-            self._run(same_instant, "snapshot", Operation.UPDATE, "absent", at=at)
+            statements = self._statements(same_instant)
+            self._run(same_instant, statements.close(OpenVersions.CHANGED, guarded=False), at)
+            self._run(same_instant, statements.snapshot(Operation.UPDATE, LiveRows.ABSENT), at)
             if len(self.chain) > 1:
-                self._run(same_instant, "tombstone_left_tables", at=at)
+                self._run(same_instant, statements.tombstone_left_tables(), at)
         for at, same_instant in not_recorded.items():
-            written = self._run(same_instant, "snapshot", Operation.INSERT, "absent", at=at)
+            statements = self._statements(same_instant)
+            written = self._run(same_instant, statements.snapshot(Operation.INSERT, LiveRows.ABSENT), at)
             if written < len(same_instant):
                 expected = [key for key in same_instant if key in new or missing_rows is MissingRows.UPDATED]
                 self._report_unwritten(same_instant, expected if must_be_found else [])
@@ -312,7 +321,7 @@ class Capture:
         ):
             self._report_unwritten(lost, lost)
         if forgets and any(row.is_own and row.operation is Operation.BASELINE for row in last.values()):
-            self._run(keys, "forget_baseline")
+            self._run(keys, self._statements(keys).forget_baseline())
 
     def _hidden_keys(self, last: Iterable[_Last], missing_rows: MissingRows) -> set[Key]:
         """Return the keys of rows that may exist although the role of the connection no longer sees them.
@@ -410,10 +419,10 @@ class Capture:
         statements = self._statements([rows[0].key])
         for row in rows:
             parameters = self._key_parameters((row.key,))
-            for statement in statements("remove"):
+            for statement in statements.remove():
                 statement.execute(self.connection, parameters | {"sqlaudit_version": row.version})
             if row.operation is not Operation.INSERT:
-                for statement in statements("reopen"):
+                for statement in statements.reopen():
                     statement.execute(self.connection, parameters | {"sqlaudit_version": row.version - 1})
 
     def _write_baselines(self, keys: Sequence[Key], last: Mapping[Key, _Last]) -> int:
@@ -422,7 +431,7 @@ class Capture:
         for key in keys:
             beginning[self._instant(last.get(key))].append(key)
         return sum(
-            self._run(same_instant, "snapshot", Operation.BASELINE, "absent", at=at)
+            self._run(same_instant, self._statements(same_instant).snapshot(Operation.BASELINE, LiveRows.ABSENT), at)
             for at, same_instant in beginning.items()
         )
 
@@ -485,7 +494,7 @@ class Capture:
             self.connection.execute(copying_into(table).values(values).execution_options(**INTERNAL))
 
     def _last(self, keys: Sequence[Key]) -> dict[Key, _Last]:
-        (statement,) = self._statements(keys)("last")
+        (statement,) = self._statements(keys).last()
         last_versions: dict[Key, _Last] = {}
         width = len(self.chain[0].key)
         rows = self._read(statement, keys).all()
@@ -572,14 +581,14 @@ class Capture:
         criterion = self._statements(keys).unsettled(keys.columns)
         return SelectedKeys(self.connection, keys.chosen.where(criterion).params(self.parameters))
 
-    def _run(self, keys: Batch, step: str, *args: Any, at: datetime | None = None) -> int:
+    def _run(self, keys: Batch, statements: Sequence[Prepared], at: datetime | None = None) -> int:
         """Execute the statements of a step, and return the rowcount of the one for the base table."""
         parameters = self.parameters | self._key_parameters(keys)
         if at is not None:
             parameters["sqlaudit_at"] = at
         first = None
         try:
-            for statement in self._statements(keys)(step, *args):
+            for statement in statements:
                 rowcount = statement.execute(self.connection, parameters).rowcount
                 first = rowcount if first is None else first
         except DBAPIError as error:

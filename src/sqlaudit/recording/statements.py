@@ -6,8 +6,10 @@ no data-modifying CTE and no MERGE, so that they also run on a distributed Postg
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence, Set
+from enum import Enum, auto
+from functools import wraps
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 from typing import cast as cast_type
 from weakref import WeakKeyDictionary, ref
 
@@ -200,11 +202,55 @@ def _processor(type_: TypeEngine[Any], dialect: Dialect) -> Any:
     return type_.dialect_impl(dialect).bind_processor(dialect)
 
 
+class LiveRows(Enum):
+    """The live rows of which a snapshot writes versions."""
+
+    ALL = auto()
+    """All rows."""
+    NEW = auto()
+    """The rows without history, whose versions get number 1; see :data:`GUARDED_BY_KEY`."""
+    CLOSED = auto()
+    """The rows whose last version was closed at the instant."""
+    ABSENT = auto()
+    """The rows without an open version and without a version that begins after the instant."""
+
+
+class OpenVersions(Enum):
+    """The open versions that a step ends."""
+
+    ALL = auto()
+    """All open versions."""
+    CHANGED = auto()
+    """The versions that differ from their live rows."""
+    DELETED = auto()
+    """The versions whose live rows are deleted."""
+
+
+P = ParamSpec("P")
+S = TypeVar("S", bound="Statements")
+
+
+def step(build: Callable[Concatenate[S, P], list[Executable]]) -> Callable[Concatenate[S, P], list[Prepared]]:
+    """Let a method that builds the statements of one step return them compiled, and build them once per choice."""
+
+    @wraps(build)
+    def prepared(self: S, /, *choices: P.args, **named: P.kwargs) -> list[Prepared]:
+        kept = (build, *choices, *named.values())
+        try:
+            return self.built[kept]
+        except KeyError:
+            self.built[kept] = [Prepared(statement, self.dialect) for statement in build(self, *choices, **named)]
+            return self.built[kept]
+
+    return prepared
+
+
 class Statements:
     """The statements that write the versions of objects that live in a chain of tables.
 
     Each statement selects its rows by ``sqlaudit_key_0``, … (one row) or by ``sqlaudit_keys`` (if ``many``).
-    The statements for the base table decide which versions are written; those for the other tables copy them.
+    The statements for the base table decide which versions are written; those for the other tables copy them. Each step
+    returns the statements of its tables; the one for the base table comes first.
 
     :param chain: the tables, from the base of the hierarchy to the objects' own
     :param user_fields: the live columns that name the user of a row, before and after the callback
@@ -233,16 +279,7 @@ class Statements:
         self.selected = selected
         self.user_fields = user_fields
         self._dialect = ref(dialect)
-        self._built: dict[Any, list[Prepared]] = {}
-
-    def __call__(self, name: str, *args: Any) -> list[Prepared]:
-        """Return the statements of one step; the one for the base table comes first."""
-        try:
-            return self._built[name, args]
-        except KeyError:
-            statements = getattr(self, f"_{name}")(*args)
-            self._built[name, args] = [Prepared(statement, self.dialect) for statement in statements]
-            return self._built[name, args]
+        self.built: dict[Any, list[Prepared]] = {}
 
     @property
     def dialect(self) -> Dialect:
@@ -395,17 +432,13 @@ class Statements:
 
     # -- steps
 
-    def _snapshot(self, operation: Operation, guard: str | None) -> list[Executable]:
-        """Write versions of live rows, which begin at the instant and are open.
-
-        ``guard`` chooses the rows. ``None``: all rows; ``"new"``: rows without history, whose versions get number 1
-        (see :data:`GUARDED_BY_KEY`); ``"closed"``: rows whose last version was closed at the instant; ``"absent"``:
-        rows without an open version and without one that begins after the instant.
-        """
+    @step
+    def snapshot(self, operation: Operation, rows: LiveRows) -> list[Executable]:
+        """Write versions of live rows, which begin at the instant and are open."""
         base, past = self.base, HistoryAlias(self.base)
         same_row = past.has_key(base.key)
         last = self._newest_number(past, same_row).scalar_subquery()
-        number = _ONE if guard == "new" else func.coalesce(last, literal_column("0")) + _ONE
+        number = _ONE if rows is LiveRows.NEW else func.coalesce(last, literal_column("0")) + _ONE
         statement = select(
             *(live for live, _ in base.columns),
             number,
@@ -418,13 +451,13 @@ class Statements:
         statement = self._by_primary_key(
             statement.select_from(base.live if needs_base_only else self._joined_live_tables()), base.live, base.key
         )
-        if guard == "new" and self.dialect.name not in GUARDED_BY_KEY:
+        if rows is LiveRows.NEW and self.dialect.name not in GUARDED_BY_KEY:
             statement = statement.where(~_exists(past, same_row))
-        if guard in ("closed", "absent"):
+        if rows in (LiveRows.CLOSED, LiveRows.ABSENT):
             statement = statement.where(~has_open_version(base, base.key))
-        if guard == "absent":
+        if rows is LiveRows.ABSENT:
             statement = statement.where(~_exists(past, same_row, past.valid_from > _at))
-        if guard == "closed":
+        if rows is LiveRows.CLOSED:
             statement = statement.where(_exists(past, same_row, past.valid_to == _at))
         if base.is_association and not base.live.primary_key:  # it may have duplicate rows
             # Not DISTINCT: with it PostgreSQL takes the untyped literals for text.
@@ -453,10 +486,11 @@ class Statements:
         )
         return self._insert_into_history(table, self._by_primary_key(statement, source, same_row))
 
-    def _close(self, which_rows: str, guarded: bool) -> list[Executable]:
-        """End the open versions of rows that were changed or are gone, or of any (``which_rows``).
+    @step
+    def close(self, versions: OpenVersions, *, guarded: bool) -> list[Executable]:
+        """End open versions.
 
-        ``guarded`` excludes the versions that do not begin before the instant.
+        :param guarded: exclude the versions that do not begin before the instant
         """
         statements: list[Executable] = []
         for table in self.chain:
@@ -474,15 +508,16 @@ class Statements:
             else:
                 if guarded:
                     statement = statement.where(table.valid_from < _at)
-                if which_rows == "changed":
+                if versions is OpenVersions.CHANGED:
                     statement = statement.where(self._has_changed(HistoryAlias(table, history)))
-                elif which_rows == "gone":
+                elif versions is OpenVersions.DELETED:
                     statement = statement.where(self._is_deleted(HistoryAlias(table, history)))
             statements.append(statement)
         return statements
 
-    def _tombstone(self, which_rows: str, guarded: bool) -> list[Executable]:
-        """Write the tombstones of rows whose versions are still open; see :meth:`_close`."""
+    @step
+    def tombstone(self, versions: OpenVersions, *, guarded: bool) -> list[Executable]:
+        """Write the tombstones of rows whose versions are still open; see :meth:`close`."""
         statements: list[Executable] = []
         for table in self.chain:
             past = HistoryAlias(table)
@@ -491,7 +526,7 @@ class Statements:
                 statement = select(*past.stored, ended, _at, _at, *self._audit_values(Operation.DELETE, user))
                 if guarded:
                     statement = statement.where(past.valid_from < _at)
-                if which_rows == "gone":
+                if versions is OpenVersions.DELETED:
                     statement = statement.where(self._is_deleted(past))
             else:
                 base_history = HistoryAlias(self.base)
@@ -507,7 +542,8 @@ class Statements:
             statements.append(self._insert_into_history(table, self._by_primary_key(statement, past.clause, past.key)))
         return statements
 
-    def _tombstone_left_tables(self) -> list[Executable]:
+    @step
+    def tombstone_left_tables(self) -> list[Executable]:
         """Write the tombstones of rows that are gone from a subclass table, where the base table has a new version."""
         statements: list[Executable] = []
         for table in self.chain[1:]:
@@ -530,7 +566,8 @@ class Statements:
             statements.append(self._insert_into_history(table, statement))
         return statements
 
-    def _remove(self) -> list[Executable]:
+    @step
+    def remove(self) -> list[Executable]:
         """Delete one version, by its number."""
         return [
             delete(table.history).where(
@@ -540,7 +577,8 @@ class Statements:
             for table in self.chain
         ]
 
-    def _reopen(self) -> list[Executable]:
+    @step
+    def reopen(self) -> list[Executable]:
         """Make one version, by its number, the open one again, unless it is the tombstone of a subclass table."""
         return [
             update(table.history)
@@ -553,7 +591,8 @@ class Statements:
             for table in self.chain
         ]
 
-    def _forget_baseline(self) -> list[Executable]:
+    @step
+    def forget_baseline(self) -> list[Executable]:
         """Delete the baselines of this changeset that no change followed."""
         return [
             delete(table.history).where(
@@ -565,7 +604,8 @@ class Statements:
             for table in self.chain
         ]
 
-    def _last(self) -> list[Executable]:
+    @step
+    def last(self) -> list[Executable]:
         """Read the last version of each row, and whether the live row is gone or differs from it."""
         base, history, past = self.base, HistoryAlias(self.base, self.base.history), HistoryAlias(self.base)
         newest = self._newest_number(past, past.has_key(base.history_key)).with_for_update(read=True).scalar_subquery()
@@ -591,7 +631,8 @@ class Statements:
         )
         return [self._by_primary_key(statement, base.history, base.history_key)]
 
-    def _keys(self, columns: tuple[Column[Any], ...]) -> list[Executable]:
+    @step
+    def keys(self, columns: tuple[Column[Any], ...]) -> list[Executable]:
         """Find the live rows and the open versions whose ``columns`` of the base table have one of the given values."""
         return [
             select(*self._compared(self.base.key)).where(self._has_one_of_keys(columns)),
