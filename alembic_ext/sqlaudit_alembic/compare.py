@@ -15,7 +15,7 @@ from sqlalchemy.orm import configure_mappers
 from sqlalchemy.types import NullType, TypeEngine
 
 from sqlaudit import SQLAuditError
-from sqlaudit.sql.keys import MYSQL
+from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.tracking.autogenerate import SET_UP, contexts_with_plugin
 from sqlaudit.tracking.tables import INFO_KEY, AuditColumns, TrackedTable, guard_name, shortened, tracked_table
 from sqlaudit_alembic.inspection import takes_json_only
@@ -114,8 +114,8 @@ class _KeptHistory:
         if kind == "column" and reflected:
             self.columns.setdefault(tracked, []).append(item)
             return False
-        dialect = self.autogen_context.dialect.name
-        return dialect not in MYSQL or name != shortened(f"uq_{tracked.history.name}_open")
+        is_partial = TRAITS[self.autogen_context.dialect.name].has_partial_indexes
+        return is_partial or name != shortened(f"uq_{tracked.history.name}_open")
 
     def names(self, tracked: TrackedTable) -> set[str]:
         """Return the names of the columns that only history still has."""

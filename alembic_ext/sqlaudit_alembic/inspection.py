@@ -13,7 +13,7 @@ from sqlalchemy import table as sql_table
 from sqlalchemy.engine import Inspector
 
 from sqlaudit import HistoryTableError, SQLAuditError
-from sqlaudit.sql.keys import MYSQL
+from sqlaudit.sql.dialects import TRAITS
 from sqlaudit_alembic.ops import Place
 
 _TRANSLATION = "schema_translate_map"
@@ -61,8 +61,8 @@ def need_name(operations: Operations, name: str) -> None:
     :raises SQLAuditError: the name is empty or too long
     """
     dialect = operations.get_context().dialect
-    longest = 64 if dialect.name in MYSQL else dialect.max_identifier_length
-    length = len(name.encode() if dialect.name == "postgresql" else name)
+    longest = TRAITS[dialect.name].name_length or dialect.max_identifier_length
+    length = len(name.encode() if TRAITS[dialect.name].measures_names_in_bytes else name)
     if not 0 < length <= longest:
         raise SQLAuditError(
             f"{name!r} cannot be a name in this database, where names have 1 to {longest} characters. Choose another "

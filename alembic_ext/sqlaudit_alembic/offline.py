@@ -17,7 +17,7 @@ from sqlalchemy.sql.compiler import DDLCompiler, SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from sqlaudit.period import UTCDateTime
-from sqlaudit.sql.keys import MYSQL
+from sqlaudit.sql.dialects import MYSQL
 from sqlaudit.tracking.tables import audit_column_types
 
 

@@ -14,6 +14,7 @@ from sqlalchemy.schema import CreateIndex, DropIndex, ExecutableDDLElement
 from sqlalchemy.sql.compiler import DDLCompiler
 
 from sqlaudit import SQLAuditError
+from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.tracking.tables import shortened
 from sqlaudit_alembic.inspection import columns_of, inspector_of, key_of, need_history, need_live, need_name
 from sqlaudit_alembic.ops import CreateHistoryTableOp, Place, RenameTrackedColumnOp, RenameTrackedTableOp
@@ -115,7 +116,7 @@ def _unqualified(name: str, schema: str | None) -> Table:
 
 
 def _rename_index(operations: Operations, table: Table, old: str, new: Index) -> None:
-    if operations.get_context().dialect.name != "sqlite":
+    if TRAITS[operations.get_context().dialect.name].renames_indexes:
         operations.execute(_RenameIndex(table, old, str(new.name)))
         undo_if_rolled_back(operations, _RenameIndex(table, str(new.name), old))
         return
@@ -153,7 +154,7 @@ def _indexes_to_rename(
     """Yield the old name of each index to rename, and the index with its new name."""
     place, renamed, key = operation.place, operation.renamed, operation.key
     if inspector is None:
-        if not key and operations.get_context().dialect.name == "sqlite":
+        if not key and not TRAITS[operations.get_context().dialect.name].renames_indexes:
             raise SQLAuditError(
                 "SQLite must create an index again to rename it, and in --sql mode the columns of the index are "
                 f"unknown. Give the names of the key columns: op.rename_tracked_table({operation.old!r}, "

@@ -13,7 +13,7 @@ from alembic.operations.base import Operations
 from sqlalchemy import Connection, event
 from sqlalchemy.schema import ExecutableDDLElement
 
-from sqlaudit.sql.keys import MYSQL
+from sqlaudit.sql.dialects import TRAITS
 
 _log = logging.getLogger(__name__)
 _undoing: WeakKeyDictionary[Connection, list[str]] = WeakKeyDictionary()
@@ -22,7 +22,7 @@ _undoing: WeakKeyDictionary[Connection, list[str]] = WeakKeyDictionary()
 def undo_if_rolled_back(operations: Operations, undo: ExecutableDDLElement) -> None:
     """Note a statement to execute if the migration is rolled back; only on MySQL and MariaDB."""
     context = operations.get_context()
-    if context.as_sql or context.dialect.name not in MYSQL:
+    if context.as_sql or not TRAITS[context.dialect.name].commits_ddl:
         return
     connection = operations.get_bind()
     if connection not in _undoing:

@@ -10,7 +10,7 @@ from sqlalchemy import MetaData, Table
 from sqlalchemy.schema import CreateIndex, CreateTable, DropTable
 
 from sqlaudit import SQLAuditError
-from sqlaudit.sql.keys import MYSQL
+from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.tracking.tables import AddOpenGuard, collation_statements
 from sqlaudit_alembic.inspection import columns_of, inspector_of, key_of, need_history, need_name, need_schema
 from sqlaudit_alembic.ops import CreateHistoryTableOp, DropHistoryColumnOp, DropHistoryTableOp
@@ -34,11 +34,11 @@ def create_history_table(operations: Operations, operation: CreateHistoryTableOp
         )
     operations.execute(CreateTable(tracked.history))
     undo_if_rolled_back(operations, DropTable(tracked.history))
-    dialect = operations.get_context().dialect.name
+    has_partial_indexes = TRAITS[operations.get_context().dialect.name].has_partial_indexes
     for index in sorted(tracked.history.indexes, key=lambda index: str(index.name)):
-        if dialect not in MYSQL or not index.unique:
+        if has_partial_indexes or not index.unique:
             operations.execute(CreateIndex(index))
-    if dialect in MYSQL:
+    if not has_partial_indexes:
         for element in (*collation_statements(tracked.live, tracked.history), AddOpenGuard(tracked.history)):
             operations.execute(element)
     created.setdefault(operations.get_context(), {})[place.schema, place.table] = operation

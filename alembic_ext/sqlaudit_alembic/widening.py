@@ -29,8 +29,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.types import CHAR, TypeEngine
 
+from sqlaudit.sql.dialects import MYSQL, TRAITS
 from sqlaudit.sql.fitting import is_double, range_of
-from sqlaudit.sql.keys import BYTES, MYSQL, stored_type
+from sqlaudit.sql.keys import BYTES, stored_type
 
 _Type = TypeEngine[Any]
 _NUMBERS: Final = (Integer, Numeric, Boolean)
@@ -44,11 +45,11 @@ def wide_enough(existing: _Type, wanted: _Type, dialect: Dialect) -> _Type | Non
     :return: ``None`` if the existing type does
     """
     old, new = _stored_as(existing, dialect), _stored_as(wanted, dialect)
-    if dialect.name == "sqlite" and _sqlite_holds(old, new):
+    if not TRAITS[dialect.name].has_typed_columns and _sqlite_holds(old, new):
         return None
-    if dialect.name == "sqlite" and isinstance(old, Float) and isinstance(new, _NUMBERS):
+    if not TRAITS[dialect.name].has_typed_columns and isinstance(old, Float) and isinstance(new, _NUMBERS):
         return Numeric()  # keeps each number as it is
-    if dialect.name == "postgresql" and isinstance(old, Boolean) != isinstance(new, Boolean):
+    if TRAITS[dialect.name].compares_same_types_only and isinstance(old, Boolean) != isinstance(new, Boolean):
         return None if isinstance(old, Text) else Text()  # PostgreSQL has no implicit cast to a number
     if becomes_utc(existing, wanted, dialect):
         return postgresql.TIMESTAMP(timezone=bool(getattr(new, "timezone", False)))
@@ -61,7 +62,7 @@ def wide_enough(existing: _Type, wanted: _Type, dialect: Dialect) -> _Type | Non
     both = _common_type(old, new)
     if both is not None:
         return both
-    if dialect.name in MYSQL:
+    if TRAITS[dialect.name].limits_bytes:
         return None if isinstance(old, mysql.LONGTEXT) else mysql.LONGTEXT()
     return Text()  # every database converts every value to text
 
@@ -79,7 +80,7 @@ def is_same_kind(existing: _Type, wanted: _Type, dialect: Dialect) -> bool:
     old, new = _stored_as(existing, dialect), _stored_as(wanted, dialect)
     if isinstance(new, postgresql.ENUM):
         return _holds(new, old)
-    if dialect.name == "postgresql" and isinstance(new, CHAR) and not isinstance(old, CHAR):
+    if TRAITS[dialect.name].pads_char and isinstance(new, CHAR) and not isinstance(old, CHAR):
         return False  # CHAR pads keys with blanks
     return bool(_kind_of_key(old) == _kind_of_key(new))
 

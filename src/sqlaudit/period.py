@@ -19,12 +19,11 @@ from sqlalchemy.sql.visitors import InternalTraversal
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from sqlaudit.exceptions import QueryError, warn_caller
+from sqlaudit.sql.dialects import TRAITS
 
 OPEN_END: Final = datetime(9999, 12, 31, tzinfo=UTC)
 """The ``valid_to`` of a current version, whose period has no end yet."""
 TICK: Final = timedelta(microseconds=1)
-
-_WITHOUT_TIME_ZONES = frozenset({"sqlite", "mysql", "mariadb"})
 
 
 class UTCDateTime(TypeDecorator[datetime]):
@@ -37,7 +36,7 @@ class UTCDateTime(TypeDecorator[datetime]):
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        if dialect.name in ("mysql", "mariadb"):
+        if not TRAITS[dialect.name].fraction_digits:
             return dialect.type_descriptor(DATETIME(fsp=6))
         return dialect.type_descriptor(DateTime(timezone=True))
 
@@ -45,15 +44,16 @@ class UTCDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         value = value.astimezone(UTC)
-        return value.replace(tzinfo=None) if dialect.name in _WITHOUT_TIME_ZONES else value
+        return value if TRAITS[dialect.name].has_time_zones else value.replace(tzinfo=None)
 
     process_literal_param = process_bind_param  # type: ignore[assignment]  # the base returns str
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], datetime | None]:
         # One function in place of the three that the base class would compose: every row that is read calls it.
-        if dialect.name == "sqlite":
+        traits = TRAITS[dialect.name]
+        if not traits.has_datetimes:
             return lambda text: None if text is None else datetime.fromisoformat(text + "+00:00")
-        if dialect.name in _WITHOUT_TIME_ZONES:
+        if not traits.has_time_zones:
             return lambda value: None if value is None else value.replace(tzinfo=UTC)
         return lambda value: value if value is None or value.tzinfo is UTC else value.astimezone(UTC)
 

@@ -15,6 +15,7 @@ from uuid import UUID
 from sqlalchemy import JSON, BigInteger, Dialect, SmallInteger
 from sqlalchemy.types import TypeEngine
 
+from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.keys import implementation_of
 
 UNREAD: Final = object()
@@ -43,7 +44,7 @@ def read_text(text: str | None, type_: TypeEngine[Any], dialect: Dialect) -> Any
 def _can_be_stored(value: Any, type_: TypeEngine[Any], dialect: Dialect) -> bool:
     """Return whether a column of the type can store a value: SQLite checks neither length nor precision."""
     stored = implementation_of(type_, dialect)
-    is_strict = dialect.name != "sqlite"
+    is_strict = TRAITS[dialect.name].has_typed_columns
     match value:
         case str():
             length: int | None = getattr(stored, "length", None)
@@ -53,7 +54,7 @@ def _can_be_stored(value: Any, type_: TypeEngine[Any], dialect: Dialect) -> bool
             bits = 63 if is_big else 15 if isinstance(stored, SmallInteger) else 31
             return -(1 << bits) <= value < 1 << bits
         case float() | Decimal() if not isfinite(value):
-            return dialect.name == "postgresql" and isnan(value)
+            return TRAITS[dialect.name].has_infinity and isnan(value)
         case Decimal():
             precision: int | None = getattr(stored, "precision", None)
             scale: int = getattr(stored, "scale", None) or 0

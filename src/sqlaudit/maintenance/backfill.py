@@ -46,7 +46,8 @@ from sqlaudit.recording.policy import warn_of_visible_history
 from sqlaudit.recording.statements import Statements, has_open_version, step
 from sqlaudit.sql.batches import CHUNK, sortable
 from sqlaudit.sql.comparing import all_equal
-from sqlaudit.sql.keys import MYSQL, Key, RawKey, bound, raw_columns, read_keys
+from sqlaudit.sql.dialects import TRAITS
+from sqlaudit.sql.keys import Key, RawKey, bound, raw_columns, read_keys
 from sqlaudit.tracking.aliases import HistoryAlias
 from sqlaudit.tracking.missing import codes_of, explaining_history_errors
 from sqlaudit.tracking.models import base_table_of
@@ -135,7 +136,7 @@ class _Runner(Protocol):
 
 def _own_connection(engine: Engine) -> Connection:
     """Connect at READ COMMITTED (not on SQLite): a statement sees all earlier commits, and locks no gaps."""
-    level = {} if engine.dialect.name == "sqlite" else {"isolation_level": "READ COMMITTED"}
+    level = {"isolation_level": "READ COMMITTED"} if TRAITS[engine.dialect.name].locks_rows else {}
     return engine.connect().execution_options(**level)
 
 
@@ -182,7 +183,7 @@ class _InSavepoints:
         self.connection = connection
 
     def __call__(self, work: Callable[..., T], *args: Any) -> T:
-        if self.connection.dialect.name == "sqlite":  # no other transaction can write
+        if not TRAITS[self.connection.dialect.name].locks_rows:  # no other transaction can write
             return work(self.connection, *args)
         for _ in range(_ATTEMPTS - 1):
             try:
@@ -354,7 +355,7 @@ class _Ranges(Statements):
     def _has_one_of_keys(self, columns: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
         named = list(enumerate(raw_columns(columns, self.dialect)))
         ends = [[bound(column, f"sqlaudit_{name}_{place}") for place, column in named] for name in ("first", "last")]
-        if len(columns) > 1 and self.dialect.name not in MYSQL:
+        if len(columns) > 1 and TRAITS[self.dialect.name].compares_rows_by_index:
             return and_(tuple_(*columns) >= tuple_(*ends[0]), tuple_(*columns) <= tuple_(*ends[1]))
         order = [sortable(column, self.dialect) for column in columns]
         return and_(_compared(order, ends[0], ">="), _compared(order, ends[1], "<="))
@@ -371,7 +372,7 @@ class _Ranges(Statements):
         for table in self.below:
             live = live.where(~exists(literal_column("1")).where(all_equal(base.key, table.key)))
         columns: Sequence[ColumnElement[Any]] = [live for live, _ in base.columns]
-        locked = live.with_for_update(read=self.dialect.name == "postgresql", skip_locked=True)
+        locked = live.with_for_update(read=TRAITS[self.dialect.name].locks_shared_and_skips, skip_locked=True)
         if base.is_association and not base.live.primary_key:  # the table may have a link twice
             once = locked.subquery()
             columns = [once.c[column.key] for column, _ in base.columns]

@@ -36,6 +36,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql import operators
 
+from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.tracking.aliases import HistoryAlias
 from sqlaudit.tracking.tables import TrackedTable
 
@@ -72,7 +73,7 @@ def _is_one_row(column: ColumnElement[Any], parameter: BindParameter[Any], diale
     Otherwise several rows may match: on MySQL and MariaDB the texts ``'5'`` and ``'05'`` both equal the number 5.
     """
     kind, parameter_kind = column.type._type_affinity, parameter.type._type_affinity
-    comparable = (Integer, Uuid) if dialect.name in ("mysql", "mariadb") else (Integer, Uuid, String)
+    comparable = (Integer, Uuid) if TRAITS[dialect.name].converts_to_compare else (Integer, Uuid, String)
     return kind is parameter_kind and kind is not None and issubclass(kind, comparable)
 
 

@@ -49,6 +49,7 @@ from sqlalchemy.types import TypeEngine
 from sqlaudit.exceptions import QueryError, ReadOnlyError
 from sqlaudit.past.bisection import GivenKey, given_key, version_at
 from sqlaudit.period import UTCDateTime, range_contains, was_valid
+from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.keys import implementation_of
 from sqlaudit.sql.old_values import readable_type
 from sqlaudit.tracking.registry import tracked_tables
@@ -329,7 +330,7 @@ class PastCompiler(SQLCompiler):
         self.past_reads.append((statement, tracked, key))
         if key is not None:
             valid = and_(was_valid(*period, when), tracked.version == version_at(tracked, key, when))
-        elif tracked.as_of_index and self.dialect.name == "postgresql":
+        elif tracked.as_of_index and TRAITS[self.dialect.name].has_range_indexes:
             valid = range_contains(*period, statement._past_literal)
         else:
             valid = was_valid(*period, when)
@@ -340,7 +341,9 @@ class PastCompiler(SQLCompiler):
     def _no_value(self, column: Column[Any]) -> ColumnElement[Any]:
         """Return NULL for a column that is not stored. Only PostgreSQL needs its type in the SQL."""
         typed: ColumnElement[Any] | TypeCoerce[Any] = (
-            sql_cast(null(), column.type) if self.dialect.name == "postgresql" else type_coerce(null(), column.type)
+            sql_cast(null(), column.type)
+            if TRAITS[self.dialect.name].compares_same_types_only
+            else type_coerce(null(), column.type)
         )
         return typed.label(column.name)
 
@@ -396,7 +399,7 @@ class PastCompiler(SQLCompiler):
         PostgreSQL and MySQL know that columns depend on the primary key of a table, but not on that of a subquery.
         """
         rendered = cast(str, super().group_by_clause(select, **kw))  # type: ignore[no-untyped-call]  # SQLAlchemy's
-        if not self.past or not rendered or self.dialect.name not in _INFERS_DEPENDENCE:
+        if not self.past or not rendered or not TRAITS[self.dialect.name].infers_dependence:
             return rendered
         further = _dependent_on_groups(select, self.dialect)
         return ", ".join((rendered, *(self.process(column, **kw) for column in further)))
@@ -442,9 +445,6 @@ class PastCompiler(SQLCompiler):
             raise ReadOnlyError(
                 "A statement as of an instant cannot write. Change the live rows, or restore an old state of them.",
             )
-
-
-_INFERS_DEPENDENCE: Final = frozenset({"postgresql", "mysql"})
 
 
 def _dependent_on_groups(statement: Select[Any], dialect: Dialect) -> dict[Any, None]:

@@ -18,6 +18,7 @@ from sqlalchemy.types import TypeDecorator
 
 from sqlaudit.exceptions import QueryError
 from sqlaudit.period import UTCDateTime, was_valid
+from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.keys import implementation_of
 from sqlaudit.tracking.history import history_of
 from sqlaudit.tracking.models import tracked_model_of
@@ -36,7 +37,7 @@ def _render_utc(element: _UTC, compiler: SQLCompiler, **kw: Any) -> str:
     type_, text = implementation_of(column.type, compiler.dialect), compiler.process(column, **kw)
     if compiler.dialect.name == "postgresql" and not getattr(type_, "timezone", False):
         return f"(CAST({text} AS TIMESTAMP) AT TIME ZONE 'UTC')"
-    if compiler.dialect.name == "sqlite" and isinstance(type_, Date):
+    if not TRAITS[compiler.dialect.name].has_datetimes and isinstance(type_, Date):
         return f"({text} || ' 00:00:00.000000')"
     return text
 

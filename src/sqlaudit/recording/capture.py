@@ -30,7 +30,6 @@ from sqlaudit.period import OPEN_END, TICK, OpenEnd, is_open
 from sqlaudit.recording.changeset import ChangesetStamp
 from sqlaudit.recording.policy import report_unrecorded, warn_of_visible_history
 from sqlaudit.recording.statements import (
-    GUARDED_BY_KEY,
     NO_USER_FIELDS,
     LiveRows,
     OpenVersions,
@@ -42,7 +41,8 @@ from sqlaudit.recording.statements import (
 )
 from sqlaudit.sql.batches import Batch, KeyCollection, SelectedKeys, batches, chunks
 from sqlaudit.sql.comparing import all_equal, may_be_respelt
-from sqlaudit.sql.keys import MYSQL, Key, KeyTypes, RawKey, is_raw
+from sqlaudit.sql.dialects import TRAITS
+from sqlaudit.sql.keys import Key, KeyTypes, RawKey, is_raw
 from sqlaudit.sql.lists import are_unchanged_by_json
 from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.catalogue import columns_compared_as_text
@@ -154,7 +154,7 @@ class Capture:
             try:
                 complete = self._run(batch, statements.snapshot(Operation.INSERT, LiveRows.NEW)) == len(batch)
             except IntegrityError:
-                if self.connection.dialect.name not in GUARDED_BY_KEY:
+                if not TRAITS[self.connection.dialect.name].locks_scanned_rows:
                     raise
                 complete = False  # a key has a history; the database undid only this statement
             if not complete:
@@ -189,7 +189,8 @@ class Capture:
         The statements check that the live row is gone, since a trigger or a rule may replace a deletion. On MariaDB
         and MySQL no trigger can, and the check would lock the neighbours of the deleted row.
         """
-        versions = OpenVersions.ALL if self.connection.dialect.name in MYSQL else OpenVersions.DELETED
+        locks_neighbours = TRAITS[self.connection.dialect.name].locks_scanned_rows
+        versions = OpenVersions.ALL if locks_neighbours else OpenVersions.DELETED
         for batch in self._batches(keys):
             statements = self._statements(batch)
             if self._run(batch, statements.tombstone(versions, guarded=True)):
@@ -530,7 +531,7 @@ class Capture:
     def _share_statements(self, keys: KeyCollection[Key]) -> bool:
         if isinstance(keys, SelectedKeys):
             return True
-        is_cut = self.connection.dialect.name == "sqlite" and not are_unchanged_by_json(keys)
+        is_cut = TRAITS[self.connection.dialect.name].has_json_each and not are_unchanged_by_json(keys)
         return not is_cut and (self._key_types.go_together or is_raw(keys))
 
     def _batches(self, keys: KeyCollection[Key]) -> Iterator[Batch]:

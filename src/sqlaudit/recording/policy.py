@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 from sqlaudit.config import current_config
 from sqlaudit.context import AuditContext
 from sqlaudit.exceptions import CaptureError, ContextError, SQLAuditWarning, warn_caller
+from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.tracking.rights import table_with_visible_history
 from sqlaudit.tracking.tables import TrackedTable
 
@@ -38,7 +39,7 @@ def warn_of_visible_history(connection: Connection, chain: Iterable[TrackedTable
 
 def report_replacing(connection: Connection, table: TrackedTable) -> None:
     """Warn, on SQLite, that a flush may have deleted rows that conflicted with those that it wrote to a table."""
-    if connection.dialect.name == "sqlite":
+    if TRAITS[connection.dialect.name].has_conflict_clauses:
         report_unrecorded(
             f"A flush writes the table {table.live.fullname!r}, which has a constraint with ON CONFLICT REPLACE, and "
             "sqlaudit cannot record the rows that SQLite deletes because of it. Write the table by statements: "

@@ -56,7 +56,8 @@ from sqlaudit.changes import Operation
 from sqlaudit.period import OpenEnd, UTCDateTime, is_open
 from sqlaudit.sql.batches import SelectedKeys
 from sqlaudit.sql.comparing import COMPARED_BY_VALUE, all_equal, any_of, differs
-from sqlaudit.sql.keys import MYSQL, KeyArray, KeyTypes, bound, implementation_of, in_bound_list, raw_columns
+from sqlaudit.sql.dialects import MYSQL, TRAITS
+from sqlaudit.sql.keys import KeyArray, KeyTypes, bound, implementation_of, in_bound_list, raw_columns
 from sqlaudit.sql.lists import JSONList, one_of_json, takes_array, takes_json_list
 from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.aliases import HistoryAlias
@@ -66,11 +67,6 @@ UserFields = tuple[Column[Any] | None, Column[Any] | None]
 """The live columns that name the user of a row: one is read before the configured callback, one after it."""
 
 NO_USER_FIELDS: Final[UserFields] = (None, None)
-
-
-GUARDED_BY_KEY: Final = MYSQL
-"""Dialects on which a look for the history of a new key locks its neighbours, so that inserts deadlock. There the
-primary key of the history table refuses a second version number 1; the database undoes only that statement."""
 
 
 class user_text(FunctionElement[str]):
@@ -208,7 +204,10 @@ class LiveRows(Enum):
     ALL = auto()
     """All rows."""
     NEW = auto()
-    """The rows without history, whose versions get number 1; see :data:`GUARDED_BY_KEY`."""
+    """The rows without history, whose versions get number 1.
+
+    Where a look for the history of a new key would lock its neighbours, so that inserts deadlock, the primary key of
+    the history table refuses a second version number 1. The database undoes only that statement."""
     CLOSED = auto()
     """The rows whose last version was closed at the instant."""
     ABSENT = auto()
@@ -383,7 +382,7 @@ class Statements:
 
     def _text_of(self, old: ColumnElement[Any]) -> ColumnElement[Any]:
         """Return a history column as text; on MariaDB and MySQL a cast fails for bytes that are not valid text."""
-        return type_coerce(old, Text()) if self.dialect.name in MYSQL else cast(old, Text())
+        return type_coerce(old, Text()) if TRAITS[self.dialect.name].converts_to_compare else cast(old, Text())
 
     def _may_change(self, column: Column[Any]) -> bool:
         """Return whether a column may change in a row; one of the key may if it has equal spellings, 'a' and 'A'."""
@@ -394,7 +393,7 @@ class Statements:
     def _newest_number(self, past: HistoryAlias, same_row: ColumnElement[bool]) -> Select[Any]:
         """Return the select of the number of a row's last version."""
         number = past.version
-        if self.dialect.name in MYSQL:
+        if TRAITS[self.dialect.name].locks_scanned_rows:
             # With LIMIT they scan the whole index backwards, and wait for transactions that have locked other rows.
             return select(func.max(number)).where(same_row)
         return select(number).where(same_row).order_by(number.desc()).limit(1)
@@ -405,7 +404,7 @@ class Statements:
         MariaDB scans the table if the keys are a good part of it (an eighth, measured). At its default isolation level
         it then locks all rows: it waits for transactions that wrote other rows, and they may wait for this one.
         """
-        if not self.many or self.dialect.name not in MYSQL:
+        if not self.many or not TRAITS[self.dialect.name].locks_scanned_rows:
             return statement
         leads = set(list(source.primary_key)[: len(key)]) == set(key)
         return statement.with_hint(text="FORCE INDEX (PRIMARY)", selectable=source) if leads else statement
@@ -451,7 +450,7 @@ class Statements:
         statement = self._by_primary_key(
             statement.select_from(base.live if needs_base_only else self._joined_live_tables()), base.live, base.key
         )
-        if rows is LiveRows.NEW and self.dialect.name not in GUARDED_BY_KEY:
+        if rows is LiveRows.NEW and not TRAITS[self.dialect.name].locks_scanned_rows:
             statement = statement.where(~_exists(past, same_row))
         if rows in (LiveRows.CLOSED, LiveRows.ABSENT):
             statement = statement.where(~has_open_version(base, base.key))

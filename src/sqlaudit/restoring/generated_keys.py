@@ -10,6 +10,8 @@ from typing import Any, Final
 from sqlalchemy import Connection, Table, event
 from sqlalchemy.orm import Mapper
 
+from sqlaudit.sql.dialects import TRAITS
+
 _HEAD: Final = re.compile(r'INSERT INTO (?:[^("]|"(?:[^"]|"")*")+\((?:[^)"]|"(?:[^"]|"")*")*\)')
 
 
@@ -37,7 +39,7 @@ def overriding_keys(connection: Connection, tables: Collection[Table]) -> Iterat
             statement = _HEAD.sub(lambda head: f"{head[0]} OVERRIDING SYSTEM VALUE", statement, count=1)
         return statement, parameters
 
-    if connection.dialect.name != "postgresql":
+    if not TRAITS[connection.dialect.name].overrides_identity:
         yield
         return
     event.listen(connection, "before_cursor_execute", override, retval=True)

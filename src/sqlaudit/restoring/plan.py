@@ -31,8 +31,9 @@ from sqlaudit.restoring.rows import (
     values_of,
 )
 from sqlaudit.sql.batches import chunks
+from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.fitting import is_writable
-from sqlaudit.sql.keys import MYSQL, Key, one_of
+from sqlaudit.sql.keys import Key, one_of
 from sqlaudit.tracking.models import TrackedModel, root_of, tracked_model
 from sqlaudit.tracking.schema import unique_together
 from sqlaudit.tracking.sessions import bind_arguments_for
@@ -554,7 +555,7 @@ class Plan:
             if change.operation is not Operation.UPDATE or self.fields_of(change.model).key.isdisjoint(change.fields):
                 continue
             where = bind_arguments_for(self.session, change.mapper)
-            if where["bind"].dialect.name not in MYSQL:
+            if not TRAITS[where["bind"].dialect.name].refuses_respelt_keys:
                 continue
             tables = {table.live for table in change.model.chain}
             for constraint in foreign_keys(change.model.table.live.metadata.tables.values()):

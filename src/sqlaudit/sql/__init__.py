@@ -11,6 +11,8 @@
     :class:`~sqlaudit.sql.comparing.differs`: whether two columns hold different values, exact to the byte.
 ``old_values``, ``texts``, ``fitting``
     Values that a column held before its type changed: how they are read, and whether the column can hold them again.
+``dialects``
+    What is peculiar to each database, as one table of facts (:class:`~sqlaudit.sql.dialects.Traits`).
 ``options``
     The execution option by which sqlaudit knows its own statements.
 

@@ -20,7 +20,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql
 
 from sqlaudit.exceptions import CaptureError
-from sqlaudit.sql.keys import MYSQL, Key, bound, implementation_of, one_of, raw_columns, read_keys
+from sqlaudit.sql.dialects import TRAITS
+from sqlaudit.sql.keys import Key, bound, implementation_of, one_of, raw_columns, read_keys
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -86,7 +87,7 @@ def batches(keys: KeyCollection[Key]) -> Iterator[Batch]:
 
     MariaDB and MySQL get selected keys in batches, too: for a subquery they would scan and lock the whole history.
     """
-    if not isinstance(keys, SelectedKeys) or keys.connection.dialect.name in MYSQL:
+    if not isinstance(keys, SelectedKeys) or TRAITS[keys.connection.dialect.name].locks_scanned_rows:
         yield from chunks(keys)
     elif keys:
         yield keys
@@ -119,5 +120,6 @@ def sortable(column: ColumnElement[Any], dialect: Dialect) -> ColumnElement[Any]
 
     MariaDB and MySQL sort an ENUM or a SET by its number, but compare its text.
     """
-    has_number = dialect.name in MYSQL and isinstance(implementation_of(column.type, dialect), (Enum, mysql.SET))
+    is_enum = isinstance(implementation_of(column.type, dialect), (Enum, mysql.SET))
+    has_number = is_enum and TRAITS[dialect.name].sorts_enums_by_number
     return func.concat(column, type_=column.type) if has_number else column

@@ -29,7 +29,8 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from sqlaudit.sql.batches import chunks
-from sqlaudit.sql.keys import MYSQL, implementation_of
+from sqlaudit.sql.dialects import MYSQL
+from sqlaudit.sql.keys import implementation_of
 
 _GROUP: Final = 50
 

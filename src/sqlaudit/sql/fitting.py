@@ -38,7 +38,8 @@ from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.dialects.postgresql.ranges import AbstractRange
 from sqlalchemy.types import BINARY, TypeDecorator, TypeEngine
 
-from sqlaudit.sql.keys import BYTES, MYSQL, stored_type
+from sqlaudit.sql.dialects import TRAITS
+from sqlaudit.sql.keys import BYTES, stored_type
 from sqlaudit.sql.old_values import Unread
 
 
@@ -57,7 +58,8 @@ def is_writable(value: Any, type_: TypeEngine[Any], dialect: Dialect) -> bool:
     try:
         process = type_.dialect_impl(dialect).bind_processor(dialect)
         bound = value if process is None else process(value)
-        return dialect.name == "sqlite" or _holds(stored_type(type_, dialect), value if is_own else bound, dialect)
+        is_checked = TRAITS[dialect.name].has_typed_columns
+        return not is_checked or _holds(stored_type(type_, dialect), value if is_own else bound, dialect)
     except Exception:  # a user's type may raise anything
         return False
 
@@ -74,7 +76,7 @@ def _holds(type_: Any, value: Any, dialect: Dialect) -> bool:
 def _text(type_: Any, value: Any, dialect: Dialect) -> bool:
     if not isinstance(value, str):
         return not isinstance(value, bytes)
-    if dialect.name in MYSQL and (size := _SIZES.get(type(type_).__name__.upper())):
+    if TRAITS[dialect.name].limits_bytes and (size := _SIZES.get(type(type_).__name__.upper())):
         return len(value.encode()) < size
     return len(value) <= (type_.length or inf)
 
@@ -82,7 +84,7 @@ def _text(type_: Any, value: Any, dialect: Dialect) -> bool:
 def _bytes(type_: Any, value: Any, dialect: Dialect) -> bool:
     if isinstance(value, str):
         return False
-    if dialect.name not in MYSQL or not isinstance(value, bytes):
+    if not TRAITS[dialect.name].limits_bytes or not isinstance(value, bytes):
         return True
     if isinstance(type_, BINARY):
         return len(value) == (type_.length or 1)  # the database would pad a shorter value
@@ -127,12 +129,11 @@ def _numeric(type_: Any, value: Any, dialect: Dialect) -> bool:
     except InvalidOperation:
         return False
     if not number.is_finite():
-        return dialect.name == "postgresql" and (number.is_nan() or type_.precision is None)
+        return TRAITS[dialect.name].has_infinity and (number.is_nan() or type_.precision is None)
     precision, scale = type_.precision, type_.scale or 0
+    precision = TRAITS[dialect.name].numeric_precision if precision is None else precision
     if precision is None:
-        if dialect.name not in MYSQL:
-            return True
-        precision = 10
+        return True
     whole, _, fraction = format(abs(number), "f").partition(".")
     return len(whole.lstrip("0")) <= precision - scale and len(fraction.rstrip("0")) <= scale
 
@@ -147,8 +148,9 @@ def _float(type_: Any, value: Any, dialect: Dialect) -> bool:
     else:
         number = value
     if not isfinite(number):
-        return dialect.name == "postgresql"
-    if is_double(type_) or (dialect.name == "postgresql" and not isinstance(type_, REAL) and type_.precision is None):
+        return TRAITS[dialect.name].has_infinity
+    by_default = TRAITS[dialect.name].has_double_floats and not isinstance(type_, REAL) and type_.precision is None
+    if by_default or is_double(type_):
         return True
     return bool(unpack("f", pack("f", number))[0] == number or float(f"{number:.6g}") == number)
 
@@ -172,14 +174,14 @@ def _date(type_: Any, value: Any, dialect: Dialect) -> bool:
 
 def _time(type_: Any, value: Any, dialect: Dialect) -> bool:
     if isinstance(value, timedelta):
-        return dialect.name in MYSQL and _has_fraction(type_, value.microseconds, dialect)
+        return TRAITS[dialect.name].has_durations and _has_fraction(type_, value.microseconds, dialect)
     return isinstance(value, time) and _has_fraction(type_, value.microsecond, dialect)
 
 
 def _has_fraction(type_: Any, microsecond: int, dialect: Dialect) -> bool:
     """Return whether a type keeps all digits of a fraction of a second. MariaDB keeps none without a precision."""
     digits = getattr(type_, "fsp", getattr(type_, "precision", None))
-    digits = (0 if dialect.name in MYSQL else 6) if digits is None else digits
+    digits = TRAITS[dialect.name].fraction_digits if digits is None else digits
     return bool(microsecond % 10 ** (6 - digits) == 0)
 
 

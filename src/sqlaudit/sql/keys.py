@@ -49,7 +49,8 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.sql import operators
 from sqlalchemy.types import BINARY, VARBINARY, TypeDecorator, TypeEngine, UserDefinedType
 
-MYSQL: Final = ("mysql", "mariadb")
+from sqlaudit.sql.dialects import TRAITS
+
 Key = tuple[Any, ...]
 Columns = Sequence[ColumnElement[Any]]
 _TEXTS: Final = frozenset({"STRING", "TEXT", "UNICODE", "UNICODE_TEXT", "VARCHAR", "NVARCHAR", "CLOB"})
@@ -195,19 +196,20 @@ def _raw_type(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
         return below
     is_known, name = _is_sqlalchemys(below), below.__visit_name__.upper()
     is_whole = is_known and isinstance(below, Integer)
-    if dialect.name == "sqlite":  # a column holds values of any type
+    traits = TRAITS[dialect.name]
+    if not traits.has_typed_columns:
         if is_known and isinstance(below, Uuid):
             return String()
         return below if is_whole or (is_known and name in _TEXTS | _MORE_TEXTS) else AsStored()
-    if is_known and name in _TEXTS and dialect.name == "postgresql":
+    if is_known and name in _TEXTS and traits.pads_char:
         return AsText()  # if the column is a CHAR in the database, the cast removes the padding
     if is_whole or (is_known and (name in _TEXTS | _BYTES or isinstance(below, Uuid))):
         return below
     if is_known and isinstance(below, Numeric) and not isinstance(below, Float):
         return below if below.asdecimal else Numeric()
-    if dialect.name == "postgresql":
+    if traits.compares_same_types_only:
         return below if is_known and isinstance(below, Boolean) else AsConstant()
-    if dialect.name not in MYSQL or (is_known and name in _MORE_TEXTS):
+    if not traits.converts_to_compare or (is_known and name in _MORE_TEXTS):
         return below
     if is_known and isinstance(below, Float):
         return AsNumber(Double())
@@ -351,10 +353,10 @@ def _share_statements(type_: TypeEngine[Any], dialect: Dialect) -> bool:
     if _decorators(type_, dialect) is None:
         return False
     name = below.__visit_name__.upper()
-    if dialect.name == "postgresql" and name in ("CHAR", "NCHAR", "CITEXT"):
+    if TRAITS[dialect.name].pads_char and name in ("CHAR", "NCHAR", "CITEXT"):
         return False
     is_decimal = isinstance(below, Numeric) and not isinstance(below, Float) and below.asdecimal
-    return isinstance(below, _EXACT_TYPES) or name in _BYTES or (is_decimal and dialect.name != "sqlite")
+    return isinstance(below, _EXACT_TYPES) or name in _BYTES or (is_decimal and TRAITS[dialect.name].has_decimals)
 
 
 def _decorators(type_: TypeEngine[Any], dialect: Dialect) -> list[Any] | None:

@@ -27,6 +27,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
+from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.keys import AsConstant, Key, KeyArray, implementation_of
 
 _IN_JSON: Final = (Integer, String, Uuid)
@@ -52,12 +53,12 @@ class JSONList(TypeDecorator[list[Any]]):
 
 def takes_array(column: ColumnElement[Any], dialect: Dialect) -> bool:
     """Return whether many values of a column are given to the database as an array."""
-    return dialect.name == "postgresql" and not isinstance(column.type, AsConstant)
+    return TRAITS[dialect.name].has_arrays and not isinstance(column.type, AsConstant)
 
 
 def takes_json_list(column: ColumnElement[Any], dialect: Dialect) -> bool:
     """Return whether many values of a column are given to the database as a :class:`JSONList`."""
-    return dialect.name == "sqlite" and isinstance(implementation_of(column.type, dialect), _IN_JSON)
+    return TRAITS[dialect.name].has_json_each and isinstance(implementation_of(column.type, dialect), _IN_JSON)
 
 
 def are_unchanged_by_json(keys: Iterable[Key]) -> bool:

@@ -11,7 +11,7 @@ from copy import copy
 from datetime import date, datetime
 from decimal import Decimal
 from functools import cache
-from typing import Any, Final, cast
+from typing import Any, cast
 
 from sqlalchemy import (
     ARRAY,
@@ -29,16 +29,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import NullType, TypeEngine
 
-from sqlaudit.sql.keys import BYTES, MYSQL, AsStored, stored_type
+from sqlaudit.sql.dialects import TRAITS
+from sqlaudit.sql.keys import BYTES, AsStored, stored_type
 from sqlaudit.sql.texts import parser_of
-
-_TEXTS: Final = {
-    "postgresql": (25, 1042, 1043),  # pg_type.oid of text, bpchar and varchar
-    **dict.fromkeys(MYSQL, (249, 250, 251, 252, 253, 254)),  # TEXT and BLOB of every size, and strings
-}
-"""The codes by which drivers report the types of texts."""
-_LARGE: Final = (249, 250, 251, 252)
-"""The codes by which drivers of MariaDB and MySQL report TEXT and BLOB, of every size."""
 
 
 class Unread(str):
@@ -87,16 +80,15 @@ class _Readable:
 
 def _may_be_text(type_: TypeEngine[Any], coltype: object, dialect: Dialect) -> bool:
     """Return whether the database may return texts for a column whose type is not a text."""
-    if dialect.name == "sqlite":
+    traits = TRAITS[dialect.name]
+    if not traits.has_typed_columns:
         return isinstance(type_, (Integer, Boolean, Float, Numeric))
-    if dialect.name in MYSQL and isinstance(type_, BYTES):
-        return False
-    return coltype in _TEXTS.get(dialect.name, ())
+    return coltype in traits.text_codes and not (traits.blob_codes and isinstance(type_, BYTES))
 
 
 def _may_be_bytes(type_: TypeEngine[Any], coltype: object, dialect: Dialect) -> bool:
     """Return whether MariaDB or MySQL may return bytes for a column whose type is now a text or a number."""
-    is_large = dialect.name in MYSQL and coltype in _LARGE
+    is_large = coltype in TRAITS[dialect.name].blob_codes
     return (
         is_large
         and (isinstance(type_, String) or parser_of(type_, dialect) is not None)

@@ -33,6 +33,7 @@ from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.dialects.postgresql.ranges import AbstractSingleRange
 from sqlalchemy.types import TypeEngine
 
+from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.keys import stored_type
 
 Parser = Callable[[str], Any]
@@ -41,9 +42,9 @@ Parser = Callable[[str], Any]
 def parser_of(type_: TypeEngine[Any], dialect: Dialect) -> Parser | None:
     """Return the function that parses a text into the value that a driver returns for a type, or ``None``."""
     type_ = stored_type(type_, dialect)
-    if isinstance(type_, Uuid) and not (type_.native_uuid and dialect.name == "postgresql"):
+    if isinstance(type_, Uuid) and not (type_.native_uuid and TRAITS[dialect.name].parses_values_in_driver):
         return None  # the type itself reads a text
-    if dialect.name == "postgresql":
+    if TRAITS[dialect.name].parses_values_in_driver:
         if isinstance(type_, JSON):
             return cast("Any", dialect)._json_deserializer or json.loads
         if isinstance(type_, ARRAY):

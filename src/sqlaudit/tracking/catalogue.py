@@ -27,6 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import OID, REGCLASS
 
+from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.tracking.schema import schema_of
 from sqlaudit.tracking.tables import TrackedTable
 
@@ -179,7 +180,7 @@ def columns_compared_as_text(connection: Connection, chain: Sequence[TrackedTabl
     The history column may still be a text when the live column is a number. PostgreSQL does not compare the two. In a
     statement that writes, MariaDB and MySQL fail if the text is not a number. One statement, on these databases.
     """
-    if connection.dialect.name == "sqlite":
+    if not TRAITS[connection.dialect.name].has_typed_columns:
         return frozenset()
     named = _columns_of_other_types if connection.dialect.name == "postgresql" else _columns_of_other_types_on_mysql
     names = (named(connection, tracked, literal_column(str(place), Integer())) for place, tracked in enumerate(chain))

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from sqlalchemy import ColumnElement, Connection, Table, and_, false, func, not_, or_, select
 
+from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.tracking.catalogue import oid_of
 from sqlaudit.tracking.tables import TrackedTable
 
@@ -24,7 +25,7 @@ def lockable_tables(connection: Connection, tables: Sequence[Table]) -> set[Tabl
     ``SELECT … FOR UPDATE`` needs the privilege to UPDATE, and finds only rows that the policies let the role update.
     MariaDB lets every role lock the rows that it may read.
     """
-    if connection.dialect.name != "postgresql" or not tables:
+    if not TRAITS[connection.dialect.name].has_row_security or not tables:
         return set(tables)
     may_update = (func.has_any_column_privilege(oid_of(connection, table), "UPDATE") for table in tables)
     questions = [
@@ -43,7 +44,7 @@ def table_with_visible_history(connection: Connection, chain: Iterable[TrackedTa
 
 
 def _asked(connection: Connection, question: ColumnElement[bool]) -> bool:
-    return connection.dialect.name == "postgresql" and bool(connection.scalar(select(question)))
+    return TRAITS[connection.dialect.name].has_row_security and bool(connection.scalar(select(question)))
 
 
 def _has_policies(connection: Connection, table: Table) -> ColumnElement[bool]:

@@ -28,7 +28,8 @@ from sqlaudit.recording.bulk.returning import (
 from sqlaudit.recording.bulk.upserts import prepare_upsert
 from sqlaudit.recording.bulk.writes import Write
 from sqlaudit.sql.batches import CHUNK, KeyCollection, SelectedKeys
-from sqlaudit.sql.keys import MYSQL, Key
+from sqlaudit.sql.dialects import TRAITS
+from sqlaudit.sql.keys import Key
 from sqlaudit.tracking.catalogue import sequence_of
 from sqlaudit.tracking.tables import TrackedTable
 
@@ -47,7 +48,7 @@ def prepare_insert(write: Write, tracked: TrackedTable) -> Any:
     if returns_keys(write, tracked, rows):
         write.keys_of = lambda result: returned_keys(result, tracked)
         return parsed.statement
-    is_numbered = dialect.name in MYSQL and has_last_number(write, tracked.live, many=False)
+    is_numbered = TRAITS[dialect.name].counts_without_returning and has_last_number(write, tracked.live, many=False)
     if asks_for_keys(parsed, rows) and not is_numbered:
         return returning_defaults(write, tracked, rows)
     number, parameters = number_to_give(write, tracked, rows), parsed.parameters

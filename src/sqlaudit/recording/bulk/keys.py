@@ -37,7 +37,8 @@ from sqlalchemy.sql.compiler import DDLCompiler
 
 from sqlaudit.recording.cascades import split_by_chain, table_chains
 from sqlaudit.sql.batches import SelectedKeys
-from sqlaudit.sql.keys import MYSQL, AsConstant, Key, KeyArray, RawKey, bound, one_of, raw_columns
+from sqlaudit.sql.dialects import MYSQL, TRAITS
+from sqlaudit.sql.keys import AsConstant, Key, KeyArray, RawKey, bound, one_of, raw_columns
 from sqlaudit.sql.lists import JSONList, are_unchanged_by_json, one_of_arrays, one_of_json, takes_json_list
 from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.foreign_keys import Source, Sources
@@ -129,7 +130,7 @@ def among(
     is_constant = isinstance(key[0].type, AsConstant)
     if is_constant and for_executemany:  # and no constant either
         key, is_constant = [cast_to(column, Text()) for column in key], False
-    if dialect.name == "postgresql" and not is_constant:
+    if TRAITS[dialect.name].has_arrays and not is_constant:
         return _among_arrays(key, keys)
     if len(key) == 1 and takes_json_list(key[0], dialect) and are_unchanged_by_json(keys):
         return one_of_json(key[0], literal([value for (value,) in keys], JSONList(key[0].type)))
@@ -212,7 +213,7 @@ def can_store_keys(connection: Connection, *, returns: bool) -> bool:
     :param returns: True for a statement with RETURNING, during which SQLite cannot drop the table
     """
     return (
-        not (returns and connection.dialect.name == "sqlite")
+        (not returns or TRAITS[connection.dialect.name].drops_tables_while_reading)
         and not connection._is_autocommit_isolation()
         and not isinstance(connection.get_transaction(), TwoPhaseTransaction)
         and None not in (connection.get_execution_options().get("schema_translate_map") or {})

@@ -44,7 +44,8 @@ from sqlaudit.recording.cascades import lock_rows
 from sqlaudit.recording.policy import report_unrecorded
 from sqlaudit.recording.statements import has_open_version
 from sqlaudit.sql.batches import chunks
-from sqlaudit.sql.keys import MYSQL, Key, RawKey, bound, one_of, raw_columns
+from sqlaudit.sql.dialects import MYSQL, TRAITS
+from sqlaudit.sql.keys import Key, RawKey, bound, one_of, raw_columns
 from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.foreign_keys import Source, followers_of
 from sqlaudit.tracking.rights import lockable_tables
@@ -155,7 +156,8 @@ def _lock_found(write: Write) -> Keys:
             rows = result.fetchmany(MANY + 1)
         if len(rows) <= MANY:
             return KnownKeys(connection, rows)
-        if connection.dialect.name not in MYSQL or (_is_repeatable(write) and _locks_gaps(connection)):
+        is_confined = not TRAITS[connection.dialect.name].locks_scanned_rows
+        if is_confined or (_is_repeatable(write) and _locks_gaps(connection)):
             selected = [*parsed.key, case((is_recorded, 1), else_=0), place_of(write.root, parsed.key)]
             every = _select_rows(write, selected, parameters=parsed.parameters[0])
             may_repeat = not parsed.reads_only_its_table
@@ -223,8 +225,8 @@ def _confined(write: Write, keys: Keys) -> Any:
     """Return the statement confined to the rows that have been locked."""
     parsed, connection, key = write.parsed, write.connection, write.parsed.key
     statement, written = parsed.statement, parsed.statement.table
-    is_mysql = connection.dialect.name in MYSQL
-    others_wait = connection.dialect.name == "sqlite" or (is_mysql and isinstance(keys, StoredKeys))
+    traits = TRAITS[connection.dialect.name]
+    others_wait = not traits.locks_rows or (traits.locks_scanned_rows and isinstance(keys, StoredKeys))
     if others_wait and _is_repeatable(write):
         return statement
     if write.is_safe:
@@ -233,7 +235,7 @@ def _confined(write: Write, keys: Keys) -> Any:
     alone = parsed.reads_only_its_table
     # Else the hint lands behind another table.
     is_single = not parsed.is_delete and alone and parsed.tables_of_values <= {written}
-    if is_single and is_mysql and written.primary_key:
+    if is_single and traits.locks_scanned_rows and written.primary_key:
         # It scans a small table, and waits for locks of rows that it does not write.
         statement = statement.with_hint("FORCE INDEX (PRIMARY)", selectable=written)
     if len(parsed.parameters) > 1:
@@ -242,7 +244,7 @@ def _confined(write: Write, keys: Keys) -> Any:
     write.confined_to = written, among_keys, len(write.new_keys) or len(keys)
     is_refused = not {getattr(column, "key", None) for column in parsed.values}.isdisjoint(_parameter_names(parsed))
     # Run again, it may select other rows.
-    if alone and not is_refused and not (is_mysql and _is_repeatable(write)):
+    if alone and not is_refused and not (traits.locks_scanned_rows and _is_repeatable(write)):
         statement = without_criteria(statement)
     return statement.where(among_keys)
 
@@ -341,7 +343,7 @@ def _may_differ(criterion: ColumnElement[bool]) -> bool:
 
 def take_write_lock(connection: Connection, source: Source) -> None:
     """Take the write lock on SQLite, which cannot lock rows, so that nobody writes between two statements."""
-    if connection.dialect.name == "sqlite":  # an UPDATE takes it even if it finds no row
+    if not TRAITS[connection.dialect.name].locks_rows:  # an UPDATE takes it even if it finds no row
         kept = source.cache if isinstance(source, TrackedTable) else {}
         if take_write_lock not in kept:
             column = source.version if isinstance(source, TrackedTable) else source.key[0]

@@ -41,6 +41,7 @@ from sqlalchemy.sql.cache_key import NO_CACHE
 from sqlalchemy.sql.visitors import iterate, replacement_traverse
 from sqlalchemy.types import ExternalType, TypeEngine
 
+from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.keys import Key
 from sqlaudit.tracking.foreign_keys import FollowedTable, Source, referred_columns, untracked_source
 from sqlaudit.tracking.schema import conflict_clauses_of
@@ -336,7 +337,7 @@ class ParsedWrite:
         """Return how an INSERT or UPDATE handles conflicting rows, by a prefix or a constraint: IGNORE, REPLACE."""
         prefixes = self.statement._prefixes
         said = " ".join(str(prefix).upper() for prefix, name in prefixes if name in ("*", dialect.name))
-        if dialect.name == "sqlite" and "OR " not in said:
+        if TRAITS[dialect.name].has_conflict_clauses and "OR " not in said:
             said = conflict_clauses_of(self.live)
         return {word for word in ("IGNORE", "REPLACE") if word in said} if said else frozenset()
 

@@ -29,7 +29,8 @@ from sqlaudit.recording.bulk.parsing import (
 from sqlaudit.recording.bulk.writes import Write, rewind_result
 from sqlaudit.recording.policy import report_unrecorded
 from sqlaudit.sql.batches import chunks
-from sqlaudit.sql.keys import MYSQL, Key, RawKey, one_of, raw_columns, raw_values_differ
+from sqlaudit.sql.dialects import MYSQL, TRAITS
+from sqlaudit.sql.keys import Key, RawKey, one_of, raw_columns, raw_values_differ
 from sqlaudit.tracking.catalogue import refuses_returning
 from sqlaudit.tracking.tables import TrackedTable
 
@@ -232,7 +233,8 @@ def returning_keys(write: Write, tracked: TrackedTable, rows: Rows, changed: Set
     if not _can_return(write, tracked):
         return parsed.statement
     returns_rows, width = parsed.returns_rows, len(tracked.key)
-    count = _counting(write, tracked, rows, changed) if write.connection.dialect.name in MYSQL else None
+    is_counted = not TRAITS[write.connection.dialect.name].counts_without_returning
+    count = None if is_counted else _counting(write, tracked, rows, changed)
 
     def keys_of(result: CursorResult[Any]) -> list[Key]:
         rowcount = result.context.rowcount
@@ -282,7 +284,7 @@ def _raw_key(write: Write, tracked: TrackedTable) -> list[Any]:
 
 def _without_last(metadata: Any, count: int) -> Any:
     """Return the metadata of a result without its last columns."""
-    keys = list(metadata._keys)[:-count]
+    keys = list(metadata.keys)[:-count]
     return metadata._make_new_metadata(
         unpickled=False,
         processors=[None] * len(keys),

@@ -30,7 +30,8 @@ from sqlaudit.recording.bulk.returning import Rows, made_by_database, returned_k
 from sqlaudit.recording.bulk.writes import KeysOf, Write
 from sqlaudit.recording.policy import report_unrecorded
 from sqlaudit.sql.batches import chunks
-from sqlaudit.sql.keys import MYSQL, Key, one_of, raw_columns, read_keys
+from sqlaudit.sql.dialects import TRAITS
+from sqlaudit.sql.keys import Key, one_of, raw_columns, read_keys
 from sqlaudit.tracking.catalogue import are_volatile
 from sqlaudit.tracking.foreign_keys import FollowedTable, Source, referred_columns
 from sqlaudit.tracking.schema import candidate_keys
@@ -68,7 +69,7 @@ def prepare_upsert(write: Write, tracked: TrackedTable) -> Any:
     unique = list(candidate_keys(tracked.live))
     present = _find_present(write, tracked, unique, rows, changed)
     has_conflict_clause = parsed.conflict_clause is not None
-    is_postgresql = write.connection.dialect.name == "postgresql"
+    traits = TRAITS[write.connection.dialect.name]
     is_new = len(unique) == 1 and not _is_found_otherwise(tracked, unique, rows)  # only its number is unique
     is_one_made = (
         (not has_conflict_clause or is_new) and len(rows or ()) == 1 and bool(made_by_database(tracked, rows or ()))
@@ -78,7 +79,7 @@ def prepare_upsert(write: Write, tracked: TrackedTable) -> Any:
         return parsed.statement
     if has_conflict_clause and len(parsed.parameters) == 1 and write.connection.dialect.insert_returning:
         # PostgreSQL returns the keys as it stores them, and the role sees all rows that it updates.
-        is_exact = is_postgresql and changed and rows is not None and not made_by_database(tracked, rows)
+        is_exact = traits.has_exact_conflicts and changed and rows is not None and not made_by_database(tracked, rows)
         if is_exact or _is_found_otherwise(tracked, unique, rows):
             return returning_keys(write, tracked, rows, changed)
     if is_reported := bool(changed) and _may_be_found_by_default(unique, rows):
@@ -193,7 +194,7 @@ def _may_lock(connection: Connection, changed: Collection[Any]) -> bool:
 
     MariaDB and MySQL would not find all of them without a lock.
     """
-    return bool(changed) or connection.dialect.name in MYSQL
+    return bool(changed) or TRAITS[connection.dialect.name].reads_snapshots
 
 
 def _keys_where(
@@ -264,7 +265,7 @@ def _with_column_names(statement: Any) -> Any:
 
 def _typed(value: ColumnElement[Any], column: Any, connection: Connection) -> ColumnElement[Any]:
     """Return a value of a subquery in the type of a column: PostgreSQL takes one without a type for a text."""
-    is_cast = connection.dialect.name == "postgresql" and not column.type._isnull
+    is_cast = TRAITS[connection.dialect.name].compares_same_types_only and not column.type._isnull
     return cast(value, column.type) if is_cast else value
 
 

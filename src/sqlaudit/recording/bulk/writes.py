@@ -19,6 +19,7 @@ from sqlaudit.recording.cascades import Dependents, record_changed_keys, split_b
 from sqlaudit.recording.policy import report_unrecorded
 from sqlaudit.recording.tracked_mappers import user_fields_of
 from sqlaudit.sql.batches import KeyCollection, chunks
+from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.keys import Key, has_one_of
 from sqlaudit.tracking.catalogue import diverts_deletes
 from sqlaudit.tracking.foreign_keys import Chain, FollowedTable, Source, Sources, referred_columns
@@ -106,7 +107,7 @@ class Write:
     def begin(self) -> None:
         """Set a savepoint, except on PostgreSQL, since other databases keep what a statement did before it failed."""
         connection = self.connection
-        if connection.dialect.name != "postgresql" and not connection._is_autocommit_isolation():
+        if not TRAITS[connection.dialect.name].undoes_failed_statements and not connection._is_autocommit_isolation():
             connection.dialect.do_savepoint(connection, _SAVEPOINT)
             self.has_savepoint = True
 
@@ -132,7 +133,7 @@ class Write:
             rowcount = result.context.rowcount
             rewind_result(result, list(result.all()), rowcount)
         # SQLite counts rows while they are fetched; Python's driver counts none for a statement that begins with WITH.
-        is_counted = self.connection.dialect.name != "sqlite" or (is_read and result.rowcount >= 0)
+        is_counted = not TRAITS[self.connection.dialect.name].has_late_rowcount or (is_read and result.rowcount >= 0)
         if self.parsed.is_insert:
             self.inserted = self.keys_of(result)
         elif self.parsed.is_delete:
