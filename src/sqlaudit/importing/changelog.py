@@ -45,7 +45,7 @@ from sqlaudit.importing.values import UNREAD, read_text
 from sqlaudit.period import OPEN_END, TICK
 from sqlaudit.recording.cascades import split_by_chain
 from sqlaudit.recording.changeset import changeset_id_of
-from sqlaudit.sql.batches import CHUNK
+from sqlaudit.sql.batches import in_pages
 from sqlaudit.sql.keys import Key, one_of
 from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.missing import explaining_history_errors
@@ -159,9 +159,8 @@ class _Import:
     def run(self) -> None:
         table_id = self._table_id()
         of_table = select(_logs.c.resource_id).where(_logs.c.table_id == table_id)
-        of_table = of_table.order_by(_logs.c.resource_id).distinct().limit(CHUNK)
-        ids = self.connection.scalars(of_table).all()
-        while ids:
+        of_table = of_table.order_by(_logs.c.resource_id).distinct()
+        for ids in in_pages(lambda s: self.connection.scalars(s).all(), of_table, lambda id: _logs.c.resource_id > id):
             by_key = {self._key(resource_id): resource_id for resource_id in ids}
             if twice := set(ids) - set(by_key.values()):
                 raise QueryError(
@@ -170,7 +169,6 @@ class _Import:
                     self.model,
                 )
             self._import(by_key, table_id)
-            ids = self.connection.scalars(of_table.where(_logs.c.resource_id > ids[-1])).all()
 
     def _table_id(self) -> int:
         """Return the id that the log gives the model's table.

@@ -50,7 +50,7 @@ from sqlaudit.importing.targets import column_names_of, import_target, reconcile
 from sqlaudit.period import OPEN_END, TICK, OpenEnd, as_utc
 from sqlaudit.recording.bulk.keys import DropTemporary
 from sqlaudit.recording.changeset import changeset_id_of
-from sqlaudit.sql.batches import CHUNK
+from sqlaudit.sql.batches import in_pages
 from sqlaudit.sql.comparing import all_equal
 from sqlaudit.sql.keys import Key
 from sqlaudit.sql.options import INTERNAL
@@ -247,20 +247,21 @@ def _table_of_transactions(connection: Connection, names: _Names, version_table:
     return source
 
 
-def _pages_of(connection: Connection, source: Table, names: _Names) -> Iterator[list[dict[str, Any]]]:
+def _pages_of(connection: Connection, source: Table, names: _Names) -> Iterator[Sequence[dict[str, Any]]]:
     """Yield pages of the other library's transactions, with what its plugin wrote to ``transaction_meta``."""
     meta = Table("transaction_meta", MetaData(), *map(Column, ("transaction_id", "key", "value")), schema=names.schema)
     has_meta = inspect(connection).has_table(meta.name, schema=names.schema)
-    ordered = select(source).where(source.c.issued_at.is_not(None)).order_by(source.c.id).limit(CHUNK)
-    page = [dict(row) for row in connection.execute(ordered).mappings()]
-    while page:
+
+    def read(statement: Select[Any]) -> list[dict[str, Any]]:
+        return [dict(row) for row in connection.execute(statement).mappings()]
+
+    ordered = select(source).where(source.c.issued_at.is_not(None)).order_by(source.c.id)
+    for page in in_pages(read, ordered, lambda transaction: source.c.id > transaction["id"]):
         by_id = {transaction["id"]: transaction for transaction in page}
         statement = select(meta).where(meta.c.transaction_id.in_(list(by_id)))
         for number, key, value in connection.execute(statement) if has_meta else ():
             by_id[number].setdefault(key, value)
         yield page
-        next_page = ordered.where(source.c.id > page[-1]["id"])
-        page = [dict(row) for row in connection.execute(next_page).mappings()]
 
 
 def _audit_values(name: str, transaction: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 from uuid import UUID
 
@@ -19,7 +20,6 @@ from sqlalchemy import (
     Dialect,
     Engine,
     Executable,
-    Select,
     and_,
     bindparam,
     exists,
@@ -44,7 +44,7 @@ from sqlaudit.recording.cascades import lock_rows, split_by_chain
 from sqlaudit.recording.changeset import ChangesetStamp, changeset_at, connection_for_versions, instant_or_now
 from sqlaudit.recording.policy import warn_of_visible_history
 from sqlaudit.recording.statements import Statements, has_open_version, step
-from sqlaudit.sql.batches import CHUNK, sortable
+from sqlaudit.sql.batches import CHUNK, chunks, in_pages, sortable
 from sqlaudit.sql.comparing import all_equal
 from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.keys import Key, RawKey, bound, raw_columns, read_keys
@@ -127,6 +127,7 @@ def backfill(
 
 
 class _Runner(Protocol):
+    connection: Connection
     batch_size: int
     """How many rows that other transactions have locked one call may wait for."""
 
@@ -263,48 +264,40 @@ class _Backfill:
         return written
 
     def _range_of_batch(self, connection: Connection, last: Key | None) -> tuple[Key, Key] | None:
-        """Return the first and the last key of the batch that follows a key."""
+        """Return the first and the last key of the batch that follows a key; no other keys pass through Python."""
         key, order = raw_columns(self.table.key, connection.dialect), self._order(connection)
         statement = select(*key).order_by(*order).limit(1)
-        first = connection.execute(self._after_key(connection, statement, last)).first()
+        following = statement if last is None else statement.where(self._compared_with(connection, ">", last))
+        first = connection.execute(following).first()
         if first is None:
             return None
-        from_here = statement.where(_compared(order, self._literal(connection, RawKey(first)), ">="))
+        from_here = statement.where(self._compared_with(connection, ">=", RawKey(first)))
         end = connection.execute(from_here.offset(self.chunk_size - 1)).first()
         if end is None:
             backwards = select(*key).order_by(*(column.desc() for column in order)).limit(1)
             end = connection.execute(backwards).one()
         return RawKey(first), RawKey(end)
 
-    def _after_key(self, connection: Connection, statement: Select[Any], last: Key | None) -> Select[Any]:
-        if last is None:
-            return statement
-        return statement.where(_compared(self._order(connection), self._literal(connection, last), ">"))
-
     def _order(self, connection: Connection) -> list[ColumnElement[Any]]:
         return [sortable(column, connection.dialect) for column in self.table.key]
 
-    def _literal(self, connection: Connection, key: Key) -> list[ColumnElement[Any]]:
+    def _compared_with(self, connection: Connection, operator: str, key: Key) -> ColumnElement[bool]:
         columns = raw_columns(self.table.key, connection.dialect)
-        return [bound(column, value=value) for column, value in zip(columns, key, strict=True)]
+        values = [bound(column, value=value) for column, value in zip(columns, key, strict=True)]
+        return _compared(self._order(connection), values, operator)
 
     def _write_remaining(self) -> int:
         """Write baselines of rows that were locked by others, and of rows whose history has ended."""
-        last, written = None, 0
-        while keys := self.runner(self._without_version, last):
-            last = keys[-1]
-            for start in range(0, len(keys), self.runner.batch_size):
-                batch = keys[start : start + self.runner.batch_size]
-                written += self.runner(self._write_missing_baselines, batch)
-        return written
-
-    def _without_version(self, connection: Connection, last: Key | None) -> list[Key]:
-        chosen = select(*raw_columns(self.table.key, connection.dialect)).where(
-            ~has_open_version(self.table, self.table.key)
-        )
-        statement = chosen.order_by(*self._order(connection)).limit(CHUNK)
+        connection = self.runner.connection
+        key = raw_columns(self.table.key, connection.dialect)
+        statement = select(*key).where(~has_open_version(self.table, self.table.key)).order_by(*self._order(connection))
         statement = statement if self.table.live.primary_key else statement.distinct()
-        return list(read_keys(connection, self._after_key(connection, statement, last)))
+        is_after = partial(self._compared_with, connection, ">")
+        return sum(
+            self.runner(self._write_missing_baselines, batch)
+            for keys in in_pages(partial(self.runner, read_keys), statement, is_after)
+            for batch in chunks(keys, self.runner.batch_size)
+        )
 
     def _write_missing_baselines(self, connection: Connection, keys: Sequence[Key]) -> int:
         take_write_lock(connection, self.table)

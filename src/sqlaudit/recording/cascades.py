@@ -160,7 +160,7 @@ def _followers_in(
     constraint: ForeignKeyConstraint,
     keys: Sequence[Key],
     to_lock: Collection[Table],
-) -> list[Key]:
+) -> Sequence[Key]:
     """Find the rows of a follower that refer to the rows with the given keys; lock them and return their keys.
 
     :param to_lock: the tables whose rows the role may lock
@@ -173,13 +173,13 @@ def _followers_in(
     key, dialect = [referred.c[column.key] for column in owner.key], connection.dialect
     is_referred = exists(literal_column("1")).where(*refers, has_one_of(key, keys, dialect))
     statement = select(*raw_columns(follower.key, dialect)).where(is_referred)
-    return list(read_keys(connection, statement.with_for_update() if follower.live in to_lock else statement))
+    return read_keys(connection, statement.with_for_update() if follower.live in to_lock else statement)
 
 
 def lock_rows(connection: Connection, key: Sequence[ColumnElement[Any]], keys: Sequence[Key]) -> list[RawKey]:
     """Lock the rows that have the given keys, in the order of the keys, and return their raw keys."""
     chosen = select(*raw_columns(key, connection.dialect)).where(has_one_of(key, keys, connection.dialect))
-    return list(read_keys(connection, chosen.order_by(*key).with_for_update()))
+    return read_keys(connection, chosen.order_by(*key).with_for_update())
 
 
 def _existing_keys(connection: Connection, table: TrackedTable | FollowedTable, keys: Sequence[Key]) -> list[Key]:

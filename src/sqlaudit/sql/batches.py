@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
 from itertools import islice
 from typing import Any, Final, Protocol, TypeVar
 
@@ -93,26 +93,45 @@ def batches(keys: KeyCollection[Key]) -> Iterator[Batch]:
         yield keys
 
 
+def in_pages(
+    read: Callable[[Select[Any]], Sequence[T]], statement: Select[Any], is_after: Callable[[T], ColumnElement[bool]]
+) -> Iterator[Sequence[T]]:
+    """Yield the rows that a select finds, in pages. Each page begins after the last row of the page before it.
+
+    :param read: executes the select of a page
+    :param statement: the select, in the order of a key
+    :param is_after: gives the condition that a row follows another in this order
+    """
+    statement = statement.limit(CHUNK)
+    page = read(statement)
+    while page:
+        yield page
+        page = read(statement.where(is_after(page[-1])))
+
+
 def pages(
     connection: Connection, statement: Select[Any], columns: Sequence[ColumnElement[Any]]
 ) -> Iterator[Sequence[Key]]:
-    """Yield the keys that a select finds, in pages. Each page begins after the last key of the page before it."""
+    """Yield the keys that a select finds, in pages."""
     order = [sortable(column, connection.dialect) for column in columns]
     read = raw_columns(columns, connection.dialect)
-    statement = statement.with_only_columns(*read, maintain_column_froms=True).order_by(*order).limit(CHUNK)
-    page = list(read_keys(connection, statement))
-    while page:
-        yield page
-        ends = [bound(column, value=value) for column, value in zip(read, page[-1], strict=True)]
+
+    def is_after(key: Key) -> ColumnElement[bool]:
+        ends = [bound(column, value=value) for column, value in zip(read, key, strict=True)]
         # SQLAlchemy refuses the operator > for booleans, so bool_op names it.
-        is_after = tuple_(*order) > tuple_(*ends) if len(ends) > 1 else order[0].bool_op(">")(ends[0])
-        last, page = page[-1], list(read_keys(connection, statement.where(is_after)))
-        if page and page[-1] == last:
+        return tuple_(*order) > tuple_(*ends) if len(ends) > 1 else order[0].bool_op(">")(ends[0])
+
+    last = None
+    statement = statement.with_only_columns(*read, maintain_column_froms=True).order_by(*order)
+    for page in in_pages(partial(read_keys, connection), statement, is_after):
+        if page[-1] == last:
             raise CaptureError(
                 f"The database does not find the keys after {last}, because the key columns of the live table and of "
                 "its history have different types. Give them the same types.",
                 last,
             )
+        last = page[-1]
+        yield page
 
 
 def sortable(column: ColumnElement[Any], dialect: Dialect) -> ColumnElement[Any]:

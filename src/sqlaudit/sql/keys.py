@@ -8,7 +8,7 @@ and Python has no year 0. Where the driver's value might not find the row again,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, Final
@@ -373,6 +373,6 @@ def _decorators(type_: TypeEngine[Any], dialect: Dialect) -> list[Any] | None:
         type_ = type_.load_dialect_impl(dialect)
 
 
-def read_keys(connection: Connection, statement: Select[Any]) -> Iterator[RawKey]:
-    """Yield the keys that a select of :func:`raw_columns` columns finds."""
-    return map(RawKey, connection.execute(statement))
+def read_keys(connection: Connection, statement: Select[Any]) -> list[RawKey]:
+    """Return the raw keys that a select of :func:`raw_columns` columns finds."""
+    return list(map(RawKey, connection.execute(statement)))
