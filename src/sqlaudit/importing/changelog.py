@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
-from operator import eq
 from typing import Any, Final
 from uuid import UUID
 
@@ -22,14 +21,12 @@ from sqlalchemy import (
     Connection,
     DateTime,
     Dialect,
-    FromClause,
     Insert,
     Integer,
     MetaData,
     String,
     Table,
     Uuid,
-    and_,
     bindparam,
     insert,
     select,
@@ -48,6 +45,7 @@ from sqlaudit.recording.changeset import changeset_id_of
 from sqlaudit.sql.batches import in_pages
 from sqlaudit.sql.keys import Key, one_of
 from sqlaudit.sql.options import INTERNAL
+from sqlaudit.tracking.aliases import joined_live_tables
 from sqlaudit.tracking.missing import explaining_history_errors
 from sqlaudit.tracking.models import TrackedModel, tracked_model_of
 from sqlaudit.tracking.tables import TrackedTable
@@ -235,10 +233,8 @@ class _Import:
     def _live(self, model: TrackedModel, keys: Sequence[Key]) -> dict[Key, dict[str, Any]]:
         """Return the values of live rows: key → field → value."""
         named = _fields_of(model)
-        source: FromClause = self.root.live
-        for table in model.chain[1:]:
-            source = source.join(table.live, and_(*map(eq, self.root.key, table.key)))
-        chosen = select(*self.root.key, *named.values()).select_from(source).where(one_of(self.root.key, keys))
+        chosen = select(*self.root.key, *named.values()).where(one_of(self.root.key, keys))
+        chosen = chosen.select_from(joined_live_tables(model.chain))
         rows = self.connection.execute(chosen)
         return {tuple(row[:1]): dict(zip(named, row[1:], strict=True)) for row in rows}
 

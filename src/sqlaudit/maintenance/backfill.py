@@ -48,7 +48,7 @@ from sqlaudit.sql.batches import CHUNK, chunks, in_pages, sortable
 from sqlaudit.sql.comparing import all_equal
 from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.keys import Key, RawKey, bound, raw_columns, read_keys
-from sqlaudit.tracking.aliases import HistoryAlias
+from sqlaudit.tracking.aliases import HistoryAlias, joined_live_tables
 from sqlaudit.tracking.missing import codes_of, explaining_history_errors
 from sqlaudit.tracking.models import base_table_of
 from sqlaudit.tracking.sessions import checked_session
@@ -357,9 +357,7 @@ class _Ranges(Statements):
     def baseline(self) -> list[Executable]:
         """Write baselines of the live rows that have no history, except rows that others have locked."""
         base, past = self.base, HistoryAlias(self.base)
-        rows: Any = base.live
-        for table in self.chain[1:]:
-            rows = rows.join(table.live, all_equal(base.key, table.key))
+        rows = joined_live_tables(self.chain)
         live = select(*(live for live, _ in base.columns)).select_from(rows).where(self._has_one_of_keys(base.key))
         live = self._by_primary_key(live, base.live, base.key)
         for table in self.below:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, FromClause, and_, exists, literal_column, select, true, update
+from sqlalchemy import ColumnElement, Connection, and_, exists, literal_column, select, true, update
 from sqlalchemy.orm import Session
 
 from sqlaudit.context import get_audit_context
@@ -21,7 +21,7 @@ from sqlaudit.sql.batches import chunks, pages
 from sqlaudit.sql.comparing import all_equal
 from sqlaudit.sql.keys import Key, has_one_of, raw_columns, read_keys
 from sqlaudit.sql.options import INTERNAL
-from sqlaudit.tracking.aliases import HistoryAlias
+from sqlaudit.tracking.aliases import HistoryAlias, joined_versions
 from sqlaudit.tracking.foreign_keys import Chain
 from sqlaudit.tracking.history import rebased_on_history
 from sqlaudit.tracking.models import base_table_of, tracked_model_of
@@ -77,12 +77,9 @@ def _pages(connection: Connection, root: TrackedTable, model_class: Any, asked_i
     live = select(*root.key).select_from(model_class).where(criterion)
     live = live.with_for_update(of=root.live) if lockable_tables(connection, [root.live]) else live
     yield from pages(connection, live, root.key)
-    recorded: FromClause = root.history
-    for table in chain[1:]:
-        same = zip((*table.history_key, table.version), (*root.history_key, root.version), strict=True)
-        recorded = recorded.join(table.history, and_(*(left == right for left, right in same)))
     criterion_then = rebased_on_history(criterion, dict(pair for table in chain for pair in table.columns))
-    versions = select(*root.history_key).select_from(recorded).where(is_open(root.valid_to), criterion_then)
+    versions = select(*root.history_key).select_from(joined_versions(chain))
+    versions = versions.where(is_open(root.valid_to), criterion_then)
     yield from pages(connection, versions, root.history_key)
 
 

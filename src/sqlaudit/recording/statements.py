@@ -60,7 +60,7 @@ from sqlaudit.sql.dialects import MYSQL, TRAITS
 from sqlaudit.sql.keys import KeyArray, KeyTypes, bound, implementation_of, in_bound_list, raw_columns
 from sqlaudit.sql.lists import JSONList, one_of_json, takes_array, takes_json_list
 from sqlaudit.sql.options import INTERNAL
-from sqlaudit.tracking.aliases import HistoryAlias
+from sqlaudit.tracking.aliases import HistoryAlias, joined_live_tables
 from sqlaudit.tracking.tables import TrackedTable
 
 UserFields = tuple[Column[Any] | None, Column[Any] | None]
@@ -312,13 +312,6 @@ class Statements:
         """Return the expressions that are compared with the keys."""
         return raw_columns(columns, self.dialect) if self.raw_keys else columns
 
-    def _joined_live_tables(self) -> FromClause:
-        """Return the join of the live tables; a subclass table may lack the row, so it is an outer join."""
-        source: FromClause = self.base.live
-        for table in self.chain[1:]:
-            source = source.outerjoin(table.live, all_equal(self.base.key, table.key))
-        return source
-
     def _user(self, columns: Mapping[Any, ColumnElement[Any]] | None) -> ColumnElement[Any]:
         """Return a row's user: from the context, else its first user column, the callback, its last user column."""
         first, last = self.user_fields
@@ -358,7 +351,7 @@ class Statements:
 
     def _has_changed(self, history: HistoryAlias) -> ColumnElement[bool]:
         """Return the condition that an open version and its live row differ in stored columns or subclass tables."""
-        source, differences = self._joined_live_tables(), []
+        source, differences = joined_live_tables(self.chain, isouter=True), []
         pairs = [(live, old) for live, old in history.columns if self._may_change(live)]
         for table in self.chain[1:]:
             other = HistoryAlias(table)
@@ -447,9 +440,8 @@ class Statements:
         ).where(self._has_one_of_keys(base.key))
         of_base = {column for column, _ in base.columns}
         needs_base_only = all(field is None or field in of_base for field in self.user_fields)
-        statement = self._by_primary_key(
-            statement.select_from(base.live if needs_base_only else self._joined_live_tables()), base.live, base.key
-        )
+        source = base.live if needs_base_only else joined_live_tables(self.chain, isouter=True)
+        statement = self._by_primary_key(statement.select_from(source), base.live, base.key)
         if rows is LiveRows.NEW and not TRAITS[self.dialect.name].locks_scanned_rows:
             statement = statement.where(~_exists(past, same_row))
         if rows in (LiveRows.CLOSED, LiveRows.ABSENT):
@@ -612,7 +604,7 @@ class Statements:
         if self.user_fields is not NO_USER_FIELDS:
             row = (
                 select(self._user(None))
-                .select_from(self._joined_live_tables())
+                .select_from(joined_live_tables(self.chain, isouter=True))
                 .where(all_equal(base.key, base.history_key))
                 .scalar_subquery()
             )

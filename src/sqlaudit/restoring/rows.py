@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import JSON, Column, ColumnElement, Dialect, FromClause, Select, and_, exists, func, or_, select
+from sqlalchemy import JSON, Column, ColumnElement, Dialect, FromClause, Select, exists, func, or_, select
 from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.types import TypeEngine
 
@@ -25,7 +25,7 @@ from sqlaudit.sql.fitting import hides_null
 from sqlaudit.sql.keys import Key, one_of
 from sqlaudit.sql.old_values import unrounded_column
 from sqlaudit.sql.options import INTERNAL
-from sqlaudit.tracking.aliases import HistoryAlias
+from sqlaudit.tracking.aliases import HistoryAlias, joined_versions
 from sqlaudit.tracking.history import rebased_on_history
 from sqlaudit.tracking.missing import explaining_history_errors
 from sqlaudit.tracking.models import TrackedModel, tracked_model
@@ -160,8 +160,7 @@ class Hierarchy:
         base = self.root.table
         source: Any = base.live
         for table in self.tables[1:]:
-            matches = zip(table.key, base.key, strict=True)
-            source = source.outerjoin(table.live, and_(*(left == right for left, right in matches)))
+            source = source.outerjoin(table.live, all_equal(table.key, base.key))
         discriminator = self.root.discriminator
         return self._select([live for live, _ in self.pairs], discriminator).select_from(source)
 
@@ -169,17 +168,13 @@ class Hierarchy:
     def versions(self) -> Select[Any]:
         """The SELECT of all versions."""
         base = self.root.table
-        source: Any = base.history
-        for table in self.tables[1:]:
-            matches = zip((*table.history_key, table.version), (*base.history_key, base.version), strict=True)
-            source = source.outerjoin(table.history, and_(*(left == right for left, right in matches)))
         discriminator = self.root.discriminator
         if discriminator is not None:
             discriminator = rebased_on_history(discriminator, dict(base.columns))
         statement = self._select([old for _, old in self.pairs], discriminator)
         keys = [column.label(f"key{place}") for place, column in enumerate(keys_now(base))]
         statement = statement.add_columns(base.version, base.valid_from, base.role("operation"), *keys)
-        return statement.select_from(source)
+        return statement.select_from(joined_versions(self.tables, isouter=True))
 
     def _select(self, columns: Sequence[ColumnElement[Any]], discriminator: Any) -> Select[Any]:
         nulls = [columns[place].is_(None) for place in self._hiding]

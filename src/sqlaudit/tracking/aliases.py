@@ -1,4 +1,4 @@
-"""How does a statement name the columns of a history table that it reads more than once? By their roles."""
+"""How does a statement read the tables of an object, and tell apart a history table that it reads more than once?"""
 
 from __future__ import annotations
 
@@ -10,6 +10,31 @@ from sqlalchemy import Column, ColumnElement, FromClause, and_
 from sqlaudit.period import is_open
 from sqlaudit.sql.comparing import all_equal
 from sqlaudit.tracking.tables import TrackedTable
+
+
+def joined_live_tables(chain: Sequence[TrackedTable], *, isouter: bool = False) -> FromClause:
+    """Return the join of the live tables of a chain.
+
+    :param isouter: include the rows that a subclass table lacks
+    """
+    base, *others = chain
+    source: FromClause = base.live
+    for table in others:
+        source = source.join(table.live, all_equal(base.key, table.key), isouter=isouter)
+    return source
+
+
+def joined_versions(chain: Sequence[TrackedTable], *, isouter: bool = False) -> FromClause:
+    """Return the join of the history tables of a chain, so that each row is one version.
+
+    :param isouter: include the versions that a subclass table lacks
+    """
+    base, *others = chain
+    source: FromClause = base.history
+    for table in others:
+        is_same = all_equal((*table.history_key, table.version), (*base.history_key, base.version))
+        source = source.join(table.history, is_same, isouter=isouter)
+    return source
 
 
 class HistoryAlias:
