@@ -1,4 +1,4 @@
-"""Is an argument of a read valid? Checks that several reads share."""
+"""What does an argument mean, and is it valid? Instants, changesets, users and numbers, as users give them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from sqlaudit.config import current_config
 from sqlaudit.exceptions import QueryError
 from sqlaudit.period import as_utc
 
@@ -43,6 +44,19 @@ def checked_range(name: str, since: datetime | None, until: datetime | None) -> 
             (since, until),
         )
     return parameters
+
+
+def instant_or_now(at: datetime | None) -> datetime:
+    """Return the instant that the user gives, in UTC, or the configured clock's if it is ``None``.
+
+    :raises QueryError: the instant is in the future
+    """
+    now = current_config().now()
+    if at is None:
+        return now
+    if (instant := as_utc(at)) > now:
+        raise QueryError(f"at is {at}, which is in the future. Give an instant that has passed, or leave it out.", at)
+    return instant
 
 
 def changeset_uuid(changeset_id: UUID | str) -> UUID:

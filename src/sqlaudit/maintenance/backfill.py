@@ -32,7 +32,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from sqlaudit.arguments import checked_count
+from sqlaudit.arguments import checked_count, instant_or_now
 from sqlaudit.changes import Operation
 from sqlaudit.context import get_audit_context
 from sqlaudit.exceptions import QueryError
@@ -41,7 +41,7 @@ from sqlaudit.period import OpenEnd, UTCDateTime
 from sqlaudit.recording.bulk.locking import take_write_lock
 from sqlaudit.recording.capture import WriteContext
 from sqlaudit.recording.cascades import lock_rows, split_by_chain
-from sqlaudit.recording.changeset import ChangesetStamp, changeset_at, connection_for_versions, instant_or_now
+from sqlaudit.recording.changeset import ChangesetStamp, changeset_at, connection_for_versions
 from sqlaudit.recording.policy import warn_of_visible_history
 from sqlaudit.recording.statements import Statements, has_open_version, step
 from sqlaudit.sql.batches import CHUNK, chunks, in_pages, sortable

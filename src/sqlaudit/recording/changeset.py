@@ -13,8 +13,6 @@ from sqlalchemy import Connection
 from sqlalchemy.orm import Mapper, Session
 
 from sqlaudit.config import current_config
-from sqlaudit.exceptions import QueryError
-from sqlaudit.period import as_utc
 from sqlaudit.recording.scope import scope_of
 from sqlaudit.tracking.tables import INFO_KEY
 
@@ -44,19 +42,6 @@ def connection_for_versions(session: Session, mapper: Mapper[Any] | None, **argu
     :param arguments: further ``bind_arguments``
     """
     return session.connection(bind_arguments={"mapper": mapper, **arguments})
-
-
-def instant_or_now(at: datetime | None) -> datetime:
-    """Return the instant that the user gives, in UTC, or the configured clock's if it is ``None``.
-
-    :raises QueryError: the instant is in the future
-    """
-    now = current_config().now()
-    if at is None:
-        return now
-    if (instant := as_utc(at)) > now:
-        raise QueryError(f"at is {at}, which is in the future. Give an instant that has passed, or leave it out.", at)
-    return instant
 
 
 def changeset_at(at: datetime) -> ChangesetStamp:
