@@ -47,7 +47,7 @@ from sqlaudit.sql.keys import Key, one_of
 from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.aliases import joined_live_tables
 from sqlaudit.tracking.missing import explaining_history_errors
-from sqlaudit.tracking.models import TrackedModel, tracked_model_of
+from sqlaudit.tracking.models import TrackedModel, attribute_of, tracked_model_of
 from sqlaudit.tracking.tables import TrackedTable
 
 _metadata: Final = MetaData()
@@ -333,8 +333,8 @@ def _insert_into(table: TrackedTable) -> Insert:
 
 
 def _row_of(table: TrackedTable, model: TrackedModel, version: _Version) -> dict[str, Any]:
-    mapped = model.mapper._columntoproperty
-    values = {old.key: version.values[mapped[live].key] for live, old in table.columns if live in mapped}
+    named = ((attribute_of(model.mapper, live), old) for live, old in table.columns)
+    values = {old.key: version.values[name] for name, old in named if name}
     values |= {column.key: value for column, value in zip(table.history_key, version.key, strict=True)}
     return values | {table.role(role).key: value for role, value in version.audit.items()}
 
@@ -346,8 +346,8 @@ def _null_as_null(type_: TypeEngine[Any]) -> TypeEngine[Any]:
 
 def _fields_of(model: TrackedModel) -> dict[str, Column[Any]]:
     """Return the live columns that history stores: field → column."""
-    mapped = model.mapper._columntoproperty
-    return {mapped[live].key: live for table in model.chain for live, _ in table.columns if live in mapped}
+    named = ((attribute_of(model.mapper, live), live) for table in model.chain for live, _ in table.columns)
+    return {name: live for name, live in named if name}
 
 
 def _deleted_values_of(model: TrackedModel) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from sqlaudit.recording.statements import NO_USER_FIELDS, UserFields
 from sqlaudit.sql.fitting import hides_null
 from sqlaudit.sql.keys import Key
 from sqlaudit.tracking.foreign_keys import Chain, FollowedTable, referred_columns, untracked_source
-from sqlaudit.tracking.models import TrackedModel, root_of, tracked_model
+from sqlaudit.tracking.models import TrackedModel, attribute_of, root_of, tracked_model
 from sqlaudit.tracking.schema import conflict_clauses_of
 from sqlaudit.tracking.tables import INFO_KEY, tracked_table
 
@@ -38,8 +38,8 @@ class TrackedMapper:
         self.live: dict[str, Column[Any]] = {}
         for table in model.chain:
             for live, _ in table.columns:
-                if live in mapper._columntoproperty:
-                    self.live.setdefault(mapper.get_property_by_column(live).key, live)
+                if name := attribute_of(mapper, live):
+                    self.live.setdefault(name, live)
         self.stored = frozenset(self.live)
         self.keys = frozenset(self.key_names)
         self.automatic = frozenset(name for name, column in self.live.items() if self._is_automatic(column))
@@ -129,8 +129,7 @@ def sources_of(mapper: Mapper[Any]) -> tuple[FollowedTable, ...]:
     """Return the tables of an untracked class that tracked rows follow by foreign key; remember the referred fields."""
     tables = (table for table in mapper.tables if isinstance(table, Table))
     sources = tuple(source for source in map(untracked_source, tables) if source and source.live.primary_key)
-    columns = referred_columns(sources).intersection(mapper._columntoproperty)
-    names = frozenset(mapper._columntoproperty[column].key for column in columns)
+    names = frozenset(filter(None, (attribute_of(mapper, column) for column in referred_columns(sources))))
     mapper.class_manager.info[FOLLOWED] = names if sources else None
     return sources
 

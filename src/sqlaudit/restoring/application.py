@@ -36,11 +36,11 @@ from sqlaudit.recording.tracked_mappers import user_fields_of
 from sqlaudit.restoring.generated_keys import overriding_keys, tables_that_make_keys
 from sqlaudit.restoring.ordering import Stages
 from sqlaudit.restoring.plan import Change, LinkChange, Plan
-from sqlaudit.restoring.rows import attribute_of, read_by_value, stores_null, with_row_locks
+from sqlaudit.restoring.rows import read_by_value, stores_null, with_row_locks
 from sqlaudit.sql.batches import chunks
 from sqlaudit.sql.keys import Key, one_of
 from sqlaudit.sql.options import INTERNAL
-from sqlaudit.tracking.models import TrackedModel, tracked_model
+from sqlaudit.tracking.models import TrackedModel, attribute_of, tracked_model
 from sqlaudit.tracking.registry import mappers_of
 from sqlaudit.tracking.sessions import bind_arguments_for
 

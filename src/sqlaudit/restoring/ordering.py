@@ -12,9 +12,8 @@ from sqlalchemy import Column, ForeignKeyConstraint, Table
 from sqlaudit.changes import Operation, hashable
 from sqlaudit.exceptions import QueryError
 from sqlaudit.restoring.plan import Change, constraints_of, foreign_keys, unique_columns, writable_relationships_over
-from sqlaudit.restoring.rows import attribute_of
 from sqlaudit.sql.keys import Key
-from sqlaudit.tracking.models import TrackedModel, root_of
+from sqlaudit.tracking.models import TrackedModel, attribute_of, root_of
 from sqlaudit.tracking.tables import tracked_table
 
 

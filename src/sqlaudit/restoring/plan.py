@@ -22,7 +22,6 @@ from sqlaudit.exceptions import QueryError
 from sqlaudit.restoring.rows import (
     Link,
     Row,
-    attribute_of,
     display_key,
     keys_now,
     read_by_value,
@@ -34,7 +33,7 @@ from sqlaudit.sql.batches import chunks
 from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.fitting import is_writable
 from sqlaudit.sql.keys import Key, one_of
-from sqlaudit.tracking.models import TrackedModel, root_of, tracked_model
+from sqlaudit.tracking.models import TrackedModel, attribute_of, root_of, tracked_model
 from sqlaudit.tracking.schema import unique_together
 from sqlaudit.tracking.sessions import bind_arguments_for
 from sqlaudit.tracking.tables import TrackedTable, tracked_table

@@ -28,7 +28,7 @@ from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.aliases import HistoryAlias, joined_versions
 from sqlaudit.tracking.history import rebased_on_history
 from sqlaudit.tracking.missing import explaining_history_errors
-from sqlaudit.tracking.models import TrackedModel, tracked_model
+from sqlaudit.tracking.models import TrackedModel, attribute_of, tracked_model
 from sqlaudit.tracking.sessions import bind_arguments_for
 from sqlaudit.tracking.tables import TrackedTable
 
@@ -72,12 +72,6 @@ def values_of(mapper: Mapper[Any], values: Mapping[str, Any], columns: Iterable[
     names = [attribute_of(mapper, column) for column in columns]
     looked_up = tuple([values.get(name) if name else None for name in names])
     return None if any(value is None or value is JSON.NULL for value in looked_up) else looked_up
-
-
-def attribute_of(mapper: Mapper[Any], column: Any) -> str | None:
-    """Return the name of the attribute that a column is mapped to, or ``None``."""
-    prop = mapper._columntoproperty.get(column)
-    return None if prop is None else prop.key
 
 
 def display_key(key: Key) -> Any:

@@ -21,7 +21,6 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.orm import Mapper, RelationshipProperty
-from sqlalchemy.orm.exc import UnmappedColumnError
 from sqlalchemy.sql import operators, visitors
 
 from sqlaudit.exceptions import TrackingError
@@ -40,6 +39,12 @@ class Options:
     history_table_name: str | None = None
     audit_columns: AuditColumns = AuditColumns()  # noqa: RUF009  # frozen
     as_of_index: bool = False
+
+
+def attribute_of(mapper: Mapper[Any], column: Any) -> str | None:
+    """Return the name of the attribute that a column is mapped to, or ``None``."""
+    prop = mapper._columntoproperty.get(column)
+    return None if prop is None else prop.key
 
 
 class TrackedModel:
@@ -111,10 +116,7 @@ class TrackedModel:
         return key
 
     def _name_of(self, column: Column[Any]) -> str:
-        try:
-            return self.mapper.get_property_by_column(column).key
-        except UnmappedColumnError:
-            return column.key
+        return attribute_of(self.mapper, column) or column.key
 
     def set_options(self, options: Options) -> None:
         """Set the options of a decorated subclass, which was tracked with its base class.
@@ -198,13 +200,10 @@ class TrackedModel:
         """The stored fields, inherited ones included: attribute name → history column."""
         columns = dict(self.parent.columns) if self.parent else {}
         for live, history in self.table.columns:
-            try:
-                name = self.mapper.get_property_by_column(live).key
-            except UnmappedColumnError:
-                if self.parent is None and live.key not in columns and self._is_unmapped(live):
-                    columns[live.key] = history
-            else:
+            if name := attribute_of(self.mapper, live):
                 columns.setdefault(name, history)
+            elif self.parent is None and live.key not in columns and self._is_unmapped(live):
+                columns[live.key] = history
         return columns
 
     def forget_columns(self) -> None:
@@ -215,7 +214,7 @@ class TrackedModel:
             model.has_grown = True
 
     def _is_unmapped(self, column: Column[Any]) -> bool:
-        return not any(column in mapper._columntoproperty for mapper in self.mapper.self_and_descendants)
+        return not any(attribute_of(mapper, column) for mapper in self.mapper.self_and_descendants)
 
     @property
     def stored(self) -> frozenset[str]:
