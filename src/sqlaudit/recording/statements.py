@@ -137,10 +137,10 @@ def _literal(operation: Operation) -> ColumnElement[Any]:
 
 def key_types_of(table: TrackedTable, dialect: Dialect) -> KeyTypes:
     """Return what the types of a table's key allow."""
-    processors_of_dialect = table.statements.setdefault(dialect, {})
-    types: KeyTypes | None = processors_of_dialect.get(KeyTypes)
+    statements = table.statements.setdefault(dialect, {})
+    types: KeyTypes | None = statements.get(KeyTypes)
     if types is None:
-        types = processors_of_dialect[KeyTypes] = KeyTypes(table.key, dialect)
+        types = statements[KeyTypes] = KeyTypes(table.key, dialect)
     return types
 
 
