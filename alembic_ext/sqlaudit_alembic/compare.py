@@ -194,8 +194,8 @@ def _rewritten(
 ) -> Iterator[ops.MigrateOperation]:
     place = (getattr(operation, "schema", None), getattr(operation, "table_name", ""))
     tracked = _tracked(autogen_context, *place)
-    if isinstance(operation, ops.CreateTableOp):
-        operation.info = {name: value for name, value in (operation.info or {}).items() if name != INFO_KEY}
+    if isinstance(operation, ops.CreateTableOp) and isinstance(operation.info, dict):
+        operation.info = {name: value for name, value in operation.info.items() if name != INFO_KEY}
     is_ours = tracked is not None and tracked.history.name == place[1]
     if tracked is None or not is_ours or not isinstance(operation, ops.CreateTableOp | ops.ModifyTableOps):
         yield operation

@@ -1059,7 +1059,10 @@ def test_values_that_the_database_takes_for_equal_are_not_unique(engine, base):
             session.delete(session.get_one(Account, 1))
         with sessions.begin() as session:
             session.add(Account(id=2, name="A"))
-        with sessions.begin() as session, pytest.raises(QueryError, match=r"Account 1 cannot .* name, because Account 2"):
+        with (
+            sessions.begin() as session,
+            pytest.raises(QueryError, match=r"Account 1 cannot .* name, because Account 2"),
+        ):
             restore(session, Account, 1, at=1)
 
 

@@ -9,6 +9,8 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 from sqlalchemy.orm import Mapped, mapped_column
 
+from invariants import told
+from registering import recording
 from sqlaudit import AuditColumns, SQLAuditError, TrackingError, as_of, history_of, track_table
 
 
@@ -119,6 +121,33 @@ def test_a_history_table_name_that_is_taken_is_refused(base):
         track_table()(model)
     track_table(history_table_name="customer_log")(model)
     assert "customer_log" in base.metadata.tables
+
+
+def test_a_table_whose_info_is_no_dict_is_refused_and_does_no_harm_beside_tracked_tables(base):
+    class Shop(base):
+        __tablename__ = "shops"
+        __table_args__ = {"info": "any text"}
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    class Sign(base):
+        __tablename__ = "signs"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        shop_id: Mapped[int] = mapped_column(sa.ForeignKey("shops.id", ondelete="CASCADE"))
+
+    with pytest.raises(TrackingError, match="info of the table 'shops' is 'any text'"):
+        track_table()(Shop)
+    track_table()(Sign)
+    engine = sa.create_engine("sqlite://")
+    base.metadata.create_all(engine)
+    with recording(engine) as sessions, sessions() as session:
+        session.execute(sa.insert(Shop).values(id=1))
+        session.add(Sign(id=1, shop_id=1))
+        session.commit()
+        session.execute(sa.insert(Shop).prefix_with("OR IGNORE").values(id=1))
+        session.commit()
+        assert told(session, Sign, "id") == [("insert", 1)]
 
 
 def test_a_second_decoration_is_refused(base):

@@ -52,7 +52,8 @@ def candidate_keys(table: Table) -> Iterator[tuple[Column[Any], ...]]:
 
 def conflict_clauses_of(table: Table) -> str:
     """Return the SQLite conflict clauses of a table's constraints, such as ``REPLACE``, in capitals."""
-    if (words := table.info.get(_ON_CONFLICT)) is None:
+    cache = table.info if isinstance(table.info, dict) else {}
+    if (words := cache.get(_ON_CONFLICT)) is None:
         unique = [
             constraint
             for constraint in table.constraints
@@ -63,7 +64,7 @@ def conflict_clauses_of(table: Table) -> str:
         clauses += [
             column.dialect_kwargs.get(name) for constraint in unique for column in constraint.columns for name in names
         ]
-        words = table.info[_ON_CONFLICT] = " ".join(clause.upper() for clause in clauses if clause)
+        words = cache[_ON_CONFLICT] = " ".join(clause.upper() for clause in clauses if clause)
     return words
 
 

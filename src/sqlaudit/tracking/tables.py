@@ -165,6 +165,12 @@ class TrackedTable:
 
     def _make_table(self, name: str | None) -> Table:
         live, metadata = self.live, self.live.metadata
+        if not isinstance(live.info, dict):
+            raise TrackingError(
+                f"The info of the table {live.fullname!r} is {live.info!r}, and sqlaudit needs a dict to keep what it "
+                "knows of the table there. Give the Table a dict as its info.",
+                live,
+            )
         name = name or shortened(f"{live.name}_history")
         key = name if live.schema is None else f"{live.schema}.{name}"
         for table in (live, metadata.tables.get(key)):
@@ -441,7 +447,8 @@ def tracked_table(table: object) -> TrackedTable | None:
 
     A copy by ``Table.to_metadata()`` has the original's info, but is not tracked.
     """
-    tracked: TrackedTable | None = table.info.get(INFO_KEY) if isinstance(table, Table) else None
+    info = table.info if isinstance(table, Table) else None
+    tracked: TrackedTable | None = info.get(INFO_KEY) if isinstance(info, dict) else None  # SQLAlchemy allows any info
     # Compared by ==, because ORM statements have annotated tables.
     return tracked if tracked is not None and (tracked.live == table or tracked.history == table) else None
 
