@@ -21,7 +21,7 @@ from sqlaudit.recording.tracked_mappers import sources_of
 from sqlaudit.tracking.models import tracked_model
 
 
-def _recording_bulk_save(name: str, original: Callable[..., None]) -> Callable[..., None]:
+def _recording_bulk_save(original: Callable[..., None]) -> Callable[..., None]:
     @wraps(original)
     def bulk_save_objects(session: Session, objects: Iterable[object], *args: Any, **kw: Any) -> None:
         objects = list(objects)
@@ -34,7 +34,7 @@ def _recording_bulk_save(name: str, original: Callable[..., None]) -> Callable[.
     return bulk_save_objects
 
 
-def _recording_bulk_mappings(name: str, original: Callable[..., None]) -> Callable[..., None]:
+def _recording_bulk_mappings(original: Callable[..., None]) -> Callable[..., None]:
     @wraps(original)
     def method(session: Session, mapper: Any, *args: Any, **kw: Any) -> None:
         return _record_bulk(session, [inspect(mapper)], lambda: original(session, mapper, *args, **kw))
@@ -57,7 +57,7 @@ def _record_bulk(session: Session, mappers: Collection[Mapper[Any]], write: Call
         return write()
 
 
-def _looking_up_in_past(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+def _looking_up_in_past(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def _identity_lookup(session: Session, *args: Any, lazy_loaded_from: Any = None, **kw: Any) -> Any:
         """Look up what an object of the past refers to among the objects of its instant."""
@@ -69,7 +69,7 @@ def _looking_up_in_past(name: str, original: Callable[..., Any]) -> Callable[...
     return _identity_lookup
 
 
-_METHODS: Final[dict[str, Callable[[str, Callable[..., Any]], Callable[..., Any]]]] = {
+_METHODS: Final[dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]]] = {
     "_identity_lookup": _looking_up_in_past,
     "bulk_save_objects": _recording_bulk_save,
     "bulk_insert_mappings": _recording_bulk_mappings,
@@ -92,7 +92,7 @@ class _Inherited:
 
 def wrap_methods(target: Any) -> None:
     for name, wrap in _METHODS.items():
-        method = wrap(name, vars(target).get(name) or _Inherited(target, name))
+        method = wrap(vars(target).get(name) or _Inherited(target, name))
         setattr(target, name, method if isinstance(target, type) else MethodType(method, target))
 
 
