@@ -83,7 +83,10 @@ REPLACEMENTS: list[tuple[str, Any, str]] = [
     ("none", orm.Session, "_flushing _execute_internal _query_cls"),
     ("a set of registries of sqlaudit's own", lambda: Base.registry, "_managers"),
     ("get_isolation_level(), which asks the database", lambda: sa.Connection, "_is_autocommit_isolation"),
-    ("none", lambda: ENGINE.execution_options(), "_compiled_cache _proxied"),
+    ("none", lambda: orm.Session(ENGINE).begin(), "_connections"),
+    ("none", lambda: orm.UOWTransaction(orm.Session()), "mappers states"),
+    ("none", lambda: ENGINE.execution_options(), "_proxied"),
+    ("none", lambda: ENGINE.dispatch.before_execute.for_modify(ENGINE.dispatch), "listeners"),
     ("return_defaults() and returned_defaults_rows", lambda: CursorResult, "_no_result_metadata _rewind"),
     ("the same", lambda: CursorResult, "_reset_memoizations"),
     ("the same", lambda: CursorResultMetaData, "_make_new_metadata _keymap"),
@@ -106,6 +109,7 @@ REPLACEMENTS: list[tuple[str, Any, str]] = [
     ("none", lambda: renderers, "_registry"),
 ]
 IMPORTED = [
+    ("sqlalchemy.orm.session", "_sessions"),
     ("sqlalchemy.orm.mapper", "_all_registries"),
     ("sqlalchemy.engine.cursor", "_NO_CURSOR_DML"),
     ("alembic.autogenerate.render", "_alter_column"),

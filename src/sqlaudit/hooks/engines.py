@@ -10,11 +10,14 @@ from typing import Any, Final
 from weakref import WeakSet
 
 from sqlalchemy import CompoundSelect, Connection, Engine, ExceptionContext, Select, UpdateBase, event
+from sqlalchemy.orm import FromStatement, Session
 
 from sqlaudit.exceptions import SQLAuditError
 from sqlaudit.hooks.scope import (
     has_recorder,
     is_by_flush,
+    is_flushing,
+    is_recorded,
     origins,
     recorded_engines,
     recorder_of,
@@ -26,11 +29,13 @@ from sqlaudit.recording.bulk.namesakes import is_namesake, report_namesake
 from sqlaudit.recording.bulk.other_writes import (
     affected_rows_can_be_selected,
     report_nested_writes,
+    report_replacement,
     report_untracked_write,
 )
-from sqlaudit.recording.bulk.parsing import ParsedWrite, unwrapped, wrapped_as
-from sqlaudit.recording.bulk.recorder import finish, is_where_history_is, undo_unfinished, write_of
+from sqlaudit.recording.bulk.parsing import Parameters, ParsedWrite, unwrapped, wrapped_as
+from sqlaudit.recording.bulk.recorder import finish, is_where_history_is, undo, undo_unexecuted, write_of
 from sqlaudit.recording.handwritten import is_known_by_text, report_sql, report_text
+from sqlaudit.recording.scope import scope_of
 from sqlaudit.sql.options import WRITE
 from sqlaudit.tracking.foreign_keys import FollowedTable
 from sqlaudit.tracking.tables import tracked_names
@@ -73,6 +78,7 @@ def hear(engine: Engine) -> None:
         return
     *_, root = origins(engine)
     for name, (listener, options) in _LISTENERS.items():
+        _copy_listeners(root, name)
         event.listen(root, name, listener, **options)
     for each in (engine, root):
         vars(each)[_HEARD] = True
@@ -93,10 +99,18 @@ def stop_hearing() -> None:
     for engine in list(_heard):
         for name, (listener, _) in _LISTENERS.items():
             if event.contains(engine, name, listener):
+                _copy_listeners(engine, name)
                 event.remove(engine, name, listener)
         del vars(engine)[_HEARD]
     _heard.clear()
     _waiting.clear()
+
+
+def _copy_listeners(engine: Engine, name: str) -> None:
+    """Copy the listeners of an event before they are changed, since other threads may be calling them one by one."""
+    target = engine.dialect if name == "handle_error" else engine
+    listeners = getattr(target.dispatch, name).for_modify(target.dispatch)
+    listeners.listeners = listeners.listeners.copy()
 
 
 def _before(
@@ -110,51 +124,75 @@ def _before(
     if WRITE in options or isinstance(clause, (Select, CompoundSelect)):  # their CTEs are known once compiled
         return unchanged
     session = session_on(connection)
-    if session is not None and is_by_flush(session, connection, options):
+    if session is not None and is_by_flush(session, options):
         return unchanged
     statement = unwrapped(clause)
     if not isinstance(statement, UpdateBase):
         if is_known_by_text(statement) and has_recorder(session, connection):
             report_text(statement, connection)
         return unchanged
-    parsed = ParsedWrite(statement, multiple or [single])
-    if parsed.writes_history and (session is not None or recorded_engines):
+    prepared = _prepared(connection, session, statement, multiple or [single], options)
+    if prepared is None:
+        scope_of(connection).heard.add(clause)
+        return unchanged
+    statement, parameters = prepared
+    return wrapped_as(clause, statement), parameters if multiple else multiple, single
+
+
+def _prepared(
+    connection: Connection, session: Session | None, statement: Any, parameters: Parameters, options: Mapping[str, Any]
+) -> tuple[Any, Parameters] | None:
+    """Prepare the recording of an INSERT, UPDATE or DELETE. Return ``None`` if it is not recorded, or by a flush.
+
+    :return: the statement and its parameters in the form to be executed
+    :raises ReadOnlyError: it writes a history table
+    """
+    parsed = ParsedWrite(statement, parameters)
+    if parsed.writes_history and (session is not None or is_recorded(connection)):
         refuse_rewriting(parsed.table, statement, connection)
     if not has_recorder(session, connection):
-        return unchanged
+        return None
     source = parsed.source
     if source is None or (isinstance(source, FollowedTable) and not parsed.changes_referred_rows()):
         report_untracked_write(parsed)
         if is_namesake(parsed.table):
             report_namesake(statement, parsed.table, connection)
-        return unchanged
+        return None
     recorder = recorder_of(session, source)
     if (
         recorder is None
         or not is_where_history_is(connection, source, options)
         or not affected_rows_can_be_selected(parsed)
     ):
-        return unchanged
-    statement, parameters = recorder.prepare(connection, parsed)
-    return wrapped_as(clause, statement), parameters if multiple else multiple, single
+        return None
+    return recorder.prepare(connection, parsed)
 
 
 def _before_cursor(connection: Connection, cursor: Any, sql: str, parameters: Any, context: Any, many: bool) -> None:
-    """Report SQL that is given directly to the driver, and what a statement writes by its CTEs.
+    """Begin the write of a statement; report SQL for the driver, writing CTEs, and statements that listeners replace.
 
-    :raises ReadOnlyError: a CTE writes a history table
+    :raises ReadOnlyError: a history table is written
     """
     if context is None or WRITE in context.execution_options:
         return
-    ctes = getattr(context.compiled, "ctes", None) or ()
-    if context.compiled is not None and (not ctes or context.invoked_statement is None):
+    compiled, clause = context.compiled, context.invoked_statement
+    if compiled is None:
+        if has_recorder(session_on(connection), connection):
+            report_sql(sql, connection)
         return
-    if not has_recorder(session_on(connection), connection):
+    if isinstance(clause, (UpdateBase, FromStatement)) and (write := write_of(clause)) is not None:
+        write.begin()
         return
-    if context.compiled is None:
-        report_sql(sql, connection)
-    elif write_of(context.invoked_statement) is None:
-        report_nested_writes([cte.element for cte in ctes])
+    ctes = clause is not None and getattr(compiled, "ctes", None)  # without a clause, the text has been reported
+    is_replaced = (
+        isinstance(clause, UpdateBase)
+        and "compiled_cache" not in context.execution_options  # else a flush executes it, most likely
+        and clause not in scope_of(connection).heard
+    )
+    if (ctes or is_replaced) and has_recorder(session := session_on(connection), connection):
+        report_nested_writes([cte.element for cte in ctes or ()])
+        if is_replaced and not (session is not None and is_flushing(session)):  # a flush records association rows
+            report_replacement(clause)
 
 
 def _after(connection: Connection, clause: Any, multiple: Any, single: Any, options: Any, result: Any) -> None:
@@ -165,11 +203,14 @@ def _after(connection: Connection, clause: Any, multiple: Any, single: Any, opti
 
 
 def _failed(context: ExceptionContext) -> None:
-    """Undo what a statement, executed directly, did before it failed."""
-    executed = context.execution_context
-    is_own = executed is not None and WRITE in executed.execution_options
-    if context.connection is not None and not context.is_disconnect and not is_own:
-        undo_unfinished(context.connection)
+    """Undo what a statement did before it failed."""
+    connection, executed = context.connection, context.execution_context
+    if connection is None or context.is_disconnect:
+        return
+    if executed is None:
+        undo_unexecuted(connection)
+    elif WRITE not in executed.execution_options and (write := write_of(executed.invoked_statement)) is not None:
+        undo(write)
 
 
 _LISTENERS: Final[dict[str, tuple[Callable[..., Any], dict[str, bool]]]] = {

@@ -235,7 +235,7 @@ def _written_by_other_mapper(mapper: Mapper[Any], connection: Connection, state:
     if history is not None and records(session) and not is_migrating(connection):
         raise rewriting_error(history)
     table = next(filter(_is_live, mapper.tables), None)
-    is_unseen = not session.info.get(DISABLED) and not is_recorded(connection)
+    is_unseen = not session.info.get(DISABLED) and (records(session) or not is_recorded(connection))
     if table is not None and tracked_model(mapper) is None and is_unseen:
         report_unrecorded(
             f"{mapper.class_.__name__} is not tracked, but writes the tracked table {table.fullname!r}, whose history "

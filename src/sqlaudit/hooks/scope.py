@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -49,10 +49,16 @@ def origins(engine: Any) -> Iterator[Engine]:
         engine = getattr(engine, "_proxied", None)
 
 
+def _writer_in(session: Session) -> Recorder | Flush | None:
+    """Return what records the writes of a session now: its flush, or the recorder of its latest call, if any."""
+    flush: Flush | None = session.info.get(INFO_KEY)
+    recorders: Sequence[Recorder] = session.info.get(_RECORDERS, ())
+    return recorders[-1] if recorders and recorders[-1].flush is flush else flush
+
+
 def is_recording(session: Session) -> bool:
     """Return whether a recorder already records what a session now executes."""
-    recorders: list[Recorder] = session.info.get(_RECORDERS, [])
-    return bool(recorders) and recorders[-1].flush is session.info.get(INFO_KEY)
+    return isinstance(_writer_in(session), Recorder)
 
 
 @contextmanager
@@ -81,17 +87,18 @@ def recording_statements(session: Session) -> Iterator[None]:
 
 
 def session_on(connection: Connection) -> Session | None:
-    """Return a session with hooks in the transaction of a connection, if there is one; prefer one that writes."""
+    """Return a session with hooks in the transaction of a connection, if any; of several, the last to begin a write."""
     found = None
     for reference in scope_of(connection).sessions:
         session = reference()
-        if session is not None and session.in_transaction() and (found is None or _writes(session)):
+        if session is not None and session.in_transaction() and (found is None or _wrote_later(session, found)):
             found = session
     return found
 
 
-def _writes(session: Session) -> bool:
-    return INFO_KEY in session.info or is_recording(session)
+def _wrote_later(session: Session, other: Session) -> bool:
+    writer, other_writer = _writer_in(session), _writer_in(other)
+    return writer is not None and (other_writer is None or writer.number > other_writer.number)
 
 
 def has_recorder(session: Session | None, connection: Connection) -> bool:
@@ -101,32 +108,38 @@ def has_recorder(session: Session | None, connection: Connection) -> bool:
     return is_recorded(connection)
 
 
-def is_by_flush(session: Session, connection: Connection, options: Mapping[str, Any]) -> bool:
+def is_flushing(session: Session) -> bool:
+    """Return whether a flush of a session is writing, and no call of the session within it."""
+    writer = _writer_in(session)
+    return isinstance(writer, Flush) and writer.is_writing
+
+
+def is_by_flush(session: Session, options: Mapping[str, Any]) -> bool:
     """Return whether the unit of work of a session executes a statement, which :class:`Flush` records.
 
-    The unit of work uses compiled caches of its own, except for association tables.
+    The unit of work uses the compiled caches of its mappers, except for association tables.
     """
-    cache = options.get("compiled_cache")  # compared by identity: two empty caches are equal
-    if cache is None or cache is connection.engine._compiled_cache:
+    cache = options.get("compiled_cache")
+    if cache is None:
         return False
-    flush: Flush | None = session.info.get(INFO_KEY)
-    return flush is not None and flush.is_writing and not (_RECORDERS in session.info and is_recording(session))
+    writer = _writer_in(session)
+    return isinstance(writer, Flush) and writer.has_compiled_cache(cache)
 
 
 def recorder_of(session: Session | None, source: Source) -> Recorder | None:
     """Return the recorder of a statement that a connection executes; ``None`` if the session's flush records it.
 
+    The flush records the rows that it has inserted before, since the statement may change them.
+
     :param source: the table that the statement writes
     """
     if session is None:
         return Recorder(None, is_direct=True)
-    if is_recording(session):
-        recorder: Recorder = session.info[_RECORDERS][-1]
-        return recorder
+    writer = _writer_in(session)
     flush: Flush | None = session.info.get(INFO_KEY)
-    is_link = isinstance(source, TrackedTable) and source.is_association
-    if is_link and flush is not None and flush.is_writing and flush.records_links:
-        return None
     if flush is not None and flush.is_writing:
+        is_link = isinstance(source, TrackedTable) and source.is_association
+        if is_link and writer is flush and flush.records_links:
+            return None
         flush.record_inserted()
-    return Recorder(session, is_direct=True)
+    return writer if isinstance(writer, Recorder) else Recorder(session, is_direct=True)

@@ -28,6 +28,7 @@ from sqlalchemy.orm import (
     scoped_session,
     sessionmaker,
 )
+from sqlalchemy.orm.session import _sessions
 
 from sqlaudit.exceptions import SQLAuditError
 from sqlaudit.hooks.engines import forget_engine, hear, record_engine, stop_hearing
@@ -37,6 +38,7 @@ from sqlaudit.hooks.scope import (
     is_recording,
     recorded_engines,
     recording_statements,
+    records,
     registered,
 )
 from sqlaudit.past.objects import Instant, refuse_changes
@@ -45,6 +47,7 @@ from sqlaudit.past.running import execute_within, instant_of, read_past
 from sqlaudit.recording.bulk.parsing import ParsedWrite, unwrapped
 from sqlaudit.recording.flush import Flush
 from sqlaudit.recording.scope import enter_scope
+from sqlaudit.recording.side_writes import has_other_listeners
 from sqlaudit.tracking.history import Version
 from sqlaudit.tracking.sessions import bind_arguments_for
 from sqlaudit.tracking.tables import INFO_KEY
@@ -76,6 +79,7 @@ def register_hooks(target: Any = Session, *, engine: Any = None) -> None:
             event.listen(target, name, listener, insert=name in _FIRST)
         wrap_methods(target)
         registered.append(target)
+        _enter_open_transactions()
 
 
 _NOT_GIVEN: Final[Any] = object()
@@ -131,6 +135,16 @@ def _session_class(target: Any, *, make: bool) -> Any:
     )
 
 
+def _enter_open_transactions() -> None:
+    """Hear the connections of sessions that record, and that have begun a transaction before they were registered."""
+    for session in filter(None, [reference() for reference in _sessions.valuerefs()]):
+        transaction = session.get_transaction()
+        if transaction is not None and records(session):
+            for connection, *_ in list(transaction._connections.values()):
+                enter_scope(session, connection)
+                hear(connection.engine)
+
+
 def _begin_flush(session: Session, context: UOWTransaction, instances: object) -> None:
     """Take the instant of a flush before other listeners set timestamps."""
     flush: Flush | None = session.info.get(INFO_KEY)
@@ -157,9 +171,11 @@ def _after_flush(session: Session, context: UOWTransaction) -> None:
         flush.record()
 
 
-def _after_soft_rollback(session: Session, transaction: SessionTransaction) -> None:
-    if not transaction.nested:  # a listener's rolled back savepoint does not end the flush
-        session.info.pop(INFO_KEY, None)
+def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
+    """Forget a flush that has failed."""
+    flush: Flush | None = session.info.get(INFO_KEY)
+    if flush is not None and (transaction.parent is None or flush.writes_within(transaction)):
+        del session.info[INFO_KEY]
 
 
 def _do_orm_execute(state: ORMExecuteState) -> Any:
@@ -202,6 +218,9 @@ def _spare_past_objects(state: ORMExecuteState) -> None:
 def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
     enter_scope(session, connection)
     hear(connection.engine)
+    flush: Flush | None = session.info.get(INFO_KEY)
+    if flush is not None and flush.is_writing and has_other_listeners(session, ("after_begin",)):
+        flush.records_links = False  # they may write association rows
 
 
 _FIRST: Final = ("after_begin", "after_flush")  # before other listeners of these events write
@@ -209,6 +228,6 @@ _SESSION_LISTENERS: Final[dict[str, Callable[..., Any]]] = {
     "after_begin": _after_begin,
     "before_flush": _before_flush,
     "after_flush": _after_flush,
-    "after_soft_rollback": _after_soft_rollback,
+    "after_transaction_end": _after_transaction_end,
     "do_orm_execute": _do_orm_execute,
 }

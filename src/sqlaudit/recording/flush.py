@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from itertools import chain
 from typing import Any, Final, cast
 
@@ -19,6 +20,7 @@ from sqlalchemy.orm import (
     Mapper,
     PassiveFlag,
     Session,
+    SessionTransaction,
     UOWTransaction,
 )
 
@@ -29,6 +31,7 @@ from sqlaudit.recording.capture import Capture, MissingRows, WriteContext
 from sqlaudit.recording.cascades import Dependents, record_changed_keys
 from sqlaudit.recording.changeset import changeset_of, connection_for_versions, instant_before
 from sqlaudit.recording.policy import lacking, report_replacing, require_context
+from sqlaudit.recording.scope import write_numbers
 from sqlaudit.recording.side_writes import chooses_connections, has_other_listeners, may_write_more
 from sqlaudit.recording.tracked_mappers import (
     FOLLOWED,
@@ -134,6 +137,7 @@ class Flush:
     def __init__(self, session: Session, context: UOWTransaction) -> None:
         self.session = session
         self.context = context
+        self.number = next(write_numbers)
         self.config = current_config()
         self._requires = self.config.require_reason or self.config.require_user
         self.began: datetime | None = None
@@ -153,7 +157,6 @@ class Flush:
         self._preflights: _Preflights = defaultdict(_Preflight)
         self._followed_fields: dict[TrackedMapper, frozenset[str]] = {}
         self._changed_late: dict[TrackedMapper, bool] = {}
-        self._records_links: bool | None = None
         self._inserted_early: set[State] = set()
         """New objects for which :meth:`record_inserted` has looked."""
 
@@ -352,18 +355,27 @@ class Flush:
         """Return whether the flush has begun to write. Statements of ``before_flush`` listeners precede that."""
         return getattr(self.context, "transaction", None) is not None
 
-    @property
+    def writes_within(self, transaction: SessionTransaction) -> bool:
+        """Return whether a transaction of the session is the one that the flush has begun."""
+        return getattr(self.context, "transaction", None) is transaction
+
+    def has_compiled_cache(self, cache: Any) -> bool:
+        """Return whether a compiled cache is that of a mapper whose objects the flush writes."""
+        for mapper in self.context.mappers:  # noqa: SIM110  # quicker, and each statement of a flush calls this
+            if mapper._compiled_cache is cache:  # two empty caches are equal
+                return True
+        return False
+
+    @cached_property
     def records_links(self) -> bool:
         """Return whether association rows are recorded after the flush, from its objects.
 
         Else their statements are recorded: if the connection is unknown, or if listeners may execute such statements.
         """
-        if self._records_links is None:
-            session = self.session
-            states = chain(self.context.states, session._new, session._deleted, session._dirty_states)
-            mappers = {state.mapper for state in states}
-            self._records_links = not self.has_many_connections and not any(map(may_write_more, mappers))
-        return self._records_links
+        session = self.session
+        states = chain(self.context.states, session._new, session._deleted, session._dirty_states)
+        mappers = {state.mapper for state in states}
+        return not self.has_many_connections and not any(map(may_write_more, mappers))
 
     def record_inserted(self) -> None:
         """Write the first versions of the rows that the flush has inserted, before a listener's statement changes them.

@@ -34,13 +34,13 @@ def chooses_connections(session: Session) -> bool:
     )
 
 
-def has_other_listeners(mapper: Mapper[Any], names: Iterable[str]) -> bool:
-    """Return whether listeners other than sqlaudit's listen to events of a mapper.
+def has_other_listeners(target: Mapper[Any] | Session, names: Iterable[str]) -> bool:
+    """Return whether listeners other than sqlaudit's listen to events of a mapper or a session.
 
     :param names: the names of the events
     """
     for name in names:
-        for listener in getattr(mapper.dispatch, name):
+        for listener in getattr(target.dispatch, name):
             if not (getattr(listener, "__module__", None) or "").startswith("sqlaudit."):
                 return True
     return False

@@ -32,6 +32,23 @@ def report_nested_writes(statements: Iterable[Any]) -> None:
                 _report_table(tracked)
 
 
+def report_replacement(statement: UpdateBase) -> None:
+    """Report a statement that writes a tracked table, and that a listener has executed in the place of another.
+
+    :raises ReadOnlyError: it writes a history table
+    """
+    parsed = ParsedWrite(statement)
+    if parsed.writes_history:
+        raise rewriting_error(parsed.table)
+    if isinstance(tracked := parsed.source, TrackedTable):
+        report_unrecorded(
+            f"A listener of before_execute has replaced a statement by one that writes the tracked table "
+            f"{tracked.live.fullname!r}, after sqlaudit looked at it, so history will not show the change. Register "
+            "the listener for the class Engine, or before sessions use the engine and before register_hooks(engine=…).",
+            tracked.live,
+        )
+
+
 def report_untracked_write(parsed: ParsedWrite) -> None:
     """Report what a statement writes besides a table without history, or if the tracked class has another table now.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -23,9 +23,10 @@ from sqlaudit.recording.bulk.writes import Write, roll_back, transactions_of
 from sqlaudit.recording.capture import WriteContext
 from sqlaudit.recording.changeset import changeset_of, instant_before
 from sqlaudit.recording.policy import lacking, report_unrecorded, require_context
-from sqlaudit.recording.scope import scope_of
+from sqlaudit.recording.scope import scope_of, write_numbers
 from sqlaudit.recording.statements import NO_USER_FIELDS
 from sqlaudit.recording.tracked_mappers import user_fields_of
+from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.keys import Key
 from sqlaudit.sql.options import WRITE
 from sqlaudit.tracking.foreign_keys import Chain, FollowedTable, Source
@@ -39,6 +40,7 @@ class Recorder:
 
     :param session: the session, if any, that is in the transaction of the connection
     :param is_direct: True to write the versions after each statement, False to write them when :meth:`settle` is called
+    :ivar number: tells which of several sessions began to write last
     :ivar flush: the flush in which the statements are executed, if any
     :ivar writes: what the statements write to tracked tables, as far as it is not recorded yet
     """
@@ -46,6 +48,7 @@ class Recorder:
     def __init__(self, session: Session | None, *, is_direct: bool) -> None:
         self.session = session
         self.is_direct = is_direct
+        self.number = next(write_numbers)
         self.flush = None if session is None else session.info.get(INFO_KEY)
         self.writes: list[Write] = []
 
@@ -88,7 +91,7 @@ class Recorder:
         if isinstance(source, TrackedTable):
             _require_context(source, is_flushing=self.flush is not None)
         if self.is_direct:
-            undo_unfinished(connection, dead=True)
+            _undo_dead(connection)
         writes = scope_of(connection).unfinished if self.is_direct else self.writes
         began = writes[0].began if writes else instant_before(self.session, connection)
         write = Write(
@@ -106,7 +109,7 @@ class Recorder:
             statement = _prepared(write)
         except BaseException:
             if self.is_direct:
-                _undo(connection, [write])
+                undo(write)
             raise
         statement = statement.execution_options(**{WRITE: ref(write)})  # weak: the statement cache keeps the options
         write.statement = ref(statement)
@@ -117,6 +120,7 @@ def _prepared(write: Write) -> Any:
     """Return the statement in the form to be executed."""
     parsed, source = write.parsed, write.source
     is_one = len(parsed.parameters) == 1 and not parsed.has_prefixes
+    write.is_atomic = is_one or TRAITS[write.connection.dialect.name].undoes_failed_statements
     # To select its rows takes no more privileges than an UPDATE with a criterion.
     asks_no_more = bool(parsed.criteria) and not parsed.is_delete
     tables = [source] if isinstance(source, TrackedTable) else []
@@ -124,8 +128,6 @@ def _prepared(write: Write) -> Any:
         with explaining_history_errors(tables, record=True, reads_as_user=asks_no_more):
             if not (parsed.is_insert and is_one):
                 take_write_lock(write.connection, source)
-            if not is_one:
-                write.begin()
             if not parsed.is_insert:
                 return prepare_change(write)
             if isinstance(source, TrackedTable):
@@ -137,8 +139,8 @@ def _prepared(write: Write) -> Any:
 
 def write_of(clause: Any) -> Write | None:
     """Return the write of a statement that a recorder has prepared."""
-    refers = clause.get_execution_options().get(WRITE) if isinstance(clause, (UpdateBase, FromStatement)) else None
-    return refers and refers()
+    reference = clause.get_execution_options().get(WRITE) if isinstance(clause, (UpdateBase, FromStatement)) else None
+    return reference and reference()
 
 
 def finish(write: Write, result: Any) -> None:
@@ -154,27 +156,32 @@ def finish(write: Write, result: Any) -> None:
             raise
 
 
-def undo_unfinished(connection: Connection, *, dead: bool = False) -> None:
-    """Undo what failed statements, executed directly on a connection, did before they failed.
+def undo(write: Write) -> None:
+    """Undo what a statement did before it failed. Statements within which it was executed go on."""
+    scope = scope_of(write.connection)
+    scope.unfinished = [unfinished for unfinished in scope.unfinished if unfinished is not write]
+    if not write.is_rolled_back():
+        with suppress(SQLAlchemyError):  # the database may have ended or aborted the transaction
+            write.settle()
 
-    :param dead: undo only writes whose statement has been garbage collected. Such a statement failed to compile,
-        which fires no event. A write that is still referenced may be waiting for a column default to execute.
+
+def undo_unexecuted(connection: Connection) -> None:
+    """Undo what was prepared for a statement whose parameters could not be made: a type or a column default raised."""
+    unfinished = scope_of(connection).unfinished
+    if unfinished and not unfinished[-1].is_executed:
+        undo(unfinished[-1])
+
+
+def _undo_dead(connection: Connection) -> None:
+    """Undo what was prepared for statements that have been garbage collected.
+
+    Such a statement failed to compile, which fires no event. A write whose statement is still referenced may be waiting
+    for a column default to execute.
     """
-    _undo(
-        connection,
-        [unfinished for unfinished in scope_of(connection).unfinished if not dead or unfinished.statement() is None],
-    )
-
-
-def _undo(connection: Connection, writes: Sequence[Write]) -> None:
-    scope = scope_of(connection)
-    scope.unfinished = [
-        unfinished for unfinished in scope.unfinished if unfinished not in writes
-    ]  # undoing may fail, too
-    for write in reversed(writes):
-        if write.connection is connection and not write.is_rolled_back():
-            with suppress(SQLAlchemyError):  # the database may have ended or aborted the transaction
-                write.settle()
+    for write in scope_of(connection).unfinished:
+        if write.statement is not None and write.statement() is None:
+            write.savepoint = None  # other statements have been executed since
+            undo(write)
 
 
 def _root_of(source: Source) -> Source:

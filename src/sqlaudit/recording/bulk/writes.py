@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final, cast
+from typing import Any, cast
+from weakref import ref
 
 from sqlalchemy import ColumnElement, Connection, CursorResult, FromClause, func, select
 from sqlalchemy.engine.cursor import FullyBufferedCursorFetchStrategy
@@ -17,6 +18,7 @@ from sqlaudit.recording.bulk.parsing import Parameters, ParsedWrite
 from sqlaudit.recording.capture import Capture, MissingRows, WriteContext
 from sqlaudit.recording.cascades import Dependents, record_changed_keys, split_by_chain
 from sqlaudit.recording.policy import report_unrecorded
+from sqlaudit.recording.scope import scope_of
 from sqlaudit.recording.tracked_mappers import user_fields_of
 from sqlaudit.sql.batches import KeyCollection, chunks
 from sqlaudit.sql.dialects import TRAITS
@@ -25,7 +27,6 @@ from sqlaudit.tracking.catalogue import diverts_deletes
 from sqlaudit.tracking.foreign_keys import Chain, FollowedTable, Source, Sources, referred_columns
 from sqlaudit.tracking.tables import TrackedTable
 
-_SAVEPOINT: Final = "sqlaudit"
 KeysOf = Callable[[CursorResult[Any]], KeyCollection[Key]]
 
 
@@ -36,7 +37,7 @@ class Write:
     :ivar is_direct: True if a connection executes the statement directly, not in a call of a session
     :ivar began: the instant before the statement, for a changeset that begins with it
     :ivar context: returns the transaction, and who writes
-    :ivar statement: returns the statement, or ``None`` once it has been garbage collected
+    :ivar statement: a weak reference to the statement, once it is prepared
     :ivar root: the same table; for a subclass table, the table of its base class
     :ivar above: for a subclass table, the tables of its base classes
     :ivar parsed: what the statement says
@@ -59,8 +60,11 @@ class Write:
     :ivar selected_count: the number of rows that it should write, if it was not confined to them
     :ivar is_row_by_row: True if a DELETE finds rows by columns that its own foreign key actions change, row by row
     :ivar unselected_count: how many more rows it wrote
-    :ivar has_savepoint: True if a savepoint can undo what it did before it failed
+    :ivar is_atomic: True if every database undoes what it did before it failed
+    :ivar savepoint: the name of the savepoint that can undo what it did before it failed, if there is one
+    :ivar is_executed: True once it is sent to the database
     :ivar is_done: True if it has been executed
+    :ivar is_undone: True if it failed, and what it did before it failed is undone
     :ivar transactions: the transaction and the savepoint in which it is executed
     """
 
@@ -82,7 +86,7 @@ class Write:
     missing_count: int = 0
     keys_of: KeysOf = lambda result: []
     inserted: KeyCollection[Key] = ()
-    statement: Callable[[], Any] = lambda: None
+    statement: ref[Any] | None = None
     may_update: bool = False
     may_change_keys: bool = False
     conflict_clauses: Set[str] = frozenset()
@@ -92,8 +96,11 @@ class Write:
     selected_count: int | None = None
     is_row_by_row: bool = False
     unselected_count: int = 0
-    has_savepoint: bool = False
+    is_atomic: bool = False
+    savepoint: str | None = None
+    is_executed: bool = False
     is_done: bool = False
+    is_undone: bool = False
     transactions: tuple[Any, Any] = (None, None)
 
     def __post_init__(self) -> None:
@@ -105,11 +112,32 @@ class Write:
         return self.context().capture(tracked, user_fields_of(tracked))
 
     def begin(self) -> None:
-        """Set a savepoint, except on PostgreSQL, since other databases keep what a statement did before it failed."""
+        """Set a savepoint if the statement may fail in the middle: only PostgreSQL undoes what it did before.
+
+        It is set immediately before the statement is executed, so that it undoes nothing else: what column defaults
+        execute, say.
+        """
         connection = self.connection
-        if not TRAITS[connection.dialect.name].undoes_failed_statements and not connection._is_autocommit_isolation():
-            connection.dialect.do_savepoint(connection, _SAVEPOINT)
-            self.has_savepoint = True
+        self.is_executed, self.transactions = True, transactions_of(connection)
+        if self.is_atomic or self.savepoint or connection._is_autocommit_isolation():
+            return
+        scope = scope_of(connection)
+        scope.savepoints += 1
+        self.savepoint = f"sqlaudit_{scope.savepoints}"  # MariaDB would replace one of the same name
+        connection.dialect.do_savepoint(connection, self.savepoint)
+
+    def release_savepoint(self, *, rolls_back: bool = False) -> None:
+        """Release the savepoint, if there is one.
+
+        :param rolls_back: True to roll back to it first
+        """
+        name, self.savepoint = self.savepoint, None
+        if name is not None:
+            connection = self.connection
+            if rolls_back:
+                connection.dialect.do_rollback_to_savepoint(connection, name)
+            connection.dialect.do_release_savepoint(connection, name)
+            scope_of(connection).savepoints -= 1
 
     def prepare_rows(self, keys: Keys, *, changed: Set[Any] | None, is_replaced: bool = False) -> None:
         """Write baselines of the rows that the statement is about to write, and find the rows that depend on them.
@@ -129,7 +157,7 @@ class Write:
         """Note what the statement has done."""
         self.is_done = True
         is_read = not result.returns_rows or isinstance(result.cursor_strategy, FullyBufferedCursorFetchStrategy)
-        if not is_read and (result.context._is_server_side or self.has_savepoint):  # sqlaudit needs the connection now
+        if not is_read and (result.context._is_server_side or self.savepoint):  # sqlaudit needs the connection now
             rowcount = result.context.rowcount
             rewind_result(result, list(result.all()), rowcount)
         # SQLite counts rows while they are fetched; Python's driver counts none for a statement that begins with WITH.
@@ -147,20 +175,23 @@ class Write:
             self.missing_count = self.confined_to[2] - result.rowcount
         if self.selected_count is not None:
             self.unselected_count = result.rowcount - self.selected_count
-        if self.has_savepoint:
-            self.connection.dialect.do_release_savepoint(self.connection, _SAVEPOINT)
+        self.release_savepoint()
 
     def settle(self) -> None:
         """Write the versions; if the statement failed, undo what it did before it failed."""
         try:
-            (self._record if self.is_done else self._undo)()
+            if self.is_done:
+                self._record()
+            elif not self.is_undone:
+                self._undo()
         finally:
             self.forget()
 
     def forget(self) -> None:
         """Drop the temporary table of keys."""
-        if self.stored is not None:
-            self.stored.drop()
+        stored, self.stored = self.stored, None
+        if stored is not None:
+            stored.drop()
 
     def _record(self) -> None:
         if self.missing_count > 0 and "REPLACE" not in self.conflict_clauses:
@@ -277,11 +308,8 @@ class Write:
         return transactions_of(self.connection) != self.transactions
 
     def _undo(self) -> None:
-        connection = self.connection
-        if self.has_savepoint:
-            connection.dialect.do_rollback_to_savepoint(connection, _SAVEPOINT)
-            connection.dialect.do_release_savepoint(connection, _SAVEPOINT)
-            return
+        self.is_undone = True
+        self.release_savepoint(rolls_back=True)
         for capture, keys in (*self.captures, *self.replaced):
             capture.settle(keys)
         self.dependents.settle()
