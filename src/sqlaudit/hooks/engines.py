@@ -180,8 +180,9 @@ def _before_cursor(connection: Connection, cursor: Any, sql: str, parameters: An
         if has_recorder(session_on(connection), connection):
             report_sql(sql, connection)
         return
-    if isinstance(clause, (UpdateBase, FromStatement)) and (write := write_of(clause)) is not None:
-        write.begin()
+    if isinstance(clause, (UpdateBase, FromStatement)) and WRITE in clause.get_execution_options():
+        if (write := write_of(clause)) is not None:
+            write.begin()
         return
     ctes = clause is not None and getattr(compiled, "ctes", None)  # without a clause, the text has been reported
     is_replaced = (
@@ -197,8 +198,8 @@ def _before_cursor(connection: Connection, cursor: Any, sql: str, parameters: An
 
 def _after(connection: Connection, clause: Any, multiple: Any, single: Any, options: Any, result: Any) -> None:
     """Note what a statement has written; write the versions if it was executed directly."""
-    is_read = WRITE in options or isinstance(clause, (Select, CompoundSelect))
-    if not is_read and (write := write_of(clause)) is not None:
+    is_prepared = isinstance(clause, (UpdateBase, FromStatement)) and WRITE in clause.get_execution_options()
+    if is_prepared and (write := write_of(clause)) is not None:
         finish(write, result)
 
 

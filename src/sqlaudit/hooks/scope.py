@@ -122,8 +122,10 @@ def is_by_flush(session: Session, options: Mapping[str, Any]) -> bool:
     cache = options.get("compiled_cache")
     if cache is None:
         return False
-    writer = _writer_in(session)
-    return isinstance(writer, Flush) and writer.has_compiled_cache(cache)
+    flush: Flush | None = session.info.get(INFO_KEY)
+    if flush is None or (_RECORDERS in session.info and is_recording(session)):
+        return False
+    return flush.has_compiled_cache(cache)
 
 
 def recorder_of(session: Session | None, source: Source) -> Recorder | None:

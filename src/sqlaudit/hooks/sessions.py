@@ -47,7 +47,6 @@ from sqlaudit.past.running import execute_within, instant_of, read_past
 from sqlaudit.recording.bulk.parsing import ParsedWrite, unwrapped
 from sqlaudit.recording.flush import Flush
 from sqlaudit.recording.scope import enter_scope
-from sqlaudit.recording.side_writes import has_other_listeners
 from sqlaudit.tracking.history import Version
 from sqlaudit.tracking.sessions import bind_arguments_for
 from sqlaudit.tracking.tables import INFO_KEY
@@ -218,9 +217,6 @@ def _spare_past_objects(state: ORMExecuteState) -> None:
 def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
     enter_scope(session, connection)
     hear(connection.engine)
-    flush: Flush | None = session.info.get(INFO_KEY)
-    if flush is not None and flush.is_writing and has_other_listeners(session, ("after_begin",)):
-        flush.records_links = False  # they may write association rows
 
 
 _FIRST: Final = ("after_begin", "after_flush")  # before other listeners of these events write

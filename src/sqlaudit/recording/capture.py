@@ -547,7 +547,7 @@ class Capture:
         dialect = self.connection.dialect
         if isinstance(keys, SelectedKeys):
             return Statements(self.chain, self.user_fields, True, dialect, keys, as_text=self._as_text())
-        chosen = len(keys) > 1, is_raw(keys) and self._key_types.differs
+        chosen = len(keys) > 1, type(keys[0]) is RawKey and self._key_types.differs
         if chosen not in self._chosen:
             many, raw_keys = chosen
             statements = self.chain[-1].statements.setdefault(dialect, {})

@@ -373,9 +373,10 @@ class Flush:
         Else their statements are recorded: if the connection is unknown, or if listeners may execute such statements.
         """
         session = self.session
+        if self.has_many_connections or has_other_listeners(session, ("after_begin",)):
+            return False
         states = chain(self.context.states, session._new, session._deleted, session._dirty_states)
-        mappers = {state.mapper for state in states}
-        return not self.has_many_connections and not any(map(may_write_more, mappers))
+        return not any(map(may_write_more, {state.mapper for state in states}))
 
     def record_inserted(self) -> None:
         """Write the first versions of the rows that the flush has inserted, before a listener's statement changes them.
