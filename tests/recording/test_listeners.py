@@ -361,3 +361,38 @@ def test_a_new_row_that_a_listener_changes_by_the_connection_is_an_insert(
         with sessions() as session:
             check_history(session, Parcel)
             assert told(session, Parcel, "slug") == [("insert", "s")] * 4
+
+
+@pytest.mark.parametrize("name", ["before_update", "after_update"])
+@pytest.mark.parametrize("column", ["slug", "note"])
+@pytest.mark.parametrize("rows", ["its own", "all"])
+def test_an_older_row_that_a_listener_changes_by_the_connection_has_its_old_values_in_the_baseline(
+    base: Any, engine: sa.Engine, name: str, column: str, rows: str
+) -> None:
+    @track_table()
+    class Parcel(base):
+        __tablename__ = "parcels"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        slug: Mapped[str] = mapped_column(sa.String(20))
+        note: Mapped[str] = mapped_column(sa.String(20))
+
+    table = Parcel.__table__
+
+    def change(mapper: Any, connection: sa.Connection, target: Any) -> None:
+        update = sa.update(table).values({column: "by the listener"})
+        connection.execute(update.where(table.c.id == target.id) if rows == "its own" else update)
+
+    base.metadata.create_all(engine)
+    with engine.begin() as connection:
+        connection.execute(table.insert(), [{"id": key, "slug": "old", "note": "old"} for key in (1, 2)])
+    event.listen(Parcel, name, change)
+    with recording(engine) as sessions:
+        with sessions.begin() as session:
+            for parcel in session.scalars(sa.select(Parcel)):
+                parcel.slug = "new"
+        with sessions() as session:
+            check_history(session, Parcel)
+            versions = told(session, Parcel, "slug", "note")
+            assert [each for each in versions if each[0] == "baseline"] == [("baseline", "old", "old")] * 2
+            assert [operation for operation, *_ in versions] == ["baseline", "update"] * 2

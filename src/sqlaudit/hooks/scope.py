@@ -131,7 +131,7 @@ def is_by_flush(session: Session, options: Mapping[str, Any]) -> bool:
 def recorder_of(session: Session | None, source: Source) -> Recorder | None:
     """Return the recorder of a statement that a connection executes; ``None`` if the session's flush records it.
 
-    The flush records the rows that it has inserted before, since the statement may change them.
+    The flush records the rows that it has written before, since the statement may change them.
 
     :param source: the table that the statement writes
     """
@@ -143,5 +143,5 @@ def recorder_of(session: Session | None, source: Source) -> Recorder | None:
         is_link = isinstance(source, TrackedTable) and source.is_association
         if is_link and writer is flush and flush.records_links:
             return None
-        flush.record_inserted()
+        flush.record_early()
     return writer if isinstance(writer, Recorder) else Recorder(session, is_direct=True)

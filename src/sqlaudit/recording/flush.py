@@ -77,7 +77,7 @@ class Group:
     updating: list[Updating] = field(default_factory=list)
     deleted: list[State] = field(default_factory=list)
     seen: int = 0
-    """How many of the inserted objects :meth:`Flush.record_inserted` has seen."""
+    """How many of the inserted objects :meth:`Flush.record_early` has seen."""
 
 
 @dataclass(slots=True)
@@ -158,7 +158,9 @@ class Flush:
         self._followed_fields: dict[TrackedMapper, frozenset[str]] = {}
         self._changed_late: dict[TrackedMapper, bool] = {}
         self._inserted_early: set[State] = set()
-        """New objects for which :meth:`record_inserted` has looked."""
+        """New objects for which :meth:`record_early` has looked."""
+        self._updated_early: set[State] = set()
+        """Updated objects whose rows have a history."""
 
     def group(self, state: State, connection: Connection) -> Group:
         """Return the group of a tracked object that the flush writes through a connection."""
@@ -378,12 +380,13 @@ class Flush:
         states = chain(self.context.states, session._new, session._deleted, session._dirty_states)
         return not any(map(may_write_more, {state.mapper for state in states}))
 
-    def record_inserted(self) -> None:
-        """Write the first versions of the rows that the flush has inserted, before a listener's statement changes them.
+    def record_early(self) -> None:
+        """Record what a listener's statement may change next: inserted rows, and older rows that have been updated.
 
         The unit of work inserts the objects of a mapper together, and then calls ``after_insert`` for one by one.
         """
         for group in list(self._groups.values()):
+            self._record_updated(group)
             unseen = group.inserted[group.seen :]
             group.seen = len(group.inserted)
             if all(state in self._inserted_early for state in unseen):
@@ -408,6 +411,30 @@ class Flush:
         live, recorded = capture.keys_where(tuple(root.table.key), keys)
         capture.inserted([key for key in keys if key in live - recorded], must_be_found=False)
         self._inserted_early.update(by_key[key] for key in keys if key in live)
+
+    def _record_updated(self, group: Group) -> None:
+        """Write the baselines and first versions of updated rows without history, whose old values only objects know.
+
+        Of a row whose UPDATE is still to come nothing remains, since nothing has changed.
+        """
+        tracked_mapper, updated = group.tracked_mapper, dict[Key, tuple[State, Mapping[str, Any]]]()
+        for update in group.updating:
+            state = update.state
+            key = tracked_mapper.key_of(state)
+            if state not in self._updated_early and key == cast(Any, state.key)[1]:
+                updated[key] = state, {**state.committed_state, **update.committed}
+        if not updated:
+            return
+        write = self._write_context(group.connection)
+        capture = write.capture(tracked_mapper.model.chain, tracked_mapper.user_fields(self.config))
+        _, recorded = capture.keys_where(tuple(tracked_mapper.model.root.table.key), list(updated))
+        self._updated_early.update(updated[key][0] for key in updated.keys() & recorded)
+        if older := [key for key in updated if key not in recorded]:
+            capture.updated(
+                older,
+                lambda key: self._old_of_updated(tracked_mapper, *updated[key]),
+                missing_rows=MissingRows.DELETED,
+            )
 
     def record(self) -> None:
         """Write the versions.
@@ -467,11 +494,6 @@ class Flush:
                     moved[old_key] = (state, changed)
                     new_keys.append(key)
 
-        def old_of_updated(key: Key) -> Mapping[Column[Any], Any]:
-            state, changed = updated[key]
-            changed = self._with_automatic(state, changed)
-            return tracked_mapper.old_values(state, changed, changed)
-
         def old_of_lost(key: Key) -> Mapping[Column[Any], Any]:
             if key in rewritten:
                 return tracked_mapper.old_values(rewritten[key], rewritten[key].committed_state, tracked_mapper.stored)
@@ -504,9 +526,19 @@ class Flush:
                 capture.deleted(list(deleted), old_of_lost)
         if updated:
             missing_rows = MissingRows.UPDATED if must_be_found else MissingRows.DELETED
-            capture.updated(list(updated), old_of_updated, missing_rows=missing_rows)
+            capture.updated(
+                list(updated),
+                lambda key: self._old_of_updated(tracked_mapper, *updated[key]),
+                missing_rows=missing_rows,
+            )
         if new_keys:
             record_changed_keys(write, tracked_mapper.model.chain, new_keys)
+
+    def _old_of_updated(
+        self, tracked_mapper: TrackedMapper, state: State, changed: Mapping[str, Any]
+    ) -> Mapping[Column[Any], Any]:
+        changed = self._with_automatic(state, changed)
+        return tracked_mapper.old_values(state, changed, changed)
 
     def _with_automatic(self, state: State, changed: Mapping[str, Any]) -> dict[str, Any]:
         """Return the old values of an object, including fields that changed without being set."""
