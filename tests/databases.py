@@ -303,6 +303,7 @@ class PostgreSQL(Server):
     capabilities = frozenset(
         {
             "arrays",
+            "block_counts",
             "cheap_temporary_tables",
             "concurrent_writes",
             "cyclic_cascades",
