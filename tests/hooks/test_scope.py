@@ -280,6 +280,57 @@ def test_links_that_a_listener_adds_when_a_flush_begins_the_transaction_are_reco
         check_history(session, links)
 
 
+@pytest.mark.parametrize("event", ["before_execute", "after_execute", "before_cursor_execute", "after_cursor_execute"])
+def test_links_that_an_engine_event_adds_within_a_flush_are_recorded(
+    sessions: sessionmaker[Session], engine: sa.Engine, event: str
+) -> None:
+    with sessions() as session:
+        session.add_all([Lamp(id=1), Room(id=1), Room(id=2)])
+        session.commit()
+        waiting = [2]
+
+        def link(connection: sa.Connection, statement: Any, *args: Any) -> None:
+            if waiting and "INSERT INTO scope_links " in str(args[0] if "cursor" in event else statement):
+                connection.execute(links.insert().values(lamp_id=1, room_id=waiting.pop()))
+
+        with listening(engine, event, link):
+            lamp = session.get_one(Lamp, 1)
+            lamp.rooms.append(session.get_one(Room, 1))
+            session.flush()
+        session.commit()
+        check_history(session, links)
+        assert len(session.execute(sa.select(links)).all()) == 2
+
+
+@pytest.mark.spread
+@pytest.mark.parametrize("is_registered", [True, False], ids=["engine", "sessions"])
+@pytest.mark.parametrize("model", [Lamp, Room])
+@pytest.mark.usefixtures("tables")
+def test_what_a_session_without_hooks_flushes_within_a_flush_is_recorded_or_reported(
+    engine: sa.Engine, model: type[Any], is_registered: bool
+) -> None:
+    """Its statements look like those of the flush if both write objects of one model."""
+
+    def write(mapper: Any, connection: sa.Connection, lamp: Lamp) -> None:
+        with Session(connection, join_transaction_mode="rollback_only") as other:
+            other.add(model(id=2))
+            other.flush()
+
+    with recording(engine) as sessions, sessions() as session, listening(Lamp, "after_insert", write, once=True):
+        if is_registered:
+            register_hooks(sessions, engine=engine)
+        session.add(Lamp(id=1))
+        if model is Lamp:
+            with pytest.warns(sqlaudit.SQLAuditWarning, match="Lamp was written by a session without hooks"):
+                session.commit()
+            assert told(session, Lamp, "id") == [("insert", 1)]
+        else:
+            session.commit()
+            check_history(session, Lamp)
+            check_history(session, Room)
+        unregister_hooks(engine=engine)
+
+
 @pytest.mark.spread
 @pytest.mark.parametrize("executes", ["session", "connection"])
 @pytest.mark.usefixtures("tables")

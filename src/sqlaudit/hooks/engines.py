@@ -16,7 +16,6 @@ from sqlaudit.exceptions import SQLAuditError
 from sqlaudit.hooks.scope import (
     has_recorder,
     is_by_flush,
-    is_flushing,
     is_recorded,
     origins,
     recorded_engines,
@@ -142,7 +141,7 @@ def _before(
 def _prepared(
     connection: Connection, session: Session | None, statement: Any, parameters: Parameters, options: Mapping[str, Any]
 ) -> tuple[Any, Parameters] | None:
-    """Prepare the recording of an INSERT, UPDATE or DELETE. Return ``None`` if it is not recorded, or by a flush.
+    """Prepare the recording of an INSERT, UPDATE or DELETE. Return ``None`` if it cannot be recorded.
 
     :return: the statement and its parameters in the form to be executed
     :raises ReadOnlyError: it writes a history table
@@ -158,14 +157,9 @@ def _prepared(
         if is_namesake(parsed.table):
             report_namesake(statement, parsed.table, connection)
         return None
-    recorder = recorder_of(session, source)
-    if (
-        recorder is None
-        or not is_where_history_is(connection, source, options)
-        or not affected_rows_can_be_selected(parsed)
-    ):
+    if not is_where_history_is(connection, source, options) or not affected_rows_can_be_selected(parsed):
         return None
-    return recorder.prepare(connection, parsed)
+    return recorder_of(session, source).prepare(connection, parsed)
 
 
 def _before_cursor(connection: Connection, cursor: Any, sql: str, parameters: Any, context: Any, many: bool) -> None:
@@ -190,9 +184,9 @@ def _before_cursor(connection: Connection, cursor: Any, sql: str, parameters: An
         and "compiled_cache" not in context.execution_options  # else a flush executes it, most likely
         and clause not in scope_of(connection).heard
     )
-    if (ctes or is_replaced) and has_recorder(session := session_on(connection), connection):
+    if (ctes or is_replaced) and has_recorder(session_on(connection), connection):
         report_nested_writes([cte.element for cte in ctes or ()])
-        if is_replaced and not (session is not None and is_flushing(session)):  # a flush records association rows
+        if is_replaced:
             report_replacement(clause)
 
 

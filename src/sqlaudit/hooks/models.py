@@ -26,7 +26,7 @@ from sqlalchemy.orm.mapper import _all_registries
 from sqlaudit.exceptions import QueryError
 from sqlaudit.hooks.engines import hear_waiting
 from sqlaudit.hooks.schema import after_create, after_drop, before_create
-from sqlaudit.hooks.scope import DISABLED, is_recorded, records
+from sqlaudit.hooks.scope import DISABLED, records, records_other_flush
 from sqlaudit.past.attributes import add_mixin, hide_if_excluded
 from sqlaudit.past.collections import read_collections_from_past
 from sqlaudit.past.objects import Instant, instant_of_state, refuse_change, refuse_reference
@@ -34,7 +34,6 @@ from sqlaudit.past.running import PastSession
 from sqlaudit.recording.bulk.append_only import is_history, is_migrating, rewriting_error
 from sqlaudit.recording.flush import Flush, Updating
 from sqlaudit.recording.policy import report_unrecorded
-from sqlaudit.recording.side_writes import forget_side_writes
 from sqlaudit.recording.tracked_mappers import followed_fields_changed, forget_tracked_mapper, sources_of
 from sqlaudit.tracking.models import TrackedModel, link_columns, root_of, tracked_model
 from sqlaudit.tracking.registry import mappers_of, track_secondary
@@ -156,7 +155,7 @@ _session_of: Final[Callable[[InstanceState[Any]], Session]] = attrgetter("sessio
 
 def _unrecorded(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
     refuse_change(state)
-    if is_recorded(connection):  # its statements are recorded
+    if records_other_flush(connection, mapper):
         return
     name = mapper.class_.__name__
     report_unrecorded(
@@ -204,7 +203,7 @@ def _deleting_followed(mapper: Mapper[Any], connection: Connection, state: Insta
 def _write_followed(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any], *, doomed: bool) -> None:
     if (flush := _session_of(state).info.get(INFO_KEY)) is not None:
         flush.writing(state, connection, doomed=doomed)
-    elif (doomed or followed_fields_changed(state)) and not is_recorded(connection):
+    elif (doomed or followed_fields_changed(state)) and not records_other_flush(connection, mapper):
         report_unrecorded(
             f"{mapper.class_.__name__}, which is not tracked, was written by a session without hooks, so the history "
             "of tracked rows that refer to it will not show what foreign key actions do to them. Call "
@@ -235,7 +234,7 @@ def _written_by_other_mapper(mapper: Mapper[Any], connection: Connection, state:
     if history is not None and records(session) and not is_migrating(connection):
         raise rewriting_error(history)
     table = next(filter(_is_live, mapper.tables), None)
-    is_unseen = not session.info.get(DISABLED) and (records(session) or not is_recorded(connection))
+    is_unseen = not session.info.get(DISABLED) and (records(session) or not records_other_flush(connection, mapper))
     if table is not None and tracked_model(mapper) is None and is_unseen:
         report_unrecorded(
             f"{mapper.class_.__name__} is not tracked, but writes the tracked table {table.fullname!r}, whose history "
@@ -246,7 +245,6 @@ def _written_by_other_mapper(mapper: Mapper[Any], connection: Connection, state:
 
 def _listen_to_references(mapper: Mapper[Any], model_class: type[Any]) -> None:
     """Listen to relationships to tracked models, to refuse references to objects of the past."""
-    forget_side_writes()
     for relationship in mapper.relationships:
         _listen_to_reference(model_class, relationship)
 
@@ -318,7 +316,6 @@ def _attribute_added(model_class: type[Any], name: str, attribute: Any) -> None:
     mapper = inspect(model_class, raiseerr=False)
     if not isinstance(mapper, Mapper) or not mapper.configured:
         return
-    forget_side_writes()
     if isinstance(attribute.property, RelationshipProperty):
         _listen_to_reference(model_class, attribute.property)
     if (model := tracked_model(mapper)) is not None:

@@ -6,13 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
-from sqlalchemy import (
-    Connection,
-    Engine,
-)
-from sqlalchemy.orm import (
-    Session,
-)
+from sqlalchemy import Connection, Engine
+from sqlalchemy.orm import Mapper, Session
 
 from sqlaudit.recording.bulk.recorder import Recorder
 from sqlaudit.recording.bulk.writes import roll_back
@@ -108,16 +103,10 @@ def has_recorder(session: Session | None, connection: Connection) -> bool:
     return is_recorded(connection)
 
 
-def is_flushing(session: Session) -> bool:
-    """Return whether a flush of a session is writing, and no call of the session within it."""
-    writer = _writer_in(session)
-    return isinstance(writer, Flush) and writer.is_writing
-
-
 def is_by_flush(session: Session, options: Mapping[str, Any]) -> bool:
     """Return whether the unit of work of a session executes a statement, which :class:`Flush` records.
 
-    The unit of work uses the compiled caches of its mappers, except for association tables.
+    Its statements use the compiled caches of its mappers. Those that write association rows do not, and are recorded.
     """
     cache = options.get("compiled_cache")
     if cache is None:
@@ -128,10 +117,20 @@ def is_by_flush(session: Session, options: Mapping[str, Any]) -> bool:
     return flush.has_compiled_cache(cache)
 
 
-def recorder_of(session: Session | None, source: Source) -> Recorder | None:
-    """Return the recorder of a statement that a connection executes; ``None`` if the session's flush records it.
+def records_other_flush(connection: Connection, mapper: Mapper[Any]) -> bool:
+    """Return whether the statements are recorded by which a session without hooks flushes objects of a mapper.
 
-    The flush records the rows that it has written before, since the statement may change them.
+    They are not if a session with hooks is flushing objects of the same mapper on the connection.
+    """
+    session = session_on(connection)
+    flush: Flush | None = None if session is None else session.info.get(INFO_KEY)
+    return has_recorder(session, connection) and not (flush is not None and flush.writes_objects_of(mapper))
+
+
+def recorder_of(session: Session | None, source: Source) -> Recorder:
+    """Return the recorder of a statement that a connection executes.
+
+    A flush records the rows that it has written before, since the statement may change them.
 
     :param source: the table that the statement writes
     """
@@ -140,8 +139,8 @@ def recorder_of(session: Session | None, source: Source) -> Recorder | None:
     writer = _writer_in(session)
     flush: Flush | None = session.info.get(INFO_KEY)
     if flush is not None and flush.is_writing:
-        is_link = isinstance(source, TrackedTable) and source.is_association
-        if is_link and writer is flush and flush.records_links:
-            return None
-        flush.record_early()
+        if isinstance(source, TrackedTable) and source.is_association:
+            flush.record_moved_links()
+        else:
+            flush.record_early()
     return writer if isinstance(writer, Recorder) else Recorder(session, is_direct=True)

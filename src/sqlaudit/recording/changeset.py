@@ -68,8 +68,7 @@ def changeset_of(session: Session | None, connection: Connection, began: datetim
     scope = scope_of(connection)
     changeset = scope.changeset or _changeset_of_session(session)
     if changeset is None:
-        flush = session.info.get(INFO_KEY) if session else None
-        changeset = changeset_at((flush and flush.began) or began or current_config().now())
+        changeset = changeset_at(_instant_of_flush(session) or began or current_config().now())
         if session and (outermost := session.get_transaction()) is not None:
             session.info[_CHANGESET] = (ref(outermost), changeset)
     if scope.transaction is not None:
@@ -78,10 +77,17 @@ def changeset_of(session: Session | None, connection: Connection, began: datetim
 
 
 def instant_before(session: Session | None, connection: Connection | None = None) -> datetime:
-    """Return the instant of a transaction's changeset, or the configured clock's if it has none yet."""
+    """Return the instant of a transaction's changeset or of a session's flush, or else the configured clock's."""
     known = None if connection is None else scope_of(connection).changeset
     changeset = known or _changeset_of_session(session)
-    return current_config().now() if changeset is None else changeset.at
+    if changeset is not None:
+        return changeset.at
+    return _instant_of_flush(session) or current_config().now()
+
+
+def _instant_of_flush(session: Session | None) -> datetime | None:
+    flush = None if session is None else session.info.get(INFO_KEY)
+    return None if flush is None else cast("datetime | None", flush.began)
 
 
 def _changeset_of_session(session: Session | None) -> ChangesetStamp | None:

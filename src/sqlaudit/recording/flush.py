@@ -10,15 +10,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cached_property
-from itertools import chain
 from typing import Any, Final, cast
 
 from sqlalchemy import Column, Connection, inspect
 from sqlalchemy.orm import (
     LoaderCallableStatus,
     Mapper,
-    PassiveFlag,
     Session,
     SessionTransaction,
     UOWTransaction,
@@ -32,7 +29,6 @@ from sqlaudit.recording.cascades import Dependents, record_changed_keys
 from sqlaudit.recording.changeset import changeset_of, connection_for_versions, instant_before
 from sqlaudit.recording.policy import lacking, report_replacing, require_context
 from sqlaudit.recording.scope import write_numbers
-from sqlaudit.recording.side_writes import chooses_connections, has_other_listeners, may_write_more
 from sqlaudit.recording.tracked_mappers import (
     FOLLOWED,
     State,
@@ -45,9 +41,9 @@ from sqlaudit.recording.tracked_mappers import (
 )
 from sqlaudit.sql.keys import Key
 from sqlaudit.tracking.catalogue import has_triggers
-from sqlaudit.tracking.foreign_keys import FollowedTable
-from sqlaudit.tracking.models import TrackedModel, link_columns
-from sqlaudit.tracking.tables import TrackedTable, tracked_table
+from sqlaudit.tracking.foreign_keys import FollowedTable, Sources
+from sqlaudit.tracking.models import TrackedModel
+from sqlaudit.tracking.tables import TrackedTable
 
 _Extent = tuple[str, ...]
 _DOOMED: Final[_Extent] = ("",)  # no attribute has this name
@@ -81,31 +77,18 @@ class Group:
 
 
 @dataclass(slots=True)
-class _Links:
-    """The rows of one association table that a flush may have changed."""
-
-    added: set[Key] = field(default_factory=set)
-    removed: set[Key] = field(default_factory=set)
-
-
-_LinksByTable = dict[tuple[TrackedTable, tuple[Column[Any], ...], Connection | None], _Links]
-
-
-@dataclass(slots=True)
 class _Preflight:
     """What to read from the database before the flush writes objects of one base mapper and identity token.
 
     :ivar partially_loaded: the keys of rows whose objects do not know the old values
     :ivar parents: the keys of rows on which other rows may depend by foreign key
     :ivar untracked: objects of untracked classes on which tracked rows may depend by foreign key
-    :ivar links: the association rows that may change
     :ivar done_on: the connections on which this has been read
     """
 
     partially_loaded: dict[TrackedMapper, list[Key]] = field(default_factory=lambda: defaultdict(list))
     parents: dict[TrackedMapper, list[Key]] = field(default_factory=lambda: defaultdict(list))
     untracked: dict[Mapper[Any], list[State]] = field(default_factory=lambda: defaultdict(list))
-    links: _LinksByTable = field(default_factory=lambda: defaultdict(_Links))
     done_on: set[Connection] = field(default_factory=set)
 
 
@@ -153,7 +136,7 @@ class Flush:
         self._partially_loaded: set[State] = set()
         self._baselines: list[tuple[TrackedMapper, Capture, list[Key]]] = []
         self._recorded_keys: set[tuple[TrackedMapper, Connection, Key]] = set()
-        self.has_many_connections = chooses_connections(session)
+        self.has_many_connections = _chooses_connections(session)
         self._preflights: _Preflights = defaultdict(_Preflight)
         self._followed_fields: dict[TrackedMapper, frozenset[str]] = {}
         self._changed_late: dict[TrackedMapper, bool] = {}
@@ -286,21 +269,12 @@ class Flush:
         ):
             self._partially_loaded.add(state)
             preflights[place].partially_loaded[tracked_mapper].append(key)
-        if (
-            tracked_mapper.links
-            and not leaves_key
-            and not self.has_many_connections
-            and any(relationship.key in committed for relationship in tracked_mapper.links)
-        ):
-            self._collect_links(tracked_mapper, state, None, preflights[place].links)
 
     def _may_change_late(self, tracked_mapper: TrackedMapper) -> bool:
         """Return whether listeners may change an object after :meth:`_inspect_state`, even by SQL expressions."""
         may_change = self._changed_late.get(tracked_mapper)
         if may_change is None:
-            may_change = self._changed_late[tracked_mapper] = has_other_listeners(
-                tracked_mapper.mapper, ("before_update",)
-            )
+            may_change = self._changed_late[tracked_mapper] = _has_other_listeners(tracked_mapper.mapper)
         return may_change
 
     def _run_preflight(self, preflight: _Preflight, connection: Connection) -> None:
@@ -312,11 +286,6 @@ class Flush:
             )
             capture.baseline(keys)
             self._baselines.append((tracked_mapper, capture, keys))
-        for (table, columns, _), links_of_table in preflight.links.items():
-            if links_of_table.removed and not _is_whole(table, columns):
-                capture = self._write_context(connection).capture((table,))
-                live, _ = capture.keys_where(columns, list(links_of_table.removed))
-                capture.baseline(list(live))
         for tracked_mapper, keys in preflight.parents.items():
             self._dependents.find(self._write_context(connection), tracked_mapper.model.chain, keys)
         for mapper, states in preflight.untracked.items():
@@ -368,17 +337,8 @@ class Flush:
                 return True
         return False
 
-    @cached_property
-    def records_links(self) -> bool:
-        """Return whether association rows are recorded after the flush, from its objects.
-
-        Else their statements are recorded: if the connection is unknown, or if listeners may execute such statements.
-        """
-        session = self.session
-        if self.has_many_connections or has_other_listeners(session, ("after_begin",)):
-            return False
-        states = chain(self.context.states, session._new, session._deleted, session._dirty_states)
-        return not any(map(may_write_more, {state.mapper for state in states}))
+    def writes_objects_of(self, mapper: Mapper[Any]) -> bool:
+        return mapper.base_mapper in self.context.mappers
 
     def record_early(self) -> None:
         """Record what a listener's statement may change next: inserted rows, and older rows that have been updated.
@@ -446,20 +406,10 @@ class Flush:
         if self._requires:
             for group in self._groups.values():
                 self._require_context(state.obj() for state in group.inserted)
-        links: _LinksByTable = defaultdict(_Links)
         for group in self._groups.values():
             self._record_group(group)
-            if group.tracked_mapper.links and self.records_links:
-                for state in (*group.inserted, *(update.state for update in group.updating)):
-                    self._collect_links(group.tracked_mapper, state, group.connection, links)
-                for state in group.deleted:
-                    self._collect_links(group.tracked_mapper, state, group.connection, links, deleted=True)
-        for (table, columns, connection), links_of_table in links.items():
-            assert connection is not None
-            self._record_links(connection, table, columns, links_of_table)
+        self._record_changed_keys()
         self._dependents.settle()
-        for write, sources, states in self._followed:
-            record_changed_keys(write, sources, [_current_key(state) for state in states if _has_new_key(state)])
         for tracked_mapper, capture, keys in self._baselines:  # delete the baselines that no change followed
             recorded_keys = self._recorded_keys
             capture.settle([key for key in keys if (tracked_mapper, capture.connection, key) not in recorded_keys])
@@ -531,8 +481,26 @@ class Flush:
                 lambda key: self._old_of_updated(tracked_mapper, *updated[key]),
                 missing_rows=missing_rows,
             )
-        if new_keys:
-            record_changed_keys(write, tracked_mapper.model.chain, new_keys)
+
+    def record_moved_links(self) -> None:
+        """Record what changed keys have done to association rows, before a statement of the flush changes these."""
+        if self._record_changed_keys():
+            self._dependents.settle()
+
+    def _record_changed_keys(self) -> bool:
+        """Record the rows whose keys the database changed with those of the flush's objects; return if any changed."""
+        changed: list[tuple[WriteContext, Sources, list[Key]]] = []
+        for group in self._groups.values():
+            tracked_mapper = group.tracked_mapper
+            moved = [update.state for update in group.updating if not tracked_mapper.keys.isdisjoint(update.changed)]
+            if keys := [tracked_mapper.key_of(state) for state in moved if _has_new_key(state)]:
+                changed.append((self._write_context(group.connection), tracked_mapper.model.chain, keys))
+        for write, followed, states in self._followed:
+            if keys := [_current_key(state) for state in states if _has_new_key(state)]:
+                changed.append((write, followed, keys))
+        for write, sources, keys in changed:
+            record_changed_keys(write, sources, keys)
+        return bool(changed)
 
     def _old_of_updated(
         self, tracked_mapper: TrackedMapper, state: State, changed: Mapping[str, Any]
@@ -549,78 +517,12 @@ class Flush:
         """Return whether a trigger may change stored columns when only an excluded column is updated."""
         return any(has_triggers(connection, table) for table in tracked_mapper.model.chain)
 
-    def _collect_links(
-        self,
-        tracked_mapper: TrackedMapper,
-        state: State,
-        connection: Connection | None,
-        links: _LinksByTable,
-        deleted: bool = False,
-    ) -> None:
-        """Add the links that an object adds or removes.
-
-        :param connection: the connection of the flush that has written them; ``None`` before the flush
-        """
-        committed = state.committed_state
-        moved = state.key is not None and not tracked_mapper.keys.isdisjoint(committed)
-        for relationship in tracked_mapper.links:
-            if state.key is not None and not deleted and not moved and relationship.key not in committed:
-                continue
-            table = cast(TrackedTable, tracked_table(relationship.secondary))
-            columns = link_columns(relationship)
-            order = sorted(range(len(columns)), key=lambda place: columns[place].key)  # the same from both sides
-            # After the flush, an old value that was never loaded is no longer there, but the unit of work has kept it.
-            # Before the flush it must not keep it yet: listeners may still change the object.
-            passive = PassiveFlag.PASSIVE_NO_INITIALIZE
-            history = (
-                state.get_history(relationship.key, passive).as_state()
-                if connection is None
-                else self.context.get_attribute_history(state, relationship.key, passive)  # type: ignore[no-untyped-call]  # SQLAlchemy's
-            )
-            link_changes = links[table, tuple([columns[place] for place in order]), connection]
-            added, unchanged, removed = (list(items or ()) for items in history)
-            other_side = relationship.secondary_synchronize_pairs or ()
-            if moved:  # its links move from the old key to the new one
-                added += unchanged
-            for items, is_old, kept in (
-                (added, False, link_changes.added),
-                (removed + (unchanged if deleted or moved else []), True, link_changes.removed),
-            ):
-                own_side = _values(state, tracked_mapper.mapper, relationship.synchronize_pairs, is_old)
-                for item in items:
-                    if item is not None:
-                        link = own_side + _values(item, relationship.mapper, other_side, is_old)
-                        kept.add(tuple([link[place] for place in order]))
-
-    def _record_links(
-        self,
-        connection: Connection,
-        table: TrackedTable,
-        columns: tuple[Column[Any], ...],
-        links: _Links,
-    ) -> None:
-        capture = self._write_context(connection).capture((table,))
-        touched = list(links.added | links.removed)
-        live, recorded = capture.keys_where(columns, touched)
-        if set(columns) >= set(table.key):
-            order = [columns.index(column) for column in table.key]
-            removed = {
-                tuple(link[index] for index in order): dict(zip(columns, link, strict=True)) for link in links.removed
-            }
-        else:
-            removed = {}
-        capture.settle(
-            list(live | recorded | (removed.keys() if _is_whole(table, columns) else set())),
-            inserted=live,
-            before=lambda key: removed.get(key, {}),
-        )
-
     def _write_context(self, connection: Connection) -> WriteContext:
         return WriteContext(connection, changeset_of(self.session, connection, self.began), get_audit_context())
 
 
 def _has_new_key(state: State) -> bool:
-    """Return whether the flush gave an untracked object another key."""
+    """Return whether the flush gave an object another key."""
     return state.key is not None and _current_key(state) != tuple(state.key[1])
 
 
@@ -628,22 +530,18 @@ def _current_key(state: State) -> Key:
     return tuple(state.mapper.primary_key_from_instance(state.obj()))
 
 
-def _is_whole(table: TrackedTable, columns: Iterable[Column[Any]]) -> bool:
-    """Return whether the columns of a link are the only ones that its history stores."""
-    return {live for live, _ in table.columns} <= set(columns)
-
-
-def _values(state: State, mapper: Mapper[Any], pairs: Iterable[tuple[Any, Any]], is_old: bool) -> Key:
-    """Return the values of an object that its links repeat: the current ones, or the old ones (``is_old``)."""
-    values = (
-        dict(
-            zip((mapper.get_property_by_column(column).key for column in mapper.primary_key), state.key[1], strict=True)
-        )
-        if state.key
-        else {}
+def _chooses_connections(session: Session) -> bool:
+    """Return whether a session may use several connections in one transaction."""
+    own = vars(session)
+    return (
+        type(session).get_bind is not Session.get_bind
+        or bool(own.get("binds") or own.get("_Session__binds"))  # the second name is SQLAlchemy 2.0's
+        or "get_bind" in own
+        or session.connection_callable is not None
     )
-    values |= state.dict
-    if is_old:
-        committed = state.committed_state.items()
-        values |= {name: value for name, value in committed if not isinstance(value, LoaderCallableStatus)}
-    return tuple(values.get(mapper.get_property_by_column(column).key) for column, _ in pairs)
+
+
+def _has_other_listeners(mapper: Mapper[Any]) -> bool:
+    """Return whether listeners other than sqlaudit's may change an object before its UPDATE."""
+    modules = [getattr(listener, "__module__", None) or "" for listener in mapper.dispatch.before_update]
+    return not all(module.startswith("sqlaudit.") for module in modules)

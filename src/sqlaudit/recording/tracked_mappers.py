@@ -20,7 +20,7 @@ from sqlaudit.sql.keys import Key
 from sqlaudit.tracking.foreign_keys import Chain, FollowedTable, referred_columns, untracked_source
 from sqlaudit.tracking.models import TrackedModel, attribute_of, root_of, tracked_model
 from sqlaudit.tracking.schema import conflict_clauses_of
-from sqlaudit.tracking.tables import INFO_KEY, tracked_table
+from sqlaudit.tracking.tables import INFO_KEY
 
 State = InstanceState[Any]
 _TRACKED_MAPPER_KEY: Final = "sqlaudit_tracked_mapper"
@@ -52,13 +52,6 @@ class TrackedMapper:
         self.collections = frozenset(
             prop.key for prop in mapper.relationships if prop.direction is not RelationshipDirection.MANYTOONE
         )
-        self.links = [
-            relationship
-            for relationship in mapper.relationships
-            if relationship.secondary is not None
-            and not relationship.viewonly
-            and tracked_table(relationship.secondary) is not None
-        ]
         self.replacing = [table for table in model.chain if "REPLACE" in conflict_clauses_of(table.live)]
         self.has_orphans = any(ancestor._delete_orphans for ancestor in mapper.iterate_to_root())
         self._user_fields: dict[str | None, UserFields] = {}
