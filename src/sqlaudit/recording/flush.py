@@ -62,6 +62,11 @@ class Updating:
         self.committed = dict(state.committed_state)
         self.changed = frozenset(changed)
 
+    @property
+    def old_values(self) -> dict[str, Any]:
+        """The committed values of the changed attributes, those that changed after the UPDATE included."""
+        return {**self.state.committed_state, **self.committed}
+
 
 @dataclass(slots=True)
 class Group:
@@ -72,8 +77,6 @@ class Group:
     inserted: list[State] = field(default_factory=list)
     updating: list[Updating] = field(default_factory=list)
     deleted: list[State] = field(default_factory=list)
-    seen: int = 0
-    """How many of the inserted objects :meth:`Flush.record_early` has seen."""
 
 
 @dataclass(slots=True)
@@ -140,10 +143,8 @@ class Flush:
         self._preflights: _Preflights = defaultdict(_Preflight)
         self._followed_fields: dict[TrackedMapper, frozenset[str]] = {}
         self._changed_late: dict[TrackedMapper, bool] = {}
-        self._inserted_early: set[State] = set()
-        """New objects for which :meth:`record_early` has looked."""
-        self._updated_early: set[State] = set()
-        """Updated objects whose rows have a history."""
+        self._recorded_early: set[State] = set()
+        """The objects whose rows have a history thanks to :meth:`record_early`, or had one before."""
 
     def group(self, state: State, connection: Connection) -> Group:
         """Return the group of a tracked object that the flush writes through a connection."""
@@ -347,9 +348,7 @@ class Flush:
         """
         for group in list(self._groups.values()):
             self._record_updated(group)
-            unseen = group.inserted[group.seen :]
-            group.seen = len(group.inserted)
-            if all(state in self._inserted_early for state in unseen):
+            if not group.inserted or group.inserted[-1] in self._recorded_early:
                 continue
             base_mapper = group.tracked_mapper.mapper.base_mapper
             new_states: dict[Mapper[Any], list[State]] = defaultdict(list)
@@ -364,13 +363,13 @@ class Flush:
         if tracked_mapper is None:
             return
         root = tracked_mapper.model.root
-        by_key = {tracked_mapper.key_of(state): state for state in states if state not in self._inserted_early}
+        by_key = {tracked_mapper.key_of(state): state for state in states if state not in self._recorded_early}
         keys = [key for key in by_key if None not in key and (root, key) not in self._doomed]
         user_fields = tracked_mapper.user_fields(self.config)
         capture = self._write_context(connection).capture(tracked_mapper.model.chain, user_fields)
         live, recorded = capture.keys_where(tuple(root.table.key), keys)
         capture.inserted([key for key in keys if key in live - recorded], must_be_found=False)
-        self._inserted_early.update(by_key[key] for key in keys if key in live)
+        self._recorded_early.update(by_key[key] for key in keys if key in live)
 
     def _record_updated(self, group: Group) -> None:
         """Write the baselines and first versions of updated rows without history, whose old values only objects know.
@@ -381,14 +380,14 @@ class Flush:
         for update in group.updating:
             state = update.state
             key = tracked_mapper.key_of(state)
-            if state not in self._updated_early and key == cast(Any, state.key)[1]:
-                updated[key] = state, {**state.committed_state, **update.committed}
+            if state not in self._recorded_early and key == cast(Any, state.key)[1]:
+                updated[key] = state, update.old_values
         if not updated:
             return
         write = self._write_context(group.connection)
         capture = write.capture(tracked_mapper.model.chain, tracked_mapper.user_fields(self.config))
         _, recorded = capture.keys_where(tuple(tracked_mapper.model.root.table.key), list(updated))
-        self._updated_early.update(updated[key][0] for key in updated.keys() & recorded)
+        self._recorded_early.update(updated[key][0] for key in updated.keys() & recorded)
         if older := [key for key in updated if key not in recorded]:
             capture.updated(
                 older,
@@ -431,7 +430,7 @@ class Flush:
             else:
                 new.append(key)
         for update in group.updating:
-            state, changed = update.state, {**update.state.committed_state, **update.committed}
+            state, changed = update.state, update.old_values
             fields = {*update.changed, *changed_values(state)}
             is_updated = self._may_change_late(tracked_mapper) or not tracked_mapper.watched.isdisjoint(fields)
             if is_updated or (
