@@ -37,8 +37,8 @@ def _render_utc(element: _UTC, compiler: SQLCompiler, **kw: Any) -> str:
     type_, text = implementation_of(column.type, compiler.dialect), compiler.process(column, **kw)
     if compiler.dialect.name == "postgresql" and not getattr(type_, "timezone", False):
         return f"(CAST({text} AS TIMESTAMP) AT TIME ZONE 'UTC')"
-    if not TRAITS[compiler.dialect.name].has_datetimes and isinstance(type_, Date):
-        return f"({text} || ' 00:00:00.000000')"
+    if not TRAITS[compiler.dialect.name].has_datetimes:  # but texts, which have to be of one length to be compared
+        return f"({text} || ' 00:00:00.000000')" if isinstance(type_, Date) else f"substr({text} || '.000000', 1, 26)"
     return text
 
 
@@ -59,7 +59,8 @@ def as_of_column(model_class: type[Any], when: Any) -> tuple[Any, ColumnElement[
     than the versions of this flush, so the join finds these versions. Other timestamps are earlier: a value that your
     code sets before the flush; PostgreSQL's ``now()``, which is the start of the transaction; and a value without
     fractions of a second or without a time, which is the start of its second or day (SQLite's ``CURRENT_TIMESTAMP``,
-    ``DATETIME`` on MariaDB and MySQL, a date). Use ``DATETIME(fsp=6)`` on MariaDB and MySQL.
+    ``now()`` and ``DATETIME`` on MariaDB, a date). MySQL rounds to the nearest second. Use ``DATETIME(fsp=6)`` on
+    MariaDB and MySQL.
 
     :param model_class: a tracked model
     :param when: a column of dates or datetimes, in UTC
