@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import sqlalchemy as sa
@@ -251,6 +252,24 @@ def test_a_session_in_autocommit_mode_is_recorded(engine: sa.Engine, sessions: S
     with sessions() as session:
         check(session)
         assert told(session, Author, "name") == [("insert", "a"), ("update", "b")]
+
+
+@pytest.mark.parametrize("spec", [None, sa.Connection])
+def test_a_mock_of_a_connection_is_called_as_without_hooks(spec: Any) -> None:
+    statement = sa.text("SELECT 1")
+
+    def calls(maker: Sessions) -> list[Any]:
+        connection = Mock(spec, engine=object())
+        connection.in_transaction.return_value = False
+        bind = Mock(connect=Mock(return_value=connection))
+        with maker(bind=bind) as session:
+            assert session.connection() is connection
+            session.execute(statement)
+            session.commit()
+        return connection.mock_calls
+
+    with recording(Mock()) as maker:
+        assert calls(maker) == calls(sessionmaker()) != []
 
 
 @pytest.mark.requires("two_phase")

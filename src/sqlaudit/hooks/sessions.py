@@ -13,6 +13,7 @@ from typing import Any, Final
 from sqlalchemy import (
     Connection,
     Delete,
+    Engine,
     Update,
     UpdateBase,
     event,
@@ -140,8 +141,7 @@ def _enter_open_transactions() -> None:
         transaction = session.get_transaction()
         if transaction is not None and records(session):
             for connection, *_ in list(transaction._connections.values()):
-                enter_scope(session, connection)
-                hear(connection.engine)
+                _after_begin(session, transaction, connection)
 
 
 def _begin_flush(session: Session, context: UOWTransaction, instances: object) -> None:
@@ -215,8 +215,9 @@ def _spare_past_objects(state: ORMExecuteState) -> None:
 
 
 def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
-    enter_scope(session, connection)
-    hear(connection.engine)
+    if isinstance(connection, Connection) and isinstance(connection.engine, Engine):  # no mock of a program's tests
+        enter_scope(session, connection)
+        hear(connection.engine)
 
 
 _FIRST: Final = ("after_begin", "after_flush")  # before other listeners of these events write
