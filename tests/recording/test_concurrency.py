@@ -302,6 +302,43 @@ def test_writers_of_overlapping_rows_do_not_deadlock(sessions: sessionmaker[Sess
     assert not +deadlocks
 
 
+@pytest.mark.parametrize("sessions", ["READ COMMITTED"], indirect=True)
+@pytest.mark.parametrize("writer", [by_objects, by_one_statement])
+def test_writers_of_neighbours_do_not_deadlock_if_they_are_late(
+    sessions: sessionmaker[Session], writer: Callable[[Session, Collection[int]], None]
+) -> None:
+    """Accounts 1 and 4 have versions of a later instant, so their versions are closed by themselves.
+
+    On MariaDB, a new version of account 2 or 5 locks the place where the version of account 1 or 4 is closed.
+    """
+    day = iter([1, 3, 2, 2])
+    sqlaudit.set_config(sqlaudit.SQLAuditConfig(clock=lambda: datetime(2024, 1, next(day), tzinfo=UTC)))
+    with sessions.begin() as session:
+        session.add_all(Account(id=id) for id in range(7))
+    with sessions.begin() as session:
+        by_one_statement(session, [1, 4])
+    both, closes = threading.Barrier(2), Counter[int]()
+
+    def meet(connection: sa.Connection, cursor: Any, statement: str, *rest: Any) -> None:
+        if statement.startswith("UPDATE accounts_history "):
+            closes[threading.get_ident()] += 1
+            if closes[threading.get_ident()] == 2:
+                both.wait(PATIENCE)
+
+    def run(ids: Collection[int]) -> None:
+        with sessions.begin() as session:
+            writer(session, ids)
+
+    engine = sessions.kw["bind"]
+    sa.event.listen(engine, "before_cursor_execute", meet)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(run, [(2, 4), (1, 5)]))
+    sa.event.remove(engine, "before_cursor_execute", meet)
+    assert list(closes.values()) == [2, 2]
+    with sessions() as session:
+        assert [len(versions) for versions in histories(session).values()] == [1, 3, 2, 1, 3, 2, 1]
+
+
 def test_an_insert_that_waits_for_a_delete_of_the_same_key_follows_its_tombstone(
     sessions: sessionmaker[Session], other_thread: ThreadPoolExecutor
 ) -> None:

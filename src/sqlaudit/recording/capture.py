@@ -93,6 +93,10 @@ class _Last:
     def is_open(self) -> bool:
         return self.valid_to == OPEN_END
 
+    def ended_at(self, at: datetime) -> bool:
+        """Return whether the live row exists and its last version was closed at an instant."""
+        return self.valid_to == at and not self.is_deleted
+
     @property
     def agrees(self) -> bool:
         return self.is_deleted != self.is_open and not (self.is_open and self.has_changed)
@@ -176,12 +180,13 @@ class Capture:
         for batch in self._batches(keys):
             statements = self._statements(batch)
             closed = self._run(batch, statements.close(OpenVersions.CHANGED, guarded=True))
-            complete = closed == len(batch)
-            if closed:
-                rows = LiveRows.ALL if complete else LiveRows.CLOSED
-                self._run(batch, statements.snapshot(Operation.UPDATE, rows))
-            if not complete:
-                self.settle(self._unsettled(batch), before=before, missing_rows=missing_rows)
+            if closed == len(batch):
+                self._run(batch, statements.snapshot(Operation.UPDATE, LiveRows.ALL))
+                continue
+            if closed and isinstance(batch, SelectedKeys):  # only the few other rows are read into memory
+                self._run(batch, statements.snapshot(Operation.UPDATE, LiveRows.CLOSED))
+                closed = 0
+            self.settle(self._unsettled(batch), before=before, missing_rows=missing_rows, some_closed=closed > 0)
 
     def deleted(self, keys: KeyCollection[Key], before: OldValues = _no_old_values) -> None:
         """Write the tombstones of deleted rows, with two statements per table and batch.
@@ -233,22 +238,28 @@ class Capture:
         must_be_found: bool = True,
         missing_rows: MissingRows = MissingRows.DELETED,
         forgets: bool = True,
+        some_closed: bool = False,
     ) -> None:
         """Make the history of rows agree with the live rows, whatever happened to them.
 
         Where they disagree, the last version is first deleted if this transaction wrote it under the same context. So
         one version shows the whole change, and no version shows a change that was undone.
 
+        All changed versions are closed before any is opened, so that two transactions do not deadlock. On MariaDB and
+        MySQL, a transaction that opens a version makes those wait that close a version of a neighbouring row (see
+        :class:`~sqlaudit.tracking.tables.AddOpenGuard`), and waits for none of them itself.
+
         :param inserted: the keys of rows that are known to be new; other rows without history get a baseline
         :param before: gives the known old values
         :param must_be_found: warn if an inserted row cannot be found by the key it was given
         :param missing_rows: what the write did to rows that are no longer found
         :param forgets: False to keep the baselines of rows that have not changed
+        :param some_closed: True if versions of some rows have been closed at the instant, and none opened after them
         """
         for chunk in self._chunks(keys):
             if whole := self._without_null_keys(chunk):
                 with explaining_history_errors(self.chain, record=True):
-                    self._settle(whole, inserted, before, must_be_found, missing_rows, forgets)
+                    self._settle(whole, inserted, before, must_be_found, missing_rows, forgets, some_closed)
 
     def _without_null_keys(self, keys: Sequence[Key]) -> Sequence[Key]:
         """Return the keys without NULL, and warn of the others, which SQLite allows: they find no row again."""
@@ -270,8 +281,10 @@ class Capture:
         must_be_found: bool,
         missing_rows: MissingRows,
         forgets: bool,
+        some_closed: bool,
     ) -> None:
         last = self._last(keys)
+        closed = {key for key, row in last.items() if some_closed and row.ended_at(self.changeset.at)}
         hidden = self._hidden_keys(last.values(), missing_rows)
         keys = self._key_types.without_equal_keys(keys)
         given_keys = self._recorded_keys_of(keys, last)
@@ -280,12 +293,13 @@ class Capture:
             before = _by_recorded_key(before, given_keys)
         new = inserted
         undone = [row for row in last.values() if not row.agrees and row.is_own and row.same_context]
-        undone = [row for row in undone if row.key not in hidden]
+        undone = [row for row in undone if row.key not in hidden and row.key not in closed]
         if undone:
             self._delete_own_versions(undone)
             inserted = {*inserted, *(row.key for row in undone if row.operation is Operation.INSERT)}
             last = self._last(keys)
         unrecorded = [key for key in keys if key not in inserted and (key not in last or not last[key].is_open)]
+        unrecorded = [key for key in unrecorded if key not in closed]
         if unrecorded := [key for key in unrecorded if key not in last or not last[key].is_deleted]:
             self._write_old_baselines(unrecorded, before, last)
             last = self._last(keys)
@@ -295,7 +309,7 @@ class Capture:
         not_recorded: dict[datetime, list[Key]] = defaultdict(list)
         for key in dict.fromkeys((*last, *keys)):
             row = last.get(key)
-            if key in hidden:
+            if key in hidden or key in closed:
                 continue
             if row is None or (not row.is_open and not row.is_deleted):
                 not_recorded[self._instant(row)].append(key)
@@ -308,6 +322,10 @@ class Capture:
         for at, same_instant in changed.items():
             statements = self._statements(same_instant)
             self._run(same_instant, statements.close(OpenVersions.CHANGED, guarded=False), at)
+        if closed:
+            self._run(keys, self._statements(keys).snapshot(Operation.UPDATE, LiveRows.CLOSED))
+        for at, same_instant in changed.items():
+            statements = self._statements(same_instant)
             self._run(same_instant, statements.snapshot(Operation.UPDATE, LiveRows.ABSENT), at)
             if len(self.chain) > 1:
                 self._run(same_instant, statements.tombstone_left_tables(), at)

@@ -366,7 +366,8 @@ class AddOpenGuard(ExecutableDDLElement):
     An invisible generated column, unique together with the key, is 0 for the open version and the number of the
     version for all others. InnoDB's duplicate check also locks the entry after a new one, which is mostly another
     version of the same row. When an entry with 0 is inserted again, the check also locks the gap before it. Two
-    transactions that write neighbouring keys can therefore wait for each other, or deadlock.
+    transactions that write neighbouring keys can therefore wait for each other. They can deadlock if one of them closes
+    versions after it has opened others: if it flushes twice, not within a flush or a statement.
     """
 
     def __init__(self, history: Table) -> None:
