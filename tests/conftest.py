@@ -105,12 +105,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("target", targets, indirect=True)
 
 
+def _is_spread(item: pytest.Item) -> bool:
+    mark = item.get_closest_marker("spread")
+    return mark is not None and mark.args != (False,)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run each case of a test that is marked ``spread`` on one of its databases, in turn."""
     tests = defaultdict[str, dict[Any, list[pytest.Item]]](lambda: defaultdict(list))
     for item in items:
-        if EFFORT == 1 and item.get_closest_marker("spread") and "target" in getattr(item, "fixturenames", ()):
+        if EFFORT == 1 and _is_spread(item) and "target" in getattr(item, "fixturenames", ()):
             case = tuple(id(value) for name, value in item.callspec.params.items() if name != "target")
             tests[item.nodeid.partition("[")[0]][case].append(item)
     elsewhere = set[pytest.Item]()

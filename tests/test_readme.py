@@ -151,8 +151,12 @@ What was the price of each line when it was ordered?
 
 
 @pytest.mark.slow
-def test_an_invoice_application_asks_its_past(database: Database, engine: sa.Engine) -> None:
+def test_an_invoice_application_runs_without_arguments() -> None:
     assert run(TIME_TRAVEL) == STORY
+
+
+@pytest.mark.slow
+def test_an_invoice_application_asks_its_past(database: Database, engine: sa.Engine) -> None:
     assert run(TIME_TRAVEL, database.url.render_as_string(hide_password=False)) == STORY
     assert sa.inspect(engine).get_table_names() == []
 

@@ -140,10 +140,7 @@ def past_sqlaudit(session: Session) -> None:
 def by_many_ids(session: Session) -> None:
     """More than any database takes parameters: 65,535 on PostgreSQL and MariaDB, 32,766 on SQLite."""
     ids = list(range(1, 70_001))
-    with sqlaudit.tracking_disabled(session):
-        session.add_all([Thing(id=number, name=str(number)) for number in (1, 69_999)])
-        session.flush()
-    sqlaudit.record_changes(session, Thing, ids)
+    session.add_all([Thing(id=number, name=str(number)) for number in (1, 69_999)])
     session.commit()
     users = list(map(str, ids))
     assert sqlaudit.get_resource_changes(Thing, session=session, filter_user_ids=users) == []
@@ -161,7 +158,7 @@ def test_every_way_to_write_is_recorded(by_driver: Run, way: Callable[[Session],
 
 
 @pytest.mark.slow
-def test_more_ids_than_a_statement_takes_parameters_are_recorded_and_read(by_driver: Run) -> None:
+def test_more_ids_than_a_statement_takes_parameters_are_read(by_driver: Run) -> None:
     by_driver(by_many_ids)
     by_driver(lambda session: check_history(session, Thing))
 

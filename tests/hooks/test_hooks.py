@@ -130,6 +130,7 @@ def _write(session: Session, key: int) -> None:
     session.commit()
 
 
+@pytest.mark.spread
 @TARGETS
 def test_a_target_records_until_it_is_unregistered(engine: sa.Engine, target_of: Any) -> None:
     target, open_session = target_of(engine)
@@ -163,6 +164,7 @@ def test_unregistering_an_engine_leaves_sessions_alone(engine: sa.Engine, connec
     assert registered_targets() == ()
 
 
+@pytest.mark.spread
 @TARGETS
 def test_unregistering_leaves_no_trace(engine: sa.Engine, target_of: Any) -> None:
     classes = (Session, OurSession, AsyncSession)
@@ -322,6 +324,7 @@ OF_OTHERS: dict[str, Callable[[Session], Any]] = {
 }
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("name", OF_OTHERS)
 def test_statements_for_tables_that_are_not_tracked_are_sent_as_without_hooks(engine: sa.Engine, name: str) -> None:
     sent: list[list[Any]] = []
@@ -355,6 +358,7 @@ WRITES = {
 }
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("write", WRITES)
 def test_a_session_without_hooks_warns(engine: sa.Engine, sessions: sessionmaker[Session], write: str) -> None:
     with sessions.begin() as session:

@@ -180,6 +180,7 @@ def test_each_shard_keeps_the_history_of_its_rows(engine: sa.Engine, other_engin
 # --- connections ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("mode", ["conditional_savepoint", "create_savepoint", "rollback_only"])
 @pytest.mark.parametrize("keep", [True, False])
 def test_sessions_on_a_connection_share_its_transaction(
@@ -426,6 +427,7 @@ def test_an_object_that_moves_to_another_session_is_recorded_there(sessions: Ses
         assert told(session, Author, "name") == [("insert", "a"), ("update", "b")]
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("return_defaults", [False, True])
 @pytest.mark.parametrize("rows", [1, 3])
 def test_bulk_saved_objects_are_recorded(sessions: Sessions, return_defaults: bool, rows: int) -> None:
@@ -547,6 +549,7 @@ def test_tracking_is_on_again_after_an_exception(sessions: Sessions, fail: type[
         assert told(session, Author, "name") == [("insert", "a")]
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("end", [Session.rollback, Session.commit, Session.close], ids=["rollback", "commit", "close"])
 def test_tracking_is_on_again_after_the_transaction_ended_inside(
     sessions: Sessions, end: Callable[[Session], None]

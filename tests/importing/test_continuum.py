@@ -175,6 +175,7 @@ def test_the_past_can_be_read(engine: sa.Engine, reported: dict[str, Any]) -> No
         check_history(session, Post)
 
 
+@pytest.mark.spread
 def test_what_a_plugin_of_theirs_wrote_is_in_extra(engine: sa.Engine, reported: dict[str, Any]) -> None:
     meta = sa.Table(
         "transaction_meta",
@@ -192,6 +193,7 @@ def test_what_a_plugin_of_theirs_wrote_is_in_extra(engine: sa.Engine, reported: 
         assert first.audit_extra == {"remote_addr": "10.0.0.1"}
 
 
+@pytest.mark.spread
 def test_one_transaction_of_theirs_is_one_changeset(engine: sa.Engine, reported: dict[str, Any]) -> None:
     with Session(engine) as session:
         imported(session)
@@ -203,6 +205,7 @@ def test_one_transaction_of_theirs_is_one_changeset(engine: sa.Engine, reported:
         assert changeset.changed_by == "7"
 
 
+@pytest.mark.spread
 def test_it_is_done_once(engine: sa.Engine, reported: dict[str, Any]) -> None:
     with Session(engine) as session:
         imported(session)
@@ -212,6 +215,7 @@ def test_it_is_done_once(engine: sa.Engine, reported: dict[str, Any]) -> None:
         assert told(session, Post, "id") == before
 
 
+@pytest.mark.spread
 def test_a_connection_does_too_and_a_rollback_undoes_it(engine: sa.Engine, reported: dict[str, Any]) -> None:
     with engine.connect() as connection:
         assert import_continuum(connection, Post).rows == 4
@@ -224,6 +228,7 @@ def test_a_connection_does_too_and_a_rollback_undoes_it(engine: sa.Engine, repor
         check_history(session, Post)
 
 
+@pytest.mark.spread
 def test_the_migration_that_the_documentation_shows_imports(engine: sa.Engine, reported: dict[str, Any]) -> None:
     page = (Path(__file__).parents[2] / "docs" / "peers.md").read_text(encoding="utf-8")
     block = re.findall(r"^```py\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)[0]
@@ -237,6 +242,7 @@ def test_the_migration_that_the_documentation_shows_imports(engine: sa.Engine, r
             check_history(session, source)
 
 
+@pytest.mark.spread
 def test_a_clock_that_went_back_moves_versions(engine: sa.Engine, reported: dict[str, Any]) -> None:
     with engine.begin() as connection:
         later = sa.update(transactions).where(transactions.c.id > 3)
@@ -250,6 +256,7 @@ def test_a_clock_that_went_back_moves_versions(engine: sa.Engine, reported: dict
         assert {version.audit_operation for version in versions_of(session, Post, 2)} == {*Operation} - {"baseline"}
 
 
+@pytest.mark.spread
 def test_what_is_not_there_is_named(engine: sa.Engine, reported: dict[str, Any]) -> None:
     with Session(engine) as session:
         for given, words in [

@@ -117,6 +117,7 @@ def check_accounts(engine: sa.Engine) -> dict[int, list[Any]]:
 # --- which rows -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("chunk_size", [1, 7, 25, 1000])
 @pytest.mark.parametrize("give", ["engine", "session", "connection"])
 def test_every_row_without_history_gets_one_open_baseline(accounts: sa.Engine, chunk_size: int, give: str) -> None:
@@ -207,6 +208,7 @@ def test_all_tables_of_a_hierarchy_get_versions_of_one_number(
         assert [version.colour for version in sqlaudit.versions_of(session, Disc, 3)] == ["red", "blue"]
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("chunk_size", [1, 5, 16, 100])
 def test_composite_keys_of_odd_types_in_another_schema(database: Database, engine: sa.Engine, chunk_size: int) -> None:
     engine = engine.execution_options(schema_translate_map={OTHER_SCHEMA: database.other_schema})
@@ -229,6 +231,7 @@ def test_composite_keys_of_odd_types_in_another_schema(database: Database, engin
     assert backfill(engine, Odd, chunk_size=chunk_size).rows == 0
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("chunk_size", [1, 3, 100])
 def test_association_tables_single_tables_and_uuids(engine: sa.Engine, chunk_size: int) -> None:
     StockBase.metadata.create_all(engine)

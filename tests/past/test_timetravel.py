@@ -215,6 +215,7 @@ def test_a_session_without_hooks_raises(live, engine):
         connection.execute(as_of(Customer, at(4)))
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize(
     ("wrap", "expected"),
     [
@@ -241,6 +242,7 @@ def test_inside_another_statement_it_gives_columns(live, wrap, expected):
     assert live.execute(wrap(as_of(Customer, at(4)))).all() == expected
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize(
     "wrap",
     [

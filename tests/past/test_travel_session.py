@@ -256,6 +256,7 @@ SOURCES = [
 ]
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("source", SOURCES)
 def test_whoever_is_connected_can_travel(engine, trees_of_then, source):
     with source(engine) as given:
@@ -265,6 +266,7 @@ def test_whoever_is_connected_can_travel(engine, trees_of_then, source):
     assert engine.pool.checkedout() == 0
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("source", SOURCES)
 def test_whatever_happens_no_connection_is_kept(engine, trees_of_then, source):
     def fail(given: Any) -> None:
@@ -448,6 +450,7 @@ def test_there_is_no_way_round_by_the_connection(session):
 # --- what cannot be turned to the past --------------------------------------------------------------------------
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize(
     "statement",
     [
@@ -495,6 +498,7 @@ UNTRACKED = {
 }
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("statement", UNTRACKED)
 def test_tables_without_history_raise(session, statement):
     with time_travel(session, at(0)) as past, pytest.raises(QueryError, match="has no history"):
@@ -681,6 +685,7 @@ def changeset_of_second(session: Session, second: int) -> UUID:
     raise AssertionError(f"nothing happened in second {second}")
 
 
+@pytest.mark.spread
 def test_a_changeset_id_is_the_instant_of_its_changeset(session, trees_of_then):
     for second in SECONDS:
         changeset = changeset_of_second(session, second)
@@ -756,12 +761,14 @@ def test_an_aware_datetime_does_not_warn(session):
             names(past)
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("when", ["2024-01-01", 5, None, START.date()])
 def test_what_is_no_instant_raises(engine, when):
     with pytest.raises(QueryError, match=r"(not|neither) a datetime"):
         time_travel(engine, when)
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("question", ["joinedload", "lazyload", "selectinload", "cte", "has_and_any", "many_to_many"])
 def test_statements_are_compiled_once_for_all_instants(engine, session, question):
     for second in (3, 0):
@@ -1035,6 +1042,7 @@ def test_a_temporal_join_to_a_joined_hierarchy_has_the_columns_of_every_level(ba
 # --- ranges -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize(
     ("start", "end", "expected"),
     [

@@ -187,6 +187,7 @@ def other() -> Any:
     registry.dispose()
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("disabled", [False, True])
 @pytest.mark.parametrize("write", WRITES)
 def test_no_object_of_another_mapper_rewrites_history(filled: Any, other: Any, write: str, disabled: bool) -> None:

@@ -481,6 +481,7 @@ def test_children_whose_own_keys_the_database_changes_are_recorded(sessions: Ses
     ]
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("way", ["object", "statement"])
 @pytest.mark.parametrize("ondelete", [CASCADE, SET_NULL])
 def test_rows_that_refer_to_another_table_of_their_own_hierarchy_are_recorded(

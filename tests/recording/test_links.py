@@ -501,6 +501,7 @@ class Cover(Single):
     books: Mapped[list[Book]] = relationship(secondary=singles, back_populates="cover")
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("state", ["loaded", "expired", "never loaded", "of the other side"])
 @pytest.mark.parametrize("older", [False, True])
 @pytest.mark.parametrize("to", ["none", "another", "a new one", "nothing"])

@@ -320,6 +320,7 @@ def test_a_parent_that_only_gets_a_child_is_not_asked_about(
         check_history(session, parcel)
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("rows", ["its own", "all"])
 @pytest.mark.parametrize("listens_first", [False, True])
 def test_a_new_row_that_a_listener_changes_by_the_connection_is_an_insert(
@@ -363,6 +364,7 @@ def test_a_new_row_that_a_listener_changes_by_the_connection_is_an_insert(
             assert told(session, Parcel, "slug") == [("insert", "s")] * 4
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("name", ["before_update", "after_update"])
 @pytest.mark.parametrize("column", ["slug", "note"])
 @pytest.mark.parametrize("rows", ["its own", "all"])

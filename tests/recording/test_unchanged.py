@@ -153,6 +153,7 @@ UNCHANGED = [
 ]
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("assign", UNCHANGED, ids=lambda assign: assign.__name__)
 def test_an_attribute_that_keeps_its_value_sends_no_statement(assign: Callable[[Session], None], happened, session):
     assign(session)

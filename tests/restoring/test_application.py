@@ -13,7 +13,7 @@ from invariants import check_history
 from registering import recording
 from sqlaudit import ContextError, QueryError, SQLAuditConfig, UndoConflictError, changesets, restore, undo
 
-pytestmark = pytest.mark.usefixtures("clock")
+pytestmark = [pytest.mark.usefixtures("clock"), pytest.mark.spread]
 Sessions = sessionmaker[Session]
 
 

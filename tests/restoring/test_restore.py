@@ -45,7 +45,7 @@ from sqlaudit import (
     versions_of,
 )
 
-pytestmark = pytest.mark.usefixtures("clock")
+pytestmark = [pytest.mark.usefixtures("clock"), pytest.mark.spread]
 
 
 class Base(DeclarativeBase):
@@ -180,6 +180,7 @@ def test_a_changed_row_gets_its_old_values(sessions, ada):
         check_history(session, Customer)
 
 
+@pytest.mark.spread(False)
 def test_a_deleted_row_is_brought_back(sessions, ada):
     delete(sessions, Customer, 1)
     with sessions.begin() as session:
@@ -245,6 +246,7 @@ def test_a_stale_object_is_seen_as_the_database_has_it(sessions, ada):
         assert session.get_one(Customer, 1).name == "Bob"
 
 
+@pytest.mark.spread(False)
 def test_a_json_null_is_not_sql_null(sessions):
     with sessions.begin() as session:
         session.add_all([Customer(id=1, data=sa.JSON.NULL), Customer(id=2, data=sa.null())])
@@ -393,6 +395,7 @@ def check_all(session: Session) -> None:
         check_history(session, source)
 
 
+@pytest.mark.spread(False)
 def test_related_rows_are_as_they_were(sessions, graph):
     with sessions.begin() as session:
         report = restore(session, Customer, 1, at=at(0), include=["orders.lines", "tags", "region"])
@@ -467,6 +470,7 @@ def test_without_include_related_rows_are_left_alone(sessions, graph):
         assert sorted(line.number for line in session.get_one(Order, 1).lines) == [2, 3]
 
 
+@pytest.mark.spread(False)
 def test_a_deleted_tree_is_brought_back(sessions, graph):
     with sessions.begin() as session:
         before = state_of(session)
@@ -665,6 +669,7 @@ def kinds(engine: sa.Engine) -> Iterator[sessionmaker[Session]]:
         yield sessions
 
 
+@pytest.mark.spread(False)
 def test_columns_that_others_give_values_do_not_stand_in_the_way(kinds):
     with kinds.begin() as session:
         session.add(Gadget(id=1, size=2, x=1, y=2))
@@ -690,7 +695,6 @@ def test_columns_that_others_give_values_do_not_stand_in_the_way(kinds):
         check_history(session, Gadget)
 
 
-@pytest.mark.spread
 @pytest.mark.parametrize(
     ("model", "values"),
     [
@@ -794,6 +798,7 @@ def test_rows_that_refer_to_one_another_can_be_made_and_ended(kinds):
         check_history(session, Member)
 
 
+@pytest.mark.spread(False)
 @pytest.mark.parametrize(("optional", "mandatory"), [("a", "b"), ("b", "a")])
 def test_of_references_in_a_circle_those_that_can_be_null_give_way(engine, base, optional, mandatory):
     class Row:
@@ -1008,6 +1013,7 @@ def test_a_column_that_old_versions_lack_is_named(secrets, engine):
         assert session.get_one(Account, 1).level == 4
 
 
+@pytest.mark.spread(False)
 def test_a_unique_value_that_another_row_has_now_is_named(sessions, ada):
     with sessions.begin() as session:
         session.get_one(Customer, 1).email = "b"
@@ -1020,6 +1026,7 @@ def test_a_unique_value_that_another_row_has_now_is_named(sessions, ada):
         restore(session, Customer, 1, at=at(0))
 
 
+@pytest.mark.spread(False)
 def test_a_given_value_that_is_not_unique_is_named(engine, base):
     @sqlaudit.track_table(exclude=["token"])
     class Key(base):
@@ -1096,7 +1103,6 @@ REFUSED = {
 }
 
 
-@pytest.mark.spread
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_makes_no_sense_is_refused(sessions, ada, case):
     (version, *rest), error, hint = REFUSED[case]
@@ -1181,6 +1187,7 @@ def test_objects_of_the_past_are_no_versions(sessions, ada):
             restore(travelled, Customer, 1, at=at(0))
 
 
+@pytest.mark.spread(False)
 def test_an_async_session_restores_through_run_sync(async_engine):
     async def main() -> None:
         async with AsyncSession(async_engine) as session:

@@ -197,6 +197,7 @@ def test_a_deleted_object_comes_back_with_all_its_relationships(sessions, people
         assert state_of(sessions) == expected
 
 
+@pytest.mark.spread
 def test_an_orphan_that_was_brought_back_is_one_again(sessions, people):
     with sessions.begin() as session:
         ada = session.get_one(Person, 1)
@@ -210,6 +211,7 @@ def test_an_orphan_that_was_brought_back_is_one_again(sessions, people):
         assert session.get(Item, 2) is None
 
 
+@pytest.mark.spread
 def test_an_object_that_the_session_has_just_deleted_comes_back(sessions, people):
     with sessions.begin() as session:
         passport = session.get_one(Passport, 1)
@@ -235,6 +237,7 @@ def test_without_autoflush_all_the_same(sessions, people, flushed):
     assert state_of(sessions) == people
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("path", ["big", "name", "items.owner"])
 def test_what_cannot_be_written_cannot_be_included(sessions, people, path):
     with sessions() as session, pytest.raises(QueryError, match=r"badges|none"):
@@ -512,6 +515,7 @@ PARTLY_MAPPED = {
 }
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("case", PARTLY_MAPPED)
 def test_columns_to_which_a_class_maps_no_attribute_come_back(engine, base, case):
     model = sqlaudit.track_table()(PARTLY_MAPPED[case](base))
@@ -561,6 +565,7 @@ def test_columns_to_which_a_class_maps_no_attribute_come_back(engine, base, case
             assert last.reason.startswith("restored from version 5")
 
 
+@pytest.mark.spread
 def test_a_link_that_lacks_a_value_is_refused(engine, base):
     rated = sa.Table(
         "rated",

@@ -248,6 +248,7 @@ def add_columns(engine: sa.Engine, name: str, *tables: str) -> None:
                 connection.exec_driver_sql(f"ALTER TABLE {each} ADD COLUMN {name} INTEGER")
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("used", [False, True])
 def test_a_column_that_comes_later_is_recorded(used, base, engine, sessions):
     model = item(base)
@@ -311,6 +312,7 @@ def test_a_column_of_our_name_that_comes_later_is_refused(base):
     assert model.__table__.c.keys() == ["id", "name"]
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("used", [False, True])
 def test_a_relationship_that_comes_later_has_a_history_of_its_links(used, base, engine, sessions):
     model = item(base)

@@ -837,6 +837,7 @@ def _next_from(first: int) -> Any:
     return sa.bindparam("next", callable_=itertools.count(first).__next__, type_=sa.Integer)
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("name", CALLED)
 def test_a_function_that_gives_a_parameter_is_called_as_without_tracking(
     base: Any, engine: sa.Engine, sessions: Maker, name: str

@@ -375,9 +375,11 @@ def _write_alike(run: Run, plain: Any, tracked: Any, writes: Callable[..., Itera
     for number, (write, recorded) in enumerate(zip(writes(plain, *args), writes(tracked, *args), strict=True)):
         expected = _do(run, write)
         assert _do(run, recorded) == expected, number
-        rows = run(lambda session: rows_of(session, plain))
-        assert run(lambda session: rows_of(session, tracked)) == rows, number
-        assert run(lambda session: open_versions_of(session, tracked)) == rows, number
+        rows, same, versions = run(
+            lambda session: (rows_of(session, plain), rows_of(session, tracked), open_versions_of(session, tracked))
+        )
+        assert same == rows, number
+        assert versions == rows, number
 
 
 def _created(run: Run, base: Any) -> None:

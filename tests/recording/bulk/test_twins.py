@@ -180,6 +180,7 @@ def check_same(plain: sessionmaker[Session], sessions: sessionmaker[Session], ac
                 check_history(reader, model, all_recorded=has_history)
 
 
+@pytest.mark.spread
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning")  # of cartesian products
 @pytest.mark.parametrize("seed", range(10 * EFFORT))
 def test_statements_do_the_same_to_tracked_tables_and_to_untracked_twins_and_are_recorded(
