@@ -308,6 +308,16 @@ class Statements:
         named = enumerate(self._compared(columns))
         return and_(*(column == bound(column, f"sqlaudit_key_{place}") for place, column in named))
 
+    def _is_same_row(
+        self, columns: Sequence[ColumnElement[Any]], row: Sequence[ColumnElement[Any]]
+    ) -> ColumnElement[bool]:
+        """Return the condition that the columns of a subquery equal the key of a row of the statement.
+
+        The key of the one row is bound. Compared with a column of the statement, it would make the database evaluate
+        the subquery for each version of the row, and a distributed PostgreSQL refuses the statement.
+        """
+        return all_equal(columns, row) if self.many else self._has_key(columns)
+
     def _compared(self, columns: Sequence[ColumnElement[Any]]) -> Sequence[ColumnElement[Any]]:
         """Return the expressions that are compared with the keys."""
         return raw_columns(columns, self.dialect) if self.raw_keys else columns
@@ -371,7 +381,8 @@ class Statements:
         ]
         if not differences:
             return false()
-        return _exists(source, all_equal(self.base.key, history.key), any_of(*differences)).correlate(history.clause)
+        same_row = self._is_same_row(self.base.key, history.key)
+        return _exists(source, same_row, any_of(*differences)).correlate(history.clause)
 
     def _text_of(self, old: ColumnElement[Any]) -> ColumnElement[Any]:
         """Return a history column as text; on MariaDB and MySQL a cast fails for bytes that are not valid text."""
@@ -383,13 +394,19 @@ class Statements:
             implementation_of(column.type, self.dialect), COMPARED_BY_VALUE
         )
 
-    def _newest_number(self, past: HistoryAlias, same_row: ColumnElement[bool]) -> Select[Any]:
-        """Return the select of the number of a row's last version."""
-        number = past.version
-        if TRAITS[self.dialect.name].locks_scanned_rows:
-            # With LIMIT they scan the whole index backwards, and wait for transactions that have locked other rows.
+    def _newest(
+        self, past: HistoryAlias, row: Sequence[ColumnElement[Any]], value: ColumnElement[Any] | None = None
+    ) -> Select[Any]:
+        """Return the select of a value of the last version of a row with a key, by default of its number."""
+        number, same_row = past.version, self._is_same_row(past.key, row)
+        if not TRAITS[self.dialect.name].locks_scanned_rows:
+            return select(number if value is None else value).where(same_row).order_by(number.desc()).limit(_ONE)
+        # With LIMIT they scan the whole index backwards, and wait for transactions that have locked other rows.
+        if value is None:
             return select(func.max(number)).where(same_row)
-        return select(number).where(same_row).order_by(number.desc()).limit(1)
+        other = HistoryAlias(past.table)
+        newest = self._newest(other, row).correlate_except(other.clause)
+        return select(value).where(same_row, number == newest.scalar_subquery())
 
     def _by_primary_key(self, statement: Any, source: Any, key: Sequence[Any]) -> Any:
         """Force a statement with many keys to find the rows by the primary key.
@@ -403,7 +420,7 @@ class Statements:
         return statement.with_hint(text="FORCE INDEX (PRIMARY)", selectable=source) if leads else statement
 
     def _is_deleted(self, history: HistoryAlias) -> ColumnElement[bool]:
-        return ~_exists(self.base.live, all_equal(self.base.key, history.key))
+        return ~_exists(self.base.live, self._is_same_row(self.base.key, history.key))
 
     def unsettled(self, key: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
         """Return the condition that the history of the row with a key does not agree with the live row.
@@ -428,8 +445,7 @@ class Statements:
     def snapshot(self, operation: Operation, rows: LiveRows) -> list[Executable]:
         """Write versions of live rows, which begin at the instant and are open."""
         base, past = self.base, HistoryAlias(self.base)
-        same_row = past.has_key(base.key)
-        last = self._newest_number(past, same_row).scalar_subquery()
+        last = self._newest(past, base.key).scalar_subquery()
         number = _ONE if rows is LiveRows.NEW else func.coalesce(last, literal_column("0")) + _ONE
         statement = select(
             *(live for live, _ in base.columns),
@@ -443,13 +459,15 @@ class Statements:
         source = base.live if needs_base_only else joined_live_tables(self.chain, isouter=True)
         statement = self._by_primary_key(statement.select_from(source), base.live, base.key)
         if rows is LiveRows.NEW and not TRAITS[self.dialect.name].locks_scanned_rows:
-            statement = statement.where(~_exists(past, same_row))
-        if rows in (LiveRows.CLOSED, LiveRows.ABSENT):
-            statement = statement.where(~has_open_version(base, base.key))
-        if rows is LiveRows.ABSENT:
-            statement = statement.where(~_exists(past, same_row, past.valid_from > _at))
+            # For a bound key PostgreSQL may scan the table to answer EXISTS, if it expects to find a version soon.
+            has_versions = _exists(past, past.has_key(base.key)) if self.many else last.is_not(None)
+            statement = statement.where(~has_versions)
+        if rows is LiveRows.ABSENT:  # no version but the last is open, or begins later than the last
+            ends_or_begins = case((past.is_open, past.valid_to), else_=past.valid_from)
+            latest = self._newest(past, base.key, ends_or_begins).scalar_subquery()
+            statement = statement.where(func.coalesce(latest, _at) <= _at)
         if rows is LiveRows.CLOSED:
-            statement = statement.where(_exists(past, same_row, past.valid_to == _at))
+            statement = statement.where(self._newest(past, base.key, past.valid_to).scalar_subquery() == _at)
         if base.is_association and not base.live.primary_key:  # it may have duplicate rows
             # Not DISTINCT: with it PostgreSQL takes the untyped literals for text.
             statement = statement.group_by(*(live for live, _ in base.columns))
@@ -463,7 +481,7 @@ class Statements:
 
     def _copy_to_subclass_table(self, table: TrackedTable, source: Any, values: list[Any]) -> Executable:
         """Write, for a subclass table, the versions that this changeset has opened in the base table."""
-        base_history = HistoryAlias(self.base)
+        base_history, past = HistoryAlias(self.base), HistoryAlias(table)
         same_row = [source.c[column.key] for column in table.key]
         statement = (
             select(*values, *base_history.audit)
@@ -472,7 +490,7 @@ class Statements:
                 self._has_one_of_keys(same_row),
                 base_history.is_open,
                 base_history.changeset_id == self._changeset,
-                ~has_open_version(table, same_row),
+                ~_exists(past, self._is_same_row(past.key, same_row), past.is_open),
             )
         )
         return self._insert_into_history(table, self._by_primary_key(statement, source, same_row))
@@ -494,7 +512,7 @@ class Statements:
             statement = self._by_primary_key(statement, history, table.history_key)
             if table is not self.base:
                 base = self.base
-                same = all_equal(base.history_key, table.history_key), base.version == table.version
+                same = self._is_same_row(base.history_key, table.history_key), base.version == table.version
                 statement = statement.where(_exists(base.history, *same, base.valid_to != OpenEnd()))
             else:
                 if guarded:
@@ -551,7 +569,7 @@ class Statements:
                     base_history.changeset_id == self._changeset,
                     base_history.valid_from == past.valid_to,
                     past.operation != _literal(Operation.DELETE),
-                    ~_exists(table.live, all_equal(table.key, past.key)),
+                    ~_exists(table.live, self._is_same_row(table.key, past.key)),
                 )
             )
             statements.append(self._insert_into_history(table, statement))
@@ -599,13 +617,13 @@ class Statements:
     def last(self) -> list[Executable]:
         """Read the last version of each row, and whether the live row is gone or differs from it."""
         base, history, past = self.base, HistoryAlias(self.base, self.base.history), HistoryAlias(self.base)
-        newest = self._newest_number(past, past.has_key(base.history_key)).with_for_update(read=True).scalar_subquery()
+        newest = self._newest(past, base.history_key).with_for_update(read=True).scalar_subquery()
         user: ColumnElement[Any] = null()
         if self.user_fields is not NO_USER_FIELDS:
             row = (
                 select(self._user(None))
                 .select_from(joined_live_tables(self.chain, isouter=True))
-                .where(all_equal(base.key, base.history_key))
+                .where(self._is_same_row(base.key, base.history_key))
                 .scalar_subquery()
             )
             user = func.coalesce(row, self._user(dict(base.columns)))
