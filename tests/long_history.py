@@ -5,6 +5,7 @@ what else the machine does. A test module that imports `Base` and `happen` finds
 """
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,6 +78,9 @@ SELECT id, name, amount, note FROM {} WHERE valid_to = '9999-12-31T00:00Z' ORDER
 _NUMBERS = "SELECT setval(pg_get_serial_sequence('{}', 'id'), :rows)"
 
 
+_EXPLAINED = re.compile(r"\s*(SELECT|WITH|INSERT|UPDATE|DELETE)\b", re.IGNORECASE)
+
+
 @dataclass(frozen=True, slots=True)
 class Explained:
     """A statement that was executed.
@@ -92,7 +96,7 @@ class Explained:
 
 @contextmanager
 def explained(engine: sa.Engine) -> Iterator[list[Explained]]:
-    """Collect the statements that an engine executes within the block, other than of transactions.
+    """Collect the statements that an engine executes within the block, without those on transactions and the catalogue.
 
     Just before a statement is executed, EXPLAIN executes it in a savepoint, and says what it touches. That includes
     neither foreign keys nor triggers.
@@ -101,7 +105,7 @@ def explained(engine: sa.Engine) -> Iterator[list[Explained]]:
 
     def explain(connection: sa.Connection, cursor: Any, statement: str, parameters: Any, *rest: Any) -> None:
         *_, is_many = rest
-        if statement.split(None, 1)[0].upper() in ("SELECT", "WITH", "INSERT", "UPDATE", "DELETE"):
+        if _EXPLAINED.match(statement) and "pg_catalog" not in statement:
             with connection.connection.cursor() as other:
                 other.execute("SAVEPOINT explained")
                 plans = [_plan(other, statement, each) for each in (parameters if is_many else [parameters])]

@@ -17,7 +17,15 @@ from sqlalchemy.types import NullType, TypeEngine
 from sqlaudit import SQLAuditError
 from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.tracking.autogenerate import SET_UP, contexts_with_plugin
-from sqlaudit.tracking.tables import INFO_KEY, AuditColumns, TrackedTable, guard_name, shortened, tracked_table
+from sqlaudit.tracking.tables import (
+    INFO_KEY,
+    OWN_INDEXES,
+    AuditColumns,
+    TrackedTable,
+    guard_name,
+    shortened,
+    tracked_table,
+)
 from sqlaudit_alembic.inspection import takes_json_only
 from sqlaudit_alembic.ops import (
     BackfillHistoryOp,
@@ -240,7 +248,8 @@ def _for_history(
 ) -> Iterator[ops.MigrateOperation]:
     """Yield what remains of an operation on a history table."""
     name = tracked.history.name
-    own_names = {shortened(f"uq_{name}_open"), shortened(f"ix_{name}_changeset"), shortened(f"ix_{name}_period")}
+    own_names = {shortened(f"ix_{name}_{suffix}") for suffix in (*OWN_INDEXES, "period")}
+    own_names.add(shortened(f"uq_{name}_open"))
     index = getattr(operation, "index_name", None) or getattr(operation, "constraint_name", None)
     if is_new and index in own_names:
         return

@@ -81,7 +81,27 @@ def was_valid(
     when: datetime | ColumnElement[datetime],
 ) -> ColumnElement[bool]:
     """Return the predicate that the period contains ``when``."""
-    return and_(valid_from <= when, valid_to > when)
+    return and_(unindexed(valid_from) <= when, valid_to > when)
+
+
+class unindexed(FunctionElement[datetime]):
+    """An instant that SQLite does not look up in its index.
+
+    Most versions have begun before a recent instant. SQLite expects few, and would read them one by one.
+    """
+
+    type = UTCDateTime()
+    inherit_cache = True
+
+
+@compiles(unindexed)
+def _render_plainly(element: unindexed, compiler: SQLCompiler, **kw: Any) -> str:
+    return compiler.process(next(iter(element.clauses)), **kw)
+
+
+@compiles(unindexed, "sqlite")
+def _render_plus(element: unindexed, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"+{_render_plainly(element, compiler, **kw)}"
 
 
 class PeriodToIndex(ColumnElement[Any]):

@@ -556,6 +556,21 @@ def test_what_is_not_there_is_not_renamed(project):
         project.upgrade()
 
 
+def test_a_history_gets_the_index_that_it_lacks(project, engine):
+    project.release(models())
+    project.migrate()
+    with engine.begin() as connection:
+        sa.Index(
+            "ix_customers_history_instant",
+            sa.Table("customers_history", sa.MetaData(), autoload_with=connection).c.valid_from,
+        ).drop(connection)
+    project.migrate()
+    assert "ix_customers_history_instant" in {
+        index["name"] for index in sa.inspect(engine).get_indexes("customers_history")
+    }
+    command.check(project.config)
+
+
 @pytest.mark.filterwarnings("ignore:autogenerate skipping", "ignore:Skipped unsupported reflection")  # on SQLite
 def test_indexes_follow_a_rename(project, recorder, engine):
     def release(table: str, column: str) -> Any:
@@ -1220,7 +1235,9 @@ def test_values_are_added_to_an_enum_and_partitions_are_left_alone(project, reco
         )
         names = sa.inspect(connection).get_indexes("customers_history")
         for index in names:
-            new = "uq_customers_history_open" if index["unique"] else "ix_customers_history_changeset"
+            [column] = index["column_names"]
+            end = {"audit_changeset_id": "changeset", "valid_from": "instant"}.get(column)
+            new = f"ix_customers_history_{end}" if end else "uq_customers_history_open"
             connection.exec_driver_sql(f"ALTER INDEX {index['name']} RENAME TO {new}")
     project.release(models(size=lambda: sa.Column(sa.Enum("s", "m", "l", name="size"))))
     command.check(project.config)

@@ -315,3 +315,29 @@ def test_of_two_tables_with_equal_histories_the_one_whose_live_table_is_there_is
         told = {each.resource_type for each in changes_in(session, first.changeset_id)}
         assert "Tag" in told
         assert "Twin" not in told
+
+
+def test_a_limit_returns_the_first_of_all_changesets(sessions, clock):
+    def write(*names: str, customers: int = 3) -> None:
+        with sessions.begin() as session:
+            for customer in session.scalars(sa.select(Customer).order_by(Customer.id).limit(customers)):
+                customer.name = names[0]
+            session.add_all(Tag(text=name) for name in names)
+
+    with sessions.begin() as session:
+        session.add_all(Customer(name="") for _ in range(60))
+    for number in range(12):  # some have many versions in one table, some in the other
+        write(*(["tag"] * (number % 5) ** 3), f"{number}", customers=number * 7 % 60)
+    clock.now = at(3)
+    write("late", customers=60)  # each version begins just after the one before it, so the changeset has many instants
+    for number in range(3):
+        write(f"{number} again", customers=30)
+    with sessions() as session:
+        everything = changesets(session)
+        assert len(everything) == 17
+        for limit in (0, 1, 2, 3, 7, 12, 16, 17, 40):
+            assert changesets(session, limit=limit) == everything[:limit]
+            assert changesets(session, limit=limit, newest_first=True) == everything[::-1][:limit]
+            since = everything[2].timestamp
+            later = changesets(session, since=since)
+            assert changesets(session, since=since, limit=limit) == later[:limit]

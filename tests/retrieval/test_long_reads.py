@@ -8,15 +8,15 @@ from sqlalchemy.orm import Session
 
 from clock import at
 from long_history import LONG, Base, Item, explained, happen
-from sqlaudit import as_of, changes_in, history_of, versions_of
+from sqlaudit import as_of, changes_in, changesets, get_resource_changes, history_of, versions_of
 
 __all__ = ["Base", "happen"]
 pytestmark = pytest.mark.requires("block_counts")
 
 SHORT = LONG + 42
 """A row with 10 versions. The rows of the reads below have 5,000 if they are not this one."""
-WHEN = at(12_000)
-"""The middle of the history."""
+WHEN, SOON = at(12_000), at(12_010)
+"""The middle of the history, and 10 transactions later."""
 
 
 def a_row_as_of_an_instant(session: Session) -> Any:
@@ -27,14 +27,64 @@ def the_versions_of_a_row(session: Session) -> Any:
     return versions_of(session, Item, SHORT)
 
 
+def the_latest_transactions(session: Session) -> Any:
+    return changesets(session, limit=20, newest_first=True)
+
+
+def the_latest_transactions_of_a_user(session: Session) -> Any:
+    return changesets(session, limit=20, newest_first=True, user_id="user 3")
+
+
+def the_first_transactions(session: Session) -> Any:
+    return changesets(session, limit=20)
+
+
+def the_next_transactions(session: Session) -> Any:
+    return changesets(session, limit=20, since=WHEN)
+
+
+def the_transactions_of_a_time(session: Session) -> Any:
+    return changesets(session, since=WHEN, until=SOON)
+
+
 def the_changes_of_a_transaction(session: Session) -> Any:
     return changes_in(session, "00000000-0000-0000-0000-000000000aaa")
+
+
+def the_latest_changes(session: Session) -> Any:
+    return get_resource_changes(Item, session, limit=10, newest_first=True)
+
+
+def the_latest_changes_by_a_user(session: Session) -> Any:
+    return get_resource_changes(Item, session, filter_user_ids="user 3", limit=10, newest_first=True)
+
+
+def the_first_changes(session: Session) -> Any:
+    return get_resource_changes(Item, session, limit=10)
+
+
+def the_changes_of_a_time(session: Session) -> Any:
+    return get_resource_changes(Item, session, filter_date_range=(WHEN, SOON))
+
+
+def the_next_changes(session: Session) -> Any:
+    return get_resource_changes(Item, session, filter_date_range=(WHEN, None), limit=10)
 
 
 READS: dict[Callable[[Session], Any], int] = {
     a_row_as_of_an_instant: 100,
     the_versions_of_a_row: 50,
+    the_latest_transactions: 50,
+    the_latest_transactions_of_a_user: 200,
+    the_first_transactions: 50,
+    the_next_transactions: 50,
+    the_transactions_of_a_time: 100,
     the_changes_of_a_transaction: 50,
+    the_latest_changes: 150,
+    the_latest_changes_by_a_user: 150,
+    the_first_changes: 150,
+    the_changes_of_a_time: 250,
+    the_next_changes: 150,
 }
 """The most blocks that all statements of a read may touch. Their tables have more than 1,500."""
 

@@ -140,6 +140,7 @@ def test_the_indexes_of_foreign_keys_are_copied_and_not_unique(engine):
         "ix_orders_history_changeset": (("audit_changeset_id",), False),
         "ix_orders_history_customer_id": (("customer_id",), False),
         "ix_orders_history_customer_id_amount": (("customer_id", "amount"), False),
+        "ix_orders_history_instant": (("valid_from",), False),
     }
 
 
@@ -152,6 +153,7 @@ def test_a_history_has_no_such_indexes_unasked(engine, base):
 
     assert {index.name for index in history_of(Line).__table__.indexes} == {
         "ix_lines_history_changeset",
+        "ix_lines_history_instant",
         "uq_lines_history_open",
     }
 

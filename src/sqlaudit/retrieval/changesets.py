@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 from weakref import WeakKeyDictionary
@@ -43,6 +44,7 @@ from sqlaudit.tracking.sessions import bind_arguments_for, checked_session
 from sqlaudit.tracking.tables import TrackedTable, guard_name, known_metadata
 
 _TABLES_PER_STATEMENT: Final = 100
+_GROWTH: Final = 10
 _existing: WeakKeyDictionary[Engine, set[tuple[str | None, str]]] = WeakKeyDictionary()
 """The history tables that were found in a database, by schema and name."""
 
@@ -163,7 +165,8 @@ def changesets(
     A transaction whose audit context changed has an entry for each context. A :func:`backfill` is a changeset of its
     own. Baselines that a first change wrote are not listed.
 
-    It executes one statement per bind and 100 tracked tables; two with a filter or a limit.
+    It executes one statement per bind and 100 tracked tables; two with a filter or a limit. With a limit, it reads
+    about as many versions as the changesets have that it returns, which takes more statements if they have many.
 
     :param session: a session
     :param since: the first instant, included; an aware datetime
@@ -199,30 +202,77 @@ def _text_of(extra: Any) -> str:
 
 
 def _chosen_ids(
-    session: Session, places: Iterable[TablesOfBind], parameters: dict[str, Any], limit: int | None, newest_first: bool
+    session: Session, places: Sequence[TablesOfBind], parameters: dict[str, Any], limit: int | None, newest_first: bool
 ) -> list[UUID]:
-    """Return the ids of the changesets that match the filters, in the order of their instants."""
+    """Return the ids of the changesets that match the filters, in the order of their instants.
 
-    def ids(table: TrackedTable) -> Any:
-        at, changeset = func.max(table.valid_from).label("at"), table.role("changeset_id")
-        statement = select(changeset, at).group_by(changeset)
+    With a limit, this reads the first versions of each table in that order, by its index, and ten times as many where
+    these have too few changesets. So its cost is that of the changesets which are returned, however long history is.
+    """
+    read = partial(_instants, session, places, parameters, newest_first)
+    size = None if limit is None else _GROWTH * (limit + 1)
+    while True:
+        instants, edge = read(size=size)
+        if edge is not None and not newest_first:  # these changesets may have later versions
+            for ids in chunks(list(instants)):
+                instants |= read(ids=ids)[0]
+        chosen = sorted(instants, key=lambda changeset_id: (instants[changeset_id], changeset_id), reverse=newest_first)
+        if edge is None or limit is None or size is None:
+            return chosen[:limit]
+        if len(chosen) >= limit:
+            last = instants[chosen[limit - 1]]
+            if last > edge if newest_first else last < edge:
+                return chosen[:limit]
+        size *= _GROWTH
+
+
+def _instants(
+    session: Session,
+    places: Sequence[TablesOfBind],
+    parameters: dict[str, Any],
+    newest_first: bool,
+    *,
+    size: int | None = None,
+    ids: Sequence[UUID] | None = None,
+) -> tuple[dict[UUID, datetime], datetime | None]:
+    """Return the last instant of each changeset that matches the filters, and the instant up to which all were read.
+
+    :param size: the greatest number of versions to read of each table
+    :param ids: the ids of the changesets to read; all if omitted
+    :return: for the instant, ``None`` if all versions were read
+    """
+    numbers = {table: number for number, table in enumerate(table for place in places for table in place.tables)}
+
+    def instants_in(table: TrackedTable) -> Any:
+        at, changeset = table.valid_from, table.role("changeset_id")
+        statement = select(changeset.label("changeset"), at.label("at"))
         if "since" in parameters:
-            statement = statement.where(table.valid_from >= bindparam("since"))
+            statement = statement.where(at >= bindparam("since"))
         if "until" in parameters:
-            statement = statement.where(table.valid_from <= bindparam("until"))
+            statement = statement.where(at <= bindparam("until"))
         if "user" in parameters:
             statement = statement.where(table.role("changed_by") == bindparam("user"))
-        if limit is None:
-            return statement
-        order = (at, changeset)
-        statement = statement.order_by(*(column.desc() if newest_first else column for column in order)).limit(limit)
-        return select(statement.subquery())
+        if ids is not None:
+            statement = statement.where(changeset.in_(ids))
+        if size is not None:
+            statement = statement.order_by(at.desc() if newest_first else at).limit(size)
+        version = statement.subquery().c
+        return select(
+            literal(numbers[table], Integer),
+            version.changeset,
+            func.min(version.at),
+            func.max(version.at),
+            func.count(),
+        ).group_by(version.changeset)
 
     instants: dict[UUID, datetime] = {}
-    for changeset_id, at in read_all(session, places, ids, parameters):
-        instants[changeset_id] = max(at, instants.get(changeset_id, at))
-    chosen = sorted(instants, key=lambda changeset_id: (instants[changeset_id], changeset_id), reverse=newest_first)
-    return chosen[:limit]
+    counts, edges = Counter[int](), dict[int, datetime]()
+    outer, inner = (max, min) if newest_first else (min, max)
+    for number, changeset_id, first, last, count in read_all(session, places, instants_in, parameters):
+        instants[changeset_id] = max(last, instants.get(changeset_id, last))
+        counts[number] += count
+        edges[number] = inner(first, last, edges.get(number, first if newest_first else last))
+    return instants, outer((edges[number] for number in counts if counts[number] == size), default=None)
 
 
 def _entries(session: Session, places: Sequence[TablesOfBind], ids: Sequence[UUID] | None) -> Iterator[Changeset]:

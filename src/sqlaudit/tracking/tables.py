@@ -46,6 +46,11 @@ from sqlaudit.tracking.schema import table_options
 
 INFO_KEY: Final = "sqlaudit"
 _MAX_IDENTIFIER: Final = 63  # in bytes, on PostgreSQL; other databases allow at least as many
+OWN_INDEXES: Final = {"changeset": "changeset_id", "instant": "valid_from"}
+"""The audit columns by which each history is indexed: end of the index's name → role.
+
+By instant, the latest transactions and changes are found without reading all others.
+"""
 _known: WeakSet[MetaData] = WeakSet()
 tracked_names: Final[set[str]] = set()
 """The names of all tables that this process has ever tracked, and of their history tables."""
@@ -214,7 +219,8 @@ class TrackedTable:
         event.listen(
             history, "before_create", lambda copy, *_, **kw: _make_partial_only(copy, history.name), propagate=True
         )
-        Index(conv(shortened(f"ix_{name}_changeset")), history.c[self.names.changeset_id])
+        for suffix, role in OWN_INDEXES.items():
+            Index(conv(shortened(f"ix_{name}_{suffix}")), history.c[getattr(self.names, role)])
         for element in (*collation_statements(live, history), AddOpenGuard(history)):
             # Table.to_metadata() gives its copy the listeners that propagate.
             is_guard = isinstance(element, AddOpenGuard)
