@@ -43,6 +43,7 @@ from sqlalchemy import (
     null,
     or_,
     select,
+    true,
     type_coerce,
     update,
 )
@@ -465,7 +466,8 @@ class Statements:
         if rows is LiveRows.ABSENT:  # no version but the last is open, or begins later than the last
             ends_or_begins = case((past.is_open, past.valid_to), else_=past.valid_from)
             latest = self._newest(past, base.key, ends_or_begins).scalar_subquery()
-            statement = statement.where(func.coalesce(latest, _at) <= _at)
+            # Not coalesce(latest, :at): of an instant and a parameter MariaDB makes a text, and compares texts.
+            statement = statement.where(func.coalesce(latest <= _at, true()))
         if rows is LiveRows.CLOSED:
             statement = statement.where(self._newest(past, base.key, past.valid_to).scalar_subquery() == _at)
         if base.is_association and not base.live.primary_key:  # it may have duplicate rows
