@@ -9,6 +9,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
+from databases import Database
 from invariants import check_history, told
 from sqlaudit import (
     AuditContextManager,
@@ -558,7 +559,9 @@ def test_a_missing_history_column_is_named_with_the_remedy(engine: sa.Engine, se
             session.commit()
 
 
-def test_objects_that_are_only_loaded_cost_no_statement(engine: sa.Engine, sessions: Sessions) -> None:
+def test_objects_that_are_only_loaded_cost_no_statement(
+    engine: sa.Engine, sessions: Sessions, database: Database
+) -> None:
     with sessions.begin() as session:
         session.add_all([Item(id=number, name="a") for number in range(50)])
     with sessions() as session:
@@ -573,7 +576,8 @@ def test_objects_that_are_only_loaded_cost_no_statement(engine: sa.Engine, sessi
         session.flush()
         sa.event.remove(engine, "before_cursor_execute", note)
         session.commit()
-    assert len([statement for statement, _ in seen if "_history" in statement]) == 2
+    statements = 1 if "writing_ctes" in database.capabilities else 2
+    assert len([statement for statement, _ in seen if "_history" in statement]) == statements
     check(
         sessions,
         [("insert", n, "a") for n in range(1)] + [("update", 0, "b")] + [("insert", n, "a") for n in range(1, 50)],

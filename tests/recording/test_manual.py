@@ -15,6 +15,7 @@ SHOWN = dict(re.findall(r"``(\w+)``[^`]*?\n\n\.\. code-block:: sql\n\n((?: {4}.*
 STEPS = {
     "close": lambda statements: statements.close(OpenVersions.CHANGED, guarded=True),
     "snapshot": lambda statements: statements.snapshot(Operation.UPDATE, LiveRows.ALL),
+    "close_and_snapshot": lambda statements: statements.close_and_snapshot(),
     "tombstone": lambda statements: statements.tombstone(OpenVersions.DELETED, guarded=True),
     "baseline": lambda statements: statements.snapshot(Operation.BASELINE, LiveRows.ABSENT),
     "last": lambda statements: statements.last(),

@@ -31,7 +31,7 @@ sent. ``close`` ends the open version of a row that was changed:
       AND customers_history.valid_to = '9999-12-31 00:00:00+00:00'
       AND customers_history.valid_from < :at
       AND (EXISTS (SELECT 1 FROM customers
-                   WHERE customers.id = customers_history.id
+                   WHERE customers.id = :key_0
                      AND (customers.name IS DISTINCT FROM customers_history.name)))
 
 ``snapshot`` copies the live row, as its next version:
@@ -43,13 +43,36 @@ sent. ``close`` ends the open version of a row that was changed:
         audit_changed_by, audit_impersonated_by, audit_reason, audit_extra)
     SELECT customers.id, customers.name,
            coalesce((SELECT customers_history_1.audit_version FROM customers_history AS customers_history_1
-                     WHERE customers_history_1.id = customers.id
-                     ORDER BY customers_history_1.audit_version DESC LIMIT :param_1), 0) + 1,
+                     WHERE customers_history_1.id = :key_0
+                     ORDER BY customers_history_1.audit_version DESC LIMIT 1), 0) + 1,
            :at, '9999-12-31 00:00:00+00:00', 'update', :changeset,
            :user, :impersonated_by, :reason, :extra
     FROM customers WHERE customers.id = :key_0
 
-``tombstone`` records a deletion by a copy of the last version, which begins and ends at the instant:
+On PostgreSQL ``close_and_snapshot`` does both in one round trip, unless Citus distributes the tables:
+
+.. code-block:: sql
+
+    WITH closed AS (
+        UPDATE customers_history SET valid_to = :at
+        WHERE customers_history.id = :key_0
+          AND customers_history.valid_to = '9999-12-31 00:00:00+00:00'
+          AND customers_history.valid_from < :at
+          AND (EXISTS (SELECT 1 FROM customers
+                       WHERE customers.id = :key_0
+                         AND (customers.name IS DISTINCT FROM customers_history.name)))
+        RETURNING customers_history.id AS id, customers_history.audit_version AS audit_version)
+    INSERT INTO customers_history (
+        id, name, audit_version, valid_from, valid_to, audit_operation, audit_changeset_id,
+        audit_changed_by, audit_impersonated_by, audit_reason, audit_extra)
+    SELECT customers.id, customers.name, closed.audit_version + 1,
+           :at, '9999-12-31 00:00:00+00:00', 'update', :changeset,
+           :user, :impersonated_by, :reason, :extra
+    FROM customers JOIN closed ON closed.id = customers.id
+    WHERE customers.id = :key_0
+
+``tombstone`` records a deletion by a copy of the last version, which begins and ends at the instant. On PostgreSQL, one
+round trip writes it and ends the last version, in the same way:
 
 .. code-block:: sql
 
@@ -59,10 +82,10 @@ sent. ``close`` ends the open version of a row that was changed:
     SELECT customers_history_1.id, customers_history_1.name, customers_history_1.audit_version + 1,
            :at, :at, 'delete', :changeset, :user, :impersonated_by, :reason, :extra
     FROM customers_history AS customers_history_1
-    WHERE customers_history_1.valid_from < :at
-      AND NOT (EXISTS (SELECT 1 FROM customers WHERE customers.id = customers_history_1.id))
-      AND customers_history_1.id = :key_0
+    WHERE customers_history_1.id = :key_0
       AND customers_history_1.valid_to = '9999-12-31 00:00:00+00:00'
+      AND customers_history_1.valid_from < :at
+      AND NOT (EXISTS (SELECT 1 FROM customers WHERE customers.id = :key_0))
 
 ``baseline`` is a snapshot of a row without history, written before the row changes:
 
@@ -73,16 +96,16 @@ sent. ``close`` ends the open version of a row that was changed:
         audit_changed_by, audit_impersonated_by, audit_reason, audit_extra)
     SELECT customers.id, customers.name,
            coalesce((SELECT customers_history_1.audit_version FROM customers_history AS customers_history_1
-                     WHERE customers_history_1.id = customers.id
-                     ORDER BY customers_history_1.audit_version DESC LIMIT :param_1), 0) + 1,
+                     WHERE customers_history_1.id = :key_0
+                     ORDER BY customers_history_1.audit_version DESC LIMIT 1), 0) + 1,
            :at, '9999-12-31 00:00:00+00:00', 'baseline', :changeset, NULL, NULL, NULL, NULL
     FROM customers
     WHERE customers.id = :key_0
-      AND NOT (EXISTS (SELECT 1 FROM customers_history AS customers_history_2
-                       WHERE customers_history_2.id = customers.id
-                         AND customers_history_2.valid_to = '9999-12-31 00:00:00+00:00'))
-      AND NOT (EXISTS (SELECT 1 FROM customers_history AS customers_history_1
-                       WHERE customers_history_1.id = customers.id AND customers_history_1.valid_from > :at))
+      AND coalesce((SELECT CASE WHEN (customers_history_1.valid_to = '9999-12-31 00:00:00+00:00')
+                                THEN customers_history_1.valid_to ELSE customers_history_1.valid_from END
+                    FROM customers_history AS customers_history_1
+                    WHERE customers_history_1.id = :key_0
+                    ORDER BY customers_history_1.audit_version DESC LIMIT 1) <= :at, true)
 
 ``last`` reads a row's last version, and whether the live row is gone or differs from it:
 
@@ -92,10 +115,10 @@ sent. ``close`` ends the open version of a row that was changed:
            customers_history.valid_to, customers_history.audit_operation, customers_history.audit_changeset_id,
            customers_history.audit_changed_by, customers_history.audit_impersonated_by,
            customers_history.audit_reason, customers_history.audit_extra,
-           CASE WHEN (NOT (EXISTS (SELECT 1 FROM customers WHERE customers.id = customers_history.id)))
+           CASE WHEN (NOT (EXISTS (SELECT 1 FROM customers WHERE customers.id = :key_0)))
                 THEN :param_1 ELSE :param_2 END AS gone,
            CASE WHEN (EXISTS (SELECT 1 FROM customers
-                              WHERE customers.id = customers_history.id
+                              WHERE customers.id = :key_0
                                 AND (customers.name IS DISTINCT FROM customers_history.name)))
                 THEN :param_3 ELSE :param_4 END AS changed,
            NULL AS row_user
@@ -103,7 +126,7 @@ sent. ``close`` ends the open version of a row that was changed:
     WHERE customers_history.id = :key_0
       AND customers_history.audit_version = (
           SELECT customers_history_1.audit_version FROM customers_history AS customers_history_1
-          WHERE customers_history_1.id = customers_history.id
-          ORDER BY customers_history_1.audit_version DESC LIMIT :param_5 FOR SHARE)
+          WHERE customers_history_1.id = :key_0
+          ORDER BY customers_history_1.audit_version DESC LIMIT 1 FOR SHARE)
     FOR UPDATE
 """

@@ -1,7 +1,8 @@
 """Which versions does a change make? Set-based SQL in the same transaction turns keys of written rows into versions.
 
 The common case takes two statements per table and operation, whatever the number of rows: *close* the open versions,
-*snapshot* the live rows (:meth:`Capture.inserted` takes one). Their rowcounts show whether every row was handled.
+*snapshot* the live rows (:meth:`Capture.inserted` takes one). On PostgreSQL one statement does both, unless Citus
+distributes the tables. The rowcounts show whether every row was handled.
 If not, :meth:`Capture.settle` reads the last version of each row and makes the history agree with the live rows. That
 happens for a row without history, a version of a later instant, a row that the same transaction has written before,
 and an UPDATE that changed nothing.
@@ -45,7 +46,7 @@ from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.keys import Key, KeyTypes, RawKey, is_raw
 from sqlaudit.sql.lists import are_unchanged_by_json
 from sqlaudit.sql.options import INTERNAL
-from sqlaudit.tracking.catalogue import columns_compared_as_text
+from sqlaudit.tracking.catalogue import are_distributed, columns_compared_as_text
 from sqlaudit.tracking.foreign_keys import Chain
 from sqlaudit.tracking.missing import explain_history_error, explaining_history_errors
 from sqlaudit.tracking.rights import hides_rows
@@ -179,6 +180,10 @@ class Capture:
         """
         for batch in self._batches(keys):
             statements = self._statements(batch)
+            if self._has_writing_ctes:
+                if self._run(batch, statements.close_and_snapshot()) != len(batch):
+                    self.settle(self._unsettled(batch), before=before, missing_rows=missing_rows)
+                continue
             closed = self._run(batch, statements.close(OpenVersions.CHANGED, guarded=True))
             if closed == len(batch):
                 self._run(batch, statements.snapshot(Operation.UPDATE, LiveRows.ALL))
@@ -198,7 +203,9 @@ class Capture:
         versions = OpenVersions.ALL if locks_neighbours else OpenVersions.DELETED
         for batch in self._batches(keys):
             statements = self._statements(batch)
-            if self._run(batch, statements.tombstone(versions, guarded=True)):
+            if self._has_writing_ctes:
+                complete = self._run(batch, statements.close_and_tombstone()) == len(batch)
+            elif self._run(batch, statements.tombstone(versions, guarded=True)):
                 complete = self._run(batch, statements.close(versions, guarded=True)) == len(batch)
             else:
                 complete = False
@@ -584,6 +591,16 @@ class Capture:
         if columns_compared_as_text not in kept:
             kept[columns_compared_as_text] = columns_compared_as_text(self.connection, self.chain)
         return cast("Set[Column[Any]]", kept[columns_compared_as_text])
+
+    @cached_property
+    def _has_writing_ctes(self) -> bool:
+        """Whether one statement can close versions and write those that follow them. Citus refuses it."""
+        if not TRAITS[self.connection.dialect.name].has_writing_ctes:
+            return False
+        kept = self.chain[-1].statements.setdefault(self.connection.dialect, {})
+        if are_distributed not in kept:
+            kept[are_distributed] = are_distributed(self.connection, self.chain)
+        return not kept[are_distributed]
 
     @staticmethod
     def _key_parameters(keys: Batch) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """How are versions written in SQL? By statements that are built once per table and dialect.
 
-The instant, the keys and the context are bound parameters. The statements use no database clock, no volatile function,
-no data-modifying CTE and no MERGE, so that they also run on a distributed PostgreSQL.
+The instant, the keys and the context are bound parameters. The statements use no database clock, no volatile function
+and no MERGE, so that they also run on a distributed PostgreSQL. Only :meth:`Statements.close_and_snapshot` and
+:meth:`Statements.close_and_tombstone` have data-modifying CTEs, to save a round trip where a server accepts them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from enum import Enum, auto
 from functools import wraps
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
@@ -29,6 +30,7 @@ from sqlalchemy import (
     Select,
     String,
     Text,
+    Update,
     Uuid,
     and_,
     any_,
@@ -448,17 +450,7 @@ class Statements:
         base, past = self.base, HistoryAlias(self.base)
         last = self._newest(past, base.key).scalar_subquery()
         number = _ONE if rows is LiveRows.NEW else func.coalesce(last, literal_column("0")) + _ONE
-        statement = select(
-            *(live for live, _ in base.columns),
-            number,
-            _at,
-            OpenEnd(),
-            *self._audit_values(operation, self._user(None)),
-        ).where(self._has_one_of_keys(base.key))
-        of_base = {column for column, _ in base.columns}
-        needs_base_only = all(field is None or field in of_base for field in self.user_fields)
-        source = base.live if needs_base_only else joined_live_tables(self.chain, isouter=True)
-        statement = self._by_primary_key(statement.select_from(source), base.live, base.key)
+        statement = self._by_primary_key(self._new_versions(operation, number), base.live, base.key)
         if rows is LiveRows.NEW and not TRAITS[self.dialect.name].locks_scanned_rows:
             # For a bound key PostgreSQL may scan the table to answer EXISTS, if it expects to find a version soon.
             has_versions = _exists(past, past.has_key(base.key)) if self.many else last.is_not(None)
@@ -470,16 +462,53 @@ class Statements:
             statement = statement.where(func.coalesce(latest <= _at, true()))
         if rows is LiveRows.CLOSED:
             statement = statement.where(self._newest(past, base.key, past.valid_to).scalar_subquery() == _at)
+        return [self._insert_into_history(base, statement), *self._copies_to_subclass_tables()]
+
+    @step
+    def close_and_snapshot(self) -> list[Executable]:
+        """End the open versions that differ from their live rows, and write the next ones, which begin at the instant.
+
+        The statement for the base table does what the first statements of :meth:`close` and :meth:`snapshot` do. Its
+        rowcount is the number of rows that it has handled.
+        """
+        base = self.base
+        past = self._closed_in_cte(base, OpenVersions.CHANGED, (*base.history_key, base.version))
+        statement = self._new_versions(Operation.UPDATE, past.version + _ONE, past)
+        return [
+            self._insert_into_history(base, statement),
+            *(self._close(table, OpenVersions.CHANGED, guarded=True) for table in self.chain[1:]),
+            *self._copies_to_subclass_tables(),
+        ]
+
+    def _new_versions(
+        self, operation: Operation, number: ColumnElement[Any], closed: HistoryAlias | None = None
+    ) -> Select[Any]:
+        """Return the select of the versions of live rows, which begin at the instant and are open.
+
+        :param closed: the versions that precede them, in the FROM clause; the rows without one are left out
+        """
+        base = self.base
+        statement = select(
+            *(live for live, _ in base.columns),
+            number,
+            _at,
+            OpenEnd(),
+            *self._audit_values(operation, self._user(None)),
+        ).where(self._has_one_of_keys(base.key))
+        of_base = {column for column, _ in base.columns}
+        needs_base_only = all(field is None or field in of_base for field in self.user_fields)
+        source = base.live if needs_base_only else joined_live_tables(self.chain, isouter=True)
+        if closed is not None:
+            source = source.join(closed.clause, closed.has_key(base.key))
         if base.is_association and not base.live.primary_key:  # it may have duplicate rows
             # Not DISTINCT: with it PostgreSQL takes the untyped literals for text.
             statement = statement.group_by(*(live for live, _ in base.columns))
-        return [
-            self._insert_into_history(base, statement),
-            *(
-                self._copy_to_subclass_table(table, table.live, [live for live, _ in table.columns])
-                for table in self.chain[1:]
-            ),
-        ]
+            statement = statement if closed is None else statement.group_by(closed.version)
+        return statement.select_from(source)
+
+    def _copies_to_subclass_tables(self) -> Iterator[Executable]:
+        for table in self.chain[1:]:
+            yield self._copy_to_subclass_table(table, table.live, [live for live, _ in table.columns])
 
     def _copy_to_subclass_table(self, table: TrackedTable, source: Any, values: list[Any]) -> Executable:
         """Write, for a subclass table, the versions that this changeset has opened in the base table."""
@@ -503,28 +532,35 @@ class Statements:
 
         :param guarded: exclude the versions that do not begin before the instant
         """
-        statements: list[Executable] = []
-        for table in self.chain:
-            history = table.history
-            statement = (
-                update(history)
-                .where(self._has_one_of_keys(table.history_key), is_open(table.valid_to))
-                .values({table.valid_to: _at})
-            )
-            statement = self._by_primary_key(statement, history, table.history_key)
-            if table is not self.base:
-                base = self.base
-                same = self._is_same_row(base.history_key, table.history_key), base.version == table.version
-                statement = statement.where(_exists(base.history, *same, base.valid_to != OpenEnd()))
-            else:
-                if guarded:
-                    statement = statement.where(table.valid_from < _at)
-                if versions is OpenVersions.CHANGED:
-                    statement = statement.where(self._has_changed(HistoryAlias(table, history)))
-                elif versions is OpenVersions.DELETED:
-                    statement = statement.where(self._is_deleted(HistoryAlias(table, history)))
-            statements.append(statement)
-        return statements
+        return [self._close(table, versions, guarded) for table in self.chain]
+
+    def _close(self, table: TrackedTable, versions: OpenVersions, guarded: bool) -> Update:
+        base, history = self.base, table.history
+        statement: Update = (
+            update(history)
+            .where(self._has_one_of_keys(table.history_key), is_open(table.valid_to))
+            .values({table.valid_to: _at})
+        )
+        statement = self._by_primary_key(statement, history, table.history_key)
+        if table is not base:
+            same = self._is_same_row(base.history_key, table.history_key), base.version == table.version
+            return statement.where(_exists(base.history, *same, base.valid_to != OpenEnd()))
+        if guarded:
+            statement = statement.where(table.valid_from < _at)
+        if versions is OpenVersions.CHANGED:
+            statement = statement.where(self._has_changed(HistoryAlias(table, history)))
+        elif versions is OpenVersions.DELETED:
+            statement = statement.where(self._is_deleted(HistoryAlias(table, history)))
+        return statement
+
+    def _closed_in_cte(
+        self, table: TrackedTable, versions: OpenVersions, columns: Iterable[Column[Any]]
+    ) -> HistoryAlias:
+        """Return the versions that a CTE ends, with some of their columns."""
+        # The labels are not cut off, as SQLAlchemy does with long names of a CTE's columns.
+        labelled = [column.label(column.key) for column in columns]
+        closed = self._close(table, versions, guarded=True).returning(*labelled)
+        return HistoryAlias(table, closed.cte("sqlaudit_closed"))
 
     @step
     def tombstone(self, versions: OpenVersions, *, guarded: bool) -> list[Executable]:
@@ -532,26 +568,40 @@ class Statements:
         statements: list[Executable] = []
         for table in self.chain:
             past = HistoryAlias(table)
-            if table is self.base:
-                user, ended = self._user(dict(past.columns)), past.version + _ONE
-                statement = select(*past.stored, ended, _at, _at, *self._audit_values(Operation.DELETE, user))
-                if guarded:
-                    statement = statement.where(past.valid_from < _at)
-                if versions is OpenVersions.DELETED:
-                    statement = statement.where(self._is_deleted(past))
-            else:
-                base_history = HistoryAlias(self.base)
-                statement = (
-                    select(*past.stored, *base_history.audit)
-                    .select_from(past.clause.join(base_history.clause, base_history.has_key(past.key)))
-                    .where(
-                        base_history.version == past.version + _ONE,
-                        base_history.operation == _literal(Operation.DELETE),
-                    )
-                )
-            statement = statement.where(self._has_one_of_keys(past.key), past.is_open)
+            statement = self._tombstones(past).where(self._has_one_of_keys(past.key), past.is_open)
+            if table is self.base and guarded:
+                statement = statement.where(past.valid_from < _at)
+            if table is self.base and versions is OpenVersions.DELETED:
+                statement = statement.where(self._is_deleted(past))
             statements.append(self._insert_into_history(table, self._by_primary_key(statement, past.clause, past.key)))
         return statements
+
+    @step
+    def close_and_tombstone(self) -> list[Executable]:
+        """End the open versions whose live rows are deleted, and write the tombstones, with one statement per table.
+
+        The statement does what those of :meth:`close` and :meth:`tombstone` do, and has the rowcount of each.
+        """
+        statements: list[Executable] = []
+        for table in self.chain:
+            past = self._closed_in_cte(table, OpenVersions.DELETED, table.history.c)
+            statements.append(self._insert_into_history(table, self._tombstones(past)))
+        return statements
+
+    def _tombstones(self, past: HistoryAlias) -> Select[Any]:
+        """Return the select of the tombstones that follow versions."""
+        if past.table is self.base:
+            values = self._audit_values(Operation.DELETE, self._user(dict(past.columns)))
+            return select(*past.stored, past.version + _ONE, _at, _at, *values)
+        base_history = HistoryAlias(self.base)
+        return (
+            select(*past.stored, *base_history.audit)
+            .select_from(past.clause.join(base_history.clause, base_history.has_key(past.key)))
+            .where(
+                base_history.version == past.version + _ONE,
+                base_history.operation == _literal(Operation.DELETE),
+            )
+        )
 
     @step
     def tombstone_left_tables(self) -> list[Executable]:

@@ -78,6 +78,8 @@ class Traits:
 
     has_arrays: bool = False
     """A parameter may be an array."""
+    has_writing_ctes: bool = False
+    """A statement may use the rows that an UPDATE in its WITH clause returns."""
     has_json_each: bool = False
     """``json_each()`` reads many values from one parameter."""
     compares_rows_by_index: bool = True
@@ -162,6 +164,7 @@ TRAITS: Final = _Table(
         parses_values_in_driver=True,
         text_codes=(25, 1042, 1043),  # pg_type.oid of text, bpchar and varchar
         has_arrays=True,
+        has_writing_ctes=True,
         infers_dependence=True,
         has_exact_conflicts=True,
         overrides_identity=True,

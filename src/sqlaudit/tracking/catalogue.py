@@ -42,6 +42,7 @@ _RULES: Final = table(
 _TRIGGERS: Final = table(
     "pg_trigger", *map(column, ("tgrelid", "tgisinternal")), column("tgtype", Integer()), schema="pg_catalog"
 )
+_DISTRIBUTED: Final = table("pg_dist_partition", column("logicalrelid", OID()))
 _TYPES: Final = table("pg_type", *map(column, ("oid", "typcategory")), schema="pg_catalog")
 _TEXT, _ARRAY = "S", "A"
 """Categories of types, from ``pg_type.typcategory``."""
@@ -172,6 +173,20 @@ def are_volatile(connection: Connection, names: Collection[str]) -> bool:
 def _name_of(connection: Connection, table: Table) -> ColumnElement[str]:
     schema, name = schema_of(connection, table), func.quote_ident(table.name)
     return name if schema is None else func.concat(func.quote_ident(schema), ".", name)
+
+
+def are_distributed(connection: Connection, chain: Sequence[TrackedTable]) -> bool:
+    """Return whether Citus distributes one of the tables among servers. One statement per engine; two with Citus."""
+    kept = vars(connection.dialect)
+    if _HAS_CITUS not in kept:
+        kept[_HAS_CITUS] = connection.scalar(select(func.to_regclass(_DISTRIBUTED.name).is_not(None)))
+    if not kept[_HAS_CITUS]:
+        return False
+    tables = [oid_of(connection, table) for tracked in chain for table in (tracked.live, tracked.history)]
+    return bool(connection.scalar(select(exists().where(_DISTRIBUTED.c.logicalrelid.in_(tables)))))
+
+
+_HAS_CITUS: Final = "sqlaudit_has_citus"
 
 
 def columns_compared_as_text(connection: Connection, chain: Sequence[TrackedTable]) -> frozenset[Column[Any]]:
