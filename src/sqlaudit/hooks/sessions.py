@@ -44,7 +44,7 @@ from sqlaudit.hooks.scope import (
 )
 from sqlaudit.past.objects import Instant, refuse_changes
 from sqlaudit.past.rendering import Past, has_past_guard, without_past_guard
-from sqlaudit.past.running import execute_within, instant_of, read_past
+from sqlaudit.past.running import execute_within, instant_of, turn_to_past
 from sqlaudit.recording.bulk.parsing import ParsedWrite, unwrapped
 from sqlaudit.recording.flush import Flush
 from sqlaudit.recording.scope import enter_scope
@@ -185,7 +185,7 @@ def _do_orm_execute(state: ORMExecuteState) -> Any:
         state.bind_arguments.update(bind_arguments_for(session, mapper.class_.__sqlaudit_model__.mapper))
     instant = instant_of(state)
     if instant is not None:
-        return read_past(state, instant)
+        return turn_to_past(state, instant)
     if state.is_select and has_past_guard(state.statement) and not isinstance(state.statement, Past):
         # selectin_polymorphic does not say for which objects it loads: let it load live ones, beside those of the past.
         state.statement = without_past_guard(state.statement)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from sqlalchemy.orm import (
@@ -25,15 +24,14 @@ TOKEN: Final = "identity_token"
 _LATEST: Final = OPEN_END - TICK  # the last instant that open versions contain
 
 
-@dataclass(frozen=True, slots=True)
-class Instant:
-    """The identity token of objects that were read as of an instant.
+class Instant(NamedTuple):
+    """The identity token of objects that were read as of an instant: a tuple, which Python hashes quickly.
 
     :ivar when: a datetime in UTC; or the id of a changeset, whose instant a session has still to look up
     """
 
     when: datetime | UUID
-    rules: Rules = Rules()  # noqa: RUF009  # frozen
+    rules: Rules = Rules()
 
     def __str__(self) -> str:
         return f"as of {self.when.isoformat() if isinstance(self.when, datetime) else f'changeset {self.when}'}"
@@ -93,7 +91,9 @@ def instant_of_statement(statement: Past) -> Instant:
 
 def as_of_instant(statement: S, instant: Instant) -> S:
     """Return a statement that reads as of an instant, and gives it to its objects as their identity token."""
-    return past_statement(statement, instant.when, instant.rules).execution_options(**{TOKEN: instant})
+    made = past_statement(statement, instant.when, instant.rules)
+    made._execution_options = made._execution_options.union({TOKEN: instant})
+    return made
 
 
 def refuse_change(state: InstanceState[Any]) -> None:

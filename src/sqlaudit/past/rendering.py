@@ -11,15 +11,15 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, lru_cache
 from itertools import chain
-from typing import Any, Final, Literal, TypeVar, cast
+from typing import Any, Final, Literal, NamedTuple, TypeVar, cast
 from uuid import UUID
 
 from sqlalchemy import (
     BindParameter,
+    ClauseElement,
     Column,
     ColumnElement,
     Connection,
@@ -38,6 +38,7 @@ from sqlalchemy import (
 )
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import FromStatement
 from sqlalchemy.orm.interfaces import CompileStateOption
 from sqlalchemy.orm.path_registry import PathRegistry
@@ -52,6 +53,7 @@ from sqlaudit.period import UTCDateTime, range_contains, was_valid
 from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.keys import implementation_of
 from sqlaudit.sql.old_values import readable_type
+from sqlaudit.tracking.missing import explain_history_error
 from sqlaudit.tracking.registry import tracked_tables
 from sqlaudit.tracking.tables import TrackedTable, known_metadata, shortened, tracked_table
 
@@ -66,8 +68,7 @@ _WRITES: Final = frozenset(
 _READS_TABLES: Final = re.compile(r"\b(select|from|join|table|with)\b", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
+class Rules(NamedTuple):
     """What a statement of the past does about rows that are not in history.
 
     :param untracked: what to do with tables without history: ``"raise"``, or read them ``"live"``
@@ -112,7 +113,13 @@ class Past:
                 "objects for live ones. Call register_hooks(), and execute the statement in a session that has hooks.",
                 self,
             )
-        return super()._execute_on_connection(connection, *args, **kw)  # type: ignore[misc]  # the statement's own
+        try:
+            return super()._execute_on_connection(connection, *args, **kw)  # type: ignore[misc]  # the statement's own
+        except DBAPIError as error:
+            parts: Iterable[Any] = visitors.iterate(cast(ClauseElement, self))
+            metadata = {part.metadata for part in parts if isinstance(part, Table)}
+            explain_history_error(error, chain.from_iterable(map(tracked_tables, metadata)))
+            raise
 
     def from_statement(self, statement: Any) -> Any:
         """Return another statement as one that selects the same objects as of the same instant."""
@@ -139,25 +146,35 @@ def _parameters(instant: datetime | None) -> tuple[BindParameter[Any], BindParam
     )
 
 
-def past_statement(statement: S, when: datetime | UUID, rules: Rules, *, ready: bool = False) -> S:
-    """Return a statement that reads as of ``when``.
-
-    :param ready: whether a session executes it, and marks the objects that it returns as past objects
-    """
+def past_statement(statement: S, when: datetime | UUID, rules: Rules) -> S:
+    """Return a statement that reads as of ``when``."""
     statement_class: Any = type(statement)
-    made = copied_with_class(_past_class(statement_class), statement._clone())  # type: ignore[attr-defined]  # ClauseElement's
-    made._past_changeset = when if isinstance(when, UUID) else None
-    instant = when if made._past_changeset is None else None
-    made._past_when, made._past_literal = _parameters(instant)
-    made._past_rules = rules
-    made._past_is_ready = ready
-    return cast(S, made)
+    past = copied_with_class(_past_class(statement_class), statement._clone())  # type: ignore[attr-defined]  # ClauseElement's
+    past._past_changeset = when if isinstance(when, UUID) else None
+    past._past_when, past._past_literal = _parameters(None if isinstance(when, UUID) else when)
+    past._past_rules = rules
+    past._past_is_ready = False
+    made: S = past
+    return made
 
 
 def copied_with_class(made_class: Any, original: Any) -> Any:
     """Return a copy of an object that is an instance of a subclass of its class."""
     made = made_class.__new__(made_class)
     made.__dict__.update(original.__dict__)
+    return made
+
+
+def ready_statement(statement: S, when: datetime, rules: Rules, *, is_orm: bool) -> S:
+    """Return a statement that reads as of ``when``, for a session to execute.
+
+    :param is_orm: whether it may load objects. They never load live rows, whichever session they are added to
+    """
+    made = past_statement(statement, when, rules)
+    past: Any = made
+    past._past_is_ready = True
+    if is_orm and not has_past_guard(past):
+        past._with_options += (_PAST_GUARD,)
     return made
 
 
@@ -182,11 +199,6 @@ _PAST_GUARD: Final = _PastGuard()
 def has_past_guard(statement: Any) -> bool:
     """Return whether a statement loads past objects, or attributes of past objects."""
     return any(isinstance(option, _PastGuard) for option in getattr(statement, "_with_options", ()))
-
-
-def with_past_guard(statement: S) -> S:
-    """Return a past statement whose objects never load live rows, whichever session they are added to."""
-    return statement if has_past_guard(statement) else statement.options(_PAST_GUARD)
 
 
 def shorten_path(statement: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime
-from itertools import chain
 from typing import Any, Final, NoReturn, cast
 from uuid import UUID
 
@@ -13,7 +12,6 @@ from sqlalchemy import (
     Executable,
     Result,
     Sequence,
-    Table,
     UpdateBase,
     event,
 )
@@ -27,10 +25,8 @@ from sqlalchemy.sql.lambdas import StatementLambdaElement
 from sqlaudit.exceptions import QueryError, ReadOnlyError
 from sqlaudit.past.baselines import check_for_unknown_rows
 from sqlaudit.past.objects import TOKEN, Instant, instant_of_state, instant_of_statement, is_unchanged_past
-from sqlaudit.past.rendering import Past, past_statement, shorten_path, with_past_guard
+from sqlaudit.past.rendering import Past, ready_statement, shorten_path
 from sqlaudit.retrieval.changesets import instant_of_changeset
-from sqlaudit.tracking.missing import explaining_history_errors
-from sqlaudit.tracking.registry import tracked_tables
 
 _CHANGESETS: Final = "sqlaudit_changesets"
 
@@ -59,8 +55,8 @@ def instant_of(state: ORMExecuteState) -> Instant | None:
     return state.session.instant if isinstance(state.session, PastSession) else None
 
 
-def read_past(state: ORMExecuteState, instant: Instant) -> Result[Any]:
-    """Execute a statement as of an instant, in its own session and transaction.
+def turn_to_past(state: ORMExecuteState, instant: Instant) -> Result[Any] | None:
+    """Let a session execute a statement as of an instant. Return its result if this function had to execute it.
 
     :raises ReadOnlyError: the statement writes
     :raises QueryError: the session is a ShardedSession
@@ -68,6 +64,7 @@ def read_past(state: ORMExecuteState, instant: Instant) -> Result[Any]:
     statement: Executable = state.statement
     if isinstance(statement, StatementLambdaElement):
         statement = statement._resolved
+    is_function = isinstance(statement, FunctionElement)
     if isinstance(statement, FunctionElement):
         statement = statement.select()
     if isinstance(statement, (UpdateBase, ExecutableDDLElement, Sequence)):
@@ -83,23 +80,19 @@ def read_past(state: ORMExecuteState, instant: Instant) -> Result[Any]:
         )
     instant = _with_changeset_instant(state.session, instant)
     assert isinstance(instant.when, datetime)
-    mapper = state.bind_mapper
-    metadata = [mapper.local_table.metadata] if mapper and isinstance(mapper.local_table, Table) else []
-    past = past_statement(statement, instant.when, instant.rules, ready=True)
-    if state.is_orm_statement:
-        past = with_past_guard(past)
-        if state.is_select and state.lazy_loaded_from is not None:
-            shorten_path(past)
+    is_orm = state.is_orm_statement
+    past = ready_statement(statement, instant.when, instant.rules, is_orm=is_orm)
+    if is_orm and state.is_select and state.lazy_loaded_from is not None:
+        shorten_path(past)
     if instant.rules.before_baseline != "absent":
         dialect = state.session.get_bind(**state.bind_arguments).dialect
         check_for_unknown_rows(state.session, cast(Past, past), state.parameters, dialect)
-    with explaining_history_errors(
-        chain.from_iterable(map(tracked_tables, metadata))
-    ):  # consulted only if there is an error
-        return execute_within(state, past, {TOKEN: instant})
+    state.statement = past
+    state.update_execution_options(**{TOKEN: instant})
+    return execute_within(state, past) if is_function else None  # SQLAlchemy took it for a Core statement
 
 
-def execute_within(state: ORMExecuteState, statement: Executable, options: dict[str, Any] | None = None) -> Result[Any]:
+def execute_within(state: ORMExecuteState, statement: Executable) -> Result[Any]:
     """Execute a statement within ``do_orm_execute``, as :meth:`ORMExecuteState.invoke_statement` does.
 
     That method passes an argument of its own to ``get_bind()``, which a user's session may not accept.
@@ -107,7 +100,7 @@ def execute_within(state: ORMExecuteState, statement: Executable, options: dict[
     result: Result[Any] = state.session._execute_internal(
         statement,
         state.parameters,
-        execution_options=state.local_execution_options.union(options or {}),
+        execution_options=state.local_execution_options,
         bind_arguments=dict(state.bind_arguments),
         _parent_execute_state=state,
     )
@@ -192,7 +185,7 @@ class PastSession(Session):
 
 def _execute_in_past(state: ORMExecuteState) -> Any:
     instant = instant_of(state)
-    return None if instant is None else read_past(state, instant)
+    return None if instant is None else turn_to_past(state, instant)
 
 
 def _refuse_flush(session: PastSession, *args: object) -> None:

@@ -53,6 +53,19 @@ class _Readable:
         if process is None and parse is None and not is_decoded:
             return None
 
+        if process is None and parse is not None and not is_decoded:
+            parse_text = parse
+
+            def read_if_text(value: Any) -> Any:
+                if not isinstance(value, str):
+                    return value
+                try:
+                    return parse_text(value)
+                except Exception:  # it is no number
+                    return value
+
+            return read_if_text
+
         def read(value: Any) -> Any:
             try:
                 text = value.decode() if is_decoded and isinstance(value, bytes) else value
