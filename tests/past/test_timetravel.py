@@ -1,8 +1,10 @@
 """What reads as of an instant give: the rows as they were then, and never live ones."""
 
 import asyncio
+import sys
 import time
 import warnings
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -407,6 +409,13 @@ def test_a_missing_history_table_raises_with_the_remedy(engine):
     sqlaudit.unregister_hooks(maker)
 
 
+@pytest.mark.no_tables
+def test_a_missing_history_table_raises_with_the_remedy_for_a_core_statement(engine):
+    Customer.__table__.create(engine)
+    with sqlaudit.time_travel(engine, START) as past, pytest.raises(sqlaudit.HistoryTableError, match="create_all"):
+        past.execute(sa.select(Customer.__table__))
+
+
 @pytest.mark.parametrize("column", ["nope", "notes.name"])
 def test_a_column_that_is_absent_elsewhere_is_not_said_to_be_absent_from_history(live, column):
     past = as_of(Customer, at(4), untracked="live").join(Note, Note.customer_id == Customer.id)
@@ -422,3 +431,25 @@ def test_a_missing_history_column_raises_with_the_remedy(sessions, engine, read)
         connection.execute(sa.DDL("ALTER TABLE customers_history DROP COLUMN city"))
     with sessions() as session, pytest.raises(sqlaudit.HistoryTableError, match=r"customers_history.*create_all"):
         read(session)
+
+
+def test_a_read_of_a_row_of_the_past_makes_few_calls_beyond_those_of_a_live_read(live):
+    def count_calls(statement_of: Callable[[], sa.Select[tuple[Customer]]]) -> int:
+        calls = 0
+
+        def count(frame: object, event: str, argument: object) -> None:
+            nonlocal calls
+            calls += event == "call"
+
+        for _ in range(3):  # fills the caches
+            live.expunge_all()
+            live.scalars(statement_of().where(Customer.id == 2)).one()
+        before = sys.getprofile()
+        sys.setprofile(count)
+        try:
+            live.scalars(statement_of().where(Customer.id == 2)).one()
+        finally:
+            sys.setprofile(before)
+        return calls
+
+    assert count_calls(lambda: as_of(Customer, at(4))) <= 1.3 * count_calls(lambda: sa.select(Customer))

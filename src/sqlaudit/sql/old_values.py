@@ -53,18 +53,8 @@ class _Readable:
         if process is None and parse is None and not is_decoded:
             return None
 
-        if process is None and parse is not None and not is_decoded:
-            parse_text = parse
-
-            def read_if_text(value: Any) -> Any:
-                if not isinstance(value, str):
-                    return value
-                try:
-                    return parse_text(value)
-                except Exception:  # it is no number
-                    return value
-
-            return read_if_text
+        if process is None and parse is not None and not is_decoded and not isinstance(type_, JSON):
+            return _text_reader(parse)  # quicker: a row has many such columns
 
         def read(value: Any) -> Any:
             try:
@@ -89,6 +79,20 @@ class _Readable:
             implementation = copy(implementation)
             implementation.render_bind_cast = False  # the history column of a PostgreSQL enum may be a text
         return cast("TypeEngine[Any]", implementation)
+
+
+def _text_reader(parse: Callable[[str], Any]) -> Callable[[Any], Any]:
+    """Return a function that parses a text, and returns all other values and texts that cannot be parsed."""
+
+    def read_text(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return parse(value)
+        except Exception:  # a user may have stored any text
+            return value
+
+    return read_text
 
 
 def _may_be_text(type_: TypeEngine[Any], coltype: object, dialect: Dialect) -> bool:
