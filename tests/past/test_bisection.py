@@ -17,6 +17,7 @@ from counting import counted
 from effort import profile
 from invariants import check_history
 from sqlaudit import AuditContextManager, Operation, as_of, history_of, time_travel, track_table
+from sqlaudit.past import bisection
 
 pytestmark = pytest.mark.usefixtures("clock")
 
@@ -361,6 +362,76 @@ def test_a_statement_that_gives_a_key_has_the_answer_of_one_that_does_not(ask, e
         assert plain.count("max(") == 0
         assert (bisected.count("max(") > 0) == (ask in BISECTED)
         assert answers[3], "the question has an answer"
+
+
+def of_several_rows(among: Equal) -> Any:
+    return sa.select(P.c.id, P.c.name).where(among(P.c.id, [4, 2, 2, 9]), P.c.name >= 0)
+
+
+def of_several_rows_of_an_alias(among: Equal) -> Any:
+    other = P.alias()
+    return (
+        sa.select(P.c.name, other.c.name).outerjoin_from(P, other, P.c.boss_id == other.c.id).where(among(P.c.id, [3]))
+    )
+
+
+def of_several_subclass_rows(among: Equal) -> Any:
+    return sa.select(Clerk.name, Clerk.pay).where(among(Clerk.id, [1, 2, 3]))
+
+
+def of_several_rows_of_all_classes(among: Equal) -> Any:
+    anyone = orm.with_polymorphic(Person, "*")
+    return sa.select(anyone.name, anyone.Clerk.pay, anyone.Guard.post).where(among(anyone.id, [1, 2, 3]))
+
+
+def of_no_rows(among: Equal) -> Any:
+    return sa.select(P.c.name).where(among(P.c.id, []))
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        of_several_rows,
+        of_several_rows_of_an_alias,
+        of_several_subclass_rows,
+        of_several_rows_of_all_classes,
+        of_no_rows,
+    ],
+    ids=lambda ask: ask.__name__,
+)
+@pytest.mark.parametrize("short", ["16", "1"])
+def test_a_statement_that_gives_several_keys_has_the_answer_of_one_that_does_not(
+    ask, short, engine, people, monkeypatch
+):
+    monkeypatch.setattr(bisection, "_SHORT", sa.literal_column(short, sa.Integer()))
+    compare_lists(engine, ask)
+
+
+def test_several_keys_are_found_where_versions_are_missing(engine, people, monkeypatch):
+    monkeypatch.setattr(bisection, "_SHORT", sa.literal_column("1", sa.Integer()))
+    history = history_of(Person).__table__
+    with engine.begin() as connection:
+        connection.execute(sa.delete(history).where(history.c.audit_version.in_([1, 3, 4])))
+    compare_lists(engine, of_several_rows)
+
+
+def compare_lists(engine: sa.Engine, ask: Callable[[Equal], Any]) -> None:
+    with orm.Session(engine.execution_options(compiled_cache={})) as session:
+        for when in WHEN:
+            with time_travel(session, when) as past:
+                expected = answer(past, ask(lambda column, keys: (column + 0).in_(keys)))
+                assert answer(past, ask(lambda column, keys: column.in_(keys))) == expected, f"as of {when}"
+
+
+def test_statements_of_other_lists_of_keys_are_compiled_once(engine, people):
+    cache: dict[Any, Any] = {}
+    maker = orm.sessionmaker(engine.execution_options(compiled_cache=cache))
+    found = []
+    for second, keys in ((1, [1]), (2, [4, 1, 2]), (4, [])):
+        with maker() as session, time_travel(session, at(second)) as past:
+            found.append(past.scalars(sa.select(P.c.name).where(P.c.id.in_(keys)).order_by(P.c.id)).all())
+    assert found == [[11], [21, 22, 24], []]
+    assert len(cache) == 1
 
 
 def test_the_tables_of_an_object_hand_its_key_on(engine, people):

@@ -23,6 +23,14 @@ def a_row_as_of_an_instant(session: Session) -> Any:
     return session.scalars(as_of(Item, WHEN).where(Item.id == 7)).all()
 
 
+def ten_rows_as_of_an_instant(session: Session) -> Any:
+    return session.scalars(as_of(Item, WHEN).where(Item.id.in_(range(1, 11)))).all()
+
+
+def ten_rows_of_few_versions_as_of_an_instant(session: Session) -> Any:
+    return session.scalars(as_of(Item, WHEN).where(Item.id.in_(range(500, 5_000, 450)))).all()
+
+
 def the_versions_of_a_row(session: Session) -> Any:
     return versions_of(session, Item, SHORT)
 
@@ -73,6 +81,8 @@ def the_next_changes(session: Session) -> Any:
 
 READS: dict[Callable[[Session], Any], int] = {
     a_row_as_of_an_instant: 100,
+    ten_rows_as_of_an_instant: 600,
+    ten_rows_of_few_versions_as_of_an_instant: 250,
     the_versions_of_a_row: 50,
     the_latest_transactions: 50,
     the_latest_transactions_of_a_user: 200,

@@ -4,14 +4,14 @@ The primary key of a history table has the versions of a row by number, not by t
 a tracked table with parameters, :func:`given_key` finds the parameters, and :func:`version_at` bisects the numbers: it
 reads a dozen versions of 10,000, by the primary key alone. This relies on ``valid_from`` not decreasing with the
 number. If the bisection meets a missing number, because a version was removed, the statement reads all versions of the
-row instead.
+row instead. Where a select gives the keys of several rows, :func:`ranges_at` bisects the numbers of each.
 
 This condition is added to the one on the period. If :func:`given_key` finds no key, the select is merely slower.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, Final, TypeAlias
 
@@ -26,6 +26,7 @@ from sqlalchemy import (
     Integer,
     Join,
     ScalarSelect,
+    Select,
     String,
     Uuid,
     and_,
@@ -34,17 +35,22 @@ from sqlalchemy import (
     literal_column,
     select,
 )
+from sqlalchemy import column as a_column
 from sqlalchemy.sql import operators
 
 from sqlaudit.sql.dialects import TRAITS
+from sqlaudit.sql.keys import KeyArray
 from sqlaudit.tracking.aliases import HistoryAlias
 from sqlaudit.tracking.tables import TrackedTable
 
 GivenKey: TypeAlias = Sequence[BindParameter[Any]]
 _Place: TypeAlias = tuple[Any, str]
 """A column of a select: the table or alias, and its key there."""
+_ZERO: Final = literal_column("0", Integer())
 _ONE: Final = literal_column("1", Integer())
 _TWO: Final = literal_column("2", Integer())
+_SHORT: Final = literal_column("16", Integer())
+"""So few versions of each of several rows are read rather than bisected."""
 
 
 def given_key(
@@ -60,11 +66,36 @@ def given_key(
     :param where: the criteria of the select
     :param froms: everything that the select reads from: the joins and the elements that they join
     """
-    values_by_column = _columns_equal_to_parameters(where, [join for join in froms if isinstance(join, Join)])
+    joins = [join for join in froms if isinstance(join, Join)]
+    values_by_column = _columns_equal_to_parameters(where, joins, _equalities)
     key = [values_by_column[source, column.key] for column in tracked.key if (source, column.key) in values_by_column]
     if len(key) < len(tracked.key):
         return None
     return key if all(_is_one_row(*pair, dialect) for pair in zip(tracked.key, key, strict=True)) else None
+
+
+def given_keys(
+    tracked: TrackedTable,
+    source: FromClause,
+    where: Iterable[ColumnElement[bool]],
+    froms: Iterable[FromClause],
+    dialect: Dialect,
+) -> BindParameter[Any] | None:
+    """Return the parameter of keys, as in ``id IN (…)``, to which a select restricts a tracked table, or ``None``.
+
+    The arguments are those of :func:`given_key`. On PostgreSQL the values must be in the parameter, not given at
+    execution, because the array of them is another parameter.
+    """
+    if len(tracked.key) > 1 or not TRAITS[dialect.name].looks_up_ranges:
+        return None
+    [column] = tracked.key
+    joins = [join for join in froms if isinstance(join, Join)]
+    keys = _columns_equal_to_parameters(where, joins, _memberships).get((source, column.key))
+    if keys is None or not _is_one_row(column, keys, dialect):
+        return None
+    if TRAITS[dialect.name].has_arrays and (not keys.unique or not isinstance(keys.type, (Integer, Uuid))):
+        return None
+    return keys
 
 
 def _is_one_row(column: ColumnElement[Any], parameter: BindParameter[Any], dialect: Dialect) -> bool:
@@ -78,19 +109,26 @@ def _is_one_row(column: ColumnElement[Any], parameter: BindParameter[Any], diale
 
 
 def _columns_equal_to_parameters(
-    where: Iterable[ColumnElement[bool]], joins: Sequence[Join]
+    where: Iterable[ColumnElement[bool]],
+    joins: Sequence[Join],
+    sides: Callable[[Iterable[Any]], Iterator[tuple[Any, Any]]],
 ) -> dict[_Place, BindParameter[Any]]:
     """Return the columns that equal a parameter in every row that a select returns, unless they are NULL.
+
+    :param sides: a function that yields a column and its parameter in every condition: ``_equalities``, or
+        ``_memberships`` for columns that have one of the values of a parameter
 
     An equality in a join's ON clause propagates the key: in both directions for an inner join; only from left to right
     for an outer join, whose ON clause does not restrict the left side.
     """
     values: dict[_Place, BindParameter[Any]] = {}
     same: list[tuple[_Place, _Place]] = []
-    for left, right in _equalities(where):
+    where = list(where)
+    for left, right in sides(where):
         if isinstance(left, ColumnClause) and isinstance(right, BindParameter):
             values.setdefault(_place(left), right)
-        elif isinstance(left, ColumnClause) and isinstance(right, ColumnClause):
+    for left, right in _equalities(where):
+        if isinstance(left, ColumnClause) and isinstance(right, ColumnClause):
             same.append((_place(left), _place(right)))
     for join in joins:
         if join.full or join.onclause is None:
@@ -116,6 +154,15 @@ def _equalities(conditions: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
             yield condition.right, condition.left
 
 
+def _memberships(conditions: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    """Yield the two sides of each ``IN`` that is true if all conditions are true."""
+    for condition in conditions:
+        if isinstance(condition, BooleanClauseList) and condition.operator is operators.and_:
+            yield from _memberships(condition.clauses)
+        elif isinstance(condition, BinaryExpression) and condition.operator is operators.in_op:
+            yield condition.left, condition.right
+
+
 def _place(column: ColumnClause[Any]) -> _Place:
     return column.table, column.key
 
@@ -126,7 +173,7 @@ def version_at(tracked: TrackedTable, key: GivenKey, when: ColumnElement[datetim
     It is looked up in the base table, which has all versions. The table of a subclass lacks those from a time when the
     row was of another class.
     """
-    base = tracked.chains[0][0] if tracked.chains else tracked
+    base = _base_of(tracked)
     first, last, middle = HistoryAlias(base), HistoryAlias(base), HistoryAlias(base)
     # Two subqueries: for both numbers in one, SQLite would read every version.
     lowest = select(func.min(first.version)).where(first.has_key(key)).scalar_subquery()
@@ -147,3 +194,40 @@ def _last_begun_version(tracked: TrackedTable, key: GivenKey, when: ColumnElemen
     every = HistoryAlias(tracked)
     begun = select(every.version).where(every.has_key(key), every.valid_from <= when)
     return begun.order_by(every.version.desc()).limit(_ONE).scalar_subquery()
+
+
+def ranges_at(
+    tracked: TrackedTable, keys: BindParameter[Any], when: ColumnElement[datetime], dialect: Dialect
+) -> FromClause:
+    """Return a select of ranges of version numbers, from ``low`` to ``low + size``, of the rows with given keys.
+
+    A range contains the last version of its row that begins no later than an instant. A short history is one range.
+    """
+    base = _base_of(tracked)
+    last, first = HistoryAlias(base), HistoryAlias(base)
+    [column] = last.key
+    size: ColumnElement[int] = func.max(last.version) + _ONE
+    start: Select[Any]
+    if TRAITS[dialect.name].has_arrays:
+        array = keys._clone()
+        array.expanding, array.type = False, KeyArray(keys.type)
+        given = func.unnest(array).table_valued(a_column("key", keys.type)).render_derived()
+        column = given.c.key
+        size = select(size).where(last.has_key([column])).scalar_subquery()
+        start = select(column.label("key"), _ZERO.label("low"), size.label("size")).distinct()
+    else:
+        start = select(column.label("key"), _ZERO.label("low"), size.label("size"))
+        start = start.where(column.in_(keys)).group_by(column)
+    search = start.cte(recursive=True, nesting=True)
+    key, low, size = search.c
+    half = size // _TWO
+    # The versions from the middle on have begun if the first of them has, whatever its number is.
+    middle = select(first.valid_from).where(first.has_key([key]), first.version >= low + half)
+    begin = middle.order_by(first.version).limit(_ONE).correlate(search).scalar_subquery()
+    skipped = case((begin <= when, half), else_=_ZERO)
+    search = search.union_all(select(key, low + skipped, size - half).where(size > _SHORT))
+    return select(*search.c).where(search.c.size <= _SHORT).subquery()
+
+
+def _base_of(tracked: TrackedTable) -> TrackedTable:
+    return tracked.chains[0][0] if tracked.chains else tracked

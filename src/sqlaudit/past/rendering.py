@@ -48,7 +48,7 @@ from sqlalchemy.sql.visitors import InternalTraversal
 from sqlalchemy.types import TypeEngine
 
 from sqlaudit.exceptions import QueryError, ReadOnlyError
-from sqlaudit.past.bisection import GivenKey, given_key, version_at
+from sqlaudit.past.bisection import GivenKey, given_key, given_keys, ranges_at, version_at
 from sqlaudit.period import UTCDateTime, range_contains, was_valid
 from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.keys import implementation_of
@@ -340,15 +340,24 @@ class PastCompiler(SQLCompiler):
         where, froms = getattr(around.get("selectable"), "_where_criteria", ()), around.get("asfrom_froms", ())
         key = given_key(tracked, source, where, froms, self.dialect)
         self.past_reads.append((statement, tracked, key))
-        if key is not None:
+        rows: FromClause = tracked.history
+        keys = None if key else given_keys(tracked, source, where, froms, self.dialect)
+        if keys is not None:
+            [column], ranges = tracked.history_key, ranges_at(tracked, keys, when, self.dialect)
+            number, low = tracked.version, ranges.c.low
+            rows = rows.join(ranges, and_(column == ranges.c.key, number >= low, number < low + ranges.c.size))
+            valid = was_valid(*period, when)
+        elif key is not None:
             valid = and_(was_valid(*period, when), tracked.version == version_at(tracked, key, when))
         elif tracked.as_of_index and TRAITS[self.dialect.name].has_range_indexes:
             valid = range_contains(*period, statement._past_literal)
         else:
             valid = was_valid(*period, when)
-        return select(
-            *(stored[column] if column in stored else self._no_value(column) for column in tracked.live.c)
-        ).where(valid)
+        return (
+            select(*(stored[column] if column in stored else self._no_value(column) for column in tracked.live.c))
+            .select_from(rows)
+            .where(valid)
+        )
 
     def _no_value(self, column: Column[Any]) -> ColumnElement[Any]:
         """Return NULL for a column that is not stored. Only PostgreSQL needs its type in the SQL."""

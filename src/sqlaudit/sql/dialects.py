@@ -82,6 +82,8 @@ class Traits:
     """A statement may use the rows that an UPDATE in its WITH clause returns."""
     has_json_each: bool = False
     """``json_each()`` reads many values from one parameter."""
+    looks_up_ranges: bool = True
+    """An index finds the rows of a range whose ends are columns of another table."""
     compares_rows_by_index: bool = True
     """An index of (a, b) finds the rows for ``(a, b) >= (x, y)``."""
     infers_dependence: bool = False
@@ -135,6 +137,7 @@ _MYSQL: Final = Traits(
     limits_bytes=True,
     text_codes=(249, 250, 251, 252, 253, 254),
     blob_codes=(249, 250, 251, 252),
+    looks_up_ranges=False,
     compares_rows_by_index=False,
     infers_dependence=True,
     counts_without_returning=True,
