@@ -428,6 +428,7 @@ class MariaDB(Server):
         {
             "case_insensitive",
             "concurrent_writes",
+            "counts_of_rows_read",
             "datetimes_in_seconds",
             "limited_updates",
             "now_in_seconds",

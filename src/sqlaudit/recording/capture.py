@@ -14,12 +14,12 @@ clock is never read: the instant is a bound parameter.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum, auto
 from functools import cached_property
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 from sqlalchemy import Column, Connection, CursorResult, null, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
@@ -46,12 +46,13 @@ from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.keys import Key, KeyTypes, RawKey, is_raw
 from sqlaudit.sql.lists import are_unchanged_by_json
 from sqlaudit.sql.options import INTERNAL
-from sqlaudit.tracking.catalogue import are_distributed, columns_compared_as_text
+from sqlaudit.tracking.catalogue import are_distributed, columns_compared_as_text, tables_with_guard
 from sqlaudit.tracking.foreign_keys import Chain
 from sqlaudit.tracking.missing import explain_history_error, explaining_history_errors
 from sqlaudit.tracking.rights import hides_rows
 from sqlaudit.tracking.tables import TrackedTable
 
+T = TypeVar("T")
 OldValues = Callable[[Key], Mapping[Column[Any], Any]]
 """Gives the known old values of a row: key → live column → value."""
 
@@ -571,7 +572,8 @@ class Capture:
     def _statements(self, keys: Batch) -> Statements:
         dialect = self.connection.dialect
         if isinstance(keys, SelectedKeys):
-            return Statements(self.chain, self.user_fields, True, dialect, keys, as_text=self._as_text())
+            as_text = self._ask_once(columns_compared_as_text)
+            return Statements(self.chain, self.user_fields, True, dialect, keys, as_text=as_text)
         chosen = len(keys) > 1, type(keys[0]) is RawKey and self._key_types.differs
         if chosen not in self._chosen:
             many, raw_keys = chosen
@@ -581,26 +583,29 @@ class Capture:
                 if not any(isinstance(parameters, tuple) for parameters in statements):
                     warn_of_visible_history(self.connection, self.chain)
                 statements[signature] = Statements(
-                    self.chain, self.user_fields, many, dialect, raw_keys=raw_keys, as_text=self._as_text()
+                    self.chain,
+                    self.user_fields,
+                    many,
+                    dialect,
+                    raw_keys=raw_keys,
+                    as_text=self._ask_once(columns_compared_as_text),
+                    with_guard=self._ask_once(tables_with_guard),
                 )
             self._chosen[chosen] = statements[signature]
         return self._chosen[chosen]
 
-    def _as_text(self) -> Set[Column[Any]]:
+    def _ask_once(self, question: Callable[[Connection, Chain], T]) -> T:
+        """Return what a function finds in the catalogue about the tables; an engine asks once."""
         kept = self.chain[-1].statements.setdefault(self.connection.dialect, {})
-        if columns_compared_as_text not in kept:
-            kept[columns_compared_as_text] = columns_compared_as_text(self.connection, self.chain)
-        return cast("Set[Column[Any]]", kept[columns_compared_as_text])
+        if question not in kept:
+            kept[question] = question(self.connection, self.chain)
+        return cast(T, kept[question])
 
     @cached_property
     def _has_writing_ctes(self) -> bool:
         """Whether one statement can close versions and write those that follow them. Citus refuses it."""
-        if not TRAITS[self.connection.dialect.name].has_writing_ctes:
-            return False
-        kept = self.chain[-1].statements.setdefault(self.connection.dialect, {})
-        if are_distributed not in kept:
-            kept[are_distributed] = are_distributed(self.connection, self.chain)
-        return not kept[are_distributed]
+        has_writing_ctes = TRAITS[self.connection.dialect.name].has_writing_ctes
+        return has_writing_ctes and not self._ask_once(are_distributed)
 
     @staticmethod
     def _key_parameters(keys: Batch) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from sqlalchemy import (
     bindparam,
     case,
     cast,
+    column,
     delete,
     exists,
     false,
@@ -64,7 +65,7 @@ from sqlaudit.sql.keys import KeyArray, KeyTypes, bound, implementation_of, in_b
 from sqlaudit.sql.lists import JSONList, one_of_json, takes_array, takes_json_list
 from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.aliases import HistoryAlias, joined_live_tables
-from sqlaudit.tracking.tables import TrackedTable
+from sqlaudit.tracking.tables import TrackedTable, guard_name
 
 UserFields = tuple[Column[Any] | None, Column[Any] | None]
 """The live columns that name the user of a row: one is read before the configured callback, one after it."""
@@ -260,6 +261,7 @@ class Statements:
     :param selected: limits the statements to these rows; the key parameters are not used then
     :param raw_keys: True if the keys are raw, False if they are given (see :mod:`~sqlaudit.sql.keys`)
     :param as_text: see :func:`~sqlaudit.tracking.catalogue.columns_compared_as_text`
+    :param with_guard: see :func:`~sqlaudit.tracking.catalogue.tables_with_guard`
     """
 
     def __init__(
@@ -272,12 +274,14 @@ class Statements:
         *,
         raw_keys: bool = False,
         as_text: Set[Column[Any]] = frozenset(),
+        with_guard: Set[TrackedTable] = frozenset(),
     ) -> None:
         self.chain = chain
         self.base = chain[0]
         self.many = many
         self.raw_keys = raw_keys
         self.as_text = as_text
+        self.with_guard = with_guard
         self.selected = selected
         self.user_fields = user_fields
         self._dialect = ref(dialect)
@@ -422,6 +426,15 @@ class Statements:
         leads = set(list(source.primary_key)[: len(key)]) == set(key)
         return statement.with_hint(text="FORCE INDEX (PRIMARY)", selectable=source) if leads else statement
 
+    def _is_found_by_guard(self, table: TrackedTable) -> ColumnElement[bool]:
+        """Return a condition that holds for open versions, by which MariaDB and MySQL find that of one row.
+
+        Without partial indexes they would read and lock all versions of the row. The history table must be the only
+        one in the FROM clause.
+        """
+        has_guard = table in self.with_guard and not self.many
+        return column(guard_name(table), Integer()) == literal_column("0") if has_guard else true()
+
     def _is_deleted(self, history: HistoryAlias) -> ColumnElement[bool]:
         return ~_exists(self.base.live, self._is_same_row(self.base.key, history.key))
 
@@ -538,7 +551,7 @@ class Statements:
         base, history = self.base, table.history
         statement: Update = (
             update(history)
-            .where(self._has_one_of_keys(table.history_key), is_open(table.valid_to))
+            .where(self._has_one_of_keys(table.history_key), is_open(table.valid_to), self._is_found_by_guard(table))
             .values({table.valid_to: _at})
         )
         statement = self._by_primary_key(statement, history, table.history_key)
@@ -569,10 +582,12 @@ class Statements:
         for table in self.chain:
             past = HistoryAlias(table)
             statement = self._tombstones(past).where(self._has_one_of_keys(past.key), past.is_open)
-            if table is self.base and guarded:
-                statement = statement.where(past.valid_from < _at)
-            if table is self.base and versions is OpenVersions.DELETED:
-                statement = statement.where(self._is_deleted(past))
+            if table is self.base:
+                statement = statement.where(self._is_found_by_guard(table))
+                if guarded:
+                    statement = statement.where(past.valid_from < _at)
+                if versions is OpenVersions.DELETED:
+                    statement = statement.where(self._is_deleted(past))
             statements.append(self._insert_into_history(table, self._by_primary_key(statement, past.clause, past.key)))
         return statements
 

@@ -29,7 +29,7 @@ from sqlalchemy.dialects.postgresql import OID, REGCLASS
 
 from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.tracking.schema import schema_of
-from sqlaudit.tracking.tables import TrackedTable
+from sqlaudit.tracking.tables import TrackedTable, guard_name
 
 _ATTRIBUTES: Final = table(
     "pg_attribute", *map(column, ("attrelid", "attname", "attnum", "attidentity", "atttypid")), schema="pg_catalog"
@@ -184,6 +184,26 @@ def are_distributed(connection: Connection, chain: Sequence[TrackedTable]) -> bo
         return False
     tables = [oid_of(connection, table) for tracked in chain for table in (tracked.live, tracked.history)]
     return bool(connection.scalar(select(exists().where(_DISTRIBUTED.c.logicalrelid.in_(tables)))))
+
+
+def tables_with_guard(connection: Connection, chain: Sequence[TrackedTable]) -> frozenset[TrackedTable]:
+    """Return the tables whose history has the column of :class:`~sqlaudit.tracking.tables.AddOpenGuard`.
+
+    One statement, on MariaDB and MySQL. A history table that was created by hand may lack the column.
+    """
+    if TRAITS[connection.dialect.name].has_partial_indexes:
+        return frozenset()
+    columns = _COLUMNS_OF_MYSQL.c
+    conditions = (
+        and_(
+            columns["TABLE_SCHEMA"] == (schema_of(connection, tracked.history) or func.database()),
+            columns["TABLE_NAME"] == tracked.history.name,
+            columns["COLUMN_NAME"] == guard_name(tracked),
+        )
+        for tracked in chain
+    )
+    names = set(connection.scalars(select(columns["TABLE_NAME"]).where(or_(*conditions))))
+    return frozenset(tracked for tracked in chain if tracked.history.name in names)
 
 
 _HAS_CITUS: Final = "sqlaudit_has_citus"
