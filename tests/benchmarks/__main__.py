@@ -2,8 +2,9 @@
 
 Without URLs it measures SQLite in memory, SQLite in a file, a PostgreSQL server of its own, and the MariaDB server that
 ``SQLAUDIT_MARIADB_URL`` names or this machine has. For writes, both models have the same twelve columns, and only one
-is tracked. Plain and audited repetitions alternate, each on freshly filled tables, and the ratio is that of the fastest
-times; the median of the pairs' ratios tells how quiet the machine was. For reads, see ``reads.py``.
+is tracked. Each round measures plain, audited and plain again, each on freshly filled tables. The ratio is the median
+of the rounds' ratios. The control, the ratio of plain to plain, would be 1.00 on a quiet machine. For more reads, see
+``reads.py``.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from tests.benchmarks.reads import measure_reads
 from sqlaudit import (
     OPEN_END,
     Operation,
+    as_of,
     get_resource_changes,
     history_of,
     register_hooks,
@@ -48,6 +50,7 @@ LOADED = 10_000
 TIMES = 50
 """How often a very short thing is done in one measurement."""
 CHANGESET = UUID(int=7)
+AFTERWARDS = NOON + timedelta(days=1)
 
 
 class Base(DeclarativeBase):
@@ -61,6 +64,33 @@ class Plain(Columns, Base):
 @track_table()
 class Audited(Columns, Base):
     __tablename__ = "benchmark_audited"
+
+
+class Owner:
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(sa.String(50))
+
+
+class PlainOwner(Owner, Base):
+    __tablename__ = "benchmark_plain_owner"
+
+
+@track_table()
+class AuditedOwner(Owner, Base):
+    __tablename__ = "benchmark_audited_owner"
+
+
+class PlainPart(Base):
+    __tablename__ = "benchmark_plain_part"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    owner_id: Mapped[int] = mapped_column(sa.ForeignKey(PlainOwner.id, ondelete="CASCADE"), index=True)
+
+
+@track_table()
+class AuditedPart(Base):
+    __tablename__ = "benchmark_audited_part"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    owner_id: Mapped[int] = mapped_column(sa.ForeignKey(AuditedOwner.id, ondelete="CASCADE"), index=True)
 
 
 class Untracked(Base):
@@ -192,6 +222,37 @@ def delete_rows(side: Side) -> Generator[None]:
         yield
 
 
+def delete_referred(side: Side) -> Generator[None]:
+    owner: type[Any] = AuditedOwner if side.is_audited else PlainOwner
+    with side.session() as session:
+        session.execute(sa.insert(owner), [{"name": f"name {n}"} for n in range(ROWS)])
+        session.commit()
+        loaded = list(session.scalars(sa.select(owner)))
+        yield
+        for item in loaded:
+            session.delete(item)
+        session.commit()
+        yield
+
+
+def one_row_as_of(side: Side) -> Generator[None]:
+    select = as_of(Audited, AFTERWARDS) if side.is_audited else sa.select(Plain)
+    with side.session() as session:
+        ids = list(session.scalars(sa.select(side.model.id).order_by(side.model.id).limit(TIMES)))
+        yield
+        for id_ in ids:
+            assert session.scalars(select.where(side.model.id == id_)).one().name
+        yield
+
+
+def all_rows_as_of(side: Side) -> Generator[None]:
+    select = as_of(Audited, AFTERWARDS) if side.is_audited else sa.select(Plain)
+    with side.session() as session:
+        yield
+        assert len(session.scalars(select).all()) == ROWS
+        yield
+
+
 def small_transactions(side: Side) -> Generator[None]:
     side.fill()
     with side.session() as session:
@@ -273,13 +334,17 @@ def untracked_statement(side: Side) -> Generator[None]:
             yield
 
 
+def filled_history(side: Side) -> None:
+    side.fill_history(ROWS)
+
+
 @dataclass
 class Line:
     """A line of the table.
 
     :param measure: see above
     :param limits: the ratio to reach, per database, ``""`` for all others
-    :param statements: how many statements on the history table are allowed per unit
+    :param statements: how many statements are allowed per unit beyond those of plain SQLAlchemy
     :param units: how many units one measurement does
     :param prepare: what comes once before all repetitions
     """
@@ -296,7 +361,14 @@ LINES = [
     Line("insert 1,000 in one transaction", insert_rows, {"": 1.10}, 1),
     Line("update one column of 1,000 loaded rows", update_rows, {"sqlite": 1.6, "": 1.75}, 2),
     Line("delete 1,000", delete_rows, {"sqlite": 2.0, "": 2.3}, 2),
-    Line("300 transactions, each loads, changes, commits", small_transactions, {"sqlite": 1.25, "": 1.35}, 2, 300),
+    Line("delete 1,000 to which others refer by CASCADE", delete_referred, {"sqlite": 1.9, "": 2.1}, 4),
+    Line(
+        "300 transactions, each loads, changes, commits",
+        small_transactions,
+        {"sqlite": 1.30, "postgresql": 1.20, "": 1.6},
+        2,
+        TRANSACTIONS,
+    ),
     Line(
         "flush of an untracked row, 10,000 tracked loaded",
         flush_beside_loaded,
@@ -308,12 +380,14 @@ LINES = [
     Line(
         "field changes of 1 row, 100 of 100,000 versions",
         field_changes,
-        {"": 1.6},
-        1,
+        {"sqlite": 1.4, "": 1.25},
+        0,
         TIMES,
-        lambda side: side.fill_history(ROWS),
+        filled_history,
     ),
-    Line("bulk UPDATE of 1,000", bulk_update(ROWS), {"": 2.5}, 4),
+    Line("1 of 1,000 rows as of an instant", one_row_as_of, {"sqlite": 1.25, "": 1.35}, 0, TIMES, filled_history),
+    Line("1,000 rows as of an instant, no option", all_rows_as_of, {"sqlite": 2.0, "": 1.2}, 0, 1, filled_history),
+    Line("bulk UPDATE of 1,000", bulk_update(ROWS), {"sqlite": 3.2, "": 2.4}, 4),
     Line("bulk UPDATE of 100,000", bulk_update(100 * ROWS), {"": 2.5}, 4, 100),
     Line("bulk DELETE of 10,000", bulk_delete, {"": 2.5}, 4, 10),
     Line("bulk insert of 10,000", bulk_insert, {"": 1.3}, 2, 10),
@@ -334,19 +408,13 @@ def timed(measure: Callable[[Side], Generator[None]], side: Side) -> list[float]
     return [end - begin for begin, end in pairwise(times)]
 
 
-def best(runs: list[list[float]]) -> float:
-    """Return the time of a run whose slices are the fastest of all runs."""
-    return sum(map(min, zip(*runs, strict=True)))
-
-
 @contextmanager
 def counted(engine: sa.Engine) -> Iterator[list[str]]:
-    """Give the list of the statements on history tables."""
+    """Give the list of the statements that are executed."""
     seen: list[str] = []
 
     def note(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
-        if "_history" in statement:
-            seen.append(statement)
+        seen.append(statement)
 
     sa.event.listen(engine, "before_cursor_execute", note)
     try:
@@ -364,26 +432,26 @@ def statements_of(line: Line, side: Side) -> float:
     return len(seen) / line.units
 
 
-def print_line(line: Line, plain: Side, audited: Side, repetitions: int) -> None:
+def print_line(line: Line, plain: Side, audited: Side, rounds: int) -> None:
     for side in (plain, audited):
         if line.prepare is not None:
             line.prepare(side)
         timed(line.measure, side)  # fills the caches
-    statements = statements_of(line, audited)
-    times: dict[bool, list[list[float]]] = {True: [], False: []}
-    for repetition in range(repetitions):
-        for side in (plain, audited) if repetition % 2 else (audited, plain):
-            times[side.is_audited].append(timed(line.measure, side))
-    ratio = best(times[True]) / best(times[False])
-    median = statistics.median(sum(a) / sum(p) for a, p in zip(times[True], times[False], strict=True))
+    statements = statements_of(line, audited) - statements_of(line, plain)
+    ratios, controls = [], []
+    for number in range(rounds):
+        first, middle, last = (sum(timed(line.measure, side)) for side in (plain, audited, plain))
+        ratios.append(2 * middle / (first + last))
+        controls.append(first / last if number % 2 else last / first)
+    ratio = statistics.median(ratios)
     limit = line.limits.get(plain.engine.dialect.name, line.limits.get("", 0.0))
     marks = [
         *(["too slow"] if round(ratio, 2) > limit else []),
         *(["too many statements"] if statements > line.statements else []),
     ]
     print(
-        f"  {line.name:<50} {ratio:5.2f}  ≤ {limit:.2f}  {median:6.2f}   {statements:4.3g} ≤ {line.statements}"
-        f"   {'  '.join(marks)}".rstrip(),
+        f"  {line.name:<50} {ratio:5.2f} ≤ {limit:.2f}   {statistics.median(controls):7.2f}"
+        f"   {statements:4.3g} ≤ {line.statements}   {'  '.join(marks)}".rstrip(),
         flush=True,
     )
 
@@ -434,7 +502,7 @@ def resident() -> int:
     return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def measure(url: sa.URL, repetitions: int, chosen: str, rows: int) -> None:
+def measure(url: sa.URL, rounds: int, chosen: str, rows: int) -> None:
     engine = sa.create_engine(url)
     in_memory = url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:")
     clock = time.process_time if in_memory else time.perf_counter  # other processes disturb only where they must
@@ -445,20 +513,20 @@ def measure(url: sa.URL, repetitions: int, chosen: str, rows: int) -> None:
     Base.metadata.create_all(engine)
     place = "" if url.get_backend_name() != "sqlite" else " in memory" if in_memory else " file"
     print(
-        f"\n{engine.dialect.name}{place} ({engine.driver}), SQLAlchemy {sa.__version__}, {repetitions} repetitions\n"
-        f"  {'':<50} ratio   limit  median   history statements",
+        f"\n{engine.dialect.name}{place} ({engine.driver}), SQLAlchemy {sa.__version__}, {rounds} rounds\n"
+        f"  {'':<50} ratio  limit   control   statements more",
         flush=True,
     )
     try:
         for line in LINES:
             if chosen in line.name:
-                print_line(line, plain, audited, repetitions)
+                print_line(line, plain, audited, rounds)
         if chosen in "memory":
             print_bulk_memory(audited)
             print_memory(audited)
         if chosen in "backfill":
             measure_backfill(engine, rows, clock)
-        measure_reads(engine, repetitions, chosen, clock)
+        measure_reads(engine, rounds, chosen, clock)
     finally:
         unregister_hooks(audited.session)
         Base.metadata.drop_all(engine)
@@ -468,13 +536,13 @@ def measure(url: sa.URL, repetitions: int, chosen: str, rows: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("urls", nargs="*", type=sa.make_url, metavar="URL", help="databases to measure instead")
-    parser.add_argument("-n", "--repetitions", type=int, default=15)
+    parser.add_argument("-n", "--rounds", type=int, default=9)
     parser.add_argument("-k", "--only", default="", metavar="TEXT", help="only the lines that contain this")
     parser.add_argument("--rows", type=int, default=100_000, help="of the table that is backfilled")
     arguments = parser.parse_args()
     if arguments.urls:
         for url in arguments.urls:
-            measure(url, arguments.repetitions, arguments.only, arguments.rows)
+            measure(url, arguments.rounds, arguments.only, arguments.rows)
         return
     with tempfile.TemporaryDirectory(prefix="sqlaudit-") as directory:
         server = Path(directory) / "postgresql"
@@ -485,10 +553,10 @@ def main() -> None:
         driver = "postgresql+psycopg"
         try:
             for url in ("sqlite://", file, sa.make_url(postgresql.get_uri()).set(drivername=driver)):
-                measure(sa.make_url(url), arguments.repetitions, arguments.only, arguments.rows)
+                measure(sa.make_url(url), arguments.rounds, arguments.only, arguments.rows)
             try:
                 with mariadb() as url:
-                    measure(url, arguments.repetitions, arguments.only, arguments.rows)
+                    measure(url, arguments.rounds, arguments.only, arguments.rows)
             except sa.exc.OperationalError as error:
                 print(f"\nmariadb is not measured: {error.orig}")
         finally:

@@ -38,9 +38,8 @@ from sqlaudit.context import get_audit_context
 from sqlaudit.exceptions import QueryError
 from sqlaudit.maintenance.progress import Callback, progress_reporter
 from sqlaudit.period import OpenEnd, UTCDateTime
-from sqlaudit.recording.bulk.locking import take_write_lock
 from sqlaudit.recording.capture import WriteContext
-from sqlaudit.recording.cascades import lock_rows, split_by_chain
+from sqlaudit.recording.cascades import lock_rows, split_by_chain, take_write_lock
 from sqlaudit.recording.changeset import ChangesetStamp, changeset_at, connection_for_versions
 from sqlaudit.recording.policy import warn_of_visible_history
 from sqlaudit.recording.statements import Statements, has_open_version, step

@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, TypeVar, cast, overload
 
-from sqlalchemy import ColumnElement, Connection, Table, exists, literal_column, select
+from sqlalchemy import ColumnElement, Connection, Table, exists, false, literal_column, select, update
 from sqlalchemy.sql.schema import ForeignKeyConstraint
 
 from sqlaudit.recording.capture import Capture, WriteContext
 from sqlaudit.recording.policy import lacking, require_context
 from sqlaudit.recording.statements import key_types_of
 from sqlaudit.sql.batches import KeyCollection, chunks
+from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.keys import Key, RawKey, has_one_of, is_raw, raw_columns, read_keys
+from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.foreign_keys import Chain, FollowedTable, Source, Sources, followers_of
 from sqlaudit.tracking.missing import explaining_history_errors
 from sqlaudit.tracking.rights import lockable_tables
@@ -57,13 +59,12 @@ class Dependents:
         if not (followers := followers_of(sources)):
             return
         connection, key = write.connection, sources[0].key
-        if isinstance(sources[0], TrackedTable):
-            write.capture(cast("Chain", sources)).baseline(keys)
         if any(_follows_unique_columns(sources, *follower_and_constraint) for follower_and_constraint in followers):
             self._referred.append((write, sources, keys))
         to_lock = lockable_tables(connection, list({sources[0].live, *(follower.live for follower, _ in followers)}))
+        take_write_lock(connection, sources[0])
         for chunk in chunks(keys):
-            if sources[0].live in to_lock:
+            if sources[0].live in to_lock and TRAITS[connection.dialect.name].locks_rows:
                 lock_rows(connection, key, chunk)
             for follower, constraint in followers:
                 with explaining_history_errors([follower] if isinstance(follower, TrackedTable) else [], record=True):
@@ -180,6 +181,16 @@ def lock_rows(connection: Connection, key: Sequence[ColumnElement[Any]], keys: S
     """Lock the rows that have the given keys, in the order of the keys, and return their raw keys."""
     chosen = select(*raw_columns(key, connection.dialect)).where(has_one_of(key, keys, connection.dialect))
     return read_keys(connection, chosen.order_by(*key).with_for_update())
+
+
+def take_write_lock(connection: Connection, source: Source) -> None:
+    """Take the write lock on SQLite, which cannot lock rows, so that nobody writes between two statements."""
+    if not TRAITS[connection.dialect.name].locks_rows:  # an UPDATE takes it even if it finds no row
+        kept = source.cache if isinstance(source, TrackedTable) else {}
+        if take_write_lock not in kept:
+            column = source.version if isinstance(source, TrackedTable) else source.key[0]
+            kept[take_write_lock] = update(column.table).where(false()).values({column: column})
+        connection.execute(kept[take_write_lock], execution_options=INTERNAL)
 
 
 def _existing_keys(connection: Connection, table: TrackedTable | FollowedTable, keys: Sequence[Key]) -> list[Key]:

@@ -10,9 +10,8 @@ from sqlalchemy.orm import Session
 
 from sqlaudit.context import get_audit_context
 from sqlaudit.period import is_open
-from sqlaudit.recording.bulk.locking import take_write_lock
 from sqlaudit.recording.capture import MissingRows, WriteContext
-from sqlaudit.recording.cascades import split_by_chain, table_chains
+from sqlaudit.recording.cascades import split_by_chain, table_chains, take_write_lock
 from sqlaudit.recording.changeset import changeset_of, connection_for_versions
 from sqlaudit.recording.policy import report_unrecorded, warn_of_visible_history
 from sqlaudit.recording.tracked_mappers import user_fields_of

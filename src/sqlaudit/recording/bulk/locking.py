@@ -17,12 +17,10 @@ from sqlalchemy import (
     String,
     TextClause,
     case,
-    false,
     literal_column,
     select,
     true,
     type_coerce,
-    update,
 )
 from sqlalchemy.sql.elements import Grouping
 from sqlalchemy.sql.functions import FunctionElement
@@ -339,16 +337,6 @@ def _collation_fold(value: Any) -> Any:
 def _may_differ(criterion: ColumnElement[bool]) -> bool:
     """Return whether a criterion may select other rows when it is evaluated again, by ``random()`` or a LIMIT."""
     return any(isinstance(element, (FunctionElement, TextClause, GenerativeSelect)) for element in iterate(criterion))
-
-
-def take_write_lock(connection: Connection, source: Source) -> None:
-    """Take the write lock on SQLite, which cannot lock rows, so that nobody writes between two statements."""
-    if not TRAITS[connection.dialect.name].locks_rows:  # an UPDATE takes it even if it finds no row
-        kept = source.cache if isinstance(source, TrackedTable) else {}
-        if take_write_lock not in kept:
-            column = source.version if isinstance(source, TrackedTable) else source.key[0]
-            kept[take_write_lock] = update(column.table).where(false()).values({column: column})
-        connection.execute(kept[take_write_lock], execution_options=INTERNAL)
 
 
 def _select_rows(

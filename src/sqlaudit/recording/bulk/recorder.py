@@ -16,11 +16,12 @@ from sqlalchemy.orm import FromStatement, Session
 
 from sqlaudit.context import get_audit_context
 from sqlaudit.recording.bulk.inserts import prepare_insert
-from sqlaudit.recording.bulk.locking import prepare_change, take_write_lock
+from sqlaudit.recording.bulk.locking import prepare_change
 from sqlaudit.recording.bulk.parsing import Parameters, ParsedWrite, with_called_parameters
 from sqlaudit.recording.bulk.upserts import prepare_followed_upsert
 from sqlaudit.recording.bulk.writes import Write, roll_back, transactions_of
 from sqlaudit.recording.capture import WriteContext
+from sqlaudit.recording.cascades import take_write_lock
 from sqlaudit.recording.changeset import changeset_of, instant_before
 from sqlaudit.recording.policy import lacking, report_unrecorded, require_context
 from sqlaudit.recording.scope import scope_of, write_numbers
