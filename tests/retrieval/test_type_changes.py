@@ -249,7 +249,7 @@ def test_keys_that_a_database_does_not_find_behind_each_other_end_with_an_error(
     old = release_of(sa.CHAR(32))
     with sessions() as session:
         old.metadata.create_all(session.connection())
-        session.add(old(id="0" * 31 + "5", title="a"))
+        session.add_all(old(id="0" * 31 + digit, title="a") for digit in "56")
         session.commit()
         session.connection().exec_driver_sql("ALTER TABLE posts MODIFY id UUID NOT NULL")
         session.commit()
