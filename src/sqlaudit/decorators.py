@@ -81,7 +81,7 @@ def track_table(
         inherited = tracked_model(mapper)
         if inherited is not None:
             inherited.set_options(options)
-            handle_configured_mappers(inherited.mapper)
+            handle_configured_mappers(inherited)
             return model_class
         model = TrackedModel(mapper, options, is_decorated=True)
         for name in ("History", "as_of", "between", "all_versions"):
@@ -91,6 +91,7 @@ def track_table(
         guard_autogenerate()
         for descendant in mapper.self_and_descendants:
             track_with_base(descendant)
+        handle_configured_mappers(model)
         return model_class
 
     if isinstance(tracked_fields, type):

@@ -24,6 +24,7 @@ from sqlalchemy.orm import (
 from sqlalchemy.orm.mapper import _all_registries
 
 from sqlaudit.exceptions import QueryError
+from sqlaudit.hooks.configured import configured_mappers, newly_configured_mappers, remember_configured
 from sqlaudit.hooks.engines import hear_waiting
 from sqlaudit.hooks.schema import after_create, after_drop, before_create
 from sqlaudit.hooks.scope import DISABLED, records, records_other_flush
@@ -35,6 +36,7 @@ from sqlaudit.recording.bulk.append_only import is_history, is_migrating, rewrit
 from sqlaudit.recording.flush import Flush, Updating
 from sqlaudit.recording.policy import report_unrecorded
 from sqlaudit.recording.tracked_mappers import followed_fields_changed, forget_tracked_mapper, sources_of
+from sqlaudit.tracking.foreign_keys import newly_followed_tables
 from sqlaudit.tracking.models import TrackedModel, link_columns, root_of, tracked_model
 from sqlaudit.tracking.registry import mappers_of, track_secondary
 from sqlaudit.tracking.tables import INFO_KEY, tracked_table
@@ -79,8 +81,6 @@ def listen_to_model(model: TrackedModel) -> None:
         # a new row must be known before other listeners change it
         is_first = name == "after_insert"
         event.listen(target, name, listener, raw=True, retval=True, propagate=True, insert=is_first)
-    event.listen(target, "after_mapper_constructed", _track_subclass, propagate=True)
-    event.listen(target, "mapper_configured", _track_links, propagate=True)
     metadata = model.table.live.metadata
     metadata.info.setdefault(INFO_KEY, WeakSet()).add(model.mapper.registry)
     if not event.contains(metadata, "before_create", before_create):
@@ -88,26 +88,43 @@ def listen_to_model(model: TrackedModel) -> None:
         event.listen(metadata, "after_create", after_create)
         event.listen(metadata, "before_drop", before_create)
         event.listen(metadata, "after_drop", after_drop)
-    if not event.contains(Mapper, "mapper_configured", _warn_of_other_mapper):
-        event.listen(Mapper, "mapper_configured", _warn_of_other_mapper)
-        event.listen(Mapper, "mapper_configured", _listen_to_references)
+    if not event.contains(Mapper, "mapper_configured", _mapper_configured):
+        for mapper in [mapper for registry in _all_registries() for mapper in mappers_of(registry)]:
+            if mapper.configured:
+                remember_configured(mapper)
+        event.listen(Mapper, "after_mapper_constructed", _track_subclass)
+        event.listen(Mapper, "mapper_configured", _mapper_configured)
         event.listen(Mapper, "after_configured", _listen_to_followed)
         event.listen(Column, "before_parent_attach", _adding_column)
         event.listen(Column, "after_parent_attach", _column_added)
         event.listen(object, "attribute_instrument", _attribute_added)
         event.listen(Session, "before_attach", _attaching, raw=True)
-    handle_configured_mappers(model.mapper)
     hear_waiting()
 
 
-def handle_configured_mappers(mapper: Mapper[Any]) -> None:
-    """Handle the mappers that were configured before a table was tracked or its options were known."""
-    for configured in mappers_of(mapper.registry):
-        if configured.configured:
-            _track_links(configured, configured.class_)
-            _warn_of_other_mapper(configured, configured.class_)
-            _listen_to_references(configured, configured.class_)
+def handle_configured_mappers(model: TrackedModel) -> None:
+    """Handle the mappers that were configured before a model and its subclasses were tracked or had their options."""
+    family = {*model.mapper.self_and_descendants}
+    # Anything may need an excluded column; otherwise only relationships to the family concern other mappers.
+    for mapper in mappers_of(model.mapper.registry) if model.options.exclude else family:
+        if mapper.configured:
+            _track_links(mapper)
+    for mapper in configured_mappers(table for member in family for table in member.tables):
+        _warn_of_other_mapper(mapper)
+    for mapper in configured_mappers(family):
+        for relationship in mapper.relationships:
+            if relationship.mapper in family:
+                _listen_to_reference(mapper.class_, relationship)
+                if tracked_model(mapper) is not None:
+                    _handle_attribute(mapper.class_, relationship)
     _listen_to_followed()
+
+
+def _mapper_configured(mapper: Mapper[Any], model_class: type[Any]) -> None:
+    remember_configured(mapper)
+    _warn_of_other_mapper(mapper)
+    _listen_to_references(mapper)
+    _track_links(mapper)
 
 
 def _inserted(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
@@ -175,8 +192,9 @@ MODEL_LISTENERS: Final[dict[str, Callable[..., Any]]] = {
 }
 
 
-def _warn_of_other_mapper(mapper: Mapper[Any], model_class: type[Any]) -> None:
+def _warn_of_other_mapper(mapper: Mapper[Any]) -> None:
     """Listen to an untracked class that is mapped to a tracked table or a history table, to report its writes."""
+    model_class = mapper.class_
     if tracked_model(mapper) is None and any(_is_live(table) or is_history(table) for table in mapper.tables):
         for name in ("before_insert", "before_update", "before_delete"):
             if not event.contains(model_class, name, _written_by_other_mapper):
@@ -184,9 +202,9 @@ def _warn_of_other_mapper(mapper: Mapper[Any], model_class: type[Any]) -> None:
 
 
 def _listen_to_followed() -> None:
-    """Listen to the untracked classes that tracked rows follow by foreign key."""
-    for mapper in [mapper for registry in _all_registries() for mapper in mappers_of(registry)]:
-        if mapper.configured and tracked_model(mapper) is None and sources_of(mapper):
+    """Listen to the untracked classes that tracked rows follow by foreign key, as far as a class or a key is new."""
+    for mapper in newly_configured_mappers() | configured_mappers(newly_followed_tables()):
+        if tracked_model(mapper) is None and sources_of(mapper):
             for name, listener in _FOLLOWED_LISTENERS.items():
                 if not event.contains(mapper.class_, name, listener):
                     event.listen(mapper.class_, name, listener, raw=True, retval=True)
@@ -243,10 +261,10 @@ def _written_by_other_mapper(mapper: Mapper[Any], connection: Connection, state:
         )
 
 
-def _listen_to_references(mapper: Mapper[Any], model_class: type[Any]) -> None:
+def _listen_to_references(mapper: Mapper[Any]) -> None:
     """Listen to relationships to tracked models, to refuse references to objects of the past."""
     for relationship in mapper.relationships:
-        _listen_to_reference(model_class, relationship)
+        _listen_to_reference(mapper.class_, relationship)
 
 
 def _listen_to_reference(model_class: type[Any], relationship: RelationshipProperty[Any]) -> None:
@@ -268,14 +286,14 @@ def track_with_base(mapper: Mapper[Any]) -> None:
             TrackedModel(mapper, parent.options_for_subclass())
 
 
-def _track_links(mapper: Mapper[Any], model_class: type[Any]) -> None:
+def _track_links(mapper: Mapper[Any]) -> None:
     """Complete a tracked model whose mapper is configured: its table, association tables and attributes."""
     model = tracked_model(mapper)
     if model is not None:
         model.table.complete()
         add_mixin(mapper.get_property_by_column(mapper.primary_key[0]), _MergeGuard)
         for prop in (*mapper.column_attrs, *mapper.relationships):
-            _handle_attribute(model_class, prop)
+            _handle_attribute(mapper.class_, prop)
 
 
 def _handle_attribute(model_class: type[Any], prop: ColumnProperty[Any] | RelationshipProperty[Any]) -> None:
@@ -289,9 +307,9 @@ def _track_link(relationship: RelationshipProperty[Any]) -> None:
     secondary = relationship.secondary
     if isinstance(secondary, Table) and not relationship.viewonly and tracked_model(relationship.mapper) is not None:
         track_secondary(secondary, link_columns(relationship), relationship.parent)
-        for mapper in mappers_of(relationship.mapper.registry):
+        for mapper in configured_mappers([secondary]):
             if mapper.local_table is secondary:
-                _warn_of_other_mapper(mapper, mapper.class_)
+                _warn_of_other_mapper(mapper)
 
 
 # A table may get columns, and a class may get attributes, at any time.
@@ -300,7 +318,7 @@ def _track_link(relationship: RelationshipProperty[Any]) -> None:
 def _adding_column(column: Column[Any], table: Table) -> None:
     tracked = tracked_table(table)
     if tracked is not None and tracked.live is table:
-        tracked.refuse_column(column)
+        tracked.refuse_columns([column])
 
 
 def _column_added(column: Column[Any], table: Table) -> None:
@@ -316,6 +334,7 @@ def _attribute_added(model_class: type[Any], name: str, attribute: Any) -> None:
     mapper = inspect(model_class, raiseerr=False)
     if not isinstance(mapper, Mapper) or not mapper.configured:
         return
+    remember_configured(mapper)
     if isinstance(attribute.property, RelationshipProperty):
         _listen_to_reference(model_class, attribute.property)
     if (model := tracked_model(mapper)) is not None:

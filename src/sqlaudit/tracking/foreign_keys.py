@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import Column, Table
 from sqlalchemy.exc import NoReferencedTableError
@@ -21,6 +21,7 @@ _FOLLOWING: Final = frozenset({"CASCADE", "SET NULL", "SET DEFAULT"})
 _generation: Final = [object()]  # another one when foreign keys have been read
 # Not in table.info: Alembic would render the info of tables without history.
 _links: Final[WeakKeyDictionary[Table, WeakKeyDictionary[ForeignKeyConstraint, None]]] = WeakKeyDictionary()
+_newly_followed: Final[WeakSet[Table]] = WeakSet()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,14 @@ def untracked_sources() -> Iterator[FollowedTable]:
     yield from filter(None, map(untracked_source, list(_links)))
 
 
+def newly_followed_tables() -> set[Table]:
+    """Return the tables whose rows are followed by a foreign key that was read since the last call."""
+    _read_new_tables()
+    tables = {*_newly_followed}
+    _newly_followed.clear()
+    return tables
+
+
 def _links_to(table: Table) -> list[ForeignKeyConstraint]:
     """Return the foreign keys by which rows follow rows of a table, in the order in which sqlaudit locks the rows."""
     _read_new_tables()
@@ -91,31 +100,40 @@ def _links_to(table: Table) -> list[ForeignKeyConstraint]:
 
 def _read_new_tables() -> None:
     """Read the foreign keys of newly tracked tables. A table stays unread while it refers to an undefined table."""
-    for new in tuple(unread):
+    for new, undefined in tuple(unread.items()):
         tracked = new()
-        if tracked is None or tracked_table(tracked.live) is not tracked or _read_foreign_keys(tracked.live):
-            unread.discard(new)
+        if tracked is None or tracked_table(tracked.live) is not tracked:
+            del unread[new]
+        elif not undefined or undefined in tracked.live.metadata.tables:
+            unread[new] = _read_foreign_keys(tracked.live)
+            if unread[new] is None:
+                del unread[new]
+        else:
+            continue
         _generation[0] = object()
 
 
-def _read_foreign_keys(live: Table) -> bool:
+def _read_foreign_keys(live: Table) -> str | None:
     """Read which tables the rows of a table follow, directly or through tables without history.
 
-    :return: whether all tables that their foreign keys refer to are defined
+    :return: the key of an undefined table to which their foreign keys refer, ``""`` if it belongs to another MetaData,
+        or ``None``
     """
-    todo, seen, is_complete = [live], {live}, True
+    todo, seen = [live], {live}
+    undefined: str | None = None
     while todo:
         for link in _links_of(todo.pop()):
             try:
                 referred = link.referred_table
-            except NoReferencedTableError:
-                is_complete = False
+            except NoReferencedTableError as error:
+                undefined = error.table_name if link.table.metadata is live.metadata else ""
                 continue
+            _newly_followed.add(referred)
             _links.setdefault(referred, WeakKeyDictionary())[link] = None
             if referred not in seen and tracked_table(referred) is None:
                 seen.add(referred)
                 todo.append(referred)
-    return is_complete
+    return undefined
 
 
 def _links_of(table: Table) -> list[ForeignKeyConstraint]:

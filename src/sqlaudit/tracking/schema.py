@@ -15,8 +15,14 @@ from sqlalchemy import (
     inspect,
 )
 
+from sqlaudit.sql.dialects import MYSQL
+
 _ON_CONFLICT: Final = "sqlaudit_on_conflict"
-_TABLE_OPTIONS: Final = ("engine", "charset", "default_charset", "collate", "default_collate")
+_TABLE_OPTIONS: Final = frozenset(
+    f"{dialect}_{option}"
+    for dialect in MYSQL
+    for option in ("engine", "charset", "default_charset", "collate", "default_collate")
+)
 
 
 def unique_together(table: Table, *, partial: bool = False, deferred: bool = True) -> Iterator[tuple[Column[Any], ...]]:
@@ -39,8 +45,7 @@ def unique_together(table: Table, *, partial: bool = False, deferred: bool = Tru
 
 def table_options(table: Table) -> dict[str, Any]:
     """Return the options with which MariaDB and MySQL create a table: its engine, character set and collation."""
-    names = [f"{dialect}_{option}" for dialect in ("mysql", "mariadb") for option in _TABLE_OPTIONS]
-    return {name: table.kwargs[name] for name in names if table.kwargs.get(name) is not None}
+    return {name: value for name, value in table.kwargs.items() if name in _TABLE_OPTIONS and value is not None}
 
 
 def candidate_keys(table: Table) -> Iterator[tuple[Column[Any], ...]]:

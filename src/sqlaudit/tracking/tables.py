@@ -7,9 +7,9 @@ decorated, so that ``create_all`` and Alembic see it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import chain, takewhile
 from typing import Any, Final, cast
 from weakref import WeakKeyDictionary, WeakSet, ref
@@ -18,6 +18,7 @@ from sqlalchemy import (
     DDL,
     JSON,
     Column,
+    Connection,
     Dialect,
     Index,
     Integer,
@@ -41,6 +42,7 @@ from sqlaudit.changes import Operation
 from sqlaudit.context import USER_ID_LENGTH
 from sqlaudit.exceptions import TrackingError
 from sqlaudit.period import OpenEnd, PeriodToIndex, UTCDateTime, is_open
+from sqlaudit.sql.dialects import MYSQL
 from sqlaudit.sql.old_values import readable_type
 from sqlaudit.tracking.schema import table_options
 
@@ -54,8 +56,10 @@ By instant, the latest transactions and changes are found without reading all ot
 _known: WeakSet[MetaData] = WeakSet()
 tracked_names: Final[set[str]] = set()
 """The names of all tables that this process has ever tracked, and of their history tables."""
-unread: Final[set[ref[TrackedTable]]] = set()
-"""The tables whose foreign keys have not been read since they were tracked or gained columns."""
+unread: Final[dict[ref[TrackedTable], str | None]] = {}
+"""The tables whose foreign keys have not all been read since they were tracked or gained columns.
+
+Those that refer to an undefined table have its key as value, once it is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,10 @@ class AuditColumns:
 
     def items(self) -> Iterator[tuple[str, str]]:
         """Yield each role and the name of its column."""
-        return ((field.name, getattr(self, field.name)) for field in fields(self))
+        return ((role, getattr(self, role)) for role in _ROLES)
+
+
+_ROLES: Final = tuple(field.name for field in fields(AuditColumns))
 
 
 class OperationText(TypeDecorator[Operation]):
@@ -103,8 +110,9 @@ class OperationText(TypeDecorator[Operation]):
         return {str(operation): operation for operation in Operation}.get
 
 
-def audit_column_types() -> dict[str, TypeEngine[Any]]:
-    """Return the type of the audit column of each role."""
+@cache
+def audit_column_types() -> Mapping[str, TypeEngine[Any]]:
+    """Return the type of the audit column of each role, which all history tables share."""
     # A collation that distinguishes Bob from bob.
     user_id = String(USER_ID_LENGTH).with_variant(
         mysql.VARCHAR(USER_ID_LENGTH, collation="utf8mb4_bin"), "mysql", "mariadb"
@@ -162,7 +170,7 @@ class TrackedTable:
         live.info[INFO_KEY] = self.history.info[INFO_KEY] = self
         self.history.add_is_dependent_on(live)  # its CREATE makes the types that both use
         _known.add(live.metadata)
-        unread.add(ref(self))
+        unread[ref(self)] = None
         tracked_names.update((live.name, self.history.name))
 
     def __reduce__(self) -> Any:
@@ -190,10 +198,12 @@ class TrackedTable:
         names = [column for role, column in self.names.items()]
         if len(set(names)) < len(names):
             raise TrackingError(f"{self.names} gives two audit columns the same name. Give each its own name.", live)
+        stored = list(self._stored_columns())
+        self.refuse_columns(stored)
         history = Table(
             quoted_name(name, getattr(live.name, "quote", None)),
             metadata,
-            *(self._copy_of(column) for column in self._stored_columns()),
+            *map(self._copy_of, stored),
             *(
                 Column(
                     getattr(self.names, role),
@@ -216,16 +226,21 @@ class TrackedTable:
             sqlite_where=where,
         )
         _make_partial_only(history, history.name)
+        for suffix, role in OWN_INDEXES.items():
+            Index(conv(shortened(f"ix_{name}_{suffix}")), history.c[getattr(self.names, role)])
+        # Table.to_metadata() gives its copy the listeners that propagate.
         event.listen(
             history, "before_create", lambda copy, *_, **kw: _make_partial_only(copy, history.name), propagate=True
         )
-        for suffix, role in OWN_INDEXES.items():
-            Index(conv(shortened(f"ix_{name}_{suffix}")), history.c[getattr(self.names, role)])
-        for element in (*collation_statements(live, history), AddOpenGuard(history)):
-            # Table.to_metadata() gives its copy the listeners that propagate.
-            is_guard = isinstance(element, AddOpenGuard)
-            on_mysql = element.execute_if(dialect=cast(str, ("mysql", "mariadb")))
-            event.listen(history, "after_create", on_mysql, propagate=is_guard)
+        event.listen(
+            history, "after_create", lambda copy, bind, **kw: _on_mysql(copy, bind, collation_statements(live, history))
+        )
+        event.listen(
+            history,
+            "after_create",
+            lambda copy, bind, **kw: _on_mysql(copy, bind, [AddOpenGuard(history)]),
+            propagate=True,
+        )
         return history
 
     def _index_for_reads(self) -> None:
@@ -250,14 +265,17 @@ class TrackedTable:
     def _stored_columns(self) -> Iterator[Column[Any]]:
         return (column for column in self.live.c if not column.system and column.name not in self.exclude)
 
-    def refuse_column(self, column: Column[Any]) -> None:
-        """Raise if the history table cannot store a column.
+    def refuse_columns(self, columns: Iterable[Column[Any]]) -> None:
+        """Raise if the history table cannot store one of the columns.
 
         :raises TrackingError: sqlaudit needs its name for an audit column or for a parameter
         """
-        key = column.key or column.name  # a column that is not in a table yet may have no key
-        refuse_clash(self.names, repr(self.live.fullname), {column.name, key}, self.live)
-        if key.startswith("sqlaudit_"):
+        # A column that is not in a table yet may have no key.
+        keys = {column.key or column.name: column.name for column in columns}
+        refuse_clash(self.names, repr(self.live.fullname), {*keys, *keys.values()}, self.live)
+        for key in keys:
+            if not key.startswith("sqlaudit_"):
+                continue
             raise TrackingError(
                 f"{self.live.fullname!r} has a column {key!r}, and sqlaudit needs the names that begin with "
                 "'sqlaudit_' for its bind parameters. Give the column another key: mapped_column(…, key=…).",
@@ -265,7 +283,6 @@ class TrackedTable:
             )
 
     def _copy_of(self, column: Column[Any]) -> Column[Any]:
-        self.refuse_column(column)
         is_key = column in set(self.key)  # in a set, because a type may define == as anything
         copy: Column[Any] = Column(
             column.name, key=column.key, primary_key=is_key, nullable=not is_key, autoincrement=False
@@ -280,7 +297,7 @@ class TrackedTable:
             self.history.c[column.key].type = readable_type(column.type)
         elif column in set(self._stored_columns()):
             self.history.append_column(self._copy_of(column))
-        unread.add(ref(self))
+        unread[ref(self)] = None
         self.__dict__.pop("columns", None)
         for table in {self, *chain.from_iterable(self.chains)}:
             table.statements.clear()
@@ -354,6 +371,13 @@ def shortened(name: str) -> str:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
     return name.encode()[: _MAX_IDENTIFIER - 9].decode(errors="ignore") + "_" + digest
+
+
+def _on_mysql(table: Table, connection: Connection, elements: Iterable[ExecutableDDLElement]) -> None:
+    """Execute statements for a table on MySQL and MariaDB, and none elsewhere."""
+    if connection.dialect.name in MYSQL:
+        for element in elements:
+            element(table, connection)
 
 
 def _make_partial_only(history: Table, name: str) -> None:

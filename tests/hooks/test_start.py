@@ -1,0 +1,74 @@
+"""What does start-up cost? It is counted in calls of Python functions: their number grows with that of the models."""
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import sys
+import sqlalchemy as sa
+from sqlalchemy.orm import DeclarativeBase, configure_mappers, mapped_column, relationship
+from sqlaudit import track_table
+
+track = track_table if sys.argv[2] == "tracked" else lambda: lambda model: model
+order = sys.argv[3]
+
+
+def define(base, place, referred):
+    columns = {f"c{number}": mapped_column(sa.Integer) for number in range(14)}
+    columns["id"] = mapped_column(sa.Integer, primary_key=True)
+    columns["of"] = mapped_column(sa.ForeignKey(f"t{referred}.id", ondelete="CASCADE") if referred >= 0 else sa.Integer)
+    if referred >= 0:
+        columns["owner"] = relationship(f"T{referred}")
+    return type(f"T{place}", (base,), {"__tablename__": f"t{place}", "__module__": __name__, **columns})
+
+
+def start(count):
+    base = type("Base", (DeclarativeBase,), {})
+    models = []
+    for place in range(count):
+        last = count - 1 if place < count - 1 else -1
+        models.append(define(base, place, last if order == "owner last" else place - 1))
+        if order != "decorated when configured":
+            track()(models[-1])
+        if order == "configured after each":
+            configure_mappers()
+    configure_mappers()
+    if order == "decorated when configured":
+        for model in models:
+            track()(model)
+    base.metadata.create_all(engine := sa.create_engine("sqlite://"))
+    engine.dispose()
+
+
+def count_call(frame, event, argument):
+    global calls
+    calls += event == "call"
+
+
+calls = 0
+start(2)  # what happens once
+sys.setprofile(count_call)
+start(int(sys.argv[1]))
+sys.setprofile(None)
+print(calls)
+"""
+ORDERS = ["configured once", "configured after each", "decorated when configured", "owner last"]
+
+
+def calls_to_start(count: int, order: str, *, tracked: bool = True) -> int:
+    """Return the number of calls with which a program defines and configures models, and creates their tables."""
+    arguments = [str(count), "tracked" if tracked else "plain", order]
+    told = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], check=True, capture_output=True, text=True)
+    return int(told.stdout)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_twice_as_many_models_take_twice_as_many_calls_to_start(order):
+    assert calls_to_start(60, order) < 2.05 * calls_to_start(30, order)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_tracked_models_take_less_than_1_9_times_the_calls_of_plain_ones_to_start(order):
+    assert calls_to_start(30, order) < 1.9 * calls_to_start(30, order, tracked=False)
