@@ -128,6 +128,31 @@ def test_a_connection_is_recorded_while_a_session_has_it(engine: sa.Engine, sess
     assert before[:2] == [("insert", 1, 10), ("update", 1, 1)]
 
 
+@pytest.mark.parametrize("is_begun", [True, False])
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_a_session_is_recorded_after_the_owner_of_its_connection_has_ended_a_transaction(
+    engine: sa.Engine, sessions: Any, end: str, is_begun: bool
+) -> None:
+    with engine.connect() as connection:
+        if is_begun:
+            connection.begin()
+        session = sessions(bind=connection)
+        session.execute(sa.insert(Tag).values(id=1001))
+        getattr(connection, end)()
+        if is_begun:
+            connection.begin()
+        session.add(Item(id=1001, name="a", tags=[Tag(id=1002), Tag(id=1003)]))
+        session.flush()
+        session.execute(sa.insert(Tag).values(id=1004))
+        session.connection().execute(sa.update(items).where(items.c.id == 1001).values(price=7))
+        connection.commit()
+        session.close()
+    with sessions() as session:
+        for source in (Item, Tag, item_tags):
+            check_history(session, source)
+        assert told(session, item_tags, "tag_id")[-2:] == [("insert", 1002), ("insert", 1003)]
+
+
 def test_a_session_without_hooks_is_recorded_by_its_engine(recorded_engine: sa.Engine) -> None:
     with Session(recorded_engine) as session:
         session.get_one(Item, 1).price = 11

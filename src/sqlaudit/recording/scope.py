@@ -49,10 +49,17 @@ def scope_of(connection: Connection) -> Scope:
     scope: Scope | None = vars(connection).get(_SCOPE)
     transaction = connection.get_transaction()
     if scope is None or (scope.transaction and (transaction is None or scope.transaction() is not transaction)):
-        scope = vars(connection)[_SCOPE] = Scope()
+        sessions = () if scope is None else tuple(known for known in scope.sessions if _uses(known(), connection))
+        scope = vars(connection)[_SCOPE] = Scope(sessions=sessions)
     if scope.transaction is None and transaction is not None:  # it may begin while a statement is unfinished
         scope.transaction = ref(transaction)
     return scope
+
+
+def _uses(session: Session | None, connection: Connection) -> bool:
+    """Return whether a session still uses a connection whose transaction its owner has ended, and not the session."""
+    transaction = None if session is None else session.get_transaction()
+    return transaction is not None and connection in transaction._connections
 
 
 def enter_scope(session: Session, connection: Connection) -> None:
