@@ -473,6 +473,20 @@ def test_links_without_foreign_keys_follow_the_key_of_their_owner(sessions: Sess
         ]
 
 
+@pytest.mark.parametrize("older", [False, True])
+def test_a_link_to_a_row_that_the_same_flush_deletes_leaves_no_trace(
+    engine: sa.Engine, sessions: Sessions, older: bool
+) -> None:
+    if older:
+        with engine.begin() as connection:
+            connection.execute(sa.insert(cascading).values(post_id=1, tag_id=1))
+    with sessions.begin() as session:
+        tag = session.get_one(Tag, 1)
+        session.get_one(Post, 2).cascading.append(tag)
+        session.delete(tag)
+    check(sessions, cascading, [("baseline", 1, 1), ("delete", 1, 1)] if older else [])
+
+
 class Single(DeclarativeBase):
     pass
 

@@ -1,5 +1,6 @@
 """What listeners, defaults and triggers of the user's make of a flush is recorded."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -250,6 +251,107 @@ def test_what_a_default_writes_by_the_connection_is_recorded(
         assert session.get_one(counter, 1).n == 1
         for each in (counter, parcel):
             check_history(session, each)
+
+
+CHILD_WRITES: dict[str, Any] = {
+    "insert": lambda child: sa.insert(child).values(id=9, owner_id=1),
+    "insert of several": lambda child: sa.insert(child).values([{"id": n, "owner_id": 1} for n in (8, 9)]),
+    "update": lambda child: sa.update(child).where(child.id == 2).values(owner_id=1),
+    "update of all": lambda child: sa.update(child).values(owner_id=1),
+    "update of a key": lambda child: sa.update(child).where(child.id == 2).values(id=7, owner_id=1),
+}
+
+
+@pytest.mark.spread
+@pytest.mark.parametrize("by_session", [False, True], ids=["connection", "session"])
+@pytest.mark.parametrize("end", ["deleted", "moved"])
+@pytest.mark.parametrize("way", CHILD_WRITES)
+def test_what_a_foreign_key_action_does_to_rows_that_a_listener_has_written_is_recorded(
+    base: Any, engine: sa.Engine, sessions: Sessions, way: str, end: str, by_session: bool
+) -> None:
+    @track_table()
+    class Child(base):
+        __tablename__ = "children"
+
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+        owner_id: Mapped[int | None] = mapped_column(sa.ForeignKey("owners.id", ondelete="CASCADE", onupdate="CASCADE"))
+
+    @track_table()
+    class Owner(base):
+        __tablename__ = "owners"
+
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+
+    base.metadata.create_all(engine)
+    with sessions.begin() as session:
+        session.add_all([Owner(id=1), Owner(id=2)])
+        session.flush()
+        session.add_all([Child(id=1, owner_id=1), Child(id=2, owner_id=2)])
+
+    def write(mapper: Any, connection: sa.Connection, target: Any) -> None:
+        (sa.inspect(target).session if by_session else connection).execute(CHILD_WRITES[way](Child))
+
+    with sessions() as session:
+        owner = session.get_one(Owner, 1)
+        # SQLAlchemy deletes and updates an object after the listeners of its before_delete and before_update.
+        event.listen(Owner, "before_delete" if end == "deleted" else "before_update", write)
+        if end == "deleted":
+            session.delete(owner)
+        else:
+            owner.id = 3
+        session.commit()
+        for each in (Owner, Child):
+            check_history(session, each)
+
+
+MOVED_WRITES: dict[str, Any] = {
+    "delete": lambda part: sa.delete(part).where(part.owner_id == 3, part.number == 1),
+    "delete of all": lambda part: sa.delete(part),
+    "update": lambda part: sa.update(part).where(part.owner_id == 3).values(size=5),
+    "update of a key": lambda part: sa.update(part).where(part.number == 2).values(number=7),
+    "insert of the old key": lambda part: sa.insert(part).values(owner_id=2, number=9),
+}
+
+
+@pytest.mark.spread
+@pytest.mark.parametrize("rows", ["new", "recorded", "older"])
+@pytest.mark.parametrize("when", ["before_update", "after_update"])
+@pytest.mark.parametrize("way", MOVED_WRITES)
+def test_what_a_listener_writes_to_rows_whose_key_moves_with_another_is_recorded(
+    base: Any, engine: sa.Engine, sessions: Sessions, way: str, when: str, rows: str
+) -> None:
+    @track_table()
+    class Owner(base):
+        __tablename__ = "owners"
+
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+
+    @track_table()
+    class Part(base):
+        __tablename__ = "parts"
+
+        owner_id: Mapped[int] = mapped_column(sa.ForeignKey("owners.id", onupdate="CASCADE"), primary_key=True)
+        number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+        size: Mapped[int | None]
+
+    base.metadata.create_all(engine)
+    with sessions() as session:
+        with tracking_disabled(session) if rows == "older" else nullcontext():
+            session.add_all([Owner(id=1), Owner(id=2)])
+            session.flush()
+            session.execute(sa.insert(Part), [{"owner_id": 1, "number": number} for number in (1, 2)])
+        if rows != "new":
+            session.commit()
+        event.listen(Owner, when, lambda _, connection, target: connection.execute(MOVED_WRITES[way](Part)))
+        session.get_one(Owner, 1).id = 3
+        session.commit()
+        for each in (Owner, Part):
+            check_history(session, each, all_recorded=rows != "older")
+        first = {"new": [], "recorded": ["insert", "delete"], "older": ["baseline", "delete"]}[rows]
+        old = [
+            (operation, number) for operation, owner, number in told(session, Part, "owner_id", "number") if owner == 1
+        ]
+        assert old == [(operation, number) for number in (1, 2) for operation in first]
 
 
 def test_the_first_flush_of_an_engine_is_recorded_once(base: Any, engine: sa.Engine, sessions: Sessions) -> None:

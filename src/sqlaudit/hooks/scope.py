@@ -139,8 +139,7 @@ def recorder_of(session: Session | None, source: Source) -> Recorder:
     writer = _writer_in(session)
     flush: Flush | None = session.info.get(INFO_KEY)
     if flush is not None and flush.is_writing:
-        if isinstance(source, TrackedTable) and source.is_association:
-            flush.record_moved_links()
-        else:
+        flush.record_moved()
+        if not (isinstance(source, TrackedTable) and source.is_association):
             flush.record_early()
     return writer if isinstance(writer, Recorder) else Recorder(session, is_direct=True)

@@ -35,6 +35,7 @@ class Dependents:
         """Rows that the flush records itself."""
         self._found: list[tuple[Capture, Sequence[Key]]] = []
         self._referred: list[tuple[WriteContext, Sources, KeyCollection[Key]]] = []
+        self._are_expected = False
 
     def find(self, write: WriteContext, sources: Sources, keys: KeyCollection[Key]) -> None:
         """Find the rows that depend on rows that are about to be deleted, or to get other keys.
@@ -59,6 +60,7 @@ class Dependents:
         if not (followers := followers_of(sources)):
             return
         connection, key = write.connection, sources[0].key
+        self._are_expected = True
         if any(_follows_unique_columns(sources, *follower_and_constraint) for follower_and_constraint in followers):
             self._referred.append((write, sources, keys))
         to_lock = lockable_tables(connection, list({sources[0].live, *(follower.live for follower, _ in followers)}))
@@ -81,14 +83,22 @@ class Dependents:
                         self._found.append((capture, unrecorded))
                     self._find(write, chain, keys_of_chain, seen)
 
+    def add(self, capture: Capture, keys: KeyCollection[Key]) -> None:
+        """Add rows that were written after :meth:`find`, and that may refer to the rows that are about to change."""
+        if self._are_expected and keys:
+            self._found.append((capture, list(keys)))
+
     def keys_in(self, source: Source) -> set[Key]:
         """Return the keys of the dependent rows of a table."""
         return {key for capture, keys in self._found if capture.chain[0] is source for key in keys}
 
-    def settle(self) -> None:
-        """Record what the foreign key actions did to the dependent rows."""
+    def settle(self, *, is_last: bool = True) -> None:
+        """Record what the foreign key actions did to the dependent rows.
+
+        :param is_last: False if they may still do more, so that rows that have not changed keep their baselines
+        """
         for capture, keys in self._found:
-            capture.settle(keys)
+            capture.settle(keys, forgets=is_last)
         for write, sources, referred in self._referred:
             for chunk in chunks(referred):
                 record_changed_keys(write, sources, chunk)

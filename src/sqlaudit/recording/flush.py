@@ -132,7 +132,7 @@ class Flush:
         self._groups: dict[tuple[Mapper[Any], Connection], Group] = {}
         self._automatic: dict[State, dict[str, Any]] = {}
         self._doomed: dict[tuple[TrackedModel, Key], State] = {}
-        self._dependents = Dependents()
+        self.dependents = Dependents()
         self._followed: list[tuple[WriteContext, tuple[FollowedTable, ...], list[State]]] = []
         self.prepared: dict[State, _Extent] | None = None
         """The changed attributes of each object when it was prepared; ``None`` until :meth:`prepare` is called."""
@@ -280,7 +280,7 @@ class Flush:
 
     def _run_preflight(self, preflight: _Preflight, connection: Connection) -> None:
         """Write the baselines and find the dependent rows that could not be known after the flush."""
-        self._dependents.written = self._written_so_far()
+        self.dependents.written = self._written_so_far()
         for tracked_mapper, keys in preflight.partially_loaded.items():
             capture = self._write_context(connection).capture(
                 tracked_mapper.model.chain, tracked_mapper.user_fields(self.config)
@@ -288,10 +288,10 @@ class Flush:
             capture.baseline(keys)
             self._baselines.append((tracked_mapper, capture, keys))
         for tracked_mapper, keys in preflight.parents.items():
-            self._dependents.find(self._write_context(connection), tracked_mapper.model.chain, keys)
+            self.dependents.find(self._write_context(connection), tracked_mapper.model.chain, keys)
         for mapper, states in preflight.untracked.items():
             write, sources = self._write_context(connection), sources_of(mapper)
-            self._dependents.find(write, sources, [cast(Any, state.key)[1] for state in states])
+            self.dependents.find(write, sources, [cast(Any, state.key)[1] for state in states])
             self._followed.append((write, sources, states))
 
     def _require_context(self, objects: Iterable[Any] | None = None) -> None:
@@ -408,7 +408,7 @@ class Flush:
         for group in self._groups.values():
             self._record_group(group)
         self._record_changed_keys()
-        self._dependents.settle()
+        self.dependents.settle()
         for tracked_mapper, capture, keys in self._baselines:  # delete the baselines that no change followed
             recorded_keys = self._recorded_keys
             capture.settle([key for key in keys if (tracked_mapper, capture.connection, key) not in recorded_keys])
@@ -481,10 +481,10 @@ class Flush:
                 missing_rows=missing_rows,
             )
 
-    def record_moved_links(self) -> None:
-        """Record what changed keys have done to association rows, before a statement of the flush changes these."""
+    def record_moved(self) -> None:
+        """Record what changed keys have done to the rows that refer to them, before a statement changes these."""
         if self._record_changed_keys():
-            self._dependents.settle()
+            self.dependents.settle(is_last=False)
 
     def _record_changed_keys(self) -> bool:
         """Record the rows whose keys the database changed with those of the flush's objects; return if any changed."""

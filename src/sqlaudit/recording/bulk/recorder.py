@@ -104,6 +104,7 @@ class Recorder:
             source=source,
             root=_root_of(source),
             above=_above(source),
+            dependents_of_flush=self.flush.dependents if self.flush is not None else None,
         )
         writes.append(write)
         try:

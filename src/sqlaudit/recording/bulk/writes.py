@@ -46,6 +46,7 @@ class Write:
     :ivar captures: the captures of rows that existed before, with their keys
     :ivar replaced: the captures of rows that it deletes, or leaves, because they conflict with rows that it writes
     :ivar stored: the keys in a temporary table
+    :ivar dependents_of_flush: the rows that depend on those that the flush deletes, if a flush executes the statement
     :ivar new_keys: the keys that an UPDATE gives to rows, by their old keys
     :ivar confined_to: what an UPDATE or DELETE was confined to: the table, the condition and the number of its rows
     :ivar missing_count: the number of these rows, or of the rows that a DELETE should delete, that it did not write
@@ -81,6 +82,7 @@ class Write:
     replaced: list[tuple[Capture, Keys]] = field(default_factory=list)
     stored: StoredKeys | None = None
     dependents: Dependents = field(default_factory=Dependents)
+    dependents_of_flush: Dependents | None = None
     new_keys: dict[Key, Key] = field(default_factory=dict)
     confined_to: tuple[FromClause, ColumnElement[bool], int] | None = None
     missing_count: int = 0
@@ -227,12 +229,16 @@ class Write:
                 capture.inserted(new)
             if self.may_change_keys:
                 record_changed_keys(self.context(), chain, new)
+            if self.dependents_of_flush is not None:
+                self.dependents_of_flush.add(capture, new)
         stayed = {key for _, keys in self.replaced for key in keys}
         for capture, keys in self.replaced:
             capture.settle(keys)
         for capture, keys in self.captures:
+            moved = self._moved_to(keys)
+            if self.dependents_of_flush is not None and self.parsed.is_update:
+                self.dependents_of_flush.add(capture, moved or keys)
             if self.new_keys:
-                moved = [self.new_keys[key] for key in keys]
                 every = list(dict.fromkeys([*keys, *moved]))
                 new = frozenset(moved) - stayed
                 capture.settle(every, inserted=new, must_be_found=not self.conflict_clauses)
@@ -251,6 +257,10 @@ class Write:
         self.dependents.settle()
         if isinstance(self.root, FollowedTable):
             record_changed_keys(self.context(), (self.root,), list(self.new_keys.values()))
+
+    def _moved_to(self, keys: KeyCollection[Key]) -> Sequence[Key]:
+        """Return the keys that an UPDATE of keys has given to rows."""
+        return [self.new_keys[key] for key in keys] if self.new_keys else ()
 
     def _require_found(self) -> None:
         """Check that the locked rows are found by their keys: the statement wrote fewer, perhaps due to a trigger.
