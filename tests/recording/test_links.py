@@ -1,7 +1,9 @@
 """Is every link of a many-to-many relationship recorded, from either side?"""
 
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from datetime import date
 from typing import Any
 
 import pytest
@@ -485,6 +487,80 @@ def test_a_link_to_a_row_that_the_same_flush_deletes_leaves_no_trace(
         session.get_one(Post, 2).cascading.append(tag)
         session.delete(tag)
     check(sessions, cascading, [("baseline", 1, 1), ("delete", 1, 1)] if older else [])
+
+
+class Code(sa.TypeDecorator[str]):
+    impl = sa.String(20)
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Any) -> Any:
+        return None if value is None else f"c{value}"
+
+    def process_result_value(self, value: Any, dialect: Any) -> Any:
+        return None if value is None else value.removeprefix("c")
+
+
+KEYS: dict[str, tuple[Any, list[Any]]] = {
+    "integer": (sa.Integer, [*range(1, 9)]),
+    "string": (sa.String(20), list("abcdefgh")),
+    "uuid": (sa.Uuid, [uuid.UUID(int=number) for number in range(1, 9)]),
+    "date": (sa.Date, [date(2024, 1, number) for number in range(1, 9)]),
+    "decorated": (Code, list("abcdefgh")),
+}
+
+
+@pytest.mark.parametrize("has_third", [False, True], ids=["pair", "three"])
+@pytest.mark.parametrize("kind", KEYS)
+def test_links_whose_key_the_unit_of_work_changes_are_recorded(
+    base: Any, engine: sa.Engine, kind: str, has_third: bool
+) -> None:
+    type_, values = KEYS[kind]
+    third = [sa.Column("kind", sa.Integer, primary_key=True, default=1, autoincrement=False)] if has_third else []
+    moving = sa.Table(
+        "moving",
+        base.metadata,
+        sa.Column("owner_id", type_, primary_key=True, autoincrement=False),
+        sa.Column("thing_id", type_, primary_key=True, autoincrement=False),
+        *third,
+    )
+
+    @track_table()
+    class Thing(base):
+        __tablename__ = "moved_things"
+        id: Mapped[Any] = mapped_column(type_, primary_key=True, autoincrement=False)
+
+    @track_table()
+    class Owner(base):
+        __tablename__ = "moved_owners"
+        id: Mapped[Any] = mapped_column(type_, primary_key=True, autoincrement=False)
+        things: Mapped[list[Thing]] = relationship(
+            secondary=moving,
+            primaryjoin=lambda: Owner.id == foreign(moving.c.owner_id),
+            secondaryjoin=lambda: Thing.id == foreign(moving.c.thing_id),
+            passive_updates=False,
+        )
+
+    set_config(SQLAuditConfig(strict=True))
+    with recording(engine, base.metadata) as sessions:
+        with sessions.begin() as session:
+            things = [Thing(id=value) for value in values[:3]]
+            session.add_all([Owner(id=values[0], things=things), Owner(id=values[1], things=things[:2])])
+        for new in ((values[4], values[5]), (values[5], values[6]), (values[6], values[4])):  # also to keys of others
+            with sessions.begin() as session:
+                owners = session.scalars(sa.select(Owner).order_by(Owner.id)).all()
+                for owner, key in zip(reversed(owners), reversed(new), strict=True):
+                    owner.id = key
+                    session.flush()
+            with sessions() as session:
+                check_history(session, moving)
+        with sessions.begin() as session:
+            one, two = session.scalars(sa.select(Owner).order_by(Owner.id)).all()
+            one.id, two.id = values[2], values[3]
+        with sessions() as session:
+            check_history(session, moving)
+            left = session.execute(sa.select(moving.c.owner_id, moving.c.thing_id)).all()
+            assert len(left) == 5
+            assert {owner for owner, _ in left} == {values[2], values[3]}
 
 
 class Single(DeclarativeBase):

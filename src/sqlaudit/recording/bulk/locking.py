@@ -178,8 +178,8 @@ def _lock_rows_with_new_keys(write: Write) -> KnownKeys | None:
     rows = [tuple(row) for row in _rows_of_executions(write, chosen)]
     _check_warnings(write)
     write.new_keys = {RawKey(row[:width]): RawKey(row[width + 1 :]) for row in rows}
-    between = _follow_key_changes(write, new_key) if len(parsed.parameters) > 1 else ()
     write.prepare_rows(KnownKeys(connection, (row[: width + 1] for row in rows)), changed=None)
+    between = _follow_key_changes(write, new_key) if len(parsed.parameters) > 1 else ()
     if write.conflict_clauses and "REPLACE" not in write.conflict_clauses:
         batches = chunks(list(write.new_keys.values()))
         existing = (key for chunk in batches for key in lock_rows(connection, write.root.key, chunk))
@@ -313,6 +313,8 @@ def _follow_key_changes(write: Write, new_key: Sequence[Any]) -> Sequence[Key] |
                     place = after if place == before else place
                 write.new_keys[row] = place
             return new
+    if _finds_new_keys(write):
+        return None
     name = write.root.live.fullname
     report_unrecorded(
         f"An executemany changes keys of the table {name!r} that it may change again, so sqlaudit does not know the "
@@ -320,6 +322,26 @@ def _follow_key_changes(write: Write, new_key: Sequence[Any]) -> Sequence[Key] |
         write.root.live,
     )
     return None
+
+
+def _finds_new_keys(write: Write) -> bool:
+    """Return whether the rows of an UPDATE can be found afterwards: each row ends where an execution has put it."""
+    parsed, connection, root = write.parsed, write.connection, write.root
+    places = [(column, parsed.values[column]) for column in root.key if column in parsed.values]
+    is_given = all(isinstance(value, BindParameter) for _, value in places) and parsed.reads_only_its_table
+    if not is_given or not isinstance(root, TrackedTable) or len(root.chains) > 1:
+        return False
+    there = select(*raw_columns(root.key, connection.dialect)).where(
+        *(column == _typed_as(column, value) for column, value in places)
+    )
+
+    def find() -> list[Key]:
+        return list(dict.fromkeys(RawKey(row) for row in _rows_of_executions(write, there)))
+
+    others = [key for key in find() if key not in write.new_keys]
+    write.prepare_rows(KnownKeys(connection, ((*key, False) for key in others)), changed=frozenset(), is_replaced=True)
+    write.find_new_keys = find
+    return True
 
 
 def _are_distinct_in_any_collation(keys: Set[Key]) -> bool:

@@ -48,6 +48,7 @@ class Write:
     :ivar stored: the keys in a temporary table
     :ivar dependents_of_flush: the rows that depend on those that the flush deletes, if a flush executes the statement
     :ivar new_keys: the keys that an UPDATE gives to rows, by their old keys
+    :ivar find_new_keys: finds the new keys after an UPDATE that may give a row several keys, one after the other
     :ivar confined_to: what an UPDATE or DELETE was confined to: the table, the condition and the number of its rows
     :ivar missing_count: the number of these rows, or of the rows that a DELETE should delete, that it did not write
     :ivar keys_of: reads the keys of an INSERT's rows from its result
@@ -84,6 +85,7 @@ class Write:
     dependents: Dependents = field(default_factory=Dependents)
     dependents_of_flush: Dependents | None = None
     new_keys: dict[Key, Key] = field(default_factory=dict)
+    find_new_keys: Callable[[], list[Key]] | None = None
     confined_to: tuple[FromClause, ColumnElement[bool], int] | None = None
     missing_count: int = 0
     keys_of: KeysOf = lambda result: []
@@ -260,6 +262,8 @@ class Write:
 
     def _moved_to(self, keys: KeyCollection[Key]) -> Sequence[Key]:
         """Return the keys that an UPDATE of keys has given to rows."""
+        if self.new_keys and self.find_new_keys is not None:
+            return self.find_new_keys()
         return [self.new_keys[key] for key in keys] if self.new_keys else ()
 
     def _require_found(self) -> None:
