@@ -321,3 +321,36 @@ def test_what_a_history_lacks_is_named_with_the_remedy(by_driver: Run, lost: str
 
     by_driver(lose)
     by_driver(miss)
+
+
+@pytest.mark.requires("arrays")
+@pytest.mark.parametrize("way", ["objects", "a list"])
+def test_links_that_are_deleted_under_a_policy_are_not_taken_for_hidden(by_driver: Run, way: str) -> None:
+    role = f"sqlaudit_role_{uuid.uuid4().hex}"
+    before = [
+        f"CREATE ROLE {role}",
+        f"GRANT USAGE ON SCHEMA public TO {role}",
+        f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}",
+        *(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY" for table in ("drive_links", "drive_links_history")),
+        *(f"CREATE POLICY p ON {table} USING (thing_id > 0)" for table in ("drive_links", "drive_links_history")),
+        f"SET LOCAL ROLE {role}",
+    ]
+
+    def delete_links(session: Session) -> None:
+        marks = [Mark(id=uuid.UUID(int=number), name="m") for number in (1, 2, 3)]
+        thing = Thing(id=2001, name="linked", marks=marks)
+        for statement in before:
+            session.connection().exec_driver_sql(statement)
+        session.add(thing)
+        session.flush()
+        if way == "objects":
+            thing.marks = marks[:1]
+            session.flush()
+        else:
+            by_mark = sa.delete(drive_links).where(drive_links.c.mark_id == sa.bindparam("mark"))
+            session.connection().execute(by_mark, [{"mark": mark.id} for mark in marks[1:]])
+        session.connection().exec_driver_sql("RESET ROLE")
+        check_history(session, drive_links)
+        session.rollback()
+
+    by_driver(delete_links)

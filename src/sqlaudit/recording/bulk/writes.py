@@ -58,6 +58,7 @@ class Write:
     :ivar conflict_clauses: how an UPDATE handles conflicting rows: IGNORE, REPLACE
     :ivar missing_key: given values by which no row is found, though the INSERT must have written one
     :ivar deleted_all_locked_rows: True if a DELETE deleted as many rows as expected
+    :ivar is_uncounted: True if the driver does not tell how many rows it wrote
     :ivar is_safe: True if ``sql_safe_updates`` may require a key in the criterion on MariaDB and MySQL
     :ivar selected_count: the number of rows that it should write, if it was not confined to them
     :ivar is_row_by_row: True if a DELETE finds rows by columns that its own foreign key actions change, row by row
@@ -96,6 +97,7 @@ class Write:
     conflict_clauses: Set[str] = frozenset()
     missing_key: Key | None = None
     deleted_all_locked_rows: bool = False
+    is_uncounted: bool = False
     is_safe: bool = False
     selected_count: int | None = None
     is_row_by_row: bool = False
@@ -170,6 +172,7 @@ class Write:
             self.inserted = self.keys_of(result)
         elif self.parsed.is_delete:
             expected = sum(len(keys) for _, keys in self.captures)
+            self.is_uncounted = result.rowcount < 0
             self.deleted_all_locked_rows = result.rowcount == expected and not self.is_row_by_row
             if self.is_row_by_row:
                 self.unselected_count = result.rowcount - self._deleted_count()
@@ -253,9 +256,10 @@ class Write:
             elif self.deleted_all_locked_rows and not self.above:
                 capture.deleted(keys)
             else:
-                capture.settle(
-                    keys, missing_rows=MissingRows.DELETED if self.deleted_all_locked_rows else MissingRows.UNKNOWN
+                is_deleted = self.deleted_all_locked_rows or (
+                    self.is_uncounted and not diverts_deletes(self.connection, self.root.live)
                 )
+                capture.settle(keys, missing_rows=MissingRows.DELETED if is_deleted else MissingRows.UNKNOWN)
         self.dependents.settle()
         if isinstance(self.root, FollowedTable):
             record_changed_keys(self.context(), (self.root,), list(self.new_keys.values()))
