@@ -47,6 +47,7 @@ ROWS = 1_000
 VERSIONS_PER_ROW = 100
 TRANSACTIONS = 300
 LOADED = 10_000
+MODELS = 300
 TIMES = 50
 """How often a very short thing is done in one measurement."""
 CHANGESET = UUID(int=7)
@@ -334,6 +335,22 @@ def untracked_statement(side: Side) -> Generator[None]:
             yield
 
 
+def start(side: Side) -> Generator[None]:
+    base: Any = type("Start", (DeclarativeBase,), {})
+    yield
+    for number in range(MODELS):
+        columns: dict[str, Any] = {f"c{place}": mapped_column(sa.Integer) for place in range(15)}
+        columns["id"] = mapped_column(sa.Integer, primary_key=True)
+        model = type(f"M{number}", (base,), {"__tablename__": f"benchmark_start_{number}", **columns})
+        if side.is_audited:
+            track_table()(model)
+    base.registry.configure()
+    base.metadata.create_all(side.engine)
+    yield
+    base.metadata.drop_all(side.engine)
+    base.registry.dispose()
+
+
 def filled_history(side: Side) -> None:
     side.fill_history(ROWS)
 
@@ -391,6 +408,7 @@ LINES = [
     Line("bulk UPDATE of 100,000", bulk_update(100 * ROWS), {"": 2.5}, 4, 100),
     Line("bulk DELETE of 10,000", bulk_delete, {"": 2.5}, 4, 10),
     Line("bulk insert of 10,000", bulk_insert, {"": 1.3}, 2, 10),
+    Line("start: define, configure, create 300 models", start, {"": 1.4}, 5, MODELS),
     Line("an UPDATE of an untracked table", untracked_statement, {"": 1.02}, 0, TIMES, lambda side: side.fill(1)),
 ]
 
