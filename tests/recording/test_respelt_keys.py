@@ -283,6 +283,16 @@ def test_a_row_without_history_is_respelt(engine, sessions, way):
         assert countries(session) == [("Ab", "old")]
 
 
+def test_a_row_without_history_to_which_none_refers_is_respelt(engine, sessions):
+    with engine.begin() as connection:
+        connection.execute(sa.insert(Country.__table__).values(code="Ab", name="old", kind="country"))
+        connection.execute(sa.insert(City.__table__).values(country_code="Ab", name="Xy", size=1))
+    with sessions.begin() as session:
+        session.get_one(City, ("Ab", "Xy")).name = "xY"
+    with sessions() as session:
+        assert told(session, City, "name") == [("baseline", "Xy"), ("update", "xY")]
+
+
 def test_a_row_that_is_replaced_by_one_of_another_spelling_is_updated(sessions):
     with sessions.begin() as session:
         session.add(Country(code="Ab", name="old"))

@@ -263,10 +263,11 @@ class Flush:
             preflights[place].parents[tracked_mapper].append(key)
         whole = leaves_key or may_change_late
         is_written = whole or not tracked_mapper.collections.issuperset(committed)
+        is_respelt = leaves_key and not is_deleted and tracked_mapper.may_be_respelt  # its row then has no other key
         if (
             is_written
             and state not in self._partially_loaded
-            and _is_partially_loaded(tracked_mapper, state, committed, whole=whole)
+            and (is_respelt or _is_partially_loaded(tracked_mapper, state, committed, whole=whole))
         ):
             self._partially_loaded.add(state)
             preflights[place].partially_loaded[tracked_mapper].append(key)

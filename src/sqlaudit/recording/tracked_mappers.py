@@ -15,6 +15,7 @@ from sqlalchemy.orm import (
 
 from sqlaudit.config import SQLAuditConfig, current_config
 from sqlaudit.recording.statements import NO_USER_FIELDS, UserFields
+from sqlaudit.sql.comparing import may_be_respelt
 from sqlaudit.sql.fitting import hides_null
 from sqlaudit.sql.keys import Key
 from sqlaudit.tracking.foreign_keys import Chain, FollowedTable, referred_columns, untracked_source
@@ -42,6 +43,7 @@ class TrackedMapper:
                     self.live.setdefault(name, live)
         self.stored = frozenset(self.live)
         self.keys = frozenset(self.key_names)
+        self.may_be_respelt = any(may_be_respelt(column.type) for column in mapper.primary_key)
         self.automatic = frozenset(name for name, column in self.live.items() if self._is_automatic(column))
         self.referring = frozenset(name for name, column in self.live.items() if column.foreign_keys)
         self.needed = self.automatic | self.referring
