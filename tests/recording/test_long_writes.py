@@ -1,4 +1,4 @@
-"""A write touches as many blocks whether its row has 10 versions or 5,000: see long_history.py."""
+"""A write touches as many blocks whether its rows have 10 versions or 5,000: see long_history.py."""
 
 from collections.abc import Callable, Iterator
 
@@ -50,6 +50,41 @@ def a_statement_deletes_a_row(session: Session, key: int) -> None:
     session.execute(sa.delete(Item).where(Item.id == key))
 
 
+def rows_are_updated(session: Session, key: int) -> None:
+    for item in session.scalars(sa.select(Item).where(Item.id.in_([key, key + 1]))):
+        item.name += "!"
+    session.flush()
+
+
+def rows_are_updated_twice(session: Session, key: int) -> None:
+    rows_are_updated(session, key)
+    rows_are_updated(session, key)
+
+
+def rows_are_deleted(session: Session, key: int) -> None:
+    for item in session.scalars(sa.select(Item).where(Item.id.in_([key, key + 1]))):
+        session.delete(item)
+    session.flush()
+
+
+def deleted_rows_are_inserted_again(session: Session, key: int) -> None:
+    rows_are_deleted(session, key)
+    session.add_all([Item(id=key, name="new", amount=1), Item(id=key + 1, name="new", amount=1)])
+    session.flush()
+
+
+def a_statement_updates_rows(session: Session, key: int) -> None:
+    session.execute(sa.update(Item).where(Item.id.in_([key, key + 1])).values(name=Item.name + "!"))
+
+
+def a_statement_updates_rows_that_it_finds(session: Session, key: int) -> None:
+    session.execute(sa.update(Item).where(Item.id.between(key, key + 1)).values(name=Item.name + "!"))
+
+
+def a_statement_deletes_rows(session: Session, key: int) -> None:
+    session.execute(sa.delete(Item).where(Item.id.in_([key, key + 1])))
+
+
 WRITES: dict[Callable[[Session, int], None], int] = {
     a_row_is_inserted: 100,
     a_row_is_updated: 80,
@@ -58,6 +93,13 @@ WRITES: dict[Callable[[Session, int], None], int] = {
     a_deleted_row_is_inserted_again: 200,
     a_statement_updates_a_row: 150,
     a_statement_deletes_a_row: 150,
+    rows_are_updated: 150,
+    rows_are_updated_twice: 450,
+    rows_are_deleted: 150,
+    deleted_rows_are_inserted_again: 400,
+    a_statement_updates_rows: 250,
+    a_statement_updates_rows_that_it_finds: 250,
+    a_statement_deletes_rows: 250,
 }
 """The most blocks that all statements of a write may touch."""
 
@@ -70,7 +112,7 @@ def clean(database: Database) -> Iterator[None]:
 
 
 @pytest.mark.new_tables
-def test_a_write_of_one_row_touches_few_blocks(engine, sessions, happened, clean):
+def test_a_write_of_one_row_or_of_two_touches_few_blocks(engine, sessions, happened, clean):
     for write, most in WRITES.items():
         for row, key in ROWS.items():
             with sessions() as session, explained(engine) as statements:

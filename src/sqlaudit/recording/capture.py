@@ -613,7 +613,10 @@ class Capture:
             return {}
         if len(keys) == 1:
             return dict(zip(_KEY_NAMES, keys[0], strict=False))
-        return {"sqlaudit_keys": [key[0] for key in keys] if len(keys[0]) == 1 else list(keys)}
+        if len(keys[0]) == 1:
+            return {"sqlaudit_keys": [key[0] for key in keys]}
+        lists = {f"sqlaudit_keys_{place}": list(values) for place, values in enumerate(zip(*keys, strict=True))}
+        return {"sqlaudit_keys": list(keys), **lists}
 
     def _unsettled(self, keys: Batch) -> Batch:
         """Return the keys of rows whose history may not agree with the live rows yet."""

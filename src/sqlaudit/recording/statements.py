@@ -47,6 +47,7 @@ from sqlalchemy import (
     or_,
     select,
     true,
+    tuple_,
     type_coerce,
     update,
 )
@@ -62,7 +63,7 @@ from sqlaudit.sql.batches import SelectedKeys
 from sqlaudit.sql.comparing import COMPARED_BY_VALUE, all_equal, any_of, differs
 from sqlaudit.sql.dialects import MYSQL, TRAITS
 from sqlaudit.sql.keys import KeyArray, KeyTypes, bound, implementation_of, in_bound_list, raw_columns
-from sqlaudit.sql.lists import JSONList, one_of_json, takes_array, takes_json_list
+from sqlaudit.sql.lists import JSONList, one_of_json, rows_of_arrays, rows_of_json, takes_array, takes_json_list
 from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.aliases import HistoryAlias, joined_live_tables
 from sqlaudit.tracking.tables import TrackedTable, guard_name
@@ -441,6 +442,37 @@ class Statements:
         newest = self._newest(other, row).correlate_except(other.clause)
         return select(value).where(same_row, number == newest.scalar_subquery())
 
+    def _is_last(self, history: HistoryAlias) -> ColumnElement[bool]:
+        """Return the condition that a version is the last one of its row, and lock that version FOR SHARE.
+
+        Of many rows the last versions are found first, by their keys. A subquery that compares with a column of the
+        statement would be evaluated for each version.
+        """
+        past = HistoryAlias(history.table)
+        if not self.many:
+            newest = self._newest(past, history.key).with_for_update(read=True)
+            return and_(self._has_key(history.key), history.version == newest.scalar_subquery())
+        if TRAITS[self.dialect.name].locks_scanned_rows:
+            last = select(*past.key, func.max(past.version)).where(self._has_one_of_keys(past.key)).group_by(*past.key)
+            last = self._by_primary_key(last, past.clause, past.key).with_for_update(read=True)
+        else:
+            keys = list(self._keys(HistoryAlias(history.table)).c)
+            last = select(*keys, self._newest(past, keys).with_for_update(read=True).scalar_subquery())
+        return tuple_(*history.key, history.version).in_(last)
+
+    def _keys(self, past: HistoryAlias) -> FromClause:
+        """Return a table of the keys of many rows: of the given ones if possible, else of those that have versions."""
+        columns = self._compared(past.key)
+        if all(takes_array(column, self.dialect) for column in columns):
+            names = (
+                ["sqlaudit_keys"] if len(columns) == 1 else [f"sqlaudit_keys_{place}" for place in range(len(columns))]
+            )
+            lists = [bindparam(name, type_=KeyArray(column.type)) for name, column in zip(names, columns, strict=True)]
+            return rows_of_arrays(columns, lists)
+        if len(columns) == 1 and takes_json_list(columns[0], self.dialect):
+            return rows_of_json(bindparam("sqlaudit_keys", type_=JSONList(columns[0].type)))
+        return select(*past.key).where(self._has_one_of_keys(past.key)).distinct().subquery()
+
     def _by_primary_key(self, statement: Any, source: Any, key: Sequence[Any]) -> Any:
         """Force a statement with many keys to find the rows by the primary key.
 
@@ -709,8 +741,7 @@ class Statements:
     @step
     def last(self) -> list[Executable]:
         """Read the last version of each row, and whether the live row is gone or differs from it."""
-        base, history, past = self.base, HistoryAlias(self.base, self.base.history), HistoryAlias(self.base)
-        newest = self._newest(past, base.history_key).with_for_update(read=True).scalar_subquery()
+        base, history = self.base, HistoryAlias(self.base, self.base.history)
         user: ColumnElement[Any] = null()
         if self.user_fields is not NO_USER_FIELDS:
             row = (
@@ -728,7 +759,7 @@ class Statements:
                 case((self._has_changed(history), 1), else_=0).label("sqlaudit_changed"),
                 user.label("sqlaudit_row_user"),
             )
-            .where(self._has_one_of_keys(base.history_key), base.version == newest)
+            .where(self._is_last(history))
             .with_for_update()
         )
         return [self._by_primary_key(statement, base.history, base.history_key)]

@@ -12,6 +12,7 @@ from sqlalchemy import (
     Boolean,
     ColumnElement,
     Dialect,
+    FromClause,
     Integer,
     String,
     Uuid,
@@ -69,7 +70,7 @@ def are_unchanged_by_json(keys: Iterable[Key]) -> bool:
 
 
 def one_of_json(column: ColumnElement[Any], values: BindParameter[Any]) -> ColumnElement[bool]:
-    return column.in_(select(func.json_each(values).table_valued("value").c.value))
+    return column.in_(select(rows_of_json(values)))
 
 
 class is_among(FunctionElement[bool]):
@@ -136,5 +137,14 @@ def _are_among_arrays(element: are_among, compiler: SQLCompiler, **kw: Any) -> s
 
 def one_of_arrays(columns: Sequence[Any], lists: Sequence[Any]) -> ColumnElement[bool]:
     """Return the condition that several columns together have the values at one place of several arrays."""
+    return tuple_(*columns).in_(select(rows_of_arrays(columns, lists)))
+
+
+def rows_of_arrays(columns: Sequence[Any], lists: Sequence[Any]) -> FromClause:
+    """Return a table of the values of columns at each place of several arrays."""
     names = [a_column(f"k{place}", column.type) for place, column in enumerate(columns)]
-    return tuple_(*columns).in_(select(func.unnest(*lists).table_valued(*names).render_derived()))
+    return func.unnest(*lists).table_valued(*names).render_derived()
+
+
+def rows_of_json(values: BindParameter[Any]) -> FromClause:
+    return func.json_each(values).table_valued("value")
