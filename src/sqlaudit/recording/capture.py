@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum, auto
 from functools import cached_property
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import Column, Connection, CursorResult, null, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
@@ -37,6 +37,7 @@ from sqlaudit.recording.statements import (
     Prepared,
     Statements,
     UserFields,
+    ask_once,
     copying_into,
     key_types_of,
 )
@@ -594,12 +595,8 @@ class Capture:
             self._chosen[chosen] = statements[signature]
         return self._chosen[chosen]
 
-    def _ask_once(self, question: Callable[[Connection, Chain], T]) -> T:
-        """Return what a function finds in the catalogue about the tables; an engine asks once."""
-        kept = self.chain[-1].statements.setdefault(self.connection.dialect, {})
-        if question not in kept:
-            kept[question] = question(self.connection, self.chain)
-        return cast(T, kept[question])
+    def _ask_once(self, question: Callable[[Connection, Sequence[TrackedTable]], T]) -> T:
+        return ask_once(self.connection, self.chain, question)
 
     @cached_property
     def _has_writing_ctes(self) -> bool:

@@ -66,7 +66,7 @@ from sqlaudit.sql.keys import KeyArray, KeyTypes, bound, implementation_of, in_b
 from sqlaudit.sql.lists import JSONList, one_of_json, rows_of_arrays, rows_of_json, takes_array, takes_json_list
 from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.aliases import HistoryAlias, joined_live_tables
-from sqlaudit.tracking.tables import TrackedTable, guard_name
+from sqlaudit.tracking.tables import TrackedTable, guard_index_name, guard_name
 
 UserFields = tuple[Column[Any] | None, Column[Any] | None]
 """The live columns that name the user of a row: one is read before the configured callback, one after it."""
@@ -119,16 +119,33 @@ def copying_into(table: TrackedTable) -> Insert:
     return (CopyingInsert if has_dates else Insert)(table.history)
 
 
+T = TypeVar("T")
 _ONE: Final[ColumnElement[Any]] = literal_column("1")
 _at = bindparam("sqlaudit_at", type_=UTCDateTime())
 
 
-def has_open_version(table: TrackedTable, key: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
-    """Return the condition that the row with a key has an open version."""
+def has_open_version(
+    table: TrackedTable, key: Sequence[ColumnElement[Any]], *, with_guard: Set[TrackedTable] = frozenset()
+) -> ColumnElement[bool]:
+    """Return the condition that the row with a key has an open version.
+
+    :param with_guard: see :func:`~sqlaudit.tracking.catalogue.tables_with_guard`
+    """
     past = table.cache.get(HistoryAlias)
     if past is None:  # an alias builds all its columns again
         past = table.cache[HistoryAlias] = HistoryAlias(table)
-    return _exists(past, past.has_key(key), past.is_open)
+    found = [_is_found_by_guard(past)] if table in with_guard else []
+    return _exists(past, past.has_key(key), past.is_open, *found)
+
+
+def _is_found_by_guard(past: HistoryAlias) -> ColumnElement[bool]:
+    """Return a condition that holds for open versions, by which MariaDB and MySQL find them.
+
+    Without partial indexes they would read and lock all versions of the rows.
+    """
+    guard = column(guard_name(past.table), Integer())
+    guard.table = past.clause
+    return guard == literal_column("0")
 
 
 def _exists(source: FromClause | HistoryAlias, *criteria: ColumnElement[bool]) -> Exists:
@@ -147,6 +164,16 @@ def key_types_of(table: TrackedTable, dialect: Dialect) -> KeyTypes:
     if types is None:
         types = statements[KeyTypes] = KeyTypes(table.key, dialect)
     return types
+
+
+def ask_once(
+    connection: Connection, chain: Sequence[TrackedTable], question: Callable[[Connection, Sequence[TrackedTable]], T]
+) -> T:
+    """Return what a function finds in the catalogue about the tables of a chain; an engine asks once."""
+    kept = chain[-1].statements.setdefault(connection.dialect, {})
+    if question not in kept:
+        kept[question] = question(connection, chain)
+    return cast_type(T, kept[question])
 
 
 class Prepared:
@@ -432,15 +459,10 @@ class Statements:
         self, past: HistoryAlias, row: Sequence[ColumnElement[Any]], value: ColumnElement[Any] | None = None
     ) -> Select[Any]:
         """Return the select of a value of the last version of a row with a key, by default of its number."""
-        number, same_row = past.version, self._is_same_row(past.key, row)
-        if not TRAITS[self.dialect.name].locks_scanned_rows:
-            return select(number if value is None else value).where(same_row).order_by(number.desc()).limit(_ONE)
-        # With LIMIT they scan the whole index backwards, and wait for transactions that have locked other rows.
-        if value is None:
-            return select(func.max(number)).where(same_row)
-        other = HistoryAlias(past.table)
-        newest = self._newest(other, row).correlate_except(other.clause)
-        return select(value).where(same_row, number == newest.scalar_subquery())
+        newest = select(past.version if value is None else value).where(self._is_same_row(past.key, row))
+        newest = newest.order_by(past.version.desc()).limit(_ONE)
+        # Else MariaDB and MySQL may scan a whole index backwards, and wait for transactions that write other rows.
+        return cast_type("Select[Any]", self._by_primary_key(newest, past.clause, past.key, always=True))
 
     def _is_last(self, history: HistoryAlias) -> ColumnElement[bool]:
         """Return the condition that a version is the last one of its row, and lock that version FOR SHARE.
@@ -453,11 +475,15 @@ class Statements:
             newest = self._newest(past, history.key).with_for_update(read=True)
             return and_(self._has_key(history.key), history.version == newest.scalar_subquery())
         if TRAITS[self.dialect.name].locks_scanned_rows:
-            last = select(*past.key, func.max(past.version)).where(self._has_one_of_keys(past.key)).group_by(*past.key)
-            last = self._by_primary_key(last, past.clause, past.key).with_for_update(read=True)
-        else:
-            keys = list(self._keys(HistoryAlias(history.table)).c)
-            last = select(*keys, self._newest(past, keys).with_for_update(read=True).scalar_subquery())
+            number = func.max(past.version).label("sqlaudit_last")
+            each = select(*past.key, number).where(self._has_one_of_keys(past.key)).group_by(*past.key)
+            each = self._by_primary_key(each, past.clause, past.key)
+            last_of_keys = each.with_for_update(read=True).subquery()
+            is_last = all_equal((*history.key, history.version), last_of_keys.c)
+            return and_(self._has_one_of_keys(history.key), is_last)  # whatever is scanned, no other row is locked
+        keys = list(self._keys(past).c)
+        newest = self._newest(HistoryAlias(history.table), keys).with_for_update(read=True)
+        last = select(*keys, newest.scalar_subquery())
         return tuple_(*history.key, history.version).in_(last)
 
     def _keys(self, past: HistoryAlias) -> FromClause:
@@ -473,25 +499,28 @@ class Statements:
             return rows_of_json(bindparam("sqlaudit_keys", type_=JSONList(columns[0].type)))
         return select(*past.key).where(self._has_one_of_keys(past.key)).distinct().subquery()
 
-    def _by_primary_key(self, statement: Any, source: Any, key: Sequence[Any]) -> Any:
-        """Force a statement with many keys to find the rows by the primary key.
+    def _by_primary_key(self, statement: Any, source: Any, key: Sequence[Any], *, always: bool = False) -> Any:
+        """Force a statement with many keys, or with one too, to find the rows by the primary key.
 
         MariaDB scans the table if the keys are a good part of it (an eighth, measured). At its default isolation level
         it then locks all rows: it waits for transactions that wrote other rows, and they may wait for this one.
         """
-        if not self.many or not TRAITS[self.dialect.name].locks_scanned_rows:
-            return statement
         leads = set(list(source.primary_key)[: len(key)]) == set(key)
-        return statement.with_hint(text="FORCE INDEX (PRIMARY)", selectable=source) if leads else statement
+        return self._by_index(statement, source, "PRIMARY") if leads and (self.many or always) else statement
 
-    def _is_found_by_guard(self, table: TrackedTable) -> ColumnElement[bool]:
-        """Return a condition that holds for open versions, by which MariaDB and MySQL find that of one row.
+    def _by_index(self, statement: Any, source: Any, index: str) -> Any:
+        is_needed = TRAITS[self.dialect.name].locks_scanned_rows
+        return statement.with_hint(text=f"FORCE INDEX ({index})", selectable=source) if is_needed else statement
 
-        Without partial indexes they would read and lock all versions of the row. The history table must be the only
-        one in the FROM clause.
-        """
-        has_guard = table in self.with_guard and not self.many
-        return column(guard_name(table), Integer()) == literal_column("0") if has_guard else true()
+    def _is_open(self, past: HistoryAlias) -> ColumnElement[bool]:
+        return and_(past.is_open, _is_found_by_guard(past)) if past.table in self.with_guard else past.is_open
+
+    def _by_open_guard(self, statement: Any, past: HistoryAlias) -> Any:
+        """Force a statement with many keys to find the open versions by their index, or else by the primary key."""
+        if past.table not in self.with_guard:
+            return self._by_primary_key(statement, past.clause, past.key)
+        index = self.dialect.identifier_preparer.quote(guard_index_name(past.table))
+        return self._by_index(statement, past.clause, index) if self.many else statement
 
     def _is_deleted(self, history: HistoryAlias) -> ColumnElement[bool]:
         return ~_exists(self.base.live, self._is_same_row(self.base.key, history.key))
@@ -590,9 +619,9 @@ class Statements:
             .select_from(source.join(base_history.clause, base_history.has_key(same_row)))
             .where(
                 self._has_one_of_keys(same_row),
-                base_history.is_open,
+                self._is_open(base_history),
                 base_history.changeset_id == self._changeset,
-                ~_exists(past, self._is_same_row(past.key, same_row), past.is_open),
+                ~_exists(past, self._is_same_row(past.key, same_row), self._is_open(past)),
             )
         )
         return self._insert_into_history(table, self._by_primary_key(statement, source, same_row))
@@ -606,22 +635,22 @@ class Statements:
         return [self._close(table, versions, guarded) for table in self.chain]
 
     def _close(self, table: TrackedTable, versions: OpenVersions, guarded: bool) -> Update:
-        base, history = self.base, table.history
+        base, history, past = self.base, table.history, HistoryAlias(table, table.history)
         statement: Update = (
             update(history)
-            .where(self._has_one_of_keys(table.history_key), is_open(table.valid_to), self._is_found_by_guard(table))
+            .where(self._has_one_of_keys(table.history_key), self._is_open(past))
             .values({table.valid_to: _at})
         )
-        statement = self._by_primary_key(statement, history, table.history_key)
+        statement = self._by_open_guard(statement, past)
         if table is not base:
             same = self._is_same_row(base.history_key, table.history_key), base.version == table.version
             return statement.where(_exists(base.history, *same, base.valid_to != OpenEnd()))
         if guarded:
             statement = statement.where(table.valid_from < _at)
         if versions is OpenVersions.CHANGED:
-            statement = statement.where(self._has_changed(HistoryAlias(table, history)))
+            statement = statement.where(self._has_changed(past))
         elif versions is OpenVersions.DELETED:
-            statement = statement.where(self._is_deleted(HistoryAlias(table, history)))
+            statement = statement.where(self._is_deleted(past))
         return statement
 
     def _closed_in_cte(
@@ -639,14 +668,13 @@ class Statements:
         statements: list[Executable] = []
         for table in self.chain:
             past = HistoryAlias(table)
-            statement = self._tombstones(past).where(self._has_one_of_keys(past.key), past.is_open)
+            statement = self._tombstones(past).where(self._has_one_of_keys(past.key), self._is_open(past))
             if table is self.base:
-                statement = statement.where(self._is_found_by_guard(table))
                 if guarded:
                     statement = statement.where(past.valid_from < _at)
                 if versions is OpenVersions.DELETED:
                     statement = statement.where(self._is_deleted(past))
-            statements.append(self._insert_into_history(table, self._by_primary_key(statement, past.clause, past.key)))
+            statements.append(self._insert_into_history(table, self._by_open_guard(statement, past)))
         return statements
 
     @step
@@ -689,7 +717,7 @@ class Statements:
                 .select_from(past.clause.join(base_history.clause, base_history.has_key(past.key)))
                 .where(
                     self._has_one_of_keys(past.key),
-                    base_history.is_open,
+                    self._is_open(base_history),
                     base_history.version == past.version + _ONE,
                     base_history.changeset_id == self._changeset,
                     base_history.valid_from == past.valid_to,
@@ -731,7 +759,7 @@ class Statements:
         return [
             delete(table.history).where(
                 self._has_one_of_keys(table.history_key),
-                is_open(table.valid_to),
+                self._is_open(HistoryAlias(table, table.history)),
                 table.role("operation") == _literal(Operation.BASELINE),
                 table.role("changeset_id") == self._changeset,
             )

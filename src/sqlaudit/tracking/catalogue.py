@@ -29,7 +29,7 @@ from sqlalchemy.dialects.postgresql import OID, REGCLASS
 
 from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.tracking.schema import schema_of
-from sqlaudit.tracking.tables import TrackedTable, guard_name
+from sqlaudit.tracking.tables import TrackedTable, guard_index_name, guard_name
 
 _ATTRIBUTES: Final = table(
     "pg_attribute", *map(column, ("attrelid", "attname", "attnum", "attidentity", "atttypid")), schema="pg_catalog"
@@ -51,6 +51,9 @@ _TRIGGERS_OF_MYSQL: Final = table(
 )
 _COLUMNS_OF_MYSQL: Final = table(
     "COLUMNS", *map(column, ("TABLE_SCHEMA", "TABLE_NAME", "COLUMN_NAME", "DATA_TYPE")), schema="INFORMATION_SCHEMA"
+)
+_INDEXES_OF_MYSQL: Final = table(
+    "STATISTICS", *map(column, ("TABLE_SCHEMA", "TABLE_NAME", "INDEX_NAME", "COLUMN_NAME")), schema="INFORMATION_SCHEMA"
 )
 _TEXTS_OF_MYSQL: Final = (
     *("char", "varchar", "binary", "varbinary", "enum", "set"),
@@ -187,22 +190,23 @@ def are_distributed(connection: Connection, chain: Sequence[TrackedTable]) -> bo
 
 
 def tables_with_guard(connection: Connection, chain: Sequence[TrackedTable]) -> frozenset[TrackedTable]:
-    """Return the tables whose history has the column of :class:`~sqlaudit.tracking.tables.AddOpenGuard`.
+    """Return the tables whose history has the index of :class:`~sqlaudit.tracking.tables.AddOpenGuard`.
 
-    One statement, on MariaDB and MySQL. A history table that was created by hand may lack the column.
+    One statement, on MariaDB and MySQL. A history table that was created by hand may lack the index.
     """
     if TRAITS[connection.dialect.name].has_partial_indexes:
         return frozenset()
-    columns = _COLUMNS_OF_MYSQL.c
+    indexes = _INDEXES_OF_MYSQL.c
     conditions = (
         and_(
-            columns["TABLE_SCHEMA"] == (schema_of(connection, tracked.history) or func.database()),
-            columns["TABLE_NAME"] == tracked.history.name,
-            columns["COLUMN_NAME"] == guard_name(tracked),
+            indexes["TABLE_SCHEMA"] == (schema_of(connection, tracked.history) or func.database()),
+            indexes["TABLE_NAME"] == tracked.history.name,
+            indexes["INDEX_NAME"] == guard_index_name(tracked),
+            indexes["COLUMN_NAME"] == guard_name(tracked),
         )
         for tracked in chain
     )
-    names = set(connection.scalars(select(columns["TABLE_NAME"]).where(or_(*conditions))))
+    names = set(connection.scalars(select(indexes["TABLE_NAME"]).where(or_(*conditions))))
     return frozenset(tracked for tracked in chain if tracked.history.name in names)
 
 

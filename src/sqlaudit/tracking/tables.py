@@ -457,6 +457,11 @@ def guard_name(tracked: TrackedTable) -> str:
     return f"{tracked.version.name}_closed"
 
 
+def guard_index_name(tracked: TrackedTable) -> str:
+    """Return the name of the index that :class:`AddOpenGuard` adds."""
+    return shortened(f"uq_{tracked.history.name}_open")
+
+
 @compiles(AddOpenGuard)
 def _render_open_guard(element: AddOpenGuard, compiler: DDLCompiler, **kw: Any) -> str:
     # The target may be a copy of the history table by Table.to_metadata(), which has the same listeners.

@@ -40,11 +40,12 @@ from sqlaudit.recording.bulk.parsing import (
 from sqlaudit.recording.bulk.writes import Write
 from sqlaudit.recording.cascades import lock_rows
 from sqlaudit.recording.policy import report_unrecorded
-from sqlaudit.recording.statements import has_open_version
+from sqlaudit.recording.statements import ask_once, has_open_version
 from sqlaudit.sql.batches import chunks
 from sqlaudit.sql.dialects import MYSQL, TRAITS
 from sqlaudit.sql.keys import Key, RawKey, bound, one_of, raw_columns
 from sqlaudit.sql.options import INTERNAL
+from sqlaudit.tracking.catalogue import tables_with_guard
 from sqlaudit.tracking.foreign_keys import Source, followers_of
 from sqlaudit.tracking.rights import lockable_tables
 from sqlaudit.tracking.schema import candidate_keys
@@ -101,7 +102,7 @@ def _expect_replaced(write: Write) -> None:
 def _note_unlockable_rows(write: Write) -> Any:
     """Note the rows that a statement is about to write and the role cannot lock; return the statement unchanged."""
     read = raw_columns(write.parsed.key, write.connection.dialect)
-    chosen = _select_rows(write, [*read, _is_recorded(write.root, write.parsed.key)], lock=False)
+    chosen = _select_rows(write, [*read, _is_recorded(write, write.parsed.key)], lock=False)
     keys = KnownKeys(write.connection, {tuple(row): None for row in _rows_of_executions(write, chosen)})
     write.prepare_rows(keys, changed=write.parsed.changed)
     write.selected_count = len(keys)
@@ -129,7 +130,7 @@ def _lock_given(write: Write, given_keys: Sequence[Key]) -> KnownKeys:
 def _locking(write: Write, source: Source) -> Select[Any]:
     """Return a select that locks rows, of their raw keys and of whether they have open versions."""
     read = raw_columns(source.key, write.connection.dialect)
-    return select(*read, _is_recorded(write.root, source.key)).order_by(*source.key).with_for_update()
+    return select(*read, _is_recorded(write, source.key)).order_by(*source.key).with_for_update()
 
 
 def _locking_one(write: Write, source: TrackedTable) -> Select[Any]:
@@ -145,7 +146,7 @@ def _locking_one(write: Write, source: TrackedTable) -> Select[Any]:
 def _lock_found(write: Write) -> Keys:
     """Lock the rows that a statement's criterion selects."""
     parsed, source, connection = write.parsed, write.source, write.connection
-    is_recorded = _is_recorded(write.root, parsed.key)
+    is_recorded = _is_recorded(write, parsed.key)
     chosen = _select_rows(write, [*raw_columns(parsed.key, connection.dialect), is_recorded])
     has_key = set(source.key) == set(source.live.primary_key)
     if len(parsed.parameters) == 1 and has_key and can_store_keys(connection, returns=parsed.returns_rows):
@@ -174,7 +175,7 @@ def _lock_rows_with_new_keys(write: Write) -> KnownKeys | None:
     new_key = [parsed.values.get(column, key_column) for column, key_column in zip(write.source.key, key, strict=True)]
     width, values = len(key), [_typed_as(column, value) for value, column in zip(new_key, write.root.key, strict=True)]
     read, moved = raw_columns(key, connection.dialect), raw_columns(values, connection.dialect)
-    chosen = _select_rows(write, [*read, _is_recorded(write.root, key), *moved])
+    chosen = _select_rows(write, [*read, _is_recorded(write, key), *moved])
     rows = [tuple(row) for row in _rows_of_executions(write, chosen)]
     _check_warnings(write)
     write.new_keys = {RawKey(row[:width]): RawKey(row[width + 1 :]) for row in rows}
@@ -214,9 +215,12 @@ def _typed_as(column: Any, value: Any) -> ColumnElement[Any]:
     return type_coerce(value, column.type)
 
 
-def _is_recorded(source: Source, key: Sequence[Any]) -> ColumnElement[bool]:
+def _is_recorded(write: Write, key: Sequence[Any]) -> ColumnElement[bool]:
     """Return the condition that a row needs no baseline."""
-    return has_open_version(source, key) if isinstance(source, TrackedTable) else true()
+    root = write.root
+    if not isinstance(root, TrackedTable):
+        return true()
+    return has_open_version(root, key, with_guard=ask_once(write.connection, (root,), tables_with_guard))
 
 
 def _confined(write: Write, keys: Keys) -> Any:
