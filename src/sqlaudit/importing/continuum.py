@@ -48,12 +48,12 @@ from sqlaudit.context import user_id_text
 from sqlaudit.exceptions import QueryError
 from sqlaudit.importing.targets import column_names_of, import_target, reconcile_after_import
 from sqlaudit.period import OPEN_END, TICK, OpenEnd, as_utc
-from sqlaudit.recording.bulk.keys import DropTemporary
 from sqlaudit.recording.changeset import changeset_id_of
 from sqlaudit.sql.batches import in_pages
 from sqlaudit.sql.comparing import all_equal
 from sqlaudit.sql.keys import Key
 from sqlaudit.sql.options import INTERNAL
+from sqlaudit.sql.temporary import DropTemporary
 from sqlaudit.tracking.aliases import HistoryAlias
 from sqlaudit.tracking.missing import explaining_history_errors
 from sqlaudit.tracking.models import base_table_of

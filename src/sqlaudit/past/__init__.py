@@ -20,6 +20,8 @@ objects, and whatever they load later is read as of the same instant.
     How a session executes a statement of the past.
 ``rendering``, ``bisection``
     The SQL. Where a statement gives the key of one row, ``bisection`` finds its version without reading the others.
+``materialized``
+    Copies of the rows of an instant in temporary tables, which a whole session reads in place of the history.
 ``objects``, ``attributes``, ``collections``
     What objects of the past may do, what they lack, and how their dynamic relationships read.
 ``baselines``

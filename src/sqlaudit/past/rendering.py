@@ -93,6 +93,8 @@ class Past:
     _past_rules: Rules
     _past_is_ready: bool
     """Whether a session executes the statement, and marks the objects that it returns as past objects."""
+    _past_slot: int | None = None
+    """The number in the names of the copies that the statement reads (:mod:`sqlaudit.past.materialized`)."""
 
     def _compiler_dispatch(self, visitor: SQLCompiler, **kw: Any) -> str:
         if self._past_changeset is not None:
@@ -133,11 +135,12 @@ _EXTRA: Final = [
     ("_past_literal", InternalTraversal.dp_clauseelement),
     ("_past_changeset", InternalTraversal.dp_plain_obj),
     ("_past_rules", InternalTraversal.dp_plain_obj),
+    ("_past_slot", InternalTraversal.dp_plain_obj),
 ]
 
 
 @lru_cache
-def _parameters(instant: datetime | None) -> tuple[BindParameter[Any], BindParameter[Any]]:
+def instant_parameters(instant: datetime | None) -> tuple[BindParameter[Any], BindParameter[Any]]:
     """Return the two parameters of an instant. All statements of a past session share them, so they are cached."""
     type_ = UTCDateTime()
     return (
@@ -151,7 +154,7 @@ def past_statement(statement: S, when: datetime | UUID, rules: Rules) -> S:
     statement_class: Any = type(statement)
     past = copied_with_class(_past_class(statement_class), statement._clone())  # type: ignore[attr-defined]  # ClauseElement's
     past._past_changeset = when if isinstance(when, UUID) else None
-    past._past_when, past._past_literal = _parameters(None if isinstance(when, UUID) else when)
+    past._past_when, past._past_literal = instant_parameters(None if isinstance(when, UUID) else when)
     past._past_rules = rules
     past._past_is_ready = False
     made: S = past
@@ -165,14 +168,16 @@ def copied_with_class(made_class: Any, original: Any) -> Any:
     return made
 
 
-def ready_statement(statement: S, when: datetime, rules: Rules, *, is_orm: bool) -> S:
+def ready_statement(statement: S, when: datetime, rules: Rules, *, is_orm: bool, slot: int | None = None) -> S:
     """Return a statement that reads as of ``when``, for a session to execute.
 
     :param is_orm: whether it may load objects. They never load live rows, whichever session they are added to
+    :param slot: the number in the names of the copies to read, if the session has copies
     """
     made = past_statement(statement, when, rules)
     past: Any = made
     past._past_is_ready = True
+    past._past_slot = slot
     if is_orm and not has_past_guard(past):
         past._with_options += (_PAST_GUARD,)
     return made
@@ -242,7 +247,7 @@ def _rendering_past(compiler: SQLCompiler, statement: Past) -> Iterator[None]:
         compiler_class: Any = type(compiler)
         compiler.__class__ = _past_compiler_class(compiler_class)
         compiler = cast(PastCompiler, compiler)
-        compiler.past, compiler.past_reads = [], []
+        compiler.past, compiler.past_reads, compiler.past_copies = [], [], {}
         compiler.past_of_ctes = dict.fromkeys(compiler.ctes or ())
     _refuse_live_objects(compiler, statement)
     compiler.past.append((statement, len(compiler.stack)))
@@ -296,11 +301,13 @@ class PastCompiler(SQLCompiler):
 
     :ivar past: the past statements that are being rendered, outermost first, each with the depth of the stack there
     :ivar past_reads: the past statement, the table, and the key if the statement gives it, of each read
+    :ivar past_copies: the tables whose copies the statement reads, each with the slot of the copy
     :ivar past_of_ctes: the past statement in which each CTE was first rendered, ``None`` for the present
     """
 
     past: list[tuple[Past, int]]
     past_reads: list[tuple[Past, TrackedTable, GivenKey | None]]
+    past_copies: dict[TrackedTable, int]
     past_of_ctes: dict[Any, Past | None]
 
     @property
@@ -316,12 +323,13 @@ class PastCompiler(SQLCompiler):
             return cast(str, super().visit_table(table, asfrom=asfrom, **kw))  # type: ignore[no-untyped-call]  # SQLAlchemy's
         alias: Any = kw.get("enclosing_alias")
         is_aliased = getattr(alias, "element", None) is table
-        rows = self._render(self._rows(tracked, alias if is_aliased else table, statement), **kw)
+        rows = self._rows(tracked, alias if is_aliased else table, statement)
+        rendered = rows if isinstance(rows, str) else f"({self._render(rows, **kw)})"
         if kw.get("from_linter"):
             kw["from_linter"].froms[table] = table.fullname
         if is_aliased:
-            return f"({rows})"
-        return f"({rows}){self.get_render_as_alias_suffix(self.preparer.quote(_alias_name(table)))}"  # type: ignore[no-untyped-call]  # SQLAlchemy's
+            return rendered
+        return f"{rendered}{self.get_render_as_alias_suffix(self.preparer.quote(_alias_name(table)))}"  # type: ignore[no-untyped-call]  # SQLAlchemy's
 
     def _render(self, rows: Select[Any], *, literal_binds: bool = False, **kw: Any) -> str:
         recursive = bool(self.ctes) and self.ctes_recursive
@@ -330,43 +338,34 @@ class PastCompiler(SQLCompiler):
         finally:  # RECURSIVE would harm a CTE of the statement that has the name of a table that it selects from
             self.ctes_recursive = recursive
 
-    def _rows(self, tracked: TrackedTable, source: FromClause, statement: Past) -> Select[Any]:
-        """Return the select of a table's rows as of the instant of a statement.
+    def _rows(self, tracked: TrackedTable, source: FromClause, statement: Past) -> Select[Any] | str:
+        """Return the select of a table's rows as of the instant of a statement, or the name of their copy.
 
         :param source: the table, or its alias in the statement
         """
-        stored, period, when = dict(tracked.columns), (tracked.valid_from, tracked.valid_to), statement._past_when
-        around: Any = self.stack[-1] if self.stack else {}
+        when, around = statement._past_when, cast(Any, self.stack[-1] if self.stack else {})
         where, froms = getattr(around.get("selectable"), "_where_criteria", ()), around.get("asfrom_froms", ())
         key = given_key(tracked, source, where, froms, self.dialect)
         self.past_reads.append((statement, tracked, key))
-        rows: FromClause = tracked.history
-        keys = None if key else given_keys(tracked, source, where, froms, self.dialect)
+        if key is not None:
+            rows = all_rows_at(tracked, self.dialect, when)
+            return rows.where(tracked.version == version_at(tracked, key, when))
+        keys = given_keys(tracked, source, where, froms, self.dialect)
         if keys is not None:
             [column], ranges = tracked.history_key, ranges_at(tracked, keys, when, self.dialect)
             number, low = tracked.version, ranges.c.low
-            rows = rows.join(ranges, and_(column == ranges.c.key, number >= low, number < low + ranges.c.size))
-            valid = was_valid(*period, when)
-        elif key is not None:
-            valid = and_(was_valid(*period, when), tracked.version == version_at(tracked, key, when))
-        elif tracked.as_of_index and TRAITS[self.dialect.name].has_range_indexes:
-            valid = range_contains(*period, statement._past_literal)
-        else:
-            valid = was_valid(*period, when)
-        return (
-            select(*(stored[column] if column in stored else self._no_value(column) for column in tracked.live.c))
-            .select_from(rows)
-            .where(valid)
-        )
+            is_in_range = and_(column == ranges.c.key, number >= low, number < low + ranges.c.size)
+            rows = all_rows_at(tracked, self.dialect, when)
+            return rows.select_from(tracked.history.join(ranges, is_in_range))
+        slot = statement._past_slot
+        if slot is not None and can_be_copied(tracked) and not self._is_read_again(tracked):
+            self.past_copies[tracked] = slot
+            return self.preparer.quote(copy_name(tracked, slot))
+        return all_rows_at(tracked, self.dialect, when, statement._past_literal)
 
-    def _no_value(self, column: Column[Any]) -> ColumnElement[Any]:
-        """Return NULL for a column that is not stored. Only PostgreSQL needs its type in the SQL."""
-        typed: ColumnElement[Any] | TypeCoerce[Any] = (
-            sql_cast(null(), column.type)
-            if TRAITS[self.dialect.name].compares_same_types_only
-            else type_coerce(null(), column.type)
-        )
-        return typed.label(column.name)
+    def _is_read_again(self, tracked: TrackedTable) -> bool:
+        """Return whether the statement reads a copy already, and the database does not let it read the copy again."""
+        return tracked in self.past_copies and TRAITS[self.dialect.name].reads_temporary_tables_once
 
     def visit_column(self, column: Any, *args: Any, **kw: Any) -> str:
         rendered = super().visit_column(column, *args, **kw)
@@ -466,6 +465,49 @@ class PastCompiler(SQLCompiler):
             raise ReadOnlyError(
                 "A statement as of an instant cannot write. Change the live rows, or restore an old state of them.",
             )
+
+
+def all_rows_at(
+    tracked: TrackedTable,
+    dialect: Dialect,
+    when: ColumnElement[datetime],
+    literal: ColumnElement[datetime] | None = None,
+) -> Select[Any]:
+    """Return the select of all rows of a table as of an instant.
+
+    :param literal: the instant as a literal, if the index of the periods may be used
+    """
+    period = tracked.valid_from, tracked.valid_to
+    if literal is not None and tracked.as_of_index and TRAITS[dialect.name].has_range_indexes:
+        return all_columns(tracked, dialect).where(range_contains(*period, literal))
+    return all_columns(tracked, dialect).where(was_valid(*period, when))
+
+
+def all_columns(tracked: TrackedTable, dialect: Dialect) -> Select[Any]:
+    """Return the select of the columns of a live table from its history."""
+    stored = dict(tracked.columns)
+    columns = (stored[column] if column in stored else _no_value(column, dialect) for column in tracked.live.c)
+    return select(*columns).select_from(tracked.history)
+
+
+def _no_value(column: Column[Any], dialect: Dialect) -> ColumnElement[Any]:
+    """Return NULL for a column that is not stored. Only PostgreSQL needs its type in the SQL."""
+    typed: ColumnElement[Any] | TypeCoerce[Any] = (
+        sql_cast(null(), column.type)
+        if TRAITS[dialect.name].compares_same_types_only
+        else type_coerce(null(), column.type)
+    )
+    return typed.label(column.name)
+
+
+def can_be_copied(tracked: TrackedTable) -> bool:
+    """Return whether a temporary table can have the columns of a live table: not the system columns of PostgreSQL."""
+    return not any(column.system for column in tracked.live.c)
+
+
+def copy_name(tracked: TrackedTable, slot: int) -> str:
+    """Return the name of the temporary table with a table's rows as of the instant of a session."""
+    return shortened(f"sqlaudit_past_{slot}_{_alias_name(tracked.live)}")
 
 
 def _dependent_on_groups(statement: Select[Any], dialect: Dialect) -> dict[Any, None]:

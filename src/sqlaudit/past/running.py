@@ -24,6 +24,7 @@ from sqlalchemy.sql.lambdas import StatementLambdaElement
 
 from sqlaudit.exceptions import QueryError, ReadOnlyError
 from sqlaudit.past.baselines import check_for_unknown_rows
+from sqlaudit.past.materialized import Copies
 from sqlaudit.past.objects import TOKEN, Instant, instant_of_state, instant_of_statement, is_unchanged_past
 from sqlaudit.past.rendering import Past, ready_statement, shorten_path
 from sqlaudit.retrieval.changesets import instant_of_changeset
@@ -81,7 +82,8 @@ def turn_to_past(state: ORMExecuteState, instant: Instant) -> Result[Any] | None
     instant = _with_changeset_instant(state.session, instant)
     assert isinstance(instant.when, datetime)
     is_orm = state.is_orm_statement
-    past = ready_statement(statement, instant.when, instant.rules, is_orm=is_orm)
+    slot = state.session.slot_at(instant.when) if isinstance(state.session, PastSession) else None
+    past = ready_statement(statement, instant.when, instant.rules, is_orm=is_orm, slot=slot)
     if is_orm and state.is_select and state.lazy_loaded_from is not None:
         shorten_path(past)
     if instant.rules.before_baseline != "absent":
@@ -122,12 +124,14 @@ class PastSession(Session):
 
     :ivar instant: the instant as of which it reads
     :ivar source: the session whose connections and transaction it uses
+    :ivar copies: the copies of tables that it reads, or ``None``
     """
 
-    def __init__(self, source: Session, instant: Instant) -> None:
+    def __init__(self, source: Session, instant: Instant, *, materialize: bool = False) -> None:
         super().__init__(expire_on_commit=False, query_cls=source._query_cls)
         self.source: Session = source.source if isinstance(source, PastSession) else source
         self.instant = instant
+        self.copies = Copies() if materialize else None
         self._is_over = False
         self.info.update((key, value) for key, value in source.info.items() if not str(key).startswith("sqlaudit"))
         for listener in self.source.dispatch.do_orm_execute:  # it may filter the rows of a tenant
@@ -135,6 +139,12 @@ class PastSession(Session):
                 event.listen(self, "do_orm_execute", listener)
         event.listen(self, "do_orm_execute", _execute_in_past)
         event.listen(self, "before_flush", _refuse_flush)
+
+    def slot_at(self, when: datetime) -> int | None:
+        """Return the slot of the copies that a statement as of an instant reads, or ``None`` if it reads history."""
+        if self.copies is None or when != _with_changeset_instant(self, self.instant).when:
+            return None
+        return self.copies.slot_at(when)
 
     def get_bind(self, *args: Any, **kw: Any) -> Engine | Connection:
         return self.source.get_bind(*args, **kw)
@@ -146,7 +156,10 @@ class PastSession(Session):
                 "the block.",
                 self,
             )
-        return self.source._connection_for_bind(*args, **kw)
+        connection = self.source._connection_for_bind(*args, **kw)
+        if self.copies is not None:
+            self.copies.listen_on(connection)
+        return connection
 
     def _autoflush(self) -> None:
         if self.autoflush:
@@ -162,9 +175,13 @@ class PastSession(Session):
         return super()._identity_lookup(*args, **kw)
 
     def end(self) -> None:
-        """Expunge the objects, and refuse to read from now on."""
-        self.close()
-        self._is_over = True
+        """Expunge the objects, drop the copies, and refuse to read from now on."""
+        try:
+            self.close()
+        finally:
+            self._is_over = True
+            if self.copies is not None:
+                self.copies.end()
 
     def connection(self, *args: Any, **kw: Any) -> NoReturn:
         """Refuse to return a connection, which would read live rows."""

@@ -45,8 +45,12 @@ class time_travel:
     :param before_baseline: what to do if a row may have existed then, but its history begins later with a baseline, or
         versions are missing: leave the row ``"absent"``, ``"warn"`` or ``"raise"``. The latter two execute one more
         statement per table. A read by key checks that row, any other read checks all rows
+    :param materialize: copy the rows of each table that the session reads into a temporary table, with the keys and
+        indexes of the live table, when it is first read. This pays for several queries of whole tables. Reads by key
+        read no copy. The role needs the right to create temporary tables, in a transaction that may write
     :param text: allow hand-written SQL, which cannot be rewritten and reads the present rows
-    :raises QueryError: ``when`` is neither a datetime nor a changeset id, or there is nothing to read from
+    :raises QueryError: ``when`` is neither a datetime nor a changeset id, or there is nothing to read from; in the
+        block, a table cannot be copied
     """
 
     def __init__(
@@ -56,8 +60,10 @@ class time_travel:
         *,
         untracked: UntrackedPolicy = "raise",
         before_baseline: BeforeBaseline = "absent",
+        materialize: bool = False,
         text: bool = False,
     ) -> None:
+        self._materialize = materialize
         self._instant = instant_from(when, untracked, before_baseline, text=text)
         source = session_or_engine
         if isinstance(source, (scoped_session, async_scoped_session)):
@@ -80,7 +86,7 @@ class time_travel:
                 "An AsyncSession or AsyncEngine needs an asynchronous block. Write: async with time_travel(…).",
                 self._source,
             )
-        past = self._past = PastSession(self._source, self._instant)
+        past = self._past = PastSession(self._source, self._instant, materialize=self._materialize)
         return past
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
@@ -97,7 +103,7 @@ class time_travel:
             raise QueryError(
                 "A Session or Engine needs a block without async. Write: with time_travel(…).", self._source
             )
-        past = PastSession(self._source.sync_session, self._instant)
+        past = PastSession(self._source.sync_session, self._instant, materialize=self._materialize)
         session = self._past = AsyncSession(sync_session_class=lambda **kw: past)  # type: ignore[arg-type]  # a function instead of a class
         return session
 
@@ -106,7 +112,6 @@ class time_travel:
             if kind is None:
                 await self._past.flush()
         finally:
-            await self._past.close()
-            self._past.sync_session.end()
+            await self._past.run_sync(PastSession.end)
             if self._made is not None:
                 await self._made.close()

@@ -15,6 +15,8 @@
     What is peculiar to each database, as one table of facts (:class:`~sqlaudit.sql.dialects.Traits`).
 ``options``
     The execution option by which sqlaudit knows its own statements.
+``temporary``
+    The end of a temporary table.
 
 For example, ``differs(customers.c.name, history.c.name)`` renders as
 

@@ -32,6 +32,8 @@ class Traits:
     """Nothing remains of a statement that fails: the transaction can only roll back."""
     commits_ddl: bool = False
     """DDL commits the transaction."""
+    begins_late: bool = False
+    """A transaction begins with the first statement that writes rows, and DDL before it is not undone."""
     drops_tables_while_reading: bool = True
     """A table can be dropped while a statement returns rows."""
     refuses_respelt_keys: bool = False
@@ -97,6 +99,11 @@ class Traits:
     overrides_identity: bool = False
     """An INSERT into a GENERATED ALWAYS column needs OVERRIDING SYSTEM VALUE."""
 
+    needs_analyze: bool = False
+    """Joins of a temporary table are planned badly before ANALYZE, which nobody else executes."""
+    reads_temporary_tables_once: bool = False
+    """A statement can read a temporary table in one place only."""
+
     # --- tables and names
 
     has_row_security: bool = False
@@ -140,6 +147,7 @@ _MYSQL: Final = Traits(
     looks_up_ranges=False,
     compares_rows_by_index=False,
     infers_dependence=True,
+    reads_temporary_tables_once=True,
     counts_without_returning=True,
     has_partial_indexes=False,
     name_length=64,
@@ -147,6 +155,7 @@ _MYSQL: Final = Traits(
 TRAITS: Final = _Table(
     sqlite=Traits(
         locks_rows=False,
+        begins_late=True,
         drops_tables_while_reading=False,
         has_typed_columns=False,
         has_decimals=False,
@@ -166,6 +175,7 @@ TRAITS: Final = _Table(
         has_double_floats=True,
         parses_values_in_driver=True,
         text_codes=(25, 1042, 1043),  # pg_type.oid of text, bpchar and varchar
+        needs_analyze=True,
         has_arrays=True,
         has_writing_ctes=True,
         infers_dependence=True,
@@ -176,5 +186,5 @@ TRAITS: Final = _Table(
         measures_names_in_bytes=True,
     ),
     mysql=_MYSQL,
-    mariadb=replace(_MYSQL, infers_dependence=False),
+    mariadb=replace(_MYSQL, infers_dependence=False, reads_temporary_tables_once=False),
 )

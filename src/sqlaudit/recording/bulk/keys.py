@@ -30,17 +30,16 @@ from sqlalchemy import (
 )
 from sqlalchemy import cast as cast_to
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.schema import CreateTable, ExecutableDDLElement
+from sqlalchemy.schema import CreateTable
 from sqlalchemy.sql import operators
-from sqlalchemy.sql.compiler import DDLCompiler
 
 from sqlaudit.recording.cascades import split_by_chain, table_chains
 from sqlaudit.sql.batches import SelectedKeys
-from sqlaudit.sql.dialects import MYSQL, TRAITS
+from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.keys import AsConstant, Key, KeyArray, RawKey, bound, one_of, raw_columns
 from sqlaudit.sql.lists import JSONList, are_unchanged_by_json, one_of_arrays, one_of_json, takes_json_list
 from sqlaudit.sql.options import INTERNAL
+from sqlaudit.sql.temporary import DropTemporary
 from sqlaudit.tracking.foreign_keys import Source, Sources
 from sqlaudit.tracking.schema import table_options
 
@@ -232,21 +231,3 @@ def _create(connection: Connection, table: Table) -> bool:
     finally:
         dialect.do_release_savepoint(connection, _SAVEPOINT)
     return True
-
-
-class DropTemporary(ExecutableDDLElement):
-    """Drop a temporary table without committing the transaction."""
-
-    def __init__(self, table: Table) -> None:
-        self.table = table
-
-
-@compiles(DropTemporary)
-def _drop_temporary(element: DropTemporary, compiler: DDLCompiler, **kw: Any) -> str:
-    return f"DROP TABLE IF EXISTS {compiler.preparer.format_table(element.table)}"
-
-
-@compiles(DropTemporary, *MYSQL)
-def _drop_temporary_on_mysql(element: DropTemporary, compiler: DDLCompiler, **kw: Any) -> str:
-    # Without TEMPORARY it would commit.
-    return f"DROP TEMPORARY TABLE IF EXISTS {compiler.preparer.format_table(element.table)}"
