@@ -143,7 +143,7 @@ class Copies:
                 if error.connection_invalidated:
                     raise
                 explain_history_error(error, [tracked])
-                raise _cannot_copy(tracked, str(error.orig)) from error
+                raise _cannot_copy(tracked, str(error.orig).partition("\n")[0]) from error
             when, literal = instant_parameters(self._when)
             rows = all_rows_at(tracked, connection.dialect, when, literal)
             connection.execute(insert(copy).from_select(list(copy.c), rows), execution_options=options)
