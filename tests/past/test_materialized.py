@@ -233,6 +233,23 @@ def test_no_copy_is_left_behind_where_the_driver_begins_transactions_late():
     engine.dispose()
 
 
+@pytest.mark.filterwarnings("ignore:Previous unbuffered result")  # as without copies
+@pytest.mark.parametrize("is_inside", [True, False], ids=["inside", "after"])
+def test_an_open_result_does_not_undo_what_is_committed(session, is_inside):
+    with time_travel(session, at(3), materialize=True) as past:
+        session.add(Tag(id=99, label="new"))
+        session.flush()
+        result = past.execute(NAMES, execution_options={"yield_per": 1})
+        assert result.fetchone() == ("Ada L.",)
+        if is_inside:
+            session.commit()
+    session.commit()
+    result.close()
+    assert session.get(Tag, 99).label == "new"
+    with time_travel(session, at(3), materialize=True) as past:
+        assert past.scalars(NAMES).all() == THEN[3]
+
+
 def test_an_engine_that_commits_each_statement_can_have_copies(engine, session):
     session.commit()
     autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")

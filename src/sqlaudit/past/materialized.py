@@ -37,7 +37,7 @@ from sqlalchemy import (
     select,
     table,
 )
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import ExecutableDDLElement
 from sqlalchemy.sql.compiler import DDLCompiler
@@ -111,7 +111,9 @@ class Copies:
                     self._provide(connection, tracked, context.execution_options.get(_TRANSLATED) or {})
 
     def _commit(self, connection: Connection) -> None:
-        self._drop(connection)  # or the next user of the pooled connection would have them
+        if not _drops_on_commit(connection):
+            self._drop(connection)  # or the next user of the pooled connection would have them
+        self._schemas[connection] = {}
 
     def _rollback(self, connection: Connection) -> None:
         if TRAITS[connection.dialect.name].commits_ddl or connection._is_autocommit_isolation():
@@ -138,7 +140,9 @@ class Copies:
         with explaining_history_errors([tracked]):
             try:
                 connection.execute(DropTemporary(copy), execution_options=options)
-                connection.execute(_CreateCopy(tracked, copy), execution_options=options)
+                connection.execute(
+                    _CreateCopy(tracked, copy, drops_on_commit=_drops_on_commit(connection)), execution_options=options
+                )
             except DBAPIError as error:
                 if error.connection_invalidated:
                     raise
@@ -152,16 +156,30 @@ class Copies:
         schemas[tracked] = schema
 
     def _drop(self, connection: Connection) -> bool:
-        """Drop the copies on a connection. Return whether they are gone, or will be when the transaction ends."""
+        """Drop the copies on a connection. Return whether they are gone, or will be after the transaction."""
         schemas, self._schemas[connection] = self._schemas[connection], {}
-        if connection.closed or connection.invalidated:
+        if not schemas or connection.closed or connection.invalidated:
+            return True
+        savepoint = _SAVEPOINT if _drops_on_commit(connection) else None
+        try:
+            if savepoint:
+                connection.dialect.do_savepoint(connection, savepoint)
+        except (DBAPIError, InvalidRequestError):  # the transaction has failed, and can only roll back
             return True
         try:
             for tracked in schemas:
                 connection.execute(DropTemporary(_copy_of(tracked, self.slot)), execution_options=INTERNAL)
-        except DBAPIError:  # SQLite cannot drop a table while a result is open, nor PostgreSQL after an error
-            return TRAITS[connection.dialect.name].undoes_failed_statements
+        except (DBAPIError, InvalidRequestError):  # a result that reads a copy is open
+            if savepoint:
+                connection.dialect.do_rollback_to_savepoint(connection, savepoint)
+            return False
+        if savepoint:
+            connection.dialect.do_release_savepoint(connection, savepoint)
         return True
+
+
+def _drops_on_commit(connection: Connection) -> bool:
+    return TRAITS[connection.dialect.name].drops_on_commit and not connection._is_autocommit_isolation()
 
 
 def _cannot_copy(tracked: TrackedTable, reason: str) -> QueryError:
@@ -180,12 +198,13 @@ def _copy_of(tracked: TrackedTable, slot: int) -> TableClause:
 class _CreateCopy(ExecutableDDLElement):
     """Create an empty copy of a table, whose columns have the types of its history's."""
 
-    def __init__(self, tracked: TrackedTable, copy: TableClause) -> None:
-        self.tracked, self.copy = tracked, copy
+    def __init__(self, tracked: TrackedTable, copy: TableClause, *, drops_on_commit: bool) -> None:
+        self.tracked, self.copy, self.drops_on_commit = tracked, copy, drops_on_commit
 
 
 @compiles(_CreateCopy)
 def _create_from_select(element: _CreateCopy, compiler: DDLCompiler, definitions: str = "", **kw: Any) -> str:
+    definitions += " ON COMMIT DROP" if element.drops_on_commit else ""
     rows = all_columns(element.tracked, compiler.dialect).where(false()).subquery("past")
     # In a subquery, because a type may convert the columns of the outermost select to what Python reads.
     text = compiler.sql_compiler.process(select(literal_column("*")).select_from(rows), literal_binds=True)

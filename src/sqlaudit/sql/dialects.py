@@ -34,6 +34,8 @@ class Traits:
     """DDL commits the transaction."""
     begins_late: bool = False
     """A transaction begins with the first statement that writes rows, and DDL before it is not undone."""
+    drops_on_commit: bool = False
+    """A temporary table may be declared to last until the transaction ends."""
     drops_tables_while_reading: bool = True
     """A table can be dropped while a statement returns rows."""
     refuses_respelt_keys: bool = False
@@ -169,6 +171,7 @@ TRAITS: Final = _Table(
     postgresql=Traits(
         locks_shared_and_skips=True,
         undoes_failed_statements=True,
+        drops_on_commit=True,
         compares_same_types_only=True,
         pads_char=True,
         has_infinity=True,
