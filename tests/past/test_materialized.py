@@ -127,7 +127,7 @@ def test_each_table_is_copied_once_when_it_is_first_read(engine, session):
 def test_a_read_by_key_copies_nothing(engine, session):
     with counted(engine) as statements, time_travel(session, at(3), materialize=True) as past:
         line = past.get(Line, (3, 1))
-        assert (line.product, line.order.amount, past.get(Tag, 99)) == ("cup", 20, None)
+        assert (line.product, line.order.amount, past.get(Tag, 99)) == ("cup", 5, None)
     assert not [statement for statement in statements if "sqlaudit_past_" in statement]
 
 
