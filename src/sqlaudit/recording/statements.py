@@ -509,8 +509,11 @@ class Statements:
         return self._by_index(statement, source, "PRIMARY") if leads and (self.many or always) else statement
 
     def _by_index(self, statement: Any, source: Any, index: str) -> Any:
-        is_needed = TRAITS[self.dialect.name].locks_scanned_rows
-        return statement.with_hint(text=f"FORCE INDEX ({index})", selectable=source) if is_needed else statement
+        if not TRAITS[self.dialect.name].locks_scanned_rows:
+            return statement
+        # Into the hint of a SELECT alone SQLAlchemy puts the table's name, for %(name)s.
+        name = index.replace("%", "%%") if isinstance(statement, Select) else index
+        return statement.with_hint(text=f"FORCE INDEX ({name})", selectable=source)
 
     def _is_open(self, past: HistoryAlias) -> ColumnElement[bool]:
         return and_(past.is_open, _is_found_by_guard(past)) if past.table in self.with_guard else past.is_open

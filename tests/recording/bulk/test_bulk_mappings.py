@@ -252,10 +252,10 @@ def test_rows_are_recorded_by_keys_that_are_spelt_otherwise(sessions: sessionmak
         assert told(session, Named, "code", "value") == [("insert", "a", 1), ("update", "a", 7), ("insert", "b", 2)]
 
 
-def test_moves_by_keys_that_a_database_may_take_for_one_are_not_guessed(sessions: sessionmaker[Session]) -> None:
+def test_moves_by_keys_that_a_database_may_take_for_one_are_found_afterwards(sessions: sessionmaker[Session]) -> None:
     with sessions() as session:
         moves = [{"old": "a", "new": "X"}, {"old": "x", "new": "z"}, {"old": "b", "new": "x"}]
-        with pytest.warns(sqlaudit.SQLAuditWarning) as warned:
-            session.execute(MOVE_BY_NAME, moves)
-        assert "Execute the statement once for each" in str(warned[0].message)
+        session.execute(MOVE_BY_NAME, moves)
         assert session.scalars(sa.select(Named.value).where(Named.code == "x")).all() == [2]
+        session.commit()
+        check_history(session, Named)
