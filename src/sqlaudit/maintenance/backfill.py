@@ -344,7 +344,7 @@ class _Ranges(Statements):
         super().__init__(chain, (None, None), True, dialect)
         self.below = [other[-1] for other in chains if other[:-1] == chain]
 
-    def _has_one_of_keys(self, columns: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
+    def _has_one_of_keys(self, columns: Sequence[ColumnElement[Any]], *, again: bool = False) -> ColumnElement[bool]:
         named = list(enumerate(raw_columns(columns, self.dialect)))
         ends = [[bound(column, f"sqlaudit_{name}_{place}") for place, column in named] for name in ("first", "last")]
         if len(columns) > 1 and TRAITS[self.dialect.name].compares_rows_by_index:

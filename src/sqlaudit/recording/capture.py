@@ -613,7 +613,7 @@ class Capture:
         if len(keys[0]) == 1:
             return {"sqlaudit_keys": [key[0] for key in keys]}
         lists = {f"sqlaudit_keys_{place}": list(values) for place, values in enumerate(zip(*keys, strict=True))}
-        return {"sqlaudit_keys": list(keys), **lists}
+        return {"sqlaudit_keys": list(keys), "sqlaudit_keys_again": list(keys), **lists}
 
     def _unsettled(self, keys: Batch) -> Batch:
         """Return the keys of rows whose history may not agree with the live rows yet."""

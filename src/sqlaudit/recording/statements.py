@@ -351,7 +351,12 @@ class Statements:
 
     # -- parts
 
-    def _has_one_of_keys(self, columns: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
+    def _has_one_of_keys(self, columns: Sequence[ColumnElement[Any]], *, again: bool = False) -> ColumnElement[bool]:
+        """Return the condition that the columns have one of the keys.
+
+        :param again: True if the statement has such a condition already. SQLAlchemy 2.0.40 expands a list of tuples
+            in one place only
+        """
         if self.selected is not None:
             return self.selected.among(columns)
         if not self.many:
@@ -362,7 +367,7 @@ class Statements:
             return column == any_(bindparam("sqlaudit_keys", type_=KeyArray(column.type)))
         if not more and takes_json_list(column, self.dialect):
             return one_of_json(column, bindparam("sqlaudit_keys", type_=JSONList(column.type)))
-        return in_bound_list(columns, "sqlaudit_keys")
+        return in_bound_list(columns, "sqlaudit_keys_again" if more and again else "sqlaudit_keys")
 
     def _has_key(self, columns: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
         """Return the condition that the columns equal the key of the one row."""
@@ -480,7 +485,9 @@ class Statements:
             each = self._by_primary_key(each, past.clause, past.key)
             last_of_keys = each.with_for_update(read=True).subquery()
             is_last = all_equal((*history.key, history.version), last_of_keys.c)
-            return and_(self._has_one_of_keys(history.key), is_last)  # whatever is scanned, no other row is locked
+            return and_(
+                self._has_one_of_keys(history.key, again=True), is_last
+            )  # whatever is scanned, no other row is locked
         keys = list(self._keys(past).c)
         newest = self._newest(HistoryAlias(history.table), keys).with_for_update(read=True)
         last = select(*keys, newest.scalar_subquery())
@@ -597,7 +604,7 @@ class Statements:
             _at,
             OpenEnd(),
             *self._audit_values(operation, self._user(None)),
-        ).where(self._has_one_of_keys(base.key))
+        ).where(self._has_one_of_keys(base.key, again=closed is not None))
         of_base = {column for column, _ in base.columns}
         needs_base_only = all(field is None or field in of_base for field in self.user_fields)
         source = base.live if needs_base_only else joined_live_tables(self.chain, isouter=True)
