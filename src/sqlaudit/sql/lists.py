@@ -73,13 +73,22 @@ def one_of_json(column: ColumnElement[Any], values: BindParameter[Any]) -> Colum
     return column.in_(select(rows_of_json(values)))
 
 
-class is_among(FunctionElement[bool]):
+class _Condition(FunctionElement[bool]):
+    """A condition that an index can serve: without the ``= 1`` that SQLAlchemy adds on SQLite and MariaDB."""
+
+    type = Boolean()
+    inherit_cache = True
+
+    def self_group(self, against: Any = None) -> Any:
+        return self
+
+
+class is_among(_Condition):
     """True if a column has one of the values of a parameter: an array, JSON, or else an expanded list.
 
     :param clauses: the column, and an expanding parameter
     """
 
-    type = Boolean()
     inherit_cache = True
 
 
@@ -105,14 +114,13 @@ def _is_among_json(element: is_among, compiler: SQLCompiler, **kw: Any) -> str:
     return compiler.process(one_of_json(column, bindparam(key, type_=JSONList(values.type))), **kw)
 
 
-class are_among(FunctionElement[bool]):
+class are_among(_Condition):
     """True if several columns together have one of the keys of a parameter: a list of tuples.
 
     :param clauses: the columns, an expanding parameter of the keys, and a parameter of the values of each column,
         which PostgreSQL takes as arrays
     """
 
-    type = Boolean()
     inherit_cache = True
 
 
