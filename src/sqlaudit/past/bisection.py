@@ -146,21 +146,24 @@ def _columns_equal_to_parameters(
 
 def _equalities(conditions: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
     """Yield the two sides, in both orders, of each equation that is true if all conditions are true."""
-    for condition in conditions:
-        if isinstance(condition, BooleanClauseList) and condition.operator is operators.and_:
-            yield from _equalities(condition.clauses)
-        elif isinstance(condition, BinaryExpression) and condition.operator is operators.eq:
-            yield condition.left, condition.right
-            yield condition.right, condition.left
+    for equation in _comparisons(conditions, operators.eq):
+        yield equation.left, equation.right
+        yield equation.right, equation.left
 
 
 def _memberships(conditions: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
     """Yield the two sides of each ``IN`` that is true if all conditions are true."""
+    for membership in _comparisons(conditions, operators.in_op):
+        yield membership.left, membership.right
+
+
+def _comparisons(conditions: Iterable[Any], operator: Any) -> Iterator[BinaryExpression[Any]]:
+    """Yield each comparison by an operator that is true if all conditions are true."""
     for condition in conditions:
         if isinstance(condition, BooleanClauseList) and condition.operator is operators.and_:
-            yield from _memberships(condition.clauses)
-        elif isinstance(condition, BinaryExpression) and condition.operator is operators.in_op:
-            yield condition.left, condition.right
+            yield from _comparisons(condition.clauses, operator)
+        elif isinstance(condition, BinaryExpression) and condition.operator is operator:
+            yield condition
 
 
 def _place(column: ColumnClause[Any]) -> _Place:
