@@ -46,6 +46,8 @@ class Dependents:
         :raises ContextError: tracked rows depend on an untracked table, and a required user or reason is missing
         """
         before = len(self._found)
+        if followers_of(sources):
+            take_write_lock(write.connection, sources[0])
         self._find(write, sources, keys, set())
         if len(self._found) > before and isinstance(sources[0], FollowedTable):
             live = sources[0].live
@@ -64,7 +66,6 @@ class Dependents:
         if any(_follows_unique_columns(sources, *follower_and_constraint) for follower_and_constraint in followers):
             self._referred.append((write, sources, keys))
         to_lock = lockable_tables(connection, list({sources[0].live, *(follower.live for follower, _ in followers)}))
-        take_write_lock(connection, sources[0])
         for chunk in chunks(keys):
             if sources[0].live in to_lock and TRAITS[connection.dialect.name].locks_rows:
                 lock_rows(connection, key, chunk)
