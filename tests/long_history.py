@@ -1,27 +1,36 @@
-"""How many blocks does a statement touch where history is long? PostgreSQL tells, for 100,000 versions.
+"""What do statements read where history is long? PostgreSQL tells the blocks, MariaDB the rows.
 
-A block is 8 KiB of a table or an index. Unlike a time, the number of blocks that a statement touches does not depend on
-what else the machine does. A test module that imports `Base` and `happen` finds the versions in its database.
+A block is 8 KiB of a table or an index. Unlike a time, the number of blocks or rows that a statement reads does not
+depend on what else the machine does. A test module that imports `Base` and `happen` finds 100,000 versions in its
+database; the benchmarks load many more.
 """
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from clock import START
-from sqlaudit import history_of, track_table
+from sqlaudit import OPEN_END, Operation, history_of, track_table
 
 LONG, VERSIONS_OF_LONG = 10, 5_000
 """The rows 1 to 10 have 5,000 versions each."""
 SHORT, VERSIONS_OF_SHORT = 5_000, 10
 """The rows from 11 on have 10 versions each."""
 ROWS_OF_CHANGESET = 4
+BEGIN = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+class Columns:
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(sa.String(50))
+    amount: Mapped[int]
+    note: Mapped[str | None] = mapped_column(sa.String(50))
 
 
 class Base(DeclarativeBase):
@@ -29,53 +38,118 @@ class Base(DeclarativeBase):
 
 
 @track_table()
-class Item(Base):
+class Item(Columns, Base):
     __tablename__ = "items"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str] = mapped_column(sa.String(50))
-    amount: Mapped[int]
-    note: Mapped[str | None] = mapped_column(sa.String(50))
+
+
+# --- loading ------------------------------------------------------------------------------------------------------
 
 
 def happen(sessions: sessionmaker[Session]) -> None:
-    """Write rows and their versions in the order of time, a transaction each second; the last ones are open."""
-    live, history = Item.__tablename__, history_of(Item).__table__.name
-    values = {
-        "long": LONG,
-        "rows": LONG + SHORT,
-        "of_long": VERSIONS_OF_LONG,
-        "of_short": VERSIONS_OF_SHORT,
-        "size": ROWS_OF_CHANGESET,
-        "begin": START,
-    }
     with sessions() as session:
         engine = session.get_bind()
-    with engine.begin() as connection:  # without the session: nothing is recorded
-        for statement in (_VERSIONS.format(history), _LIVE.format(live, history), _NUMBERS.format(live)):
-            connection.execute(sa.text(statement), values)
-        connection.execute(sa.text("ANALYZE"))
+    load(engine, Item, (LONG, VERSIONS_OF_LONG), (SHORT, VERSIONS_OF_SHORT))
 
 
-_VERSIONS = """
-INSERT INTO {} (id, name, amount, note, audit_version, valid_from, valid_to, audit_operation, audit_changeset_id,
-  audit_changed_by, audit_reason)
-WITH versions AS (
-  SELECT id, version, row_number() OVER (ORDER BY (version + id * 0.618 % 1) / count, id) / :size AS changeset
-  FROM generate_series(1, :rows) AS id
-    CROSS JOIN LATERAL (SELECT CASE WHEN id <= :long THEN :of_long ELSE :of_short END AS count) AS counts
-    CROSS JOIN LATERAL generate_series(1, count) AS version
-)
-SELECT id, 'name ' || id, version, 'a note', version, :begin + changeset * interval '1 second',
-  coalesce(:begin + lead(changeset) OVER (PARTITION BY id ORDER BY version) * interval '1 second', '9999-12-31T00:00Z'),
-  CASE version WHEN 1 THEN 'insert' ELSE 'update' END, lpad(to_hex(changeset), 32, '0')::uuid,
-  'user ' || changeset % 7, 'because'
-FROM versions ORDER BY changeset, id
-"""
-_LIVE = """
-INSERT INTO {} (id, name, amount, note)
-SELECT id, name, amount, note FROM {} WHERE valid_to = '9999-12-31T00:00Z' ORDER BY id
-"""
-_NUMBERS = "SELECT setval(pg_get_serial_sequence('{}', 'id'), :rows)"
+def load(engine: sa.Engine, model: type[Any], *groups: tuple[int, int]) -> datetime:
+    """Insert rows of a model that has `Columns`, and their versions, in the order of time.
+
+    There is a transaction each second, of four versions on average. The versions of a row are spread evenly over all
+    transactions, and the last one is open.
+
+    :param groups: a number of rows, and how many versions each of them has
+    :returns: the instant after the last transaction
+    """
+    transactions = sum(rows * versions for rows, versions in groups) // ROWS_OF_CHANGESET
+    selects, first = [], 1
+    for rows, versions in groups:
+        selects.append(_select_versions(engine.dialect.name, first, rows, versions, transactions))
+        first += rows
+    in_order = sa.union_all(*selects).order_by("valid_from", "id")
+    names = list(selects[0].selected_columns.keys())
+    with engine.begin() as connection:  # without a session: nothing is recorded
+        if engine.dialect.name == "mariadb":
+            connection.execute(sa.text("SET max_recursive_iterations = 4294967295"))
+        connection.execute(sa.insert(history_of(model)).from_select(names, in_order))
+        version = history_of(model)
+        current = sa.select(version.id, version.name, version.amount, version.note).where(version.valid_to == OPEN_END)
+        connection.execute(sa.insert(model).from_select(["id", "name", "amount", "note"], current.order_by(version.id)))
+        if engine.dialect.name == "postgresql":
+            sequence = sa.func.pg_get_serial_sequence(model.__tablename__, "id")
+            connection.execute(sa.select(sa.func.setval(sequence, first - 1)))
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        for table in (model.__table__, history_of(model).__table__):
+            connection.execute(sa.DDL(_ANALYZE[engine.dialect.name]).against(table))
+    return BEGIN + timedelta(seconds=transactions)
+
+
+_FRACTION = 1_000_000
+_GOLDEN = 618_034
+"""Of `_FRACTION`. Multiples of the golden section spread evenly between whole numbers."""
+
+
+def _select_versions(dialect: str, first: int, rows: int, versions: int, transactions: int) -> sa.Select[Any]:
+    ids, numbers = _numbers(first, first + rows - 1), _numbers(1, versions)
+    id, version = ids.c.n, numbers.c.n
+
+    def transaction_of(version: Any) -> Any:
+        place = (version - 1) * _FRACTION + id * _GOLDEN % _FRACTION
+        return place * transactions // (versions * _FRACTION)
+
+    began, ended = transaction_of(version), transaction_of(version + 1)
+    insert, update = (_bound("audit_operation", operation) for operation in (Operation.INSERT, Operation.UPDATE))
+    instant = _INSTANTS[dialect]
+    values = {
+        "id": id,
+        "name": sa.literal("name ") + sa.cast(id, sa.String(20)),
+        "amount": version,
+        "note": sa.literal("a note"),
+        "audit_version": version,
+        "valid_from": instant(began),
+        "valid_to": sa.case((version < versions, instant(ended)), else_=_bound("valid_to", OPEN_END)),
+        "audit_operation": sa.case((version == 1, insert), else_=update),
+        "audit_changeset_id": _CHANGESET_IDS[dialect](began),
+        "audit_changed_by": sa.literal("user ") + sa.cast(began % 7, sa.String(20)),
+        "audit_reason": sa.literal("because"),
+    }
+    columns = [value.label(name) for name, value in values.items()]
+    return sa.select(*columns).select_from(ids.join(numbers, sa.true()))
+
+
+def _numbers(first: int, last: int) -> sa.CTE:
+    numbers = sa.select(sa.cast(first, sa.BigInteger).label("n")).cte(recursive=True)
+    return numbers.union_all(sa.select(numbers.c.n + 1).where(numbers.c.n < last))
+
+
+def _bound(column: str, value: Any) -> Any:
+    return sa.literal(value, history_of(Item).__table__.c[column].type)
+
+
+_INSTANTS: dict[str, Callable[[Any], Any]] = {
+    "postgresql": lambda seconds: sa.literal(BEGIN) + seconds * sa.literal(timedelta(seconds=1)),
+    "mariadb": lambda seconds: sa.func.timestampadd(sa.text("SECOND"), seconds, _bound("valid_from", BEGIN)),
+    "sqlite": lambda seconds: sa.func.datetime(int(BEGIN.timestamp()) + seconds, "unixepoch") + ".000000",
+}
+"""The instant of a transaction, by its number."""
+_CHANGESET_IDS: dict[str, Callable[[Any], Any]] = {
+    "postgresql": lambda number: sa.cast(sa.func.lpad(sa.func.to_hex(number), 32, "0"), sa.Uuid),
+    "mariadb": lambda number: sa.func.lpad(sa.func.hex(number), 32, "0"),
+    "sqlite": lambda number: sa.func.printf("%032x", number),
+}
+_ANALYZE = {
+    "postgresql": "VACUUM ANALYZE %(fullname)s",
+    "mariadb": "ANALYZE TABLE %(fullname)s",
+    "sqlite": "ANALYZE %(fullname)s",
+}
+
+
+# --- counting -----------------------------------------------------------------------------------------------------
+
+
+def rows_read(session: Session) -> int:
+    """Return how many rows and index entries a connection of MariaDB has read so far."""
+    counts = session.connection().exec_driver_sql("SHOW SESSION STATUS LIKE 'Handler_read%%'")
+    return sum(int(count) for _, count in counts)
 
 
 _EXPLAINED = re.compile(r"\s*(SELECT|WITH|INSERT|UPDATE|DELETE)\b", re.IGNORECASE)

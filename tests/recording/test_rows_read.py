@@ -1,54 +1,26 @@
 """A write reads no more rows of a long history than of a short one on MariaDB, which has no partial indexes."""
 
 from collections.abc import Callable, Sequence
-from datetime import timedelta
-from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
 
-from clock import START
+from long_history import Base, Item, load, rows_read
 from registering import recording
-from sqlaudit import OPEN_END, Operation, history_of, track_table, versions_of
+from sqlaudit import versions_of
 
+__all__ = ["Base"]
 pytestmark = pytest.mark.requires("counts_of_rows_read")
 
 
-class Base(DeclarativeBase):
-    pass
-
-
-@track_table()
-class Item(Base):
-    __tablename__ = "items"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str] = mapped_column(sa.String(50))
-
-
-VERSIONS = {1: 2, 2: 2, 3: 500, 4: 500}
-"""How many versions each row has."""
+ROWS = {"one row": ([1], [3]), "two rows": ([1, 2], [3, 4])}
+"""The keys of rows with two versions, and of as many with 500."""
 
 
 @pytest.fixture
 def histories(engine, tables) -> None:
-    versions = [
-        {
-            "id": id,
-            "name": "old",
-            "audit_version": number,
-            "valid_from": START + timedelta(minutes=number),
-            "valid_to": START + timedelta(minutes=number + 1) if number < count else OPEN_END,
-            "audit_operation": Operation.UPDATE,
-            "audit_changeset_id": UUID(int=number),
-        }
-        for id, count in VERSIONS.items()
-        for number in range(1, count + 1)
-    ]
-    with engine.begin() as connection:
-        connection.execute(sa.insert(Item), [{"id": id, "name": "old"} for id in VERSIONS])
-        connection.execute(sa.insert(history_of(Item)), versions)
-        connection.execute(sa.DDL("ANALYZE TABLE items, items_history"))
+    load(engine, Item, (2, 2), (2, 500))
 
 
 def items(session: Session, ids: Sequence[int]) -> Sequence[Item]:
@@ -74,7 +46,7 @@ def delete(session: Session, *ids: int) -> None:
 
 def delete_and_insert_again(session: Session, *ids: int) -> None:
     delete(session, *ids)
-    session.add_all([Item(id=id, name="new") for id in ids])
+    session.add_all([Item(id=id, name="new", amount=1) for id in ids])
     session.flush()
 
 
@@ -101,15 +73,10 @@ WRITES = (
 )
 
 
-def rows_read(session: Session) -> int:
-    counts = session.connection().exec_driver_sql("SHOW SESSION STATUS LIKE 'Handler_read%%'")
-    return sum(int(count) for _, count in counts)
-
-
 @pytest.mark.parametrize("write", WRITES)
-@pytest.mark.parametrize(("short", "long"), [((1,), (3,)), ((1, 2), (3, 4))], ids=["one row", "two rows"])
+@pytest.mark.parametrize(("short", "long"), ROWS.values(), ids=ROWS)
 def test_a_write_reads_no_more_of_a_long_history_than_of_a_short_one(
-    write: Callable[..., None], short: tuple[int, ...], long: tuple[int, ...], sessions, histories
+    write: Callable[..., None], short: Sequence[int], long: Sequence[int], sessions, histories
 ):
     read = []
     for ids in (short, short, long):  # the first time, it also asks the catalogue
@@ -133,5 +100,5 @@ def test_a_history_table_that_lacks_the_column_is_written_too(engine, database, 
         delete(session, 1)
         session.commit()
         operations = [version.audit_operation for version in versions_of(session, Item, 1)]
-        assert operations == ["update", "update", "update", "delete"]
+        assert operations == ["insert", "update", "update", "delete"]
     other_engine.dispose()

@@ -1,13 +1,13 @@
 """A read touches a bounded number of blocks, however many versions there are: see long_history.py."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from sqlalchemy.orm import Session
 
-from clock import at
-from long_history import LONG, Base, Item, explained, happen
+from long_history import BEGIN, LONG, Base, Item, explained, happen
 from sqlaudit import as_of, changes_in, changesets, get_resource_changes, history_of, versions_of
 
 __all__ = ["Base", "happen"]
@@ -15,7 +15,8 @@ pytestmark = pytest.mark.requires("block_counts")
 
 SHORT = LONG + 42
 """A row with 10 versions. The rows of the reads below have 5,000 if they are not this one."""
-WHEN, SOON = at(12_000), at(12_010)
+WHEN = BEGIN + timedelta(seconds=12_000)
+SOON = WHEN + timedelta(seconds=10)
 """The middle of the history, and 10 transactions later."""
 
 
