@@ -15,7 +15,7 @@ from sqlalchemy.orm.exc import UnmappedClassError
 from sqlalchemy.sql import visitors
 
 from sqlaudit.exceptions import TrackingError
-from sqlaudit.hooks.models import handle_configured_mappers, listen_to_model, track_with_base
+from sqlaudit.hooks.mappers import handle_configured_mappers, listen_to_model, track_with_base
 from sqlaudit.past import as_of as past_reads
 from sqlaudit.past.as_of import MYPY, all_versions, as_of, between
 from sqlaudit.past.rendering import BeforeBaseline, UntrackedPolicy

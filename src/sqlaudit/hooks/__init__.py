@@ -7,7 +7,8 @@
                                              after_begin: which connection is in which session's transaction
                                   methods    bulk_save_objects and its kin, which have no events
     register_hooks(engine=e)      engines    before_execute, after_execute, …: all statements of an engine
-    @track_table()                models     mapper events: what a flush has written; a warning without hooks
+    @track_table()                mappers    classes, as they are made, configured and changed
+                                  objects    mapper events: what a flush has written; a warning without hooks
                                   schema     create_all and drop_all
 
 An engine is listened to as soon as a session with hooks uses it, and once, however many sessions use it. ``scope``

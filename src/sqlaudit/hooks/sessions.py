@@ -2,7 +2,7 @@
 
 A :class:`~sqlaudit.recording.flush.Flush` lasts from ``before_flush`` to ``after_flush``; ``do_orm_execute`` runs reads
 of the past and records bulk statements. In a session without hooks the mapper events of tracked models
-(:mod:`~sqlaudit.hooks.models`) warn, or raise if the configuration says so.
+(:mod:`~sqlaudit.hooks.objects`) warn, or raise if the configuration says so.
 """
 
 from __future__ import annotations
