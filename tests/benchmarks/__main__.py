@@ -337,13 +337,14 @@ def untracked_statement(side: Side) -> Generator[None]:
 
 def start(side: Side) -> Generator[None]:
     base: Any = type("Start", (DeclarativeBase,), {})
+    models = []  # a registry does not keep its classes, and a class that is gone is not configured
     yield
     for number in range(MODELS):
         columns: dict[str, Any] = {f"c{place}": mapped_column(sa.Integer) for place in range(15)}
         columns["id"] = mapped_column(sa.Integer, primary_key=True)
-        model = type(f"M{number}", (base,), {"__tablename__": f"benchmark_start_{number}", **columns})
+        models.append(type(f"M{number}", (base,), {"__tablename__": f"benchmark_start_{number}", **columns}))
         if side.is_audited:
-            track_table()(model)
+            track_table()(models[-1])
     base.registry.configure()
     base.metadata.create_all(sa.create_engine("sqlite://"))  # in memory: Python's work counts
     yield

@@ -1,9 +1,16 @@
 """What does start-up cost? Calls of Python functions, whose number grows with that of the models, and memory."""
 
+import gc
 import subprocess
 import sys
+from typing import Any
+from weakref import ref
 
 import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import DeclarativeBase, mapped_column, relationship, sessionmaker
+
+from sqlaudit import history_of, register_hooks, track_table, unregister_hooks
 
 PROGRAM = """
 import gc
@@ -96,3 +103,28 @@ def test_tracked_models_take_less_than_1_8_times_the_calls_of_plain_ones_to_star
 def test_a_tracked_model_of_16_columns_takes_less_than_150_kilobytes_once_it_is_written():
     tracked, plain = (cost_to_start(30, ORDERS[0], tracked=tracked, unit="memory") for tracked in (True, False))
     assert tracked - plain < 30 * 150_000
+
+
+def test_models_are_released_when_their_registry_is_disposed():
+    base: Any = type("Base", (DeclarativeBase,), {})
+    columns = {"id": mapped_column(sa.Integer, primary_key=True), "text": mapped_column(sa.Text)}
+    owner = type("Owner", (base,), {"__tablename__": "owner", **columns})
+    referring = {"owner_id": mapped_column(sa.ForeignKey("owner.id", ondelete="CASCADE")), "owner": relationship(owner)}
+    columns = {"id": mapped_column(sa.Integer, primary_key=True), "secret": mapped_column(sa.Text), **referring}
+    thing = track_table(exclude=["secret"])(type("Thing", (base,), {"__tablename__": "thing", **columns}))
+    engine = sa.create_engine("sqlite://")
+    base.metadata.create_all(engine)
+    register_hooks(sessions := sessionmaker(engine))
+    with sessions() as session:
+        session.add(thing(owner=owner()))
+        session.commit()
+        session.delete(session.scalars(sa.select(owner)).one())
+        session.commit()
+        session.scalars(sa.select(history_of(thing))).all()
+    unregister_hooks(sessions)
+    engine.dispose()
+    released = [ref(part) for part in (owner, thing, history_of(thing), thing.__table__, base.metadata)]
+    base.registry.dispose()
+    del base, columns, owner, referring, thing, engine, session, sessions
+    gc.collect()
+    assert not [part() for part in released if part() is not None]
