@@ -16,6 +16,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 import sqlaudit
 from sqlaudit import (
+    ActorType,
     AuditContext,
     AuditContextManager,
     ContextError,
@@ -753,3 +754,67 @@ def test_flush_commit_and_rollback_leave_the_context_alone(session):
     with pytest.raises(sa.exc.IntegrityError):
         session.flush()
     assert contents()[:2] == ("u", "r")
+
+
+# --- the kind of actor ------------------------------------------------------------------------------------------
+
+
+def actor() -> tuple[object, ...]:
+    context = get_audit_context()
+    return context.user_id, context.actor_type, context.on_behalf_of, context.run_id
+
+
+def test_what_is_told_of_the_actor_is_kept_in_extra():
+    set_audit_context("triage", extra={"model": "m"}, actor_type="agent", on_behalf_of=USER, run_id=7)
+    assert actor() == ("triage", ActorType.AGENT, str(USER), "7")
+    told = {"actor_type": "agent", "on_behalf_of": str(USER), "run_id": "7"}
+    assert get_audit_context().extra == {"model": "m"} | told
+    assert AuditContext("triage", extra=told).actor_type is ActorType.AGENT
+    set_audit_context("ana")
+    assert (actor(), get_audit_context().extra) == (("ana", None, None, None), None)
+
+
+def test_an_inner_context_keeps_what_is_told_of_the_actor_unless_it_tells_otherwise():
+    with AuditContextManager("triage", actor_type="agent", run_id="r-1", extra={"a": 1}):
+        with AuditContextManager(reason="ticket", run_id="r-2", on_behalf_of="", extra={"b": 2}):
+            assert actor() == ("triage", "agent", None, "r-2")
+            assert get_audit_context().extra == {"a": 1, "b": 2, "actor_type": "agent", "run_id": "r-2"}
+        assert actor() == ("triage", "agent", None, "r-1")
+
+
+def test_who_has_a_name_is_not_anonymous():
+    with AuditContextManager(actor_type="anonymous", run_id="r"):
+        with AuditContextManager(reason="sign up"):
+            assert actor() == (None, "anonymous", None, "r")
+        with AuditContextManager("ana"):
+            assert actor() == ("ana", None, None, "r")
+        with AuditContextManager("ana", actor_type="user"):
+            assert actor() == ("ana", "user", None, "r")
+    with AuditContextManager(actor_type="anonymous"), AuditContextManager("ana"):
+        assert get_audit_context() == AuditContext("ana")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"actor_type": "robot"}, "actor_type is 'robot'. Give one of user, service, agent, system, anonymous."),
+        ({"actor_type": ""}, "actor_type is ''"),
+        ({"actor_type": ["agent"]}, r"actor_type is \['agent'\]"),
+        ({"on_behalf_of": 1.5}, "on_behalf_of is 1.5. Give a str, an int or a UUID."),
+        ({"run_id": "a\0"}, "run_id is .*Leave that character out"),
+        ({"run_id": "r", "extra": [1]}, r"extra is \[1\], and run_id is stored in extra. Give a dict as extra."),
+    ],
+)
+@pytest.mark.parametrize("call", [AuditContextManager, set_audit_context])
+def test_what_cannot_be_told_of_an_actor_is_refused(call, arguments, message):
+    with pytest.raises(ContextError, match=message):
+        call(**arguments)
+
+
+@pytest.mark.parametrize(("outer", "inner"), [({"run_id": "r"}, {"extra": [1]}), ({"extra": [1]}, {"run_id": "r"})])
+def test_an_extra_that_would_hide_the_actor_is_refused(outer, inner):
+    with AuditContextManager(**outer):
+        before = get_audit_context()
+        with pytest.raises(ContextError, match="run_id would be lost"), AuditContextManager(**inner):
+            pass
+        assert get_audit_context() == before

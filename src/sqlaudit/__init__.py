@@ -3,6 +3,7 @@
 from sqlaudit.changes import Blame, Changeset, Conflict, FieldChange, Operation, Restored, RestoreReport
 from sqlaudit.config import SQLAuditConfig, clear_config, get_config, has_config, set_config
 from sqlaudit.context import (
+    ActorType,
     AuditContext,
     AuditContextManager,
     clear_audit_context,
@@ -44,6 +45,7 @@ from sqlaudit.tracking.tables import AuditColumns
 
 __all__ = [
     "OPEN_END",
+    "ActorType",
     "AuditColumns",
     "AuditContext",
     "AuditContextManager",

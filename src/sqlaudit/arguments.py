@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlaudit.config import current_config
+from sqlaudit.context import ActorType
 from sqlaudit.exceptions import QueryError
 from sqlaudit.period import as_utc
 
@@ -22,13 +23,23 @@ def checked_count(name: str, value: Any) -> int:
 
 
 def checked_user(name: str, user: object) -> str:
-    """Return a user id as the text that history stores.
+    """Return the id of a user or a run as the text that history stores.
 
     :raises QueryError: it is neither text, int nor UUID
     """
     if isinstance(user, bool) or not isinstance(user, (str, int, UUID)):
-        raise QueryError(f"{name} has {user!r}. Give user ids as str, int or UUID.", user)
+        raise QueryError(f"{name} has {user!r}. Give ids as str, int or UUID.", user)
     return str(user)
+
+
+def checked_actor_type(name: str, actor_type: object) -> str:
+    """Return a kind of actor as the text that history stores.
+
+    :raises QueryError: there is no such kind
+    """
+    if not isinstance(actor_type, str) or actor_type not in map(str, ActorType):
+        raise QueryError(f"{name} has {actor_type!r}. Give {', '.join(ActorType)}.", actor_type)
+    return str(actor_type)
 
 
 def checked_range(name: str, since: datetime | None, until: datetime | None) -> dict[str, datetime]:

@@ -16,6 +16,8 @@ from uuid import UUID
 from sqlalchemy import Column, PickleType
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
+from sqlaudit.context import Actor
+
 
 class Operation(StrEnum):
     """What made a version: ``INSERT``, ``UPDATE``, ``DELETE`` or ``BASELINE``, equal to its text in small letters."""
@@ -27,7 +29,7 @@ class Operation(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VersionInfo:
+class VersionInfo(Actor):
     """Which version, and who made it, when and why.
 
     :param timestamp: the instant, in UTC
@@ -72,7 +74,7 @@ class FieldChange(VersionInfo):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Changeset:
+class Changeset(Actor):
     """What one database transaction wrote, by whom, when and why.
 
     :param changeset_id: the id of the transaction in all histories

@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapp
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
+from enum import StrEnum
 from types import TracebackType
 from typing import Any, Final, TypeVar, cast
 from uuid import UUID
@@ -28,6 +29,67 @@ type_of_user_id = str | int | UUID
 _NUL_IN_JSON: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
+class ActorType(StrEnum):
+    """What kind of actor makes a change, in the words of CloudEvents. Each is equal to its text in small letters.
+
+    ``USER`` is a person; ``SERVICE`` a program with an account of its own; ``AGENT`` a program that decides for itself,
+    such as a language model; ``SYSTEM`` the application itself; ``ANONYMOUS`` somebody who is not logged in.
+    """
+
+    USER = "user"
+    SERVICE = "service"
+    AGENT = "agent"
+    SYSTEM = "system"
+    ANONYMOUS = "anonymous"
+
+
+ACTOR_FACTS: Final = ("actor_type", "on_behalf_of", "run_id")
+"""What is told of an actor beside its id: the keys in ``extra`` under which it is stored."""
+
+
+class Actor:
+    """What the ``extra`` of an audit context tells of the actor, for contexts, changes, changesets and versions."""
+
+    __slots__ = ()
+
+    def __sqlaudit_extra__(self) -> Any:
+        return self.extra  # type: ignore[attr-defined]  # a class without it has a method of its own
+
+    @property
+    def actor_type(self) -> ActorType | None:
+        """The kind of actor; ``None`` if it is not known."""
+        text = _text_in(self.__sqlaudit_extra__(), "actor_type")
+        return ActorType(text) if text in _ACTOR_TYPES else None
+
+    @property
+    def on_behalf_of(self) -> str | None:
+        """The user for whom the actor works; ``None`` if it works for nobody else."""
+        return _text_in(self.__sqlaudit_extra__(), "on_behalf_of")
+
+    @property
+    def run_id(self) -> str | None:
+        """The run of an agent or a job in which the change was made, or ``None``."""
+        return _text_in(self.__sqlaudit_extra__(), "run_id")
+
+
+def _text_in(extra: Any, name: str) -> str | None:
+    value = extra.get(name) if isinstance(extra, Mapping) else None
+    return str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else None
+
+
+_ACTOR_TYPES: Final = frozenset(map(str, ActorType))
+
+
+@dataclass(frozen=True, slots=True)
+class LateExtra:
+    """An ``extra`` that is made when it is read: a web framework knows the route of a request later than its user.
+
+    :ivar make: a function that returns a dict
+    """
+
+    make: Callable[[], Mapping[str, Any]]
+
+
 class _Extra:
     """The attribute ``extra``: stored as JSON, so that changing a value that was read does not change the context."""
 
@@ -35,21 +97,24 @@ class _Extra:
         if context is None:
             return None  # the default of the field
         text = context.__dict__["extra"]
+        if isinstance(text, LateExtra):
+            text = _json(text.make())
         return text if text is None else json.loads(text)
 
     def __set__(self, context: AuditContext, extra: Any) -> None:
-        context.__dict__["extra"] = None if extra is None else _json(extra)
+        context.__dict__["extra"] = extra if extra is None or isinstance(extra, LateExtra) else _json(extra)
 
 
 @dataclass(frozen=True)
-class AuditContext:
+class AuditContext(Actor):
     """Who changes something, why, on whose behalf, and anything else worth keeping.
 
     :param user_id: the user who acts. An int or a UUID is stored as text, of at most 255 characters. An empty text
         means no user
     :param reason: why
     :param impersonated_by: the user who really acts, if ``user_id`` is impersonated; of the same types as ``user_id``
-    :param extra: any value that JSON can express: a request id, an address …
+    :param extra: any value that JSON can express: a request id, an address … Under ``actor_type``, ``on_behalf_of`` and
+        ``run_id`` it tells more of the actor, and the attributes of these names read it there
     :raises ContextError: an id is too long, a text has a character that databases refuse, or ``extra`` is not JSON
     """
 
@@ -67,14 +132,46 @@ class AuditContext:
             _check_text(self.reason, "reason")
 
     def overlaid_with(self, inner: AuditContext) -> AuditContext:
-        """Return this context, with the values that ``inner`` sets replaced. Two dicts as ``extra`` are merged."""
+        """Return this context, with the values that ``inner`` sets replaced. Two dicts as ``extra`` are merged.
+
+        Who has a name is no longer anonymous.
+
+        :raises ContextError: one ``extra`` tells of the actor, and the other one is no dict
+        """
         values = {
             field.name: getattr(self, field.name) if getattr(inner, field.name) is None else getattr(inner, field.name)
             for field in fields(self)
+            if field.name != "extra"
         }
-        if isinstance(self.extra, Mapping) and isinstance(inner.extra, Mapping):
-            values["extra"] = {**self.extra, **inner.extra}
-        return AuditContext(**values)
+        extra = self._extra_with(inner)
+        if any(isinstance(context.__dict__["extra"], LateExtra) for context in (self, inner)):
+            return AuditContext(**values, extra=LateExtra(lambda: self._extra_with(inner)))
+        return AuditContext(**values, extra=extra)
+
+    def _extra_with(self, inner: AuditContext) -> Any:
+        extra = self.extra
+        if inner.user_id is not None and _text_in(extra, "actor_type") == ActorType.ANONYMOUS:
+            extra = {name: value for name, value in extra.items() if name != "actor_type"} or None
+        return _merged(extra, inner.extra)
+
+
+def _merged(outer: Any, inner: Any) -> Any:
+    """Return the ``extra`` of a context within another one.
+
+    :raises ContextError: one tells of the actor, and the other one is no dict
+    """
+    if outer is None or inner is None:
+        return outer if inner is None else inner
+    dicts = [extra for extra in (outer, inner) if isinstance(extra, Mapping)]
+    if len(dicts) == 2:
+        return {**outer, **inner}
+    if facts := [name for extra in dicts for name in ACTOR_FACTS if name in extra]:
+        raise ContextError(
+            f"extra is {inner!r} within a context whose extra is {outer!r}, and {facts[0]} would be lost. Give a dict "
+            "as extra.",
+            inner,
+        )
+    return inner
 
 
 def _json(extra: Any) -> str:
@@ -95,18 +192,23 @@ def user_id_text(user_id: type_of_user_id | None, name: str = "user_id") -> str 
 
     :raises ContextError: it is neither text, int nor UUID, or longer than its column
     """
-    if user_id is None or user_id == "":
-        return None
-    if isinstance(user_id, bool) or not isinstance(user_id, type_of_user_id):
-        raise ContextError(f"{name} is {user_id!r}. Give a str, an int or a UUID.", user_id)
-    text = str(user_id)
-    _check_text(text, name)
-    if len(text) > USER_ID_LENGTH:
+    text = _id_text(user_id, name)
+    if text is not None and len(text) > USER_ID_LENGTH:
         raise ContextError(
             f"{name} has {len(text)} characters, but its column holds {USER_ID_LENGTH}. Give a shorter id, and put "
             "the rest into extra.",
             user_id,
         )
+    return text
+
+
+def _id_text(value: type_of_user_id | None, name: str) -> str | None:
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool) or not isinstance(value, type_of_user_id):
+        raise ContextError(f"{name} is {value!r}. Give a str, an int or a UUID.", value)
+    text = str(value)
+    _check_text(text, name)
     return text
 
 
@@ -173,14 +275,18 @@ def set_audit_context(
     reason: str | None = None,
     impersonated_by: type_of_user_id | None = None,
     extra: Any = None,
+    *,
+    actor_type: ActorType | str | None = None,
+    on_behalf_of: type_of_user_id | None = None,
+    run_id: type_of_user_id | None = None,
 ) -> None:
     """Replace the whole context of this thread or task, until the surrounding block ends.
 
-    The parameters are those of :class:`AuditContext`.
+    The parameters are those of :class:`AuditContextManager`.
 
-    :raises ContextError: a value is invalid: see :class:`AuditContext`
+    :raises ContextError: a value is invalid: see :class:`AuditContextManager`
     """
-    _set(_context(user_id, reason, impersonated_by, extra))
+    _set(_context(user_id, reason, impersonated_by, extra, actor_type, on_behalf_of, run_id))
 
 
 def clear_audit_context() -> None:
@@ -193,9 +299,32 @@ def _set(context: AuditContext) -> None:
 
 
 def _context(
-    user_id: type_of_user_id | None, reason: str | None, impersonated_by: type_of_user_id | None, extra: Any
+    user_id: type_of_user_id | None,
+    reason: str | None,
+    impersonated_by: type_of_user_id | None,
+    extra: Any,
+    actor_type: ActorType | str | None,
+    on_behalf_of: type_of_user_id | None,
+    run_id: type_of_user_id | None,
 ) -> AuditContext:
+    facts = {
+        "actor_type": _checked_type(actor_type),
+        "on_behalf_of": _id_text(on_behalf_of, "on_behalf_of"),
+        "run_id": _id_text(run_id, "run_id"),
+    }
+    known = {name: fact for name, fact in facts.items() if fact is not None}
+    if known and not (extra is None or isinstance(extra, Mapping)):
+        raise ContextError(
+            f"extra is {extra!r}, and {next(iter(known))} is stored in extra. Give a dict as extra.", extra
+        )
+    extra = {**(extra or {}), **known} if known else extra
     return AuditContext(user_id_text(user_id), reason, user_id_text(impersonated_by, "impersonated_by"), extra)
+
+
+def _checked_type(actor_type: ActorType | str | None) -> str | None:
+    if actor_type is None or (isinstance(actor_type, str) and actor_type in _ACTOR_TYPES):
+        return actor_type and str(actor_type)
+    raise ContextError(f"actor_type is {actor_type!r}. Give one of {', '.join(ActorType)}.", actor_type)
 
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -217,9 +346,17 @@ class AuditContextManager:
     methods. The context is set while the function runs; for a generator each time that it is resumed, and not while its
     caller runs. A coroutine or generator that the function returns runs in the context, too.
 
-    The parameters are those of :class:`AuditContext`.
+    The kind of actor, for whom it works and in which run are stored in ``extra`` under these names.
 
-    :raises ContextError: a value is invalid: see :class:`AuditContext`
+    :param user_id: the user who acts; see :class:`AuditContext`
+    :param reason: why
+    :param impersonated_by: the user who really acts, if ``user_id`` is impersonated
+    :param extra: any value that JSON can express
+    :param actor_type: what ``user_id`` is: ``"user"``, ``"service"``, ``"agent"``, ``"system"`` or ``"anonymous"``
+    :param on_behalf_of: the user for whom a service or an agent works
+    :param run_id: the run of an agent or a job
+    :raises ContextError: a value is invalid: see :class:`AuditContext`; the kind of actor is not one of these; or
+        ``extra`` is no dict, and something of the actor is to be stored there
     """
 
     def __init__(
@@ -228,8 +365,12 @@ class AuditContextManager:
         reason: str | None = None,
         impersonated_by: type_of_user_id | None = None,
         extra: Any = None,
+        *,
+        actor_type: ActorType | str | None = None,
+        on_behalf_of: type_of_user_id | None = None,
+        run_id: type_of_user_id | None = None,
     ) -> None:
-        self._context = _context(user_id, reason, impersonated_by, extra)
+        self._context = _context(user_id, reason, impersonated_by, extra, actor_type, on_behalf_of, run_id)
 
     def __enter__(self) -> AuditContext:
         frame = self._frame_in(_current.get(), self)
@@ -318,7 +459,7 @@ class AuditContextManager:
 
     def _async_generator(self, function: Callable[..., AsyncGenerator[Any, Any]]) -> Callable[..., Any]:
         async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-            generator, running = function(*args, **kwargs), _Steps(self)
+            generator, running = function(*args, **kwargs), Steps(self)
             step, value = generator.asend, None
             try:
                 while True:
@@ -341,7 +482,7 @@ class AuditContextManager:
 
     def _generator(self, function: Callable[..., Generator[Any, Any, Any]]) -> Callable[..., Any]:
         def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-            generator, running = function(*args, **kwargs), _Steps(self)
+            generator, running = function(*args, **kwargs), Steps(self)
             step, value = generator.send, None
             try:
                 while True:
@@ -363,8 +504,8 @@ class AuditContextManager:
         return wrapper
 
 
-class _Steps:
-    """The steps of one decorated generator. Each runs in a block. Blocks that a step leaves open return in the next."""
+class Steps:
+    """The steps of one generator. Each runs in a block. Blocks that a step leaves open return in the next."""
 
     def __init__(self, manager: AuditContextManager) -> None:
         self._outer = _current.get()

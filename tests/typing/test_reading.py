@@ -9,6 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from sqlaudit import (
+    ActorType,
     AuditContext,
     AuditContextManager,
     Blame,
@@ -63,6 +64,8 @@ def field_changes(session: Session) -> None:
             limit=5,
             offset=5,
             newest_first=True,
+            filter_actor_types=ActorType.AGENT,
+            filter_run_ids=["r-1"],
         ),
         list[FieldChange],
     )
@@ -70,6 +73,8 @@ def field_changes(session: Session) -> None:
     change = get_resource_changes(Customer)[0]
     assert_type(change.operation, Operation)
     assert_type(change.changed_by, str | None)
+    assert_type(change.actor_type, ActorType | None)
+    assert_type(change.run_id, str | None)
     assert_type(change.timestamp, datetime)
     assert_type(change.changeset_id, UUID)
     assert_type(change.version, int)
@@ -91,7 +96,7 @@ def the_past(session: Session) -> None:
 @AuditContextManager(reason="typing")
 def context(number: int) -> str:
     set_audit_context(user_id=number, impersonated_by=UUID(int=1), extra={"a": 1})
-    with AuditContextManager("ada") as inner:
+    with AuditContextManager("ada", actor_type="agent", on_behalf_of=7, run_id=UUID(int=1)) as inner:
         assert_type(inner, AuditContext)
     assert_type(get_audit_context().user_id, str | None)
     return str(number)

@@ -33,10 +33,12 @@ from sqlalchemy.engine.interfaces import ReflectedColumn
 from sqlalchemy.exc import NoSuchTableError, UnboundExecutionError
 from sqlalchemy.orm import Session, scoped_session
 
-from sqlaudit.arguments import changeset_uuid, checked_count, checked_range, checked_user
+from sqlaudit.arguments import changeset_uuid, checked_actor_type, checked_count, checked_range, checked_user
 from sqlaudit.changes import Changeset, Operation
+from sqlaudit.context import ACTOR_FACTS, ActorType
 from sqlaudit.exceptions import QueryError
 from sqlaudit.sql.batches import chunks
+from sqlaudit.sql.documents import text_under
 from sqlaudit.tracking.missing import explaining_history_errors
 from sqlaudit.tracking.models import tracked_model
 from sqlaudit.tracking.registry import find_association_tables, tracked_tables
@@ -159,6 +161,9 @@ def changesets(
     user_id: str | int | UUID | None = None,
     limit: int | None = None,
     newest_first: bool = False,
+    actor_type: ActorType | str | None = None,
+    on_behalf_of: str | int | UUID | None = None,
+    run_id: str | int | UUID | None = None,
 ) -> list[Changeset]:
     """Return what each database transaction wrote, oldest first.
 
@@ -174,12 +179,22 @@ def changesets(
     :param user_id: the user who made the changes
     :param limit: the greatest number of entries to return
     :param newest_first: reverse the order
+    :param actor_type: the kind of actor, such as ``"agent"``
+    :param on_behalf_of: the user for whom a service or an agent worked
+    :param run_id: the run of an agent or a job
     :raises QueryError: a filter is invalid
     """
     session = checked_session(session)
-    parameters: dict[str, Any] = dict(checked_range("The range", since, until))
+    actor: dict[str, Any] = {}
     if user_id is not None:
-        parameters["user"] = checked_user("user_id", user_id)
+        actor["changed_by"] = checked_user("user_id", user_id)
+    if actor_type is not None:
+        actor["actor_type"] = checked_actor_type("actor_type", actor_type)
+    if on_behalf_of is not None:
+        actor["on_behalf_of"] = checked_user("on_behalf_of", on_behalf_of)
+    if run_id is not None:
+        actor["run_id"] = checked_user("run_id", run_id)
+    parameters = {**checked_range("The range", since, until), **actor}
     count = None if limit is None else checked_count("limit", limit)
     places = known_tables(session)
     if parameters or count is not None:
@@ -187,7 +202,7 @@ def changesets(
         entries = [entry for ids in chunks(wanted) for entry in _entries(session, places, ids)]
     else:
         entries = list(_entries(session, places, None))
-    entries = [entry for entry in entries if "user" not in parameters or entry.changed_by == parameters["user"]]
+    entries = [entry for entry in entries if all(getattr(entry, name) == value for name, value in actor.items())]
     entries.sort(key=_time_order, reverse=newest_first)
     return entries[:count]
 
@@ -250,8 +265,10 @@ def _instants(
             statement = statement.where(at >= bindparam("since"))
         if "until" in parameters:
             statement = statement.where(at <= bindparam("until"))
-        if "user" in parameters:
-            statement = statement.where(table.role("changed_by") == bindparam("user"))
+        if "changed_by" in parameters:
+            statement = statement.where(table.role("changed_by") == bindparam("changed_by"))
+        for name in filter(parameters.__contains__, ACTOR_FACTS):
+            statement = statement.where(text_under(table.role("extra"), name) == bindparam(name))
         if ids is not None:
             statement = statement.where(changeset.in_(ids))
         if size is not None:

@@ -22,6 +22,7 @@ from sqlalchemy import (
     ColumnElement,
     Row,
     Select,
+    String,
     and_,
     bindparam,
     or_,
@@ -29,14 +30,16 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session, class_mapper, scoped_session, with_polymorphic
 
-from sqlaudit.arguments import changeset_uuid, checked_count, checked_range, checked_user
+from sqlaudit.arguments import changeset_uuid, checked_actor_type, checked_count, checked_range, checked_user
 from sqlaudit.changes import Blame, Equality, FieldChange, Operation, diff, differ, equalities_of
 from sqlaudit.config import configured_session
+from sqlaudit.context import ACTOR_FACTS
 from sqlaudit.exceptions import QueryError
 from sqlaudit.period import OPEN_END
 from sqlaudit.retrieval.changesets import is_of_changeset, tables_of_changeset
 from sqlaudit.retrieval.ids import converted_ids, has_id, listed_ids
 from sqlaudit.sql.comparing import any_of, differs
+from sqlaudit.sql.documents import text_under
 from sqlaudit.sql.keys import are_bound_in_sql
 from sqlaudit.sql.lists import is_among
 from sqlaudit.sql.options import INTERNAL
@@ -63,6 +66,9 @@ def get_resource_changes(
     limit: int | None = None,
     offset: int = 0,
     newest_first: bool = False,
+    filter_actor_types: Any = None,
+    filter_on_behalf_of: Any = None,
+    filter_run_ids: Any = None,
 ) -> list[FieldChange]:
     """Return the field changes of a model's rows, oldest first. One statement.
 
@@ -79,6 +85,9 @@ def get_resource_changes(
     :param limit: the greatest number of field changes to return
     :param offset: the number of field changes to leave out first
     :param newest_first: reverse the order
+    :param filter_actor_types: one kind of actor or several, such as ``"agent"``
+    :param filter_on_behalf_of: the id of one user, or of several, for whom a service or an agent worked
+    :param filter_run_ids: the id of one run or of several
     :raises TrackingError: the model is not tracked
     :raises QueryError: a filter is invalid
     """
@@ -91,6 +100,9 @@ def get_resource_changes(
         limit=limit,
         offset=offset,
         newest_first=newest_first,
+        actor_types=filter_actor_types,
+        on_behalf_of=filter_on_behalf_of,
+        run_ids=filter_run_ids,
     )
     reading = _ChangeReader(query)
     if session is None:
@@ -110,6 +122,9 @@ def stream_resource_changes(
     limit: int | None = None,
     offset: int = 0,
     newest_first: bool = False,
+    filter_actor_types: Any = None,
+    filter_on_behalf_of: Any = None,
+    filter_run_ids: Any = None,
 ) -> Generator[FieldChange]:
     """Yield the field changes of a model's rows one by one, in constant memory.
 
@@ -125,6 +140,9 @@ def stream_resource_changes(
         limit=limit,
         offset=offset,
         newest_first=newest_first,
+        actor_types=filter_actor_types,
+        on_behalf_of=filter_on_behalf_of,
+        run_ids=filter_run_ids,
     )
     return _ChangeReader(query).changes(checked_session(session), yield_per=_BATCH)
 
@@ -270,7 +288,27 @@ class _ChangeQuery:
     limit: int | None = None
     offset: int = 0
     newest_first: bool = False
+    actor_types: Any = None
+    on_behalf_of: Any = None
+    run_ids: Any = None
     changeset_id: UUID | None = None
+
+    def actors(self) -> dict[str, list[str]]:
+        """Return the values of the parameters that choose actors.
+
+        :raises QueryError: a filter is invalid
+        """
+        filters = {
+            "users": (self.user_ids, checked_user, "filter_user_ids"),
+            "actor_type": (self.actor_types, checked_actor_type, "filter_actor_types"),
+            "on_behalf_of": (self.on_behalf_of, checked_user, "filter_on_behalf_of"),
+            "run_id": (self.run_ids, checked_user, "filter_run_ids"),
+        }
+        return {
+            name: [check(argument, value) for value in listed_ids(given)]
+            for name, (given, check, argument) in filters.items()
+            if given is not None
+        }
 
 
 class _ChangeReader:
@@ -283,7 +321,7 @@ class _ChangeReader:
         self.end = None if query.limit is None else self.offset + checked_count("limit", query.limit)
         self.fields = _chosen_fields(model, query.fields)
         self.ids = tuple(model.resource_id_columns())
-        self.parameters: dict[str, Any] = dict(_date_range(query.dates))
+        self.parameters: dict[str, Any] = {**_date_range(query.dates), **query.actors()}
         parameters: dict[str, Any] = {}
         if query.resource_ids is not None:
             parameters = converted_ids(self.ids, listed_ids(query.resource_ids, composite=len(self.ids) > 1))
@@ -292,14 +330,11 @@ class _ChangeReader:
             not model.options.resource_id_field
             and len(parameters.get("ids", ())) == 1
             and not self.parameters
-            and query.user_ids is None
             and _identities(model) is None
         )
         self.parameters |= parameters
         if query.changeset_id is not None:
             self.parameters["changeset"] = query.changeset_id
-        if query.user_ids is not None:
-            self.parameters["users"] = [checked_user("filter_user_ids", user) for user in listed_ids(query.user_ids)]
         self.is_wide = len(self.fields) > _WIDE and not self.of_one_row
         if self.end is not None and not self.of_one_row:
             self.parameters |= {"limit": self.end * 2 if self.is_wide else self.end, "offset": 0}
@@ -364,6 +399,9 @@ class _ChangeReader:
             statement = statement.where(
                 is_among(roles["changed_by"], bindparam("users", type_=roles["changed_by"].type, expanding=True))
             )
+        for name in filter(parameters.__contains__, ACTOR_FACTS):
+            told = text_under(version.role("extra"), name)
+            statement = statement.where(is_among(told, bindparam(name, type_=String(), expanding=True)))
         if "changeset" in parameters:
             statement = statement.where(is_of_changeset(base, version.clause))
         if "since" in parameters:

@@ -9,6 +9,8 @@
     Many keys in one parameter: an array on PostgreSQL, JSON on SQLite.
 ``comparing``
     :class:`~sqlaudit.sql.comparing.differs`: whether two columns hold different values, exact to the byte.
+``documents``
+    What a column of JSON holds under a name.
 ``old_values``, ``texts``, ``fitting``
     Values that a column held before its type changed: how they are read, and whether the column can hold them again.
 ``dialects``

@@ -22,6 +22,7 @@ from sqlalchemy.orm.exc import UnmappedColumnError
 from sqlalchemy.sql import visitors
 
 from sqlaudit.changes import FieldChange, Operation, VersionInfo, diff, equalities_of
+from sqlaudit.context import Actor
 from sqlaudit.exceptions import ReadOnlyError
 from sqlaudit.sql.comparing import all_equal
 from sqlaudit.tracking.aliases import HistoryAlias
@@ -29,7 +30,7 @@ from sqlaudit.tracking.models import TrackedModel, tracked_model_of
 from sqlaudit.tracking.sessions import bind_arguments_for
 
 
-class Version:
+class Version(Actor):
     """Base class of every history class, such as ``Customer.History``: one row of a history table, read-only.
 
     Its attributes are the stored columns of the model, and the audit columns: see :class:`AuditColumns`.
@@ -51,6 +52,9 @@ class Version:
     def changes(self) -> list[FieldChange]:
         """The field changes of this version. At most one statement."""
         return changes_of(self)
+
+    def __sqlaudit_extra__(self) -> Any:
+        return getattr(self, self.__sqlaudit_model__.table.names.extra)
 
     @property
     def extra_columns(self) -> dict[str, Any]:
