@@ -427,6 +427,7 @@ class MariaDB(Server):
     capabilities = frozenset(
         {
             "case_insensitive",
+            "compound_statements",
             "concurrent_writes",
             "counts_of_rows_read",
             "datetimes_in_seconds",

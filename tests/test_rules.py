@@ -220,7 +220,10 @@ def test_rule_12_cost_follows_what_is_written_not_what_is_loaded(
         session.flush()
         sa.event.remove(engine, "before_cursor_execute", note)
         session.commit()
-    per_flush = 1 if "writing_ctes" in database.capabilities else 2
+    saves_round_trips = "writing_ctes" in database.capabilities or (
+        written == 1 and "compound_statements" in database.capabilities
+    )
+    per_flush = 1 if saves_round_trips else 2
     of_history = [statement for statement in statements if "accounts_history" in statement]
     assert len(of_history) == (per_flush if written else 0)
     assert len(versions(sessions)) == 100 + written

@@ -1,7 +1,6 @@
 """How many statements on the history does a write take, beyond those of the program?"""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -34,9 +33,9 @@ class Dog(Animal):
     __mapper_args__ = {"polymorphic_identity": "dog"}
 
 
-def insert(session: Session, model: type[Animal], first: int = 1) -> None:
+def insert(session: Session, model: type[Animal], first: int = 1, count: int = 2) -> None:
     values = {"trick": "roll"} if model is Dog else {}
-    session.add_all([model(id=number, name="a", **values) for number in (first, first + 1)])
+    session.add_all([model(id=number, name="a", **values) for number in range(first, first + count)])
     session.flush()
 
 
@@ -52,7 +51,7 @@ def delete(session: Session, model: type[Animal]) -> None:
     session.flush()
 
 
-Write = Callable[[Session, Any], None]
+Write = Callable[..., None]
 STATEMENTS: dict[tuple[Write, type[Animal]], tuple[int, int]] = {
     (insert, Animal): (1, 1),
     (update, Animal): (1, 2),
@@ -64,12 +63,12 @@ STATEMENTS: dict[tuple[Write, type[Animal]], tuple[int, int]] = {
 """The number of statements on the history: where a statement may write in its WITH clause, and elsewhere."""
 
 
-def statements_of(write: Write, model: type[Animal], sessions: sessionmaker[Session]) -> list[str]:
-    """Return the statements on the history that a write of two rows takes."""
+def statements_of(write: Write, model: type[Animal], sessions: sessionmaker[Session], count: int = 2) -> list[str]:
+    """Return the statements on the history that a write of some rows takes."""
     steps = [insert, update, delete]
     for step in steps[: steps.index(write)]:
         with sessions.begin() as session:
-            step(session, model)
+            step(session, model, **({"count": count} if step is insert else {}))
     with sessions.begin() as session, counted(session.get_bind()) as statements:
         write(session, model)
     return [statement for statement in statements if "animals_history" in statement or "dogs_history" in statement]
@@ -90,6 +89,21 @@ def test_a_write_takes_one_or_two_statements_per_table(case, sessions, database,
     expected = at_once if "writing_ctes" in database.capabilities else one_by_one
     statements = statements_of(write, model, sessions)
     assert len(statements) == expected, statements
+
+
+@pytest.mark.requires("compound_statements")
+@pytest.mark.parametrize("model", [Animal, Dog])
+@pytest.mark.parametrize("write", [update, delete])
+def test_a_write_of_one_row_takes_one_statement_for_all_its_tables(write, model, sessions, tables):
+    with sessions.begin() as session:  # the first writes also ask the catalogue
+        insert(session, model, 7, count=1)
+        update(session, model)
+        delete(session, model)
+    assert len(statements_of(write, model, sessions, count=1)) == 1
+    with sessions() as session:
+        versions = [(version.audit_operation, version.name) for version in versions_of(session, model, 1)]
+        both = [("insert", "a"), ("update", "ab")]
+        assert versions == (both if write is update else [*both, ("delete", "ab")])
 
 
 @pytest.mark.requires("writing_ctes")

@@ -71,6 +71,8 @@ On PostgreSQL ``close_and_snapshot`` does both in one round trip, unless Citus d
     FROM customers JOIN closed ON closed.id = customers.id
     WHERE customers.id = :key_0
 
+On MariaDB a block does both for one row, ``BEGIN NOT ATOMIC <close>; IF ROW_COUNT() = 1 THEN <snapshot>; END IF; END``.
+
 ``tombstone`` records a deletion by a copy of the last version, which begins and ends at the instant. On PostgreSQL, one
 round trip writes it and ends the last version, in the same way:
 

@@ -2,10 +2,10 @@
 
 The common case takes two statements per table and operation, whatever the number of rows: *close* the open versions,
 *snapshot* the live rows (:meth:`Capture.inserted` takes one). On PostgreSQL one statement does both, unless Citus
-distributes the tables. The rowcounts show whether every row was handled.
-If not, :meth:`Capture.settle` reads the last version of each row and makes the history agree with the live rows. That
-happens for a row without history, a version of a later instant, a row that the same transaction has written before,
-and an UPDATE that changed nothing.
+distributes the tables; on MariaDB a block of statements does both for one row. The rowcounts show whether every row was
+handled. If not, :meth:`Capture.settle` reads the last version of each row and makes the history agree with the live
+rows. That happens for a row without history, a version of a later instant, a row that the same transaction has written
+before, and an UPDATE that changed nothing.
 
 The database copies the values; only old values that are known of a row without history come from Python. The database
 clock is never read: the instant is a bound parameter.
@@ -182,8 +182,8 @@ class Capture:
         """
         for batch in self._batches(keys):
             statements = self._statements(batch)
-            if self._has_writing_ctes:
-                if self._run(batch, statements.close_and_snapshot()) != len(batch):
+            if self._takes_one_statement(batch):
+                if self._run(batch, statements.close_and_snapshot()) < len(batch):
                     self.settle(self._unsettled(batch), before=before, missing_rows=missing_rows)
                 continue
             closed = self._run(batch, statements.close(OpenVersions.CHANGED, guarded=True))
@@ -205,8 +205,8 @@ class Capture:
         versions = OpenVersions.ALL if locks_neighbours else OpenVersions.DELETED
         for batch in self._batches(keys):
             statements = self._statements(batch)
-            if self._has_writing_ctes:
-                complete = self._run(batch, statements.close_and_tombstone()) == len(batch)
+            if self._takes_one_statement(batch):
+                complete = self._run(batch, statements.close_and_tombstone(versions)) >= len(batch)
             elif self._run(batch, statements.tombstone(versions, guarded=True)):
                 complete = self._run(batch, statements.close(versions, guarded=True)) == len(batch)
             else:
@@ -598,11 +598,12 @@ class Capture:
     def _ask_once(self, question: Callable[[Connection, Sequence[TrackedTable]], T]) -> T:
         return ask_once(self.connection, self.chain, question)
 
-    @cached_property
-    def _has_writing_ctes(self) -> bool:
-        """Whether one statement can close versions and write those that follow them. Citus refuses it."""
-        has_writing_ctes = TRAITS[self.connection.dialect.name].has_writing_ctes
-        return has_writing_ctes and not self._ask_once(are_distributed)
+    def _takes_one_statement(self, keys: Batch) -> bool:
+        """Return whether one statement can close versions and write those that follow them. Citus refuses it."""
+        traits = TRAITS[self.connection.dialect.name]
+        if traits.has_compound_statements:
+            return not isinstance(keys, SelectedKeys) and len(keys) == 1
+        return traits.has_writing_ctes and not self._ask_once(are_distributed)
 
     @staticmethod
     def _key_parameters(keys: Batch) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 The instant, the keys and the context are bound parameters. The statements use no database clock, no volatile function
 and no MERGE, so that they also run on a distributed PostgreSQL. Only :meth:`Statements.close_and_snapshot` and
-:meth:`Statements.close_and_tombstone` have data-modifying CTEs, to save a round trip where a server accepts them.
+:meth:`Statements.close_and_tombstone` have data-modifying CTEs, or are blocks of statements, to save a round trip where
+a server accepts them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import cast as cast_type
 from weakref import WeakKeyDictionary, ref
 
 from sqlalchemy import (
+    ClauseElement,
     Column,
     ColumnElement,
     Connection,
@@ -53,8 +55,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine.interfaces import BindTyping
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.base import Generative
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.sql.visitors import InternalTraversal
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from sqlaudit.changes import Operation
@@ -117,6 +121,26 @@ def copying_into(table: TrackedTable) -> Insert:
     """Return an INSERT into a history table that copies values of its live table."""
     has_dates = any(isinstance(column.type, (Date, DateTime, TypeDecorator)) for column, _ in table.columns)
     return (CopyingInsert if has_dates else Insert)(table.history)
+
+
+class CompoundStatement(Generative, Executable, ClauseElement):
+    """A block of statements, of which MariaDB executes all if the first writes one row, and else only that.
+
+    Its rowcount is the number of rows that all of them have written.
+    """
+
+    inherit_cache = True
+    _traverse_internals = [("statements", InternalTraversal.dp_clauseelement_list)]  # noqa: RUF012  # as SQLAlchemy does
+
+    def __init__(self, *statements: Executable) -> None:
+        self.statements: list[Any] = list(statements)
+
+
+@compiles(CompoundStatement)
+def _block(element: CompoundStatement, compiler: SQLCompiler, **kw: Any) -> str:
+    first, *others = (compiler.process(statement, **kw) for statement in element.statements)
+    compiler.isinsert = compiler.isupdate = False  # else SQLAlchemy takes the block for its first statement
+    return f"BEGIN NOT ATOMIC {first}; IF ROW_COUNT() = 1 THEN {'; '.join(others)}; END IF; END"
 
 
 T = TypeVar("T")
@@ -557,6 +581,9 @@ class Statements:
     @step
     def snapshot(self, operation: Operation, rows: LiveRows) -> list[Executable]:
         """Write versions of live rows, which begin at the instant and are open."""
+        return self._snapshot(operation, rows)
+
+    def _snapshot(self, operation: Operation, rows: LiveRows) -> list[Executable]:
         base, past = self.base, HistoryAlias(self.base)
         last = self._newest(past, base.key).scalar_subquery()
         number = _ONE if rows is LiveRows.NEW else func.coalesce(last, literal_column("0")) + _ONE
@@ -579,9 +606,13 @@ class Statements:
         """End the open versions that differ from their live rows, and write the next ones, which begin at the instant.
 
         The statement for the base table does what the first statements of :meth:`close` and :meth:`snapshot` do. Its
-        rowcount is the number of rows that it has handled.
+        rowcount is the number of rows that it has handled. A block of statements, which handles one row, does all that
+        the two steps do, and has a rowcount if it has handled the row.
         """
         base = self.base
+        if TRAITS[self.dialect.name].has_compound_statements:
+            closes = self._closes(OpenVersions.CHANGED, guarded=True)
+            return [CompoundStatement(*closes, *self._snapshot(Operation.UPDATE, LiveRows.ALL))]
         past = self._closed_in_cte(base, OpenVersions.CHANGED, (*base.history_key, base.version))
         statement = self._new_versions(Operation.UPDATE, past.version + _ONE, past)
         return [
@@ -642,6 +673,9 @@ class Statements:
 
         :param guarded: exclude the versions that do not begin before the instant
         """
+        return self._closes(versions, guarded)
+
+    def _closes(self, versions: OpenVersions, guarded: bool) -> list[Executable]:
         return [self._close(table, versions, guarded) for table in self.chain]
 
     def _close(self, table: TrackedTable, versions: OpenVersions, guarded: bool) -> Update:
@@ -675,6 +709,9 @@ class Statements:
     @step
     def tombstone(self, versions: OpenVersions, *, guarded: bool) -> list[Executable]:
         """Write the tombstones of rows whose versions are still open; see :meth:`close`."""
+        return self._tombstone(versions, guarded)
+
+    def _tombstone(self, versions: OpenVersions, guarded: bool) -> list[Executable]:
         statements: list[Executable] = []
         for table in self.chain:
             past = HistoryAlias(table)
@@ -688,14 +725,17 @@ class Statements:
         return statements
 
     @step
-    def close_and_tombstone(self) -> list[Executable]:
-        """End the open versions whose live rows are deleted, and write the tombstones, with one statement per table.
+    def close_and_tombstone(self, versions: OpenVersions) -> list[Executable]:
+        """End open versions and write the tombstones that follow them, with one statement per table or for all.
 
-        The statement does what those of :meth:`close` and :meth:`tombstone` do, and has the rowcount of each.
+        The statement does what those of :meth:`close` and :meth:`tombstone` do; for the rowcount see
+        :meth:`close_and_snapshot`.
         """
+        if TRAITS[self.dialect.name].has_compound_statements:
+            return [CompoundStatement(*self._tombstone(versions, guarded=True), *self._closes(versions, guarded=True))]
         statements: list[Executable] = []
         for table in self.chain:
-            past = self._closed_in_cte(table, OpenVersions.DELETED, table.history.c)
+            past = self._closed_in_cte(table, versions, table.history.c)
             statements.append(self._insert_into_history(table, self._tombstones(past)))
         return statements
 

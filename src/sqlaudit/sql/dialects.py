@@ -84,6 +84,8 @@ class Traits:
     """A parameter may be an array."""
     has_writing_ctes: bool = False
     """A statement may use the rows that an UPDATE in its WITH clause returns."""
+    has_compound_statements: bool = False
+    """One statement may be a block of several, without a stored procedure."""
     has_json_each: bool = False
     """``json_each()`` reads many values from one parameter."""
     looks_up_ranges: bool = True
@@ -189,5 +191,5 @@ TRAITS: Final = _Table(
         measures_names_in_bytes=True,
     ),
     mysql=_MYSQL,
-    mariadb=replace(_MYSQL, infers_dependence=False, reads_temporary_tables_once=False),
+    mariadb=replace(_MYSQL, has_compound_statements=True, infers_dependence=False, reads_temporary_tables_once=False),
 )
