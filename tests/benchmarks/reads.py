@@ -202,8 +202,10 @@ def timed(read: Read, session: Session, chosen: dict[str, Any], clock: Callable[
     return clock() - begin
 
 
-def measure_reads(engine: sa.Engine, repetitions: int, only: str, clock: Callable[[], float]) -> None:
-    """Print the ratios of reads as of four instants."""
+def measure_reads(
+    engine: sa.Engine, repetitions: int, only: str, clock: Callable[[], float]
+) -> Iterator[tuple[str, list[float]]]:
+    """Print the ratios of reads as of four instants, and yield them."""
     wanted = [read for read in READS if only in read[0]]
     if not wanted:
         return
@@ -224,12 +226,14 @@ def measure_reads(engine: sa.Engine, repetitions: int, only: str, clock: Callabl
                     )
                 )
                 print(f"  {title + index:<56} {'  '.join(f'{ratio:6.2f}' for ratio in ratios)}", flush=True)
+                yield title + index, ratios
             if (
                 read.__qualname__.startswith("joined.") and "whole" in title
             ):  # once copied, in the round that is left out
                 title, chosen = f"{title}, materialize", SETS[""]
                 ratios = list(measure_read(engine, chosen, read, versions, GROUPS, repetitions, clock, True))
                 print(f"  {title:<56} {'  '.join(f'{ratio:6.2f}' for ratio in ratios)}", flush=True)
+                yield title, ratios
     finally:
         Base.metadata.drop_all(engine)
 
