@@ -64,7 +64,7 @@ class SQLAuditConfig:
 
         :raises SQLAuditError: the clock returned a naive datetime
         """
-        instant = self.clock()
+        instant = (_replacing_clock or self.clock)()
         if not isinstance(instant, datetime) or instant.tzinfo is None:
             returned = f"the naive datetime {instant}" if isinstance(instant, datetime) else repr(instant)
             raise SQLAuditError(
@@ -108,6 +108,19 @@ def clear_config() -> None:
     """Return to the default settings."""
     global _current
     _current = None
+
+
+_replacing_clock: Callable[[], datetime] | None = None
+
+
+def replace_clock(clock: Callable[[], datetime] | None) -> Callable[[], datetime] | None:
+    """Use a clock in place of that of any configuration, and return the clock that was in its place until now.
+
+    :param clock: ``None`` to use the configuration's again
+    """
+    global _replacing_clock
+    before, _replacing_clock = _replacing_clock, clock
+    return before
 
 
 def current_config() -> SQLAuditConfig:

@@ -14,7 +14,7 @@ from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.sql.lambdas import PyWrapper
 
 from sqlaudit.arguments import checked_when
-from sqlaudit.config import utc_now
+from sqlaudit.config import current_config, utc_now
 from sqlaudit.exceptions import QueryError, ReadOnlyError, warn_caller
 from sqlaudit.past.rendering import BeforeBaseline, Past, Rules, S, UntrackedPolicy, past_statement
 from sqlaudit.period import OPEN_END, TICK
@@ -63,7 +63,7 @@ def instant_from(
     instant = checked_when(when)
     if isinstance(instant, UUID):
         return Instant(instant, rules)
-    if instant > utc_now():
+    if instant > utc_now() and instant > current_config().now():
         warn_caller(
             f"{instant.isoformat()} is in the future, so the statement reads the present. Give an instant that has "
             "passed.",

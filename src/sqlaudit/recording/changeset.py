@@ -22,6 +22,7 @@ except ImportError:
     from uuid_utils.compat import uuid7
 
 _CHANGESET: Final = "sqlaudit_changeset"
+_PER_COMMIT: Final = "sqlaudit_changeset_per_commit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,11 @@ def changeset_id_of(name: str, at: datetime) -> UUID:
     return UUID(int=milliseconds << 80 | 7 << 76 | random_a << 64 | 2 << 62 | random_b)
 
 
+def separate_commits(connection: Connection) -> None:
+    """Make each transaction of a session a changeset, though all of them are in one transaction of the connection."""
+    vars(connection)[_PER_COMMIT] = True
+
+
 def changeset_of(session: Session | None, connection: Connection, began: datetime | None = None) -> ChangesetStamp:
     """Return the changeset of the current transaction of a connection and its session; make one if there is none.
 
@@ -66,19 +72,21 @@ def changeset_of(session: Session | None, connection: Connection, began: datetim
     :param began: the instant of a new changeset, taken before the writes that it records; a flush has its own instant
     """
     scope = scope_of(connection)
-    changeset = scope.changeset or _changeset_of_session(session)
+    is_per_commit = session is not None and _PER_COMMIT in vars(connection)
+    changeset = (None if is_per_commit else scope.changeset) or _changeset_of_session(session)
     if changeset is None:
         changeset = changeset_at(_instant_of_flush(session) or began or current_config().now())
         if session and (outermost := session.get_transaction()) is not None:
             session.info[_CHANGESET] = (ref(outermost), changeset)
-    if scope.transaction is not None:
+    if scope.transaction is not None and not is_per_commit:
         scope.changeset = changeset
     return changeset
 
 
 def instant_before(session: Session | None, connection: Connection | None = None) -> datetime:
     """Return the instant of a transaction's changeset or of a session's flush, or else the configured clock's."""
-    known = None if connection is None else scope_of(connection).changeset
+    is_per_commit = session is not None and connection is not None and _PER_COMMIT in vars(connection)
+    known = None if connection is None or is_per_commit else scope_of(connection).changeset
     changeset = known or _changeset_of_session(session)
     if changeset is not None:
         return changeset.at
