@@ -20,12 +20,17 @@ from sqlaudit.context import Actor
 
 
 class Operation(StrEnum):
-    """What made a version: ``INSERT``, ``UPDATE``, ``DELETE`` or ``BASELINE``, equal to its text in small letters."""
+    """What made a version: ``INSERT``, ``UPDATE``, ``DELETE`` or ``BASELINE``, equal to its text in small letters.
+
+    A change of a relationship is ``LINK`` or ``UNLINK``: the insert or delete of a row of its association table.
+    """
 
     INSERT = "insert"
     UPDATE = "update"
     DELETE = "delete"
     BASELINE = "baseline"
+    LINK = "link"
+    UNLINK = "unlink"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -103,9 +103,14 @@ def written_by_other_mapper(mapper: Mapper[Any], connection: Connection, state: 
     table = next(filter(is_live, mapper.tables), None)
     is_unseen = not session.info.get(DISABLED) and (records(session) or not records_other_flush(connection, mapper))
     if table is not None and tracked_model(mapper) is None and is_unseen:
+        name = mapper.class_.__name__
+        tracked = tracked_table(table)
+        remedy = "Write the rows through the tracked model, or track this model instead."
+        if tracked is not None and tracked.is_association:
+            remedy = f"Decorate {name} with @track_table(), as the models that it links."
         report_unrecorded(
-            f"{mapper.class_.__name__} is not tracked, but writes the tracked table {table.fullname!r}, whose history "
-            "does not show the change. Write the rows through the tracked model, or track this model instead.",
+            f"{name} is not tracked, but writes the tracked table {table.fullname!r}, whose history does not show the "
+            f"change. {remedy}",
             mapper.class_,
         )
 

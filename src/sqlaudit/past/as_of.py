@@ -17,13 +17,14 @@ from sqlalchemy import (
     false,
     select,
 )
+from sqlalchemy.orm import QueryableAttribute
 
 from sqlaudit.arguments import checked_range
 from sqlaudit.past.objects import as_of_instant, instant_from
 from sqlaudit.past.rendering import BeforeBaseline, UntrackedPolicy
 from sqlaudit.period import as_utc
 from sqlaudit.tracking.history import history_of
-from sqlaudit.tracking.models import tracked_model_of
+from sqlaudit.tracking.links import LinkModel, Readable, model_of
 
 M = TypeVar("M")
 P = ParamSpec("P")
@@ -89,7 +90,8 @@ else:
         load later is read as of the same instant. In a subquery, a CTE or a union, the statement gives columns, beside
         the present or another instant.
 
-        :param model_class: a tracked model
+        :param model_class: a tracked model; or an association table, for its rows; or a relationship, such as
+            ``User.roles``, for the rows of its association table
         :param when: an aware datetime; or a changeset id, also as text: the state right after that transaction. A naive
             datetime is taken as local time, with a warning. An instant in the future means the present, with a warning
         :param untracked: what to do with tables without history: ``"raise"``, or read their present rows: ``"live"``
@@ -99,22 +101,24 @@ else:
         :raises TrackingError: the model is not tracked
         :raises QueryError: ``when`` is neither a datetime nor a changeset id
         """
-        tracked_model_of(model_class)
+        model = model_of(model_class)
+        if isinstance(model_class, QueryableAttribute):
+            model_class = model.table.live if isinstance(model, LinkModel) else model.mapper.class_
         return as_of_instant(select(model_class), instant_from(when, untracked, before_baseline))
 
 
-def between(model_class: type[Any], start: datetime, end: datetime) -> Select[Any]:
+def between(model_class: Readable, start: datetime, end: datetime) -> Select[Any]:
     """Select the versions whose period overlaps ``[start, end)``, in the order of time.
 
     A range that ends where it begins is empty, and overlaps no period.
 
-    :param model_class: a tracked model
+    :param model_class: a tracked model, an association table or a relationship
     :param start: an aware datetime; a naive one is taken as local time, with a warning
     :param end: the same; not included
     :raises TrackingError: the model is not tracked
     :raises QueryError: an end is not a datetime, or the range ends before it begins
     """
-    table = tracked_model_of(model_class).root.table
+    table = model_of(model_class).root.table
     period = checked_range("The range", as_utc(start), as_utc(end))
     valid_from, valid_to = table.valid_from, table.valid_to
     statement = all_versions(model_class)
@@ -123,11 +127,11 @@ def between(model_class: type[Any], start: datetime, end: datetime) -> Select[An
     return statement.where(valid_from < period["until"], valid_to > period["since"], valid_from < valid_to)
 
 
-def all_versions(model_class: type[Any]) -> Select[Any]:
+def all_versions(model_class: Readable) -> Select[Any]:
     """Select all versions of a model's rows, in the order of time.
 
-    :param model_class: a tracked model
+    :param model_class: a tracked model, an association table or a relationship
     :raises TrackingError: the model is not tracked
     """
-    table = tracked_model_of(model_class).root.table
+    table = model_of(model_class).root.table
     return select(history_of(model_class)).order_by(table.valid_from, *table.history_key, table.version)

@@ -6,63 +6,40 @@ Every read here is one statement, except :func:`changes_in`, which reads many ta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable
 from contextlib import closing
-from dataclasses import dataclass
-from dataclasses import fields as dataclass_fields
 from datetime import datetime
-from itertools import chain, islice, pairwise
-from math import inf
-from operator import itemgetter
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import (
-    Column,
-    ColumnElement,
-    Row,
-    Select,
-    String,
-    and_,
-    bindparam,
-    or_,
-    select,
-)
-from sqlalchemy.orm import Session, class_mapper, scoped_session, with_polymorphic
+from sqlalchemy import Select, Table, select
+from sqlalchemy.orm import QueryableAttribute, Session, class_mapper, scoped_session, with_polymorphic
 
-from sqlaudit.arguments import changeset_uuid, checked_actor_type, checked_count, checked_range, checked_user
-from sqlaudit.changes import Blame, Equality, FieldChange, Operation, diff, differ, equalities_of
+from sqlaudit.arguments import changeset_uuid
+from sqlaudit.changes import Blame, FieldChange, Operation, differ, equalities_of
 from sqlaudit.config import configured_session
-from sqlaudit.context import ACTOR_FACTS
 from sqlaudit.exceptions import QueryError
 from sqlaudit.period import OPEN_END
-from sqlaudit.retrieval.changesets import is_of_changeset, tables_of_changeset
-from sqlaudit.retrieval.ids import converted_ids, has_id, listed_ids
-from sqlaudit.sql.comparing import any_of, differs
-from sqlaudit.sql.documents import text_under
-from sqlaudit.sql.keys import are_bound_in_sql
-from sqlaudit.sql.lists import is_among
-from sqlaudit.sql.options import INTERNAL
-from sqlaudit.tracking.aliases import HistoryAlias
-from sqlaudit.tracking.history import history_of, rebased_on_history, version_info
-from sqlaudit.tracking.missing import explaining_history_errors
-from sqlaudit.tracking.models import TrackedModel, root_of, tracked_model_of
-from sqlaudit.tracking.sessions import bind_arguments_for, checked_session
-from sqlaudit.tracking.tables import TrackedTable
+from sqlaudit.retrieval.change_reader import BATCH, ChangeQuery, ChangeReport, cached_statement, rows_of
+from sqlaudit.retrieval.changesets import tables_of_changeset
+from sqlaudit.retrieval.ids import converted_ids, has_id
+from sqlaudit.tracking.history import history_class_of, version_info
+from sqlaudit.tracking.links import Readable, Related, model_of, related_by, related_names
+from sqlaudit.tracking.models import TrackedModel, tracked_model_of
+from sqlaudit.tracking.sessions import checked_session
 
-_BATCH: Final = 500
-_WIDE: Final = 800
-"""The most fields with old and new values in one row: PostgreSQL selects at most 1,664 columns, SQLite 2,000."""
+_CONTEXT: Final = ("changed_by", "impersonated_by", "reason", "extra")
 
 
 def get_resource_changes(
-    model_class: type[Any],
+    model_class: Readable,
     session: Session | scoped_session[Any] | None = None,
     filter_resource_ids: Any = None,
     filter_fields: str | Iterable[str] | None = None,
     filter_user_ids: Any = None,
     filter_date_range: tuple[datetime | None, datetime | None] | None = None,
     *,
+    include: str | Iterable[str] = (),
     limit: int | None = None,
     offset: int = 0,
     newest_first: bool = False,
@@ -70,29 +47,41 @@ def get_resource_changes(
     filter_on_behalf_of: Any = None,
     filter_run_ids: Any = None,
 ) -> list[FieldChange]:
-    """Return the field changes of a model's rows, oldest first. One statement.
+    """Return the field changes of a model's rows, oldest first. One statement, and one for each relationship.
 
     Their order is by instant, key, version and field. A baseline reports no field changes. Neither does an update whose
     previous version has been removed, because what it changed is unknown.
 
-    :param model_class: a tracked model
+    .. code-block:: python
+
+        get_resource_changes(Ticket, session, 7, include=["tags", "comments"])
+
+    A relationship with an association table reports each link that was made or removed, under its name: the operation
+    is ``link`` with the new value ``(3,)``, the key of the tag, or ``unlink`` with the old value ``(3,)``. Any other
+    relationship reports the field changes of the rows that refer to the ticket. A row that moves from one ticket to
+    another is reported for both.
+
+    :param model_class: a tracked model; or a relationship, such as ``Ticket.tags``, to read only what it leads to; or
+        an association table, whose links are then rows that are inserted and deleted
     :param session: a session; if omitted, the configured ``session_factory`` makes one
     :param filter_resource_ids: one id or several. A tuple is one composite id. Ids may be text; an id that cannot be
-        converted to the type of the key matches nothing
-    :param filter_fields: the name of one field or of several
+        converted to the type of the key matches nothing. For a relationship, the ids of its owners
+    :param filter_fields: the name of one field or of several, of the model itself
     :param filter_user_ids: the id of one user or of several
     :param filter_date_range: ``(from, to)``, aware datetimes, both included; either may be ``None``
+    :param include: the names of relationships to report, too; at one instant, they come after the model
     :param limit: the greatest number of field changes to return
     :param offset: the number of field changes to leave out first
     :param newest_first: reverse the order
     :param filter_actor_types: one kind of actor or several, such as ``"agent"``
     :param filter_on_behalf_of: the id of one user, or of several, for whom a service or an agent worked
     :param filter_run_ids: the id of one run or of several
-    :raises TrackingError: the model is not tracked
-    :raises QueryError: a filter is invalid
+    :raises TrackingError: the model, or what a relationship leads to, is not tracked
+    :raises QueryError: a filter is invalid, or the model has no such relationship
     """
-    query = _ChangeQuery(
-        model=tracked_model_of(model_class),
+    report = _report(
+        model_class,
+        include,
         resource_ids=filter_resource_ids,
         fields=filter_fields,
         user_ids=filter_user_ids,
@@ -104,21 +93,21 @@ def get_resource_changes(
         on_behalf_of=filter_on_behalf_of,
         run_ids=filter_run_ids,
     )
-    reading = _ChangeReader(query)
     if session is None:
         with configured_session() as made:
-            return list(reading.changes(made))
-    return list(reading.changes(checked_session(session)))
+            return list(report.changes(made))
+    return list(report.changes(checked_session(session)))
 
 
 def stream_resource_changes(
-    model_class: type[Any],
+    model_class: Readable,
     session: Session | scoped_session[Any],
     filter_resource_ids: Any = None,
     filter_fields: str | Iterable[str] | None = None,
     filter_user_ids: Any = None,
     filter_date_range: tuple[datetime | None, datetime | None] | None = None,
     *,
+    include: str | Iterable[str] = (),
     limit: int | None = None,
     offset: int = 0,
     newest_first: bool = False,
@@ -129,10 +118,11 @@ def stream_resource_changes(
     """Yield the field changes of a model's rows one by one, in constant memory.
 
     The parameters are those of :func:`get_resource_changes`. The statement stays open until the iterator is exhausted
-    or closed.
+    or closed. With ``include``, MariaDB's and MySQL's drivers read all rows at once.
     """
-    query = _ChangeQuery(
-        model=tracked_model_of(model_class),
+    report = _report(
+        model_class,
+        include,
         resource_ids=filter_resource_ids,
         fields=filter_fields,
         user_ids=filter_user_ids,
@@ -144,18 +134,35 @@ def stream_resource_changes(
         on_behalf_of=filter_on_behalf_of,
         run_ids=filter_run_ids,
     )
-    return _ChangeReader(query).changes(checked_session(session), yield_per=_BATCH)
+    return report.changes(checked_session(session), yield_per=BATCH)
 
 
-def versions_of(session: Session | scoped_session[Any], model_class: type[Any], resource_id: Any) -> list[Any]:
+def _report(source: Readable, include: str | Iterable[str], **query: Any) -> ChangeReport:
+    related = related_by(source) if isinstance(source, QueryableAttribute) else None
+    model = model_of(source)
+    if related is not None and query["fields"] is not None and related.other_key:
+        raise QueryError(
+            f"filter_fields is {query['fields']!r}, but a link has no fields to report. Leave it out, or read the "
+            f"association table {related.model.label!r}.",
+            source,
+        )
+    if include and (related is not None or isinstance(source, Table)):
+        raise QueryError(f"include is {include!r}, and only a model has relationships. Give the model.", source)
+    return ChangeReport(ChangeQuery(model=model, related=related, include=related_names(model, include), **query))
+
+
+def versions_of(session: Session | scoped_session[Any], model_class: Readable, resource_id: Any) -> list[Any]:
     """Return the versions of one row, oldest first, as objects of the model's history class. One statement.
 
     :param session: a session; with an ``AsyncSession``, ``await session.run_sync(versions_of, Customer, 1)``
-    :param model_class: a tracked model
-    :param resource_id: the primary key, also as text; a tuple if the key is composite
-    :raises TrackingError: the model is not tracked
+    :param model_class: a tracked model or an association table; or a relationship, for the versions of all links or
+        rows to which it has led
+    :param resource_id: the primary key, also as text; a tuple if the key is composite. For a relationship, the key of
+        its owner
+    :raises TrackingError: the model, or what the relationship leads to, is not tracked
     """
-    return list(_versions(session, model_class, resource_id))
+    related = related_by(model_class) if isinstance(model_class, QueryableAttribute) else None
+    return list(_versions(session, model_of(model_class), resource_id, related))
 
 
 def blame(session: Session | scoped_session[Any], model_class: type[Any], resource_id: Any) -> dict[str, Blame]:
@@ -169,8 +176,9 @@ def blame(session: Session | scoped_session[Any], model_class: type[Any], resour
     :param resource_id: the primary key, also as text; a tuple if the key is composite
     :raises TrackingError: the model is not tracked
     """
-    root, wanted = tracked_model_of(model_class).root.mapper.class_, history_of(model_class)
-    with closing(_versions(session, root, resource_id, newest_first=True, yield_per=_BATCH)) as versions:
+    chosen = tracked_model_of(model_class)
+    wanted = history_class_of(chosen)
+    with closing(_versions(session, chosen.root, resource_id, newest_first=True, yield_per=BATCH)) as versions:
         version = next(versions, None)
         if not isinstance(version, wanted) or version_info(version)["operation"] is Operation.DELETE:
             return {}
@@ -222,359 +230,34 @@ def changes_in(session: Session | scoped_session[Any], changeset_id: UUID | str)
     session = checked_session(session)
     wanted = changeset_uuid(changeset_id)
     tables = tables_of_changeset(session, wanted)
-    links = [table for table in tables if table.is_association]
-    roots = dict.fromkeys(root_of(table) for table in tables if not table.is_association)
-    changes: list[FieldChange] = []
-    for root in roots:
-        reading = _ChangeReader(_ChangeQuery(model=root, changeset_id=wanted))
-        changes.extend(reading.changes(session))
-    for table in links:
-        changes.extend(_link_changes(session, table, wanted))
-    return changes
-
-
-def _link_changes(session: Session, table: TrackedTable, changeset_id: UUID) -> Iterator[FieldChange]:
-    now, before = (HistoryAlias(table, table.history.alias(name)) for name in ("now_0", "before_0"))
-    names = sorted(old.key for _, old in table.columns)
-    equalities = equalities_of((name, table.history.c[name]) for name in names)
-    key, roles = now.key, map(now.role, _ROLES)
-    values = [alias.clause.c[name] for alias in (now, before) for name in names]
-    statement = (
-        select(*roles, *key, *values, before.version)
-        .select_from(now.clause.outerjoin(before.clause, before.is_version_of(now, -1)))
-        .where(is_of_changeset(table, now.clause))
-        .order_by(*key, now.version)
-    )
-    ids = len(_ROLES)
-    new = ids + len(key)
-    old = new + len(names)
-    with explaining_history_errors([table]):
-        rows = session.execute(
-            statement, {"changeset": changeset_id}, bind_arguments=bind_arguments_for(session, table.mapper)
-        ).all()
-    for row in rows:
-        before_it = None if row[-1] is None else row[old:-1]
-        yield from _changes_in_row(table.live.fullname, names, equalities, row[ids:new], row, before_it, row[new:old])
+    models = dict.fromkeys(model_of(table.live) for table in sorted(tables, key=lambda table: table.is_association))
+    reports = (ChangeReport(ChangeQuery(model=model.root, changeset_id=wanted)) for model in models)
+    return [change for report in reports for change in report.changes(session)]
 
 
 def _versions(
-    session: object, model_class: type[Any], resource_id: Any, *, newest_first: bool = False, **options: Any
+    session: object,
+    model: TrackedModel,
+    resource_id: Any,
+    related: Related | None = None,
+    *,
+    newest_first: bool = False,
+    **options: Any,
 ) -> Generator[Any]:
-    model = tracked_model_of(model_class)
     table = model.root.table
+    asked = table.history_key if related is None else related.owner_key
     session = checked_session(session)
-    parameters = converted_ids(table.history_key, [resource_id])
+    parameters = converted_ids(asked, [resource_id])
 
     def build() -> Select[Any]:
-        statement = select(with_polymorphic(class_mapper(history_of(model_class)), "*"))
-        order = table.version.desc() if newest_first else table.version
-        return statement.where(has_id(table.history_key, parameters)).order_by(order)
+        statement = select(with_polymorphic(class_mapper(history_class_of(model)), "*"))
+        order = [table.version.desc() if newest_first else table.version]
+        if related is not None:
+            order = [table.valid_from, *table.history_key, *order]
+        return statement.where(has_id(asked, parameters)).order_by(*order)
 
-    statement = _cached_statement(model, ("versions", frozenset(parameters), newest_first), build)
-    with closing(_rows(session, model, statement, parameters, options)) as rows:
+    shape = ("versions", related, frozenset(parameters), newest_first)
+    statement = cached_statement(model, shape, build)
+    with closing(rows_of(session, model, statement, parameters, options)) as rows:
         for (version,) in rows:
             yield version
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _ChangeQuery:
-    """Which field changes to read, from the arguments of :func:`get_resource_changes` or :func:`changes_in`."""
-
-    model: TrackedModel
-    resource_ids: Any = None
-    fields: str | Iterable[str] | None = None
-    user_ids: Any = None
-    dates: tuple[datetime | None, datetime | None] | None = None
-    limit: int | None = None
-    offset: int = 0
-    newest_first: bool = False
-    actor_types: Any = None
-    on_behalf_of: Any = None
-    run_ids: Any = None
-    changeset_id: UUID | None = None
-
-    def actors(self) -> dict[str, list[str]]:
-        """Return the values of the parameters that choose actors.
-
-        :raises QueryError: a filter is invalid
-        """
-        filters = {
-            "users": (self.user_ids, checked_user, "filter_user_ids"),
-            "actor_type": (self.actor_types, checked_actor_type, "filter_actor_types"),
-            "on_behalf_of": (self.on_behalf_of, checked_user, "filter_on_behalf_of"),
-            "run_id": (self.run_ids, checked_user, "filter_run_ids"),
-        }
-        return {
-            name: [check(argument, value) for value in listed_ids(given)]
-            for name, (given, check, argument) in filters.items()
-            if given is not None
-        }
-
-
-class _ChangeReader:
-    """One statement that reads the versions of a model, each with the version before it."""
-
-    def __init__(self, query: _ChangeQuery) -> None:
-        self.model = model = query.model
-        self.newest_first = query.newest_first
-        self.offset = checked_count("offset", query.offset)
-        self.end = None if query.limit is None else self.offset + checked_count("limit", query.limit)
-        self.fields = _chosen_fields(model, query.fields)
-        self.ids = tuple(model.resource_id_columns())
-        self.parameters: dict[str, Any] = {**_date_range(query.dates), **query.actors()}
-        parameters: dict[str, Any] = {}
-        if query.resource_ids is not None:
-            parameters = converted_ids(self.ids, listed_ids(query.resource_ids, composite=len(self.ids) > 1))
-        # The versions of one row need no join: in the order of their numbers, each follows the version before it.
-        self.of_one_row = (
-            not model.options.resource_id_field
-            and len(parameters.get("ids", ())) == 1
-            and not self.parameters
-            and _identities(model) is None
-        )
-        self.parameters |= parameters
-        if query.changeset_id is not None:
-            self.parameters["changeset"] = query.changeset_id
-        self.is_wide = len(self.fields) > _WIDE and not self.of_one_row
-        if self.end is not None and not self.of_one_row:
-            self.parameters |= {"limit": self.end * 2 if self.is_wide else self.end, "offset": 0}
-        shape = ("changes", self.fields, self.ids, frozenset(self.parameters), self.newest_first, self.of_one_row)
-        self.statement = _cached_statement(model, shape, self._build)
-
-    def _build(self) -> Select[Any]:
-        model, base = self.model, self.model.root.table
-        tables = list(dict.fromkeys(table for submodel in model.family() for table in submodel.chain))
-        now, before, both = (_aliases(tables, name) for name in ("now", "before", "both"))
-        version, version_before = now[base.history], before[base.history]
-        source = version.clause
-        for table in tables[1:]:
-            other = now[table.history]
-            source = source.join(other.clause, other.belongs_to(version), isouter=table not in model.chain)
-        new = [now[column.table].clause.c[column.key] for _, column in self.fields]
-        ids = [now[column.table].clause.c[column.key] for column in self.ids]
-        roles = {role: version.role(role) for role, _ in base.names.items()}
-        audit_columns = [roles[name] for name in _ROLES]
-        if self.of_one_row:
-            statement = select(*audit_columns, *ids, *new).select_from(source).where(has_id(ids, self.parameters))
-            return statement.order_by(roles["version"].desc() if self.newest_first else roles["version"])
-        source = source.outerjoin(version_before.clause, version_before.is_version_of(version, -1))
-        for table in tables[1:]:
-            other = before[table.history]
-            source = source.outerjoin(other.clause, other.belongs_to(version_before))
-        old = [before[column.table].clause.c[column.key] for _, column in self.fields]
-        order: list[ColumnElement[Any]] = [roles["valid_from"], *version.key, roles["version"]]
-        order = [column.desc() for column in order] if self.newest_first else order
-        if self.is_wide:  # two rows for each version: first the version before it
-            two = both[base.history]
-            is_one = and_(two.has_key(version.key), two.version.between(roles["version"] - 1, roles["version"]))
-            source = source.join(two.clause, is_one)
-            for table in tables[1:]:
-                other = both[table.history]
-                source = source.outerjoin(other.clause, other.belongs_to(two))
-            values, number = [both[column.table].clause.c[column.key] for _, column in self.fields], two.version
-            order = [*order, number]
-        else:
-            values, number = [*new, *old], version_before.version
-        statement = select(*audit_columns, *ids, *values, number).select_from(source).order_by(*order)
-        statement = statement.where(
-            or_(
-                and_(
-                    roles["operation"].in_([Operation.INSERT, Operation.DELETE]),
-                    any_of(*(column.is_not(None) for column in new)),
-                ),
-                and_(
-                    roles["operation"] == Operation.UPDATE,
-                    version_before.version.is_not(None),
-                    any_of(*(differs(one, other) for one, other in zip(new, old, strict=True))),
-                ),
-            )
-        )
-        if (identities := _identities(model)) is not None:
-            discriminator, values = identities
-            statement = statement.where(rebased_on_history(discriminator, dict(version.columns)).in_(values))
-        parameters = self.parameters
-        if "ids" in parameters:
-            statement = statement.where(has_id(ids, self.parameters))
-        if "users" in parameters:
-            statement = statement.where(
-                is_among(roles["changed_by"], bindparam("users", type_=roles["changed_by"].type, expanding=True))
-            )
-        for name in filter(parameters.__contains__, ACTOR_FACTS):
-            told = text_under(version.role("extra"), name)
-            statement = statement.where(is_among(told, bindparam(name, type_=String(), expanding=True)))
-        if "changeset" in parameters:
-            statement = statement.where(is_of_changeset(base, version.clause))
-        if "since" in parameters:
-            statement = statement.where(roles["valid_from"] >= bindparam("since"))
-        if "until" in parameters:
-            statement = statement.where(roles["valid_from"] <= bindparam("until"))
-        if "limit" in parameters:
-            statement = statement.limit(bindparam("limit")).offset(bindparam("offset"))
-        return statement
-
-    def changes(self, session: Session, **options: Any) -> Generator[FieldChange]:
-        """Yield the field changes from ``offset`` to ``offset + limit``."""
-        with closing(self._all_changes(session, options)) as changes:
-            yield from islice(changes, self.offset, self.end)
-
-    def _all_changes(self, session: Session, options: Mapping[str, Any]) -> Generator[FieldChange]:
-        label, names, equalities = self.model.label, [name for name, _ in self.fields], equalities_of(self.fields)
-        ids = len(_ROLES)  # the index of the resource id, after the audit columns
-        new = ids + len(self.ids)
-        old = new + len(names)
-        with closing(_rows(session, self.model, self.statement, self.parameters, options)) as rows:
-            for row, row_before in self._with_rows_before(rows):
-                if row_before is not row:
-                    before = None if row_before is None else row_before[new:old]
-                else:
-                    before = None if row[-1] is None else row[old:-1]
-                changes = _changes_in_row(label, names, equalities, row[ids:new], row, before, row[new:old])
-                yield from reversed(list(changes)) if self.newest_first else changes
-
-    def _with_rows_before(self, rows: Iterable[Row[Any]]) -> Iterator[tuple[Row[Any], Row[Any] | None]]:
-        """Yield each row with the row that has the version before it: another row, the same row, or ``None``."""
-        if self.is_wide:
-            last: Row[Any] | None = None
-            for version_row in rows:
-                is_changed = version_row[-1] == version_row[0]
-                if is_changed:
-                    yield version_row, last
-                last = None if is_changed else version_row
-            return
-        if not self.of_one_row:
-            yield from ((row, row) for row in rows)
-            return
-        neighbours = pairwise(chain(rows, (None,)) if self.newest_first else chain((None,), rows))
-        for first, second in neighbours:
-            row, before = (first, second) if self.newest_first else (second, first)
-            if row is not None:
-                yield row, before if before is not None and before[0] == row[0] - 1 else None
-
-
-_ROLES: Final = (
-    "version",
-    "valid_from",
-    "operation",
-    "changeset_id",
-    "changed_by",
-    "impersonated_by",
-    "reason",
-    "extra",
-)
-_CONTEXT: Final = ("changed_by", "impersonated_by", "reason", "extra")
-_SLOTS: Final = [getattr(FieldChange, field.name).__set__ for field in dataclass_fields(FieldChange)]
-
-
-def _field_change(*values: Any) -> FieldChange:
-    """Make a field change in half the time that the constructor takes: a report has one for each of its lines."""
-    change = object.__new__(FieldChange)
-    for fill, value in zip(_SLOTS, values, strict=True):
-        fill(change, value)
-    return change
-
-
-def _changes_in_row(
-    label: str,
-    names: Sequence[str],
-    equalities: Mapping[str, Equality],
-    key: Sequence[Any],
-    row: Sequence[Any],
-    before: Sequence[Any] | None,
-    now: Sequence[Any],
-) -> Iterator[FieldChange]:
-    """Yield the field changes of a row that begins with the audit columns, in the order of ``_ROLES``."""
-    version, timestamp, operation, changeset_id, changed_by, impersonated_by, reason, extra = row[: len(_ROLES)]
-    resource_id = key[0] if len(key) == 1 else tuple(key)
-    for field_name, old_value, new_value in diff(names, operation, before, now, equalities):
-        yield _field_change(
-            version,
-            timestamp,
-            operation,
-            changeset_id,
-            changed_by,
-            impersonated_by,
-            reason,
-            extra,
-            label,
-            resource_id,
-            field_name,
-            old_value,
-            new_value,
-        )
-
-
-def _chosen_fields(model: TrackedModel, chosen: str | Iterable[str] | None) -> tuple[tuple[str, Column[Any]], ...]:
-    fields = sorted(model.reported_fields(), key=itemgetter(0))
-    if chosen is None:
-        return tuple(fields)
-    names = {chosen} if isinstance(chosen, str) else set(chosen)
-    known = {name for name, _ in fields}
-    if unknown := names - known:
-        raise QueryError(
-            f"{model.mapper.class_.__name__} has no tracked field {', '.join(sorted(map(repr, unknown)))}. It has "
-            f"{', '.join(sorted(known))}."
-        )
-    return tuple((name, column) for name, column in fields if name in names)
-
-
-def _aliases(tables: Iterable[TrackedTable], name: str) -> dict[Any, HistoryAlias]:
-    """Return an alias of each history table: history table → alias."""
-    return {
-        table.history: HistoryAlias(table, table.history.alias(f"{name}_{place}")) for place, table in enumerate(tables)
-    }
-
-
-def _identities(model: TrackedModel) -> tuple[Any, list[Any]] | None:
-    """Return the discriminator and its values for a subclass of the hierarchy, or ``None`` for other models."""
-    mapper = model.mapper
-    if model.parent is None or mapper.polymorphic_on is None:
-        return None
-    return mapper.polymorphic_on, [submodel.mapper.polymorphic_identity for submodel in model.family()]
-
-
-def _date_range(dates: tuple[datetime | None, datetime | None] | None) -> dict[str, datetime]:
-    """Return the parameters ``since`` and ``until`` of a date range, without those that are ``None``."""
-    if dates is None:
-        return {}
-    try:
-        start, end = dates
-    except (TypeError, ValueError):
-        raise QueryError(f"filter_date_range is {dates!r}. Give (from, to); either may be None.", dates) from None
-    return checked_range("filter_date_range", start, end)
-
-
-def _cached_statement(model: TrackedModel, shape: tuple[Any, ...], build: Callable[[], Select[Any]]) -> Select[Any]:
-    """Return the statement of a shape from a cache: building it takes as long as executing it."""
-    if are_bound_in_sql(model.root.table.key):  # the statement contains the ids
-        return build()
-    cache, key = model.root.table.cache, (*model.family(), *shape)
-    statement: Select[Any] | None = cache.get(key)
-    if statement is None:
-        statement = cache[key] = build().execution_options(**INTERNAL)
-    return statement
-
-
-def _rows(
-    session: Session,
-    model: TrackedModel,
-    statement: Select[Any],
-    parameters: Mapping[str, Any],
-    options: Mapping[str, Any],
-) -> Generator[Row[Any]]:
-    """Yield the rows of a statement. If it has a limit and they do not suffice, execute it again for the next rows.
-
-    They suffice unless Python considers values equal that differ in the database, such as ``{"a": 1, "b": 2}`` and
-    ``{"b": 2, "a": 1}``.
-    """
-    session._autoflush()
-    parameters, where = dict(parameters), bind_arguments_for(session, model.mapper)
-    count = size = parameters.get("limit", inf)
-    while count == size:
-        count = 0
-        with explaining_history_errors(table for submodel in model.family() for table in submodel.chain):
-            result = session.execute(statement, parameters, bind_arguments=where, execution_options=options)
-        with closing(result):
-            for batch in result.partitions(_BATCH):
-                count += len(batch)
-                yield from batch
-        parameters["offset"] = parameters.get("offset", 0) + count

@@ -26,7 +26,8 @@ from sqlaudit.context import Actor
 from sqlaudit.exceptions import ReadOnlyError
 from sqlaudit.sql.comparing import all_equal
 from sqlaudit.tracking.aliases import HistoryAlias
-from sqlaudit.tracking.models import TrackedModel, tracked_model_of
+from sqlaudit.tracking.links import Readable, model_of
+from sqlaudit.tracking.models import TrackedModel
 from sqlaudit.tracking.sessions import bind_arguments_for
 
 
@@ -65,13 +66,17 @@ class Version(Actor):
         return extra_columns_of(self)
 
 
-def history_of(model_class: type[Any]) -> type[Any]:
+def history_of(model_class: Readable) -> type[Any]:
     """Return the history class of a model, a subclass of :class:`Version`. ``Customer.History`` is the same class.
 
-    :param model_class: a tracked model
-    :raises TrackingError: the model is not tracked
+    :param model_class: a tracked model; or an association table or a relationship, for the history of its links
+    :raises TrackingError: the model or table is not tracked
     """
-    model = tracked_model_of(model_class)
+    return history_class_of(model_of(model_class))
+
+
+def history_class_of(model: TrackedModel) -> type[Any]:
+    """Return the history class of a tracked model."""
     if model.history_class is None or model.has_grown:
         for submodel in model.root.family():
             if submodel.history_class is None:
@@ -88,12 +93,12 @@ def _make_history_class(model: TrackedModel) -> type[Version]:
     history_class = cast(
         "type[Version]",
         type(
-            f"{mapper.class_.__name__}.History",  # a registry warns about two classes of one name
-            (Version if parent is None else history_of(parent.mapper.class_),),
+            f"{model.name}.History",  # a registry warns about two classes of one name
+            (Version if parent is None else history_class_of(parent),),
             {
                 "__module__": mapper.class_.__module__,
-                "__qualname__": f"{mapper.class_.__qualname__}.History",
-                "__doc__": f"A version of {mapper.class_.__name__}.",
+                "__qualname__": f"{model.qualname}.History",
+                "__doc__": f"A version of {model.name}.",
                 "__sqlaudit_model__": model,
             },
         ),
@@ -118,8 +123,8 @@ def _make_history_class(model: TrackedModel) -> type[Version]:
         if parent.table is not table:
             below, above = HistoryAlias(table, table.history), HistoryAlias(parent.table, parent.table.history)
             options["inherit_condition"] = below.belongs_to(above)
-    if mapper.polymorphic_identity is not None:
-        options["polymorphic_identity"] = mapper.polymorphic_identity
+    if model.identity is not None:
+        options["polymorphic_identity"] = model.identity
     local_table = table.history if parent is None or parent.table is not table else None
     mapper.registry.map_imperatively(history_class, local_table, properties=properties, **options)
     _track_mutable_values(history_class, model)
@@ -219,7 +224,7 @@ def neighbour(version: Version, distance: int) -> Any:
     table = model.table
     *key, number = identity
     return session.scalar(
-        select(history_of(model.mapper.class_)).where(
+        select(history_class_of(model)).where(
             all_equal(table.history_key, key),
             table.version == number + distance,
         ),
@@ -256,7 +261,7 @@ def changes_of(version: Version) -> list[FieldChange]:
     operation: Operation = info["operation"]
     before = neighbour(version, -1) if operation is Operation.UPDATE else None
     field = model.options.resource_id_field
-    keys = [field] if field else [model.mapper.get_property_by_column(column).key for column in model.root.table.key]
+    keys = [field] if field else model.key_names
     resource_id = tuple(getattr(version, key) for key in keys)
     return [
         FieldChange(

@@ -173,6 +173,24 @@ class TrackedModel:
         return above if self.table in above else (*above, self.table)
 
     @property
+    def name(self) -> str:
+        return self.mapper.class_.__name__
+
+    @property
+    def qualname(self) -> str:
+        return self.mapper.class_.__qualname__
+
+    @property
+    def identity(self) -> Any:
+        """The value of the discriminator for objects of this class, or ``None``."""
+        return self.mapper.polymorphic_identity
+
+    @property
+    def key_names(self) -> list[str]:
+        """The names of the attributes that identify an object, in the order of the base table's key."""
+        return [self.mapper.get_property_by_column(column).key for column in self.root.table.key]
+
+    @property
     def discriminator(self) -> Any:
         """The expression that gives a row's class, or ``None`` if its tables have none, as in a concrete hierarchy."""
         expression, tables = self.mapper.polymorphic_on, {table.live for table in self.root.chain}

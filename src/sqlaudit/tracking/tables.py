@@ -163,6 +163,7 @@ class TrackedTable:
         self.mapper = mapper
         self.names = names or AuditColumns()
         self.chains: list[tuple[TrackedTable, ...]] = []  # of the models whose objects have rows in this table
+        self.link_model: Any = None  # reads an association table, see sqlaudit.tracking.links
         self.cache: dict[Any, Any] = {}
         self.statements: WeakKeyDictionary[Dialect, Any] = WeakKeyDictionary()  # what is kept per dialect
         self.history = self._make_table(name)
@@ -299,6 +300,8 @@ class TrackedTable:
             self.history.append_column(self._copy_of(column))
         unread[ref(self)] = None
         self.__dict__.pop("columns", None)
+        if self.link_model is not None:
+            self.link_model.has_grown = True
         for table in {self, *chain.from_iterable(self.chains)}:
             table.statements.clear()
             table.cache.clear()

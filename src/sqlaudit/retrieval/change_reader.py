@@ -1,0 +1,433 @@
+"""How are field changes read? By one statement for a model, or for what a relationship leads to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from dataclasses import fields as dataclass_fields
+from datetime import datetime
+from heapq import merge
+from itertools import chain, islice, pairwise
+from math import inf
+from operator import attrgetter, itemgetter
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import Column, ColumnElement, FromClause, Row, Select, String, and_, bindparam, or_, select, union
+from sqlalchemy.orm import Session
+
+from sqlaudit.arguments import checked_actor_type, checked_count, checked_range, checked_user
+from sqlaudit.changes import Equality, FieldChange, Operation, diff, equalities_of
+from sqlaudit.context import ACTOR_FACTS
+from sqlaudit.exceptions import QueryError
+from sqlaudit.retrieval.changesets import is_of_changeset
+from sqlaudit.retrieval.ids import converted_ids, has_id, listed_ids
+from sqlaudit.sql.comparing import all_equal, any_of, differs
+from sqlaudit.sql.dialects import MYSQL
+from sqlaudit.sql.documents import text_under
+from sqlaudit.sql.keys import are_bound_in_sql
+from sqlaudit.sql.lists import is_among
+from sqlaudit.sql.options import INTERNAL
+from sqlaudit.tracking.aliases import HistoryAlias
+from sqlaudit.tracking.history import rebased_on_history
+from sqlaudit.tracking.links import Related
+from sqlaudit.tracking.missing import explaining_history_errors
+from sqlaudit.tracking.models import TrackedModel
+from sqlaudit.tracking.sessions import bind_arguments_for
+from sqlaudit.tracking.tables import TrackedTable, tracked_table
+
+BATCH: Final = 500
+_WIDE: Final = 800
+"""The most fields with old and new values in one row: PostgreSQL selects at most 1,664 columns, SQLite 2,000."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeQuery:
+    """Which field changes to read, from the arguments of :func:`~sqlaudit.get_resource_changes`.
+
+    :ivar model: the model whose rows to report
+    :ivar related: report the links or rows that a relationship leads to, and not the rows of a model
+    :ivar include: report these links and rows, too
+    """
+
+    model: TrackedModel
+    related: Related | None = None
+    include: Sequence[Related] = ()
+    resource_ids: Any = None
+    fields: str | Iterable[str] | None = None
+    user_ids: Any = None
+    dates: tuple[datetime | None, datetime | None] | None = None
+    limit: int | None = None
+    offset: int = 0
+    newest_first: bool = False
+    actor_types: Any = None
+    on_behalf_of: Any = None
+    run_ids: Any = None
+    changeset_id: UUID | None = None
+
+    def actors(self) -> dict[str, list[str]]:
+        """Return the values of the parameters that choose actors.
+
+        :raises QueryError: a filter is invalid
+        """
+        filters = {
+            "users": (self.user_ids, checked_user, "filter_user_ids"),
+            "actor_type": (self.actor_types, checked_actor_type, "filter_actor_types"),
+            "on_behalf_of": (self.on_behalf_of, checked_user, "filter_on_behalf_of"),
+            "run_id": (self.run_ids, checked_user, "filter_run_ids"),
+        }
+        return {
+            name: [check(argument, value) for value in listed_ids(given)]
+            for name, (given, check, argument) in filters.items()
+            if given is not None
+        }
+
+
+class ChangeReport:
+    """The field changes of a query, read by one statement for the model and one for each relationship.
+
+    :raises QueryError: the query is invalid
+    """
+
+    def __init__(self, query: ChangeQuery) -> None:
+        self.newest_first = query.newest_first
+        self.offset = checked_count("offset", query.offset)
+        self.end = None if query.limit is None else self.offset + checked_count("limit", query.limit)
+        if query.include and query.model.options.resource_id_field:
+            raise QueryError(
+                f"The changes of {query.model.name} are reported by {query.model.options.resource_id_field!r}, and "
+                "those of its links by its key, so they cannot be read together. Leave include out, and read the "
+                "relationship.",
+                query.model.mapper.class_,
+            )
+        included = (replace(query, related=related, fields=None) for related in query.include)
+        self.readers = [ChangeReader(each, self.end) for each in (query, *included)]
+
+    def changes(self, session: Session, **options: Any) -> Generator[FieldChange]:
+        """Yield the field changes from ``offset`` to ``offset + limit``, in the order of time.
+
+        At one instant, those of the model come first.
+        """
+        readers = self.readers
+        if len(readers) > 1 and session.get_bind(self.readers[0].model.mapper).dialect.name in MYSQL:
+            options.pop("yield_per", None)  # its drivers stream one result at a time
+        with ExitStack() as stack:
+            streams = [stack.enter_context(closing(reader.changes(session, options))) for reader in readers]
+            changes: Iterator[FieldChange] = streams[0]
+            if len(streams) > 1:
+                streams = streams[::-1] if self.newest_first else streams
+                changes = merge(*streams, key=attrgetter("timestamp"), reverse=self.newest_first)
+            yield from islice(changes, self.offset, self.end)
+
+
+class ChangeReader:
+    """One statement that reads the versions of a model, each with the version before it.
+
+    :param end: the number of field changes that suffice; ``None`` to read all
+    :ivar ids: the history columns that give the id of a row
+    :ivar asked: the history columns that have one of the ids that the query asks for
+    """
+
+    def __init__(self, query: ChangeQuery, end: int | None) -> None:
+        self.related = related = query.related
+        self.model = model = query.model if related is None else related.model
+        self.newest_first = query.newest_first
+        self.fields = _chosen_fields(model, query.fields)
+        self.ids = self.asked = tuple(model.resource_id_columns())
+        if related is not None:
+            self.asked = related.owner_key
+        if related is not None and related.other_key:
+            self.ids = related.owner_key
+            self.fields = tuple((column.key, column) for column in related.other_key)
+        self.parameters: dict[str, Any] = {**_date_range(query.dates), **query.actors()}
+        parameters: dict[str, Any] = {}
+        if query.resource_ids is not None:
+            parameters = converted_ids(self.asked, listed_ids(query.resource_ids, composite=len(self.asked) > 1))
+        # The versions of one row need no join: in the order of their numbers, each follows the version before it.
+        self.of_one_row = (
+            not model.options.resource_id_field
+            and related is None
+            and len(parameters.get("ids", ())) == 1
+            and not self.parameters
+            and _identities(model) is None
+        )
+        self.parameters |= parameters
+        if query.changeset_id is not None:
+            self.parameters["changeset"] = query.changeset_id
+        self.is_wide = len(self.fields) > _WIDE and not self.of_one_row
+        if end is not None and not self.of_one_row:
+            self.parameters |= {"limit": end * 2 if self.is_wide else end, "offset": 0}
+        shape = (
+            "changes",
+            related,
+            self.fields,
+            self.ids,
+            frozenset(self.parameters),
+            self.newest_first,
+            self.of_one_row,
+        )
+        self.statement = cached_statement(model, shape, self._build)
+
+    def _build(self) -> Select[Any]:
+        model, base = self.model, self.model.root.table
+        tables = list(dict.fromkeys(table for submodel in model.family() for table in submodel.chain))
+        now, before, both = (_aliases(tables, name) for name in ("now", "before", "both"))
+        version, version_before = now[base.history], before[base.history]
+        source = version.clause
+        for table in tables[1:]:
+            other = now[table.history]
+            source = source.join(other.clause, other.belongs_to(version), isouter=table not in model.chain)
+        new = [now[column.table].clause.c[column.key] for _, column in self.fields]
+        ids = [now[column.table].clause.c[column.key] for column in self.ids]
+        roles = {role: version.role(role) for role, _ in base.names.items()}
+        audit_columns = [roles[name] for name in _ROLES]
+        if self.of_one_row:
+            statement = select(*audit_columns, *ids, *new).select_from(source).where(has_id(ids, self.parameters))
+            return statement.order_by(roles["version"].desc() if self.newest_first else roles["version"])
+        if self.ids != self.asked and "ids" in self.parameters:
+            touched = self._touched_versions()
+            source = source.join(touched, all_equal((*version.key, version.version), touched.c))
+        source = source.outerjoin(version_before.clause, version_before.is_version_of(version, -1))
+        for table in tables[1:]:
+            other = before[table.history]
+            source = source.outerjoin(other.clause, other.belongs_to(version_before))
+        old = [before[column.table].clause.c[column.key] for _, column in self.fields]
+        order: list[ColumnElement[Any]] = [roles["valid_from"], *version.key, roles["version"]]
+        order = [column.desc() for column in order] if self.newest_first else order
+        if self.is_wide:  # two rows for each version: first the version before it
+            two = both[base.history]
+            is_one = and_(two.has_key(version.key), two.version.between(roles["version"] - 1, roles["version"]))
+            source = source.join(two.clause, is_one)
+            for table in tables[1:]:
+                other = both[table.history]
+                source = source.outerjoin(other.clause, other.belongs_to(two))
+            values, number = [both[column.table].clause.c[column.key] for _, column in self.fields], two.version
+            order = [*order, number]
+        else:
+            values, number = [*new, *old], version_before.version
+        statement = select(*audit_columns, *ids, *values, number).select_from(source).order_by(*order)
+        statement = statement.where(
+            or_(
+                and_(
+                    roles["operation"].in_([Operation.INSERT, Operation.DELETE]),
+                    any_of(*(column.is_not(None) for column in new)),
+                ),
+                and_(
+                    roles["operation"] == Operation.UPDATE,
+                    version_before.version.is_not(None),
+                    any_of(*(differs(one, other) for one, other in zip(new, old, strict=True))),
+                ),
+            )
+        )
+        if (identities := _identities(model)) is not None:
+            discriminator, values = identities
+            statement = statement.where(rebased_on_history(discriminator, dict(version.columns)).in_(values))
+        parameters = self.parameters
+        if "ids" in parameters and self.ids == self.asked:
+            statement = statement.where(has_id(ids, parameters))
+        if "users" in parameters:
+            statement = statement.where(
+                is_among(roles["changed_by"], bindparam("users", type_=roles["changed_by"].type, expanding=True))
+            )
+        for name in filter(parameters.__contains__, ACTOR_FACTS):
+            told = text_under(version.role("extra"), name)
+            statement = statement.where(is_among(told, bindparam(name, type_=String(), expanding=True)))
+        if "changeset" in parameters:
+            statement = statement.where(is_of_changeset(base, version.clause))
+        if "since" in parameters:
+            statement = statement.where(roles["valid_from"] >= bindparam("since"))
+        if "until" in parameters:
+            statement = statement.where(roles["valid_from"] <= bindparam("until"))
+        if "limit" in parameters:
+            statement = statement.limit(bindparam("limit")).offset(bindparam("offset"))
+        return statement
+
+    def _touched_versions(self) -> FromClause:
+        """Return the versions of rows that refer to an owner, and those that follow them: they may refer to another."""
+        table = tracked_table(self.asked[0].table)
+        assert table is not None
+        owned = HistoryAlias(table)
+        refers = [owned.clause.c[column.key] for column in self.asked]
+        own = select(*owned.key, owned.version.label("version")).where(has_id(refers, self.parameters)).cte()
+        *key, number = own.c
+        return union(select(own), select(*key, number + 1)).subquery()
+
+    def changes(self, session: Session, options: Mapping[str, Any]) -> Generator[FieldChange]:
+        """Yield the field changes, or the links and unlinks."""
+        related, names, equalities = self.related, [name for name, _ in self.fields], equalities_of(self.fields)
+        by_relationship = related is not None and bool(related.other_key)
+        label = related.owner.label if related is not None and by_relationship else self.model.label
+        ids = len(_ROLES)  # the index of the resource id, after the audit columns
+        new = ids + len(self.ids)
+        old = new + len(names)
+        with closing(rows_of(session, self.model, self.statement, self.parameters, options)) as rows:
+            for row, row_before in self._with_rows_before(rows):
+                if related is not None and by_relationship:
+                    yield _link_change(label, related.name, row[ids:new], row, tuple(row[new:old]))
+                    continue
+                if row_before is not row:
+                    before = None if row_before is None else row_before[new:old]
+                else:
+                    before = None if row[-1] is None else row[old:-1]
+                changes = _changes_in_row(label, names, equalities, row[ids:new], row, before, row[new:old])
+                yield from reversed(list(changes)) if self.newest_first else changes
+
+    def _with_rows_before(self, rows: Iterable[Row[Any]]) -> Iterator[tuple[Row[Any], Row[Any] | None]]:
+        """Yield each row with the row that has the version before it: another row, the same row, or ``None``."""
+        if self.is_wide:
+            last: Row[Any] | None = None
+            for version_row in rows:
+                is_changed = version_row[-1] == version_row[0]
+                if is_changed:
+                    yield version_row, last
+                last = None if is_changed else version_row
+            return
+        if not self.of_one_row:
+            yield from ((row, row) for row in rows)
+            return
+        neighbours = pairwise(chain(rows, (None,)) if self.newest_first else chain((None,), rows))
+        for first, second in neighbours:
+            row, before = (first, second) if self.newest_first else (second, first)
+            if row is not None:
+                yield row, before if before is not None and before[0] == row[0] - 1 else None
+
+
+_ROLES: Final = (
+    "version",
+    "valid_from",
+    "operation",
+    "changeset_id",
+    "changed_by",
+    "impersonated_by",
+    "reason",
+    "extra",
+)
+_SLOTS: Final = [getattr(FieldChange, field.name).__set__ for field in dataclass_fields(FieldChange)]
+
+
+def _field_change(*values: Any) -> FieldChange:
+    """Make a field change in half the time that the constructor takes: a report has one for each of its lines."""
+    change = object.__new__(FieldChange)
+    for fill, value in zip(_SLOTS, values, strict=True):
+        fill(change, value)
+    return change
+
+
+def _changes_in_row(
+    label: str,
+    names: Sequence[str],
+    equalities: Mapping[str, Equality],
+    key: Sequence[Any],
+    row: Sequence[Any],
+    before: Sequence[Any] | None,
+    now: Sequence[Any],
+) -> Iterator[FieldChange]:
+    """Yield the field changes of a row that begins with the audit columns, in the order of ``_ROLES``."""
+    version, timestamp, operation, changeset_id, changed_by, impersonated_by, reason, extra = row[: len(_ROLES)]
+    resource_id = key[0] if len(key) == 1 else tuple(key)
+    for field_name, old_value, new_value in diff(names, operation, before, now, equalities):
+        yield _field_change(
+            version,
+            timestamp,
+            operation,
+            changeset_id,
+            changed_by,
+            impersonated_by,
+            reason,
+            extra,
+            label,
+            resource_id,
+            field_name,
+            old_value,
+            new_value,
+        )
+
+
+def _link_change(
+    label: str, name: str, key: Sequence[Any], row: Sequence[Any], other_key: tuple[Any, ...]
+) -> FieldChange:
+    """Return what a version of a link says of a relationship."""
+    version, timestamp, operation, *context = row[: len(_ROLES)]
+    is_link = operation is Operation.INSERT
+    made = Operation.LINK if is_link else Operation.UNLINK
+    values = (None, other_key) if is_link else (other_key, None)
+    resource_id = key[0] if len(key) == 1 else tuple(key)
+    return _field_change(version, timestamp, made, *context, label, resource_id, name, *values)
+
+
+def _chosen_fields(model: TrackedModel, chosen: str | Iterable[str] | None) -> tuple[tuple[str, Column[Any]], ...]:
+    fields = sorted(model.reported_fields(), key=itemgetter(0))
+    if chosen is None:
+        return tuple(fields)
+    names = {chosen} if isinstance(chosen, str) else set(chosen)
+    known = {name for name, _ in fields}
+    if unknown := names - known:
+        raise QueryError(
+            f"{model.mapper.class_.__name__} has no tracked field {', '.join(sorted(map(repr, unknown)))}. It has "
+            f"{', '.join(sorted(known))}."
+        )
+    return tuple((name, column) for name, column in fields if name in names)
+
+
+def _aliases(tables: Iterable[TrackedTable], name: str) -> dict[Any, HistoryAlias]:
+    """Return an alias of each history table: history table → alias."""
+    return {
+        table.history: HistoryAlias(table, table.history.alias(f"{name}_{place}")) for place, table in enumerate(tables)
+    }
+
+
+def _identities(model: TrackedModel) -> tuple[Any, list[Any]] | None:
+    """Return the discriminator and its values for a subclass of the hierarchy, or ``None`` for other models."""
+    mapper = model.mapper
+    if model.parent is None or mapper.polymorphic_on is None:
+        return None
+    return mapper.polymorphic_on, [submodel.mapper.polymorphic_identity for submodel in model.family()]
+
+
+def _date_range(dates: tuple[datetime | None, datetime | None] | None) -> dict[str, datetime]:
+    """Return the parameters ``since`` and ``until`` of a date range, without those that are ``None``."""
+    if dates is None:
+        return {}
+    try:
+        start, end = dates
+    except (TypeError, ValueError):
+        raise QueryError(f"filter_date_range is {dates!r}. Give (from, to); either may be None.", dates) from None
+    return checked_range("filter_date_range", start, end)
+
+
+def cached_statement(model: TrackedModel, shape: tuple[Any, ...], build: Callable[[], Select[Any]]) -> Select[Any]:
+    """Return the statement of a shape from a cache: building it takes as long as executing it."""
+    if are_bound_in_sql(model.root.table.key):  # the statement contains the ids
+        return build()
+    cache, key = model.root.table.cache, (*model.family(), *shape)
+    statement: Select[Any] | None = cache.get(key)
+    if statement is None:
+        statement = cache[key] = build().execution_options(**INTERNAL)
+    return statement
+
+
+def rows_of(
+    session: Session,
+    model: TrackedModel,
+    statement: Select[Any],
+    parameters: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> Generator[Row[Any]]:
+    """Yield the rows of a statement. If it has a limit and they do not suffice, execute it again for the next rows.
+
+    They suffice unless Python considers values equal that differ in the database, such as ``{"a": 1, "b": 2}`` and
+    ``{"b": 2, "a": 1}``.
+    """
+    session._autoflush()
+    parameters, where = dict(parameters), bind_arguments_for(session, model.mapper)
+    count = size = parameters.get("limit", inf)
+    while count == size:
+        count = 0
+        with explaining_history_errors(table for submodel in model.family() for table in submodel.chain):
+            result = session.execute(statement, parameters, bind_arguments=where, execution_options=options)
+        with closing(result):
+            for batch in result.partitions(BATCH):
+                count += len(batch)
+                yield from batch
+        parameters["offset"] = parameters.get("offset", 0) + count
