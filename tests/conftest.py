@@ -23,7 +23,7 @@ import servers
 from databases import CAPABILITIES, DATABASES
 from effort import EFFORT
 
-pytest.register_assert_rewrite("invariants", "lifecycle", "overlap", "reference")
+pytest.register_assert_rewrite("invariants", "lifecycle", "notes", "overlap", "reference")
 
 DIRECTORY = pytest.StashKey[Path]()
 CLEANER = pytest.StashKey[subprocess.Popen[bytes]]()

@@ -54,6 +54,19 @@ class UndoConflictError(SQLAuditError):
         self.conflicts: tuple[Any, ...] = tuple(conflicts)
 
 
+class MissingPackageError(SQLAuditError, ImportError):
+    """A module of :mod:`sqlaudit.integrations` was imported, and a package that it needs cannot be.
+
+    :ivar name: the name of the module
+    """
+
+    def __init__(self, module: str, extra: str, packages: str) -> None:
+        super().__init__(
+            f"{module} needs {packages}, which cannot be imported. Run pip install 'sqlaudit[{extra}]'.", packages
+        )
+        self.name = module
+
+
 class SQLAuditWarning(UserWarning):
     """Something needs attention: most often a write that cannot be recorded."""
 
