@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from inspect import getattr_static
 from typing import Any, ClassVar, TypeVar, cast
 from uuid import UUID
 
@@ -85,7 +84,7 @@ def track_table(
             return model_class
         model = TrackedModel(mapper, options, is_decorated=True)
         for name in ("History", "as_of", "between", "all_versions"):
-            if getattr_static(model_class, name, None) is None:
+            if not any(name in vars(base) for base in model_class.__mro__):
                 setattr(model_class, name, vars(Temporal)[name])
         listen_to_model(model)
         guard_autogenerate()
@@ -216,6 +215,8 @@ def _names(mapper: Mapper[Any], option: str, names: Iterable[str]) -> frozenset[
     if isinstance(names, str):
         raise TrackingError(f"{option} is {names!r}. Give a list: {option}=[{names!r}].", mapper.class_)
     chosen = frozenset(names)
+    if not chosen:
+        return chosen
     known = {name for descendant in mapper.self_and_descendants for name in descendant.columns.keys()}  # noqa: SIM118  # no dict
     if unknown := chosen - known:
         raise TrackingError(

@@ -12,7 +12,6 @@ from sqlalchemy import (
     Column,
     Table,
     event,
-    inspect,
 )
 from sqlalchemy.orm import (
     ColumnProperty,
@@ -32,7 +31,7 @@ from sqlaudit.hooks.objects import (
     refuse_past_object,
     written_by_other_mapper,
 )
-from sqlaudit.hooks.schema import after_create, after_drop, before_create
+from sqlaudit.hooks.schema import after_create, after_create_table, after_drop, before_create, before_create_table
 from sqlaudit.past.attributes import add_mixin, hide_if_excluded
 from sqlaudit.past.collections import read_collections_from_past
 from sqlaudit.past.objects import refuse_reference
@@ -41,16 +40,15 @@ from sqlaudit.recording.tracked_mappers import forget_tracked_mapper, sources_of
 from sqlaudit.tracking.foreign_keys import newly_followed_tables
 from sqlaudit.tracking.models import TrackedModel, link_columns, root_of, tracked_model
 from sqlaudit.tracking.registry import mappers_of, track_secondary
-from sqlaudit.tracking.tables import INFO_KEY, tracked_table
+from sqlaudit.tracking.tables import INFO_KEY, excluding, tracked_table
 
 
 def listen_to_model(model: TrackedModel) -> None:
     """Listen to the events of a tracked model, its subclasses and its MetaData."""
-    target = model.mapper.class_
     for name, listener in MODEL_LISTENERS.items():
         # a new row must be known before other listeners change it
         is_first = name == "after_insert"
-        event.listen(target, name, listener, raw=True, retval=True, propagate=True, insert=is_first)
+        event.listen(model.mapper, name, listener, raw=True, retval=True, propagate=True, insert=is_first)
     metadata = model.table.live.metadata
     metadata.info.setdefault(INFO_KEY, WeakSet()).add(model.mapper.registry)
     if not event.contains(metadata, "before_create", before_create):
@@ -65,8 +63,9 @@ def listen_to_model(model: TrackedModel) -> None:
         event.listen(Mapper, "after_mapper_constructed", _track_subclass)
         event.listen(Mapper, "mapper_configured", _mapper_configured)
         event.listen(Mapper, "after_configured", _listen_to_followed)
+        event.listen(Table, "before_create", before_create_table)
+        event.listen(Table, "after_create", after_create_table)
         event.listen(Column, "before_parent_attach", _adding_column)
-        event.listen(Column, "after_parent_attach", _column_added)
         event.listen(object, "attribute_instrument", _attribute_added)
         event.listen(Session, "before_attach", refuse_past_object, raw=True)
     hear_waiting()
@@ -146,7 +145,7 @@ def _track_links(mapper: Mapper[Any]) -> None:
     if model is not None:
         model.table.complete()
         add_mixin(mapper.get_property_by_column(mapper.primary_key[0]), MergeGuard)
-        for prop in (*mapper.column_attrs, *mapper.relationships):
+        for prop in (*(mapper.column_attrs if excluding else ()), *mapper.relationships):
             _handle_attribute(mapper.class_, prop)
 
 
@@ -173,6 +172,7 @@ def _adding_column(column: Column[Any], table: Table) -> None:
     tracked = tracked_table(table)
     if tracked is not None and tracked.live is table:
         tracked.refuse_columns([column])
+        event.listen(column, "after_parent_attach", _column_added, once=True)
 
 
 def _column_added(column: Column[Any], table: Table) -> None:
@@ -185,8 +185,8 @@ def _column_added(column: Column[Any], table: Table) -> None:
 
 def _attribute_added(model_class: type[Any], name: str, attribute: Any) -> None:
     """Handle an attribute that a class gets after its mapper was configured, as the others were handled then."""
-    mapper = inspect(model_class, raiseerr=False)
-    if not isinstance(mapper, Mapper) or not mapper.configured:
+    mapper: Mapper[Any] | None = vars(model_class).get("__mapper__")
+    if mapper is None or not mapper.configured:
         return
     remember_configured(mapper)
     if isinstance(attribute.property, RelationshipProperty):

@@ -11,9 +11,12 @@ from sqlalchemy import (
     Table,
 )
 
+from sqlaudit.sql.dialects import MYSQL
 from sqlaudit.tracking.registry import find_association_tables, tracked_tables
+from sqlaudit.tracking.tables import INFO_KEY, AddOpenGuard, TrackedTable, collation_statements, make_partial_only
 
-# Association tables are known once mappers are configured, which may be after the first CREATE or DROP.
+# The listeners of a MetaData. Association tables are known once mappers are configured, which may be after the first
+# CREATE or DROP.
 
 
 def before_create(metadata: MetaData, connection: Connection, **kw: Any) -> None:
@@ -40,3 +43,27 @@ def _late_tables(
     for tracked in tracked_tables(metadata):
         if tracked.is_association and (asked is None or tracked.live in asked) and tracked.history not in tables:
             yield tracked.history
+
+
+# The listeners of all tables.
+
+
+def before_create_table(table: Table, connection: Connection, **kw: Any) -> None:
+    """Prepare the creation of a history table, or of a copy of one by ``Table.to_metadata()``."""
+    if (tracked := _tracked_by_history(table)) is not None:
+        make_partial_only(table, tracked.history.name)
+
+
+def after_create_table(table: Table, connection: Connection, **kw: Any) -> None:
+    """Give a history table, or a copy of one, what MySQL and MariaDB need beyond its columns and indexes."""
+    if connection.dialect.name in MYSQL and (tracked := _tracked_by_history(table)) is not None:
+        if table is tracked.history:
+            for element in collation_statements(tracked.live, table):
+                element(table, connection)
+        AddOpenGuard(tracked.history)(table, connection)
+
+
+def _tracked_by_history(table: Table) -> TrackedTable | None:
+    """Return the tracked table whose history table is a table or, unlike for :func:`tracked_table`, its original."""
+    tracked: TrackedTable | None = table.info.get(INFO_KEY) if isinstance(table.info, dict) else None
+    return tracked if tracked is not None and tracked.names.version in table.primary_key.columns else None

@@ -19,7 +19,7 @@ from sqlalchemy.sql import visitors
 from sqlaudit.exceptions import QueryError
 from sqlaudit.past.objects import instant_of_state
 from sqlaudit.past.rendering import Past
-from sqlaudit.tracking.tables import tracked_table
+from sqlaudit.tracking.tables import excluding, tracked_table
 
 
 class _NotLoaded:
@@ -74,6 +74,8 @@ def hide_if_excluded(model_class: type[Any], prop: ColumnProperty[Any] | Relatio
 
 def needs_excluded(prop: ColumnProperty[Any] | RelationshipProperty[Any]) -> bool:
     """Return whether an attribute needs an excluded column, in its expression, its joins or a select it refers to."""
+    if not excluding:
+        return False
     parts: list[Any]
     if isinstance(prop, ColumnProperty):
         parts = [prop.columns[0]]

@@ -81,7 +81,7 @@ class TrackedModel:
                 self._key(),
                 exclude=[
                     column.name
-                    for column in local.c
+                    for column in (local.c if options.exclude else ())
                     if self._name_of(column) in options.exclude and column not in set(mapper.primary_key)
                 ],
                 name=options.history_table_name,

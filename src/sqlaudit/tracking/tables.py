@@ -18,7 +18,6 @@ from sqlalchemy import (
     DDL,
     JSON,
     Column,
-    Connection,
     Dialect,
     Index,
     Integer,
@@ -27,7 +26,6 @@ from sqlalchemy import (
     Table,
     Text,
     Uuid,
-    event,
     inspect,
 )
 from sqlalchemy.dialects import mysql, postgresql
@@ -42,7 +40,6 @@ from sqlaudit.changes import Operation
 from sqlaudit.context import USER_ID_LENGTH
 from sqlaudit.exceptions import TrackingError
 from sqlaudit.period import OpenEnd, PeriodToIndex, UTCDateTime, is_open
-from sqlaudit.sql.dialects import MYSQL
 from sqlaudit.sql.old_values import readable_type
 from sqlaudit.tracking.schema import table_options
 
@@ -54,6 +51,8 @@ OWN_INDEXES: Final = {"changeset": "changeset_id", "instant": "valid_from"}
 By instant, the latest transactions and changes are found without reading all others.
 """
 _known: WeakSet[MetaData] = WeakSet()
+excluding: Final[WeakSet[TrackedTable]] = WeakSet()
+"""The tracked tables that exclude columns."""
 tracked_names: Final[set[str]] = set()
 """The names of all tables that this process has ever tracked, and of their history tables."""
 unread: Final[dict[ref[TrackedTable], str | None]] = {}
@@ -98,6 +97,7 @@ class AuditColumns:
 
 
 _ROLES: Final = tuple(field.name for field in fields(AuditColumns))
+_NULLABLE: Final = ("changed_by", "impersonated_by", "reason", "extra")
 
 
 class OperationText(TypeDecorator[Operation]):
@@ -171,6 +171,8 @@ class TrackedTable:
         live.info[INFO_KEY] = self.history.info[INFO_KEY] = self
         self.history.add_is_dependent_on(live)  # its CREATE makes the types that both use
         _known.add(live.metadata)
+        if self.exclude:
+            excluding.add(self)
         unread[ref(self)] = None
         tracked_names.update((live.name, self.history.name))
 
@@ -196,24 +198,18 @@ class TrackedTable:
                 "already. Choose another name: track_table(history_table_name=…).",
                 live,
             )
-        names = [column for role, column in self.names.items()]
-        if len(set(names)) < len(names):
+        names = dict(self.names.items())
+        if len(set(names.values())) < len(names):
             raise TrackingError(f"{self.names} gives two audit columns the same name. Give each its own name.", live)
-        stored = list(self._stored_columns())
+        stored = self._stored_columns()
         self.refuse_columns(stored)
         history = Table(
             quoted_name(name, getattr(live.name, "quote", None)),
             metadata,
             *map(self._copy_of, stored),
             *(
-                Column(
-                    getattr(self.names, role),
-                    type_,
-                    primary_key=role == "version",
-                    autoincrement=False,
-                    nullable=role in ("changed_by", "impersonated_by", "reason", "extra"),
-                )
-                for role, type_ in audit_column_types().items()
+                _column(name, name, audit_column_types()[role], is_key=role == "version", nullable=role in _NULLABLE)
+                for role, name in names.items()
             ),
             schema=live.schema or BLANK_SCHEMA,
             **table_options(live),
@@ -226,22 +222,9 @@ class TrackedTable:
             postgresql_where=where,
             sqlite_where=where,
         )
-        _make_partial_only(history, history.name)
+        make_partial_only(history, history.name)
         for suffix, role in OWN_INDEXES.items():
             Index(conv(shortened(f"ix_{name}_{suffix}")), history.c[getattr(self.names, role)])
-        # Table.to_metadata() gives its copy the listeners that propagate.
-        event.listen(
-            history, "before_create", lambda copy, *_, **kw: _make_partial_only(copy, history.name), propagate=True
-        )
-        event.listen(
-            history, "after_create", lambda copy, bind, **kw: _on_mysql(copy, bind, collation_statements(live, history))
-        )
-        event.listen(
-            history,
-            "after_create",
-            lambda copy, bind, **kw: _on_mysql(copy, bind, [AddOpenGuard(history)]),
-            propagate=True,
-        )
         return history
 
     def _index_for_reads(self) -> None:
@@ -256,15 +239,15 @@ class TrackedTable:
             index._columns.add(self.valid_from)
         for index in sorted(self.live.indexes, key=lambda index: str(index.name)):
             # Only the columns before the first expression are copied.
-            stored = takewhile(lambda part: part in set(self._stored_columns()), index.expressions)
+            stored = takewhile(set(self._stored_columns()).__contains__, index.expressions)
             columns = [self.history.c[column.key] for column in cast("Iterable[Column[Any]]", stored)]
             copy = conv(shortened(f"ix_{name}_{'_'.join(column.name for column in columns)}"))
             if columns and self.live.c[columns[0].key].foreign_keys and copy not in existing:
                 existing.add(copy)
                 Index(copy, *columns)
 
-    def _stored_columns(self) -> Iterator[Column[Any]]:
-        return (column for column in self.live.c if not column.system and column.name not in self.exclude)
+    def _stored_columns(self) -> list[Column[Any]]:
+        return [column for column in self.live.c if not column.system and column.name not in self.exclude]
 
     def refuse_columns(self, columns: Iterable[Column[Any]]) -> None:
         """Raise if the history table cannot store one of the columns.
@@ -285,12 +268,7 @@ class TrackedTable:
 
     def _copy_of(self, column: Column[Any]) -> Column[Any]:
         is_key = column in set(self.key)  # in a set, because a type may define == as anything
-        copy: Column[Any] = Column(
-            column.name, key=column.key, primary_key=is_key, nullable=not is_key, autoincrement=False
-        )
-        # A type that is set afterwards is shared without its DDL: no CHECK, no second CREATE TYPE.
-        copy.type = readable_type(column.type)
-        return copy
+        return _column(column.name, column.key, readable_type(column.type), is_key=is_key, nullable=not is_key)
 
     def store_column(self, column: Column[Any]) -> None:
         """Store a column that the live table has gained, or that has replaced another."""
@@ -353,6 +331,13 @@ class TrackedTable:
         return self.role("valid_to")
 
 
+def _column(name: str, key: str, type_: TypeEngine[Any], *, is_key: bool, nullable: bool) -> Column[Any]:
+    """Make a column that shares a type without its DDL: no CHECK, no second CREATE TYPE."""
+    column: Column[Any] = Column(key=key, primary_key=is_key, nullable=nullable, autoincrement=False)
+    column.name, column.type = name, type_
+    return column
+
+
 def _not_tracked_error() -> None:
     return None
 
@@ -376,14 +361,7 @@ def shortened(name: str) -> str:
     return name.encode()[: _MAX_IDENTIFIER - 9].decode(errors="ignore") + "_" + digest
 
 
-def _on_mysql(table: Table, connection: Connection, elements: Iterable[ExecutableDDLElement]) -> None:
-    """Execute statements for a table on MySQL and MariaDB, and none elsewhere."""
-    if connection.dialect.name in MYSQL:
-        for element in elements:
-            element(table, connection)
-
-
-def _make_partial_only(history: Table, name: str) -> None:
+def make_partial_only(history: Table, name: str) -> None:
     """Let only databases with partial indexes create the index of open versions.
 
     ``Table.to_metadata()`` copies the index, but not this condition.
