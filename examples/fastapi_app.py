@@ -1,6 +1,6 @@
 """A FastAPI application in which every change names its user, its reason and its request.
 
-    pip install fastapi uvicorn "sqlaudit[async]"
+    pip install uvicorn "sqlaudit[async,fastapi]"
     uvicorn --app-dir examples fastapi_app:app
 
 ``DATABASE_URL`` names the database, with an asynchronous driver; a SQLite file if it is not set.
@@ -10,16 +10,14 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated
-from uuid import uuid4
 
-from fastapi import Depends, FastAPI, Header, HTTPException, Request
+from fastapi import Depends, FastAPI, Header, HTTPException
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from sqlalchemy import String, select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from sqlaudit import (
-    AuditContextManager,
     FieldChange,
     as_of,
     get_resource_changes,
@@ -27,6 +25,7 @@ from sqlaudit import (
     track_table,
     unregister_hooks,
 )
+from sqlaudit.integrations.fastapi import audit_context
 
 engine = create_async_engine(os.environ.get("DATABASE_URL", "sqlite+aiosqlite:///customers.db"))
 sessions = async_sessionmaker(engine, expire_on_commit=False)
@@ -74,19 +73,12 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     unregister_hooks(sessions)
 
 
-async def audit_context(
-    request: Request,
+async def who(
     user_id: Annotated[str, Header(alias="X-User", max_length=255)],  # in earnest: from your authentication
     reason: Annotated[str | None, Header(alias="X-Reason")] = None,
-    request_id: Annotated[str | None, Header(alias="X-Request-ID")] = None,
-) -> AsyncIterator[None]:
-    """Say who acts and why, for as long as the request takes.
-
-    ``async`` matters: FastAPI runs plain functions in a thread, whose context variables the endpoint does not see.
-    """
-    extra = {"request_id": request_id or str(uuid4()), "request": f"{request.method} {request.url.path}"}
-    with AuditContextManager(user_id=user_id, reason=reason, extra=extra):
-        yield
+) -> dict[str, str | None]:
+    """Say who acts and why, for as long as the request takes."""
+    return {"user_id": user_id, "reason": reason}
 
 
 async def open_session() -> AsyncIterator[AsyncSession]:
@@ -95,7 +87,7 @@ async def open_session() -> AsyncIterator[AsyncSession]:
 
 
 SessionOfRequest = Annotated[AsyncSession, Depends(open_session)]
-app = FastAPI(title="Customers with a history", lifespan=lifespan, dependencies=[Depends(audit_context)])
+app = FastAPI(title="Customers with a history", lifespan=lifespan, dependencies=[Depends(audit_context(who))])
 
 
 @app.post("/customers", status_code=201, response_model=CustomerOut)

@@ -83,6 +83,7 @@ def application(sessions: sessionmaker[Session], get_context: Any) -> Litestar:
         [asynchronous, plain, stream, background, router, seen, talk],
         middleware=[Authentication],
         plugins=[AuditContextPlugin(get_context)],
+        logging_config=None,  # its listener would outlive the test
     )
 
 

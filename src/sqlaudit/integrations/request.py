@@ -16,7 +16,7 @@ Arguments = Mapping[str, Any] | None
 """What a ``get_context`` returns: the arguments of :class:`~sqlaudit.AuditContextManager`, or ``None``."""
 
 _ARGUMENTS: Final = [name for name in inspect.signature(AuditContextManager.__init__).parameters if name != "self"]
-_REQUEST_ID: Final = re.compile(r"[!-~]{1,128}")
+_REQUEST_ID: Final = re.compile(r"[!-~]([ -~]{0,126}[!-~])?")
 _TRACEPARENT: Final = re.compile(
     r"(?P<version>(?!ff)[0-9a-f]{2})-(?P<trace_id>(?!0{32})[0-9a-f]{32})-(?P<span_id>(?!0{16})[0-9a-f]{16})"
     r"-[0-9a-f]{2}(?P<more>-.*)?"
@@ -27,7 +27,7 @@ _TRACEPARENT: Final = re.compile(
 def request_facts(header: Callable[[str], str | None], method: str) -> dict[str, Any]:
     """Return what ``extra`` tells of a request: ``request_id``, ``method`` and, if it is traced, its trace and span.
 
-    The id is that of the header ``X-Request-ID``, if it is at most 128 visible characters of ASCII. Otherwise it is
+    The id is that of the header ``X-Request-ID``, if it is at most 128 printable characters of ASCII. Otherwise it is
     that of the request within which this one is handled, or a new one.
 
     :param header: a function that returns the value of a header by its name, or ``None``
