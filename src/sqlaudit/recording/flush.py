@@ -55,10 +55,12 @@ class Updating:
     After the UPDATE, attributes that were set to SQL expressions are expired, and look unchanged.
     """
 
-    __slots__ = ("changed", "committed", "state")
+    __slots__ = ("changed", "committed", "key", "state")
 
     def __init__(self, state: State, changed: Iterable[str]) -> None:
+        assert state.key is not None
         self.state = state
+        self.key: Key = state.key[1]
         self.committed = dict(state.committed_state)
         self.changed = frozenset(changed)
 
@@ -113,8 +115,10 @@ def _is_partially_loaded(
         if value is LoaderCallableStatus.NO_VALUE and name in tracked_mapper.stored:
             return True
     # None may be NULL or the null of JSON; that of an attribute that was set to an equal value is written, too.
-    names = tracked_mapper.hiding_null if whole else tracked_mapper.hiding_null & committed.keys()
-    return any(committed.get(name, values.get(name)) is None for name in names)
+    names = tracked_mapper.hiding_null
+    if names and not whole:
+        names &= committed.keys()
+    return bool(names) and any(committed.get(name, values.get(name)) is None for name in names)
 
 
 class Flush:
@@ -148,11 +152,11 @@ class Flush:
 
     def group(self, state: State, connection: Connection) -> Group:
         """Return the group of a tracked object that the flush writes through a connection."""
-        key = state.mapper, connection
+        key = mapper, connection = state.manager.mapper, connection
         try:
             return self._groups[key]
         except KeyError:
-            tracked_mapper = cast(TrackedMapper, tracked_mapper_of(state.mapper))
+            tracked_mapper = cast(TrackedMapper, tracked_mapper_of(mapper))
             return self._groups.setdefault(key, Group(tracked_mapper, connection))
 
     # -- before the flush
@@ -226,11 +230,13 @@ class Flush:
 
     def _inspect_state(self, state: State, doomed: bool, preflights: _Preflights) -> None:
         """Add to ``preflights`` what must be read because of an object."""
-        if is_unchanged_past(self.session, state, doomed=doomed):
+        has_token = state.key is not None and state.key[2] is not None  # few have one
+        if has_token and is_unchanged_past(self.session, state, doomed=doomed):
             return
-        place = state.mapper.base_mapper, state.identity_token
-        prepared = cast("dict[State, _Extent]", self.prepared)
-        tracked_mapper = tracked_mapper_of(state.mapper)
+        prepared, mapper = self.prepared, state.manager.mapper  # state.mapper is a property, made for each object
+        assert prepared is not None
+        place = mapper.base_mapper, state.identity_token
+        tracked_mapper = tracked_mapper_of(mapper)
         if tracked_mapper is None or state.key is None:
             if state.manager.info.get(FOLLOWED) is not None and (doomed or followed_fields_changed(state)):
                 prepared[state] = _DOOMED if doomed else tuple(changed_values(state))
@@ -274,10 +280,9 @@ class Flush:
 
     def _may_change_late(self, tracked_mapper: TrackedMapper) -> bool:
         """Return whether listeners may change an object after :meth:`_inspect_state`, even by SQL expressions."""
-        may_change = self._changed_late.get(tracked_mapper)
-        if may_change is None:
-            may_change = self._changed_late[tracked_mapper] = _has_other_listeners(tracked_mapper.mapper)
-        return may_change
+        if tracked_mapper not in self._changed_late:
+            self._changed_late[tracked_mapper] = _has_other_listeners(tracked_mapper.mapper)
+        return self._changed_late[tracked_mapper]
 
     def _run_preflight(self, preflight: _Preflight, connection: Connection) -> None:
         """Write the baselines and find the dependent rows that could not be known after the flush."""
@@ -377,22 +382,21 @@ class Flush:
 
         Of a row whose UPDATE is still to come nothing remains, since nothing has changed.
         """
-        tracked_mapper, updated = group.tracked_mapper, dict[Key, tuple[State, Mapping[str, Any]]]()
+        tracked_mapper, updated = group.tracked_mapper, dict[Key, Updating]()
         for update in group.updating:
-            state = update.state
-            key = tracked_mapper.key_of(state)
-            if state not in self._recorded_early and key == cast(Any, state.key)[1]:
-                updated[key] = state, update.old_values
+            key = tracked_mapper.key_of(update.state)
+            if update.state not in self._recorded_early and key == update.key:
+                updated[key] = update
         if not updated:
             return
         write = self._write_context(group.connection)
         capture = write.capture(tracked_mapper.model.chain, tracked_mapper.user_fields(self.config))
         _, recorded = capture.keys_where(tuple(tracked_mapper.model.root.table.key), list(updated))
-        self._recorded_early.update(updated[key][0] for key in updated.keys() & recorded)
+        self._recorded_early.update(updated[key].state for key in updated.keys() & recorded)
         if older := [key for key in updated if key not in recorded]:
             capture.updated(
                 older,
-                lambda key: self._old_of_updated(tracked_mapper, *updated[key]),
+                lambda key: self._old_of_updated(tracked_mapper, updated[key]),
                 missing_rows=MissingRows.DELETED,
             )
 
@@ -418,7 +422,7 @@ class Flush:
         tracked_mapper = group.tracked_mapper
         new: list[Key] = []
         rewritten: dict[Key, State] = {}
-        updated: dict[Key, tuple[State, Mapping[str, Any]]] = {}
+        updated: dict[Key, Updating] = {}
         moved: dict[Key, tuple[State, Mapping[str, Any]]] = {}
         new_keys: list[Key] = []
         deleted: dict[Key, tuple[State, Mapping[str, Any]]] = {}
@@ -431,17 +435,12 @@ class Flush:
             else:
                 new.append(key)
         for update in group.updating:
-            state, changed = update.state, update.old_values
-            fields = {*update.changed, *changed_values(state)}
-            is_updated = self._may_change_late(tracked_mapper) or not tracked_mapper.watched.isdisjoint(fields)
-            if is_updated or (
-                not tracked_mapper.excluded.isdisjoint(fields) and self._has_triggers(tracked_mapper, group.connection)
-            ):
-                key, old_key = tracked_mapper.key_of(state), cast(Any, state.key)[1]
+            if self._may_have_changed(update, tracked_mapper, group.connection):
+                key, old_key = tracked_mapper.key_of(update.state), update.key
                 if key == old_key:
-                    updated[key] = (state, changed)
+                    updated[key] = update
                 else:
-                    moved[old_key] = (state, changed)
+                    moved[old_key] = (update.state, update.old_values)
                     new_keys.append(key)
 
         def old_of_lost(key: Key) -> Mapping[Column[Any], Any]:
@@ -478,7 +477,7 @@ class Flush:
             missing_rows = MissingRows.UPDATED if must_be_found else MissingRows.DELETED
             capture.updated(
                 list(updated),
-                lambda key: self._old_of_updated(tracked_mapper, *updated[key]),
+                lambda key: self._old_of_updated(tracked_mapper, updated[key]),
                 missing_rows=missing_rows,
             )
 
@@ -502,11 +501,18 @@ class Flush:
             record_changed_keys(write, sources, keys)
         return bool(changed)
 
-    def _old_of_updated(
-        self, tracked_mapper: TrackedMapper, state: State, changed: Mapping[str, Any]
-    ) -> Mapping[Column[Any], Any]:
-        changed = self._with_automatic(state, changed)
-        return tracked_mapper.old_values(state, changed, changed)
+    def _may_have_changed(self, update: Updating, tracked_mapper: TrackedMapper, connection: Connection) -> bool:
+        """Return whether an UPDATE may have changed stored columns."""
+        if self._may_change_late(tracked_mapper) or not tracked_mapper.watched.isdisjoint(update.changed):
+            return True
+        fields = {*update.changed, *changed_values(update.state)}
+        return not tracked_mapper.watched.isdisjoint(fields) or (
+            not tracked_mapper.excluded.isdisjoint(fields) and self._has_triggers(tracked_mapper, connection)
+        )
+
+    def _old_of_updated(self, tracked_mapper: TrackedMapper, update: Updating) -> Mapping[Column[Any], Any]:
+        changed = self._with_automatic(update.state, update.old_values)
+        return tracked_mapper.old_values(update.state, changed, changed)
 
     def _with_automatic(self, state: State, changed: Mapping[str, Any]) -> dict[str, Any]:
         """Return the old values of an object, including fields that changed without being set."""
@@ -543,5 +549,7 @@ def _chooses_connections(session: Session) -> bool:
 
 def _has_other_listeners(mapper: Mapper[Any]) -> bool:
     """Return whether listeners other than sqlaudit's may change an object before its UPDATE."""
-    modules = [getattr(listener, "__module__", None) or "" for listener in mapper.dispatch.before_update]
-    return not all(module.startswith("sqlaudit.") for module in modules)
+    for listener in mapper.dispatch.before_update:  # quicker, and each flush calls this
+        if not (getattr(listener, "__module__", None) or "").startswith("sqlaudit."):
+            return True
+    return False

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import date, datetime
+from decimal import Decimal
 from typing import Any, Final
+from uuid import UUID
 
 from sqlalchemy import ClauseElement, Column, Table
 from sqlalchemy.orm import (
@@ -140,22 +143,27 @@ def changed_values(state: State) -> Mapping[str, Any]:
 
     An attribute that was set to an equal value, or set back to its old value, has not changed.
     """
-    committed = state.committed_state
-    changed = {}
-    for name, old in committed.items():
-        if not _is_unchanged(state, name, old):
+    values, changed = state.dict, {}
+    for name, old in state.committed_state.items():
+        if not _is_unchanged(state, name, old, values.get(name, LoaderCallableStatus.NO_VALUE)):
             changed[name] = old
     return changed
 
 
-def _is_unchanged(state: State, name: str, old: Any) -> bool:
-    value = state.dict.get(name, LoaderCallableStatus.NO_VALUE)
-    if isinstance(old, LoaderCallableStatus) or isinstance(value, LoaderCallableStatus):
+_PLAIN: Final = frozenset({bool, bytes, date, datetime, Decimal, float, int, str, UUID})
+"""The types of most values of columns: such a value is neither SQL nor what a relationship holds."""
+
+
+def _is_unchanged(state: State, name: str, old: Any, value: Any) -> bool:
+    if isinstance(old, LoaderCallableStatus):
         return False
-    if name not in state.mapper.column_attrs:
-        return value is old
-    if isinstance(value, ClauseElement) or hasattr(value, "__clause_element__"):
-        return False
+    if type(value) not in _PLAIN:
+        if isinstance(value, LoaderCallableStatus):
+            return False
+        if name not in state.mapper.column_attrs:
+            return value is old
+        if isinstance(value, ClauseElement) or hasattr(value, "__clause_element__"):
+            return False
     return state.manager[name].impl.is_equal(value, old) is True
 
 

@@ -65,7 +65,7 @@ def takes_json_list(column: ColumnElement[Any], dialect: Dialect) -> bool:
 def are_unchanged_by_json(keys: Iterable[Key]) -> bool:
     """Return whether SQLite reads the keys from JSON unchanged: no bytes, and it cuts off a text at a NUL character."""
     return not any(
-        isinstance(value, bytes) or (isinstance(value, str) and "\0" in value) for key in keys for value in key
+        isinstance(value, (bytes, str)) and (isinstance(value, bytes) or "\0" in value) for key in keys for value in key
     )
 
 
