@@ -67,7 +67,7 @@ REPLACEMENTS: list[tuple[str, Any, str]] = [
     (DML_INSTEAD, lambda: sa.insert(Parent.__table__), "_set_propagate_attrs"),
     (".whereclause, to read it; none to replace it", lambda: sa.update(Parent.__table__), "_where_criteria"),
     (".get_final_froms(), which is slower", lambda: SELECT, "_raw_columns _from_obj _setup_joins _having_criteria"),
-    ("none", lambda: SELECT, "_group_by_clauses _order_by_clauses _clone _compile_options"),
+    ("none", lambda: SELECT, "_group_by_clauses _order_by_clauses _clone _compile_options _propagate_attrs"),
     ("none", lambda: Parent.__table__.c.id == 1, "_from_objects _deannotate"),
     ("bindparam(), with all that a parameter is told", lambda: sa.bindparam("one"), "_with_value"),
     ("isinstance, with the classes of types", sa.Integer, "_type_affinity _static_cache_key _isnull _variant_mapping"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, DateTime, Dialect, and_, cast, func
@@ -49,7 +50,7 @@ class UTCDateTime(TypeDecorator[datetime]):
     process_literal_param = process_bind_param  # type: ignore[assignment]  # the base returns str
 
     def bind_processor(self, dialect: Dialect) -> Callable[[datetime | None], Any]:
-        # One function, as below: a read of one row has the instant five times.
+        # One function, as below, which remembers: a read of one row has the instant five times.
         traits = TRAITS[dialect.name]
         if not traits.has_datetimes:
             return _iso_text
@@ -68,7 +69,12 @@ class UTCDateTime(TypeDecorator[datetime]):
 
 
 def _iso_text(value: datetime | None) -> str | None:
-    return None if value is None else value.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+    return None if value is None else _text_of_utc(value if value.tzinfo is UTC else value.astimezone(UTC))
+
+
+@lru_cache
+def _text_of_utc(value: datetime) -> str:
+    return value.replace(tzinfo=None).isoformat(" ", "microseconds")
 
 
 class OpenEnd(FunctionElement[datetime]):
@@ -94,7 +100,8 @@ def was_valid(
     when: datetime | ColumnElement[datetime],
 ) -> ColumnElement[bool]:
     """Return the predicate that the period contains ``when``."""
-    return and_(unindexed(valid_from) <= when, valid_to > when)
+    # The end first: it alone excludes most versions, since most of them had ended.
+    return and_(valid_to > when, unindexed(valid_from) <= when)
 
 
 class unindexed(FunctionElement[datetime]):

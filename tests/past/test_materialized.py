@@ -26,7 +26,7 @@ from shop import (
     happen,  # noqa: F401  # what has happened when the tests begin
 )
 from sqlaudit import HistoryTableError, QueryError, as_of, time_travel
-from sqlaudit.past.rendering import Rules, ready_statement
+from sqlaudit.past.rendering import Instant, past_statement
 
 CREATE = "CREATE TEMPORARY TABLE"
 THEN = {0: ["Ada", "Bob"], 3: ["Ada L.", "Bob"]}
@@ -162,7 +162,7 @@ def test_mysql_reads_a_copy_in_one_place_of_a_statement(happened):
     customers = Customer.__table__
     boss = customers.alias("boss")
     statement = sa.select(customers.c.name, boss.c.name).join(boss, boss.c.id == customers.c.boss_id)
-    ready = ready_statement(statement, at(0), Rules(), is_orm=False, slot=1)
+    ready = past_statement(statement, Instant(at(0)), slot=1)
     assert str(ready.compile(dialect=mysql.dialect())).count("sqlaudit_past_1_customers") == 1
     assert str(ready.compile()).count("sqlaudit_past_1_customers") == 2
 

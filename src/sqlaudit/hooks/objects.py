@@ -11,7 +11,8 @@ from sqlalchemy.orm import InstanceState, Mapper, Session
 
 from sqlaudit.exceptions import QueryError
 from sqlaudit.hooks.scope import DISABLED, records, records_other_flush
-from sqlaudit.past.objects import Instant, instant_of_state, refuse_change
+from sqlaudit.past.objects import instant_of_state, refuse_change
+from sqlaudit.past.rendering import Instant
 from sqlaudit.past.running import PastSession
 from sqlaudit.recording.bulk.append_only import is_history, is_migrating, rewriting_error
 from sqlaudit.recording.flush import Flush, Updating

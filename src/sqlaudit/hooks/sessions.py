@@ -42,8 +42,8 @@ from sqlaudit.hooks.scope import (
     records,
     registered,
 )
-from sqlaudit.past.objects import Instant, refuse_changes
-from sqlaudit.past.rendering import Past, has_past_guard, without_past_guard
+from sqlaudit.past.objects import refuse_changes
+from sqlaudit.past.rendering import Instant, Past, has_past_guard, without_past_guard
 from sqlaudit.past.running import execute_within, instant_of, turn_to_past
 from sqlaudit.recording.bulk.parsing import ParsedWrite, unwrapped
 from sqlaudit.recording.flush import Flush

@@ -8,7 +8,7 @@ versions that were true at the instant:
     -- select(Customer).where(Customer.city == "Rome")
     SELECT customers.id, customers.name, customers.city
     FROM (SELECT id, name, city FROM customers_history
-          WHERE valid_from <= :when AND valid_to > :when) AS customers
+          WHERE valid_to > :when AND valid_from <= :when) AS customers
     WHERE customers.city = 'Rome'
 
 The objects that it loads carry the instant in their identity token. So the session keeps them apart from the live

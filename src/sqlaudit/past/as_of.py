@@ -20,8 +20,8 @@ from sqlalchemy import (
 from sqlalchemy.orm import QueryableAttribute
 
 from sqlaudit.arguments import checked_range
-from sqlaudit.past.objects import as_of_instant, instant_from
-from sqlaudit.past.rendering import BeforeBaseline, UntrackedPolicy
+from sqlaudit.past.objects import instant_from
+from sqlaudit.past.rendering import BeforeBaseline, UntrackedPolicy, past_statement
 from sqlaudit.period import as_utc
 from sqlaudit.tracking.history import history_of
 from sqlaudit.tracking.links import LinkModel, Readable, model_of
@@ -104,7 +104,7 @@ else:
         model = model_of(model_class)
         if isinstance(model_class, QueryableAttribute):
             model_class = model.table.live if isinstance(model, LinkModel) else model.mapper.class_
-        return as_of_instant(select(model_class), instant_from(when, untracked, before_baseline))
+        return past_statement(select(model_class), instant_from(when, untracked, before_baseline))
 
 
 def between(model_class: Readable, start: datetime, end: datetime) -> Select[Any]:

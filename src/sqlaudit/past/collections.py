@@ -15,8 +15,8 @@ from sqlalchemy.orm import (
 from sqlalchemy.orm.attributes import instance_state
 
 from sqlaudit.past.attributes import needs_excluded, unknown
-from sqlaudit.past.objects import TOKEN, as_of_instant, instant_of_object, instant_of_state, refuse_change
-from sqlaudit.past.rendering import copied_with_class
+from sqlaudit.past.objects import instant_of_object, instant_of_state, refuse_change
+from sqlaudit.past.rendering import TOKEN, copied_with_class, past_statement
 
 
 class _PastSelect:
@@ -31,7 +31,7 @@ class _PastSelect:
         statement, instant = super().select(), instant_of_object(self.instance)  # type: ignore[misc]  # the collection's
         if instant is not None and self.unknown_key is not None:
             raise unknown(instance_state(self.instance), self.unknown_key)
-        return statement if instant is None else as_of_instant(statement, instant)
+        return statement if instant is None else past_statement(statement, instant)
 
     def insert(self) -> Any:
         refuse_change(instance_state(self.instance))
@@ -77,7 +77,7 @@ class _WithPastStatement:
 
     @property
     def statement(self) -> Any:
-        return as_of_instant(super().statement, self._execution_options[TOKEN])  # type: ignore[misc]  # the query's
+        return past_statement(super().statement, self._execution_options[TOKEN])  # type: ignore[misc]  # the query's
 
 
 @cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy.orm import (
@@ -16,25 +16,10 @@ from sqlalchemy.sql.lambdas import PyWrapper
 from sqlaudit.arguments import checked_when
 from sqlaudit.config import current_config, utc_now
 from sqlaudit.exceptions import QueryError, ReadOnlyError, warn_caller
-from sqlaudit.past.rendering import BeforeBaseline, Past, Rules, S, UntrackedPolicy, past_statement
+from sqlaudit.past.rendering import BeforeBaseline, Instant, Rules, UntrackedPolicy
 from sqlaudit.period import OPEN_END, TICK
 
-TOKEN: Final = "identity_token"
-"""SQLAlchemy's execution option for the identity token of the objects that a statement loads."""
 _LATEST: Final = OPEN_END - TICK  # the last instant that open versions contain
-
-
-class Instant(NamedTuple):
-    """The identity token of objects that were read as of an instant: a tuple, which Python hashes quickly.
-
-    :ivar when: a datetime in UTC; or the id of a changeset, whose instant a session has still to look up
-    """
-
-    when: datetime | UUID
-    rules: Rules = Rules()
-
-    def __str__(self) -> str:
-        return f"as of {self.when.isoformat() if isinstance(self.when, datetime) else f'changeset {self.when}'}"
 
 
 def instant_from(
@@ -80,20 +65,6 @@ def instant_of_state(state: InstanceState[Any]) -> Instant | None:
     """Return the instant as of which the object of a state was read, or ``None`` for a live object."""
     token = state.key[2] if state.key else None  # merge(load=False) leaves state.identity_token empty
     return token if isinstance(token, Instant) else None
-
-
-def instant_of_statement(statement: Past) -> Instant:
-    """Return the instant as of which a statement reads."""
-    when = statement._past_changeset or statement._past_when.value
-    assert when is not None
-    return Instant(when, statement._past_rules)
-
-
-def as_of_instant(statement: S, instant: Instant) -> S:
-    """Return a statement that reads as of an instant, and gives it to its objects as their identity token."""
-    made = past_statement(statement, instant.when, instant.rules)
-    made._execution_options = made._execution_options.union({TOKEN: instant})
-    return made
 
 
 def refuse_change(state: InstanceState[Any]) -> None:

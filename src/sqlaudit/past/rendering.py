@@ -1,7 +1,7 @@
 """How does a statement read the past? The compiler renders its tables as they were at an instant.
 
 :func:`past_statement` copies a statement as one of a subclass. The copy renders every tracked table, for instance
-``FROM customers``, as ``(SELECT … FROM customers_history WHERE valid_from <= :when AND valid_to > :when) AS
+``FROM customers``, as ``(SELECT … FROM customers_history WHERE valid_to > :when AND valid_from <= :when) AS
 customers``, and nothing else differently. It composes like the original: in a subquery, a union or a CTE, beside the
 present or another instant. The instant is a parameter, so that SQLAlchemy's statement cache works.
 """
@@ -60,6 +60,8 @@ from sqlaudit.tracking.tables import TrackedTable, known_metadata, shortened, tr
 UntrackedPolicy = Literal["raise", "live"]
 BeforeBaseline = Literal["absent", "warn", "raise"]
 S = TypeVar("S", bound=Executable)
+TOKEN: Final = "identity_token"
+"""SQLAlchemy's execution option for the identity token of the objects that a statement loads."""
 _COMMENT: Final = re.compile(r"/\*.*?\*/|--[^\n]*|#[^\n]*", re.DOTALL)
 _WORD: Final = re.compile(r"\w+")
 _WRITES: Final = frozenset(
@@ -82,17 +84,30 @@ class Rules(NamedTuple):
     before_baseline: BeforeBaseline = "absent"
 
 
+class Instant(NamedTuple):
+    """An instant to read, and how. The identity token of the objects read: a tuple, which Python hashes quickly.
+
+    :ivar when: a datetime in UTC; or the id of a changeset, whose instant a session has still to look up
+    """
+
+    when: datetime | UUID
+    rules: Rules = Rules()
+
+    def __str__(self) -> str:
+        return f"as of {self.when.isoformat() if isinstance(self.when, datetime) else f'changeset {self.when}'}"
+
+
 class Past:
     """Mixin for the class of a statement that reads the past."""
 
+    _past_instant: Instant
+    """All below but the slot, which make up the cache key, follow from it."""
     _past_when: BindParameter[datetime]
     _past_literal: BindParameter[datetime]
     """The same instant as a literal, for a condition that the database must plan for this instant."""
     _past_changeset: UUID | None
     """The id of a changeset whose instant a session has still to look up, or ``None``."""
     _past_rules: Rules
-    _past_is_ready: bool
-    """Whether a session executes the statement, and marks the objects that it returns as past objects."""
     _past_slot: int | None = None
     """The number in the names of the copies that the statement reads (:mod:`sqlaudit.past.materialized`)."""
 
@@ -108,15 +123,15 @@ class Past:
         with _rendering_past(visitor, self):
             return super()._compiler_dispatch(visitor, **kw)  # type: ignore[misc, no-any-return]  # the statement's own
 
-    def _execute_on_connection(self, connection: Connection, *args: Any, **kw: Any) -> Any:
-        if not self._past_is_ready:
+    def _execute_on_connection(self, connection: Connection, parameters: Any, execution_options: Any) -> Any:
+        if not isinstance(execution_options.get(TOKEN), Instant):
             raise QueryError(
                 "A read as of an instant was executed outside a session with hooks, where SQLAlchemy would take its "
                 "objects for live ones. Call register_hooks(), and execute the statement in a session that has hooks.",
                 self,
             )
         try:
-            return super()._execute_on_connection(connection, *args, **kw)  # type: ignore[misc]  # the statement's own
+            return super()._execute_on_connection(connection, parameters, execution_options)  # type: ignore[misc]  # the statement's own
         except DBAPIError as error:
             parts: Iterable[Any] = visitors.iterate(cast(ClauseElement, self))
             metadata = {part.metadata for part in parts if isinstance(part, Table)}
@@ -126,8 +141,7 @@ class Past:
     def from_statement(self, statement: Any) -> Any:
         """Return another statement as one that selects the same objects as of the same instant."""
         made = super().from_statement(statement)  # type: ignore[misc]  # Select's
-        made = past_statement(made, self._past_changeset or cast(datetime, self._past_when.value), self._past_rules)
-        return made.execution_options(**self._execution_options)  # type: ignore[attr-defined]  # Executable's
+        return past_statement(made, self._past_instant).execution_options(**self._execution_options)  # type: ignore[attr-defined]  # Executable's
 
 
 _EXTRA: Final = [
@@ -149,14 +163,19 @@ def instant_parameters(instant: datetime | None) -> tuple[BindParameter[Any], Bi
     )
 
 
-def past_statement(statement: S, when: datetime | UUID, rules: Rules) -> S:
-    """Return a statement that reads as of ``when``."""
+def past_statement(statement: S, instant: Instant, slot: int | None = None) -> S:
+    """Return a statement that reads as of an instant. Its objects never load live rows, in whichever session they are.
+
+    :param slot: the number in the names of the copies to read, if the session has copies
+    """
     statement_class: Any = type(statement)
     past = copied_with_class(_past_class(statement_class), statement._clone())  # type: ignore[attr-defined]  # ClauseElement's
-    past._past_changeset = when if isinstance(when, UUID) else None
-    past._past_when, past._past_literal = instant_parameters(None if isinstance(when, UUID) else when)
-    past._past_rules = rules
-    past._past_is_ready = False
+    changeset, when = (instant.when, None) if isinstance(instant.when, UUID) else (None, instant.when)
+    past._past_instant, past._past_changeset, past._past_rules = instant, changeset, instant.rules
+    past._past_when, past._past_literal = instant_parameters(when)
+    past._past_slot = slot
+    if past._propagate_attrs and not has_past_guard(past):  # it is a statement of the ORM
+        past._with_options += (_PAST_GUARD,)
     made: S = past
     return made
 
@@ -165,21 +184,6 @@ def copied_with_class(made_class: Any, original: Any) -> Any:
     """Return a copy of an object that is an instance of a subclass of its class."""
     made = made_class.__new__(made_class)
     made.__dict__.update(original.__dict__)
-    return made
-
-
-def ready_statement(statement: S, when: datetime, rules: Rules, *, is_orm: bool, slot: int | None = None) -> S:
-    """Return a statement that reads as of ``when``, for a session to execute.
-
-    :param is_orm: whether it may load objects. They never load live rows, whichever session they are added to
-    :param slot: the number in the names of the copies to read, if the session has copies
-    """
-    made = past_statement(statement, when, rules)
-    past: Any = made
-    past._past_is_ready = True
-    past._past_slot = slot
-    if is_orm and not has_past_guard(past):
-        past._with_options += (_PAST_GUARD,)
     return made
 
 

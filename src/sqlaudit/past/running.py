@@ -25,8 +25,8 @@ from sqlalchemy.sql.lambdas import StatementLambdaElement
 from sqlaudit.exceptions import QueryError, ReadOnlyError
 from sqlaudit.past.baselines import check_for_unknown_rows
 from sqlaudit.past.materialized import Copies
-from sqlaudit.past.objects import TOKEN, Instant, instant_of_state, instant_of_statement, is_unchanged_past
-from sqlaudit.past.rendering import Past, ready_statement, shorten_path
+from sqlaudit.past.objects import instant_of_state, is_unchanged_past
+from sqlaudit.past.rendering import TOKEN, Instant, Past, past_statement, shorten_path
 from sqlaudit.retrieval.changesets import instant_of_changeset
 
 _CHANGESETS: Final = "sqlaudit_changesets"
@@ -38,13 +38,12 @@ def instant_of(state: ORMExecuteState) -> Instant | None:
     ``None`` for a statement of the present, or one that has been turned to the past already.
     """
     statement: Any = state.statement
-    if isinstance(statement, Past) and statement._past_is_ready:
-        return None
-    token = state.execution_options.get(TOKEN)
-    if isinstance(token, Instant) and isinstance(statement, StatementLambdaElement):
-        # The token is from the first statement that the lambda returned. The one that it returns now has its own.
+    if isinstance(statement, StatementLambdaElement):
         statement = statement._resolved
-        return instant_of_statement(statement) if isinstance(statement, Past) else token
+    if isinstance(statement, Past):
+        is_turned = isinstance(state.local_execution_options.get(TOKEN), Instant)
+        return None if is_turned else statement._past_instant
+    token = state.execution_options.get(TOKEN)
     if token is None and state.is_orm_statement and state.is_select:
         options = state.load_options
         token = options._identity_token
@@ -81,11 +80,12 @@ def turn_to_past(state: ORMExecuteState, instant: Instant) -> Result[Any] | None
         )
     instant = _with_changeset_instant(state.session, instant)
     assert isinstance(instant.when, datetime)
-    is_orm = state.is_orm_statement
+    past = statement
     slot = state.session.slot_at(instant.when) if isinstance(state.session, PastSession) else None
-    past = ready_statement(statement, instant.when, instant.rules, is_orm=is_orm, slot=slot)
-    if is_orm and state.is_select and state.lazy_loaded_from is not None:
-        shorten_path(past)
+    if slot is not None or not isinstance(past, Past) or past._past_instant is not instant:
+        past = past_statement(past, instant, slot)
+        if state.is_orm_statement and state.is_select and state.lazy_loaded_from is not None:
+            shorten_path(past)
     if instant.rules.before_baseline != "absent":
         dialect = state.session.get_bind(**state.bind_arguments).dialect
         check_for_unknown_rows(state.session, cast(Past, past), state.parameters, dialect)

@@ -27,7 +27,7 @@ from sqlaudit.changes import Conflict, Operation, Restored, RestoreReport
 from sqlaudit.context import AuditContextManager, get_audit_context
 from sqlaudit.exceptions import QueryError, ReadOnlyError, SQLAuditError, TrackingError, UndoConflictError
 from sqlaudit.hooks.scope import records
-from sqlaudit.past.objects import Instant
+from sqlaudit.past.rendering import Instant
 from sqlaudit.past.running import PastSession
 from sqlaudit.period import OPEN_END
 from sqlaudit.restoring.application import execute_plan
