@@ -131,6 +131,9 @@ class AuditContext(Actor):
                 raise ContextError(f"reason is {self.reason!r}. Give a str.", self.reason)
             _check_text(self.reason, "reason")
 
+    def __reduce__(self) -> Any:
+        return AuditContext, (self.user_id, self.reason, self.impersonated_by, self.extra)  # without a LateExtra
+
     def overlaid_with(self, inner: AuditContext) -> AuditContext:
         """Return this context, with the values that ``inner`` sets replaced. Two dicts as ``extra`` are merged.
 

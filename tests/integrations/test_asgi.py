@@ -1,6 +1,8 @@
 """All parts of an ASGI application write as the user of the request: streams, background tasks, mounts, WebSockets."""
 
 import asyncio
+import copy
+import pickle
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -115,6 +117,7 @@ async def talk(app: Any, path: str, user: str) -> None:
 
 
 @pytest.mark.parametrize("get_context", [by_header, by_header_later])
+@pytest.mark.spread
 def test_fifty_requests_at_once_keep_their_users_apart(
     sessions: sessionmaker[Session], get_context: Callable[[Any], Any]
 ) -> None:
@@ -200,6 +203,12 @@ def test_the_application_may_say_more_and_other_things() -> None:
     context = context_of({"x-request-id": "i"}, lambda scope: given)
     assert context.extra == {"request_id": "i", "method": "GET", "route": "mine", "tenant": 1, "run_id": "r"}
     assert context_of({"x-request-id": "i"}, lambda scope: None).reason is None
+
+
+def test_the_context_of_a_request_can_be_given_to_another_process() -> None:
+    context = context_of({"x-request-id": "r"}, lambda scope: {"user_id": "ana"})
+    assert pickle.loads(pickle.dumps(context)) == context == copy.deepcopy(context)
+    assert context.extra["route"] == "/a/b"
 
 
 @pytest.mark.parametrize(

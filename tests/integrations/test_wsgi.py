@@ -51,6 +51,7 @@ class Body:
         self.closed.append((self.user, get_audit_context().user_id))
 
 
+@pytest.mark.spread
 def test_fifty_requests_at_once_keep_their_users_apart(sessions: sessionmaker[Session]) -> None:
     def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         start_response("200 OK", [])

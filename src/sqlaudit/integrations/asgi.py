@@ -59,7 +59,8 @@ def scope_context(scope: Scope) -> AuditContextManager:
     """Return the manager that tells what is known of a request. The route is looked up when a version is written."""
 
     def header(name: str) -> str | None:
-        return next((value.decode("latin-1") for key, value in scope["headers"] if key.decode("latin-1") == name), None)
+        wanted = name.encode()
+        return next((value.decode("latin-1") for key, value in scope["headers"] if key == wanted), None)
 
     facts = request_facts(header, scope.get("method", "WEBSOCKET"))
     return AuditContextManager(extra=LateExtra(lambda: {**facts, "route": route_of(scope)}))
@@ -68,7 +69,7 @@ def scope_context(scope: Scope) -> AuditContextManager:
 def route_of(scope: Scope) -> str:
     """Return the route of a request, such as ``/customers/{id}``, or its path as long as no route is known.
 
-    Starlette, FastAPI and Litestar note the route in the scope.
+    FastAPI, Litestar and new versions of Starlette note the route in the scope.
     """
     route = scope.get("route")
     included = scope.get("fastapi", {}).get("effective_route_context")

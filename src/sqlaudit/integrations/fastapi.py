@@ -13,7 +13,13 @@ from typing import Any
 
 from sqlaudit.exceptions import MissingPackageError
 from sqlaudit.integrations.asgi import scope_context
-from sqlaudit.integrations.request import Arguments, checked_function, manager_of, noting_errors
+from sqlaudit.integrations.request import (
+    Arguments,
+    checked_function,
+    manager_of,
+    noting_errors,
+    required_parameters,
+)
 
 try:
     from fastapi import Depends
@@ -70,7 +76,7 @@ def _is_async(function: Callable[..., Any]) -> bool:
 
 def _takes_request(function: Callable[..., Any]) -> bool:
     """Return whether a function takes the request, and nothing that FastAPI would have to find out."""
-    parameters = list(signature(function).parameters.values())
-    return len(parameters) == 1 and (
+    parameters = required_parameters(function)
+    return len(signature(function).parameters) == len(parameters) == 1 and (
         parameters[0].name in ("request", "connection", "websocket") or parameters[0].annotation is Parameter.empty
     )

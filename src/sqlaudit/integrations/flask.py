@@ -8,12 +8,17 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from inspect import signature
 from typing import Any, Final
 
 from sqlaudit.context import ActorType, AuditContextManager
 from sqlaudit.exceptions import ContextError, MissingPackageError
-from sqlaudit.integrations.request import Arguments, checked_function, manager_of, noting_errors
+from sqlaudit.integrations.request import (
+    Arguments,
+    checked_function,
+    manager_of,
+    noting_errors,
+    required_parameters,
+)
 from sqlaudit.integrations.wsgi import AuditContextMiddleware
 
 try:
@@ -49,7 +54,7 @@ class Audit:
     ) -> None:
         checked_function(get_context, "Audit")
         self.get_context = get_context
-        self.takes_request = get_context is not None and bool(signature(get_context).parameters)
+        self.takes_request = get_context is not None and bool(required_parameters(get_context))
         if app is not None:
             self.init_app(app)
 
@@ -58,8 +63,9 @@ class Audit:
 
         :raises ContextError: the application has an ``Audit`` already
         """
-        if app.extensions.setdefault("sqlaudit", self) is not self or isinstance(app.wsgi_app, _Middleware):
+        if "sqlaudit" in app.extensions:
             raise ContextError(f"{app!r} has an Audit already. Call Audit(app) or init_app(app) once.", app)
+        app.extensions["sqlaudit"] = self
         app.wsgi_app = _Middleware(app.wsgi_app)  # type: ignore[method-assign]  # as Flask recommends
         app.before_request(self._enter)
 

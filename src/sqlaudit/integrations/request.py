@@ -43,6 +43,13 @@ def request_facts(header: Callable[[str], str | None], method: str) -> dict[str,
     return facts
 
 
+def required_parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """Return the parameters that a caller has to give."""
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = inspect.signature(function).parameters.values()
+    return [each for each in parameters if each.default is inspect.Parameter.empty and each.kind not in variadic]
+
+
 def checked_function(get_context: object, owner: str) -> None:
     """Raise if a ``get_context`` is neither a function nor ``None``.
 

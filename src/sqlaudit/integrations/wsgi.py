@@ -47,7 +47,9 @@ class AuditContextMiddleware:
                     given = self.get_context(environ)
             manager_of(given, "AuditContextMiddleware").__enter__()  # each step enters it anew, and leaves it
             body = self.app(environ, start_response)
-        return body if isinstance(body, (list, tuple)) else _Body(body, steps)
+        of_server = environ.get("wsgi.file_wrapper")  # a file that the server sends by itself
+        is_made = isinstance(body, (list, tuple)) or (isinstance(of_server, type) and isinstance(body, of_server))
+        return body if is_made else _Body(body, steps)
 
 
 class _Body(Iterator[bytes]):
