@@ -32,7 +32,8 @@ from sqlaudit.past.session import time_travel
 from sqlaudit.past.temporal_join import as_of_column
 from sqlaudit.period import OPEN_END
 from sqlaudit.recording.reconcile import record_changes
-from sqlaudit.restoring.restore import restore, undo
+from sqlaudit.restoring.restore import restore
+from sqlaudit.restoring.undo import undo
 from sqlaudit.retrieval.changesets import changesets, instant_of_changeset
 from sqlaudit.retrieval.field_changes import (
     blame,

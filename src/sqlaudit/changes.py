@@ -102,10 +102,12 @@ class Changeset(Actor):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conflict:
-    """A later change of a row, which :func:`undo` would discard.
+    """A later change of a row or link, which :func:`undo` would discard.
 
     :param model: the class of the row, or the association table of a link
     :param key: the key of the row; a tuple if it is composite
+    :param fields: the fields that the change and the undone changeset have in common, sorted; those by which the row
+        refers to one that would be deleted; or nothing if the whole row is concerned: it was inserted, or is deleted
     :param changed_by: the user who made the change; ``None`` if no user is known
     :param timestamp: the instant of the change; ``None`` if the row has no history
     :param changeset_id: the transaction that made the change; ``None`` if the row has no history, or the version of the
@@ -114,6 +116,7 @@ class Conflict:
 
     model: Any
     key: Any
+    fields: tuple[str, ...] = ()
     changed_by: str | None = None
     timestamp: datetime | None = None
     changeset_id: UUID | None = None
@@ -175,7 +178,8 @@ class Blame(VersionInfo):
     unknown_after: bool = False
 
 
-_PLAIN: Final = frozenset({str, int, float, bool, bytes, Decimal, date, datetime, time, timedelta, UUID})
+PLAIN: Final = frozenset({str, int, float, bool, bytes, Decimal, date, datetime, time, timedelta, UUID})
+"""Types whose equal values are the same value, so that :func:`differ` need not be called for them."""
 
 Equality = Callable[[Any, Any], Any]
 """A function that returns whether two values are equal, from a type that defines its own comparison."""
@@ -272,7 +276,7 @@ def diff(
     elif operation is Operation.UPDATE and old is not None:
         for name, before, after in zip(names, old, new, strict=True):
             # Most fields are unchanged, and calling differ() for each would cost more than all the rest.
-            if before is after or (type(before) is type(after) and type(before) in _PLAIN and before == after):
+            if before is after or (type(before) is type(after) and type(before) in PLAIN and before == after):
                 continue
             if differ(before, after, equalities.get(name)):
                 yield name, before, after

@@ -302,11 +302,14 @@ def test_what_was_before_a_migration_is_not_lost_when_it_is_undone_or_restored(p
             restore(session, first)
         values = {later.Customer: {"status": "old"}}
         with pytest.raises(UndoConflictError):
-            undo(session, second.audit_changeset_id, values=values)
-        undo(session, second.audit_changeset_id, values=values, force=True)
+            undo(session, second.audit_changeset_id, values=values, whole_rows=True)
+        undo(session, second.audit_changeset_id)
+        session.commit()
+        restore(session, first, values=values)
         session.commit()
         assert told(session, later.Customer, "name", "status")[2:] == [
             ("baseline", "Ida", "new"),
+            ("update", "Ada", "new"),
             ("update", "Ada", "old"),
         ]
         check_history(session, later.Customer)

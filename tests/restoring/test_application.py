@@ -175,6 +175,8 @@ def test_a_row_whose_subclass_row_is_missing_does_not_become_one_of_the_base_cla
                 undo(session, last_changeset(sessions), dry_run=dry_run)
             with sessions.begin() as session, pytest.raises(QueryError, match=r"Animal 2 was a Dog then"):
                 restore(session, Dog, 2, at=1, dry_run=dry_run)
+        with sessions.begin() as session:
+            assert not restore(session, Animal, 1, at=2)
         assert rows(sessions, Animal, Dog) == [[(1, "dog"), (2, "dog")], []]
 
 

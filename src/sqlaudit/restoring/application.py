@@ -27,16 +27,16 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.orm.attributes import flag_modified, instance_dict, instance_state, set_attribute, set_committed_value
 
-from sqlaudit.changes import Operation
-from sqlaudit.context import get_audit_context
+from sqlaudit.changes import Operation, Restored, RestoreReport
+from sqlaudit.context import AuditContextManager, get_audit_context
 from sqlaudit.exceptions import QueryError
 from sqlaudit.recording.changeset import connection_for_versions
 from sqlaudit.recording.policy import lacking, require_context
 from sqlaudit.recording.tracked_mappers import user_fields_of
 from sqlaudit.restoring.generated_keys import overriding_keys, tables_that_make_keys
-from sqlaudit.restoring.ordering import Stages
-from sqlaudit.restoring.plan import Change, LinkChange, Plan
-from sqlaudit.restoring.rows import read_by_value, stores_null, with_row_locks
+from sqlaudit.restoring.ordering import Ordering, Stages
+from sqlaudit.restoring.plan import Change, LinkChange, Plan, displayed, fields_of
+from sqlaudit.restoring.rows import display_key, read_by_value, stores_null, with_row_locks
 from sqlaudit.sql.batches import chunks
 from sqlaudit.sql.keys import Key, one_of
 from sqlaudit.sql.options import INTERNAL
@@ -47,7 +47,30 @@ from sqlaudit.tracking.sessions import bind_arguments_for
 _QUERIES: Final = ("dynamic", "write_only")
 
 
-def execute_plan(plan: Plan, stages: Stages) -> None:
+def carry_out(plan: Plan, reason: str, dry_run: bool) -> RestoreReport:
+    """Carry out a plan, and report what it changes; for a dry run, only report.
+
+    :param reason: the reason of the changes, if the audit context has none
+    """
+    report = RestoreReport((*map(_reported, plan.changes), *map(_reported_link, plan.links.values())))
+    if report and not dry_run:
+        with AuditContextManager(reason=get_audit_context().reason or reason):
+            _execute_plan(plan, Ordering(plan.changes).stages())
+    return report
+
+
+def _reported(change: Change) -> Restored:
+    fields = change.fields | {column.key: (old, displayed(new)) for column, (old, new) in change.unmapped.items()}
+    return Restored(change.operation, change.mapper.class_, display_key(change.key), fields)
+
+
+def _reported_link(change: LinkChange) -> Restored:
+    made = change.operation is Operation.INSERT
+    fields = {column.key: (None, value) if made else (value, None) for column, value in change.by_column.items()}
+    return Restored(change.operation, change.table.live, display_key(change.key), fields)
+
+
+def _execute_plan(plan: Plan, stages: Stages) -> None:
     """Carry out a plan by flushes. If one fails, discard what it set in the session.
 
     A validator or a listener may refuse a change after others have been flushed. Then roll back the transaction, or
@@ -109,7 +132,7 @@ class _Application:
             for change, names in postponed.items():
                 for name in names:
                     set_attribute(self.objects[change], name, change.new[name])
-                for name in self.plan.fields_of(change.model).automatic - names:
+                for name in fields_of(change.model).automatic - names:
                     self._keep(change, self.objects[change], name)
             if postponed:
                 self._flush()
@@ -313,7 +336,7 @@ class _Application:
             if change.operation is Operation.UPDATE:
                 written[change.model].update(change.fields)
         for model, names in written.items():
-            names |= self.plan.fields_of(model).automatic
+            names |= fields_of(model).automatic
         return written
 
     def _update(self, change: Change, obj: Any, names: set[str]) -> None:
@@ -333,7 +356,7 @@ class _Application:
         is_given = value is not None or (name in values and self._is_stored_by_none(change, name, change.old.get(name)))
         if is_given and _is_unlike(obj, name, value, LoaderCallableStatus.NO_VALUE):
             flag_modified(obj, name)
-        elif name in self.plan.fields_of(change.model).automatic:
+        elif name in fields_of(change.model).automatic:
             values[name] = change.mapper.attrs[name].columns[0]
             flag_modified(obj, name)
 

@@ -17,7 +17,7 @@ from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.orm import Mapper, RelationshipDirection, RelationshipProperty, Session, aliased
 from sqlalchemy.types import NullType
 
-from sqlaudit.changes import Equality, Operation, differ, equalities_of, hashable
+from sqlaudit.changes import PLAIN, Equality, Operation, differ, equalities_of, hashable
 from sqlaudit.exceptions import QueryError
 from sqlaudit.restoring.rows import (
     Link,
@@ -28,6 +28,7 @@ from sqlaudit.restoring.rows import (
     rows_now,
     rows_where,
     values_of,
+    with_fields,
 )
 from sqlaudit.sql.batches import chunks
 from sqlaudit.sql.dialects import TRAITS
@@ -87,12 +88,13 @@ class Change:
 
     def copy_expression(self, name: str) -> Any:
         """Return an expression that copies a value that Python reads as ``None`` from the version, if there is one."""
-        if self.target is None or self.target.version is None or self.target.values.get(name) is not JSON.NULL:
+        number = None if self.target is None else self.target.version_of(name)
+        if self.target is None or number is None or self.target.values.get(name) is not JSON.NULL:
             return JSON.NULL
         column = self.model.columns[name]
         (table,) = (table for table in self.model.chain if table.history is column.table)
         key = zip(table.history_key, self.target.key, strict=True)
-        version = select(type_coerce(column, NullType())).where(table.version == self.target.version)
+        version = select(type_coerce(column, NullType())).where(table.version == number)
         return version.where(*(part == value for part, value in key)).scalar_subquery()
 
 
@@ -118,6 +120,20 @@ class LinkChange:
     @property
     def by_column(self) -> dict[Any, Any]:
         return dict(zip(self.columns, self.link, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Referring:
+    """A live row that refers to a row that will be deleted.
+
+    :ivar columns: its columns that refer to that row
+    :ivar effect: what the deletion does to it; ``None`` if it prevents the deletion
+    """
+
+    row: Row
+    columns: tuple[Any, ...]
+    doomed: Change
+    effect: DeleteEffect | None
 
 
 def display_name(model: TrackedModel, key: Key) -> str:
@@ -171,6 +187,13 @@ class Fields:
         ]
 
 
+def fields_of(model: TrackedModel) -> Fields:
+    cache: dict[Any, Fields] = model.root.table.cache
+    if (Fields, model) not in cache:
+        cache[Fields, model] = Fields(model)
+    return cache[Fields, model]
+
+
 def _needs_value(column: Column[Any]) -> bool:
     """Return whether an INSERT must give the column a value, because nothing else does."""
     return not (
@@ -202,11 +225,28 @@ class Plan:
         self.changes: list[Change] = []
         self.respelt: dict[Change, set[Key]] = defaultdict(set)
         """For each row that comes back, its key as rows and links that refer to it spell it."""
-        self._live: dict[TrackedModel, dict[Key, Row]] = defaultdict(dict)
+        self._live: dict[TrackedModel, dict[Key, Row | None]] = defaultdict(dict)
+
+    def live(self, root: TrackedModel, keys: Iterable[Key]) -> Mapping[Key, Row | None]:
+        """Return the live rows with these keys and with those asked before: one statement per 1,000 new keys."""
+        live = self._live[root]
+        if unseen := [key for key in keys if key not in live]:
+            live.update(dict.fromkeys(unseen))
+            rows = rows_now(self.session, root, root.table.key, unseen, lock=self.lock)
+            live.update((row.key, row) for row in rows)
+        return live
 
     def want(self, row: Row) -> None:
         """Make this row a target, unless its key has one already."""
         self.targets[row.model.root].setdefault(row.key, row)
+
+    def want_fields(self, row: Row, fields: Mapping[Any, Row]) -> None:
+        """Make these fields of a row a target, and the rest of it what it is now, if it is there.
+
+        :param fields: attribute, or live column that no attribute is mapped to → the row that has its value
+        """
+        live = self.live(row.model.root, [row.key])[row.key]
+        self.want(with_fields(row if live is None or live.model is not row.model else live, fields))
 
     def want_absent(self, model: TrackedModel, key: Key) -> None:
         """Make the deletion of a row the target, unless its key has one already."""
@@ -222,12 +262,6 @@ class Plan:
         """Plan a change of a link, unless there is one already."""
         self.links.setdefault((change.table, change.identity), change)
 
-    def fields_of(self, model: TrackedModel) -> Fields:
-        cache: dict[Any, Fields] = model.root.table.cache
-        if (Fields, model) not in cache:
-            cache[Fields, model] = Fields(model)
-        return cache[Fields, model]
-
     # -- what has to change
 
     def compare(self) -> None:
@@ -237,12 +271,9 @@ class Plan:
         """
         self.changes = []
         for root, targets in self.targets.items():
-            live = self._live[root]
-            if unseen := [key for key in targets if key not in live]:
-                rows = rows_now(self.session, root, root.table.key, unseen, lock=self.lock)
-                live.update((row.key, row) for row in rows)
+            live = self.live(root, targets)
             for key, target in targets.items():
-                change = self._change(live.get(key), target)
+                change = self._change(live[key], target)
                 if change is not None:
                     self.changes.append(change)
 
@@ -265,7 +296,7 @@ class Plan:
         return Change(Operation.DELETE, current.model, current.key, current.values, {}, fields)
 
     def _insertion(self, target: Row) -> Change:
-        fields, given_values = self.fields_of(target.model), self._given(target.model)
+        fields, given_values = fields_of(target.model), self.given(target.model)
         new = {name: value for name, value in target.values.items() if name not in fields.unwritten} | given_values
         lacking = [name or column.name for column, name in fields.needed if name is None or new.get(name) is None]
         if lacking:
@@ -284,7 +315,7 @@ class Plan:
         return Change(Operation.INSERT, target.model, key, {}, new, values, target, _unmapped({}, target))
 
     def _update(self, current: Row, target: Row) -> Change | None:
-        fields, given_values = self.fields_of(target.model), self._given(target.model)
+        fields, given_values = fields_of(target.model), self.given(target.model)
         new = dict(current.values)
         for name, value in target.values.items():
             if name in fields.unwritten:
@@ -295,15 +326,14 @@ class Plan:
                 if name not in given_values:
                     raise QueryError(
                         f"{display_name(target.model, target.key)} has no value of {name} in its version "
-                        f"{target.version}, and {name} cannot be NULL. Give {_as_values(target.model, name)}.",
+                        f"{target.version_of(name)}, and {name} cannot be NULL. Give {_as_values(target.model, name)}.",
                         target.model.mapper.class_,
                     )
                 value = given_values[name]
             new[name] = value
         changed = {
-            name: (displayed(current.values.get(name)), displayed(value))
-            for name, value in new.items()
-            if _is_unequal(current.values.get(name), value, fields.equalities.get(name))
+            name: (displayed(current.values.get(name)), displayed(new[name]))
+            for name in differing(current.values, new, fields.equalities)
         }
         for name in changed:
             if name not in given_values:
@@ -321,8 +351,9 @@ class Plan:
         if self._is_writable(target, name, value):
             return
         raise QueryError(
-            f"{display_name(target.model, target.key)} has {value!r} as its {name} in its version {target.version}, "
-            f"which {target.model.columns[name].type!r} no longer accepts. Give {_as_values(target.model, name)}.",
+            f"{display_name(target.model, target.key)} has {value!r} as its {name} in its version "
+            f"{target.version_of(name)}, which {target.model.columns[name].type!r} no longer accepts. Give "
+            f"{_as_values(target.model, name)}.",
             target.model.mapper.class_,
         )
 
@@ -331,7 +362,8 @@ class Plan:
         bind = bind_arguments_for(self.session, target.mapper).get("bind")
         return column is None or is_writable(value, column.type, bind.dialect if bind is not None else _ANY_DIALECT)
 
-    def _given(self, model: TrackedModel) -> dict[str, Any]:
+    def given(self, model: TrackedModel) -> dict[str, Any]:
+        """Return the values that the user gives for rows of a model."""
         given_values: dict[str, Any] = {}
         for class_, values in self.values.items():
             if issubclass(model.mapper.class_, class_):
@@ -346,8 +378,8 @@ class Plan:
     def saved(self) -> list[Change]:
         return [change for change in self.changes if change.operation is not Operation.DELETE]
 
-    def referring(self) -> Iterator[tuple[DeleteEffect | None, Row, Change]]:
-        """Yield each live row that would still refer to a row that will be deleted, with the effect on it.
+    def referring(self) -> Iterator[Referring]:
+        """Yield each live row that would still refer to a row that will be deleted.
 
         One statement per foreign key and 1,000 rows, two per relationship without a foreign key constraint.
         """
@@ -355,16 +387,20 @@ class Plan:
             child = tracked_table(constraint.table)
             if child is None or child.is_association or child.mapper is None:
                 continue
-            root, columns = root_of(child), [element.parent for element in constraint.elements]
+            root = root_of(child)
+            columns: tuple[Any, ...] = tuple([element.parent for element in constraint.elements])
             for row in rows_now(self.session, root, columns, list(doomed), lock=self.lock):
                 value, target = row.get(columns), self.targets[root].get(row.key, row)
                 if target is row or (value in doomed and target is not None and target.get(columns) == value):
                     # The value is unknown if its column is excluded, and may be equal only by collation.
-                    yield effect_of_delete(constraint), row, doomed.get(value or ()) or next(iter(doomed.values()))
+                    change = doomed.get(value or ()) or next(iter(doomed.values()))
+                    yield Referring(row, columns, change, effect_of_delete(constraint))
         for relationship, by_key in self._collected_by_doomed():
+            columns = tuple([column for _, column in relationship.synchronize_pairs])
             for row, change in self._members(relationship, by_key):
-                if row.key not in self.targets[row.model.root]:
-                    yield effect_of_unit_of_work(relationship), row, change
+                value, target = row.get(columns), self.targets[row.model.root].get(row.key, row)
+                if target is row or (value and target is not None and target.get(columns) == value):
+                    yield Referring(row, columns, change, effect_of_unit_of_work(relationship))
 
     def _collected_by_doomed(self) -> Iterator[tuple[RelationshipProperty[Any], dict[Key, Change]]]:
         """Yield the relationships without a foreign key constraint of rows that will be deleted, with these rows."""
@@ -551,7 +587,7 @@ class Plan:
         :raises QueryError: a row refers to such a key
         """
         for change in self.saved():
-            if change.operation is not Operation.UPDATE or self.fields_of(change.model).key.isdisjoint(change.fields):
+            if change.operation is not Operation.UPDATE or fields_of(change.model).key.isdisjoint(change.fields):
                 continue
             where = bind_arguments_for(self.session, change.mapper)
             if not TRAITS[where["bind"].dialect.name].refuses_respelt_keys:
@@ -620,10 +656,19 @@ class Plan:
         )
 
 
-def _is_unequal(old: Any, new: Any, equal: Equality | None) -> bool:
-    if old is JSON.NULL or new is JSON.NULL:
-        return old is not new
-    return differ(old, new, equal)
+def differing(old: Mapping[Any, Any], new: Mapping[Any, Any], equalities: Mapping[Any, Equality]) -> list[Any]:
+    """Return the names of the new values that differ from the old ones.
+
+    :param equalities: the comparisons of the fields whose types define their own
+    """
+    names = []
+    for name, value in new.items():
+        before = old.get(name)
+        if before is value or (type(before) is type(value) and type(value) in PLAIN and before == value):
+            continue
+        if before is JSON.NULL or value is JSON.NULL or differ(before, value, equalities.get(name)):
+            names.append(name)
+    return names
 
 
 def _unmapped(current: Mapping[Column[Any], Any], target: Row) -> dict[Column[Any], tuple[Any, Any]]:
@@ -631,13 +676,26 @@ def _unmapped(current: Mapping[Column[Any], Any], target: Row) -> dict[Column[An
 
     :param current: the values of the live row; empty for a new row, which gets the columns' defaults at first
     """
-    changed = {}
-    for column, value in target.unmapped.items():
-        is_written = column.computed is None and not (column.identity is not None and column.identity.always)
-        has_default = column not in current and not (column.default is None and column.server_default is None)
-        if is_written and (has_default or _is_unequal(current.get(column), value, None)):
-            changed[column] = displayed(current.get(column)), value
-    return changed
+    if not target.unmapped:
+        return {}
+    changed = {
+        *differing(current, target.unmapped, {}),
+        *(column for column in target.unmapped.keys() - current.keys() if _has_default(column)),
+    }
+    return {
+        column: (displayed(current.get(column)), value)
+        for column, value in target.unmapped.items()
+        if column in changed and is_written(column)
+    }
+
+
+def _has_default(column: Column[Any]) -> bool:
+    return column.default is not None or column.server_default is not None
+
+
+def is_written(column: Column[Any]) -> bool:
+    """Return whether a column is written by statements, not by the database alone."""
+    return column.computed is None and not (column.identity is not None and column.identity.always)
 
 
 def displayed(value: Any) -> Any:

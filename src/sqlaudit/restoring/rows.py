@@ -6,14 +6,15 @@ enters the session, and the result is what the database holds, even where the se
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
-from sqlalchemy import JSON, Column, ColumnElement, Dialect, FromClause, Select, exists, func, or_, select
+from sqlalchemy import JSON, Column, ColumnElement, Dialect, FromClause, Select, and_, exists, func, or_, select
 from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.types import TypeEngine
 
@@ -33,6 +34,8 @@ from sqlaudit.tracking.sessions import bind_arguments_for
 from sqlaudit.tracking.tables import TrackedTable
 
 T = TypeVar("T")
+_ROLES: Final = ("version", "valid_from", "operation", "valid_to", "changed_by", "changeset_id")
+"""The audit columns that :class:`Row` has, in its order."""
 Columns = Sequence[Column[Any]]
 """Columns of live tables."""
 Link = tuple[Any, ...]
@@ -48,6 +51,7 @@ class Row:
         ``None``: the null of JSON, or a value of a user's type
     :param unmapped: live column → value, for columns that the class maps to no attribute
     :param version: the number of the version that the values come from; ``None`` for the live row
+    :param origins: for fields that :func:`with_fields` took from other versions, the numbers of these
     """
 
     model: TrackedModel
@@ -57,14 +61,51 @@ class Row:
     version: int | None = None
     valid_from: datetime | None = None
     operation: Operation | None = None
+    valid_to: datetime | None = None
+    changed_by: str | None = None
+    changeset_id: UUID | None = None
+    origins: Mapping[Any, int | None] | None = None
 
     @property
     def mapper(self) -> Mapper[Any]:
         return self.model.mapper
 
+    def version_of(self, name: str) -> int | None:
+        """Return the number of the version that the value of a field comes from; ``None`` for the live row."""
+        return self.version if self.origins is None else self.origins.get(name, self.version)
+
     def get(self, columns: Iterable[Any]) -> Key | None:
         """Return the values of live columns; ``None`` if one is NULL or not stored."""
         return values_of(self.mapper, self.values, columns)
+
+
+def with_fields(row: Row, fields: Mapping[Any, Row]) -> Row:
+    """Return a row with some fields of other versions of it.
+
+    :param fields: attribute, or live column that no attribute is mapped to → the version that has its value
+    """
+    values, unmapped = dict(row.values), dict(row.unmapped)
+    for field, version in fields.items():
+        if isinstance(field, str):
+            values[field] = version.values[field]
+        else:
+            unmapped[field] = version.unmapped[field]
+    return replace(
+        row, values=values, unmapped=unmapped, origins={field: version.version for field, version in fields.items()}
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LinkVersion:
+    """A version of a link; for the attributes, see :class:`Row`."""
+
+    link: Link
+    version: int
+    valid_from: datetime
+    operation: Operation
+    valid_to: datetime
+    changed_by: str | None
+    changeset_id: UUID
 
 
 def values_of(mapper: Mapper[Any], values: Mapping[str, Any], columns: Iterable[Any]) -> Key | None:
@@ -167,7 +208,7 @@ class Hierarchy:
             discriminator = rebased_on_history(discriminator, dict(base.columns))
         statement = self._select([old for _, old in self.pairs], discriminator)
         keys = [column.label(f"key{place}") for place, column in enumerate(keys_now(base))]
-        statement = statement.add_columns(base.version, base.valid_from, base.role("operation"), *keys)
+        statement = statement.add_columns(*map(base.role, _ROLES), *keys)
         return statement.select_from(joined_versions(self.tables, isouter=True))
 
     def _select(self, columns: Sequence[ColumnElement[Any]], discriminator: Any) -> Select[Any]:
@@ -195,7 +236,7 @@ class Hierarchy:
         if model.discriminator is not None:
             model = self._model(row[end], values)
             end += 1
-        of_version, key = row[end : end + 3], tuple(row[end + 3 :])
+        of_version, key = row[end : end + len(_ROLES)], tuple(row[end + len(_ROLES) :])
         key = key or tuple([values[self._places[column]] for column in self.root.table.history_key])
         mapped = {name: values[place] for name, place in self._names[model]}
         unmapped = {column: values[place] for column, place in self._unmapped[model]}
@@ -331,39 +372,65 @@ def link_and_key_columns(table: TrackedTable, columns: Columns) -> list[ColumnEl
     return [*(now.get(old[column], old[column]) for column in columns), *keys]
 
 
-# --- what a changeset wrote -------------------------------------------------------------------------------------
+# --- what some changesets wrote ---------------------------------------------------------------------------------
+
+Condition = Callable[[TrackedTable | HistoryAlias], ColumnElement[bool]]
+"""Gives the condition that a version in a history table, or in an alias of it, is wanted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
-    """A row that a changeset changed.
+def numbers_where(session: Session, table: TrackedTable, condition: Condition) -> dict[Key, set[int]]:
+    """Return the versions that meet a condition, without baselines: key → numbers. One statement."""
+    statement = select(*keys_now(table), table.version).where(_is_change(table, condition))
+    numbers: dict[Key, set[int]] = defaultdict(set)
+    with explaining_history_errors([table]):
+        where = bind_arguments_for(session, table.mapper)
+        for row in session.execute(statement.order_by(*table.history_key), bind_arguments=where):
+            numbers[tuple(row[:-1])].add(row[-1])
+    return numbers
 
-    :param before: the number of the version that holds the state before; ``None`` if the changeset inserted the row
+
+def rows_since(session: Session, model: TrackedModel, condition: Condition, *, lock: bool) -> dict[Key, list[Row]]:
+    """Return the versions of each row from the one before the first that meets a condition. One statement.
+
+    :param lock: read beyond the snapshot of the transaction, by locks
     """
+    hierarchy, table = hierarchy_of(model), model.root.table
+    statement = _since(hierarchy.versions, table, condition, lock=lock)
+    versions: dict[Key, list[Row]] = defaultdict(list)
+    for row in hierarchy.read(session, statement):
+        versions[row.key].append(row)
+    return versions
 
-    key: Key
-    before: int | None
 
-
-def written_by(session: Session, table: TrackedTable, changeset_id: UUID) -> list[Written]:
-    """Return the rows of a table that a changeset changed, without rows for which it only wrote baselines."""
-    statement = (
-        select(*keys_now(table), table.version, table.role("operation"))
-        .where(table.role("changeset_id") == changeset_id)
-        .order_by(*table.history_key, table.version)
-    )
-    versions: dict[Key, list[tuple[int, Operation]]] = {}
+def links_since(
+    session: Session, table: TrackedTable, columns: Columns, condition: Condition, *, lock: bool
+) -> dict[Key, list[LinkVersion]]:
+    """Return the versions of each link from the one before the first that meets a condition. One statement."""
+    statement = select(*map(table.role, _ROLES), *link_and_key_columns(table, columns))
+    statement, width = _since(statement, table, condition, lock=lock), len(_ROLES)
+    versions: dict[Key, list[LinkVersion]] = defaultdict(list)
     with explaining_history_errors([table]):
         for row in session.execute(statement, bind_arguments=bind_arguments_for(session, table.mapper)):
-            versions.setdefault(tuple(row[:-2]), []).append((row[-2], row[-1]))
-    return [
-        Written(key, _number_before(*those[0]))
-        for key, those in versions.items()
-        if any(operation is not Operation.BASELINE for _, operation in those)
-    ]
+            key = tuple(row[width + len(columns) :])
+            versions[key].append(LinkVersion(tuple(row[width : width + len(columns)]), *row[:width]))
+    return versions
 
 
-def _number_before(number: int, operation: Operation) -> int | None:
-    if operation is Operation.INSERT:
-        return None
-    return number if operation is Operation.BASELINE else number - 1
+def _since(statement: Select[Any], table: TrackedTable, condition: Condition, *, lock: bool) -> Select[Any]:
+    version = HistoryAlias(table)
+    first = (
+        select(*version.key, func.min(version.version).label("sqlaudit_first"))
+        .where(_is_change(version, condition))
+        .group_by(*version.key)
+        .subquery()
+    )
+    statement = statement.where(
+        all_equal(table.history_key, [first.c[column.key] for column in table.history_key]),
+        table.version >= first.c.sqlaudit_first - 1,
+    ).order_by(table.version)
+    # A locking read is not confined to the transaction's snapshot.
+    return statement.with_for_update(read=True, of=table.history) if lock else statement
+
+
+def _is_change(source: TrackedTable | HistoryAlias, condition: Condition) -> ColumnElement[bool]:
+    return and_(condition(source), source.role("operation") != Operation.BASELINE)

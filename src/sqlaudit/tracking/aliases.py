@@ -27,12 +27,14 @@ def joined_live_tables(chain: Sequence[TrackedTable], *, isouter: bool = False) 
 def joined_versions(chain: Sequence[TrackedTable], *, isouter: bool = False) -> FromClause:
     """Return the join of the history tables of a chain, so that each row is one version.
 
-    :param isouter: include the versions that a subclass table lacks
+    :param isouter: include the versions of rows that a subclass table lacks, or has lost: its tombstone is left out
     """
     base, *others = chain
     source: FromClause = base.history
     for table in others:
         is_same = all_equal((*table.history_key, table.version), (*base.history_key, base.version))
+        if isouter:
+            is_same = and_(is_same, table.role("operation") == base.role("operation"))
         source = source.join(table.history, is_same, isouter=isouter)
     return source
 

@@ -1,0 +1,176 @@
+"""What else changes when rows are deleted, and who would lose by it? Rows and links that refer to deleted rows."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import RelationshipProperty, Session
+
+from sqlaudit.changes import Conflict, Operation
+from sqlaudit.exceptions import QueryError, UndoConflictError
+from sqlaudit.restoring.plan import LinkChange, Plan, Referring, display_name
+from sqlaudit.restoring.rows import Columns, display_key, keys_now, links_now, rows_where
+from sqlaudit.sql.keys import Key
+from sqlaudit.tracking.models import attribute_of, link_columns, root_of
+from sqlaudit.tracking.registry import mappers_of
+from sqlaudit.tracking.tables import TrackedTable, tracked_table
+
+
+def add_effects(plan: Plan, conflicts: Sequence[Conflict] | None = None) -> None:
+    """Add the effects of its deletions to a plan, and check it.
+
+    :param conflicts: the later changes that must not be lost, beside those of rows and links that refer to deleted
+        rows; ``None`` if later changes may be lost
+    :raises UndoConflictError: there are later changes
+    :raises QueryError: a row or link cannot become what it was
+    """
+    while True:
+        plan.compare()
+        referring = list(plan.referring())
+        if conflicts is not None:
+            all_conflicts = [*conflicts, *_referring_conflicts(plan, referring), *_conflicts_of_links(plan)]
+            if all_conflicts:
+                raise _conflict_error(_merged(all_conflicts))
+            break
+        for change in _links_of_doomed(plan):
+            plan.link(change)
+        if not referring:
+            break
+        for reference in referring:
+            if reference.effect is None:
+                raise QueryError(
+                    f"{display_name(reference.row.model, reference.row.key)} refers to {reference.doomed.name}, which "
+                    "would be deleted. Include it, or delete it first.",
+                    reference.row.mapper.class_,
+                )
+            plan.apply_delete_effect(reference.row, reference.effect)
+    plan.check_write_only()
+    plan.check_untracked()
+    plan.check_references()
+    plan.check_unique()
+    plan.check_respelt()
+
+
+# --- conflicts --------------------------------------------------------------------------------------------------
+
+
+def conflict_of(
+    table: TrackedTable, key: Key, version: Any = None, fields: Iterable[str] = (), **known: Any
+) -> Conflict:
+    """Return the conflict with a version of a row or link, or with a version that has been removed.
+
+    :param version: an object with the audit attributes of a version
+    :param fields: the fields of the row that the version changed; empty for the whole row
+    """
+    if version is not None:
+        known = {
+            "changed_by": version.changed_by,
+            "timestamp": version.valid_from,
+            "changeset_id": version.changeset_id,
+        }
+    model = table.live if table.is_association else root_of(table).mapper.class_
+    return Conflict(model=model, key=display_key(key), fields=tuple(sorted(fields)), **known)
+
+
+def _merged(conflicts: Iterable[Conflict]) -> list[Conflict]:
+    """Return one conflict for each row and changeset."""
+    merged: dict[Any, Conflict] = {}
+    for conflict in conflicts:
+        place = conflict.model, conflict.key, conflict.changeset_id
+        other = merged.setdefault(place, conflict)
+        if other is not conflict:
+            is_whole = not (other.fields and conflict.fields)
+            fields = () if is_whole else sorted({*other.fields, *conflict.fields})
+            merged[place] = replace(other, fields=tuple(fields))
+    return list(merged.values())
+
+
+def _conflict_error(conflicts: Sequence[Conflict]) -> UndoConflictError:
+    lines = [
+        f"{getattr(conflict.model, '__name__', None) or conflict.model.fullname} {conflict.key!r}"
+        f" ({''.join(f'{field}, ' for field in conflict.fields)}by {conflict.changed_by or 'unknown'}"
+        f" at {conflict.timestamp})"
+        for conflict in conflicts
+    ]
+    more = f" and {len(lines) - 10} more" if len(lines) > 10 else ""
+    return UndoConflictError(
+        f"Later changes would be lost: {', '.join(lines[:10])}{more}. Undo their changesets together with this one, or "
+        "pass force=True.",
+        conflicts[0].model,
+        conflicts,
+    )
+
+
+def _referring_conflicts(plan: Plan, referring: Iterable[Referring]) -> Iterator[Conflict]:
+    """Yield the changes that made rows refer to rows that will be deleted, as conflicts."""
+    by_columns: dict[tuple[TrackedTable, Columns], dict[Key, None]] = defaultdict(dict)
+    for reference in referring:
+        table = tracked_table(reference.columns[0].table) if reference.columns else None
+        by_columns[table or reference.row.model.root.table, reference.columns][reference.row.key] = None
+    for (table, columns), keys in by_columns.items():
+        yield from _last_changes(plan.session, table, columns, list(keys))
+
+
+def _conflicts_of_links(plan: Plan) -> Iterator[Conflict]:
+    by_table: dict[TrackedTable, dict[Key, None]] = defaultdict(dict)
+    for change in _links_of_doomed(plan):
+        by_table[change.table][change.key] = None
+    for table, keys in by_table.items():
+        yield from _last_changes(plan.session, table, (), list(keys))
+
+
+def _last_changes(session: Session, table: TrackedTable, columns: Columns, keys: Collection[Key]) -> Iterator[Conflict]:
+    """Yield the last change of some columns of live rows, as conflicts; of any column if history stores none of them.
+
+    One statement per 1,000 rows.
+    """
+    key, width, stored = table.history_key, len(table.key), dict(table.columns)
+    kept = [column for column in columns if column in stored]
+    roles = table.role("changed_by"), table.valid_from, table.role("changeset_id")
+    statement = select(*keys_now(table), *(stored[column] for column in kept), table.role("operation"), *roles)
+    changes: dict[Key, Any] = {}
+    for row in rows_where(session, table, statement.order_by(table.version), key, keys):
+        values, (operation, *version) = row[width:-4], row[-4:]
+        _, before = changes.get(row[:width], (None, None))
+        if not kept or operation is Operation.INSERT or before != values:
+            changes[row[:width]] = version, values
+    for row_key in keys:
+        version, _ = changes.get(row_key, ((), None))
+        known = dict(zip(("changed_by", "timestamp", "changeset_id"), version, strict=False))
+        names = [] if table.mapper is None else [attribute_of(table.mapper, column) or column.key for column in kept]
+        yield conflict_of(table, row_key, fields=names, **known)
+
+
+# --- links ------------------------------------------------------------------------------------------------------
+
+
+def _links_of_doomed(plan: Plan) -> Iterator[LinkChange]:
+    """Yield the deletions of links of rows that will be deleted, except those in the plan."""
+    for table, filter_columns, values in plan.referring_links():
+        relationship = relationship_through(table)
+        columns = link_columns(relationship)
+        for link, key in links_now(plan.session, table, columns, filter_columns, values).items():
+            change = LinkChange(Operation.DELETE, table, relationship, columns, link, key)
+            if (table, change.identity) not in plan.links:
+                yield change
+
+
+def relationship_through(table: TrackedTable) -> RelationshipProperty[Any]:
+    """Return a relationship that writes an association table.
+
+    :raises QueryError: there is none
+    """
+    assert table.mapper is not None
+    for mapper in sorted(mappers_of(table.mapper.registry), key=lambda mapper: mapper is not table.mapper):
+        for relationship in mapper.relationships:
+            if relationship.secondary is table.live and not relationship.viewonly:
+                return relationship
+    raise QueryError(
+        f"No relationship writes {table.live.fullname!r} any more, so its links cannot be restored. Insert or delete "
+        "them yourself.",
+        table.live,
+    )
