@@ -14,6 +14,7 @@ from invariants import check_history
 from lifecycle import live_and_die
 from sqlaudit import (
     QueryError,
+    ReadOnlyError,
     SQLAuditConfig,
     SQLAuditWarning,
     TrackingError,
@@ -339,6 +340,30 @@ def test_a_relationship_that_comes_later_has_a_history_of_its_links(used, base, 
     with sessions() as session:
         check_history(session, link)
         assert session.scalar(sa.select(sa.func.count()).select_from(base.metadata.tables["link_history"])) == 2
+
+
+@pytest.mark.spread
+def test_a_relationship_to_a_class_that_is_tracked_later_refuses_objects_of_the_past(base, engine, sessions):
+    item(base)
+
+    class Topic(base):
+        __tablename__ = "topics"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    class Note: ...
+
+    columns = sa.Column("id", sa.Integer, primary_key=True), sa.Column("topic_id", sa.ForeignKey("topics.id"))
+    mapper = base.registry.map_imperatively(Note, sa.Table("notes", base.metadata, *columns))
+    base.registry.configure()
+    mapper.add_property("topic", relationship(Topic))
+    track_table()(Topic)
+    base.metadata.create_all(engine)
+    with sessions() as session:
+        session.add(Topic(id=1))
+        session.commit()
+        past = session.scalars(as_of(Topic, datetime.now(UTC))).one()
+        with pytest.raises(ReadOnlyError, match="Assign the live object"):
+            Note(topic=past)
 
 
 # --- what ends, and copies --------------------------------------------------------------------------------------

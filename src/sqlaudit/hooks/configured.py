@@ -11,7 +11,7 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import FromClause, inspect
-from sqlalchemy.orm import Mapper
+from sqlalchemy.orm import Mapper, RelationshipProperty
 
 _configured: Final[WeakKeyDictionary[Any, WeakSet[Mapper[Any]]]] = WeakKeyDictionary()
 """The configured mappers that are mapped to a table, or have a relationship to a mapper."""
@@ -21,7 +21,9 @@ _new: Final[WeakSet[Mapper[Any]]] = WeakSet()
 def remember_configured(mapper: Mapper[Any]) -> None:
     """Remember the tables and the relationships of a configured mapper."""
     _new.add(mapper)
-    for subject in (*mapper.tables, *(relationship.mapper for relationship in mapper.relationships)):
+    # not mapper.relationships, which still lacks one that has just been added
+    relationships = [prop for prop in mapper.iterate_properties if isinstance(prop, RelationshipProperty)]
+    for subject in (*mapper.tables, *(relationship.mapper for relationship in relationships)):
         _configured.setdefault(subject, WeakSet()).add(mapper)
 
 
