@@ -30,7 +30,7 @@ _NUL_IN_JSON: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
 class ActorType(StrEnum):
-    """What kind of actor makes a change, in the words of CloudEvents. Each is equal to its text in small letters.
+    """What kind of actor makes a change. Each is equal to its text in small letters.
 
     ``USER`` is a person; ``SERVICE`` a program with an account of its own; ``AGENT`` a program that decides for itself,
     such as a language model; ``SYSTEM`` the application itself; ``ANONYMOUS`` somebody who is not logged in.
@@ -84,7 +84,7 @@ _ACTOR_TYPES: Final = frozenset(map(str, ActorType))
 class LateExtra:
     """An ``extra`` that is made when it is read: a web framework knows the route of a request later than its user.
 
-    :ivar make: a function that returns a dict
+    :ivar make: a function that returns a new dict, of what JSON can express
     """
 
     make: Callable[[], Mapping[str, Any]]
@@ -98,7 +98,7 @@ class _Extra:
             return None  # the default of the field
         text = context.__dict__["extra"]
         if isinstance(text, LateExtra):
-            text = _json(text.make())
+            return text.make()
         return text if text is None else json.loads(text)
 
     def __set__(self, context: AuditContext, extra: Any) -> None:

@@ -192,6 +192,30 @@ def test_a_request_gets_an_id_unless_its_own_can_be_kept(request_id: str | None)
         assert context_of(headers).extra["request_id"] == "of the outer request"
 
 
+PATHS_OF_CLIENTS = [
+    ("/é/😀", "/é/😀"),
+    ("/a\0b", "/a\N{REPLACEMENT CHARACTER}b"),
+    ("/a\udcffb", "/a?b"),
+    ("/" + "x" * 9_999, "/" + "x" * 499),
+]
+
+
+@pytest.mark.parametrize(("path", "route"), PATHS_OF_CLIENTS, ids=ascii)
+@pytest.mark.spread
+def test_whatever_path_a_client_sends_the_write_is_stored(
+    sessions: sessionmaker[Session], path: str, route: str
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        write(sessions, "ana")
+
+    asyncio.run(AuditContextMiddleware(app, by_header)(request_for(path), None, None))  # type: ignore[arg-type]
+    assert written(sessions)["ana"].audit_extra["route"] == route
+
+
+def request_for(path: str) -> dict[str, Any]:
+    return {"type": "http", "method": "GET", "path": path, "headers": [(b"x-user", b"ana")]}
+
+
 def test_no_header_names_the_user() -> None:
     headers = {"x-user": "eve", "authorization": "Basic ZXZlOmE=", "from": "eve", "x-forwarded-user": "eve"}
     context = context_of(headers)

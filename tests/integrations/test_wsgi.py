@@ -90,6 +90,22 @@ def test_one_thread_forgets_each_request() -> None:
     assert seen == ["ana", "somebody else", "ben", "somebody else"]
 
 
+@pytest.mark.parametrize(
+    ("path", "route"),
+    [("/é".encode(), "/app/é"), (b"/\xff\0", "/app/\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}")],
+    ids=ascii,
+)
+def test_a_path_is_text_whatever_a_client_sends(path: bytes, route: str) -> None:
+    seen = []
+
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        seen.append(get_audit_context().extra["route"])
+        return []
+
+    run(AuditContextMiddleware(application), PATH_INFO=path.decode("latin-1"))
+    assert seen == [route]
+
+
 def test_no_header_names_the_user() -> None:
     seen = []
 

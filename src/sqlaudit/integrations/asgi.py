@@ -13,7 +13,14 @@ from inspect import isawaitable
 from typing import Any
 
 from sqlaudit.context import AuditContextManager, LateExtra
-from sqlaudit.integrations.request import Arguments, checked_function, manager_of, noting_errors, request_facts
+from sqlaudit.integrations.request import (
+    Arguments,
+    checked_function,
+    manager_of,
+    noting_errors,
+    request_facts,
+    storable_path,
+)
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -77,7 +84,7 @@ def route_of(scope: Scope) -> str:
         route = included  # it has the prefix of its router
     template = getattr(route, "path_format", None) or scope.get("path_template")
     if not isinstance(template, str):
-        return str(scope["path"])
+        return storable_path(scope["path"])
     if hasattr(route, "routes"):  # the root path is that of the mounted application already
         template = "/{path}"
-    return f"{scope.get('root_path', '').rstrip('/')}{template}"
+    return storable_path(scope.get("root_path", "").rstrip("/")) + template

@@ -18,6 +18,7 @@ from sqlaudit.integrations.request import (
     manager_of,
     noting_errors,
     required_parameters,
+    storable_path,
 )
 from sqlaudit.integrations.wsgi import AuditContextMiddleware
 
@@ -78,7 +79,8 @@ class Audit:
                 given = current_app.ensure_sync(self.get_context)(*[request] if self.takes_request else ())
         manager = manager_of(given, "Audit")
         if request.url_rule is not None:
-            AuditContextManager(extra={"route": request.script_root + request.url_rule.rule}).__enter__()
+            route = storable_path(request.script_root) + request.url_rule.rule
+            AuditContextManager(extra={"route": route}).__enter__()
         if given is None or given.get("user_id") is None:
             AuditContextManager(**_logged_in()).__enter__()
         manager.__enter__()

@@ -17,6 +17,7 @@ Arguments = Mapping[str, Any] | None
 
 _ARGUMENTS: Final = [name for name in inspect.signature(AuditContextManager.__init__).parameters if name != "self"]
 _REQUEST_ID: Final = re.compile(r"[!-~]([ -~]{0,126}[!-~])?")
+_LONGEST_PATH: Final = 500
 _TRACEPARENT: Final = re.compile(
     r"(?P<version>(?!ff)[0-9a-f]{2})-(?P<trace_id>(?!0{32})[0-9a-f]{32})-(?P<span_id>(?!0{16})[0-9a-f]{16})"
     r"-[0-9a-f]{2}(?P<more>-.*)?"
@@ -41,6 +42,11 @@ def request_facts(header: Callable[[str], str | None], method: str) -> dict[str,
     if trace is not None and not (trace["version"] == "00" and trace["more"]):
         facts |= {name: trace[name] for name in ("trace_id", "span_id")}
     return facts
+
+
+def storable_path(path: str) -> str:
+    """Return a path with what every database can store: a client may send any character, and very many of them."""
+    return path.encode(errors="replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")[:_LONGEST_PATH]
 
 
 def required_parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:

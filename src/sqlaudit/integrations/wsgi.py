@@ -11,7 +11,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from sqlaudit.context import AuditContextManager, Steps
-from sqlaudit.integrations.request import Arguments, checked_function, manager_of, noting_errors, request_facts
+from sqlaudit.integrations.request import (
+    Arguments,
+    checked_function,
+    manager_of,
+    noting_errors,
+    request_facts,
+    storable_path,
+)
 
 WSGIApp = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
@@ -38,7 +45,8 @@ class AuditContextMiddleware:
             return environ.get(f"HTTP_{name.upper().replace('-', '_')}")
 
         facts = request_facts(header, environ["REQUEST_METHOD"])
-        facts["route"] = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+        path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+        facts["route"] = storable_path(path.encode("latin-1", "replace").decode(errors="replace"))
         steps = Steps(AuditContextManager(extra=facts))
         with steps:
             given = None
