@@ -1,6 +1,6 @@
 """Temporal versioning for SQLAlchemy: who changed what, when and why, and what did it look like then?"""
 
-from sqlaudit.changes import Blame, Changeset, Conflict, FieldChange, Operation, Restored, RestoreReport
+from sqlaudit.changes import Blame, Changeset, Conflict, FieldChange, Operation, Page, Restored, RestoreReport
 from sqlaudit.config import SQLAuditConfig, clear_config, get_config, has_config, set_config
 from sqlaudit.context import (
     ActorType,
@@ -42,6 +42,7 @@ from sqlaudit.retrieval.field_changes import (
     stream_resource_changes,
     versions_of,
 )
+from sqlaudit.retrieval.pages import changes_page
 from sqlaudit.tracking.history import Version, history_of
 from sqlaudit.tracking.tables import AuditColumns
 
@@ -63,6 +64,7 @@ __all__ = [
     "ImportReport",
     "MissingPackageError",
     "Operation",
+    "Page",
     "QueryError",
     "ReadOnlyError",
     "RestoreReport",
@@ -81,6 +83,7 @@ __all__ = [
     "between",
     "blame",
     "changes_in",
+    "changes_page",
     "changesets",
     "clear_audit_context",
     "clear_config",

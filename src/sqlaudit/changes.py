@@ -10,13 +10,15 @@ from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
 from sqlalchemy import Column, PickleType
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from sqlaudit.context import Actor
+
+T = TypeVar("T")
 
 
 class Operation(StrEnum):
@@ -176,6 +178,26 @@ class Blame(VersionInfo):
     value: Any
     unknown_before: bool = False
     unknown_after: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page(Generic[T]):
+    """A part of what a query finds, in its order. Iterate over it, or read its ``items``.
+
+    :param items: field changes or changesets
+    :param next: the cursor of the next page: a short text that may be part of a URL. ``None`` on the last page
+    :param total: the number of items of all pages, if it was asked for
+    """
+
+    items: list[T]
+    next: str | None
+    total: int | None = None
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
 
 
 PLAIN: Final = frozenset({str, int, float, bool, bytes, Decimal, date, datetime, time, timedelta, UUID})

@@ -25,6 +25,7 @@ from sqlaudit.sql.dialects import TRAITS
 OPEN_END: Final = datetime(9999, 12, 31, tzinfo=UTC)
 """The ``valid_to`` of a current version, whose period has no end yet."""
 TICK: Final = timedelta(microseconds=1)
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class UTCDateTime(TypeDecorator[datetime]):

@@ -1,5 +1,6 @@
 """A read touches a bounded number of blocks, however many versions there are: see long_history.py."""
 
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from long_history import BEGIN, LONG, Base, Item, explained, happen
-from sqlaudit import as_of, changes_in, changesets, get_resource_changes, history_of, versions_of
+from sqlaudit import as_of, changes_in, changes_page, changesets, get_resource_changes, history_of, versions_of
 
 __all__ = ["Base", "happen"]
 pytestmark = pytest.mark.requires("block_counts")
@@ -80,6 +81,31 @@ def the_next_changes(session: Session) -> Any:
     return get_resource_changes(Item, session, filter_date_range=(WHEN, None), limit=10)
 
 
+def a_page(session: Session, *ids: int, place: int, newest_first: bool = False) -> Any:
+    """Read the page that begins after an instant in microseconds or, for one row, after a version."""
+    cursor = changes_page(session, Item, *ids, size=1, newest_first=newest_first).next
+    assert cursor is not None
+    digest = urlsafe_b64decode(cursor + "==")[:8]
+    after = urlsafe_b64encode(digest + place.to_bytes(8)).decode().rstrip("=")
+    return changes_page(session, Item, *ids, size=10, newest_first=newest_first, after=after).items
+
+
+def a_page_far_from_the_first(session: Session) -> Any:
+    return a_page(session, place=int(WHEN.timestamp()) * 1_000_000)
+
+
+def a_page_far_from_the_latest(session: Session) -> Any:
+    return a_page(session, place=int(WHEN.timestamp()) * 1_000_000, newest_first=True)
+
+
+def a_page_of_a_row(session: Session) -> Any:
+    return a_page(session, 7, place=2_500)
+
+
+def the_latest_changes_of_a_row(session: Session) -> Any:
+    return get_resource_changes(Item, session, 7, newest_first=True, limit=10)
+
+
 READS: dict[Callable[[Session], Any], int] = {
     a_row_as_of_an_instant: 100,
     ten_rows_as_of_an_instant: 600,
@@ -96,6 +122,10 @@ READS: dict[Callable[[Session], Any], int] = {
     the_first_changes: 150,
     the_changes_of_a_time: 250,
     the_next_changes: 150,
+    a_page_far_from_the_first: 500,
+    a_page_far_from_the_latest: 500,
+    a_page_of_a_row: 50,
+    the_latest_changes_of_a_row: 50,
 }
 """The most blocks that all statements of a read may touch. Their tables have more than 1,500."""
 

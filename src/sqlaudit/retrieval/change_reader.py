@@ -14,15 +14,28 @@ from operator import attrgetter, itemgetter
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Column, ColumnElement, FromClause, Row, Select, String, and_, bindparam, or_, select, union
-from sqlalchemy.orm import Session
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    FromClause,
+    Row,
+    Select,
+    String,
+    Table,
+    and_,
+    bindparam,
+    or_,
+    select,
+    union,
+)
+from sqlalchemy.orm import QueryableAttribute, Session
 
 from sqlaudit.arguments import checked_actor_type, checked_count, checked_range, checked_user
 from sqlaudit.changes import Equality, FieldChange, Operation, diff, equalities_of
 from sqlaudit.context import ACTOR_FACTS
 from sqlaudit.exceptions import QueryError
-from sqlaudit.retrieval.changesets import is_of_changeset
-from sqlaudit.retrieval.ids import converted_ids, has_id, listed_ids
+from sqlaudit.retrieval.filters import ValueFilter, checked_operations, wanted_changes
+from sqlaudit.retrieval.ids import converted_ids, has_id, is_id, listed_ids, one_id
 from sqlaudit.sql.comparing import all_equal, any_of, differs
 from sqlaudit.sql.dialects import MYSQL
 from sqlaudit.sql.documents import text_under
@@ -31,13 +44,15 @@ from sqlaudit.sql.lists import is_among
 from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.aliases import HistoryAlias
 from sqlaudit.tracking.history import rebased_on_history
-from sqlaudit.tracking.links import Related
+from sqlaudit.tracking.links import Readable, Related, model_of, related_by, related_names
 from sqlaudit.tracking.missing import explaining_history_errors
 from sqlaudit.tracking.models import TrackedModel
 from sqlaudit.tracking.sessions import bind_arguments_for
 from sqlaudit.tracking.tables import TrackedTable, tracked_table
 
+DateRange = tuple[datetime | None, datetime | None]
 BATCH: Final = 500
+_GROWTH: Final = 4
 _WIDE: Final = 800
 """The most fields with old and new values in one row: PostgreSQL selects at most 1,664 columns, SQLite 2,000."""
 
@@ -48,23 +63,29 @@ class ChangeQuery:
 
     :ivar model: the model whose rows to report
     :ivar related: report the links or rows that a relationship leads to, and not the rows of a model
-    :ivar include: report these links and rows, too
+    :ivar related_rows: report these links and rows, too
+    :ivar changeset_ids: report only what these transactions changed
+    :ivar after_version: for one row, report only what comes after this version, in the order of the report
     """
 
     model: TrackedModel
     related: Related | None = None
-    include: Sequence[Related] = ()
-    resource_ids: Any = None
-    fields: str | Iterable[str] | None = None
-    user_ids: Any = None
-    dates: tuple[datetime | None, datetime | None] | None = None
+    related_rows: Sequence[Related] = ()
+    filter_resource_ids: Any = None
+    filter_fields: str | Iterable[str] | None = None
+    filter_user_ids: Any = None
+    filter_date_range: DateRange | None = None
+    filter_operations: Any = None
+    filter_old_values: Any = None
+    filter_new_values: Any = None
+    filter_actor_types: Any = None
+    filter_on_behalf_of: Any = None
+    filter_run_ids: Any = None
+    newest_first: bool = False
     limit: int | None = None
     offset: int = 0
-    newest_first: bool = False
-    actor_types: Any = None
-    on_behalf_of: Any = None
-    run_ids: Any = None
-    changeset_id: UUID | None = None
+    changeset_ids: Sequence[UUID] | None = None
+    after_version: int | None = None
 
     def actors(self) -> dict[str, list[str]]:
         """Return the values of the parameters that choose actors.
@@ -72,16 +93,37 @@ class ChangeQuery:
         :raises QueryError: a filter is invalid
         """
         filters = {
-            "users": (self.user_ids, checked_user, "filter_user_ids"),
-            "actor_type": (self.actor_types, checked_actor_type, "filter_actor_types"),
-            "on_behalf_of": (self.on_behalf_of, checked_user, "filter_on_behalf_of"),
-            "run_id": (self.run_ids, checked_user, "filter_run_ids"),
+            "users": (self.filter_user_ids, checked_user, "filter_user_ids"),
+            "actor_type": (self.filter_actor_types, checked_actor_type, "filter_actor_types"),
+            "on_behalf_of": (self.filter_on_behalf_of, checked_user, "filter_on_behalf_of"),
+            "run_id": (self.filter_run_ids, checked_user, "filter_run_ids"),
         }
         return {
             name: [check(argument, value) for value in listed_ids(given)]
             for name, (given, check, argument) in filters.items()
             if given is not None
         }
+
+
+def change_query(source: Readable, *, include: str | Iterable[str] = (), **arguments: Any) -> ChangeQuery:
+    """Return the query of a source, from the arguments of :func:`~sqlaudit.get_resource_changes`.
+
+    :raises TrackingError: the model, or what a relationship leads to, is not tracked
+    :raises QueryError: a filter does not fit the source
+    """
+    related = related_by(source) if isinstance(source, QueryableAttribute) else None
+    model = model_of(source)
+    if related is not None and related.other_key and arguments.get("filter_fields") is not None:
+        raise QueryError(
+            f"filter_fields is {arguments['filter_fields']!r}, but a link has no fields to report. Leave it out, or "
+            f"read the association table {related.model.label!r}.",
+            source,
+        )
+    if include and (related is not None or isinstance(source, Table)):
+        raise QueryError(f"include is {include!r}, and only a model has relationships. Give the model.", source)
+    # Each of several statements reads the filters.
+    arguments = {name: list(value) if isinstance(value, Iterator) else value for name, value in arguments.items()}
+    return ChangeQuery(model=model, related=related, related_rows=related_names(model, include), **arguments)
 
 
 class ChangeReport:
@@ -94,14 +136,14 @@ class ChangeReport:
         self.newest_first = query.newest_first
         self.offset = checked_count("offset", query.offset)
         self.end = None if query.limit is None else self.offset + checked_count("limit", query.limit)
-        if query.include and query.model.options.resource_id_field:
+        if query.related_rows and query.model.options.resource_id_field:
             raise QueryError(
                 f"The changes of {query.model.name} are reported by {query.model.options.resource_id_field!r}, and "
                 "those of its links by its key, so they cannot be read together. Leave include out, and read the "
                 "relationship.",
                 query.model.mapper.class_,
             )
-        included = (replace(query, related=related, fields=None) for related in query.include)
+        included = (replace(query, related=related, filter_fields=None) for related in query.related_rows)
         self.readers = [ChangeReader(each, self.end) for each in (query, *included)]
 
     def changes(self, session: Session, **options: Any) -> Generator[FieldChange]:
@@ -127,23 +169,33 @@ class ChangeReader:
     :param end: the number of field changes that suffice; ``None`` to read all
     :ivar ids: the history columns that give the id of a row
     :ivar asked: the history columns that have one of the ids that the query asks for
+    :ivar read_again: the version that is read only as the one before the first version to report
     """
 
     def __init__(self, query: ChangeQuery, end: int | None) -> None:
+        self.query = query
         self.related = related = query.related
         self.model = model = query.model if related is None else related.model
         self.newest_first = query.newest_first
-        self.fields = _chosen_fields(model, query.fields)
+        self.fields = _chosen_fields(model, query.filter_fields)
         self.ids = self.asked = tuple(model.resource_id_columns())
         if related is not None:
             self.asked = related.owner_key
         if related is not None and related.other_key:
             self.ids = related.owner_key
             self.fields = tuple((column.key, column) for column in related.other_key)
-        self.parameters: dict[str, Any] = {**_date_range(query.dates), **query.actors()}
+        link = related.name if related is not None and related.other_key else None
+        operations = None if query.filter_operations is None else checked_operations(query.filter_operations)
+        given = (query.filter_old_values, query.filter_new_values)
+        self.values = [None if each is None else ValueFilter(self.fields, each, link) for each in given]
+        self.is_wanted = wanted_changes(operations, *self.values)
+        self.read_again = None if self.newest_first else query.after_version
+        self.parameters: dict[str, Any] = {**date_range(query.filter_date_range), **query.actors()}
+        if query.changeset_ids is not None:
+            self.parameters["changesets"] = list(query.changeset_ids)
         parameters: dict[str, Any] = {}
-        if query.resource_ids is not None:
-            parameters = converted_ids(self.asked, listed_ids(query.resource_ids, composite=len(self.asked) > 1))
+        if query.filter_resource_ids is not None:
+            parameters = converted_ids(self.asked, listed_ids(query.filter_resource_ids, composite=len(self.asked) > 1))
         # The versions of one row need no join: in the order of their numbers, each follows the version before it.
         self.of_one_row = (
             not model.options.resource_id_field
@@ -152,12 +204,16 @@ class ChangeReader:
             and not self.parameters
             and _identities(model) is None
         )
-        self.parameters |= parameters
-        if query.changeset_id is not None:
-            self.parameters["changeset"] = query.changeset_id
+        self.parameters |= one_id(parameters) if self.of_one_row else parameters
+        if operations is not None and not self.of_one_row:
+            made_by = _MADE_BY if link else {}
+            self.parameters["operations"] = [made_by.get(operation, operation) for operation in operations]
+        if query.after_version is not None:
+            self.parameters["after_version"] = query.after_version
         self.is_wide = len(self.fields) > _WIDE and not self.of_one_row
-        if end is not None and not self.of_one_row:
-            self.parameters |= {"limit": end * 2 if self.is_wide else end, "offset": 0}
+        if end is not None:
+            rows = end * 2 if self.is_wide else end + self.of_one_row  # with the version before them
+            self.parameters |= {"limit": rows, "offset": 0}
         shape = (
             "changes",
             related,
@@ -183,8 +239,12 @@ class ChangeReader:
         roles = {role: version.role(role) for role, _ in base.names.items()}
         audit_columns = [roles[name] for name in _ROLES]
         if self.of_one_row:
-            statement = select(*audit_columns, *ids, *new).select_from(source).where(has_id(ids, self.parameters))
-            return statement.order_by(roles["version"].desc() if self.newest_first else roles["version"])
+            statement = select(*audit_columns, *ids, *new).select_from(source).where(is_id(ids, self.parameters))
+            number = roles["version"]
+            if "after_version" in self.parameters:  # which is read, too, if the next version follows it
+                after: ColumnElement[int] = bindparam("after_version", type_=number.type)
+                statement = statement.where(number < after if self.newest_first else number >= after)
+            return self._limited(statement.order_by(number.desc() if self.newest_first else number))
         if self.ids != self.asked and "ids" in self.parameters:
             touched = self._touched_versions()
             source = source.join(touched, all_equal((*version.key, version.version), touched.c))
@@ -233,15 +293,22 @@ class ChangeReader:
         for name in filter(parameters.__contains__, ACTOR_FACTS):
             told = text_under(version.role("extra"), name)
             statement = statement.where(is_among(told, bindparam(name, type_=String(), expanding=True)))
-        if "changeset" in parameters:
-            statement = statement.where(is_of_changeset(base, version.clause))
+        if "operations" in parameters:
+            statement = statement.where(roles["operation"].in_(bindparam("operations", expanding=True)))
+        if "changesets" in parameters:
+            changeset = roles["changeset_id"]
+            wanted = bindparam("changesets", type_=changeset.type, expanding=True)
+            statement = statement.where(is_among(changeset, wanted))
         if "since" in parameters:
             statement = statement.where(roles["valid_from"] >= bindparam("since"))
         if "until" in parameters:
             statement = statement.where(roles["valid_from"] <= bindparam("until"))
-        if "limit" in parameters:
-            statement = statement.limit(bindparam("limit")).offset(bindparam("offset"))
-        return statement
+        return self._limited(statement)
+
+    def _limited(self, statement: Select[Any]) -> Select[Any]:
+        if "limit" not in self.parameters:
+            return statement
+        return statement.limit(bindparam("limit")).offset(bindparam("offset"))
 
     def _touched_versions(self) -> FromClause:
         """Return the versions of rows that refer to an owner, and those that follow them: they may refer to another."""
@@ -255,6 +322,10 @@ class ChangeReader:
 
     def changes(self, session: Session, options: Mapping[str, Any]) -> Generator[FieldChange]:
         """Yield the field changes, or the links and unlinks."""
+        with closing(self._all_changes(session, options)) as changes:
+            yield from changes if self.is_wanted is None else filter(self.is_wanted, changes)
+
+    def _all_changes(self, session: Session, options: Mapping[str, Any]) -> Generator[FieldChange]:
         related, names, equalities = self.related, [name for name, _ in self.fields], equalities_of(self.fields)
         by_relationship = related is not None and bool(related.other_key)
         label = related.owner.label if related is not None and by_relationship else self.model.label
@@ -289,10 +360,12 @@ class ChangeReader:
         neighbours = pairwise(chain(rows, (None,)) if self.newest_first else chain((None,), rows))
         for first, second in neighbours:
             row, before = (first, second) if self.newest_first else (second, first)
-            if row is not None:
+            if row is not None and row[0] != self.read_again:
                 yield row, before if before is not None and before[0] == row[0] - 1 else None
 
 
+_MADE_BY: Final = {Operation.LINK: Operation.INSERT, Operation.UNLINK: Operation.DELETE}
+"""The operation of the version that makes or removes a link."""
 _ROLES: Final = (
     "version",
     "valid_from",
@@ -385,7 +458,7 @@ def _identities(model: TrackedModel) -> tuple[Any, list[Any]] | None:
     return mapper.polymorphic_on, [submodel.mapper.polymorphic_identity for submodel in model.family()]
 
 
-def _date_range(dates: tuple[datetime | None, datetime | None] | None) -> dict[str, datetime]:
+def date_range(dates: DateRange | None) -> dict[str, datetime]:
     """Return the parameters ``since`` and ``until`` of a date range, without those that are ``None``."""
     if dates is None:
         return {}
@@ -416,13 +489,13 @@ def rows_of(
 ) -> Generator[Row[Any]]:
     """Yield the rows of a statement. If it has a limit and they do not suffice, execute it again for the next rows.
 
-    They suffice unless Python considers values equal that differ in the database, such as ``{"a": 1, "b": 2}`` and
-    ``{"b": 2, "a": 1}``.
+    They suffice unless the rows are filtered by values, or Python considers values equal that differ in the database,
+    such as ``{"a": 1, "b": 2}`` and ``{"b": 2, "a": 1}``.
     """
     session._autoflush()
     parameters, where = dict(parameters), bind_arguments_for(session, model.mapper)
-    count = size = parameters.get("limit", inf)
-    while count == size:
+    size = parameters.get("limit", inf)
+    while True:
         count = 0
         with explaining_history_errors(table for submodel in model.family() for table in submodel.chain):
             result = session.execute(statement, parameters, bind_arguments=where, execution_options=options)
@@ -430,4 +503,7 @@ def rows_of(
             for batch in result.partitions(BATCH):
                 count += len(batch)
                 yield from batch
-        parameters["offset"] = parameters.get("offset", 0) + count
+        if count < size:
+            return
+        size *= _GROWTH
+        parameters |= {"offset": parameters["offset"] + count, "limit": size}

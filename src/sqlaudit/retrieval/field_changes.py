@@ -8,23 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from contextlib import closing
-from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, Unpack
 from uuid import UUID
 
-from sqlalchemy import Select, Table, select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import QueryableAttribute, Session, class_mapper, scoped_session, with_polymorphic
 
 from sqlaudit.arguments import changeset_uuid
 from sqlaudit.changes import Blame, FieldChange, Operation, differ, equalities_of
 from sqlaudit.config import configured_session
-from sqlaudit.exceptions import QueryError
 from sqlaudit.period import OPEN_END
-from sqlaudit.retrieval.change_reader import BATCH, ChangeQuery, ChangeReport, cached_statement, rows_of
+from sqlaudit.retrieval.change_reader import (
+    BATCH,
+    ChangeQuery,
+    ChangeReport,
+    DateRange,
+    cached_statement,
+    change_query,
+    rows_of,
+)
 from sqlaudit.retrieval.changesets import tables_of_changeset
+from sqlaudit.retrieval.filters import ChangeFilters
 from sqlaudit.retrieval.ids import converted_ids, has_id
 from sqlaudit.tracking.history import history_class_of, version_info
-from sqlaudit.tracking.links import Readable, Related, model_of, related_by, related_names
+from sqlaudit.tracking.links import Readable, Related, model_of, related_by
 from sqlaudit.tracking.models import TrackedModel, tracked_model_of
 from sqlaudit.tracking.sessions import checked_session
 
@@ -37,15 +44,11 @@ def get_resource_changes(
     filter_resource_ids: Any = None,
     filter_fields: str | Iterable[str] | None = None,
     filter_user_ids: Any = None,
-    filter_date_range: tuple[datetime | None, datetime | None] | None = None,
+    filter_date_range: DateRange | None = None,
     *,
-    include: str | Iterable[str] = (),
     limit: int | None = None,
     offset: int = 0,
-    newest_first: bool = False,
-    filter_actor_types: Any = None,
-    filter_on_behalf_of: Any = None,
-    filter_run_ids: Any = None,
+    **filters: Unpack[ChangeFilters],
 ) -> list[FieldChange]:
     """Return the field changes of a model's rows, oldest first. One statement, and one for each relationship.
 
@@ -73,26 +76,27 @@ def get_resource_changes(
     :param limit: the greatest number of field changes to return
     :param offset: the number of field changes to leave out first
     :param newest_first: reverse the order
+    :param filter_operations: one operation or several, such as ``"update"`` or ``"unlink"``
+    :param filter_old_values: one value, or a list, tuple or set of several, that a field had before; ``[None]`` for
+        fields that were empty. Text is converted as for ids, and a value of another type matches nothing
+    :param filter_new_values: the same for the values after
     :param filter_actor_types: one kind of actor or several, such as ``"agent"``
     :param filter_on_behalf_of: the id of one user, or of several, for whom a service or an agent worked
     :param filter_run_ids: the id of one run or of several
     :raises TrackingError: the model, or what a relationship leads to, is not tracked
     :raises QueryError: a filter is invalid, or the model has no such relationship
     """
-    report = _report(
+    query = change_query(
         model_class,
-        include,
-        resource_ids=filter_resource_ids,
-        fields=filter_fields,
-        user_ids=filter_user_ids,
-        dates=filter_date_range,
+        filter_resource_ids=filter_resource_ids,
+        filter_fields=filter_fields,
+        filter_user_ids=filter_user_ids,
+        filter_date_range=filter_date_range,
         limit=limit,
         offset=offset,
-        newest_first=newest_first,
-        actor_types=filter_actor_types,
-        on_behalf_of=filter_on_behalf_of,
-        run_ids=filter_run_ids,
+        **filters,
     )
+    report = ChangeReport(query)
     if session is None:
         with configured_session() as made:
             return list(report.changes(made))
@@ -105,50 +109,29 @@ def stream_resource_changes(
     filter_resource_ids: Any = None,
     filter_fields: str | Iterable[str] | None = None,
     filter_user_ids: Any = None,
-    filter_date_range: tuple[datetime | None, datetime | None] | None = None,
+    filter_date_range: DateRange | None = None,
     *,
-    include: str | Iterable[str] = (),
     limit: int | None = None,
     offset: int = 0,
-    newest_first: bool = False,
-    filter_actor_types: Any = None,
-    filter_on_behalf_of: Any = None,
-    filter_run_ids: Any = None,
+    **filters: Unpack[ChangeFilters],
 ) -> Generator[FieldChange]:
     """Yield the field changes of a model's rows one by one, in constant memory.
 
     The parameters are those of :func:`get_resource_changes`. The statement stays open until the iterator is exhausted
     or closed. With ``include``, MariaDB's and MySQL's drivers read all rows at once.
     """
-    report = _report(
+    query = change_query(
         model_class,
-        include,
-        resource_ids=filter_resource_ids,
-        fields=filter_fields,
-        user_ids=filter_user_ids,
-        dates=filter_date_range,
+        filter_resource_ids=filter_resource_ids,
+        filter_fields=filter_fields,
+        filter_user_ids=filter_user_ids,
+        filter_date_range=filter_date_range,
         limit=limit,
         offset=offset,
-        newest_first=newest_first,
-        actor_types=filter_actor_types,
-        on_behalf_of=filter_on_behalf_of,
-        run_ids=filter_run_ids,
+        **filters,
     )
+    report = ChangeReport(query)
     return report.changes(checked_session(session), yield_per=BATCH)
-
-
-def _report(source: Readable, include: str | Iterable[str], **query: Any) -> ChangeReport:
-    related = related_by(source) if isinstance(source, QueryableAttribute) else None
-    model = model_of(source)
-    if related is not None and query["fields"] is not None and related.other_key:
-        raise QueryError(
-            f"filter_fields is {query['fields']!r}, but a link has no fields to report. Leave it out, or read the "
-            f"association table {related.model.label!r}.",
-            source,
-        )
-    if include and (related is not None or isinstance(source, Table)):
-        raise QueryError(f"include is {include!r}, and only a model has relationships. Give the model.", source)
-    return ChangeReport(ChangeQuery(model=model, related=related, include=related_names(model, include), **query))
 
 
 def versions_of(session: Session | scoped_session[Any], model_class: Readable, resource_id: Any) -> list[Any]:
@@ -231,7 +214,7 @@ def changes_in(session: Session | scoped_session[Any], changeset_id: UUID | str)
     wanted = changeset_uuid(changeset_id)
     tables = tables_of_changeset(session, wanted)
     models = dict.fromkeys(model_of(table.live) for table in sorted(tables, key=lambda table: table.is_association))
-    reports = (ChangeReport(ChangeQuery(model=model.root, changeset_id=wanted)) for model in models)
+    reports = (ChangeReport(ChangeQuery(model=model.root, changeset_ids=[wanted])) for model in models)
     return [change for report in reports for change in report.changes(session)]
 
 

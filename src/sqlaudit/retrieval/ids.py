@@ -23,6 +23,7 @@ from sqlalchemy.orm import InstanceState
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from sqlaudit.exceptions import QueryError
+from sqlaudit.sql.comparing import all_equal
 from sqlaudit.sql.keys import KeyArray, are_bound_in_sql, one_of
 from sqlaudit.sql.lists import are_among, is_among
 
@@ -67,12 +68,31 @@ def has_id(columns: Sequence[ColumnElement[Any]], parameters: Mapping[str, Any])
     """Return the condition that the columns have one of the ids."""
     if are_bound_in_sql(columns):
         return one_of(columns, [key if len(columns) > 1 else (key,) for key in parameters["ids"]])
-    # The widest integer: an id that is too large for its column is compared like any other, and matches nothing.
-    types = [BigInteger() if isinstance(column.type, Integer) else column.type for column in columns]
+    types = [_type_of_id(column) for column in columns]
     if len(columns) == 1:
         return is_among(columns[0], bindparam("ids", type_=types[0], expanding=True))
     lists = [bindparam(f"ids_{place}", type_=KeyArray(type_)) for place, type_ in enumerate(types)]
     return are_among(*columns, bindparam("ids", expanding=True), *lists)
+
+
+def _type_of_id(column: ColumnElement[Any]) -> TypeEngine[Any]:
+    # The widest integer: an id that is too large for its column is compared like any other, and matches nothing.
+    return BigInteger() if isinstance(column.type, Integer) else column.type
+
+
+def one_id(parameters: Mapping[str, list[Any]]) -> dict[str, Any]:
+    """Return the parameters of :func:`is_id` from those of :func:`has_id` with one id."""
+    [key] = parameters["ids"]
+    parts = key if len(parameters) > 1 else (key,)
+    return {"ids": [key]} | {f"id_{place}": part for place, part in enumerate(parts)}
+
+
+def is_id(columns: Sequence[ColumnElement[Any]], parameters: Mapping[str, Any]) -> ColumnElement[bool]:
+    """Return the condition that the columns have one id. Databases read the versions in order then."""
+    if are_bound_in_sql(columns):
+        return has_id(columns, parameters)
+    parts = (bindparam(f"id_{place}", type_=_type_of_id(column)) for place, column in enumerate(columns))
+    return all_equal(columns, parts)
 
 
 def _converted(value: Any, type_: TypeEngine[Any]) -> Any:

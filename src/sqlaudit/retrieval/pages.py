@@ -1,0 +1,237 @@
+"""What comes next? Field changes by pages, each of which begins where the one before it ended.
+
+A page is read by its place in time, not by counting what came before it: the thousandth page costs what the first one
+costs. It holds whole transactions. These are the steps for a page of many rows, each of which is one statement for the
+model and one for each relationship:
+
+1. Read as many changes as the page should have, and one more. They name the transactions of the page. If the one more
+   is of the same instant as the last, name all transactions of that instant.
+2. Read all changes of these transactions. Versions that one transaction wrote may have several instants, if it
+   superseded versions that others had written after it began. So leave out the transactions of which an earlier page
+   has changes, and keep all changes of the others.
+
+For one row, the numbers of its versions take the place of time: a transaction's versions of a row follow each other,
+and one statement reads them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import datetime
+from struct import Struct
+from typing import Any, Final, Unpack
+
+from sqlalchemy.orm import Session, scoped_session
+
+from sqlaudit.arguments import checked_count
+from sqlaudit.changes import FieldChange, Page
+from sqlaudit.exceptions import QueryError
+from sqlaudit.period import EPOCH, TICK
+from sqlaudit.retrieval.change_reader import (
+    BATCH,
+    ChangeQuery,
+    ChangeReport,
+    DateRange,
+    change_query,
+    date_range,
+)
+from sqlaudit.retrieval.filters import ChangeFilters
+from sqlaudit.retrieval.ids import listed_ids
+from sqlaudit.tracking.links import Readable
+from sqlaudit.tracking.sessions import checked_session
+
+_CURSOR: Final = Struct(">8sq")
+"""The digest of a query, and the number of a version or an instant in microseconds."""
+
+
+def changes_page(
+    session: Session | scoped_session[Any],
+    model_class: Readable,
+    filter_resource_ids: Any = None,
+    filter_fields: str | Iterable[str] | None = None,
+    filter_user_ids: Any = None,
+    filter_date_range: DateRange | None = None,
+    *,
+    after: str | None = None,
+    size: int = 50,
+    count: bool = False,
+    **filters: Unpack[ChangeFilters],
+) -> Page[FieldChange]:
+    """Return a page of the field changes of a model's rows, and the cursor of the next page.
+
+    .. code-block:: python
+
+        page = changes_page(session, Customer, size=50)
+        page = changes_page(session, Customer, size=50, after=page.next)
+
+    A page holds whole transactions, so that it may have more than ``size`` field changes. It costs the same however far
+    it is from the first one. It executes at most three statements, and three for each relationship; for one row without
+    relationships and filters, it executes one.
+
+    :param session: a session
+    :param model_class: a tracked model, a relationship or an association table
+    :param after: the ``next`` of the page before; ``None`` for the first page
+    :param size: the number of field changes that suffice for a page
+    :param count: also count the field changes of all pages, which reads all of them
+    :param filters: the other parameters are those of :func:`get_resource_changes`, without ``limit`` and ``offset``
+    :raises TrackingError: the model, or what a relationship leads to, is not tracked
+    :raises QueryError: a filter is invalid, ``size`` is less than 1, or ``after`` is not a cursor of this query
+    """
+    session, size = checked_session(session), checked_size(size)
+    query = change_query(
+        model_class,
+        filter_resource_ids=filter_resource_ids,
+        filter_fields=filter_fields,
+        filter_user_ids=filter_user_ids,
+        filter_date_range=filter_date_range,
+        **filters,
+    )
+    report = ChangeReport(query)
+    digest = _digest_of(report)
+    place = None if after is None else place_in(after, digest, _CURSOR)[0]
+    is_of_one_row = len(report.readers) == 1 and report.readers[0].of_one_row
+    read = _page_of_one_row if is_of_one_row else _page_of_many_rows
+    items, end = read(session, query, place, size)
+    return Page(
+        items=items,
+        next=None if end is None else cursor_text(_CURSOR.pack(digest, end)),
+        total=sum(1 for _ in report.changes(session, yield_per=BATCH)) if count else None,
+    )
+
+
+_Place = int | None
+
+
+def _page_of_one_row(
+    session: Session, query: ChangeQuery, after: _Place, size: int
+) -> tuple[list[FieldChange], _Place]:
+    limit = size + 1
+    while True:
+        changes = list(ChangeReport(replace(query, after_version=after, limit=limit)).changes(session))
+        end = size
+        while end < len(changes) and changes[end].changeset_id == changes[end - 1].changeset_id:
+            end += 1
+        if end < len(changes):
+            return changes[:end], changes[end - 1].version
+        if len(changes) < limit:
+            return changes, None
+        limit *= 4
+
+
+def _page_of_many_rows(
+    session: Session, query: ChangeQuery, after: _Place, size: int
+) -> tuple[list[FieldChange], _Place]:
+    dates = date_range(query.filter_date_range)
+    query = replace(query, filter_date_range=(dates.get("since"), dates.get("until")))
+    begin = None if after is None else EPOCH + after * TICK
+    while True:
+        rest = query if begin is None else _beyond(query, begin)
+        first = [] if rest is None else list(ChangeReport(replace(rest, limit=size + 1)).changes(session))
+        if len(first) <= size and (begin is None or not first):
+            return first, None
+        page, more = first[:size], first[size:]
+        edge = page[-1].timestamp
+        if more and more[0].timestamp == edge:
+            page += ChangeReport(replace(query, filter_date_range=(edge, edge))).changes(session)
+        changesets = list(dict.fromkeys(change.changeset_id for change in page))
+        items = list(ChangeReport(replace(query, changeset_ids=changesets)).changes(session))
+        if begin is not None:
+            told = {change.changeset_id for change in items if not _is_beyond(change, begin, query)}
+            items = [change for change in items if change.changeset_id not in told]
+        if items or not more:
+            return items, (edge - EPOCH) // TICK if more else None
+        begin = edge
+
+
+def _beyond(query: ChangeQuery, begin: datetime) -> ChangeQuery | None:
+    """Return a query without the changes up to an instant, in the order of the query; ``None`` if it has no others."""
+    since, until = query.filter_date_range or (None, None)
+    if query.newest_first:
+        until = begin - TICK
+    else:
+        since = begin + TICK
+    if since is not None and until is not None and since > until:
+        return None
+    return replace(query, filter_date_range=(since, until))
+
+
+def _is_beyond(change: FieldChange, begin: datetime, query: ChangeQuery) -> bool:
+    return change.timestamp < begin if query.newest_first else change.timestamp > begin
+
+
+def checked_size(size: Any) -> int:
+    """Return the size of a page.
+
+    :raises QueryError: it is not an int from 1
+    """
+    if checked_count("size", size) == 0:
+        raise QueryError("size is 0, and a page has at least one item. Give an int from 1.", size)
+    return int(size)
+
+
+# --- cursors ----------------------------------------------------------------------------------------------------
+
+
+def cursor_text(cursor: bytes) -> str:
+    """Return a cursor as text that may be part of a URL."""
+    return urlsafe_b64encode(cursor).decode().rstrip("=")
+
+
+def place_in(cursor: Any, digest: bytes, form: Struct) -> tuple[Any, ...]:
+    """Return what a cursor says of the place where a page ended.
+
+    :raises QueryError: it is not a cursor, or it is one of another query
+    """
+    try:
+        packed = urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
+        if cursor_text(packed) != cursor:
+            raise ValueError(cursor)
+    except (TypeError, ValueError):
+        packed = b""
+    if len(packed) < len(digest):
+        raise QueryError(f"after is {cursor!r}, which is not a cursor. Give the next of the page before.", cursor)
+    if packed[: len(digest)] != digest or len(packed) != form.size:
+        raise QueryError(
+            f"after is {cursor!r}, which is the cursor of another query. Give it with the model, filters and order of "
+            "the page that it comes from, or begin without it.",
+            cursor,
+        )
+    return form.unpack(packed)[1:]
+
+
+def digest_of(*parts: Any) -> bytes:
+    """Return a digest of what a query asks for: the same in every process."""
+    return hashlib.blake2b(repr([*map(_plainly, parts)]).encode(), digest_size=8).digest()
+
+
+def _plainly(part: Any) -> Any:
+    """Return a value whose text depends on nothing but the value. The order of filters does not matter."""
+    if isinstance(part, dict):
+        return sorted((repr(name), sorted(repr(_plainly(item)) for item in listed_ids(part[name]))) for name in part)
+    if isinstance(part, (set, frozenset)):
+        return sorted(repr(_plainly(item)) for item in part)
+    if isinstance(part, (list, tuple)):
+        return [*map(_plainly, part)]
+    text = repr(part)
+    return type(part).__qualname__ if text == object.__repr__(part) else text
+
+
+def _digest_of(report: ChangeReport) -> bytes:
+    return digest_of(
+        *(
+            [
+                reader.model.root.table.live.key,
+                reader.model.qualname,
+                reader.related and reader.related.name,
+                reader.newest_first,
+                reader.query.filter_fields,
+                {name: value for name, value in reader.parameters.items() if name not in ("limit", "offset")},
+                [values and values.values for values in reader.values],
+                reader.query.filter_operations,
+            ]
+            for reader in report.readers
+        )
+    )
