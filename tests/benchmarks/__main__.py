@@ -577,9 +577,9 @@ def span(ratios: list[float]) -> str:
 
 
 def markdown(figures: dict[str, dict[str, str]]) -> str:
-    """Return a table of what was measured, per database and line, as the page "Performance" has it."""
-    names = dict.fromkeys(name for of_database in figures.values() for name in of_database)
-    rows = [[name, *(of_database.get(name, "") for of_database in figures.values())] for name in names]
+    """Return a table of columns, each with the figures of its lines."""
+    names = dict.fromkeys(name for column in figures.values() for name in column)
+    rows = [[name, *(column.get(name, "") for column in figures.values())] for name in names]
     first, *rest = (f"| {' | '.join(row)} |" for row in [["", *figures], *rows])
     return "\n".join([first, "|---" * (len(figures) + 1) + "|", *rest])
 
@@ -593,21 +593,25 @@ def main() -> None:
     parser.add_argument("--scale", action="store_true", help="how does the cost grow with the history?")
     parser.add_argument("--versions", type=int, default=1_000, help="the most of a row, with --scale")
     parser.add_argument("--pictures", type=Path, metavar="DIRECTORY", help="draw the lines of --scale")
-    parser.add_argument("--markdown", action="store_true", help="in the end, print the ratios as a table in Markdown")
+    parser.add_argument("--markdown", action="store_true", help="in the end, print the ratios as tables in Markdown")
     arguments = parser.parse_args()
-    figures: dict[str, dict[str, str]] = {}
+    tables: dict[str, dict[str, dict[str, str]]] = {}
 
     def work(url: sa.URL) -> None:
         if arguments.scale:
-            measure_growth(url, arguments.only, arguments.versions, arguments.rows, arguments.pictures)
-        else:
-            figures[title(url)] = measure(url, arguments.rounds, arguments.only, arguments.rows)
+            grown = measure_growth(url, arguments.only, arguments.versions, arguments.rows, arguments.pictures)
+            tables.update((f"{title(url)}: {way}", figures) for way, figures in grown.items())
+            return
+        for name, figure in measure(url, arguments.rounds, arguments.only, arguments.rows).items():
+            table = tables.setdefault("Reads of the past" if name.startswith("as of: ") else "Writes and reads", {})
+            table.setdefault(title(url), {})[name] = figure
 
     if not arguments.urls and not arguments.scale:
         work(sa.make_url("sqlite://"))
     on_each(arguments.urls, work)
     if arguments.markdown:
-        print(f"\n{markdown(figures)}")
+        for name, figures in tables.items():
+            print(f"\n{name}\n\n{markdown(figures)}")
 
 
 def on_each(urls: list[sa.URL], work: Callable[[sa.URL], None]) -> None:

@@ -269,12 +269,15 @@ def _tens(first: int, last: int) -> Iterator[int]:
         first *= 10
 
 
-def measure_growth(url: sa.URL, only: str, versions: int, rows: int, pictures: Path | None) -> None:
-    """Print how the cost of each line grows with the history, and draw it.
+def measure_growth(
+    url: sa.URL, only: str, versions: int, rows: int, pictures: Path | None
+) -> dict[str, dict[str, dict[str, str]]]:
+    """Print how the cost of each line grows with the history, draw it, and return the ratios.
 
     :param versions: the most versions of a row
     :param rows: the most rows
     :param pictures: a directory
+    :returns: per way to grow, size and line
     """
     engine = sa.create_engine(url)
     dialect = engine.dialect.name
@@ -282,7 +285,10 @@ def measure_growth(url: sa.URL, only: str, versions: int, rows: int, pictures: P
     lines = [line for line in LINES if only in line.name and (line.work or dialect in OCCUPIED)]
     curves: dict[str, dict[str, list[tuple[int, float]]]] = {line.name: {} for line in lines}
     print(f"\n{dialect} ({engine.driver}), SQLAlchemy {sa.__version__}: {meter}, ratio to the shortest history")
+    figures: dict[str, dict[str, dict[str, str]]] = {}
     for way in ways_to_grow(versions, rows):
+        of_size: list[dict[str, str]] = [{} for _ in way.sizes]
+        figures[way.name] = {f"{number:,}": column for number, column in zip(way.numbers, of_size, strict=True)}
         costs: dict[str, list[float]] = {line.name: [] for line in lines}
         for size in way.sizes:
             with filled(engine, size) as sessions:
@@ -293,6 +299,8 @@ def measure_growth(url: sa.URL, only: str, versions: int, rows: int, pictures: P
             ratios = [each / costs[line.name][0] for each in costs[line.name]]
             mark = "  grows" if len(ratios) > 1 and ratios[-1] > GROWTH * ratios[-2] else ""
             print(f"  {line.name:<33} {''.join(f'{ratio:9.2f}' for ratio in ratios)}{mark}", flush=True)
+            for column, ratio in zip(of_size, ratios, strict=True):
+                column[line.name] = f"{ratio:.2f}"
             curves[line.name][way.name] = [(size.total, ratio) for size, ratio in zip(way.sizes, ratios, strict=True)]
     engine.dispose()
     if pictures is not None:
@@ -300,3 +308,4 @@ def measure_growth(url: sa.URL, only: str, versions: int, rows: int, pictures: P
         for name, of_line in curves.items():
             file = pictures / f"{dialect}-{re.sub('[^a-z0-9]+', '-', name.lower())}.svg"
             file.write_text(growth_picture(name, meter, of_line))
+    return figures
