@@ -305,7 +305,7 @@ def measure_growth(
     engine.dispose()
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
-        for name, of_line in curves.items():
-            file = pictures / f"{dialect}-{re.sub('[^a-z0-9]+', '-', name.lower())}.svg"
-            file.write_text(growth_picture(name, meter, of_line))
+        for line in lines:
+            file = pictures / f"{dialect}-{re.sub('[^a-z0-9]+', '-', line.name.lower())}.svg"
+            file.write_text(growth_picture(line.name, meter if line.work else "bytes", curves[line.name]))
     return figures

@@ -42,7 +42,7 @@ def growth_picture(title: str, unit: str, curves: Curves) -> str:
         js=(),  # a page that has the picture loads nothing else
         width=600,
         height=450,
-        title=f"{title}: {unit}",
+        title=title if title.startswith(unit) else f"{title}: {unit}",
         legend_at_bottom=True,
         legend_at_bottom_columns=1,
         legend_box_size=16,
@@ -59,8 +59,9 @@ def growth_picture(title: str, unit: str, curves: Curves) -> str:
     for name, points in curves.items():
         chart.add(name, [(math.log10(versions), math.log10(ratio)) for versions, ratio in points])
     picture = chart.render_tree()
-    for comment in [part for part in picture if part.tag is ElementTree.Comment]:
-        picture.remove(comment)  # which has the date
+    for parent in list(picture.iter()):
+        for part in [part for part in parent if part.tag in (ElementTree.Comment, "script")]:
+            parent.remove(part)  # the date, and pygal's settings for its tooltips
     picture.attrib |= {"id": "growth", "role": "img", "aria-labelledby": "title description"}
     for place, (tag, text) in enumerate({"title": title, "desc": _description(unit, curves)}.items()):
         element = ElementTree.Element(tag, id={"title": "title", "desc": "description"}[tag])
