@@ -257,10 +257,11 @@ class Way:
 
 def ways_to_grow(versions: int, rows: int) -> list[Way]:
     of_rows, numbers = list(_tens(1, versions)), list(_tens(FEWEST_ROWS, rows))
-    return [
+    ways = [
         Way(f"{ROWS:,} rows, more versions of each", of_rows, [Size(ROWS, number) for number in of_rows]),
         Way(f"more rows, {VERSIONS} versions of each", numbers, [Size(number, VERSIONS) for number in numbers]),
     ]
+    return [way for way in ways if way.sizes]
 
 
 def _tens(first: int, last: int) -> Iterator[int]:
@@ -294,11 +295,12 @@ def measure_growth(
             with filled(engine, size) as sessions:
                 for line in lines:
                     costs[line.name].append(cost(sessions, dialect, line.work, size))
-        print(f"  {way.name:<33} {''.join(f'{number:>9,}' for number in way.numbers)}")
+        width = max(8, len(f"{way.numbers[-1]:,}"))
+        print(f"  {way.name:<33} {' '.join(f'{number:{width},}' for number in way.numbers)}")
         for line in lines:
             ratios = [each / costs[line.name][0] for each in costs[line.name]]
             mark = "  grows" if len(ratios) > 1 and ratios[-1] > GROWTH * ratios[-2] else ""
-            print(f"  {line.name:<33} {''.join(f'{ratio:9.2f}' for ratio in ratios)}{mark}", flush=True)
+            print(f"  {line.name:<33} {' '.join(f'{ratio:{width}.2f}' for ratio in ratios)}{mark}", flush=True)
             for column, ratio in zip(of_size, ratios, strict=True):
                 column[line.name] = f"{ratio:.2f}"
             curves[line.name][way.name] = [(size.total, ratio) for size, ratio in zip(way.sizes, ratios, strict=True)]
