@@ -202,9 +202,12 @@ def _start_mariadb(home: Path) -> str:
     install, server = _binary("mariadb-install-db"), _binary("mariadbd")
     data, log, socket = home / "data", home / "log", home / "socket"
     user = ["--user=root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+    # A server that starts deletes all temporary tables in its directory for them, also those of other servers.
+    environment = {**os.environ, "TMPDIR": str(home)}
     setup = [install, "--no-defaults", f"--datadir={data}", "--skip-test-db", *user]
     installed = subprocess.run(
         [*setup, "--auth-root-authentication-method=normal", "--innodb-log-file-size=32M"],
+        env=environment,
         capture_output=True,
         text=True,
         check=False,
@@ -216,6 +219,7 @@ def _start_mariadb(home: Path) -> str:
     with log.open("w") as output:
         process = subprocess.Popen(
             [server, *_MARIADB_SETTINGS, *options],
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
