@@ -28,9 +28,10 @@ from sqlaudit.hooks.sessions import register_hooks, unregister_hooks
 from sqlaudit.importing import ChangeLogReport, ImportReport, import_change_log, import_continuum
 from sqlaudit.maintenance import BackfillReport, backfill
 from sqlaudit.past.as_of import all_versions, as_of, between
+from sqlaudit.past.marks import mark, mark_named, marks, marks_table, remove_mark
 from sqlaudit.past.session import time_travel
 from sqlaudit.past.temporal_join import as_of_column
-from sqlaudit.period import OPEN_END
+from sqlaudit.period import OPEN_END, Mark
 from sqlaudit.recording.reconcile import record_changes
 from sqlaudit.restoring.restore import restore
 from sqlaudit.restoring.undo import undo
@@ -62,6 +63,7 @@ __all__ = [
     "FieldChange",
     "HistoryTableError",
     "ImportReport",
+    "Mark",
     "MissingPackageError",
     "Operation",
     "Page",
@@ -95,8 +97,13 @@ __all__ = [
     "import_change_log",
     "import_continuum",
     "instant_of_changeset",
+    "mark",
+    "mark_named",
+    "marks",
+    "marks_table",
     "record_changes",
     "register_hooks",
+    "remove_mark",
     "restore",
     "set_audit_context",
     "set_config",

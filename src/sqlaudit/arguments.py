@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import UUID
 
 from sqlaudit.config import current_config
 from sqlaudit.context import ActorType
 from sqlaudit.exceptions import QueryError
-from sqlaudit.period import as_utc
+from sqlaudit.period import Mark, as_utc
+
+When: TypeAlias = datetime | Mark | UUID | str
+"""An instant, a mark, or the id of a changeset."""
 
 
 def checked_count(name: str, value: Any) -> int:
@@ -42,7 +45,7 @@ def checked_actor_type(name: str, actor_type: object) -> str:
     return str(actor_type)
 
 
-def checked_range(name: str, since: datetime | None, until: datetime | None) -> dict[str, datetime]:
+def checked_range(name: str, since: datetime | Mark | None, until: datetime | Mark | None) -> dict[str, datetime]:
     """Return the parameters ``since`` and ``until`` in UTC, without those that are ``None``.
 
     :raises QueryError: one is not a datetime, or the range ends before it begins
@@ -57,7 +60,7 @@ def checked_range(name: str, since: datetime | None, until: datetime | None) -> 
     return parameters
 
 
-def instant_or_now(at: datetime | None) -> datetime:
+def instant_or_now(at: datetime | Mark | None) -> datetime:
     """Return the instant that the user gives, in UTC, or the configured clock's if it is ``None``.
 
     :raises QueryError: the instant is in the future
@@ -86,7 +89,7 @@ def changeset_uuid(changeset_id: UUID | str) -> UUID:
         ) from None
 
 
-def checked_when(when: datetime | UUID | str) -> datetime | UUID:
+def checked_when(when: When) -> datetime | UUID:
     """Return a user's ``when`` as a datetime in UTC or, for the id of a changeset, as a UUID.
 
     :raises QueryError: it is neither a datetime nor the id of a changeset
@@ -98,6 +101,6 @@ def checked_when(when: datetime | UUID | str) -> datetime | UUID:
     except ValueError:
         raise QueryError(
             f"{when!r} is neither a datetime nor a changeset id. Give an aware datetime, such as datetime.now(UTC), "
-            "or the UUID that a version has as audit_changeset_id.",
+            "the UUID that a version has as audit_changeset_id, or a mark by its name: mark_named(session, …).",
             when,
         ) from None

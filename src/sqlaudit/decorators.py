@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any, ClassVar, TypeVar, cast
-from uuid import UUID
 
 from sqlalchemy import Column, Select, Table, inspect
 from sqlalchemy.exc import NoInspectionAvailable
@@ -13,6 +12,7 @@ from sqlalchemy.orm import Mapper
 from sqlalchemy.orm.exc import UnmappedClassError
 from sqlalchemy.sql import visitors
 
+from sqlaudit.arguments import When
 from sqlaudit.exceptions import TrackingError
 from sqlaudit.hooks.mappers import handle_configured_mappers, listen_to_model, track_with_base
 from sqlaudit.past import as_of as past_reads
@@ -125,7 +125,7 @@ class Temporal:
         @classmethod
         def as_of(
             cls,
-            when: datetime | UUID | str,
+            when: When,
             *,
             untracked: UntrackedPolicy = "raise",
             before_baseline: BeforeBaseline = "absent",

@@ -7,6 +7,7 @@ the largest date that databases know, so that no session time zone can overflow 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, Final
@@ -26,6 +27,20 @@ OPEN_END: Final = datetime(9999, 12, 31, tzinfo=UTC)
 """The ``valid_to`` of a current version, whose period has no end yet."""
 TICK: Final = timedelta(microseconds=1)
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """An instant with a name, which is usable wherever an instant is.
+
+    :param name: its name
+    :param at: the instant, in UTC
+    :param changed_by: the user who made the mark; ``None`` if no user is known
+    """
+
+    name: str
+    at: datetime
+    changed_by: str | None = None
 
 
 class UTCDateTime(TypeDecorator[datetime]):
@@ -163,13 +178,15 @@ def range_contains(
     return PeriodToIndex(valid_from, valid_to).bool_op("@>")(cast(when, UTCDateTime()))
 
 
-def as_utc(when: datetime) -> datetime:
-    """Return ``when`` as an aware UTC datetime.
+def as_utc(when: datetime | Mark) -> datetime:
+    """Return ``when``, or the instant of a mark, as an aware UTC datetime.
 
     A naive datetime is taken as local time, as :meth:`datetime.datetime.astimezone` does, with a warning.
 
     :raises QueryError: ``when`` is not a datetime, or is out of range in UTC
     """
+    if isinstance(when, Mark):
+        when = when.at
     if not isinstance(when, datetime):
         raise QueryError(f"{when!r} is not a datetime. Give an aware datetime, such as datetime.now(UTC).", when)
     if when.tzinfo is None:

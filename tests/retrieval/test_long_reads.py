@@ -106,11 +106,16 @@ def the_latest_changes_of_a_row(session: Session) -> Any:
     return get_resource_changes(Item, session, 7, newest_first=True, limit=10)
 
 
+def the_latest_versions_of_a_row(session: Session) -> Any:
+    return versions_of(session, Item, 7, newest_first=True, limit=10)
+
+
 READS: dict[Callable[[Session], Any], int] = {
     a_row_as_of_an_instant: 100,
     ten_rows_as_of_an_instant: 600,
     ten_rows_of_few_versions_as_of_an_instant: 250,
     the_versions_of_a_row: 50,
+    the_latest_versions_of_a_row: 50,
     the_latest_transactions: 50,
     the_latest_transactions_of_a_user: 200,
     the_first_transactions: 50,

@@ -16,6 +16,7 @@ from sqlaudit import (
     set_config,
     stream_resource_changes,
     track_table,
+    versions_of,
 )
 
 
@@ -264,3 +265,24 @@ def test_values_are_looked_for_as_far_as_it_takes(tables, session):
 def test_filters_may_be_iterators(lived):
     changes = get_resource_changes(Ticket, lived, iter([1]), include="tags")
     assert {change.operation for change in changes} == {"insert", "update", "link", "unlink"}
+
+
+def test_versions_are_limited_and_begin_at_an_instant(lived):
+    every = versions_of(lived, Ticket, 1)
+    assert len(every) > 5
+    for newest_first in (False, True):
+        ordered = every[::-1] if newest_first else every
+        assert versions_of(lived, Ticket, "1", newest_first=newest_first) == ordered
+        for limit in (0, 1, 3, len(every), 99):
+            assert versions_of(lived, Ticket, 1, limit=limit, newest_first=newest_first) == ordered[:limit]
+        since = every[2].valid_from
+        later = [version for version in ordered if version.valid_from >= since]
+        assert versions_of(lived, Ticket, 1, since=since, newest_first=newest_first) == later
+        assert versions_of(lived, Ticket, 1, since=since, newest_first=newest_first, limit=2) == later[:2]
+        links = versions_of(lived, Ticket.tags, 1, newest_first=newest_first, limit=1)
+        assert [link.audit_operation for link in links] == ["delete" if newest_first else "insert"]
+    assert versions_of(lived, Ticket, "none such") == []
+    with pytest.raises(QueryError, match="limit"):
+        versions_of(lived, Ticket, 1, limit=-1)
+    with pytest.raises(QueryError, match="datetime"):
+        versions_of(lived, Ticket, 1, since="today")

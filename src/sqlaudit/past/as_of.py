@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
-from uuid import UUID
 
 from sqlalchemy import (
     Select,
@@ -19,10 +18,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import QueryableAttribute
 
-from sqlaudit.arguments import checked_range
+from sqlaudit.arguments import When, checked_range
 from sqlaudit.past.objects import instant_from
 from sqlaudit.past.rendering import BeforeBaseline, UntrackedPolicy, past_statement
-from sqlaudit.period import as_utc
+from sqlaudit.period import Mark, as_utc
 from sqlaudit.tracking.history import history_of
 from sqlaudit.tracking.links import LinkModel, Readable, model_of
 
@@ -38,7 +37,7 @@ MYPY = False  # True to mypy, which can copy the type of a function. Pyright can
 class AsOf(Protocol[R_co]):
     def __call__(
         self,
-        when: datetime | UUID | str,
+        when: When,
         *,
         untracked: UntrackedPolicy = "raise",
         before_baseline: BeforeBaseline = "absent",
@@ -60,7 +59,7 @@ if MYPY:
     @_typed_like(select)
     def as_of(
         model_class: type[Any],
-        when: datetime | UUID | str,
+        when: When,
         *,
         untracked: UntrackedPolicy = "raise",
         before_baseline: BeforeBaseline = "absent",
@@ -74,7 +73,7 @@ else:
 
     def as_of(
         model_class: type[M],
-        when: datetime | UUID | str,
+        when: When,
         *,
         untracked: UntrackedPolicy = "raise",
         before_baseline: BeforeBaseline = "absent",
@@ -92,8 +91,9 @@ else:
 
         :param model_class: a tracked model; or an association table, for its rows; or a relationship, such as
             ``User.roles``, for the rows of its association table
-        :param when: an aware datetime; or a changeset id, also as text: the state right after that transaction. A naive
-            datetime is taken as local time, with a warning. An instant in the future means the present, with a warning
+        :param when: an aware datetime; or a :class:`Mark`; or a changeset id, also as text: the state right after that
+            transaction. A naive datetime is taken as local time, with a warning. An instant in the future means the
+            present, with a warning
         :param untracked: what to do with tables without history: ``"raise"``, or read their present rows: ``"live"``
         :param before_baseline: what to do if a row may have existed then, but its history begins later with a baseline,
             or versions are missing: leave the row ``"absent"``, ``"warn"`` or ``"raise"``. The latter two execute one
@@ -107,13 +107,13 @@ else:
         return past_statement(select(model_class), instant_from(when, untracked, before_baseline))
 
 
-def between(model_class: Readable, start: datetime, end: datetime) -> Select[Any]:
+def between(model_class: Readable, start: datetime | Mark, end: datetime | Mark) -> Select[Any]:
     """Select the versions whose period overlaps ``[start, end)``, in the order of time.
 
     A range that ends where it begins is empty, and overlaps no period.
 
     :param model_class: a tracked model, an association table or a relationship
-    :param start: an aware datetime; a naive one is taken as local time, with a warning
+    :param start: an aware datetime or a :class:`Mark`; a naive one is taken as local time, with a warning
     :param end: the same; not included
     :raises TrackingError: the model is not tracked
     :raises QueryError: an end is not a datetime, or the range ends before it begins

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -13,7 +12,7 @@ from sqlalchemy.orm import (
 from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.sql.lambdas import PyWrapper
 
-from sqlaudit.arguments import checked_when
+from sqlaudit.arguments import When, checked_when
 from sqlaudit.config import current_config, utc_now
 from sqlaudit.exceptions import QueryError, ReadOnlyError, warn_caller
 from sqlaudit.past.rendering import BeforeBaseline, Instant, Rules, UntrackedPolicy
@@ -23,7 +22,7 @@ _LATEST: Final = OPEN_END - TICK  # the last instant that open versions contain
 
 
 def instant_from(
-    when: datetime | UUID | str,
+    when: When,
     untracked: UntrackedPolicy = "raise",
     before_baseline: BeforeBaseline = "absent",
     *,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 from sqlalchemy import (
     Connection,
@@ -12,6 +10,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session, scoped_session
 
+from sqlaudit.arguments import When
 from sqlaudit.exceptions import QueryError
 from sqlaudit.past.objects import instant_from
 from sqlaudit.past.rendering import BeforeBaseline, UntrackedPolicy
@@ -39,8 +38,9 @@ class time_travel:
     with`` gives an ``AsyncSession``. Writes raise. Objects are detached when the block ends.
 
     :param session_or_engine: a session, an engine or a connection, sync or async; it needs no hooks
-    :param when: an aware datetime; or a changeset id, also as text: the state right after that transaction. A naive
-        datetime is taken as local time, with a warning. An instant in the future means the present, with a warning
+    :param when: an aware datetime; or a :class:`Mark`; or a changeset id, also as text: the state right after that
+        transaction. A naive datetime is taken as local time, with a warning. An instant in the future means the
+        present, with a warning
     :param untracked: what to do with tables without history: ``"raise"``, or read their present rows: ``"live"``
     :param before_baseline: what to do if a row may have existed then, but its history begins later with a baseline, or
         versions are missing: leave the row ``"absent"``, ``"warn"`` or ``"raise"``. The latter two execute one more
@@ -56,7 +56,7 @@ class time_travel:
     def __init__(
         self,
         session_or_engine: Any,
-        when: datetime | UUID | str,
+        when: When,
         *,
         untracked: UntrackedPolicy = "raise",
         before_baseline: BeforeBaseline = "absent",

@@ -19,10 +19,11 @@ from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.orm import InstanceState, Mapper, RelationshipProperty, Session, scoped_session
 from sqlalchemy.sql import operators
 
-from sqlaudit.arguments import checked_when
+from sqlaudit.arguments import When, checked_when
 from sqlaudit.changes import Operation, RestoreReport
 from sqlaudit.exceptions import QueryError, ReadOnlyError, SQLAuditError, TrackingError
 from sqlaudit.past.rendering import Instant
+from sqlaudit.period import Mark
 from sqlaudit.restoring.application import carry_out
 from sqlaudit.restoring.effects import add_effects
 from sqlaudit.restoring.plan import LinkChange, Plan, display_name
@@ -54,7 +55,7 @@ def restore(
     version: Any,
     key: Any = None,
     *,
-    at: datetime | int | UUID | str | None = None,
+    at: When | int | None = None,
     include: Iterable[str] = (),
     fields: Iterable[str] | None = None,
     values: Mapping[Any, Any] | None = None,
@@ -73,7 +74,8 @@ def restore(
     :param session: a session that records; with an ``AsyncSession``, ``await session.run_sync(restore, version)``
     :param version: an object of a history class, or a tracked class
     :param key: the primary key, if a class was given; a tuple if the key is composite
-    :param at: an aware datetime, the number of a version, or a changeset id: the state right after that transaction
+    :param at: an aware datetime, a :class:`Mark`, the number of a version, or a changeset id: the state right after
+        that transaction
     :param include: relationships whose rows are restored to the same instant, too, as dotted paths. Changed and deleted
         rows are restored. In collections, rows that came later are deleted, and rows that belong elsewhere now come
         back. In many-to-many relationships, links that came later are deleted, but not the rows that they lead to;
@@ -182,7 +184,7 @@ def _row_at(session: Session, model: TrackedModel, key: Any, at: Any) -> tuple[R
     """
     converted = converted_ids(model.root.table.history_key, [key])["ids"]
     keys = [key_found if isinstance(key_found, tuple) else (key_found,) for key_found in converted]
-    if isinstance(at, bool) or not isinstance(at, (datetime, int, UUID, str)):
+    if isinstance(at, bool) or not isinstance(at, (datetime, Mark, int, UUID, str)):
         raise QueryError(f"at is {at!r}. Give a datetime, a version number or a changeset id.", at)
     if isinstance(at, int):
         rows = rows_of_versions(session, model, dict.fromkeys(keys, at)) if -(2**31) < at < 2**31 else []

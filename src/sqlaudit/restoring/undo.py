@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session, scoped_session
 from sqlaudit.arguments import changeset_uuid, checked_range, checked_user
 from sqlaudit.changes import Conflict, Operation, RestoreReport
 from sqlaudit.exceptions import QueryError
-from sqlaudit.period import OPEN_END
+from sqlaudit.period import OPEN_END, Mark
 from sqlaudit.restoring.application import carry_out
 from sqlaudit.restoring.effects import add_effects, conflict_of, relationship_through
 from sqlaudit.restoring.plan import LinkChange, Plan, differing, display_name, fields_of, is_written
@@ -59,7 +59,7 @@ def undo(
     changeset_id: UUID | str | Iterable[UUID | str] | None = None,
     *,
     user_id: str | int | UUID | None = None,
-    since: datetime | None = None,
+    since: datetime | Mark | None = None,
     run_id: str | int | UUID | None = None,
     fields: Iterable[str] | Mapping[Any, Iterable[str]] | None = None,
     whole_rows: bool = False,
@@ -85,7 +85,7 @@ def undo(
     :param changeset_id: the ``audit_changeset_id`` of a version, or the ``changeset_id`` of a :class:`Changeset`; or
         several of them
     :param user_id: instead of ids: undo what this user did
-    :param since: instead of ids: undo what was done from this instant on; an aware datetime
+    :param since: instead of ids: undo what was done from this instant on; an aware datetime or a :class:`Mark`
     :param run_id: instead of ids: undo what was done in this run of an agent or a job. All that are given must hold
     :param fields: undo only the changes of these fields, in rows that exist before and after: names of attributes, or
         names by class
@@ -133,7 +133,7 @@ class _Wanted:
 
     ids: tuple[UUID, ...]
     user: str | None
-    since: datetime | None
+    since: datetime | Mark | None
     run: str | None
 
     def condition(self, source: TrackedTable | HistoryAlias) -> ColumnElement[bool]:

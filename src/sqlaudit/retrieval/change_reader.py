@@ -34,6 +34,7 @@ from sqlaudit.arguments import checked_actor_type, checked_count, checked_range,
 from sqlaudit.changes import Equality, FieldChange, Operation, diff, equalities_of
 from sqlaudit.context import ACTOR_FACTS
 from sqlaudit.exceptions import QueryError
+from sqlaudit.period import Mark
 from sqlaudit.retrieval.filters import ValueFilter, checked_operations, wanted_changes
 from sqlaudit.retrieval.ids import converted_ids, has_id, is_id, listed_ids, one_id
 from sqlaudit.sql.comparing import all_equal, any_of, differs
@@ -50,7 +51,7 @@ from sqlaudit.tracking.models import TrackedModel
 from sqlaudit.tracking.sessions import bind_arguments_for
 from sqlaudit.tracking.tables import TrackedTable, tracked_table
 
-DateRange = tuple[datetime | None, datetime | None]
+DateRange = tuple[datetime | Mark | None, datetime | Mark | None]
 BATCH: Final = 500
 _GROWTH: Final = 4
 _WIDE: Final = 800

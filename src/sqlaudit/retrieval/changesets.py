@@ -38,6 +38,7 @@ from sqlaudit.arguments import changeset_uuid, checked_actor_type, checked_count
 from sqlaudit.changes import Changeset, Operation
 from sqlaudit.context import ACTOR_FACTS, ActorType
 from sqlaudit.exceptions import QueryError
+from sqlaudit.period import Mark
 from sqlaudit.sql.batches import chunks
 from sqlaudit.sql.documents import text_under
 from sqlaudit.tracking.missing import explaining_history_errors
@@ -157,8 +158,8 @@ def _history_tables(connection: Connection, schemas: Iterable[str | None]) -> It
 def changesets(
     session: Session | scoped_session[Any],
     *,
-    since: datetime | None = None,
-    until: datetime | None = None,
+    since: datetime | Mark | None = None,
+    until: datetime | Mark | None = None,
     user_id: str | int | UUID | None = None,
     limit: int | None = None,
     newest_first: bool = False,
@@ -175,8 +176,8 @@ def changesets(
     about as many versions as the changesets have that it returns, which takes more statements if they have many.
 
     :param session: a session
-    :param since: the first instant, included; an aware datetime
-    :param until: the last instant, included; an aware datetime
+    :param since: the first instant, included; an aware datetime or a :class:`Mark`
+    :param until: the last instant, included; an aware datetime or a :class:`Mark`
     :param user_id: the user who made the changes
     :param limit: the greatest number of entries to return
     :param newest_first: reverse the order

@@ -6,18 +6,21 @@ Every read here is one statement, except :func:`changes_in`, which reads many ta
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing
+from datetime import datetime
+from itertools import islice
+from types import MappingProxyType
 from typing import Any, Final, Unpack
 from uuid import UUID
 
-from sqlalchemy import Select, select
+from sqlalchemy import ColumnElement, Select, bindparam, select
 from sqlalchemy.orm import QueryableAttribute, Session, class_mapper, scoped_session, with_polymorphic
 
-from sqlaudit.arguments import changeset_uuid
+from sqlaudit.arguments import changeset_uuid, checked_count, checked_range
 from sqlaudit.changes import Blame, FieldChange, Operation, differ, equalities_of
 from sqlaudit.config import configured_session
-from sqlaudit.period import OPEN_END
+from sqlaudit.period import OPEN_END, Mark
 from sqlaudit.retrieval.change_reader import (
     BATCH,
     ChangeQuery,
@@ -29,7 +32,7 @@ from sqlaudit.retrieval.change_reader import (
 )
 from sqlaudit.retrieval.changesets import tables_of_changeset
 from sqlaudit.retrieval.filters import ChangeFilters
-from sqlaudit.retrieval.ids import converted_ids, has_id
+from sqlaudit.retrieval.ids import converted_ids, is_id, one_id
 from sqlaudit.tracking.history import history_class_of, version_info
 from sqlaudit.tracking.links import Readable, Related, model_of, related_by
 from sqlaudit.tracking.models import TrackedModel, tracked_model_of
@@ -71,7 +74,7 @@ def get_resource_changes(
         converted to the type of the key matches nothing. For a relationship, the ids of its owners
     :param filter_fields: the name of one field or of several, of the model itself
     :param filter_user_ids: the id of one user or of several
-    :param filter_date_range: ``(from, to)``, aware datetimes, both included; either may be ``None``
+    :param filter_date_range: ``(from, to)``, aware datetimes or marks, both included; either may be ``None``
     :param include: the names of relationships to report, too; at one instant, they come after the model
     :param limit: the greatest number of field changes to return
     :param offset: the number of field changes to leave out first
@@ -134,7 +137,15 @@ def stream_resource_changes(
     return report.changes(checked_session(session), yield_per=BATCH)
 
 
-def versions_of(session: Session | scoped_session[Any], model_class: Readable, resource_id: Any) -> list[Any]:
+def versions_of(
+    session: Session | scoped_session[Any],
+    model_class: Readable,
+    resource_id: Any,
+    *,
+    limit: int | None = None,
+    newest_first: bool = False,
+    since: datetime | Mark | None = None,
+) -> list[Any]:
     """Return the versions of one row, oldest first, as objects of the model's history class. One statement.
 
     :param session: a session; with an ``AsyncSession``, ``await session.run_sync(versions_of, Customer, 1)``
@@ -142,10 +153,17 @@ def versions_of(session: Session | scoped_session[Any], model_class: Readable, r
         rows to which it has led
     :param resource_id: the primary key, also as text; a tuple if the key is composite. For a relationship, the key of
         its owner
+    :param limit: the greatest number of versions to return
+    :param newest_first: reverse the order
+    :param since: leave out the versions that began before this instant; an aware datetime or a :class:`Mark`
     :raises TrackingError: the model, or what the relationship leads to, is not tracked
+    :raises QueryError: ``limit`` or ``since`` is invalid
     """
     related = related_by(model_class) if isinstance(model_class, QueryableAttribute) else None
-    return list(_versions(session, model_of(model_class), resource_id, related))
+    bounds: dict[str, Any] = {**checked_range("The range", since, None)}
+    if limit is not None:
+        bounds["limit"] = checked_count("limit", limit)
+    return list(_versions(session, model_of(model_class), resource_id, related, bounds, newest_first=newest_first))
 
 
 def blame(session: Session | scoped_session[Any], model_class: type[Any], resource_id: Any) -> dict[str, Blame]:
@@ -223,6 +241,7 @@ def _versions(
     model: TrackedModel,
     resource_id: Any,
     related: Related | None = None,
+    bounds: Mapping[str, Any] = MappingProxyType({}),
     *,
     newest_first: bool = False,
     **options: Any,
@@ -230,17 +249,25 @@ def _versions(
     table = model.root.table
     asked = table.history_key if related is None else related.owner_key
     session = checked_session(session)
-    parameters = converted_ids(asked, [resource_id])
+    ids = converted_ids(asked, [resource_id])
+    if not ids["ids"] or bounds.get("limit") == 0:
+        return
+    parameters = {**one_id(ids), **bounds}
 
     def build() -> Select[Any]:
         statement = select(with_polymorphic(class_mapper(history_class_of(model)), "*"))
-        order = [table.version.desc() if newest_first else table.version]
+        order: list[ColumnElement[Any]] = [table.version]
         if related is not None:
             order = [table.valid_from, *table.history_key, *order]
-        return statement.where(has_id(asked, parameters)).order_by(*order)
+        statement = statement.where(is_id(asked, parameters))
+        if "since" in parameters:
+            statement = statement.where(table.valid_from >= bindparam("since"))
+        if "limit" in parameters:
+            statement = statement.limit(bindparam("limit"))
+        return statement.order_by(*(column.desc() if newest_first else column for column in order))
 
     shape = ("versions", related, frozenset(parameters), newest_first)
     statement = cached_statement(model, shape, build)
     with closing(rows_of(session, model, statement, parameters, options)) as rows:
-        for (version,) in rows:
+        for (version,) in islice(rows, bounds.get("limit")):
             yield version

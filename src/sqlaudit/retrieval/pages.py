@@ -148,11 +148,9 @@ def _page_of_many_rows(
 
 def _beyond(query: ChangeQuery, begin: datetime) -> ChangeQuery | None:
     """Return a query without the changes up to an instant, in the order of the query; ``None`` if it has no others."""
-    since, until = query.filter_date_range or (None, None)
-    if query.newest_first:
-        until = begin - TICK
-    else:
-        since = begin + TICK
+    dates = date_range(query.filter_date_range)
+    dates |= {"until": begin - TICK} if query.newest_first else {"since": begin + TICK}
+    since, until = dates.get("since"), dates.get("until")
     if since is not None and until is not None and since > until:
         return None
     return replace(query, filter_date_range=(since, until))
