@@ -187,6 +187,25 @@ def test_what_a_listener_changes_after_all_is_told_whole(event, happened, sessio
     assert told == [("baseline", 1), ("update", 7)]
 
 
+@pytest.mark.parametrize("id_", [1, 2], ids=["recorded", "older"])
+def test_what_a_listener_takes_back_leaves_no_version(id_, happened, sessions, session):
+    with tracking_disabled(session):
+        session.add(Item(id=2, name="a", number=1))
+    session.commit()
+    item = session.get_one(Item, id_)
+    item.name, item.number = "b", 2
+
+    def take_back(session: Session, *rest: object) -> None:
+        item.name, item.number = "a", 1
+
+    sa.event.listen(sessions, "before_flush", take_back)
+    try:
+        session.commit()
+    finally:
+        sa.event.remove(sessions, "before_flush", take_back)
+    assert [version.audit_operation for version in versions_of(session, Item, id_)] == (["insert"] if id_ == 1 else [])
+
+
 def test_an_expression_with_the_same_value_leaves_no_version(happened, session):
     item = session.get_one(Group, 1)
     item.name = sa.func.lower(Group.name)

@@ -204,15 +204,18 @@ class Flush:
 
         Other listeners or a cascade may have changed or deleted the object since :meth:`prepare` looked at it.
 
-        :return: the names of its changed attributes
+        :return: the names of its changed attributes, and perhaps of some that have got their old values back
         """
         if self._preflights:
             self._run_preflight_of(state, connection)
+        prepared = None if self.prepared is None else self.prepared.get(state)
+        if prepared == tuple(state.committed_state) and not doomed:
+            return prepared  # all that has been set had changed by then
         extent = _DOOMED if doomed else tuple(changed_values(state))
         if self.prepared is None:
             return extent
         self._begin_late(connection)
-        if extent and self.prepared.get(state) != extent:
+        if extent and prepared != extent:
             if self._requires:
                 self._require_context([state.obj()])
             late_preflights: _Preflights = defaultdict(_Preflight)
