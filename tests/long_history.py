@@ -83,9 +83,8 @@ def load(engine: sa.Engine, model: type[Any], *groups: tuple[int, int]) -> datet
     return BEGIN + timedelta(seconds=transactions)
 
 
-_FRACTION = 100_000_000
-_GOLDEN = 61_803_399
-"""Of `_FRACTION`. Multiples of the golden section spread evenly between whole numbers."""
+_GOLDEN = 618_033_989
+"""A multiplier, prime to powers of ten, that spreads the rows of neighbouring ids over the transactions."""
 
 
 def _select_versions(dialect: str, first: int, rows: int, versions: int, transactions: int) -> sa.Select[Any]:
@@ -93,8 +92,8 @@ def _select_versions(dialect: str, first: int, rows: int, versions: int, transac
     id, version = ids.c.n, numbers.c.n
 
     def transaction_of(version: Any) -> Any:
-        place = (version - 1) * _FRACTION + id * _GOLDEN % _FRACTION
-        return place * transactions // (versions * _FRACTION)
+        place = (version - 1) * rows + id * _GOLDEN % rows
+        return place * transactions // (versions * rows)
 
     began, ended = transaction_of(version), transaction_of(version + 1)
     insert, update = (_bound("audit_operation", operation) for operation in (Operation.INSERT, Operation.UPDATE))
