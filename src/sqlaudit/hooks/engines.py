@@ -23,6 +23,7 @@ from sqlaudit.hooks.scope import (
     registered,
     session_on,
 )
+from sqlaudit.past.rendering import Past
 from sqlaudit.recording.bulk.append_only import refuse_rewriting
 from sqlaudit.recording.bulk.namesakes import is_namesake, report_namesake
 from sqlaudit.recording.bulk.other_writes import (
@@ -36,6 +37,7 @@ from sqlaudit.recording.bulk.recorder import finish, is_where_history_is, undo, 
 from sqlaudit.recording.handwritten import is_known_by_text, report_sql, report_text
 from sqlaudit.recording.scope import scope_of
 from sqlaudit.sql.options import WRITE
+from sqlaudit.tracking.catalogue import has_citus
 from sqlaudit.tracking.foreign_keys import FollowedTable
 from sqlaudit.tracking.tables import tracked_names
 
@@ -120,6 +122,8 @@ def _before(
     :raises ReadOnlyError: it writes a history table
     """
     unchanged = clause, multiple, single
+    if isinstance(clause, Past):
+        has_citus(connection)  # how the statement is rendered depends on it
     if WRITE in options or isinstance(clause, (Select, CompoundSelect)):  # their CTEs are known once compiled
         return unchanged
     session = session_on(connection)

@@ -43,7 +43,8 @@ from sqlaudit.period import OPEN_END, TICK
 from sqlaudit.recording.cascades import split_by_chain
 from sqlaudit.recording.changeset import changeset_id_of
 from sqlaudit.sql.batches import in_pages
-from sqlaudit.sql.keys import Key, one_of
+from sqlaudit.sql.keys import Key
+from sqlaudit.sql.lists import one_of
 from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.aliases import joined_live_tables
 from sqlaudit.tracking.missing import explaining_history_errors

@@ -42,7 +42,7 @@ from sqlaudit.recording.capture import WriteContext
 from sqlaudit.recording.cascades import lock_rows, split_by_chain, take_write_lock
 from sqlaudit.recording.changeset import ChangesetStamp, changeset_at, connection_for_versions
 from sqlaudit.recording.policy import warn_of_visible_history
-from sqlaudit.recording.statements import Statements, has_open_version, step
+from sqlaudit.recording.statements import Statements, can_lock_many, has_open_version, step
 from sqlaudit.sql.batches import CHUNK, chunks, in_pages, sortable
 from sqlaudit.sql.comparing import all_equal
 from sqlaudit.sql.dialects import TRAITS
@@ -251,7 +251,8 @@ class _Backfill:
 
     def _ranges(self, connection: Connection) -> list[_Ranges]:
         if not self.statements:
-            self.statements = [_Ranges(chain, self.chains, connection.dialect) for chain in self.chains]
+            is_distributed = not can_lock_many(connection, self.table)
+            self.statements = [_Ranges(chain, self.chains, connection.dialect, is_distributed) for chain in self.chains]
         return self.statements
 
     @staticmethod
@@ -303,7 +304,7 @@ class _Backfill:
         written = 0
         for chain, keys_of_chain in split_by_chain(connection, self.table, keys):
             for table in chain:
-                lock_rows(connection, table.key, keys_of_chain)
+                lock_rows(connection, table, keys_of_chain)
             written += (
                 WriteContext(connection, self.changeset, get_audit_context())
                 .capture(chain)
@@ -339,9 +340,13 @@ class _Ranges(Statements):
     """
 
     def __init__(
-        self, chain: tuple[TrackedTable, ...], chains: Sequence[tuple[TrackedTable, ...]], dialect: Dialect
+        self,
+        chain: tuple[TrackedTable, ...],
+        chains: Sequence[tuple[TrackedTable, ...]],
+        dialect: Dialect,
+        are_distributed: bool,
     ) -> None:
-        super().__init__(chain, (None, None), True, dialect)
+        super().__init__(chain, (None, None), True, dialect, are_distributed=are_distributed)
         self.below = [other[-1] for other in chains if other[:-1] == chain]
 
     def _has_one_of_keys(self, columns: Sequence[ColumnElement[Any]], *, again: bool = False) -> ColumnElement[bool]:
@@ -362,7 +367,8 @@ class _Ranges(Statements):
         for table in self.below:
             live = live.where(~exists(literal_column("1")).where(all_equal(base.key, table.key)))
         columns: Sequence[ColumnElement[Any]] = [live for live, _ in base.columns]
-        locked = live.with_for_update(read=TRAITS[self.dialect.name].locks_shared_and_skips, skip_locked=True)
+        locks_shared = TRAITS[self.dialect.name].locks_shared_and_skips
+        locked = live if self.are_distributed else live.with_for_update(read=locks_shared, skip_locked=True)
         if base.is_association and not base.live.primary_key:  # the table may have a link twice
             once = locked.subquery()
             columns = [once.c[column.key] for column, _ in base.columns]

@@ -41,6 +41,7 @@ from sqlalchemy.sql import operators
 from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.keys import KeyArray
 from sqlaudit.tracking.aliases import HistoryAlias
+from sqlaudit.tracking.catalogue import is_for_citus
 from sqlaudit.tracking.tables import TrackedTable
 
 GivenKey: TypeAlias = Sequence[BindParameter[Any]]
@@ -84,9 +85,9 @@ def given_keys(
     """Return the parameter of keys, as in ``id IN (…)``, to which a select restricts a tracked table, or ``None``.
 
     The arguments are those of :func:`given_key`. On PostgreSQL the values must be in the parameter, not given at
-    execution, because the array of them is another parameter.
+    execution, because the array of them is another parameter. Citus refuses a recursive search for several rows.
     """
-    if len(tracked.key) > 1 or not TRAITS[dialect.name].looks_up_ranges:
+    if len(tracked.key) > 1 or not TRAITS[dialect.name].looks_up_ranges or is_for_citus(dialect):
         return None
     [column] = tracked.key
     joins = [join for join in froms if isinstance(join, Join)]

@@ -591,6 +591,7 @@ class Capture:
                     raw_keys=raw_keys,
                     as_text=self._ask_once(columns_compared_as_text),
                     with_guard=self._ask_once(tables_with_guard),
+                    are_distributed=self._ask_once(are_distributed),
                 )
             self._chosen[chosen] = statements[signature]
         return self._chosen[chosen]

@@ -6,17 +6,19 @@ The database does not report these rows, so sqlaudit finds and locks them before
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, TypeVar, cast, overload
+from typing import TypeVar, cast, overload
 
-from sqlalchemy import ColumnElement, Connection, Table, exists, false, literal_column, select, update
+from sqlalchemy import Connection, Table, exists, false, literal_column, select, type_coerce, update
 from sqlalchemy.sql.schema import ForeignKeyConstraint
 
 from sqlaudit.recording.capture import Capture, WriteContext
 from sqlaudit.recording.policy import lacking, require_context
-from sqlaudit.recording.statements import key_types_of
+from sqlaudit.recording.statements import can_lock_many, key_types_of
 from sqlaudit.sql.batches import KeyCollection, chunks
+from sqlaudit.sql.comparing import may_be_respelt
 from sqlaudit.sql.dialects import TRAITS
-from sqlaudit.sql.keys import Key, RawKey, has_one_of, is_raw, raw_columns, read_keys
+from sqlaudit.sql.keys import Key, RawKey, is_raw, raw_columns, read_keys
+from sqlaudit.sql.lists import has_one_of
 from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.foreign_keys import Chain, FollowedTable, Source, Sources, followers_of
 from sqlaudit.tracking.missing import explaining_history_errors
@@ -61,14 +63,14 @@ class Dependents:
     ) -> None:
         if not (followers := followers_of(sources)):
             return
-        connection, key = write.connection, sources[0].key
+        connection = write.connection
         self._are_expected = True
         if any(_follows_unique_columns(sources, *follower_and_constraint) for follower_and_constraint in followers):
             self._referred.append((write, sources, keys))
         to_lock = lockable_tables(connection, list({sources[0].live, *(follower.live for follower, _ in followers)}))
         for chunk in chunks(keys):
             if sources[0].live in to_lock and TRAITS[connection.dialect.name].locks_rows:
-                lock_rows(connection, key, chunk)
+                lock_rows(connection, sources[0], chunk)
             for follower, constraint in followers:
                 with explaining_history_errors([follower] if isinstance(follower, TrackedTable) else [], record=True):
                     dependent_keys = _followers_in(connection, sources, follower, constraint, chunk, to_lock)
@@ -180,18 +182,27 @@ def _followers_in(
     owner = next(source for source in sources if source.live is constraint.referred_table)
     if follower.live.metadata is not owner.live.metadata and not table_exists(connection, follower.live):
         return []
-    referred = owner.live.alias()
-    refers = [element.parent == referred.c[element.column.key] for element in constraint.elements]
-    key, dialect = [referred.c[column.key] for column in owner.key], connection.dialect
-    is_referred = exists(literal_column("1")).where(*refers, has_one_of(key, keys, dialect))
+    dialect, can_lock = connection.dialect, can_lock_many(connection, follower)
+    refers = {element.column: element.parent for element in constraint.elements}
+    if refers.keys() == {*owner.key} and not (can_lock and any(may_be_respelt(column.type) for column in owner.key)):
+        # Where the rows of the two tables are on different servers, Citus cannot join them.
+        is_referred = has_one_of([type_coerce(refers[column], column.type) for column in owner.key], keys, dialect)
+    else:
+        referred = owner.live.alias()
+        key = [referred.c[column.key] for column in owner.key]
+        same = (parent == referred.c[column.key] for column, parent in refers.items())
+        is_referred = exists(literal_column("1")).where(*same, has_one_of(key, keys, dialect))
     statement = select(*raw_columns(follower.key, dialect)).where(is_referred)
-    return read_keys(connection, statement.with_for_update() if follower.live in to_lock else statement)
+    return read_keys(connection, statement.with_for_update() if can_lock and follower.live in to_lock else statement)
 
 
-def lock_rows(connection: Connection, key: Sequence[ColumnElement[Any]], keys: Sequence[Key]) -> list[RawKey]:
-    """Lock the rows that have the given keys, in the order of the keys, and return their raw keys."""
-    chosen = select(*raw_columns(key, connection.dialect)).where(has_one_of(key, keys, connection.dialect))
-    return read_keys(connection, chosen.order_by(*key).with_for_update())
+def lock_rows(connection: Connection, source: Source, keys: Sequence[Key]) -> list[RawKey]:
+    """Lock the rows that have the given keys, in the order of the keys, if possible, and return their raw keys."""
+    chosen = select(*raw_columns(source.key, connection.dialect)).order_by(*source.key)
+    chosen = chosen.where(has_one_of(source.key, keys, connection.dialect))
+    if len(keys) == 1 or can_lock_many(connection, source):
+        chosen = chosen.with_for_update()
+    return read_keys(connection, chosen)
 
 
 def take_write_lock(connection: Connection, source: Source) -> None:

@@ -14,11 +14,13 @@ from sqlaudit.recording.capture import MissingRows, WriteContext
 from sqlaudit.recording.cascades import split_by_chain, table_chains, take_write_lock
 from sqlaudit.recording.changeset import changeset_of, connection_for_versions
 from sqlaudit.recording.policy import report_unrecorded, warn_of_visible_history
+from sqlaudit.recording.statements import can_lock_many
 from sqlaudit.recording.tracked_mappers import user_fields_of
 from sqlaudit.retrieval.ids import converted_ids, listed_ids
 from sqlaudit.sql.batches import chunks, pages
 from sqlaudit.sql.comparing import all_equal
-from sqlaudit.sql.keys import Key, has_one_of, raw_columns, read_keys
+from sqlaudit.sql.keys import Key, raw_columns, read_keys
+from sqlaudit.sql.lists import has_one_of
 from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.aliases import HistoryAlias, joined_versions
 from sqlaudit.tracking.foreign_keys import Chain
@@ -74,7 +76,8 @@ def _pages(connection: Connection, root: TrackedTable, model_class: Any, asked_i
         return
     criterion = true() if asked_ids is None else asked_ids
     live = select(*root.key).select_from(model_class).where(criterion)
-    live = live.with_for_update(of=root.live) if lockable_tables(connection, [root.live]) else live
+    if lockable_tables(connection, [root.live]) and can_lock_many(connection, root):
+        live = live.with_for_update(of=root.live)
     yield from pages(connection, live, root.key)
     criterion_then = rebased_on_history(criterion, dict(pair for table in chain for pair in table.columns))
     versions = select(*root.history_key).select_from(joined_versions(chain))

@@ -16,6 +16,7 @@ from typing import cast as cast_type
 from weakref import WeakKeyDictionary, ref
 
 from sqlalchemy import (
+    BindParameter,
     ClauseElement,
     Column,
     ColumnElement,
@@ -66,10 +67,21 @@ from sqlaudit.period import OpenEnd, UTCDateTime, is_open
 from sqlaudit.sql.batches import SelectedKeys
 from sqlaudit.sql.comparing import COMPARED_BY_VALUE, all_equal, any_of, differs
 from sqlaudit.sql.dialects import MYSQL, TRAITS
-from sqlaudit.sql.keys import KeyArray, KeyTypes, bound, implementation_of, in_bound_list, raw_columns
-from sqlaudit.sql.lists import JSONList, one_of_json, rows_of_arrays, rows_of_json, takes_array, takes_json_list
+from sqlaudit.sql.keys import KeyArray, KeyTypes, bound, implementation_of, raw_columns
+from sqlaudit.sql.lists import (
+    JSONList,
+    in_bound_list,
+    one_of_arrays,
+    one_of_json,
+    rows_of_arrays,
+    rows_of_json,
+    takes_array,
+    takes_json_list,
+)
 from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.aliases import HistoryAlias, joined_live_tables
+from sqlaudit.tracking.catalogue import are_distributed, distributed_tables
+from sqlaudit.tracking.foreign_keys import Source
 from sqlaudit.tracking.tables import TrackedTable, guard_index_name, guard_name
 
 UserFields = tuple[Column[Any] | None, Column[Any] | None]
@@ -198,6 +210,13 @@ def ask_once(
     if question not in kept:
         kept[question] = question(connection, chain)
     return cast_type(T, kept[question])
+
+
+def can_lock_many(connection: Connection, source: Source) -> bool:
+    """Return whether one statement can lock many rows of a table. Citus refuses it if it distributes the table."""
+    if isinstance(source, TrackedTable):
+        return not ask_once(connection, (source,), are_distributed)
+    return not distributed_tables(connection, [source.live])
 
 
 class Prepared:
@@ -340,6 +359,8 @@ class Statements:
     :param raw_keys: True if the keys are raw, False if they are given (see :mod:`~sqlaudit.sql.keys`)
     :param as_text: see :func:`~sqlaudit.tracking.catalogue.columns_compared_as_text`
     :param with_guard: see :func:`~sqlaudit.tracking.catalogue.tables_with_guard`
+    :param are_distributed: True if Citus distributes the tables. It refuses locks of many rows, and a subquery for each
+        item of an array
     """
 
     def __init__(
@@ -353,6 +374,7 @@ class Statements:
         raw_keys: bool = False,
         as_text: Set[Column[Any]] = frozenset(),
         with_guard: Set[TrackedTable] = frozenset(),
+        are_distributed: bool = False,
     ) -> None:
         self.chain = chain
         self.base = chain[0]
@@ -360,6 +382,7 @@ class Statements:
         self.raw_keys = raw_keys
         self.as_text = as_text
         self.with_guard = with_guard
+        self.are_distributed = are_distributed
         self.selected = selected
         self.user_fields = user_fields
         self._dialect = ref(dialect)
@@ -385,13 +408,30 @@ class Statements:
             return self.selected.among(columns)
         if not self.many:
             return self._has_key(columns)
-        columns = self._compared(columns)
-        (column, *more) = columns
-        if not more and takes_array(column, self.dialect):
-            return column == any_(bindparam("sqlaudit_keys", type_=KeyArray(column.type)))
+        (column, *more) = columns = self._compared(declared := columns)
+        if (lists := self._lists(columns)) is not None:
+            return one_of_arrays(columns, lists) if more else column == any_(*lists)
+        if more and self.are_distributed:
+            return tuple_(*declared).in_(self._read_from_texts(declared))
         if not more and takes_json_list(column, self.dialect):
             return one_of_json(column, bindparam("sqlaudit_keys", type_=JSONList(column.type)))
         return in_bound_list(columns, "sqlaudit_keys_again" if more and again else "sqlaudit_keys")
+
+    def _lists(self, columns: Sequence[ColumnElement[Any]]) -> list[BindParameter[Any]] | None:
+        """Return the parameters for arrays of the values of columns, or ``None`` if the database takes no arrays."""
+        if not all(takes_array(column, self.dialect) for column in columns):
+            return None
+        names = ["sqlaudit_keys"] if len(columns) == 1 else [f"sqlaudit_keys_{place}" for place in range(len(columns))]
+        return [bindparam(name, type_=KeyArray(column.type)) for name, column in zip(names, columns, strict=True)]
+
+    @staticmethod
+    def _read_from_texts(columns: Sequence[ColumnElement[Any]]) -> Select[Any]:
+        """Return a select of the keys that are given as arrays of texts. Of a list of constants Citus refuses more."""
+        texts = [literal_column("", Text()) for _ in columns]
+        lists = [bindparam(f"sqlaudit_keys_{place}", type_=KeyArray(Text())) for place, _ in enumerate(columns)]
+        return select(
+            *(cast(text, column.type) for text, column in zip(rows_of_arrays(texts, lists).c, columns, strict=True))
+        )
 
     def _has_key(self, columns: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
         """Return the condition that the columns equal the key of the one row."""
@@ -494,7 +534,7 @@ class Statements:
         return cast_type("Select[Any]", self._by_primary_key(newest, past.clause, past.key, always=True))
 
     def _is_last(self, history: HistoryAlias) -> ColumnElement[bool]:
-        """Return the condition that a version is the last one of its row, and lock that version FOR SHARE.
+        """Return the condition that a version is the last one of its row, and lock that version FOR SHARE if possible.
 
         Of many rows the last versions are found first, by their keys. A subquery that compares with a column of the
         statement would be evaluated for each version.
@@ -503,11 +543,11 @@ class Statements:
         if not self.many:
             newest = self._newest(past, history.key).with_for_update(read=True)
             return and_(self._has_key(history.key), history.version == newest.scalar_subquery())
-        if TRAITS[self.dialect.name].locks_scanned_rows:
+        if self.are_distributed or TRAITS[self.dialect.name].locks_scanned_rows:
             number = func.max(past.version).label("sqlaudit_last")
             each = select(*past.key, number).where(self._has_one_of_keys(past.key)).group_by(*past.key)
             each = self._by_primary_key(each, past.clause, past.key)
-            last_of_keys = each.with_for_update(read=True).subquery()
+            last_of_keys = (each if self.are_distributed else each.with_for_update(read=True)).subquery()
             is_last = all_equal((*history.key, history.version), last_of_keys.c)
             return and_(
                 self._has_one_of_keys(history.key, again=True), is_last
@@ -520,11 +560,7 @@ class Statements:
     def _keys(self, past: HistoryAlias) -> FromClause:
         """Return a table of the keys of many rows: of the given ones if possible, else of those that have versions."""
         columns = self._compared(past.key)
-        if all(takes_array(column, self.dialect) for column in columns):
-            names = (
-                ["sqlaudit_keys"] if len(columns) == 1 else [f"sqlaudit_keys_{place}" for place in range(len(columns))]
-            )
-            lists = [bindparam(name, type_=KeyArray(column.type)) for name, column in zip(names, columns, strict=True)]
+        if (lists := self._lists(columns)) is not None:
             return rows_of_arrays(columns, lists)
         if len(columns) == 1 and takes_json_list(columns[0], self.dialect):
             return rows_of_json(bindparam("sqlaudit_keys", type_=JSONList(columns[0].type)))
@@ -829,17 +865,15 @@ class Statements:
                 .scalar_subquery()
             )
             user = func.coalesce(row, self._user(dict(base.columns)))
-        statement = (
-            select(
-                *self.key_types.read(base.history_key, as_raw=self.raw_keys),
-                *history.audit,
-                case((self._is_deleted(history), 1), else_=0).label("sqlaudit_gone"),
-                case((self._has_changed(history), 1), else_=0).label("sqlaudit_changed"),
-                user.label("sqlaudit_row_user"),
-            )
-            .where(self._is_last(history))
-            .with_for_update()
-        )
+        statement = select(
+            *self.key_types.read(base.history_key, as_raw=self.raw_keys),
+            *history.audit,
+            case((self._is_deleted(history), 1), else_=0).label("sqlaudit_gone"),
+            case((self._has_changed(history), 1), else_=0).label("sqlaudit_changed"),
+            user.label("sqlaudit_row_user"),
+        ).where(self._is_last(history))
+        if not (self.many and self.are_distributed):
+            statement = statement.with_for_update()
         return [self._by_primary_key(statement, base.history, base.history_key)]
 
     @step

@@ -38,7 +38,8 @@ from sqlaudit.restoring.ordering import Ordering, Stages
 from sqlaudit.restoring.plan import Change, LinkChange, Plan, displayed, fields_of
 from sqlaudit.restoring.rows import display_key, read_by_value, stores_null, with_row_locks
 from sqlaudit.sql.batches import chunks
-from sqlaudit.sql.keys import Key, one_of
+from sqlaudit.sql.keys import Key
+from sqlaudit.sql.lists import one_of
 from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.models import TrackedModel, attribute_of, tracked_model
 from sqlaudit.tracking.registry import mappers_of
@@ -218,7 +219,7 @@ class _Application:
             )
         statement = select(model.mapper.class_).options(*options)
         if lock:
-            statement = with_row_locks(statement, model)
+            statement = with_row_locks(self.session, statement, model)
         for chunk in chunks(keys):
             where = one_of(model.root.table.key, chunk)
             yield from self.session.scalars(

@@ -33,7 +33,8 @@ from sqlaudit.restoring.rows import (
 from sqlaudit.sql.batches import chunks
 from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.fitting import is_writable
-from sqlaudit.sql.keys import Key, one_of
+from sqlaudit.sql.keys import Key
+from sqlaudit.sql.lists import one_of
 from sqlaudit.tracking.models import TrackedModel, attribute_of, root_of, tracked_model
 from sqlaudit.tracking.schema import unique_together
 from sqlaudit.tracking.sessions import bind_arguments_for

@@ -39,7 +39,8 @@ from sqlaudit.restoring.rows import (
 )
 from sqlaudit.retrieval.changesets import instant_of_changeset
 from sqlaudit.retrieval.ids import converted_ids
-from sqlaudit.sql.keys import Key, one_of
+from sqlaudit.sql.keys import Key
+from sqlaudit.sql.lists import one_of
 from sqlaudit.tracking.history import Version
 from sqlaudit.tracking.missing import explaining_history_errors
 from sqlaudit.tracking.models import TrackedModel, link_columns, tracked_model, tracked_model_of

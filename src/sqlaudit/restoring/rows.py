@@ -20,10 +20,12 @@ from sqlalchemy.types import TypeEngine
 
 from sqlaudit.changes import Operation
 from sqlaudit.period import was_valid
+from sqlaudit.recording.statements import can_lock_many
 from sqlaudit.sql.batches import chunks
 from sqlaudit.sql.comparing import all_equal, may_be_respelt
 from sqlaudit.sql.fitting import hides_null
-from sqlaudit.sql.keys import Key, one_of
+from sqlaudit.sql.keys import Key
+from sqlaudit.sql.lists import one_of
 from sqlaudit.sql.old_values import unrounded_column
 from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.aliases import HistoryAlias, joined_versions
@@ -262,9 +264,16 @@ def stores_null(type_: TypeEngine[Any], dialect: Dialect) -> bool:
         return False
 
 
-def with_row_locks(statement: Select[Any], model: TrackedModel) -> Select[Any]:
-    """Add FOR UPDATE to a SELECT of live rows, in the order of :func:`~sqlaudit.recording.cascades.lock`: by key."""
-    return statement.order_by(*model.root.table.key).with_for_update(of=model.root.table.live)
+def with_row_locks(session: Session, statement: Select[Any], model: TrackedModel) -> Select[Any]:
+    """Add FOR UPDATE to a SELECT of live rows, by key, as :func:`~sqlaudit.recording.cascades.lock_rows` locks them."""
+    table, statement = model.root.table, statement.order_by(*model.root.table.key)
+    return statement.with_for_update(of=table.live) if can_lock(session, table) else statement
+
+
+def can_lock(session: Session, table: TrackedTable) -> bool:
+    """Return whether one statement can lock many rows of a table."""
+    connection = session.connection(bind_arguments=bind_arguments_for(session, table.mapper))
+    return can_lock_many(connection, table)
 
 
 def hierarchy_of(model: TrackedModel) -> Hierarchy:
@@ -285,7 +294,7 @@ def rows_now(
 ) -> list[Row]:
     """Return the live rows whose columns have one of the values: one statement per 1,000 values."""
     hierarchy = hierarchy_of(model)
-    statement = with_row_locks(hierarchy.live, hierarchy.root) if lock else hierarchy.live
+    statement = with_row_locks(session, hierarchy.live, hierarchy.root) if lock else hierarchy.live
     return [row for chunk in chunks(values) for row in hierarchy.read(session, statement.where(one_of(columns, chunk)))]
 
 
@@ -395,7 +404,7 @@ def rows_since(session: Session, model: TrackedModel, condition: Condition, *, l
     :param lock: read beyond the snapshot of the transaction, by locks
     """
     hierarchy, table = hierarchy_of(model), model.root.table
-    statement = _since(hierarchy.versions, table, condition, lock=lock)
+    statement = _since(hierarchy.versions, table, condition, lock=lock and can_lock(session, table))
     versions: dict[Key, list[Row]] = defaultdict(list)
     for row in hierarchy.read(session, statement):
         versions[row.key].append(row)
@@ -407,7 +416,8 @@ def links_since(
 ) -> dict[Key, list[LinkVersion]]:
     """Return the versions of each link from the one before the first that meets a condition. One statement."""
     statement = select(*map(table.role, _ROLES), *link_and_key_columns(table, columns))
-    statement, width = _since(statement, table, condition, lock=lock), len(_ROLES)
+    lock, width = lock and can_lock(session, table), len(_ROLES)
+    statement = _since(statement, table, condition, lock=lock)
     versions: dict[Key, list[LinkVersion]] = defaultdict(list)
     with explaining_history_errors([table]):
         for row in session.execute(statement, bind_arguments=bind_arguments_for(session, table.mapper)):

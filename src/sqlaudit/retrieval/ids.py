@@ -24,8 +24,8 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from sqlaudit.exceptions import QueryError
 from sqlaudit.sql.comparing import all_equal
-from sqlaudit.sql.keys import KeyArray, are_bound_in_sql, one_of
-from sqlaudit.sql.lists import are_among, is_among
+from sqlaudit.sql.keys import KeyArray, are_bound_in_sql
+from sqlaudit.sql.lists import are_among, is_among, one_of
 
 _WHOLE_NUMBER: Final = re.compile(r"[+-]?[0-9]+")
 _FROM_TEXT: Final[Mapping[type[Any], Callable[[str], Any]]] = {

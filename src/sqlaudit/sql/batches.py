@@ -21,7 +21,8 @@ from sqlalchemy.dialects import mysql
 
 from sqlaudit.exceptions import CaptureError
 from sqlaudit.sql.dialects import TRAITS
-from sqlaudit.sql.keys import Key, bound, implementation_of, one_of, raw_columns, read_keys
+from sqlaudit.sql.keys import Key, bound, implementation_of, raw_columns, read_keys
+from sqlaudit.sql.lists import one_of
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)

@@ -36,17 +36,12 @@ from sqlalchemy import (
     Text,
     Time,
     Uuid,
-    and_,
     bindparam,
     cast,
-    false,
     literal_column,
-    or_,
-    tuple_,
     type_coerce,
 )
 from sqlalchemy.dialects import mysql
-from sqlalchemy.sql import operators
 from sqlalchemy.types import BINARY, VARBINARY, TypeDecorator, TypeEngine, UserDefinedType
 
 from sqlaudit.sql.dialects import TRAITS
@@ -244,46 +239,17 @@ def bound(column: ColumnElement[Any], name: str | None = None, value: Any = None
     return bindparam(None, value, type_=column.type, unique=True, literal_execute=is_constant)
 
 
-def in_bound_list(columns: Columns, name: str | None = None, keys: Sequence[Key] = ()) -> ColumnElement[bool]:
-    """Return the condition that the columns have one of the keys, with one expanding parameter for all of them."""
-    settings: dict[str, Any] = {"expanding": True, "literal_execute": isinstance(columns[0].type, AsConstant)}
-    values = [key[0] for key in keys] if len(columns) == 1 else list(keys)
-    settings |= {"key": name} if name is not None else {"key": None, "value": values, "unique": True}
-    if len(columns) == 1:
-        return columns[0].in_(bindparam(type_=columns[0].type, **settings))
-    return tuple_(*columns).in_(bindparam(**settings))
-
-
-def one_of(columns: Columns, keys: Sequence[Key] | Select[Any]) -> ColumnElement[bool]:
-    """Return the condition that the columns have one of the keys, or a key that a select finds."""
-    if isinstance(keys, Select):
-        return (tuple_(*columns) if len(columns) > 1 else columns[0]).in_(keys)
-    if are_bound_in_sql(columns) or (len(columns) > 1 and any(_is_array(column.type) for column in columns)):
-        same = (and_(*map(operators.eq, columns, map(_as_parameter, columns, key))) for key in keys)
-        return or_(false(), *same)
-    return in_bound_list(columns, None, keys)
-
-
 def are_bound_in_sql(columns: Columns) -> bool:
     """Return whether a column's type has a ``bind_expression``. SQLAlchemy applies few of them in expanding lists."""
     return any(column.type._has_bind_expression for column in columns)
 
 
-def _is_array(type_: TypeEngine[Any]) -> bool:
+def is_array(type_: TypeEngine[Any]) -> bool:
     """Return whether a type is an array. SQLAlchemy does not say the types of the values in a list of tuples."""
     types = (type_, *type_._variant_mapping.values())
     return any(
-        _is_array(each.impl_instance) if isinstance(each, TypeDecorator) else isinstance(each, ARRAY) for each in types
+        is_array(each.impl_instance) if isinstance(each, TypeDecorator) else isinstance(each, ARRAY) for each in types
     )
-
-
-def _as_parameter(column: ColumnElement[Any], value: Any) -> BindParameter[Any]:
-    return bound(column, value=value)
-
-
-def has_one_of(columns: Columns, keys: Sequence[Key], dialect: Dialect) -> ColumnElement[bool]:
-    """Return the condition that the columns have one of the keys, which are all given or all raw."""
-    return one_of(raw_columns(columns, dialect) if is_raw(keys) else columns, keys)
 
 
 def is_raw(keys: Iterable[Key]) -> bool:
@@ -304,7 +270,7 @@ class KeyTypes:
     def __init__(self, columns: Columns, dialect: Dialect) -> None:
         self._dialect = ref(dialect)  # a WeakKeyDictionary of dialects keeps this object
         self.differs = raw_values_differ(columns, dialect)
-        self.go_together = all(_share_statements(column.type, dialect) for column in columns)
+        self.go_together = all(share_statements(column.type, dialect) for column in columns)
         self._decorators = [_decorators(column.type, dialect) or [] for column in columns]
 
     def read(self, columns: Columns, *, as_raw: bool) -> Columns:
@@ -346,7 +312,7 @@ class KeyTypes:
         return tuple(values)
 
 
-def _share_statements(type_: TypeEngine[Any], dialect: Dialect) -> bool:
+def share_statements(type_: TypeEngine[Any], dialect: Dialect) -> bool:
     below = undecorated(type_, dialect)
     if type_.dialect_impl(dialect)._has_bind_expression or not _is_sqlalchemys(below):
         return False

@@ -14,22 +14,40 @@ from sqlalchemy import (
     Dialect,
     FromClause,
     Integer,
+    Select,
     String,
     Uuid,
+    and_,
     any_,
     bindparam,
+    false,
     func,
+    literal,
+    or_,
     select,
     tuple_,
 )
 from sqlalchemy import column as a_column
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql import operators
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from sqlaudit.sql.dialects import TRAITS
-from sqlaudit.sql.keys import AsConstant, Key, KeyArray, implementation_of
+from sqlaudit.sql.keys import (
+    AsConstant,
+    Columns,
+    Key,
+    KeyArray,
+    are_bound_in_sql,
+    bound,
+    implementation_of,
+    is_array,
+    is_raw,
+    raw_columns,
+    share_statements,
+)
 
 _IN_JSON: Final = (Integer, String, Uuid)
 
@@ -140,6 +158,9 @@ def _are_among(element: are_among, compiler: SQLCompiler, **kw: Any) -> str:
 @compiles(are_among, "postgresql")
 def _are_among_arrays(element: are_among, compiler: SQLCompiler, **kw: Any) -> str:
     columns, _, lists = _columns_and_lists(element)
+    dialect = compiler.dialect
+    if not all(takes_array(column, dialect) and share_statements(column.type, dialect) for column in columns):
+        return _are_among(element, compiler, **kw)
     return compiler.process(one_of_arrays(columns, lists), **kw)
 
 
@@ -156,3 +177,42 @@ def rows_of_arrays(columns: Sequence[Any], lists: Sequence[Any]) -> FromClause:
 
 def rows_of_json(values: BindParameter[Any]) -> FromClause:
     return func.json_each(values).table_valued("value")
+
+
+def one_of(columns: Columns, keys: Sequence[Key] | Select[Any]) -> ColumnElement[bool]:
+    """Return the condition that the columns have one of the keys, or a key that a select finds."""
+    if isinstance(keys, Select):
+        return (tuple_(*columns) if len(columns) > 1 else columns[0]).in_(keys)
+    is_array_in_tuple = len(columns) > 1 and any(is_array(column.type) for column in columns)
+    if are_bound_in_sql(columns) or is_array_in_tuple or (len(columns) > 1 and len(keys) == 1):
+        same = (and_(*map(operators.eq, columns, map(_as_parameter, columns, key))) for key in keys)
+        return or_(false(), *same)
+    if len(columns) == 1:
+        return in_bound_list(columns, None, keys)
+    lists = [literal([key[place] for key in keys], KeyArray(column.type)) for place, column in enumerate(columns)]
+    return are_among(*columns, _bound_list(columns, None, keys), *lists)
+
+
+def _as_parameter(column: ColumnElement[Any], value: Any) -> BindParameter[Any]:
+    return bound(column, value=value)
+
+
+def has_one_of(columns: Columns, keys: Sequence[Key], dialect: Dialect) -> ColumnElement[bool]:
+    """Return the condition that the columns have one of the keys, which are all given or all raw."""
+    return one_of(raw_columns(columns, dialect) if is_raw(keys) else columns, keys)
+
+
+def in_bound_list(columns: Columns, name: str | None = None, keys: Sequence[Key] = ()) -> ColumnElement[bool]:
+    """Return the condition that the columns have one of the keys, with one expanding parameter for all of them."""
+    values = _bound_list(columns, name, keys)
+    return columns[0].in_(values) if len(columns) == 1 else tuple_(*columns).in_(values)
+
+
+def _bound_list(columns: Columns, name: str | None, keys: Sequence[Key]) -> BindParameter[Any]:
+    settings: dict[str, Any] = {"expanding": True, "literal_execute": isinstance(columns[0].type, AsConstant)}
+    if len(columns) == 1:
+        settings["type_"] = columns[0].type
+        keys = [key[0] for key in keys]
+    if name is not None:
+        return bindparam(name, **settings)
+    return bindparam(None, list(keys), unique=True, **settings)

@@ -9,6 +9,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
+    Dialect,
     Integer,
     Select,
     Table,
@@ -43,6 +44,7 @@ _TRIGGERS: Final = table(
     "pg_trigger", *map(column, ("tgrelid", "tgisinternal")), column("tgtype", Integer()), schema="pg_catalog"
 )
 _DISTRIBUTED: Final = table("pg_dist_partition", column("logicalrelid", OID()))
+_HAS_CITUS: Final = "sqlaudit_has_citus"
 _TYPES: Final = table("pg_type", *map(column, ("oid", "typcategory")), schema="pg_catalog")
 _TEXT, _ARRAY = "S", "A"
 """Categories of types, from ``pg_type.typcategory``."""
@@ -180,13 +182,36 @@ def _name_of(connection: Connection, table: Table) -> ColumnElement[str]:
 
 def are_distributed(connection: Connection, chain: Sequence[TrackedTable]) -> bool:
     """Return whether Citus distributes one of the tables among servers. One statement per engine; two with Citus."""
+    tables = [table for tracked in chain for table in (tracked.live, tracked.history)]
+    return bool(distributed_tables(connection, tables))
+
+
+def is_known_to_be_distributed(tracked: TrackedTable) -> bool:
+    """Return whether :func:`are_distributed` has found that Citus distributes the tables of an object."""
+    return any(answers.get(are_distributed) for answers in tracked.statements.values())
+
+
+def distributed_tables(connection: Connection, tables: Sequence[Table]) -> set[Table]:
+    """Return the tables that Citus distributes among servers. One statement, and none if the server has no Citus."""
+    if not tables or not has_citus(connection):
+        return set()
+    questions = (exists().where(_DISTRIBUTED.c.logicalrelid == oid_of(connection, table)) for table in tables)
+    answers = connection.execute(select(*questions)).one()
+    return {table for table, is_distributed in zip(tables, answers, strict=True) if is_distributed}
+
+
+def has_citus(connection: Connection) -> bool:
+    """Return whether the server has Citus. One statement per engine, on PostgreSQL."""
     kept = vars(connection.dialect)
     if _HAS_CITUS not in kept:
-        kept[_HAS_CITUS] = connection.scalar(select(func.to_regclass(_DISTRIBUTED.name).is_not(None)))
-    if not kept[_HAS_CITUS]:
-        return False
-    tables = [oid_of(connection, table) for tracked in chain for table in (tracked.live, tracked.history)]
-    return bool(connection.scalar(select(exists().where(_DISTRIBUTED.c.logicalrelid.in_(tables)))))
+        question = select(func.to_regclass(_DISTRIBUTED.name).is_not(None))
+        kept[_HAS_CITUS] = connection.dialect.name == "postgresql" and connection.scalar(question)
+    return bool(kept[_HAS_CITUS])
+
+
+def is_for_citus(dialect: Dialect) -> bool:
+    """Return whether :func:`has_citus` has found Citus on the server of a dialect."""
+    return bool(vars(dialect).get(_HAS_CITUS))
 
 
 def tables_with_guard(connection: Connection, chain: Sequence[TrackedTable]) -> frozenset[TrackedTable]:
@@ -208,9 +233,6 @@ def tables_with_guard(connection: Connection, chain: Sequence[TrackedTable]) -> 
     )
     names = set(connection.scalars(select(indexes["TABLE_NAME"]).where(or_(*conditions))))
     return frozenset(tracked for tracked in chain if tracked.history.name in names)
-
-
-_HAS_CITUS: Final = "sqlaudit_has_citus"
 
 
 def columns_compared_as_text(connection: Connection, chain: Sequence[TrackedTable]) -> frozenset[Column[Any]]:

@@ -11,11 +11,13 @@ from sqlalchemy import Table
 from sqlalchemy.exc import DBAPIError
 
 from sqlaudit.exceptions import CaptureError, HistoryTableError
+from sqlaudit.tracking.catalogue import is_known_to_be_distributed
 from sqlaudit.tracking.tables import TrackedTable
 
 _MISSING_CODES: Final = {"42P01", "42703", 1146, 1054}  # no such table or column, on PostgreSQL and on MariaDB
 _MISSING_PHRASES: Final = ("no such table", "no such column", "has no column")  # on SQLite
 _FORBIDDEN_CODES: Final = {"42501", 1142, 1143}  # to the role, or by a policy
+_NOT_SUPPORTED_CODE: Final = "0A000"
 _UNFIT_CODES: Final = {
     "22001",
     "22003",
@@ -77,7 +79,7 @@ def explain_history_error(
     :param reads_as_user: whether the user's statement needs the same rights on the live tables. Then an error about
         these rights is left unchanged
     :raises HistoryTableError: a history table or a column of it is missing, or a column cannot hold the live value
-    :raises CaptureError: the connection's role lacks a right that recording needs
+    :raises CaptureError: the connection's role lacks a right that recording needs, or Citus refuses the statement
     """
     tables, codes, message = list(tables), codes_of(error), _message_of(error)
     if record and not codes.isdisjoint(_FORBIDDEN_CODES):
@@ -91,6 +93,16 @@ def explain_history_error(
                     f"table the same. The database said: {message}",
                     table.live,
                 ) from error
+    distributed = [table for table in tables if record and is_known_to_be_distributed(table)]
+    if distributed and _NOT_SUPPORTED_CODE in codes:
+        live, history = distributed[-1].live, distributed[-1].history
+        raise CaptureError(
+            f"Citus refuses a statement by which sqlaudit records what is written to the table {live.fullname!r}. "
+            f"Distribute {history.fullname!r} by the same column as the live table, colocated with it, or make both "
+            "reference tables. If they are so already, simplify the criterion of your UPDATE or DELETE: compare "
+            f"columns of its own table with values. The database said: {message}",
+            live,
+        ) from error
     absent = [table for table in tables if _is_about(message, table)]
     if absent and (not codes.isdisjoint(_MISSING_CODES) or any(phrase in message for phrase in _MISSING_PHRASES)):
         names = " or ".join(repr(table.history.fullname) for table in absent)

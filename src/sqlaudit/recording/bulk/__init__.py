@@ -12,7 +12,9 @@
 
 The UPDATE is confined to the rows that were locked, so that it writes the rows that sqlaudit knows, whatever other
 transactions commit meanwhile. What the statement returns is what it would return without sqlaudit. Where the keys
-cannot be trusted to find their rows again, the criterion is kept, and the number of rows is compared.
+cannot be trusted to find their rows again, the criterion is kept, and the number of rows is compared. The criterion is
+also kept where Citus distributes the table, since it refuses to lock many rows: like PostgreSQL, the UPDATE then leaves
+out a row that no longer fulfils the criterion.
 
 An INSERT returns the keys of its rows (``inserts``, ``upserts``, ``returning``), unless they are given, or the database
 has a cheaper way to number many rows. Only keys pass through Python, never values; many keys are kept in a temporary

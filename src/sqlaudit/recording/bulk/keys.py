@@ -36,8 +36,8 @@ from sqlalchemy.sql import operators
 from sqlaudit.recording.cascades import split_by_chain, table_chains
 from sqlaudit.sql.batches import SelectedKeys
 from sqlaudit.sql.dialects import TRAITS
-from sqlaudit.sql.keys import AsConstant, Key, KeyArray, RawKey, bound, one_of, raw_columns
-from sqlaudit.sql.lists import JSONList, are_unchanged_by_json, one_of_arrays, one_of_json, takes_json_list
+from sqlaudit.sql.keys import AsConstant, Key, KeyArray, RawKey, bound, raw_columns
+from sqlaudit.sql.lists import JSONList, are_unchanged_by_json, one_of, one_of_arrays, one_of_json, takes_json_list
 from sqlaudit.sql.options import INTERNAL
 from sqlaudit.sql.temporary import DropTemporary
 from sqlaudit.tracking.foreign_keys import Source, Sources

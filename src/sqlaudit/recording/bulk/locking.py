@@ -17,6 +17,7 @@ from sqlalchemy import (
     String,
     TextClause,
     case,
+    false,
     literal_column,
     select,
     true,
@@ -40,10 +41,12 @@ from sqlaudit.recording.bulk.parsing import (
 from sqlaudit.recording.bulk.writes import Write
 from sqlaudit.recording.cascades import lock_rows
 from sqlaudit.recording.policy import report_unrecorded
-from sqlaudit.recording.statements import ask_once, has_open_version
+from sqlaudit.recording.statements import ask_once, can_lock_many, has_open_version
 from sqlaudit.sql.batches import chunks
+from sqlaudit.sql.comparing import all_equal
 from sqlaudit.sql.dialects import MYSQL, TRAITS
-from sqlaudit.sql.keys import Key, RawKey, bound, one_of, raw_columns
+from sqlaudit.sql.keys import Key, RawKey, bound, raw_columns
+from sqlaudit.sql.lists import one_of
 from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.catalogue import tables_with_guard
 from sqlaudit.tracking.foreign_keys import Source, followers_of
@@ -60,6 +63,7 @@ def prepare_change(write: Write) -> Any:
     """Lock the rows that an UPDATE or DELETE is about to write, and return the statement confined to them."""
     parsed, source = write.parsed, write.source
     statement, values = parsed.statement, parsed.values
+    write.locks_many = can_lock_many(write.connection, source)
     if values:
         write.conflict_clauses = parsed.conflict_clauses(write.connection.dialect)
     if "REPLACE" in write.conflict_clauses:
@@ -127,18 +131,22 @@ def _lock_given(write: Write, given_keys: Sequence[Key]) -> KnownKeys:
     return KnownKeys(connection, (row for rows in locked for row in rows))
 
 
-def _locking(write: Write, source: Source) -> Select[Any]:
-    """Return a select that locks rows, of their raw keys and of whether they have open versions."""
-    read = raw_columns(source.key, write.connection.dialect)
-    return select(*read, _is_recorded(write, source.key)).order_by(*source.key).with_for_update()
+def _locking(write: Write, source: Source, key: Sequence[Any] | None = None) -> Select[Any]:
+    """Return a select of raw keys, and of whether the rows have open versions, which locks the rows.
+
+    :param key: the bound key of the one row
+    """
+    is_one, read = key is not None, raw_columns(source.key, write.connection.dialect)
+    chosen = select(*read, _is_recorded(write, key or source.key, is_one=is_one)).order_by(*source.key)
+    return chosen.with_for_update() if is_one or write.locks_many else chosen
 
 
 def _locking_one(write: Write, source: TrackedTable) -> Select[Any]:
     """Return the select that locks the row with a given key, built once."""
     kept = source.statements.setdefault(write.connection.dialect, {})
     if _locking_one not in kept:
-        same = (column == bound(column, f"sqlaudit_key_{place}") for place, column in enumerate(source.key))
-        kept[_locking_one] = _locking(write, source).where(*same)
+        key = [bound(column, f"sqlaudit_key_{place}") for place, column in enumerate(source.key)]
+        kept[_locking_one] = _locking(write, source, key).where(all_equal(source.key, key))
     chosen: Select[Any] = kept[_locking_one]
     return chosen
 
@@ -149,7 +157,8 @@ def _lock_found(write: Write) -> Keys:
     is_recorded = _is_recorded(write, parsed.key)
     chosen = _select_rows(write, [*raw_columns(parsed.key, connection.dialect), is_recorded])
     has_key = set(source.key) == set(source.live.primary_key)
-    if len(parsed.parameters) == 1 and has_key and can_store_keys(connection, returns=parsed.returns_rows):
+    can_store = write.locks_many and can_store_keys(connection, returns=parsed.returns_rows)
+    if len(parsed.parameters) == 1 and has_key and can_store:
         options = {"stream_results": True, **INTERNAL}
         with connection.execute(chosen, parsed.parameters[0], execution_options=options) as result:
             rows = result.fetchmany(MANY + 1)
@@ -183,7 +192,7 @@ def _lock_rows_with_new_keys(write: Write) -> KnownKeys | None:
     between = _follow_key_changes(write, new_key) if len(parsed.parameters) > 1 else ()
     if write.conflict_clauses and "REPLACE" not in write.conflict_clauses:
         batches = chunks(list(write.new_keys.values()))
-        existing = (key for chunk in batches for key in lock_rows(connection, write.root.key, chunk))
+        existing = (key for chunk in batches for key in lock_rows(connection, write.root, chunk))
         conflicting = KnownKeys(connection, ((*key, False) for key in existing))
         write.prepare_rows(conflicting, changed=frozenset(), is_replaced=True)
     if between is None:
@@ -215,11 +224,16 @@ def _typed_as(column: Any, value: Any) -> ColumnElement[Any]:
     return type_coerce(value, column.type)
 
 
-def _is_recorded(write: Write, key: Sequence[Any]) -> ColumnElement[bool]:
-    """Return the condition that a row needs no baseline."""
+def _is_recorded(write: Write, key: Sequence[Any], *, is_one: bool = False) -> ColumnElement[bool]:
+    """Return the condition that a row needs no baseline, or false if only the statement for baselines can tell.
+
+    :param is_one: True if the key is bound
+    """
     root = write.root
     if not isinstance(root, TrackedTable):
         return true()
+    if not (write.locks_many or is_one):  # Citus may refuse it beside the criterion of the statement
+        return false()
     return has_open_version(root, key, with_guard=ask_once(write.connection, (root,), tables_with_guard))
 
 
@@ -245,8 +259,8 @@ def _confined(write: Write, keys: Keys) -> Any:
     among_keys = keys.among(key)
     write.confined_to = written, among_keys, len(write.new_keys) or len(keys)
     is_refused = not {getattr(column, "key", None) for column in parsed.values}.isdisjoint(_parameter_names(parsed))
-    # Run again, it may select other rows.
-    if alone and not is_refused and not (traits.locks_scanned_rows and _is_repeatable(write)):
+    # Run again, it may select other rows, unless they are not locked: then it must select them again.
+    if write.locks_many and alone and not is_refused and not (traits.locks_scanned_rows and _is_repeatable(write)):
         statement = without_criteria(statement)
     return statement.where(among_keys)
 
@@ -375,4 +389,4 @@ def _select_rows(
     parsed, dialect = write.parsed, write.connection.dialect
     chosen = parsed.select_rows(columns, None if write.is_row_by_row else dialect, parameters=parameters)
     chosen = chosen.order_by(*parsed.key)
-    return chosen.with_for_update(of=parsed.key[0].table) if lock else chosen
+    return chosen.with_for_update(of=parsed.key[0].table) if lock and write.locks_many else chosen

@@ -30,7 +30,8 @@ from sqlaudit.recording.bulk.writes import Write, rewind_result
 from sqlaudit.recording.policy import report_unrecorded
 from sqlaudit.sql.batches import chunks
 from sqlaudit.sql.dialects import MYSQL, TRAITS
-from sqlaudit.sql.keys import Key, RawKey, one_of, raw_columns, raw_values_differ
+from sqlaudit.sql.keys import Key, RawKey, raw_columns, raw_values_differ
+from sqlaudit.sql.lists import one_of
 from sqlaudit.tracking.catalogue import refuses_returning
 from sqlaudit.tracking.tables import TrackedTable
 

@@ -29,9 +29,11 @@ from sqlaudit.recording.bulk.parsing import DATABASE_ONLY, are_known
 from sqlaudit.recording.bulk.returning import Rows, made_by_database, returned_keys, returning_keys, returns_keys
 from sqlaudit.recording.bulk.writes import KeysOf, Write
 from sqlaudit.recording.policy import report_unrecorded
+from sqlaudit.recording.statements import can_lock_many
 from sqlaudit.sql.batches import chunks
 from sqlaudit.sql.dialects import TRAITS
-from sqlaudit.sql.keys import Key, one_of, raw_columns, read_keys
+from sqlaudit.sql.keys import Key, raw_columns, read_keys
+from sqlaudit.sql.lists import one_of
 from sqlaudit.tracking.catalogue import are_volatile
 from sqlaudit.tracking.foreign_keys import FollowedTable, Source, referred_columns
 from sqlaudit.tracking.schema import candidate_keys
@@ -128,7 +130,7 @@ def _looking_for_rows(
     :param present: the keys of the rows that existed before, by unique columns
     :param is_reported: True if sqlaudit has already warned that the upsert may find other rows
     """
-    find = partial(_find_keys_by, write.connection, tracked.key, lock=_may_lock(write.connection, changed))
+    find = partial(_find_keys_by, write.connection, tracked.key, lock=_may_lock(write.connection, tracked, changed))
     values_by_column = next(iter(staying.values()))
 
     def keys_of(result: CursorResult[Any]) -> list[Key]:
@@ -189,12 +191,14 @@ def _not_found(
     return [*_not_found(find, known, places[:half]), *_not_found(find, known, places[half:])]
 
 
-def _may_lock(connection: Connection, changed: Collection[Any]) -> bool:
+def _may_lock(connection: Connection, source: Source, changed: Collection[Any]) -> bool:
     """Return whether to lock the existing rows: if the INSERT leaves them, the role may lack the privilege.
 
     MariaDB and MySQL would not find all of them without a lock.
     """
-    return bool(changed) or TRAITS[connection.dialect.name].reads_snapshots
+    if not changed:
+        return TRAITS[connection.dialect.name].reads_snapshots
+    return can_lock_many(connection, source)
 
 
 def _keys_where(
@@ -282,7 +286,7 @@ def _find_present(
     :return: their keys, by unique columns
     """
     connection, key, statement = write.connection, source.key, write.parsed.statement
-    lock = _may_lock(connection, changed)
+    lock = _may_lock(connection, source, changed)
     keys_found: dict[Sequence[Any], set[Key]] = {}
     if rows is None and _may_differ(connection, statement.select):
         if changed:

@@ -22,7 +22,8 @@ from sqlaudit.recording.scope import scope_of
 from sqlaudit.recording.tracked_mappers import user_fields_of
 from sqlaudit.sql.batches import KeyCollection, chunks
 from sqlaudit.sql.dialects import TRAITS
-from sqlaudit.sql.keys import Key, has_one_of
+from sqlaudit.sql.keys import Key, raw_columns, read_keys
+from sqlaudit.sql.lists import has_one_of
 from sqlaudit.tracking.catalogue import diverts_deletes
 from sqlaudit.tracking.foreign_keys import Chain, FollowedTable, Source, Sources, referred_columns
 from sqlaudit.tracking.tables import TrackedTable
@@ -59,6 +60,7 @@ class Write:
     :ivar missing_key: given values by which no row is found, though the INSERT must have written one
     :ivar deleted_all_locked_rows: True if a DELETE deleted as many rows as expected
     :ivar is_uncounted: True if the driver does not tell how many rows it wrote
+    :ivar locks_many: True if one statement can lock its rows
     :ivar is_safe: True if ``sql_safe_updates`` may require a key in the criterion on MariaDB and MySQL
     :ivar selected_count: the number of rows that it should write, if it was not confined to them
     :ivar is_row_by_row: True if a DELETE finds rows by columns that its own foreign key actions change, row by row
@@ -98,6 +100,7 @@ class Write:
     missing_key: Key | None = None
     deleted_all_locked_rows: bool = False
     is_uncounted: bool = False
+    locks_many: bool = True
     is_safe: bool = False
     selected_count: int | None = None
     is_row_by_row: bool = False
@@ -298,6 +301,8 @@ class Write:
 
     def _count_missing(self) -> int:
         """Return how many of the rows are missing, though neither the statement nor a cascade deleted them."""
+        if self.captures and not self.locks_many:
+            return sum(self._count_unknown(capture.chain[0], keys) for capture, keys in self.captures)
         asked: list[tuple[FromClause, ColumnElement[bool]]]
         if self.confined_to is None:
             asked = [(capture.chain[0].live, keys.among(capture.chain[0].key)) for capture, keys in self.captures]
@@ -310,6 +315,19 @@ class Write:
         if self.confined_to is not None and self.parsed.is_update:
             return self.confined_to[2] - existing
         return self.missing_count - existing - len(self.dependents.keys_in(self.root))
+
+    def _count_unknown(self, table: TrackedTable, keys: Keys) -> int:
+        """Return how many of the keys find neither a row nor a version.
+
+        A row that was not locked may have been deleted by another transaction. Then it has versions, since rows without
+        one get a baseline before the statement.
+        """
+        unknown, dialect = set(keys), self.connection.dialect
+        for key in (table.key, table.history_key):
+            chosen = select(*raw_columns(key, dialect))
+            for chunk in chunks(list(unknown)):
+                unknown -= {*read_keys(self.connection, chosen.where(has_one_of(key, chunk, dialect)))}
+        return len(unknown)
 
     def _deleted_count(self) -> int:
         """Return how many rows are gone of those that a DELETE and its foreign key actions may have deleted."""
