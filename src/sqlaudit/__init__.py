@@ -1,6 +1,6 @@
 """Temporal versioning for SQLAlchemy: who changed what, when and why, and what did it look like then?"""
 
-from sqlaudit.changes import Blame, Changeset, Conflict, FieldChange, Operation, Page, Restored, RestoreReport
+from sqlaudit.changes import Blame, Changeset, Conflict, FieldChange, Operation, Page, Restored, RestoreReport, RowDiff
 from sqlaudit.config import SQLAuditConfig, clear_config, get_config, has_config, set_config
 from sqlaudit.context import (
     ActorType,
@@ -28,6 +28,7 @@ from sqlaudit.hooks.sessions import register_hooks, unregister_hooks
 from sqlaudit.importing import ChangeLogReport, ImportReport, import_change_log, import_continuum
 from sqlaudit.maintenance import BackfillReport, backfill
 from sqlaudit.past.as_of import all_versions, as_of, between
+from sqlaudit.past.comparing import compare, diff
 from sqlaudit.past.marks import mark, mark_named, marks, marks_table, remove_mark
 from sqlaudit.past.session import time_travel
 from sqlaudit.past.temporal_join import as_of_column
@@ -71,6 +72,7 @@ __all__ = [
     "ReadOnlyError",
     "RestoreReport",
     "Restored",
+    "RowDiff",
     "SQLAuditConfig",
     "SQLAuditError",
     "SQLAuditWarning",
@@ -89,6 +91,8 @@ __all__ = [
     "changesets",
     "clear_audit_context",
     "clear_config",
+    "compare",
+    "diff",
     "get_audit_context",
     "get_config",
     "get_resource_changes",

@@ -124,6 +124,28 @@ class Conflict:
     changeset_id: UUID | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowDiff:
+    """What differs between two states of a row. It is falsy if nothing does.
+
+    :param resource_type: the label of the table, by default the name of the class
+    :param resource_id: the key of the row, a tuple if it is composite; or the value of ``resource_id_field``
+    :param operation: what leads from the old state to the new one: ``insert``, ``update`` or ``delete``; ``None`` if
+        nothing differs
+    :param fields: for each field that differs, the old and the new value
+    :param is_unknown: the row was written, and what differs is unknown, because versions have been removed
+    """
+
+    resource_type: str
+    resource_id: Any
+    operation: Operation | None
+    fields: Mapping[str, tuple[Any, Any]]
+    is_unknown: bool = False
+
+    def __bool__(self) -> bool:
+        return self.operation is not None
+
+
 class Restored(NamedTuple):
     """What :func:`restore` or :func:`undo` did, or would do, to one row or link.
 

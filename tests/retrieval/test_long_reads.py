@@ -9,7 +9,17 @@ import pytest
 from sqlalchemy.orm import Session
 
 from long_history import BEGIN, LONG, Base, Item, explained, happen
-from sqlaudit import as_of, changes_in, changes_page, changesets, get_resource_changes, history_of, versions_of
+from sqlaudit import (
+    as_of,
+    changes_in,
+    changes_page,
+    changesets,
+    compare,
+    diff,
+    get_resource_changes,
+    history_of,
+    versions_of,
+)
 
 __all__ = ["Base", "happen"]
 pytestmark = pytest.mark.requires("block_counts")
@@ -110,6 +120,14 @@ def the_latest_versions_of_a_row(session: Session) -> Any:
     return versions_of(session, Item, 7, newest_first=True, limit=10)
 
 
+def what_differs_between_two_instants(session: Session) -> Any:
+    return list(compare(session, Item, WHEN, SOON))
+
+
+def what_differs_in_a_row(session: Session) -> Any:
+    return diff(session, Item, 7, WHEN, WHEN + timedelta(hours=1))
+
+
 READS: dict[Callable[[Session], Any], int] = {
     a_row_as_of_an_instant: 100,
     ten_rows_as_of_an_instant: 600,
@@ -127,6 +145,8 @@ READS: dict[Callable[[Session], Any], int] = {
     the_first_changes: 150,
     the_changes_of_a_time: 250,
     the_next_changes: 150,
+    what_differs_between_two_instants: 500,
+    what_differs_in_a_row: 200,
     a_page_far_from_the_first: 500,
     a_page_far_from_the_latest: 500,
     a_page_of_a_row: 50,

@@ -203,7 +203,7 @@ class ChangeReader:
             and related is None
             and len(parameters.get("ids", ())) == 1
             and not self.parameters
-            and _identities(model) is None
+            and identities(model) is None
         )
         self.parameters |= one_id(parameters) if self.of_one_row else parameters
         if operations is not None and not self.of_one_row:
@@ -229,7 +229,7 @@ class ChangeReader:
     def _build(self) -> Select[Any]:
         model, base = self.model, self.model.root.table
         tables = list(dict.fromkeys(table for submodel in model.family() for table in submodel.chain))
-        now, before, both = (_aliases(tables, name) for name in ("now", "before", "both"))
+        now, before, both = (aliases(tables, name) for name in ("now", "before", "both"))
         version, version_before = now[base.history], before[base.history]
         source = version.clause
         for table in tables[1:]:
@@ -281,8 +281,8 @@ class ChangeReader:
                 ),
             )
         )
-        if (identities := _identities(model)) is not None:
-            discriminator, values = identities
+        if (of_family := identities(model)) is not None:
+            discriminator, values = of_family
             statement = statement.where(rebased_on_history(discriminator, dict(version.columns)).in_(values))
         parameters = self.parameters
         if "ids" in parameters and self.ids == self.asked:
@@ -444,14 +444,14 @@ def _chosen_fields(model: TrackedModel, chosen: str | Iterable[str] | None) -> t
     return tuple((name, column) for name, column in fields if name in names)
 
 
-def _aliases(tables: Iterable[TrackedTable], name: str) -> dict[Any, HistoryAlias]:
+def aliases(tables: Iterable[TrackedTable], name: str) -> dict[Any, HistoryAlias]:
     """Return an alias of each history table: history table → alias."""
     return {
         table.history: HistoryAlias(table, table.history.alias(f"{name}_{place}")) for place, table in enumerate(tables)
     }
 
 
-def _identities(model: TrackedModel) -> tuple[Any, list[Any]] | None:
+def identities(model: TrackedModel) -> tuple[Any, list[Any]] | None:
     """Return the discriminator and its values for a subclass of the hierarchy, or ``None`` for other models."""
     mapper = model.mapper
     if model.parent is None or mapper.polymorphic_on is None:

@@ -1,0 +1,308 @@
+"""What differs between two states? Of one row, or of all rows of a table.
+
+Two states of a table are compared by the versions that began between them: only these rows can differ. The version
+before the first of them is the old state of a row, and the last of them is the new one, so that the cost is that of the
+rows that were written between the two instants, however many there are and however long their histories are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
+from datetime import datetime
+from itertools import groupby
+from typing import Any, NamedTuple
+
+from sqlalchemy import (
+    Column,
+    FromClause,
+    Integer,
+    Select,
+    Table,
+    and_,
+    bindparam,
+    case,
+    func,
+    literal_column,
+    null,
+    select,
+    union,
+)
+from sqlalchemy.orm import Session, class_mapper, scoped_session, with_polymorphic
+
+from sqlaudit.arguments import When, checked_when
+from sqlaudit.changes import Equality, Operation, RowDiff, equalities_of
+from sqlaudit.changes import diff as diff_of
+from sqlaudit.exceptions import QueryError
+from sqlaudit.past.bisection import version_at
+from sqlaudit.period import UTCDateTime
+from sqlaudit.retrieval.change_reader import BATCH, aliases, cached_statement, identities, rows_of
+from sqlaudit.retrieval.changesets import instant_of_changeset
+from sqlaudit.retrieval.field_changes import versions_of
+from sqlaudit.retrieval.ids import converted_ids, is_id, one_id
+from sqlaudit.sql.options import INTERNAL
+from sqlaudit.tracking.aliases import HistoryAlias
+from sqlaudit.tracking.history import Version, history_class_of, rebased_on_history, version_info
+from sqlaudit.tracking.links import model_of
+from sqlaudit.tracking.models import TrackedModel
+from sqlaudit.tracking.sessions import bind_arguments_for, checked_session
+
+_AnySession = Session | scoped_session[Any]
+
+
+# --- one row ----------------------------------------------------------------------------------------------------
+
+
+def diff(
+    session: _AnySession,
+    model_class: type[Any] | Table,
+    resource_id: Any,
+    a: When | int | Version,
+    b: When | int | Version,
+) -> RowDiff:
+    """Return what differs between two states of a row.
+
+    .. code-block:: python
+
+        diff(session, Ticket, 7, 2, 5).fields  # {"status": ("open", "closed")}
+
+    A state is given by a version or its number; or by an aware datetime, a :class:`Mark` or a changeset id, for the
+    state right after that transaction. A row that did not exist, or was deleted, has no fields. Before its first
+    version, a row was what this version says, if it is a baseline. One to three statements for each state.
+
+    :param session: a session; with an ``AsyncSession``, ``await session.run_sync(diff, Ticket, 7, a, b)``
+    :param model_class: a tracked model or an association table
+    :param resource_id: the primary key, also as text; a tuple if the key is composite
+    :param a: the old state
+    :param b: the new state; it may be earlier than the old one
+    :raises TrackingError: the model is not tracked
+    :raises QueryError: the row has no history or no such version, or its state is unknown, because versions have been
+        removed
+    """
+    session, model = checked_session(session), model_of(model_class)
+    fields = model.reported_fields()
+    names = [name for name, _ in fields]
+    old, new = (_values(_state(session, model, model_class, resource_id, when), names) for when in (a, b))
+    operation = _operation(old is not None, new is not None)
+    changed = _changed(names, operation, old, new, equalities_of(fields))
+    return RowDiff(
+        resource_type=model.label,
+        resource_id=converted_ids(model.root.table.history_key, [resource_id])["ids"][0],
+        operation=operation if changed else None,
+        fields=changed,
+    )
+
+
+def _values(version: Any, names: Iterable[str]) -> list[Any] | None:
+    return None if version is None else [getattr(version, name, None) for name in names]
+
+
+def _operation(was_there: bool, is_there: bool) -> Operation | None:
+    if not was_there:
+        return Operation.INSERT if is_there else None
+    return Operation.UPDATE if is_there else Operation.DELETE
+
+
+def _changed(
+    names: Sequence[str],
+    operation: Operation | None,
+    old: Sequence[Any] | None,
+    new: Sequence[Any] | None,
+    equalities: Mapping[str, Equality],
+) -> dict[str, tuple[Any, Any]]:
+    values = old if operation is Operation.DELETE else new
+    if operation is None or values is None:
+        return {}
+    return {name: (before, after) for name, before, after in diff_of(names, operation, old, values, equalities)}
+
+
+def _state(session: Session, model: TrackedModel, source: Any, resource_id: Any, when: Any) -> Any:
+    """Return the version that was true, or ``None`` if the row did not exist.
+
+    :raises QueryError: the row has no history or no such version, or its state is unknown
+    """
+    name = f"{model.name} {resource_id!r}"
+    ids = converted_ids(model.root.table.history_key, [resource_id])
+    first = next(iter(versions_of(session, source, resource_id, limit=1)), None)
+    if first is None:
+        raise QueryError(f"{name} has no history. Check the key, or run backfill() for rows without history.", source)
+    if isinstance(when, Version):
+        info = version_info(when)
+        if when.__sqlaudit_model__.root is not model.root or _key_of(when) != _key_of(first):
+            raise QueryError(f"{when!r} is not a version of {name}. Give one of versions_of(…).", when)
+        when = info["version"]
+    if isinstance(when, int) and not isinstance(when, bool):
+        version = _version(session, model, ids, when)
+        if version is None:
+            raise QueryError(f"{name} has no version {when}. Give the number of one of versions_of(…).", when)
+        return None if version_info(version)["operation"] is Operation.DELETE else version
+    instant = _instant(session, when)
+    version = _version(session, model, ids, instant)
+    if version is None or version_info(version)["timestamp"] > instant:  # the first one, if none has begun
+        operation = version_info(first)["operation"]
+        if operation is Operation.INSERT:
+            return None
+        if operation is Operation.BASELINE:
+            return first
+        raise _unknown_error(name, instant)
+    if version_info(version)["operation"] is Operation.DELETE:
+        return None
+    if getattr(version, model.root.table.names.valid_to) <= instant:
+        raise _unknown_error(name, instant)
+    return version
+
+
+def _key_of(version: Any) -> Any:
+    return tuple(getattr(version, name) for name in version.__sqlaudit_model__.root.key_names)
+
+
+def _unknown_error(name: str, instant: datetime) -> QueryError:
+    return QueryError(
+        f"What {name} was as of {instant.isoformat()} is unknown, because versions have been removed. Compare other "
+        "states: versions_of(…) gives those that are left.",
+        instant,
+    )
+
+
+def _instant(session: Session, when: Any) -> datetime:
+    if isinstance(when, bool):
+        raise QueryError(f"{when!r} names no state. Give a version, its number, an instant or a changeset id.", when)
+    wanted = checked_when(when)
+    return wanted if isinstance(wanted, datetime) else instant_of_changeset(session, wanted)
+
+
+def _version(session: Session, model: TrackedModel, ids: dict[str, list[Any]], at: int | datetime) -> Any:
+    """Return the version of a number, or the last one that began no later than an instant."""
+    table, key = model.root.table, one_id(ids)
+    statement: Select[Any] = select(with_polymorphic(class_mapper(history_class_of(model.root)), "*"))
+    statement = statement.where(is_id(table.history_key, key))
+    if isinstance(at, int):
+        statement = statement.where(table.version == at)
+    else:
+        parts = [bindparam(f"id_{place}", type_=column.type) for place, column in enumerate(table.history_key)]
+        statement = statement.where(table.version == version_at(table, parts, bindparam("at", at, UTCDateTime())))
+    where = bind_arguments_for(session, model.mapper)
+    return session.scalars(statement, key, bind_arguments=where, execution_options=INTERNAL).first()
+
+
+# --- all rows ---------------------------------------------------------------------------------------------------
+
+
+def compare(
+    session: _AnySession, models: type[Any] | Table | Collection[type[Any] | Table], a: When, b: When
+) -> Generator[RowDiff]:
+    """Yield the rows that differ between two instants, each once: what was inserted, updated and deleted between them.
+
+    .. code-block:: python
+
+        for row in compare(session, [Ticket, Tag], mark_named(session, "before the import"), datetime.now(UTC)):
+            print(row.operation, row.resource_type, row.resource_id, row.fields)
+
+    One statement for each model, in constant memory; the rows of a model are in the order of their keys. What was
+    inserted and deleted again between the two instants is left out, and so is a row that has its old values again. A
+    row that is older than its history was what its baseline says.
+
+    :param session: a session; with an ``AsyncSession``, use ``run_sync`` with a function that lists the rows
+    :param models: tracked models or association tables; one or several
+    :param a: the earlier instant: an aware datetime, a :class:`Mark` or a changeset id, for the state right after that
+        transaction
+    :param b: the later instant
+    :raises TrackingError: a model is not tracked
+    :raises QueryError: an argument is no instant, or ``b`` is earlier than ``a``
+    """
+    session = checked_session(session)
+    chosen = [model_of(source) for source in ([models] if isinstance(models, (type, Table)) else models)]
+    begin, end = _instant(session, a), _instant(session, b)
+    if begin > end:
+        raise QueryError(f"{end} is before {begin}. Give the earlier instant first.", (a, b))
+    return _compare(session, chosen, begin, end)
+
+
+def _compare(session: Session, models: Iterable[TrackedModel], begin: datetime, end: datetime) -> Generator[RowDiff]:
+    for model in models:
+        yield from _rows_that_differ(session, model, begin, end)
+
+
+class _Facts(NamedTuple):
+    """What a row of the statement says of a version, after the key and before the id and the values.
+
+    :ivar then: the number of the version that was true at the first instant, if there is one
+    :ivar is_new: 1 if the first version that began between the instants is an insert
+    """
+
+    then: int
+    is_new: int
+    version: int
+    operation: Operation
+    valid_to: datetime
+    discriminator: Any
+
+
+def _rows_that_differ(session: Session, model: TrackedModel, begin: datetime, end: datetime) -> Generator[RowDiff]:
+    fields = tuple(model.reported_fields())
+    names, equalities, of_family = [name for name, _ in fields], equalities_of(fields), identities(model)
+    statement = cached_statement(model, ("compare", fields), lambda: _versions_between(model, fields))
+    key = len(model.root.table.key)
+    ids = key + len(_Facts._fields)
+    values = ids + len(model.resource_id_columns())
+    parameters = {"begin": begin, "end": end}
+    with closing(rows_of(session, model, statement, parameters, {"yield_per": BATCH})) as rows:
+        for _, group in groupby(rows, key=lambda row: row[:key]):
+            versions = [(_Facts(*row[key:ids]), row) for row in group]
+            now, row = versions[-1]
+            if of_family is not None and now.discriminator not in of_family[1]:
+                continue
+            then, row_then = next((version for version in versions if version[0].version == now.then), (None, None))
+            was_there = not now.is_new and (then is None or then.operation is not Operation.DELETE)
+            is_there = now.operation is not Operation.DELETE
+            is_unknown = (then is None and not now.is_new) or (is_there and now.valid_to <= end)
+            old = None if row_then is None else row_then[values:]
+            operation = _operation(was_there, is_there)
+            changed = {} if is_unknown else _changed(names, operation, old, row[values:], equalities)
+            if changed or (is_unknown and operation is not None):
+                resource_id = tuple(row[ids:values])
+                yield RowDiff(
+                    resource_type=model.label,
+                    resource_id=resource_id if len(resource_id) > 1 else resource_id[0],
+                    operation=operation,
+                    fields=changed,
+                    is_unknown=is_unknown,
+                )
+
+
+def _versions_between(model: TrackedModel, fields: Iterable[tuple[str, Column[Any]]]) -> Select[Any]:
+    """Select the first and the last state of each row that was written between two instants, in the order of keys."""
+    base = model.root.table
+    tables = list(dict.fromkeys(table for submodel in model.family() for table in submodel.chain))
+    written = HistoryAlias(base)
+    is_baseline, is_insert = (written.operation == each for each in (Operation.BASELINE, Operation.INSERT))
+    inserted = func.min(case((is_insert, written.version)))
+    is_new = case((inserted == func.min(written.version), literal_column("1")), else_=literal_column("0"))
+    touched = (
+        select(
+            *(column.label(f"key_{place}") for place, column in enumerate(written.key)),
+            func.min(case((is_baseline, written.version), else_=written.version - 1)).label("then"),
+            func.max(written.version).label("last"),
+            is_new.cast(Integer).label("is_new"),
+        )
+        .where(written.valid_from > bindparam("begin"), written.valid_from <= bindparam("end"))
+        .group_by(*written.key)
+        .cte("touched")
+    )
+    *key, then, last, new = touched.c
+    numbers = union(
+        select(*key, then, new, then.label("number")), select(*key, then, new, last.label("number"))
+    ).subquery("states")
+    *key, then, new, number = numbers.c
+    old = aliases(tables, "version")
+    version = old[base.history]
+    source: FromClause = numbers.join(version.clause, and_(version.has_key(key), version.version == number))
+    for table in tables[1:]:
+        other = old[table.history]
+        source = source.join(other.clause, other.belongs_to(version), isouter=True)
+    of_family = identities(model)
+    discriminator = null() if of_family is None else rebased_on_history(of_family[0], dict(version.columns))
+    columns = [*model.resource_id_columns(), *(column for _, column in fields)]
+    stored = [old[column.table].clause.c[column.key] for column in columns]
+    facts = [then, new, version.version, version.operation, version.valid_to, discriminator.label("discriminator")]
+    return select(*version.key, *facts, *stored).select_from(source).order_by(*version.key, version.version)

@@ -1,0 +1,237 @@
+"""What differs between two states of a row, or of all rows of a table."""
+
+from itertools import combinations
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import Column, ForeignKey, String, Table
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+from clock import at
+from sqlaudit import (
+    Mark,
+    QueryError,
+    as_of,
+    changesets,
+    compare,
+    diff,
+    history_of,
+    track_table,
+    tracking_disabled,
+    versions_of,
+)
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+links = Table(
+    "ticket_tags",
+    Base.metadata,
+    Column("ticket_id", ForeignKey("tickets.id"), primary_key=True),
+    Column("tag_id", ForeignKey("tags.id"), primary_key=True),
+)
+
+
+@track_table()
+class Ticket(Base):
+    __tablename__ = "tickets"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    title: Mapped[str] = mapped_column(String(50))
+    kind: Mapped[str] = mapped_column(String(10))
+    hours: Mapped[int | None]
+    tags: Mapped[list["Tag"]] = relationship(secondary=links)
+    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "ticket"}
+
+
+class Bug(Ticket):
+    __tablename__ = "bugs"
+    id: Mapped[int] = mapped_column(ForeignKey("tickets.id"), primary_key=True)
+    severity: Mapped[int | None]
+    __mapper_args__ = {"polymorphic_identity": "bug"}
+
+
+@track_table(exclude=["secret"], tracked_fields=["name"])
+class Tag(Base):
+    __tablename__ = "tags"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str | None] = mapped_column(String(50))
+    place: Mapped[int | None]
+    secret: Mapped[str | None] = mapped_column(String(50))
+
+
+END = 12
+
+
+@pytest.fixture
+def lived(tables, clock, session):
+    """Rows come, change, change back, and go; one comes again. There is a transaction each second, from 0 on."""
+    one, two, bug, tag = Ticket(id=1, title="a"), Ticket(id=2, title="b"), Bug(id=3, title="c", severity=1), Tag(id=1)
+    session.add_all([one, two, bug, tag])
+    session.commit()
+    one.title, bug.severity = "x", 2
+    session.commit()
+    one.title, one.hours = "a", 5
+    one.tags.append(tag)
+    session.commit()
+    session.delete(two)
+    bug.title = "d"
+    session.commit()
+    one.hours = None
+    tag.place = 7
+    session.commit()
+    session.add(Ticket(id=2, title="again"))
+    session.add(Ticket(id=4, title="short"))
+    session.commit()
+    session.delete(session.get(Ticket, 4))
+    one.tags.remove(tag)
+    session.commit()
+    session.delete(bug)
+    session.commit()
+    session.get(Ticket, 2).title = "b"
+    tag.name = "t"
+    session.commit()
+    return session
+
+
+def state(session, model, instant):
+    session.expire_all()
+    if isinstance(model, Table):
+        return {tuple(row): row._asdict() for row in session.execute(as_of(model, instant))}
+    names = {Ticket: ["id", "title", "kind", "hours"], Bug: ["id", "title", "kind", "hours", "severity"], Tag: ["name"]}
+    rows = session.scalars(as_of(model, instant)).all()
+    wanted = names[model] if model is not Ticket else None
+    return {
+        row.id: {name: getattr(row, name) for name in wanted or names[type(row)] if getattr(row, name) is not None}
+        for row in rows
+    }
+
+
+def expected(session, model, a, b):
+    old, new = state(session, model, a), state(session, model, b)
+    found = {}
+    for key in old.keys() | new.keys():
+        before, after = old.get(key, {}), new.get(key, {})
+        changed = {
+            name: (before.get(name), after.get(name))
+            for name in before.keys() | after.keys()
+            if before.get(name) != after.get(name)
+        }
+        if changed:
+            operation = "insert" if key not in old else "delete" if key not in new else "update"
+            found[key] = (operation, changed)
+    return found
+
+
+@pytest.mark.parametrize("model", [Ticket, Bug, Tag, links], ids=str)
+def test_what_differs_between_instants_is_what_reads_of_both_tell(lived, model):
+    assert len(changesets(lived)) < END
+    for a, b in combinations([-1, 0, 1, 2, 3, 4, 5, 6, 7, END], 2):
+        rows = list(compare(lived, model, at(a), at(b)))
+        found = {row.resource_id: (row.operation, row.fields) for row in rows}
+        assert found == expected(lived, model, at(a), at(b))
+        assert [row.resource_id for row in rows] == sorted(found)
+        if model is links:
+            continue
+        for row in rows:
+            assert diff(lived, model, row.resource_id, at(a), at(b)) == row
+
+
+def test_several_models_are_compared_one_after_the_other(lived):
+    first, *_, last = changesets(lived)
+    rows = list(compare(lived, [Tag, Ticket], first.changeset_id, str(last.changeset_id)))
+    found = [(row.resource_type, row.resource_id, row.operation) for row in rows]
+    assert found == [("Tag", 1, "update"), ("Ticket", 3, "delete")]
+    assert rows == list(compare(lived, (Tag, Ticket), Mark("begin", at(0)), Mark("end", at(END))))
+    assert list(compare(lived, Tag, at(1), at(1))) == []
+
+
+def test_comparing_takes_one_statement_for_a_model(lived, engine):
+    statements = set()
+    sa.event.listen(engine, "before_cursor_execute", lambda *args: statements.add(args[2]))
+    assert len(list(compare(lived, [Ticket, Tag, links], at(-1), at(END)))) == 3
+    assert sum(statement.startswith("WITH") for statement in statements) == len(statements - {"BEGIN"}) == 3
+
+
+def test_instants_that_are_none_or_in_the_wrong_order_are_refused(lived):
+    with pytest.raises(QueryError, match="earlier instant first"):
+        compare(lived, Ticket, at(2), at(1))
+    for when in (None, "yesterday", 7, True):
+        with pytest.raises(QueryError):
+            compare(lived, Ticket, when, at(1))
+
+
+# --- one row ----------------------------------------------------------------------------------------------------
+
+
+def test_two_states_of_a_row_are_given_by_versions_numbers_instants_or_changesets(lived):
+    first, second, third, *_ = versions_of(lived, Ticket, 1)
+    renamed = {"title": ("a", "x")}
+    for a, b in [
+        (first, second),
+        (1, 2),
+        (at(0), at(1.5)),
+        (Mark("m", at(0)), second),
+        (first.audit_changeset_id, str(second.audit_changeset_id)),
+    ]:
+        found = diff(lived, Ticket, "1", a, b)
+        assert (found.operation, found.fields, found.resource_id) == ("update", renamed, 1)
+    assert diff(lived, Ticket, 1, second, first).fields == {"title": ("x", "a")}
+    assert diff(lived, Ticket, 1, 1, 3).fields == {"hours": (None, 5)}
+    same = diff(lived, Ticket, 1, 1, 1)
+    assert not same
+    assert (same.operation, same.fields) == (None, {})
+    with pytest.raises(QueryError, match="is not a version of Ticket 2"):
+        diff(lived, Ticket, 2, third, 1)
+    with pytest.raises(QueryError, match="Ticket 1 has no version 99"):
+        diff(lived, Ticket, 1, 1, 99)
+    for key in (99, "none such"):
+        with pytest.raises(QueryError, match="no history"):
+            diff(lived, Ticket, key, 1, 2)
+    for when in (None, True, "x", 1.5):
+        with pytest.raises(QueryError):
+            diff(lived, Ticket, 1, when, 2)
+
+
+def test_a_row_that_is_not_there_has_no_fields(lived):
+    gone = diff(lived, Ticket, 2, 1, at(3))
+    assert (gone.operation, gone.fields) == (
+        "delete",
+        {"id": (2, None), "kind": ("ticket", None), "title": ("b", None)},
+    )
+    assert diff(lived, Ticket, 2, at(-1), 2) == diff(lived, Ticket, 2, at(3), at(4))
+    assert diff(lived, Ticket, 2, at(3), 1).operation == "insert"
+    assert diff(lived, links, (1, 1), at(0), at(2)).fields == {"ticket_id": (None, 1), "tag_id": (None, 1)}
+
+
+def test_a_row_that_is_older_than_its_history_was_what_its_baseline_says(tables, clock, sessions):
+    with sessions.begin() as session, tracking_disabled(session):
+        session.add(Tag(id=1, name="a"))
+        session.flush()
+    with sessions.begin() as session:
+        session.get(Tag, 1).name = "b"
+    with sessions() as session:
+        [row] = compare(session, Tag, at(-5), at(5))
+        assert (row.operation, row.fields) == ("update", {"name": ("a", "b")})
+        assert diff(session, Tag, 1, at(-5), at(5)) == row
+
+
+def test_what_differs_is_unknown_if_versions_have_been_removed(lived, engine):
+    version = history_of(Ticket).__table__
+    numbers = [each.audit_version for each in versions_of(lived, Ticket, 1)]
+    lived.rollback()
+    with engine.begin() as connection:
+        connection.execute(sa.delete(version).where(version.c.id == 1, version.c.audit_version.in_(numbers[:2])))
+    [row] = [row for row in compare(lived, Ticket, at(1), at(2)) if row.resource_id == 1]
+    assert (row.operation, row.fields, row.is_unknown) == ("update", {}, True)
+    assert not next(row for row in compare(lived, Ticket, at(2), at(END)) if row.resource_id == 1).is_unknown
+    with pytest.raises(QueryError, match="unknown, because versions have been removed"):
+        diff(lived, Ticket, 1, at(1), 3)
+    lived.rollback()
+    with engine.begin() as connection:
+        connection.execute(sa.delete(version).where(version.c.id == 1, version.c.audit_version == numbers[-1]))
+    [row] = [row for row in compare(lived, Ticket, at(1), at(END)) if row.resource_id == 1]
+    assert (row.fields, row.is_unknown) == ({}, True)
+    with pytest.raises(QueryError, match="unknown, because versions have been removed"):
+        diff(lived, Ticket, 1, 3, at(END))
