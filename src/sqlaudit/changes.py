@@ -166,9 +166,11 @@ class RestoreReport:
     """What :func:`restore` or :func:`undo` did, or would do. Iterate over it; it is falsy if there was nothing to do.
 
     :param items: one :class:`Restored` per row or link
+    :param conflicts: the later changes that an undo with ``force=True`` discarded, or would discard
     """
 
     items: tuple[Restored, ...]
+    conflicts: tuple[Conflict, ...] = ()
 
     def __iter__(self) -> Iterator[Restored]:
         return iter(self.items)

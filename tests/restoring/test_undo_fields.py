@@ -144,7 +144,9 @@ def test_only_a_later_change_of_the_same_field_is_a_conflict(sessions, force):
     change(sessions, "cem", status="closed again", data=[1])
     if force:
         with sessions.begin() as session:
-            undo(session, changeset, force=True)
+            (lost,) = undo(session, changeset, force=True, dry_run=True).conflicts
+            assert (lost.model, lost.key, lost.fields, lost.changed_by) == (Ticket, 1, ("title",), "bob")
+            assert undo(session, changeset, force=True).conflicts == (lost,)
         assert held(sessions) == ("old", "closed again", [1], 1)
     else:
         assert conflicts_of(sessions, changeset) == [("Ticket", 1, ("title",), "bob")]
@@ -339,7 +341,9 @@ def test_a_later_row_that_refers_to_one_is_told_with_the_transaction_that_made_i
         ("ticket_tags", (1, 1), (), "eve"),
     ]
     with sessions.begin() as session:
-        undo(session, [made, str(referring), linking])
+        report = undo(session, made, force=True, dry_run=True)
+        assert {each.changeset_id for each in report.conflicts} == {referring, linking}
+        assert not undo(session, [made, str(referring), linking]).conflicts
     assert held(sessions) is None
     with sessions() as session:
         comment = session.get_one(Comment, 1)

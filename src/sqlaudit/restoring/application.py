@@ -27,7 +27,7 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.orm.attributes import flag_modified, instance_dict, instance_state, set_attribute, set_committed_value
 
-from sqlaudit.changes import Operation, Restored, RestoreReport
+from sqlaudit.changes import Conflict, Operation, Restored, RestoreReport
 from sqlaudit.context import AuditContextManager, get_audit_context
 from sqlaudit.exceptions import QueryError
 from sqlaudit.recording.changeset import connection_for_versions
@@ -48,16 +48,17 @@ from sqlaudit.tracking.sessions import bind_arguments_for
 _QUERIES: Final = ("dynamic", "write_only")
 
 
-def carry_out(plan: Plan, reason: str, dry_run: bool) -> RestoreReport:
+def carry_out(plan: Plan, reason: str, dry_run: bool, conflicts: Sequence[Conflict] = ()) -> RestoreReport:
     """Carry out a plan, and report what it changes; for a dry run, only report.
 
     :param reason: the reason of the changes, if the audit context has none
+    :param conflicts: the later changes that are lost
     """
-    report = RestoreReport((*map(_reported, plan.changes), *map(_reported_link, plan.links.values())))
-    if report and not dry_run:
+    items = (*map(_reported, plan.changes), *map(_reported_link, plan.links.values()))
+    if items and not dry_run:
         with AuditContextManager(reason=get_audit_context().reason or reason):
             _execute_plan(plan, Ordering(plan.changes).stages())
-    return report
+    return RestoreReport(items, tuple(conflicts))
 
 
 def _reported(change: Change) -> Restored:

@@ -20,23 +20,24 @@ from sqlaudit.tracking.registry import mappers_of
 from sqlaudit.tracking.tables import TrackedTable, tracked_table
 
 
-def add_effects(plan: Plan, conflicts: Sequence[Conflict] | None = None) -> None:
-    """Add the effects of its deletions to a plan, and check it.
+def add_effects(plan: Plan, conflicts: Sequence[Conflict] | None = None, *, force: bool = False) -> list[Conflict]:
+    """Add the effects of its deletions to a plan, and check it; return the later changes that are lost.
 
-    :param conflicts: the later changes that must not be lost, beside those of rows and links that refer to deleted
-        rows; ``None`` if later changes may be lost
+    :param conflicts: the later changes that would be lost, beside those of rows and links that refer to deleted rows;
+        ``None`` for a restore, to which later changes do not matter
+    :param force: let them be lost
     :raises UndoConflictError: there are later changes
     :raises QueryError: a row or link cannot become what it was
     """
+    lost = list(conflicts or ())
     while True:
         plan.compare()
-        referring = list(plan.referring())
+        referring, links = list(plan.referring()), list(_links_of_doomed(plan))
         if conflicts is not None:
-            all_conflicts = [*conflicts, *_referring_conflicts(plan, referring), *_conflicts_of_links(plan)]
-            if all_conflicts:
-                raise _conflict_error(_merged(all_conflicts))
-            break
-        for change in _links_of_doomed(plan):
+            lost = _merged([*lost, *_conflicts_of_rows(plan, referring), *_conflicts_of_links(plan, links)])
+            if lost and not force:
+                raise _conflict_error(lost)
+        for change in links:
             plan.link(change)
         if not referring:
             break
@@ -53,6 +54,7 @@ def add_effects(plan: Plan, conflicts: Sequence[Conflict] | None = None) -> None
     plan.check_references()
     plan.check_unique()
     plan.check_respelt()
+    return lost
 
 
 # --- conflicts --------------------------------------------------------------------------------------------------
@@ -105,7 +107,7 @@ def _conflict_error(conflicts: Sequence[Conflict]) -> UndoConflictError:
     )
 
 
-def _referring_conflicts(plan: Plan, referring: Iterable[Referring]) -> Iterator[Conflict]:
+def _conflicts_of_rows(plan: Plan, referring: Iterable[Referring]) -> Iterator[Conflict]:
     """Yield the changes that made rows refer to rows that will be deleted, as conflicts."""
     by_columns: dict[tuple[TrackedTable, Columns], dict[Key, None]] = defaultdict(dict)
     for reference in referring:
@@ -115,9 +117,9 @@ def _referring_conflicts(plan: Plan, referring: Iterable[Referring]) -> Iterator
         yield from _last_changes(plan.session, table, columns, list(keys))
 
 
-def _conflicts_of_links(plan: Plan) -> Iterator[Conflict]:
+def _conflicts_of_links(plan: Plan, links: Iterable[LinkChange]) -> Iterator[Conflict]:
     by_table: dict[TrackedTable, dict[Key, None]] = defaultdict(dict)
-    for change in _links_of_doomed(plan):
+    for change in links:
         by_table[change.table][change.key] = None
     for table, keys in by_table.items():
         yield from _last_changes(plan.session, table, (), list(keys))

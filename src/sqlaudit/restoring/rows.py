@@ -82,15 +82,15 @@ class Row:
 
 
 def with_fields(row: Row, fields: Mapping[Any, Row]) -> Row:
-    """Return a row with some fields of other versions of it.
+    """Return a row with some fields of other versions of it. Fields that its class does not have are left out.
 
     :param fields: attribute, or live column that no attribute is mapped to → the version that has its value
     """
     values, unmapped = dict(row.values), dict(row.unmapped)
     for field, version in fields.items():
-        if isinstance(field, str):
+        if field in values:
             values[field] = version.values[field]
-        else:
+        elif field in unmapped:
             unmapped[field] = version.unmapped[field]
     return replace(
         row, values=values, unmapped=unmapped, origins={field: version.version for field, version in fields.items()}

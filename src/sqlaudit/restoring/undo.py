@@ -91,7 +91,7 @@ def undo(
         names by class
     :param whole_rows: let rows become what they were before, with all their fields. A later change of any field of such
         a row is a conflict then
-    :param force: undo even if there are conflicts, and lose these later changes
+    :param force: undo even if there are conflicts, and lose these later changes, which the report lists
     :param dry_run: only report what would be done
     :param values: values that the history lacks, for excluded columns of rows that come back, or that a column can no
         longer hold: by class and attribute
@@ -113,8 +113,8 @@ def undo(
     plan = Plan(session, given_values, lock=not dry_run)
     undoing = _Undoing(plan, wanted.condition, whole_rows=whole_rows)
     undoing.fill(list(found), fields)
-    add_effects(plan, None if force else undoing.conflicts)
-    return carry_out(plan, _reason(ids), dry_run)
+    lost = add_effects(plan, undoing.conflicts, force=force)
+    return carry_out(plan, _reason(ids), dry_run, lost)
 
 
 def _reason(ids: Sequence[UUID]) -> str:
@@ -308,20 +308,20 @@ class _UndoneRow:
 
         :raises QueryError: the version is wanted, and the one before it is missing
         """
-        is_touched = self.is_whole or bool(self.old)
-        if is_touched:
-            self.conflicts.check(version.key, previous, version)
         before = None if version.operation is Operation.INSERT else _existing(previous)
         after = _existing(version)
-        changed = self._changed(before, after)
+        is_touched = self.is_whole or bool(self.old)
+        changed = self._changed(before, after) if is_wanted or is_touched else None
+        if is_touched:
+            self.conflicts.check(version.key, previous, version)
         if is_wanted:
             if version.operation is not Operation.INSERT and not (previous and before and _follows(previous, version)):
                 raise _lost_error(display_name(self.root, version.key), version, self.root.mapper.class_)
             self._take_back(before, after, changed)
-        elif self.is_whole or (self.old and changed is None):
-            self.conflicts.add(version.key, version)
-        elif self.old and changed is not None:
+        elif is_touched and changed is not None and not self.is_whole:
             self._keep(version, changed)
+        elif is_touched:
+            self.conflicts.add(version.key, version)
         self.last = after or self.last
 
     def _take_back(self, before: Row | None, after: Row | None, changed: set[Any] | None) -> None:
