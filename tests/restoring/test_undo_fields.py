@@ -350,6 +350,29 @@ def test_a_later_row_that_refers_to_one_is_told_with_the_transaction_that_made_i
         assert (comment.title, comment.ticket_id) == ("later", None)
 
 
+def test_what_would_come_back_to_refer_to_a_row_that_goes_is_a_conflict(sessions):
+    change(sessions, "ada", title="made")
+    with AuditContextManager(user_id="bob"), sessions.begin() as session:
+        ticket = session.get_one(Ticket, 1)
+        ticket.comments, ticket.tags = [Comment(id=1, title="kept"), Comment(id=2)], [Tag(id=1)]
+    with AuditContextManager(user_id="ada"), sessions.begin() as session:
+        ticket = session.get_one(Ticket, 1)
+        session.delete(session.get_one(Comment, 2))
+        ticket.comments, ticket.tags = [], []
+    assert conflicts_of(sessions, user_id="ada") == [
+        ("Comment", 1, ("ticket_id",), "bob"),
+        ("Comment", 2, ("ticket_id",), "bob"),
+        ("ticket_tags", (1, 1), (), "bob"),
+    ]
+    with sessions.begin() as session:
+        report = undo(session, user_id="ada", force=True)
+        assert sorted((item.model.__name__, item.key) for item in report) == [("Comment", 2), ("Ticket", 1)]
+    assert held(sessions) is None
+    with sessions() as session:
+        comments = sa.select(Comment.id, Comment.ticket_id).order_by(Comment.id)
+        assert [tuple(row) for row in session.execute(comments)] == [(1, None), (2, None)]
+
+
 def test_a_link_that_came_and_went_is_undone_as_one(sessions):
     change(sessions)
     ids = []

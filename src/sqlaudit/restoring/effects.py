@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,19 +32,23 @@ def add_effects(plan: Plan, conflicts: Sequence[Conflict] | None = None, *, forc
     lost = list(conflicts or ())
     while True:
         plan.compare()
-        referring, links = list(plan.referring()), list(_links_of_doomed(plan))
+        referring = [*plan.referring(), *plan.referring_to_absent()]
+        links, links_to_absent = list(_links_of_doomed(plan)), plan.links_to_absent()
         if conflicts is not None:
-            lost = _merged([*lost, *_conflicts_of_rows(plan, referring), *_conflicts_of_links(plan, links)])
+            lost += _conflicts_of_rows(plan, referring)
+            lost = _merged([*lost, *_conflicts_of_links(plan, [*links, *links_to_absent])])
             if lost and not force:
                 raise _conflict_error(lost)
         for change in links:
             plan.link(change)
+        for change in links_to_absent:
+            plan.unlink(change)
         if not referring:
             break
         for reference in referring:
             if reference.effect is None:
                 raise QueryError(
-                    f"{display_name(reference.row.model, reference.row.key)} refers to {reference.doomed.name}, which "
+                    f"{display_name(reference.row.model, reference.row.key)} refers to {reference.name}, which "
                     "would be deleted. Include it, or delete it first.",
                     reference.row.mapper.class_,
                 )
@@ -109,39 +113,46 @@ def _conflict_error(conflicts: Sequence[Conflict]) -> UndoConflictError:
 
 def _conflicts_of_rows(plan: Plan, referring: Iterable[Referring]) -> Iterator[Conflict]:
     """Yield the changes that made rows refer to rows that will be deleted, as conflicts."""
-    by_columns: dict[tuple[TrackedTable, Columns], dict[Key, None]] = defaultdict(dict)
+    by_columns: dict[tuple[TrackedTable, Columns], dict[Key, Key | None]] = defaultdict(dict)
     for reference in referring:
         table = tracked_table(reference.columns[0].table) if reference.columns else None
-        by_columns[table or reference.row.model.root.table, reference.columns][reference.row.key] = None
-    for (table, columns), keys in by_columns.items():
-        yield from _last_changes(plan.session, table, columns, list(keys))
+        place = table or reference.row.model.root.table, reference.columns
+        by_columns[place][reference.row.key] = reference.row.get(reference.columns)
+    for (table, columns), values in by_columns.items():
+        yield from _last_changes(plan.session, table, columns, values)
 
 
 def _conflicts_of_links(plan: Plan, links: Iterable[LinkChange]) -> Iterator[Conflict]:
-    by_table: dict[TrackedTable, dict[Key, None]] = defaultdict(dict)
+    by_table: dict[TrackedTable, dict[Key, Key | None]] = defaultdict(dict)
     for change in links:
         by_table[change.table][change.key] = None
-    for table, keys in by_table.items():
-        yield from _last_changes(plan.session, table, (), list(keys))
+    for table, values in by_table.items():
+        yield from _last_changes(plan.session, table, (), values)
 
 
-def _last_changes(session: Session, table: TrackedTable, columns: Columns, keys: Collection[Key]) -> Iterator[Conflict]:
-    """Yield the last change of some columns of live rows, as conflicts; of any column if history stores none of them.
+def _last_changes(
+    session: Session, table: TrackedTable, columns: Columns, wanted: Mapping[Key, Key | None]
+) -> Iterator[Conflict]:
+    """Yield the changes by which rows got values in some columns, as conflicts; the last ones if that is not known.
 
     One statement per 1,000 rows.
+
+    :param wanted: key → values
     """
     key, width, stored = table.history_key, len(table.key), dict(table.columns)
     kept = [column for column in columns if column in stored]
     roles = table.role("changed_by"), table.valid_from, table.role("changeset_id")
     statement = select(*keys_now(table), *(stored[column] for column in kept), table.role("operation"), *roles)
-    changes: dict[Key, Any] = {}
-    for row in rows_where(session, table, statement.order_by(table.version), key, keys):
-        values, (operation, *version) = row[width:-4], row[-4:]
-        _, before = changes.get(row[:width], (None, None))
-        if not kept or operation is Operation.INSERT or before != values:
-            changes[row[:width]] = version, values
-    for row_key in keys:
-        version, _ = changes.get(row_key, ((), None))
+    last: dict[Key, tuple[Key, Any]] = {}
+    by_value: dict[tuple[Key, Key], Any] = {}
+    for row in rows_where(session, table, statement.order_by(table.version), key, list(wanted)):
+        row_key, values, (operation, *version) = row[:width], row[width:-4], row[-4:]
+        is_change = not kept or operation is Operation.INSERT or row_key not in last or last[row_key][0] != values
+        if is_change and operation is not Operation.DELETE:
+            last[row_key] = values, version
+            by_value[row_key, values] = version
+    for row_key, value in wanted.items():
+        version = by_value.get((row_key, value or ())) or last.get(row_key, ((), ()))[1]
         known = dict(zip(("changed_by", "timestamp", "changeset_id"), version, strict=False))
         names = [] if table.mapper is None else [attribute_of(table.mapper, column) or column.key for column in kept]
         yield conflict_of(table, row_key, fields=names, **known)

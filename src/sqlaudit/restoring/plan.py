@@ -125,15 +125,16 @@ class LinkChange:
 
 @dataclass(frozen=True, slots=True)
 class Referring:
-    """A live row that refers to a row that will be deleted.
+    """A row that refers to a row that will be deleted.
 
     :ivar columns: its columns that refer to that row
+    :ivar name: the name of that row
     :ivar effect: what the deletion does to it; ``None`` if it prevents the deletion
     """
 
     row: Row
     columns: tuple[Any, ...]
-    doomed: Change
+    name: str
     effect: DeleteEffect | None
 
 
@@ -262,6 +263,10 @@ class Plan:
     def link(self, change: LinkChange) -> None:
         """Plan a change of a link, unless there is one already."""
         self.links.setdefault((change.table, change.identity), change)
+
+    def unlink(self, change: LinkChange) -> None:
+        """Plan no change of a link any more."""
+        del self.links[change.table, change.identity]
 
     # -- what has to change
 
@@ -395,13 +400,46 @@ class Plan:
                 if target is row or (value in doomed and target is not None and target.get(columns) == value):
                     # The value is unknown if its column is excluded, and may be equal only by collation.
                     change = doomed.get(value or ()) or next(iter(doomed.values()))
-                    yield Referring(row, columns, change, effect_of_delete(constraint))
+                    yield Referring(row, columns, change.name, effect_of_delete(constraint))
         for relationship, by_key in self._collected_by_doomed():
             columns = tuple([column for _, column in relationship.synchronize_pairs])
             for row, change in self._members(relationship, by_key):
                 value, target = row.get(columns), self.targets[row.model.root].get(row.key, row)
                 if target is row or (value and target is not None and target.get(columns) == value):
-                    yield Referring(row, columns, change, effect_of_unit_of_work(relationship))
+                    yield Referring(row, columns, change.name, effect_of_unit_of_work(relationship))
+
+    def referring_to_absent(self) -> Iterator[Referring]:
+        """Yield each target row that would come to refer to a row whose absence is a target, too. No statement."""
+        for change in self.saved():
+            for constraint in constraints_of(change.model):
+                columns = tuple([element.parent for element in constraint.elements])
+                value = change.new_values(columns)
+                if value is not None and value != change.old_values(columns) and change.target is not None:
+                    name = self._absent_row(constraint, value)
+                    if name is not None:
+                        yield Referring(change.target, columns, name, effect_of_delete(constraint))
+
+    def links_to_absent(self) -> list[LinkChange]:
+        """Return the links to insert that would refer to a row whose absence is a target, too."""
+        return [
+            link
+            for link in self.links.values()
+            if link.operation is Operation.INSERT
+            and any(
+                self._absent_row(constraint, [link.by_column.get(element.parent) for element in constraint.elements])
+                for constraint in link.table.live.foreign_key_constraints
+            )
+        ]
+
+    def _absent_row(self, constraint: ForeignKeyConstraint, value: Sequence[Any]) -> str | None:
+        """Return the name of the row that a foreign key refers to by its key, if its absence is a target."""
+        table = tracked_table(constraint.referred_table)
+        if table is None or table.mapper is None or table.is_association:
+            return None
+        by_column = dict(zip((element.column for element in constraint.elements), value, strict=True))
+        root, key = root_of(table), tuple([by_column.get(column) for column in table.key])
+        is_absent = root in self.targets and self.targets[root].get(key, key) is None
+        return display_name(root, key) if is_absent else None
 
     def _collected_by_doomed(self) -> Iterator[tuple[RelationshipProperty[Any], dict[Key, Change]]]:
         """Yield the relationships without a foreign key constraint of rows that will be deleted, with these rows."""
