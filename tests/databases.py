@@ -208,6 +208,7 @@ class SQLite(Database):
         {
             "null_in_keys",
             "cheap_temporary_tables",
+            "counts_of_steps",
             "cyclic_cascades",
             "now_in_seconds",
             "on_conflict",

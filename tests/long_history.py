@@ -1,4 +1,4 @@
-"""What do statements read where history is long? PostgreSQL tells the blocks, MariaDB the rows.
+"""What do statements read where history is long? PostgreSQL tells blocks, MariaDB rows, and SQLite steps.
 
 A block is 8 KiB of a table or an index. Unlike a time, the number of blocks or rows that a statement reads does not
 depend on what else the machine does. A test module that imports `Base` and `happen` finds 100,000 versions in its
@@ -149,6 +149,22 @@ def rows_read(session: Session) -> int:
     """Return how many rows and index entries a connection of MariaDB has read so far."""
     counts = session.connection().exec_driver_sql("SHOW SESSION STATUS LIKE 'Handler_read%%'")
     return sum(int(count) for _, count in counts)
+
+
+@contextmanager
+def steps_counted(session: Session) -> Iterator[list[int]]:
+    """Give a list of one number: how many loops and jumps SQLite makes within the block, some for each row it reads."""
+    connection: Any = session.connection().connection.dbapi_connection
+    count = [0]
+
+    def step() -> None:
+        count[0] += 1
+
+    connection.set_progress_handler(step, 1)
+    try:
+        yield count
+    finally:
+        connection.set_progress_handler(None, 0)
 
 
 _EXPLAINED = re.compile(r"\s*(SELECT|WITH|INSERT|UPDATE|DELETE)\b", re.IGNORECASE)

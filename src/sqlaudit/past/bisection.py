@@ -230,7 +230,12 @@ def ranges_at(
     begin = middle.order_by(first.version).limit(_ONE).correlate(search).scalar_subquery()
     skipped = case((begin <= when, half), else_=_ZERO)
     search = search.union_all(select(key, low + skipped, size - half).where(size > _SHORT))
-    return select(*search.c).where(search.c.size <= _SHORT).subquery()
+    is_short: ColumnElement[Any] = search.c.size <= _SHORT
+    if not TRAITS[dialect.name].has_arrays:
+        # SQLite expects a million rows of a CTE, and may read all versions in order to avoid as many lookups. As a
+        # Boolean, the function would be compared with 1, and SQLite would not recognise it.
+        is_short = func.unlikely(is_short)
+    return select(*search.c).where(is_short).subquery()
 
 
 def _base_of(tracked: TrackedTable) -> TrackedTable:
