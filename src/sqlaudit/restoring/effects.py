@@ -32,17 +32,18 @@ def add_effects(plan: Plan, conflicts: Sequence[Conflict] | None = None, *, forc
     lost = list(conflicts or ())
     while True:
         plan.compare()
-        referring = [*plan.referring(), *plan.referring_to_absent()]
-        links, links_to_absent = list(_links_of_doomed(plan)), plan.links_to_absent()
+        referring, links = list(plan.referring()), list(_links_of_doomed(plan))
         if conflicts is not None:
+            referring += plan.referring_to_absent()
+            links_to_absent = plan.links_to_absent()
             lost += _conflicts_of_rows(plan, referring)
             lost = _merged([*lost, *_conflicts_of_links(plan, [*links, *links_to_absent])])
             if lost and not force:
                 raise _conflict_error(lost)
+            for change in links_to_absent:
+                plan.unlink(change)
         for change in links:
             plan.link(change)
-        for change in links_to_absent:
-            plan.unlink(change)
         if not referring:
             break
         for reference in referring:

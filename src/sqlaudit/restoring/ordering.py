@@ -11,7 +11,7 @@ from sqlalchemy import Column, ForeignKeyConstraint, Table
 
 from sqlaudit.changes import Operation, hashable
 from sqlaudit.exceptions import QueryError
-from sqlaudit.restoring.plan import Change, constraints_of, foreign_keys, unique_columns, writable_relationships_over
+from sqlaudit.restoring.plan import Change, fields_of, foreign_keys, unique_columns, writable_relationships_over
 from sqlaudit.sql.keys import Key
 from sqlaudit.tracking.models import TrackedModel, attribute_of, root_of
 from sqlaudit.tracking.tables import tracked_table
@@ -75,7 +75,7 @@ class Ordering:
         postponed: dict[Change, set[str]] = defaultdict(set)
         known: dict[tuple[Operation, ForeignKeyConstraint], dict[Key, Change]] = {}
         for change in self.changes:
-            for constraint in constraints_of(change.model):
+            for constraint in fields_of(change.model).constraints:
                 columns = [element.parent for element in constraint.elements]
                 names = {attribute_of(change.mapper, column) or "" for column in columns}
                 before, after = change.old_values(columns), change.new_values(columns)

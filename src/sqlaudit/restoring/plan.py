@@ -174,6 +174,12 @@ class Fields:
         )
 
     @cached_property
+    def constraints(self) -> list[ForeignKeyConstraint]:
+        """The foreign keys of the model's tables, except those that join the tables of one object."""
+        tables = (table.live for table in self.model.chain)
+        return [constraint for constraint in foreign_keys(tables) if not _is_inheritance(constraint)]
+
+    @cached_property
     def needed(self) -> list[tuple[Column[Any], str | None]]:
         """The columns outside the key that need a value in a new row, each with its attribute, or ``None``."""
         mapper = self.model.mapper
@@ -411,7 +417,7 @@ class Plan:
     def referring_to_absent(self) -> Iterator[Referring]:
         """Yield each target row that would come to refer to a row whose absence is a target, too. No statement."""
         for change in self.saved():
-            for constraint in constraints_of(change.model):
+            for constraint in fields_of(change.model).constraints:
                 columns = tuple([element.parent for element in constraint.elements])
                 value = change.new_values(columns)
                 if value is not None and value != change.old_values(columns) and change.target is not None:
@@ -540,7 +546,7 @@ class Plan:
         """
         wanted: dict[ForeignKeyConstraint, dict[Key, str]] = defaultdict(dict)
         for change in self.saved():
-            for constraint in constraints_of(change.model):
+            for constraint in fields_of(change.model).constraints:
                 columns = [element.parent for element in constraint.elements]
                 value = change.new_values(columns)
                 if value is not None and value != change.old_values(columns):
@@ -761,15 +767,6 @@ def _is_inheritance(constraint: ForeignKeyConstraint) -> bool:
     if child is None or parent is None or child is parent or child.is_association or parent.is_association:
         return False
     return root_of(child) is root_of(parent) and {e.parent for e in constraint.elements} == set(child.key)
-
-
-def constraints_of(model: TrackedModel) -> list[ForeignKeyConstraint]:
-    """Return the foreign keys of a model's tables, except those that join the tables of one object."""
-    return [
-        constraint
-        for constraint in foreign_keys(table.live for table in model.chain)
-        if not _is_inheritance(constraint)
-    ]
 
 
 def unique_columns(model: TrackedModel, *, deferred: bool = True) -> Iterator[tuple[Column[Any], ...]]:

@@ -36,8 +36,9 @@ from sqlaudit.tracking.sessions import bind_arguments_for
 from sqlaudit.tracking.tables import TrackedTable
 
 T = TypeVar("T")
-_ROLES: Final = ("version", "valid_from", "operation", "valid_to", "changed_by", "changeset_id")
-"""The audit columns that :class:`Row` has, in its order."""
+_ROLES: Final = ("version", "valid_from", "operation")
+_FURTHER_ROLES: Final = ("valid_to", "changed_by", "changeset_id")
+"""The audit columns that :class:`Row` has, in its order. Only :func:`rows_since` reads the further ones."""
 Columns = Sequence[Column[Any]]
 """Columns of live tables."""
 Link = tuple[Any, ...]
@@ -171,7 +172,9 @@ class Hierarchy:
         self.tables = list(dict.fromkeys(table for model in family for table in model.chain))
         self.pairs = [pair for table in self.tables for pair in table.columns]
         self.old: dict[Column[Any], Column[Any]] = dict(self.pairs)
+        self.discriminator = root.discriminator
         self._places = {old: place for place, (_, old) in enumerate(self.pairs)}
+        self._key = [self._places[column] for column in root.table.history_key]
         keys = {live for table in self.tables for live in table.key}
         self._of_keys = {place for place, (live, _) in enumerate(self.pairs) if live in keys}
         self._hiding = [
@@ -198,19 +201,18 @@ class Hierarchy:
         source: Any = base.live
         for table in self.tables[1:]:
             source = source.outerjoin(table.live, all_equal(table.key, base.key))
-        discriminator = self.root.discriminator
-        return self._select([live for live, _ in self.pairs], discriminator).select_from(source)
+        return self._select([live for live, _ in self.pairs], self.discriminator).select_from(source)
 
     @cached_property
     def versions(self) -> Select[Any]:
         """The SELECT of all versions."""
         base = self.root.table
-        discriminator = self.root.discriminator
+        discriminator = self.discriminator
         if discriminator is not None:
             discriminator = rebased_on_history(discriminator, dict(base.columns))
         statement = self._select([old for _, old in self.pairs], discriminator)
         keys = [column.label(f"key{place}") for place, column in enumerate(keys_now(base))]
-        statement = statement.add_columns(*map(base.role, _ROLES), *keys)
+        statement = statement.add_columns(*keys, *map(base.role, _ROLES))
         return statement.select_from(joined_versions(self.tables, isouter=True))
 
     def _select(self, columns: Sequence[ColumnElement[Any]], discriminator: Any) -> Select[Any]:
@@ -235,14 +237,14 @@ class Hierarchy:
                 values[place] = JSON.NULL
         end += len(self._hiding)
         model = self.root
-        if model.discriminator is not None:
+        if self.discriminator is not None:
             model = self._model(row[end], values)
             end += 1
-        of_version, key = row[end : end + len(_ROLES)], tuple(row[end + len(_ROLES) :])
-        key = key or tuple([values[self._places[column]] for column in self.root.table.history_key])
+        end_of_key = end + len(self._key)
+        key = tuple(row[end:end_of_key]) or tuple([values[place] for place in self._key])
         mapped = {name: values[place] for name, place in self._names[model]}
         unmapped = {column: values[place] for column, place in self._unmapped[model]}
-        return Row(model, key, mapped, unmapped, *of_version)
+        return Row(model, key, mapped, unmapped, *row[end_of_key:])
 
     def _model(self, identity: Any, values: Sequence[Any]) -> TrackedModel:
         """Return the model that the discriminator names, or the base model whose tables all have the row."""
@@ -404,7 +406,8 @@ def rows_since(session: Session, model: TrackedModel, condition: Condition, *, l
     :param lock: read beyond the snapshot of the transaction, by locks
     """
     hierarchy, table = hierarchy_of(model), model.root.table
-    statement = _since(hierarchy.versions, table, condition, lock=lock and can_lock(session, table))
+    statement = hierarchy.versions.add_columns(*map(table.role, _FURTHER_ROLES))
+    statement = _since(statement, table, condition, lock=lock and can_lock(session, table))
     versions: dict[Key, list[Row]] = defaultdict(list)
     for row in hierarchy.read(session, statement):
         versions[row.key].append(row)
@@ -415,8 +418,9 @@ def links_since(
     session: Session, table: TrackedTable, columns: Columns, condition: Condition, *, lock: bool
 ) -> dict[Key, list[LinkVersion]]:
     """Return the versions of each link from the one before the first that meets a condition. One statement."""
-    statement = select(*map(table.role, _ROLES), *link_and_key_columns(table, columns))
-    lock, width = lock and can_lock(session, table), len(_ROLES)
+    roles = *_ROLES, *_FURTHER_ROLES
+    statement = select(*map(table.role, roles), *link_and_key_columns(table, columns))
+    lock, width = lock and can_lock(session, table), len(roles)
     statement = _since(statement, table, condition, lock=lock)
     versions: dict[Key, list[LinkVersion]] = defaultdict(list)
     with explaining_history_errors([table]):
