@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -33,6 +33,7 @@ def track_table(
     user_id_field: str | None = None,
     *,
     exclude: Iterable[str] = (),
+    quiet: Iterable[str] = (),
     history_table_name: str | None = None,
     audit_columns: AuditColumns | None = None,
     as_of_index: bool = False,
@@ -57,6 +58,8 @@ def track_table(
     :param resource_id_field: the attribute that field changes name a row by; the primary key if omitted
     :param user_id_field: the attribute that names the user of a change if the audit context names none
     :param exclude: the attributes whose columns are never stored, and whose changes alone make no version
+    :param quiet: the attributes whose columns are stored, but whose changes alone make no version: a counter of hits,
+        say. A version has the value of the moment at which it was written
     :param history_table_name: the name of the history table; ``<table>_history`` if omitted
     :param audit_columns: other names for the columns of sqlaudit, if the model has columns of the same names
     :param as_of_index: add indexes for reads of many rows as of an instant: of the periods, and of the foreign keys
@@ -69,6 +72,7 @@ def track_table(
         options = Options(
             tracked_fields=_names(mapper, "tracked_fields", tracked_fields) if tracked_fields is not None else None,
             exclude=_names(mapper, "exclude", exclude),
+            quiet=_names(mapper, "quiet", quiet),
             table_label=table_label,
             resource_id_field=_name(mapper, "resource_id_field", resource_id_field),
             user_id_field=_name(mapper, "user_id_field", user_id_field),
@@ -191,18 +195,29 @@ def _check(mapper: Mapper[Any], options: Options) -> None:
             mapper.class_,
         )
     told_by = [] if mapper.polymorphic_on is None else visitors.iterate(mapper.polymorphic_on)
-    for column in (*mapper.primary_key, *(each for each in told_by if isinstance(each, Column))):
-        if column in set(mapper.columns.values()) and mapper.get_property_by_column(column).key in options.exclude:
+    telling = (*mapper.primary_key, *(each for each in told_by if isinstance(each, Column)))
+    mapped = set(mapper.columns.values())
+    reasons = {
+        mapper.get_property_by_column(column).key: "it shows to which row a version belongs"
+        for column in telling
+        if column in mapped
+    }
+    if options.resource_id_field:
+        reasons.setdefault(options.resource_id_field, "it is the resource_id_field, and versions need its value")
+    _refuse_names(mapper, "quiet", "quiet", options.quiet, reasons | dict.fromkeys(options.exclude, "it is excluded"))
+    if options.user_id_field:
+        reasons.setdefault(options.user_id_field, "it is the user_id_field, and versions need its value")
+    _refuse_names(mapper, "exclude", "excluded", options.exclude, reasons)
+
+
+def _refuse_names(
+    mapper: Mapper[Any], option: str, adjective: str, names: Iterable[str], reasons: Mapping[str, str]
+) -> None:
+    for name in names:
+        if name in reasons:
             raise TrackingError(
-                f"{name}.{mapper.get_property_by_column(column).key} cannot be excluded, because it shows to which "
-                "row a version belongs. Remove it from exclude.",
-                mapper.class_,
-            )
-    for role in ("resource_id_field", "user_id_field"):
-        if getattr(options, role) in options.exclude:
-            raise TrackingError(
-                f"{name}.{getattr(options, role)} cannot be excluded, because it is the {role}, and versions need its "
-                "value. Remove it from exclude.",
+                f"{mapper.class_.__name__}.{name} cannot be {adjective}, because {reasons[name]}. Remove it from "
+                f"{option}.",
                 mapper.class_,
             )
 

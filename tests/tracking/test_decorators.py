@@ -70,6 +70,13 @@ def test_a_column_that_tells_the_class_by_an_expression_cannot_be_excluded(base)
             {"exclude": ["name"], "resource_id_field": "name"},
             "Customer.name cannot be excluded, because it is the resource_id_field, and versions need its value.",
         ),
+        ({"quiet": ["nmae"]}, f"Customer has no column 'nmae' for quiet. {KNOWN}"),
+        ({"quiet": ["id"]}, "Customer.id cannot be quiet, because it shows to which row a version belongs."),
+        (
+            {"quiet": ["name"], "resource_id_field": "name"},
+            "Customer.name cannot be quiet, because it is the resource_id_field, and versions need its value.",
+        ),
+        ({"quiet": ["name"], "exclude": ["name"]}, "Customer.name cannot be quiet, because it is excluded. Remove it"),
         ({"history_table_name": "customer"}, "The history table of 'customer' cannot be named 'customer'"),
         (
             {"audit_columns": AuditColumns(version="x", reason="x")},
@@ -175,7 +182,13 @@ def test_a_column_named_like_our_parameters_is_an_error_that_says_how_to_mend_it
 
 
 @pytest.mark.parametrize(
-    "options", [{"exclude": ["name"]}, {"history_table_name": "x"}, {"audit_columns": AuditColumns(reason="why")}]
+    "options",
+    [
+        {"exclude": ["name"]},
+        {"quiet": ["name"]},
+        {"history_table_name": "x"},
+        {"audit_columns": AuditColumns(reason="why")},
+    ],
 )
 def test_a_single_table_subclass_cannot_shape_the_table_of_its_base(options, base):
     model = track_table()(customer(base))

@@ -33,7 +33,14 @@ from sqlaudit.recording.bulk.other_writes import (
     report_untracked_write,
 )
 from sqlaudit.recording.bulk.parsing import Parameters, ParsedWrite, unwrapped, wrapped_as
-from sqlaudit.recording.bulk.recorder import finish, is_where_history_is, undo, undo_unexecuted, write_of
+from sqlaudit.recording.bulk.recorder import (
+    can_change_versions,
+    finish,
+    is_where_history_is,
+    undo,
+    undo_unexecuted,
+    write_of,
+)
 from sqlaudit.recording.handwritten import is_known_by_text, report_sql, report_text
 from sqlaudit.recording.scope import scope_of
 from sqlaudit.sql.options import WRITE
@@ -145,7 +152,7 @@ def _before(
 def _prepared(
     connection: Connection, session: Session | None, statement: Any, parameters: Parameters, options: Mapping[str, Any]
 ) -> tuple[Any, Parameters] | None:
-    """Prepare the recording of an INSERT, UPDATE or DELETE. Return ``None`` if it cannot be recorded.
+    """Prepare the recording of an INSERT, UPDATE or DELETE. Return ``None`` if it cannot be recorded, or need not.
 
     :return: the statement and its parameters in the form to be executed
     :raises ReadOnlyError: it writes a history table
@@ -162,6 +169,8 @@ def _prepared(
             report_namesake(statement, parsed.table, connection)
         return None
     if not is_where_history_is(connection, source, options) or not affected_rows_can_be_selected(parsed):
+        return None
+    if not can_change_versions(connection, parsed):
         return None
     return recorder_of(session, source).prepare(connection, parsed)
 

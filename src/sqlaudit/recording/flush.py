@@ -505,12 +505,12 @@ class Flush:
         return bool(changed)
 
     def _may_have_changed(self, update: Updating, tracked_mapper: TrackedMapper, connection: Connection) -> bool:
-        """Return whether an UPDATE may have changed stored columns."""
+        """Return whether an UPDATE may have changed columns whose changes make a version."""
         if self._may_change_late(tracked_mapper) or not tracked_mapper.watched.isdisjoint(update.changed):
             return True
         fields = {*update.changed, *changed_values(update.state)}
         return not tracked_mapper.watched.isdisjoint(fields) or (
-            not tracked_mapper.excluded.isdisjoint(fields) and self._has_triggers(tracked_mapper, connection)
+            not tracked_mapper.ignored.isdisjoint(fields) and self._has_triggers(tracked_mapper, connection)
         )
 
     def _old_of_updated(self, tracked_mapper: TrackedMapper, update: Updating) -> Mapping[Column[Any], Any]:
@@ -523,7 +523,7 @@ class Flush:
 
     @staticmethod
     def _has_triggers(tracked_mapper: TrackedMapper, connection: Connection) -> bool:
-        """Return whether a trigger may change stored columns when only an excluded column is updated."""
+        """Return whether a trigger may change stored columns when only excluded or quiet columns are updated."""
         return any(has_triggers(connection, table) for table in tracked_mapper.model.chain)
 
     def _write_context(self, connection: Connection) -> WriteContext:

@@ -490,9 +490,13 @@ class Statements:
         return copying_into(table).from_select([*history.stored, *history.audit], source, include_defaults=False)
 
     def _has_changed(self, history: HistoryAlias) -> ColumnElement[bool]:
-        """Return the condition that an open version and its live row differ in stored columns or subclass tables."""
+        """Return the condition that an open version and its live row differ in stored columns or subclass tables.
+
+        Quiet columns may differ: they alone make no version.
+        """
         source, differences = joined_live_tables(self.chain, isouter=True), []
-        pairs = [(live, old) for live, old in history.columns if self._may_change(live)]
+        quiet = self.base.quiet
+        pairs = [(live, old) for live, old in history.columns if live.name not in quiet and self._may_change(live)]
         for table in self.chain[1:]:
             other = HistoryAlias(table)
             source = source.outerjoin(
@@ -503,7 +507,8 @@ class Statements:
                     other.is_open,
                 ),
             )
-            pairs += [(live, old) for live, old in other.columns if live not in table.key]
+            without = {*table.quiet, *(column.name for column in table.key)}
+            pairs += [(live, old) for live, old in other.columns if live.name not in without]
             differences.append(differs(table.key[0], other.key[0]))
         differences += [
             differs(cast(live, Text()), self._text_of(old)) if live in self.as_text else differs(live, old)

@@ -23,7 +23,7 @@ from sqlaudit.sql.fitting import hides_null
 from sqlaudit.sql.keys import Key
 from sqlaudit.tracking.foreign_keys import Chain, FollowedTable, referred_columns, untracked_source
 from sqlaudit.tracking.models import TrackedModel, attribute_of, root_of, tracked_model
-from sqlaudit.tracking.schema import conflict_clauses_of
+from sqlaudit.tracking.schema import changes_unset, conflict_clauses_of
 from sqlaudit.tracking.tables import INFO_KEY
 
 State = InstanceState[Any]
@@ -40,10 +40,13 @@ class TrackedMapper:
         self.mapper = mapper
         self.key_names = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
         self.live: dict[str, Column[Any]] = {}
+        quiet: set[str] = set()
         for table in model.chain:
             for live, _ in table.columns:
-                if name := attribute_of(mapper, live):
-                    self.live.setdefault(name, live)
+                if (name := attribute_of(mapper, live)) and name not in self.live:
+                    self.live[name] = live
+                    if live.name in table.quiet:
+                        quiet.add(name)
         self.stored = frozenset(self.live)
         self.keys = frozenset(self.key_names)
         self.may_be_respelt = any(may_be_respelt(column.type) for column in mapper.primary_key)
@@ -52,8 +55,11 @@ class TrackedMapper:
         self.needed = self.automatic | self.referring
         self.hiding_null = frozenset(name for name, column in self.live.items() if hides_null(column.type))
         columns = frozenset(prop.key for prop in mapper.column_attrs if isinstance(prop.columns[0], Column))
-        self.watched = columns if self.automatic else self.stored
-        self.excluded = columns - self.watched
+        noticed = self.stored - quiet
+        self.watched = noticed if self.automatic.isdisjoint(noticed) else columns
+        """The fields whose changes may make a version."""
+        self.ignored = columns - self.watched
+        """The fields that are excluded or quiet; a trigger may change others with them."""
         self.collections = frozenset(
             prop.key for prop in mapper.relationships if prop.direction is not RelationshipDirection.MANYTOONE
         )
@@ -71,12 +77,7 @@ class TrackedMapper:
 
     def _is_automatic(self, column: Column[Any]) -> bool:
         """Return whether an UPDATE of other columns may change this column."""
-        return (
-            column.onupdate is not None
-            or column.server_onupdate is not None
-            or column.computed is not None
-            or column is self.mapper.version_id_col
-        )
+        return changes_unset(column) or column is self.mapper.version_id_col
 
     def user_fields(self, config: SQLAuditConfig) -> UserFields:
         """Return the columns that name the user of a row: one is read before the callback, one after it."""

@@ -162,10 +162,18 @@ class Fields:
         }
         self.unwritten = frozenset(made | counters | always)
         """Attributes to which only the database or the mapper gives a value."""
+        self.quiet = frozenset(
+            name
+            for name, columns in self.columns.items()
+            for table in model.chain
+            if columns[0].table is table.live and columns[0].name in table.quiet
+        )
+        """Attributes whose changes alone make no version: an update leaves them as they are."""
         self.automatic = frozenset(
             name
             for name, (column, *_) in self.columns.items()
-            if (column.onupdate is not None or column.server_onupdate is not None) and name not in self.unwritten
+            if (column.onupdate is not None or column.server_onupdate is not None)
+            and name not in self.unwritten | self.quiet
         )
         self.mandatory = frozenset(
             name
@@ -330,7 +338,7 @@ class Plan:
         fields, given_values = fields_of(target.model), self.given(target.model)
         new = dict(current.values)
         for name, value in target.values.items():
-            if name in fields.unwritten:
+            if name in fields.unwritten or (name in fields.quiet and target.comes_whole(name)):
                 continue  # keys are compared: a key may have been spelt differently
             if name in given_values and not self._is_writable(target, name, value):
                 value = given_values[name]

@@ -69,8 +69,9 @@ def restore(
         restore(session, Customer, 1, at=then, include=["orders"])
 
     A changed row gets its old values, a deleted row comes back with its key. A row that is in that state already is
-    left alone, and so are excluded columns. ``restore`` ends with a flush in the session's transaction. If the audit
-    context has no reason, the reason names the version. It reads with one statement per table, path and 1,000 rows.
+    left alone, and so are excluded columns, and quiet columns of a row that is there. ``restore`` ends with a flush in
+    the session's transaction. If the audit context has no reason, the reason names the version. It reads with one
+    statement per table, path and 1,000 rows.
 
     :param session: a session that records; with an ``AsyncSession``, ``await session.run_sync(restore, version)``
     :param version: an object of a history class, or a tracked class

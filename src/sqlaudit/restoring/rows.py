@@ -77,6 +77,10 @@ class Row:
         """Return the number of the version that the value of a field comes from; ``None`` for the live row."""
         return self.version if self.origins is None else self.origins.get(name, self.version)
 
+    def comes_whole(self, name: str) -> bool:
+        """Return whether a field has its value because the whole row has those of a version."""
+        return self.version is not None and (self.origins is None or name not in self.origins)
+
     def get(self, columns: Iterable[Any]) -> Key | None:
         """Return the values of live columns; ``None`` if one is NULL or not stored."""
         return values_of(self.mapper, self.values, columns)

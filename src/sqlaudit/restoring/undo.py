@@ -75,8 +75,8 @@ def undo(
         undo(session, user_id="intern", since=this_morning)
 
     Rows that they inserted are deleted, rows that they deleted come back, and the fields that they changed get the
-    values that they had before. Other fields stay as they are now. Many transactions are undone as one, as if from the
-    newest to the oldest.
+    values that they had before. Other fields and quiet ones stay as they are now. Many transactions are undone as one,
+    as if from the newest to the oldest.
 
     ``undo`` ends with a flush in the session's transaction. An undo is a changeset itself, and can be undone. It reads
     with a few statements per table that the changesets wrote and 1,000 rows.
@@ -361,7 +361,8 @@ class _UndoneRow:
     def _changed(self, before: Row | None, after: Row | None) -> set[Any] | None:
         """Return the fields that differ between two states, without those that only the database or the mapper writes.
 
-        A NOT NULL column that was NULL came later, so it has not changed, unless the user gives a value.
+        Quiet fields are left out, too, unless the user names them. A NOT NULL column that was NULL came later, so it
+        has not changed, unless the user gives a value.
 
         :return: ``None`` if the row was inserted or deleted, or became of another class
         """
@@ -372,7 +373,7 @@ class _UndoneRow:
         changed -= {name for name in changed & fields.mandatory - given.keys() if before.values[name] is None}
         if self.undoing.fields is not None:
             return changed & names_for(self.undoing.fields, after.model)
-        return changed | {
+        return (changed - fields.quiet) | {
             column
             for column in differing(before.unmapped, after.unmapped, {})
             if is_written(column) and (column.nullable or before.unmapped[column] is not None)

@@ -33,6 +33,7 @@ class Options:
 
     tracked_fields: frozenset[str] | None = None
     exclude: frozenset[str] = frozenset()
+    quiet: frozenset[str] = frozenset()
     table_label: str | None = None
     resource_id_field: str | None = None
     user_id_field: str | None = None
@@ -79,11 +80,8 @@ class TrackedModel:
             self.table = TrackedTable(
                 local,
                 self._key(),
-                exclude=[
-                    column.name
-                    for column in (local.c if options.exclude else ())
-                    if self._name_of(column) in options.exclude and column not in set(mapper.primary_key)
-                ],
+                exclude=self._names_of_columns(local, options.exclude),
+                quiet=self._names_of_columns(local, options.quiet),
                 name=options.history_table_name,
                 names=options.audit_columns,
                 as_of_index=options.as_of_index,
@@ -115,8 +113,14 @@ class TrackedModel:
             )
         return key
 
-    def _name_of(self, column: Column[Any]) -> str:
-        return attribute_of(self.mapper, column) or column.key
+    def _names_of_columns(self, table: Table, attributes: frozenset[str]) -> list[str]:
+        """Return the names of the columns of the model's table, apart from its key, that attributes are mapped to."""
+        key = set(self.mapper.primary_key)
+        return [
+            column.name
+            for column in (table.c if attributes else ())
+            if (attribute_of(self.mapper, column) or column.key) in attributes and column not in key
+        ]
 
     def set_options(self, options: Options) -> None:
         """Set the options of a decorated subclass, which was tracked with its base class.
@@ -127,10 +131,11 @@ class TrackedModel:
         inherited = self.options
         shares_table = self.parent is not None and self.table is self.parent.table
         indexes = options.as_of_index and not inherited.as_of_index
-        if shares_table and (options.history_table_name or options.exclude - inherited.exclude or indexes):
+        columns = (options.exclude - inherited.exclude) | (options.quiet - inherited.quiet)
+        if shares_table and (options.history_table_name or columns or indexes):
             raise TrackingError(
                 f"{name} shares the table {self.table.live.fullname!r} with its base class, which decides on its "
-                "history table. Pass exclude, history_table_name and as_of_index to the base class.",
+                "history table. Pass exclude, quiet, history_table_name and as_of_index to the base class.",
                 self.mapper.class_,
             )
         if options.audit_columns not in (AuditColumns(), inherited.audit_columns) and self.parent is not None:
@@ -143,13 +148,18 @@ class TrackedModel:
             options,
             tracked_fields=inherited.tracked_fields if options.tracked_fields is None else options.tracked_fields,
             exclude=options.exclude | inherited.exclude,
+            quiet=options.quiet | inherited.quiet,
             resource_id_field=options.resource_id_field or inherited.resource_id_field,
             user_id_field=options.user_id_field or inherited.user_id_field,
             audit_columns=inherited.audit_columns if self.parent is not None else options.audit_columns,
             as_of_index=options.as_of_index or inherited.as_of_index,
         )
         if not shares_table and (
-            options.history_table_name or options.exclude or options.audit_columns != inherited.audit_columns or indexes
+            options.history_table_name
+            or options.exclude
+            or options.quiet
+            or options.audit_columns != inherited.audit_columns
+            or indexes
         ):
             if self.history_class is not None:
                 raise TrackingError(

@@ -55,6 +55,11 @@ def candidate_keys(table: Table) -> Iterator[tuple[Column[Any], ...]]:
     yield from unique_together(table, partial=True)
 
 
+def changes_unset(column: Column[Any]) -> bool:
+    """Return whether an UPDATE that does not set a column may change it."""
+    return column.onupdate is not None or column.server_onupdate is not None or column.computed is not None
+
+
 def conflict_clauses_of(table: Table) -> str:
     """Return the SQLite conflict clauses of a table's constraints, such as ``REPLACE``, in capitals."""
     cache = table.info if isinstance(table.info, dict) else {}

@@ -138,6 +138,7 @@ class TrackedTable:
     :ivar key: the columns of the live table that identify a row
     :ivar history: the history table
     :ivar names: the names of the audit columns in the history table
+    :ivar quiet: the names of the columns that are stored, and whose changes alone make no version
     :ivar as_of_index: whether the history table has indexes for reads of many rows as of an instant
     :ivar mapper: the mapper of the model or, for an association table, of a model at one side: both tables are on its
         bind
@@ -149,6 +150,7 @@ class TrackedTable:
         key: Iterable[Column[Any]],
         *,
         exclude: Iterable[str] = (),
+        quiet: Iterable[str] = (),
         name: str | None = None,
         names: AuditColumns | None = None,
         is_association: bool = False,
@@ -158,6 +160,7 @@ class TrackedTable:
         self.live = live
         self.key = tuple(key)
         self.exclude = frozenset(exclude)
+        self.quiet = frozenset(quiet)
         self.is_association = is_association
         self.as_of_index = as_of_index
         self.mapper = mapper

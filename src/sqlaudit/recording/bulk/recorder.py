@@ -30,9 +30,11 @@ from sqlaudit.recording.tracked_mappers import user_fields_of
 from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.keys import Key
 from sqlaudit.sql.options import WRITE
-from sqlaudit.tracking.foreign_keys import Chain, FollowedTable, Source
+from sqlaudit.tracking.catalogue import has_triggers
+from sqlaudit.tracking.foreign_keys import Chain, FollowedTable, Source, referred_columns
 from sqlaudit.tracking.missing import explaining_history_errors
 from sqlaudit.tracking.models import root_of
+from sqlaudit.tracking.schema import changes_unset
 from sqlaudit.tracking.tables import INFO_KEY, TrackedTable
 
 
@@ -209,6 +211,26 @@ def is_where_history_is(connection: Connection, source: Source, options: Mapping
         source.live,
     )
     return False
+
+
+def can_change_versions(connection: Connection, parsed: ParsedWrite) -> bool:
+    """Return whether a statement may make versions, or change rows that make some.
+
+    An UPDATE makes none if it sets only quiet or excluded columns, to which no foreign key refers, and if nothing else
+    changes with them: no column by itself or by a trigger, and no row in its way.
+    """
+    source = parsed.source
+    if not (parsed.is_update and isinstance(source, TrackedTable) and (source.quiet or source.exclude)):
+        return True
+    ignored = source.quiet | source.exclude
+    return (
+        any(column is None or column.name not in ignored for column in parsed.values)
+        or any(changes_unset(column) and column.name not in ignored for column in source.live.c)
+        or bool(parsed.other_tables)
+        or bool(parsed.conflict_clauses(connection.dialect))
+        or not referred_columns((source,)).isdisjoint(parsed.values)
+        or has_triggers(connection, source)
+    )
 
 
 def _require_context(tracked: TrackedTable, *, is_flushing: bool) -> None:
