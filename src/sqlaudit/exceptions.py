@@ -44,7 +44,7 @@ class QueryError(SQLAuditError, ValueError):
 
 
 class UndoConflictError(SQLAuditError):
-    """A changeset cannot be undone, because its rows have changed since. Nothing has been written.
+    """Changesets cannot be undone without losing later changes of the same fields or rows. Nothing has been written.
 
     :ivar conflicts: a :class:`Conflict` for each later change
     """
