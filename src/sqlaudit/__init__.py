@@ -36,7 +36,8 @@ from sqlaudit.period import OPEN_END, Mark
 from sqlaudit.recording.reconcile import record_changes
 from sqlaudit.restoring.restore import restore
 from sqlaudit.restoring.undo import undo
-from sqlaudit.retrieval.changesets import changesets, instant_of_changeset
+from sqlaudit.retrieval.changeset_reader import changesets, changesets_page
+from sqlaudit.retrieval.changesets import instant_of_changeset
 from sqlaudit.retrieval.field_changes import (
     blame,
     changes_in,
@@ -89,6 +90,7 @@ __all__ = [
     "changes_in",
     "changes_page",
     "changesets",
+    "changesets_page",
     "clear_audit_context",
     "clear_config",
     "compare",

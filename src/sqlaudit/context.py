@@ -58,21 +58,22 @@ class Actor:
     @property
     def actor_type(self) -> ActorType | None:
         """The kind of actor; ``None`` if it is not known."""
-        text = _text_in(self.__sqlaudit_extra__(), "actor_type")
+        text = text_in(self.__sqlaudit_extra__(), "actor_type")
         return ActorType(text) if text in _ACTOR_TYPES else None
 
     @property
     def on_behalf_of(self) -> str | None:
         """The user for whom the actor works; ``None`` if it works for nobody else."""
-        return _text_in(self.__sqlaudit_extra__(), "on_behalf_of")
+        return text_in(self.__sqlaudit_extra__(), "on_behalf_of")
 
     @property
     def run_id(self) -> str | None:
         """The run of an agent or a job in which the change was made, or ``None``."""
-        return _text_in(self.__sqlaudit_extra__(), "run_id")
+        return text_in(self.__sqlaudit_extra__(), "run_id")
 
 
-def _text_in(extra: Any, name: str) -> str | None:
+def text_in(extra: Any, name: str) -> str | None:
+    """Return the text, or the number as text, that an ``extra`` holds under a name."""
     value = extra.get(name) if isinstance(extra, Mapping) else None
     return str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else None
 
@@ -153,7 +154,7 @@ class AuditContext(Actor):
 
     def _extra_with(self, inner: AuditContext) -> Any:
         extra = self.extra
-        if inner.user_id is not None and _text_in(extra, "actor_type") == ActorType.ANONYMOUS:
+        if inner.user_id is not None and text_in(extra, "actor_type") == ActorType.ANONYMOUS:
             extra = {name: value for name, value in extra.items() if name != "actor_type"} or None
         return _merged(extra, inner.extra)
 

@@ -10,7 +10,19 @@ import sqlaudit
 from clock import at
 from counting import counted
 from registering import recording
-from sqlaudit import AuditContextManager, Changeset, QueryError, changes_in, changesets, history_of, tracking_disabled
+from sqlaudit import (
+    AuditContextManager,
+    Changeset,
+    QueryError,
+    SQLAuditConfig,
+    SQLAuditError,
+    changes_in,
+    changesets,
+    changesets_page,
+    history_of,
+    set_config,
+    tracking_disabled,
+)
 from sqlaudit.retrieval.changesets import instant_of_changeset
 
 pytestmark = [pytest.mark.usefixtures("clock"), pytest.mark.spread]
@@ -107,6 +119,24 @@ def test_changesets_tell_who_wrote_what_when_and_why(sessions, happened):
         ({"user_id": "ada"}, [0, 2]),
         ({"user_id": "nobody"}, []),
         ({"user_id": "ada", "limit": 1, "newest_first": True}, [2]),
+        ({"limit": 1, "offset": 1}, [1]),
+        ({"offset": 1, "newest_first": True}, [1, 0]),
+        ({"offset": 3, "limit": 2}, []),
+        ({"reason": "new"}, [0]),
+        ({"reason": "New"}, []),
+        ({"extra": {"ip": "::1"}}, [0]),
+        ({"extra": {"ip": "::1", "n": 1}}, [0]),
+        ({"extra": {"ip": "::1", "n": 2}}, []),
+        ({"extra": {}}, [0, 1, 2]),
+        ({"model": Customer}, [0, 2]),
+        ({"model": links}, [1]),
+        ({"model": [links, Tag]}, [0, 1]),
+        ({"model": Customer, "key": "1", "newest_first": True, "limit": 1}, [2]),
+        ({"model": Customer, "key": 2}, []),
+        ({"model": Customer, "key": "one"}, []),
+        ({"model": Customer.tags, "key": 1}, [1]),
+        ({"model": links, "key": (1, 1)}, [1]),
+        ({"model": Customer, "user_id": "ada", "since": at(1)}, [2]),
     ],
 )
 def test_changesets_can_be_chosen(sessions, happened, filters, seconds):
@@ -124,10 +154,17 @@ def test_changesets_can_be_chosen(sessions, happened, filters, seconds):
         {"since": at(1), "until": at(0)},
         {"user_id": b"ada"},
         {"user_id": True},
+        {"offset": -1},
+        {"reason": 7},
+        {"extra": "ip"},
+        {"extra": {"ip": None}},
+        {"key": 1},
+        {"model": [Customer, Tag], "key": 1},
+        {"model": Base},
     ],
 )
 def test_filters_that_make_no_sense_are_refused(sessions, filters):
-    with sessions() as session, pytest.raises(QueryError):
+    with sessions() as session, pytest.raises(SQLAuditError):
         changesets(session, **filters)
 
 
@@ -147,6 +184,66 @@ def test_a_transaction_that_changed_its_context_is_told_once_for_each(sessions):
         assert first.tables == ("changesets_customers",)
         assert second.tables == ("changesets_customers", "changesets_tags")
         assert [each.changed_by for each in changesets(session, user_id="bob")] == ["bob"]
+
+
+def test_a_context_that_did_not_write_the_row_is_not_told(sessions):
+    with sessions.begin() as session:
+        for number, user in enumerate(("ada", "bob"), 1):
+            with AuditContextManager(user_id=user):
+                session.add(Customer(id=number))
+                session.flush()
+    with sessions() as session:
+        for key, user in ((1, "ada"), (2, "bob")):
+            assert [entry.changed_by for entry in changesets(session, model=Customer, key=key)] == [user]
+
+
+def all_pages(session, size, **filters):
+    pages, after = [], None
+    while True:
+        page = changesets_page(session, size=size, after=after, **filters)
+        pages.append(page.items)
+        after = page.next
+        if after is None:
+            return pages
+
+
+def test_pages_of_changesets_hold_each_once(sessions):
+    """Some transactions have the same instant, one has two contexts, and the instants of one are far apart."""
+    for number in range(1, 6):
+        with sessions.begin() as session:
+            session.add_all([Customer(id=number), Tag()])
+    for instant in (at(20), at(30), at(30), at(30), at(25)):
+        set_config(SQLAuditConfig(clock=lambda instant=instant: instant))
+        with sessions.begin() as session:
+            for user in ("ada", "bob"):
+                with AuditContextManager(user_id=user):
+                    for customer in session.scalars(sa.select(Customer).where(Customer.id.in_([instant.second, 1, 2]))):
+                        customer.name = f"{user} {customer.name}"
+                    session.add(Tag())
+                    session.flush()
+    with sessions() as session:
+        for filters in ({}, {"user_id": "bob"}, {"model": Tag}, {"model": Customer, "key": 1, "since": at(3)}):
+            for newest_first in (False, True):
+                found = changesets(session, newest_first=newest_first, **filters)
+                assert len(found) > 4
+                for size in (1, 2, 3, 99):
+                    pages = all_pages(session, size, newest_first=newest_first, **filters)
+                    assert [entry for page in pages for entry in page] == found
+                    assert all(len({entry.changeset_id for entry in page}) <= size for page in pages)
+        assert changesets_page(session, size=2, count=True).total == len(changesets(session))
+
+
+def test_a_cursor_of_changesets_belongs_to_its_query(sessions, happened):
+    with sessions() as session:
+        cursor = changesets_page(session, size=1).next
+        assert [entry.timestamp for entry in changesets_page(session, size=1, after=cursor)] == [at(1)]
+        for filters in ({"newest_first": True}, {"user_id": "ada"}, {"model": Tag}, {"extra": {"a": 1}}):
+            with pytest.raises(QueryError, match="another query"):
+                changesets_page(session, after=cursor, **filters)
+        with pytest.raises(QueryError, match="not a cursor"):
+            changesets_page(session, after="x")
+        with pytest.raises(QueryError, match="size is 0"):
+            changesets_page(session, size=0)
 
 
 def test_the_baseline_of_a_first_change_is_no_context_of_its_own(sessions):

@@ -14,6 +14,7 @@ from sqlaudit import (
     changes_in,
     changes_page,
     changesets,
+    changesets_page,
     compare,
     diff,
     get_resource_changes,
@@ -91,12 +92,15 @@ def the_next_changes(session: Session) -> Any:
     return get_resource_changes(Item, session, filter_date_range=(WHEN, None), limit=10)
 
 
-def a_page(session: Session, *ids: int, place: int, newest_first: bool = False) -> Any:
-    """Read the page that begins after an instant in microseconds or, for one row, after a version."""
-    cursor = changes_page(session, Item, *ids, size=1, newest_first=newest_first).next
+def far(cursor: str | None, place: int) -> str:
+    """Return a cursor for another place: an instant in microseconds or, for one row, a version."""
     assert cursor is not None
-    digest = urlsafe_b64decode(cursor + "==")[:8]
-    after = urlsafe_b64encode(digest + place.to_bytes(8)).decode().rstrip("=")
+    packed = urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
+    return urlsafe_b64encode(packed[:8] + place.to_bytes(8) + packed[16:]).decode().rstrip("=")
+
+
+def a_page(session: Session, *ids: int, place: int, newest_first: bool = False) -> Any:
+    after = far(changes_page(session, Item, *ids, size=1, newest_first=newest_first).next, place)
     return changes_page(session, Item, *ids, size=10, newest_first=newest_first, after=after).items
 
 
@@ -128,6 +132,24 @@ def what_differs_in_a_row(session: Session) -> Any:
     return diff(session, Item, 7, WHEN, WHEN + timedelta(hours=1))
 
 
+def a_page_of_transactions(session: Session, **filters: Any) -> Any:
+    cursor = changesets_page(session, size=1, **filters).next
+    after = far(cursor, int(WHEN.timestamp()) * 1_000_000)
+    return changesets_page(session, size=20, after=after, **filters).items
+
+
+def a_page_of_transactions_far_from_the_first(session: Session) -> Any:
+    return a_page_of_transactions(session)
+
+
+def a_page_of_transactions_far_from_the_latest(session: Session) -> Any:
+    return a_page_of_transactions(session, newest_first=True)
+
+
+def the_latest_transactions_that_wrote_a_row(session: Session) -> Any:
+    return changesets(session, model=Item, key=SHORT, limit=3, newest_first=True)
+
+
 READS: dict[Callable[[Session], Any], int] = {
     a_row_as_of_an_instant: 100,
     ten_rows_as_of_an_instant: 600,
@@ -145,6 +167,9 @@ READS: dict[Callable[[Session], Any], int] = {
     the_first_changes: 150,
     the_changes_of_a_time: 250,
     the_next_changes: 150,
+    a_page_of_transactions_far_from_the_first: 150,
+    a_page_of_transactions_far_from_the_latest: 300,
+    the_latest_transactions_that_wrote_a_row: 300,
     what_differs_between_two_instants: 500,
     what_differs_in_a_row: 200,
     a_page_far_from_the_first: 500,

@@ -14,8 +14,14 @@ each version with the one before it:
 ``field_changes``
     :func:`~sqlaudit.get_resource_changes`, :func:`~sqlaudit.versions_of`, :func:`~sqlaudit.blame`,
     :func:`~sqlaudit.changes_in`.
+``pages``
+    :func:`~sqlaudit.changes_page`: field changes by pages; ``cursors`` says where the next one begins, and ``filters``
+    which operations and values are asked for.
+``changeset_reader``
+    :func:`~sqlaudit.changesets`, :func:`~sqlaudit.changesets_page`: what transactions did, in all tables that a session
+    can read.
 ``changesets``
-    :func:`~sqlaudit.changesets`: what one transaction did, in all tables that a session can read.
+    What one transaction did: its tables and its instant.
 ``ids``
     Ids that a reader gives as text, converted to the types of the key.
 

@@ -16,8 +16,6 @@ and one statement reads them.
 
 from __future__ import annotations
 
-import hashlib
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
@@ -26,9 +24,7 @@ from typing import Any, Final, Unpack
 
 from sqlalchemy.orm import Session, scoped_session
 
-from sqlaudit.arguments import checked_count
 from sqlaudit.changes import FieldChange, Page
-from sqlaudit.exceptions import QueryError
 from sqlaudit.period import EPOCH, TICK
 from sqlaudit.retrieval.change_reader import (
     BATCH,
@@ -38,8 +34,8 @@ from sqlaudit.retrieval.change_reader import (
     change_query,
     date_range,
 )
+from sqlaudit.retrieval.cursors import checked_size, cursor_text, digest_of, place_in
 from sqlaudit.retrieval.filters import ChangeFilters
-from sqlaudit.retrieval.ids import listed_ids
 from sqlaudit.tracking.links import Readable
 from sqlaudit.tracking.sessions import checked_session
 
@@ -158,63 +154,6 @@ def _beyond(query: ChangeQuery, begin: datetime) -> ChangeQuery | None:
 
 def _is_beyond(change: FieldChange, begin: datetime, query: ChangeQuery) -> bool:
     return change.timestamp < begin if query.newest_first else change.timestamp > begin
-
-
-def checked_size(size: Any) -> int:
-    """Return the size of a page.
-
-    :raises QueryError: it is not an int from 1
-    """
-    if checked_count("size", size) == 0:
-        raise QueryError("size is 0, and a page has at least one item. Give an int from 1.", size)
-    return int(size)
-
-
-# --- cursors ----------------------------------------------------------------------------------------------------
-
-
-def cursor_text(cursor: bytes) -> str:
-    """Return a cursor as text that may be part of a URL."""
-    return urlsafe_b64encode(cursor).decode().rstrip("=")
-
-
-def place_in(cursor: Any, digest: bytes, form: Struct) -> tuple[Any, ...]:
-    """Return what a cursor says of the place where a page ended.
-
-    :raises QueryError: it is not a cursor, or it is one of another query
-    """
-    try:
-        packed = urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
-        if cursor_text(packed) != cursor:
-            raise ValueError(cursor)
-    except (TypeError, ValueError):
-        packed = b""
-    if len(packed) < len(digest):
-        raise QueryError(f"after is {cursor!r}, which is not a cursor. Give the next of the page before.", cursor)
-    if packed[: len(digest)] != digest or len(packed) != form.size:
-        raise QueryError(
-            f"after is {cursor!r}, which is the cursor of another query. Give it with the model, filters and order of "
-            "the page that it comes from, or begin without it.",
-            cursor,
-        )
-    return form.unpack(packed)[1:]
-
-
-def digest_of(*parts: Any) -> bytes:
-    """Return a digest of what a query asks for: the same in every process."""
-    return hashlib.blake2b(repr([*map(_plainly, parts)]).encode(), digest_size=8).digest()
-
-
-def _plainly(part: Any) -> Any:
-    """Return a value whose text depends on nothing but the value. The order of filters does not matter."""
-    if isinstance(part, dict):
-        return sorted((repr(name), sorted(repr(_plainly(item)) for item in listed_ids(part[name]))) for name in part)
-    if isinstance(part, (set, frozenset)):
-        return sorted(repr(_plainly(item)) for item in part)
-    if isinstance(part, (list, tuple)):
-        return [*map(_plainly, part)]
-    text = repr(part)
-    return type(part).__qualname__ if text == object.__repr__(part) else text
 
 
 def _digest_of(report: ChangeReport) -> bytes:
