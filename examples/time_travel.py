@@ -178,7 +178,7 @@ with Session(engine) as session:
     print("Take it back.")
     with AuditContextManager(user_id="ana"):
         for item in undo(session, edit.changeset_id):
-            print(f"  {item.operation} {item.model.__name__} {item.key}")
+            print(f"  {item.operation} {item.resource_type} {item.key}")
         session.commit()
     print_order(session.get_one(Order, 1))
 

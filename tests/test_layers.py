@@ -9,7 +9,7 @@ from blocks import ROOT
 
 FLOORS = """
     exceptions
-    arguments changes config context period sql
+    arguments changes config context period sql wire
     tracking
     retrieval
     past

@@ -49,6 +49,8 @@ from sqlaudit.retrieval.pages import changes_page
 from sqlaudit.tracking.history import Version, history_of
 from sqlaudit.tracking.tables import AuditColumns
 
+__version__ = "0.8.0.dev0"
+
 __all__ = [
     "OPEN_END",
     "ActorType",

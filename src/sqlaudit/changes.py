@@ -10,13 +10,14 @@ from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, TypeVar
 from uuid import UUID
 
 from sqlalchemy import Column, PickleType
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from sqlaudit.context import Actor
+from sqlaudit.wire import Report, Value
 
 T = TypeVar("T")
 
@@ -35,8 +36,8 @@ class Operation(StrEnum):
     UNLINK = "unlink"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VersionInfo(Actor):
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class VersionInfo(Actor, Report):
     """Which version, and who made it, when and why.
 
     :param timestamp: the instant, in UTC
@@ -51,10 +52,10 @@ class VersionInfo(Actor):
     changed_by: str | None
     impersonated_by: str | None
     reason: str | None
-    extra: Any
+    extra: Value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class FieldChange(VersionInfo):
     """A difference in one field between two consecutive versions of a row.
 
@@ -74,14 +75,14 @@ class FieldChange(VersionInfo):
     """
 
     resource_type: str
-    resource_id: Any
+    resource_id: Value
     field_name: str
-    old_value: Any
-    new_value: Any
+    old_value: Value
+    new_value: Value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Changeset(Actor):
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Changeset(Actor, Report):
     """What one database transaction wrote, by whom, when and why.
 
     :param changeset_id: the id of the transaction in all histories
@@ -98,15 +99,15 @@ class Changeset(Actor):
     changed_by: str | None
     reason: str | None
     impersonated_by: str | None
-    extra: Any
+    extra: Value
     tables: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Conflict:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Conflict(Report):
     """A later change of a row or link, which :func:`undo` would discard.
 
-    :param model: the class of the row, or the association table of a link
+    :param resource_type: the label of the table, by default the name of the class; for a link, the name of its table
     :param key: the key of the row; a tuple if it is composite
     :param fields: the fields that the change and the undone changeset have in common, sorted; those by which the row
         refers to one that would be deleted; or nothing if the whole row is concerned: it was inserted, or is deleted
@@ -116,16 +117,16 @@ class Conflict:
         change has been removed
     """
 
-    model: Any
-    key: Any
+    resource_type: str
+    key: Value
     fields: tuple[str, ...] = ()
     changed_by: str | None = None
     timestamp: datetime | None = None
     changeset_id: UUID | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RowDiff:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class RowDiff(Report):
     """What differs between two states of a row. It is falsy if nothing does.
 
     :param resource_type: the label of the table, by default the name of the class
@@ -137,32 +138,36 @@ class RowDiff:
     """
 
     resource_type: str
-    resource_id: Any
+    resource_id: Value
     operation: Operation | None
-    fields: Mapping[str, tuple[Any, Any]]
+    fields: Mapping[str, tuple[Value, Value]]
     is_unknown: bool = False
 
     def __bool__(self) -> bool:
         return self.operation is not None
 
 
-class Restored(NamedTuple):
-    """What :func:`restore` or :func:`undo` did, or would do, to one row or link.
+@dataclass(frozen=True, slots=True, repr=False)
+class Restored(Report):
+    """What :func:`restore` or :func:`undo` did, or would do, to one row or link. It can be unpacked like a tuple.
 
-    :ivar operation: ``insert``: the row came back; ``update``: it was changed; ``delete``: it was deleted
-    :ivar model: the class of the row, or the association table of a link
-    :ivar key: the key of the row; a tuple if it is composite
-    :ivar fields: for each field that differs, the value before and the value after
+    :param operation: ``insert``: the row came back; ``update``: it was changed; ``delete``: it was deleted
+    :param resource_type: the label of the table, by default the name of the class; for a link, the name of its table
+    :param key: the key of the row; a tuple if it is composite
+    :param fields: for each field that differs, the value before and the value after
     """
 
     operation: Operation
-    model: Any
-    key: Any
-    fields: Mapping[str, tuple[Any, Any]]
+    resource_type: str
+    key: Value
+    fields: Mapping[str, tuple[Value, Value]]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.operation, self.resource_type, self.key, self.fields))
 
 
-@dataclass(frozen=True, slots=True)
-class RestoreReport:
+@dataclass(frozen=True, slots=True, repr=False)
+class RestoreReport(Report):
     """What :func:`restore` or :func:`undo` did, or would do. Iterate over it; it is falsy if there was nothing to do.
 
     :param items: one :class:`Restored` per row or link
@@ -179,7 +184,7 @@ class RestoreReport:
         return len(self.items)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Blame(VersionInfo):
     """The value of one field, and the version that set it.
 
@@ -199,13 +204,13 @@ class Blame(VersionInfo):
         then
     """
 
-    value: Any
+    value: Value
     unknown_before: bool = False
     unknown_after: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Page(Generic[T]):
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Page(Report, Generic[T]):
     """A part of what a query finds, in its order. Iterate over it, or read its ``items``.
 
     :param items: field changes or changesets

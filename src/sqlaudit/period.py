@@ -22,6 +22,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from sqlaudit.exceptions import QueryError, warn_caller
 from sqlaudit.sql.dialects import TRAITS
+from sqlaudit.wire import Report
 
 OPEN_END: Final = datetime(9999, 12, 31, tzinfo=UTC)
 """The ``valid_to`` of a current version, whose period has no end yet."""
@@ -29,8 +30,8 @@ TICK: Final = timedelta(microseconds=1)
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
+@dataclass(frozen=True, slots=True, repr=False)
+class Mark(Report):
     """An instant with a name, which is usable wherever an instant is.
 
     :param name: its name

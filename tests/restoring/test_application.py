@@ -208,7 +208,7 @@ def test_no_cascade_takes_along_what_the_undo_does_not_delete(engine, base, casc
         changeset = last_changeset(sessions)
         with sessions.begin() as session:
             assert session.get_one(Guest, 1).address.id == 1
-            assert [(each.model, each.key) for each in undo(session, changeset)] == [(Guest, 1)]
+            assert [(each.resource_type, each.key) for each in undo(session, changeset)] == [("Guest", 1)]
         assert rows(sessions, Address, Guest) == [[(1,)], []]
         with sessions.begin() as session:
             undo(session, last_changeset(sessions))
@@ -244,8 +244,9 @@ def test_members_of_a_collection_without_a_foreign_key_are_reported(engine, base
         with sessions.begin() as session, pytest.raises(UndoConflictError, match="Note 1"):
             undo(session, changeset)
         with sessions.begin() as session:
-            reported = {(each.model, each.key): str(each.operation) for each in undo(session, changeset, force=True)}
-            assert reported == {(Owner, 1): "delete", (Note, 1): "delete" if cascade == "all" else "update"}
+            report = undo(session, changeset, force=True)
+            reported = {(each.resource_type, each.key): str(each.operation) for each in report}
+            assert reported == {("Owner", 1): "delete", ("Note", 1): "delete" if cascade == "all" else "update"}
         left = [] if cascade == "all" else [(1, "owner", None)]
         assert rows(sessions, Owner, Note) == [[], [*left, (2, "pet", 1)]]
         with sessions.begin() as session:
@@ -277,7 +278,7 @@ def test_members_that_the_unit_of_work_never_touches_stay(engine, base):
         with sessions.begin() as session:
             session.add(Note(id=1, owner_id=1))
         with sessions.begin() as session:
-            assert [(each.model, each.key) for each in undo(session, changeset)] == [(Owner, 1)]
+            assert [(each.resource_type, each.key) for each in undo(session, changeset)] == [("Owner", 1)]
         assert rows(sessions, Owner, Note) == [[], [(1, 1)]]
 
 

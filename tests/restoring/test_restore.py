@@ -132,10 +132,9 @@ class Untracked(Base):
 
 
 def summary(report: Any) -> list[tuple[str, str, Any, list[str]]]:
-    """Give (operation, name of the model, key, names of the fields), sorted."""
+    """Give (operation, label, key, names of the fields), sorted."""
     return sorted(
-        (str(operation), getattr(model, "__name__", None) or model.name, key, sorted(fields))
-        for operation, model, key, fields in report
+        (str(operation), resource_type, key, sorted(fields)) for operation, resource_type, key, fields in report
     )
 
 
@@ -465,7 +464,7 @@ def test_collections_in_the_session_lose_what_is_undone(sessions, graph):
 def test_without_include_related_rows_are_left_alone(sessions, graph):
     with sessions.begin() as session:
         report = restore(session, Order, 1, at=at(0))
-        assert {item.model for item in report} == {Order}
+        assert {item.resource_type for item in report} == {"Order"}
     with sessions() as session:
         assert sorted(line.number for line in session.get_one(Order, 1).lines) == [2, 3]
 
@@ -724,7 +723,7 @@ def test_a_restored_object_is_of_its_class(kinds, model, values):
     delete(kinds, root, 1)
     with kinds.begin() as session:
         report = restore(session, model, 1, at=at(0))
-        assert report.items[0].model is model
+        assert report.items[0].resource_type == model.__name__
     with kinds() as session:
         obj = session.get_one(root, 1)
         assert type(obj) is model

@@ -112,9 +112,7 @@ def last_changeset(sessions: Any) -> UUID:
 
 
 def summary(report: Any) -> list[tuple[str, str, Any]]:
-    return sorted(
-        (str(each.operation), getattr(each.model, "__name__", None) or each.model.name, each.key) for each in report
-    )
+    return sorted((str(each.operation), each.resource_type, each.key) for each in report)
 
 
 def happen(sessions):
@@ -240,8 +238,8 @@ def test_later_changes_are_conflicts_unless_it_is_forced(sessions, happened, for
         else:
             with pytest.raises(UndoConflictError, match=r"Book 1 .*eve") as caught:
                 undo(session, changeset)
-            conflicts = {(each.model, each.key): each for each in caught.value.conflicts}
-            assert conflicts.keys() == {(Book, 1), (Author, 3)}
+            conflicts = {(each.resource_type, each.key): each for each in caught.value.conflicts}
+            assert conflicts.keys() == {("Book", 1), ("Author", 3)}
             for conflict in conflicts.values():
                 assert (conflict.changed_by, conflict.changeset_id) == ("eve", later)
                 assert conflict.timestamp == START + timedelta(seconds=2)
@@ -265,7 +263,7 @@ def test_a_later_row_that_refers_to_one_that_would_go_is_a_conflict(sessions, ha
             with pytest.raises(UndoConflictError) as caught:
                 undo(session, changeset)
             (conflict,) = caught.value.conflicts
-            assert (conflict.model, conflict.key, conflict.changed_by) == (Book, 9, "eve")
+            assert (conflict.resource_type, conflict.key, conflict.changed_by) == ("Book", 9, "eve")
     if force:
         with sessions() as session:
             assert session.get_one(Book, 9).author_id is None
@@ -284,7 +282,7 @@ def test_a_later_link_to_a_row_that_would_go_is_a_conflict(sessions, happened, f
             with pytest.raises(UndoConflictError) as caught:
                 undo(session, changeset)
             (conflict,) = caught.value.conflicts
-            assert (conflict.model, conflict.key) == (book_tags, (9, 3))
+            assert (conflict.resource_type, conflict.key) == (book_tags.fullname, (9, 3))
     with sessions() as session:
         assert len(session.get_one(Book, 9).tags) == (0 if force else 1)
         check_history(session, book_tags)
@@ -314,7 +312,7 @@ def test_conflicts_are_told_once(sessions, force):
         else:
             with pytest.raises(UndoConflictError) as caught:
                 undo(session, changeset)
-            assert [each.model for each in caught.value.conflicts] == [book_tags]
+            assert [each.resource_type for each in caught.value.conflicts] == [book_tags.fullname]
 
 
 def test_a_row_loses_all_that_it_refers_to(engine, base):
@@ -350,9 +348,9 @@ def test_a_row_loses_all_that_it_refers_to(engine, base):
             for model in (Trip, Way):
                 session.add_all([model(id=1, start_id=1, goal_id=2), model(id=2, start_id=1, goal_id=1)])
         with sessions.begin() as session:
-            report = {(each.model, each.key): each.fields for each in undo(session, changeset, force=True)}
-            assert report[Trip, 1] == {"start_id": (1, None), "goal_id": (2, None)}
-            assert report[Trip, 2] == {"start_id": (1, None), "goal_id": (1, None)}
+            report = {(each.resource_type, each.key): each.fields for each in undo(session, changeset, force=True)}
+            assert report["Trip", 1] == {"start_id": (1, None), "goal_id": (2, None)}
+            assert report["Trip", 2] == {"start_id": (1, None), "goal_id": (1, None)}
         with sessions() as session:
             trips = session.scalars(sa.select(Trip).order_by(Trip.id))
             assert [(trip.start_id, trip.goal_id) for trip in trips] == [(None, None)] * 2

@@ -110,16 +110,13 @@ def held(sessions: Any, key: int = 1) -> tuple[Any, ...] | None:
 
 
 def conflicts_of(sessions: Any, *args: Any, **options: Any) -> list[tuple[Any, ...]]:
-    """Return the conflicts of an undo, in which nothing happens: (name of the model or table, key, fields, user)."""
+    """Return the conflicts of an undo, in which nothing happens: (label, key, fields, user)."""
     with sessions.begin() as session:
         with pytest.raises(UndoConflictError) as refused:
             undo(session, *args, **options)
         assert not session.new
         assert not session.dirty
-    return sorted(
-        (getattr(each.model, "__name__", None) or each.model.name, each.key, each.fields, each.changed_by)
-        for each in refused.value.conflicts
-    )
+    return sorted((each.resource_type, each.key, each.fields, each.changed_by) for each in refused.value.conflicts)
 
 
 def test_what_others_changed_in_other_fields_stays(sessions):
@@ -145,7 +142,7 @@ def test_only_a_later_change_of_the_same_field_is_a_conflict(sessions, force):
     if force:
         with sessions.begin() as session:
             (lost,) = undo(session, changeset, force=True, dry_run=True).conflicts
-            assert (lost.model, lost.key, lost.fields, lost.changed_by) == (Ticket, 1, ("title",), "bob")
+            assert (lost.resource_type, lost.key, lost.fields, lost.changed_by) == ("Ticket", 1, ("title",), "bob")
             assert undo(session, changeset, force=True).conflicts == (lost,)
         assert held(sessions) == ("old", "closed again", [1], 1)
     else:
@@ -225,7 +222,9 @@ def test_some_fields_are_undone_and_rows_that_came_or_went_are_left(sessions):
     change(sessions, "bob", status="later")
     with sessions.begin() as session:
         report = undo(session, changeset, fields=["title"])
-        assert [(item.model, item.key, item.fields) for item in report] == [(Ticket, 1, {"title": ("new", "old")})]
+        assert [(item.resource_type, item.key, item.fields) for item in report] == [
+            ("Ticket", 1, {"title": ("new", "old")})
+        ]
     assert held(sessions) == ("old", "later", None, 2)
     assert conflicts_of(sessions, changeset, fields={Ticket: ["price", "status"]}) == [
         ("Ticket", 1, ("status",), "bob")
@@ -366,7 +365,7 @@ def test_what_would_come_back_to_refer_to_a_row_that_goes_is_a_conflict(sessions
     ]
     with sessions.begin() as session:
         report = undo(session, user_id="ada", force=True)
-        assert sorted((item.model.__name__, item.key) for item in report) == [("Comment", 2), ("Ticket", 1)]
+        assert sorted((item.resource_type, item.key) for item in report) == [("Comment", 2), ("Ticket", 1)]
     assert held(sessions) is None
     with sessions() as session:
         comments = sa.select(Comment.id, Comment.ticket_id).order_by(Comment.id)

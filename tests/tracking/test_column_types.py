@@ -1,6 +1,7 @@
 """Every type of column, and everything that fills one, is stored as the database holds it."""
 
 import enum
+import json
 import uuid
 from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta, timezone
@@ -175,6 +176,55 @@ def test_values_of_every_type_are_told_as_they_are_held(direction, types, base, 
         assert {name: getattr(version, name) for name in types} == values
     base.metadata.drop_all(engine)
     assert sa.inspect(engine).get_table_names() == []
+
+
+JSON = {
+    "big": 2**62 + 1,
+    "boolean": True,
+    "numeric": "1234567890.1234",
+    "float": 0.5,
+    "date": "2024-02-29",
+    "time": "01:02:03",
+    "naive": "2024-02-29T23:59:59.123456",
+    "interval": "P30D",
+    "uuid": "00000000-0000-0000-0000-000000000001",
+    "binary": "AP8=",
+    "pickle": {"a": [1, 2]},
+    "json": {"a": [1, None, "x"]},
+    "json_scalar": "text",
+    "enum": "rot",
+    "enum_values": "rot",
+    "decorator": ["a", "b"],
+    "amount": "1.25",
+    "matrix": [[1, 2], [3, 4]],
+    "enums": ["rot"],
+    "range": {"lower": 1, "upper": 5, "bounds": "[)", "empty": False},
+    "ranges": [{"lower": 1, "upper": 2, "bounds": "[)", "empty": False}],
+    "address": "192.0.2.7",
+    "aware": "2024-02-29T10:00:00Z",
+    "aware_time": "12:00:00+00:00",
+}
+
+
+def test_values_of_every_type_go_into_json(types, base, engine, sessions):
+    more = {
+        "ranges": (postgresql.INT4MULTIRANGE, [postgresql.Range(1, 2)], []),
+        "address": (postgresql.INET, "192.0.2.7", "192.0.2.8"),
+    }
+    types = {**types, **more} if "range" in types else types
+    wide = wide_model(base, types)
+    base.metadata.create_all(engine)
+    with sessions.begin() as session:
+        session.add(wide(id=1, **{name: value for name, (_, value, _) in types.items()}))
+    with sessions() as session:
+        (version,) = versions_of(session, wide, 1)
+        changes = {change.field_name: change for change in get_resource_changes(wide, session)}
+        told = json.loads(json.dumps(version.to_dict("json"), allow_nan=False))
+        assert {name: told[name] for name in JSON.keys() & types.keys()} == {n: JSON[n] for n in JSON.keys() & types}
+        assert version.to_dict() == {name: getattr(version, name) for name in told}
+        for name in types:
+            assert json.loads(json.dumps(changes[name].to_dict(mode="json")))["new_value"] == told[name]
+            assert changes[name].to_dict()["new_value"] == getattr(version, name)
 
 
 def each_alone(

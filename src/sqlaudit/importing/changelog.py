@@ -50,6 +50,7 @@ from sqlaudit.tracking.aliases import joined_live_tables
 from sqlaudit.tracking.missing import explaining_history_errors
 from sqlaudit.tracking.models import TrackedModel, attribute_of, tracked_model_of
 from sqlaudit.tracking.tables import TrackedTable
+from sqlaudit.wire import Report
 
 _metadata: Final = MetaData()
 _tables: Final = Table(
@@ -88,8 +89,8 @@ _changes: Final = Table(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ChangeLogReport:
+@dataclass(frozen=True, slots=True, repr=False)
+class ChangeLogReport(Report):
     """What :func:`import_change_log` wrote.
 
     :param rows: the number of rows, deleted ones included, whose history was taken over from the log

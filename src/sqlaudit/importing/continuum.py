@@ -58,6 +58,7 @@ from sqlaudit.tracking.aliases import HistoryAlias
 from sqlaudit.tracking.missing import explaining_history_errors
 from sqlaudit.tracking.models import base_table_of
 from sqlaudit.tracking.tables import TrackedTable, audit_column_types
+from sqlaudit.wire import Report
 
 _INSERTED: Final = 0
 _DELETED: Final = 2
@@ -68,8 +69,8 @@ _AUDIT_ROLES: Final = ("changed_by", "extra", "changeset_id")
 """The roles of the audit columns that the other library's transaction fills."""
 
 
-@dataclass(frozen=True, slots=True)
-class ImportReport:
+@dataclass(frozen=True, slots=True, repr=False)
+class ImportReport(Report):
     """What :func:`import_continuum` wrote.
 
     :param rows: the number of rows, deleted ones included, whose history was taken over from the other library

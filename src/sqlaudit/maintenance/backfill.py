@@ -52,6 +52,7 @@ from sqlaudit.tracking.missing import codes_of, explaining_history_errors
 from sqlaudit.tracking.models import base_table_of
 from sqlaudit.tracking.sessions import checked_session
 from sqlaudit.tracking.tables import TrackedTable
+from sqlaudit.wire import Report
 
 T = TypeVar("T")
 _ATTEMPTS: Final = 10
@@ -60,8 +61,8 @@ _COLLISIONS: Final = {"40001", "40P01", 1205, 1213, "SQLITE_BUSY", "SQLITE_BUSY_
 """The codes of PostgreSQL, MariaDB and SQLite for a deadlock, a serialization failure and a lock timeout."""
 
 
-@dataclass(frozen=True, slots=True)
-class BackfillReport:
+@dataclass(frozen=True, slots=True, repr=False)
+class BackfillReport(Report):
     """What :func:`backfill` wrote.
 
     :param rows: the number of rows that got a baseline. With joined inheritance a row counts once, although each of its

@@ -63,13 +63,13 @@ def carry_out(plan: Plan, reason: str, dry_run: bool, conflicts: Sequence[Confli
 
 def _reported(change: Change) -> Restored:
     fields = change.fields | {column.key: (old, displayed(new)) for column, (old, new) in change.unmapped.items()}
-    return Restored(change.operation, change.mapper.class_, display_key(change.key), fields)
+    return Restored(change.operation, change.model.label, display_key(change.key), fields)
 
 
 def _reported_link(change: LinkChange) -> Restored:
     made = change.operation is Operation.INSERT
     fields = {column.key: (None, value) if made else (value, None) for column, value in change.by_column.items()}
-    return Restored(change.operation, change.table.live, display_key(change.key), fields)
+    return Restored(change.operation, change.table.live.fullname, display_key(change.key), fields)
 
 
 def _execute_plan(plan: Plan, stages: Stages) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from sqlalchemy import select
 from sqlalchemy.orm import RelationshipProperty, Session
@@ -19,8 +19,11 @@ from sqlaudit.tracking.models import attribute_of, link_columns, root_of
 from sqlaudit.tracking.registry import mappers_of
 from sqlaudit.tracking.tables import TrackedTable, tracked_table
 
+Loss: TypeAlias = tuple[TrackedTable, Conflict]
+"""A later change that would be lost: the table of the row or link, and what is reported."""
 
-def add_effects(plan: Plan, conflicts: Sequence[Conflict] | None = None, *, force: bool = False) -> list[Conflict]:
+
+def add_effects(plan: Plan, conflicts: Sequence[Loss] | None = None, *, force: bool = False) -> list[Conflict]:
     """Add the effects of its deletions to a plan, and check it; return the later changes that are lost.
 
     :param conflicts: the later changes that would be lost, beside those of rows and links that refer to deleted rows;
@@ -59,15 +62,13 @@ def add_effects(plan: Plan, conflicts: Sequence[Conflict] | None = None, *, forc
     plan.check_references()
     plan.check_unique()
     plan.check_respelt()
-    return lost
+    return [conflict for _, conflict in lost]
 
 
 # --- conflicts --------------------------------------------------------------------------------------------------
 
 
-def conflict_of(
-    table: TrackedTable, key: Key, version: Any = None, fields: Iterable[str] = (), **known: Any
-) -> Conflict:
+def conflict_of(table: TrackedTable, key: Key, version: Any = None, fields: Iterable[str] = (), **known: Any) -> Loss:
     """Return the conflict with a version of a row or link, or with a version that has been removed.
 
     :param version: an object with the audit attributes of a version
@@ -79,40 +80,44 @@ def conflict_of(
             "timestamp": version.valid_from,
             "changeset_id": version.changeset_id,
         }
-    model = table.live if table.is_association else root_of(table).mapper.class_
-    return Conflict(model=model, key=display_key(key), fields=tuple(sorted(fields)), **known)
+    if not table.is_association:
+        table = root_of(table).table
+    label = table.live.fullname if table.is_association else root_of(table).label
+    return table, Conflict(resource_type=label, key=display_key(key), fields=tuple(sorted(fields)), **known)
 
 
-def _merged(conflicts: Iterable[Conflict]) -> list[Conflict]:
+def _merged(losses: Iterable[Loss]) -> list[Loss]:
     """Return one conflict for each row and changeset."""
-    merged: dict[Any, Conflict] = {}
-    for conflict in conflicts:
-        place = conflict.model, conflict.key, conflict.changeset_id
-        other = merged.setdefault(place, conflict)
+    merged: dict[Any, Loss] = {}
+    for table, conflict in losses:
+        place = table, conflict.key, conflict.changeset_id
+        _, other = merged.setdefault(place, (table, conflict))
         if other is not conflict:
             is_whole = not (other.fields and conflict.fields)
             fields = () if is_whole else sorted({*other.fields, *conflict.fields})
-            merged[place] = replace(other, fields=tuple(fields))
+            merged[place] = table, replace(other, fields=tuple(fields))
     return list(merged.values())
 
 
-def _conflict_error(conflicts: Sequence[Conflict]) -> UndoConflictError:
+def _conflict_error(losses: Sequence[Loss]) -> UndoConflictError:
+    conflicts = [conflict for _, conflict in losses]
     lines = [
-        f"{getattr(conflict.model, '__name__', None) or conflict.model.fullname} {conflict.key!r}"
+        f"{conflict.resource_type} {conflict.key!r}"
         f" ({''.join(f'{field}, ' for field in conflict.fields)}by {conflict.changed_by or 'unknown'}"
         f" at {conflict.timestamp})"
         for conflict in conflicts
     ]
+    table = losses[0][0]
     more = f" and {len(lines) - 10} more" if len(lines) > 10 else ""
     return UndoConflictError(
         f"Later changes would be lost: {', '.join(lines[:10])}{more}. Undo their changesets together with this one, or "
         "pass force=True.",
-        conflicts[0].model,
+        table.live if table.is_association else root_of(table).mapper.class_,
         conflicts,
     )
 
 
-def _conflicts_of_rows(plan: Plan, referring: Iterable[Referring]) -> Iterator[Conflict]:
+def _conflicts_of_rows(plan: Plan, referring: Iterable[Referring]) -> Iterator[Loss]:
     """Yield the changes that made rows refer to rows that will be deleted, as conflicts."""
     by_columns: dict[tuple[TrackedTable, Columns], dict[Key, Key | None]] = defaultdict(dict)
     for reference in referring:
@@ -123,7 +128,7 @@ def _conflicts_of_rows(plan: Plan, referring: Iterable[Referring]) -> Iterator[C
         yield from _last_changes(plan.session, table, columns, values)
 
 
-def _conflicts_of_links(plan: Plan, links: Iterable[LinkChange]) -> Iterator[Conflict]:
+def _conflicts_of_links(plan: Plan, links: Iterable[LinkChange]) -> Iterator[Loss]:
     by_table: dict[TrackedTable, dict[Key, Key | None]] = defaultdict(dict)
     for change in links:
         by_table[change.table][change.key] = None
@@ -133,7 +138,7 @@ def _conflicts_of_links(plan: Plan, links: Iterable[LinkChange]) -> Iterator[Con
 
 def _last_changes(
     session: Session, table: TrackedTable, columns: Columns, wanted: Mapping[Key, Key | None]
-) -> Iterator[Conflict]:
+) -> Iterator[Loss]:
     """Yield the changes by which rows got values in some columns, as conflicts; the last ones if that is not known.
 
     One statement per 1,000 rows.

@@ -18,11 +18,11 @@ from sqlalchemy import ColumnElement, and_
 from sqlalchemy.orm import Session, scoped_session
 
 from sqlaudit.arguments import changeset_uuid, checked_range, checked_user
-from sqlaudit.changes import Conflict, Operation, RestoreReport
+from sqlaudit.changes import Operation, RestoreReport
 from sqlaudit.exceptions import QueryError
 from sqlaudit.period import OPEN_END, Mark
 from sqlaudit.restoring.application import carry_out
-from sqlaudit.restoring.effects import add_effects, conflict_of, relationship_through
+from sqlaudit.restoring.effects import Loss, add_effects, conflict_of, relationship_through
 from sqlaudit.restoring.plan import LinkChange, Plan, differing, display_name, fields_of, is_written
 from sqlaudit.restoring.request import (
     FieldNames,
@@ -198,7 +198,7 @@ class _Undoing:
         self.condition = condition
         self.whole_rows = whole_rows
         self.fields: FieldNames | None = None
-        self.conflicts: list[Conflict] = []
+        self.conflicts: list[Loss] = []
 
     def fill(self, tables: Sequence[TrackedTable], fields: Any) -> None:
         """Add the rows and links to the plan.
@@ -266,8 +266,8 @@ class _Conflicts:
 
     def __init__(self, table: TrackedTable) -> None:
         self.table = table
-        self.known: list[Conflict] = []
-        self.unknown: list[Conflict] = []
+        self.known: list[Loss] = []
+        self.unknown: list[Loss] = []
 
     def add(self, key: Key, version: _AnyVersion, fields: Iterable[Any] = ()) -> None:
         names = [field if isinstance(field, str) else field.key for field in fields]
@@ -278,7 +278,7 @@ class _Conflicts:
         if previous is not None and not _follows(previous, version):
             self.unknown.append(conflict_of(self.table, key, timestamp=previous.valid_to))
 
-    def until(self, key: Key, end: _AnyVersion) -> Sequence[Conflict]:
+    def until(self, key: Key, end: _AnyVersion) -> Sequence[Loss]:
         """Return the conflicts up to the last version that is there. Another one may have been removed."""
         if end.operation is not Operation.DELETE and end.valid_to != OPEN_END:
             self.unknown.append(conflict_of(self.table, key, timestamp=end.valid_to))

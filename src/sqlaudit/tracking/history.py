@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import fields
-from typing import Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar, Final, cast
 
 from sqlalchemy import (
     Column,
@@ -29,6 +29,8 @@ from sqlaudit.tracking.aliases import HistoryAlias
 from sqlaudit.tracking.links import Readable, model_of
 from sqlaudit.tracking.models import TrackedModel
 from sqlaudit.tracking.sessions import bind_arguments_for
+from sqlaudit.tracking.value_types import value_types
+from sqlaudit.wire import IN_JSON, Mode, dict_of, told
 
 
 class Version(Actor):
@@ -64,6 +66,34 @@ class Version(Actor):
         :raises SQLAuditError: the version belongs to no session
         """
         return extra_columns_of(self)
+
+    def to_dict(self, mode: Mode = "python") -> dict[str, Any]:
+        """Return a dict of the attributes: the stored columns of the model, and the audit columns.
+
+        :param mode: ``"python"`` for the values as they are; ``"json"`` for what JSON can express
+        :raises QueryError: there is no such mode
+        """
+        return version_dict(self, mode)
+
+    def __repr__(self) -> str:
+        model, values = self.__sqlaudit_model__, self.__dict__  # never loads what is expired
+        names = [*model.key_names, *(name for role, name in model.table.names.items() if role in _TOLD)]
+        return f"<{' '.join([type(self).__qualname__, *(f'{name}={told(values.get(name))}' for name in names)])}>"
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """Return a schema of :meth:`to_dict`."""
+        columns = {
+            name: {"type": "typed-dict-field", "schema": handler.generate_schema(Annotated[type_, IN_JSON])}
+            for name, type_ in value_types(inspect(cls), cls.__sqlaudit_model__).items()
+        }
+        row = {"type": "typed-dict", "fields": columns, "extra_behavior": "allow", "cls": cls}
+        as_row = {"type": "function-plain", "function": version_dict, "return_schema": row}
+        return {"type": "is-instance", "cls": cls, "serialization": as_row}
+
+
+_TOLD: Final = frozenset({"version", "operation", "valid_from", "valid_to", "changed_by"})
+"""The roles of the audit columns that the ``repr`` of a version has."""
 
 
 def history_of(model_class: Readable) -> type[Any]:
@@ -205,6 +235,12 @@ def version_info(version: Version) -> dict[str, Any]:
     names = version.__sqlaudit_model__.table.names
     info = {field.name: getattr(version, getattr(names, field.name, ""), None) for field in fields(VersionInfo)}
     return {**info, "timestamp": getattr(version, names.valid_from)}
+
+
+def version_dict(version: Version, mode: Mode = "python") -> dict[str, Any]:
+    """Return the attributes of a version, as :meth:`Version.to_dict` does."""
+    names = (attribute.key for attribute in inspect(version).mapper.column_attrs)
+    return dict_of(((name, getattr(version, name)) for name in names), mode)
 
 
 def neighbour(version: Version, distance: int) -> Any:
