@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any, assert_type
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import Table, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from sqlaudit import (
@@ -13,16 +13,28 @@ from sqlaudit import (
     AuditContext,
     AuditContextManager,
     Blame,
+    Changeset,
     FieldChange,
+    Mark,
     Operation,
+    Page,
+    RowDiff,
     SQLAuditConfig,
     as_of,
     blame,
+    changes_page,
+    changesets,
+    changesets_page,
+    compare,
+    diff,
     get_audit_context,
     get_config,
     get_resource_changes,
     has_config,
     history_of,
+    mark,
+    marks,
+    marks_table,
     set_audit_context,
     set_config,
     stream_resource_changes,
@@ -78,6 +90,27 @@ def field_changes(session: Session) -> None:
     assert_type(change.timestamp, datetime)
     assert_type(change.changeset_id, UUID)
     assert_type(change.version, int)
+
+
+def pages(session: Session) -> None:
+    page = changes_page(session, Customer, 7, filter_operations=["update"], filter_new_values="x", include="orders")
+    assert_type(page, Page[FieldChange])
+    assert_type(page.items, list[FieldChange])
+    assert_type(page.next, str | None)
+    assert_type(page.total, int | None)
+    assert_type(changesets_page(session, model=Customer, key=7, extra={"a": 1}, size=5), Page[Changeset])
+    changes_page(session, Customer, filter_colour="red")  # type: ignore[call-arg]  # there is no such filter
+
+
+def states(session: Session) -> None:
+    before = mark(session, "before")
+    assert_type(before, Mark)
+    assert_type(marks(session), list[Mark])
+    assert_type(marks_table(Base.metadata), Table)
+    assert_type(diff(session, Customer, 7, 2, before), RowDiff)
+    assert_type(list(compare(session, [Customer], before, WHEN)), list[RowDiff])
+    assert_type(session.scalars(as_of(Customer, before)).one(), Customer)
+    changesets(session, since=before, until=WHEN)
 
 
 def versions(session: Session) -> None:

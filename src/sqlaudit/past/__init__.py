@@ -16,6 +16,10 @@ objects, and whatever they load later is read as of the same instant.
 
 ``as_of``, ``temporal_join``, ``session``
     The public reads: :func:`~sqlaudit.as_of`, :func:`~sqlaudit.as_of_column`, :class:`~sqlaudit.time_travel`.
+``comparing``
+    Two states of a row, or of a table: :func:`~sqlaudit.diff`, :func:`~sqlaudit.compare`.
+``marks``
+    Instants with a name: :func:`~sqlaudit.mark`.
 ``running``
     How a session executes a statement of the past.
 ``rendering``, ``bisection``

@@ -195,7 +195,8 @@ def compare(
 
     .. code-block:: python
 
-        for row in compare(session, [Ticket, Tag], mark_named(session, "before the import"), datetime.now(UTC)):
+        before = mark_named(session, "before the import")
+        for row in compare(session, [Ticket, Tag], before, datetime.now(UTC)):
             print(row.operation, row.resource_type, row.resource_id, row.fields)
 
     One statement for each model, in constant memory; the rows of a model are in the order of their keys. What was

@@ -73,7 +73,7 @@ def changesets(
 
     .. code-block:: python
 
-        changesets(session, model=Ticket, key=7, reason="import", extra={"request_id": "42"})
+        changesets(session, model=Ticket, key=7, extra={"request_id": "42"})
 
     A transaction whose audit context changed has an entry for each context. A :func:`backfill` is a changeset of its
     own. Baselines that a first change wrote are not listed.
