@@ -9,8 +9,10 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata, produce_migrations, render_python_code
 from alembic.migration import MigrationContext
+from alembic.operations import Operations
 from alembic.runtime import plugins
 from sqlalchemy import orm
+from sqlalchemy.dialects import mysql
 
 import sqlaudit
 import sqlaudit_alembic
@@ -136,6 +138,21 @@ def test_a_log_of_autogenerate_tells_of_no_history_that_is_removed(base, caplog)
     assert not [record.getMessage() for record in caplog.records if "removed" in record.getMessage()]
     text = render_python_code(found.upgrade_ops)
     assert (text.count("nullable=True"), "drop" in text) == (2, False)
+
+
+@pytest.mark.usefixtures("plugin")
+def test_a_revision_creates_the_table_of_marks_with_types_of_sqlalchemy_alone(base):
+    tracked_base(base)
+    sqlaudit.marks_table(base.metadata)
+    engine = sa.create_engine("sqlite://", poolclass=sa.StaticPool)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"autogenerate_plugins": [*ALEMBIC, "sqlaudit"]})
+        code = render_python_code(produce_migrations(context, base.metadata).upgrade_ops)
+        exec(f"if True:\n{code}", {"op": Operations(context), "sa": sa, "mysql": mysql})
+        assert compare_metadata(context, base.metadata) == []
+    with orm.Session(engine) as session:
+        assert sqlaudit.marks(session) == []
+    engine.dispose()
 
 
 LATE = """

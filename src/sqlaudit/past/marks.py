@@ -14,14 +14,15 @@ from __future__ import annotations
 from typing import Any, Final
 from weakref import WeakSet
 
-from sqlalchemy import Column, MetaData, Select, Table, delete, insert, select
+from sqlalchemy import Column, DateTime, MetaData, Table, delete, insert, literal, select, type_coerce
+from sqlalchemy.dialects.mysql import DATETIME
 from sqlalchemy.exc import IntegrityError, UnboundExecutionError
 from sqlalchemy.orm import Session, scoped_session
 
 from sqlaudit.config import current_config
 from sqlaudit.context import USER_ID_LENGTH, get_audit_context, user_id_text
 from sqlaudit.exceptions import QueryError, TrackingError
-from sqlaudit.period import Mark
+from sqlaudit.period import Mark, UTCDateTime
 from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.registry import tracked_tables
 from sqlaudit.tracking.schema import table_exists
@@ -53,13 +54,14 @@ def marks_table(metadata: MetaData, name: str = "sqlaudit_marks", *, schema: str
             "name: marks_table(metadata, name=…).",
             metadata.tables[key],
         )
-    types = audit_column_types()
+    text = audit_column_types()["changed_by"]
     table = Table(
         name,
         metadata,
-        Column("name", types["changed_by"], primary_key=True),
-        Column("at", types["valid_from"], nullable=False),
-        Column("changed_by", types["changed_by"]),
+        Column("name", text, primary_key=True),
+        # A type of SQLAlchemy's own, which a revision can render. The statements below read and write it in UTC.
+        Column("at", DateTime(timezone=True).with_variant(DATETIME(fsp=6), "mysql", "mariadb"), nullable=False),
+        Column("changed_by", text),
         schema=schema,
     )
     metadata.info[_INFO_KEY] = table
@@ -82,12 +84,12 @@ def mark(session: _AnySession, name: str) -> Mark:
     if not isinstance(name, str) or not 0 < len(name) <= USER_ID_LENGTH or "\0" in name:
         raise QueryError(f"The name of a mark is {name!r}. Give a text of 1 to {USER_ID_LENGTH} characters.", name)
     table, where = _place_of_marks(session)
-    session._autoflush()
+    session.flush()
     _refuse_known(session, table, where, name)
     made = Mark(name, current_config().now(), _current_user())
-    values = {"name": made.name, "at": made.at, "changed_by": made.changed_by}
+    statement = insert(table).values(name=name, at=literal(made.at, UTCDateTime()), changed_by=made.changed_by)
     try:
-        session.execute(insert(table), values, bind_arguments=where, execution_options=INTERNAL)
+        session.execute(statement, bind_arguments=where, execution_options=INTERNAL)
     except IntegrityError as error:  # another transaction made it just now
         raise _known_error(name) from error
     return made
@@ -101,7 +103,7 @@ def mark_named(session: _AnySession, name: str) -> Mark:
     """
     session = checked_session(session)
     table, where = _place_of_marks(session)
-    for found in _marks_in(session, select(table).where(table.c.name == name), where):
+    for found in _marks_in(session, table, where, name):
         return found
     raise _unknown_error(session, name)
 
@@ -114,7 +116,7 @@ def marks(session: _AnySession) -> list[Mark]:
     """
     session = checked_session(session)
     table, where = _place_of_marks(session)
-    return _marks_in(session, select(table).order_by(table.c.at, table.c.name), where)
+    return _marks_in(session, table, where)
 
 
 def remove_mark(session: _AnySession, name: str) -> None:
@@ -131,13 +133,17 @@ def remove_mark(session: _AnySession, name: str) -> None:
         raise _unknown_error(session, name)
 
 
-def _marks_in(session: Session, statement: Select[Any], where: dict[str, Any]) -> list[Mark]:
+def _marks_in(session: Session, table: Table, where: dict[str, Any], name: str | None = None) -> list[Mark]:
+    at = type_coerce(table.c.at, UTCDateTime()).label("at")
+    statement = select(table.c.name, at, table.c.changed_by).order_by(table.c.at, table.c.name)
+    if name is not None:
+        statement = statement.where(table.c.name == name)
     rows = session.execute(statement, bind_arguments=where, execution_options=INTERNAL)
     return [Mark(row.name, row.at, row.changed_by) for row in rows]
 
 
 def _refuse_known(session: Session, table: Table, where: dict[str, Any], name: str) -> None:
-    for known in _marks_in(session, select(table).where(table.c.name == name), where):
+    for known in _marks_in(session, table, where, name):
         raise _known_error(name, f", of {known.at.isoformat()}")
 
 
