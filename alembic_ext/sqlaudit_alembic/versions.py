@@ -30,7 +30,7 @@ from sqlaudit import HistoryTableError, Operation, SQLAuditError
 from sqlaudit.arguments import instant_or_now
 from sqlaudit.period import OpenEnd, is_open
 from sqlaudit.recording.changeset import ChangesetStamp, changeset_at
-from sqlaudit.recording.statements import CopyingInsert
+from sqlaudit.recording.clauses import CopyingInsert
 from sqlaudit.tracking.tables import audit_column_types
 from sqlaudit_alembic.inspection import columns_of, inspector_of, key_of, need_history, need_live
 from sqlaudit_alembic.offline import ForgetRun, RememberRun, RunChangeset, RunInstant

@@ -8,7 +8,8 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Mapped, mapped_column
 
 from sqlaudit import Operation, recording, track_table
-from sqlaudit.recording.statements import NO_USER_FIELDS, LiveRows, OpenVersions, Statements
+from sqlaudit.recording.clauses import NO_USER_FIELDS
+from sqlaudit.recording.statements import LiveRows, OpenVersions, Statements
 from sqlaudit.tracking.models import tracked_model_of
 
 SHOWN = dict(re.findall(r"``(\w+)``[^`]*?\n\n\.\. code-block:: sql\n\n((?: {4}.*\n|\n)+)", recording.__doc__ or ""))

@@ -41,13 +41,16 @@ from sqlaudit.period import OpenEnd, UTCDateTime
 from sqlaudit.recording.capture import WriteContext
 from sqlaudit.recording.cascades import lock_rows, split_by_chain, take_write_lock
 from sqlaudit.recording.changeset import ChangesetStamp, changeset_at, connection_for_versions
+from sqlaudit.recording.clauses import has_open_version
 from sqlaudit.recording.policy import warn_of_visible_history
-from sqlaudit.recording.statements import Statements, can_lock_many, has_open_version, step
+from sqlaudit.recording.prepared import step
+from sqlaudit.recording.statements import Statements
 from sqlaudit.sql.batches import CHUNK, chunks, in_pages, sortable
 from sqlaudit.sql.comparing import all_equal
 from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.keys import Key, RawKey, bound, raw_columns, read_keys
 from sqlaudit.tracking.aliases import HistoryAlias, joined_live_tables
+from sqlaudit.tracking.catalogue import can_lock_many
 from sqlaudit.tracking.missing import codes_of, explaining_history_errors
 from sqlaudit.tracking.models import base_table_of
 from sqlaudit.tracking.sessions import checked_session

@@ -29,25 +29,17 @@ from sqlaudit.config import current_config
 from sqlaudit.context import AuditContext, user_id_text
 from sqlaudit.period import OPEN_END, TICK, OpenEnd, is_open
 from sqlaudit.recording.changeset import ChangesetStamp
+from sqlaudit.recording.clauses import NO_USER_FIELDS, UserFields, copying_into, key_types_of
 from sqlaudit.recording.policy import report_unrecorded, warn_of_visible_history
-from sqlaudit.recording.statements import (
-    NO_USER_FIELDS,
-    LiveRows,
-    OpenVersions,
-    Prepared,
-    Statements,
-    UserFields,
-    ask_once,
-    copying_into,
-    key_types_of,
-)
+from sqlaudit.recording.prepared import Prepared
+from sqlaudit.recording.statements import LiveRows, OpenVersions, Statements
 from sqlaudit.sql.batches import Batch, KeyCollection, SelectedKeys, batches, chunks
 from sqlaudit.sql.comparing import all_equal, may_be_respelt
 from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.keys import Key, KeyTypes, RawKey, is_raw
 from sqlaudit.sql.lists import are_unchanged_by_json
 from sqlaudit.sql.options import INTERNAL
-from sqlaudit.tracking.catalogue import are_distributed, columns_compared_as_text, tables_with_guard
+from sqlaudit.tracking.catalogue import are_distributed, ask_once, columns_compared_as_text, tables_with_guard
 from sqlaudit.tracking.foreign_keys import Chain
 from sqlaudit.tracking.missing import explain_history_error, explaining_history_errors
 from sqlaudit.tracking.rights import hides_rows
@@ -120,7 +112,7 @@ class WriteContext:
     def capture(self, chain: Chain, user_fields: UserFields = NO_USER_FIELDS) -> Capture:
         """Return the capture that writes the versions of rows in a chain of tables.
 
-        :param user_fields: see :class:`~sqlaudit.recording.statements.Statements`
+        :param user_fields: see :class:`~sqlaudit.recording.clauses.Clauses`
         """
         return Capture(self, chain, user_fields)
 

@@ -12,14 +12,15 @@ from sqlalchemy import Connection, Table, exists, false, literal_column, select,
 from sqlalchemy.sql.schema import ForeignKeyConstraint
 
 from sqlaudit.recording.capture import Capture, WriteContext
+from sqlaudit.recording.clauses import key_types_of
 from sqlaudit.recording.policy import lacking, require_context
-from sqlaudit.recording.statements import can_lock_many, key_types_of
 from sqlaudit.sql.batches import KeyCollection, chunks
 from sqlaudit.sql.comparing import may_be_respelt
 from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.keys import Key, RawKey, is_raw, raw_columns, read_keys
 from sqlaudit.sql.lists import has_one_of
 from sqlaudit.sql.options import INTERNAL
+from sqlaudit.tracking.catalogue import can_lock_many
 from sqlaudit.tracking.foreign_keys import Chain, FollowedTable, Source, Sources, followers_of
 from sqlaudit.tracking.missing import explaining_history_errors
 from sqlaudit.tracking.rights import lockable_tables

@@ -14,7 +14,6 @@ from sqlaudit.recording.capture import MissingRows, WriteContext
 from sqlaudit.recording.cascades import split_by_chain, table_chains, take_write_lock
 from sqlaudit.recording.changeset import changeset_of, connection_for_versions
 from sqlaudit.recording.policy import report_unrecorded, warn_of_visible_history
-from sqlaudit.recording.statements import can_lock_many
 from sqlaudit.recording.tracked_mappers import user_fields_of
 from sqlaudit.retrieval.ids import converted_ids, listed_ids
 from sqlaudit.sql.batches import chunks, pages
@@ -23,6 +22,7 @@ from sqlaudit.sql.keys import Key, raw_columns, read_keys
 from sqlaudit.sql.lists import has_one_of
 from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.aliases import HistoryAlias, joined_versions
+from sqlaudit.tracking.catalogue import can_lock_many
 from sqlaudit.tracking.foreign_keys import Chain
 from sqlaudit.tracking.history import rebased_on_history
 from sqlaudit.tracking.models import base_table_of, tracked_model_of

@@ -17,7 +17,7 @@ from sqlalchemy.orm import (
 )
 
 from sqlaudit.config import SQLAuditConfig, current_config
-from sqlaudit.recording.statements import NO_USER_FIELDS, UserFields
+from sqlaudit.recording.clauses import NO_USER_FIELDS, UserFields
 from sqlaudit.sql.comparing import may_be_respelt
 from sqlaudit.sql.fitting import hides_null
 from sqlaudit.sql.keys import Key

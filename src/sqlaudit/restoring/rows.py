@@ -20,7 +20,6 @@ from sqlalchemy.types import TypeEngine
 
 from sqlaudit.changes import Operation
 from sqlaudit.period import was_valid
-from sqlaudit.recording.statements import can_lock_many
 from sqlaudit.sql.batches import chunks
 from sqlaudit.sql.comparing import all_equal, may_be_respelt
 from sqlaudit.sql.fitting import hides_null
@@ -29,6 +28,7 @@ from sqlaudit.sql.lists import one_of
 from sqlaudit.sql.old_values import unrounded_column
 from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.aliases import HistoryAlias, joined_versions
+from sqlaudit.tracking.catalogue import can_lock_many
 from sqlaudit.tracking.history import rebased_on_history
 from sqlaudit.tracking.missing import explaining_history_errors
 from sqlaudit.tracking.models import TrackedModel, attribute_of, tracked_model

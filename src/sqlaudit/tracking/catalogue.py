@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+from typing import cast as cast_type
 
 from sqlalchemy import (
     Column,
@@ -29,9 +30,11 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import OID, REGCLASS
 
 from sqlaudit.sql.dialects import TRAITS
+from sqlaudit.tracking.foreign_keys import Source
 from sqlaudit.tracking.schema import schema_of
 from sqlaudit.tracking.tables import TrackedTable, guard_index_name, guard_name
 
+T = TypeVar("T")
 _ATTRIBUTES: Final = table(
     "pg_attribute", *map(column, ("attrelid", "attname", "attnum", "attidentity", "atttypid")), schema="pg_catalog"
 )
@@ -293,3 +296,20 @@ def _columns_of_other_types_on_mysql(
     return statement.where(
         history_column.c.DATA_TYPE.in_(_TEXTS_OF_MYSQL), live_column.c.DATA_TYPE.not_in(_TEXTS_OF_MYSQL)
     )
+
+
+def ask_once(
+    connection: Connection, chain: Sequence[TrackedTable], question: Callable[[Connection, Sequence[TrackedTable]], T]
+) -> T:
+    """Return what a function finds in the catalogue about the tables of a chain; an engine asks once."""
+    kept = chain[-1].statements.setdefault(connection.dialect, {})
+    if question not in kept:
+        kept[question] = question(connection, chain)
+    return cast_type(T, kept[question])
+
+
+def can_lock_many(connection: Connection, source: Source) -> bool:
+    """Return whether one statement can lock many rows of a table. Citus refuses it if it distributes the table."""
+    if isinstance(source, TrackedTable):
+        return not ask_once(connection, (source,), are_distributed)
+    return not distributed_tables(connection, [source.live])

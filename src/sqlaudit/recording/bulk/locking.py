@@ -40,15 +40,15 @@ from sqlaudit.recording.bulk.parsing import (
 )
 from sqlaudit.recording.bulk.writes import Write
 from sqlaudit.recording.cascades import lock_rows
+from sqlaudit.recording.clauses import has_open_version
 from sqlaudit.recording.policy import report_unrecorded
-from sqlaudit.recording.statements import ask_once, can_lock_many, has_open_version
 from sqlaudit.sql.batches import chunks
 from sqlaudit.sql.comparing import all_equal
 from sqlaudit.sql.dialects import MYSQL, TRAITS
 from sqlaudit.sql.keys import Key, RawKey, bound, raw_columns
 from sqlaudit.sql.lists import one_of
 from sqlaudit.sql.options import INTERNAL
-from sqlaudit.tracking.catalogue import tables_with_guard
+from sqlaudit.tracking.catalogue import ask_once, can_lock_many, tables_with_guard
 from sqlaudit.tracking.foreign_keys import Source, followers_of
 from sqlaudit.tracking.rights import lockable_tables
 from sqlaudit.tracking.schema import candidate_keys

@@ -23,9 +23,9 @@ from sqlaudit.recording.bulk.writes import Write, roll_back, transactions_of
 from sqlaudit.recording.capture import WriteContext
 from sqlaudit.recording.cascades import take_write_lock
 from sqlaudit.recording.changeset import changeset_of, instant_before
+from sqlaudit.recording.clauses import NO_USER_FIELDS
 from sqlaudit.recording.policy import lacking, report_unrecorded, require_context
 from sqlaudit.recording.scope import scope_of, write_numbers
-from sqlaudit.recording.statements import NO_USER_FIELDS
 from sqlaudit.recording.tracked_mappers import user_fields_of
 from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.keys import Key

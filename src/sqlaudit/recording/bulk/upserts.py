@@ -29,12 +29,11 @@ from sqlaudit.recording.bulk.parsing import DATABASE_ONLY, are_known
 from sqlaudit.recording.bulk.returning import Rows, made_by_database, returned_keys, returning_keys, returns_keys
 from sqlaudit.recording.bulk.writes import KeysOf, Write
 from sqlaudit.recording.policy import report_unrecorded
-from sqlaudit.recording.statements import can_lock_many
 from sqlaudit.sql.batches import chunks
 from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.keys import Key, raw_columns, read_keys
 from sqlaudit.sql.lists import one_of
-from sqlaudit.tracking.catalogue import are_volatile
+from sqlaudit.tracking.catalogue import are_volatile, can_lock_many
 from sqlaudit.tracking.foreign_keys import FollowedTable, Source, referred_columns
 from sqlaudit.tracking.schema import candidate_keys
 from sqlaudit.tracking.tables import TrackedTable
