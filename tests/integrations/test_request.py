@@ -14,6 +14,7 @@ from sqlaudit import MissingPackageError, SQLAuditError
         ("fastapi", "fastapi", "fastapi"),
         ("litestar", "litestar.plugins", "litestar"),
         ("flask", "flask", "flask"),
+        ("pydantic", "pydantic", "pydantic"),
         ("celery", "celery", "celery and itsdangerous"),
         ("celery", "itsdangerous", "celery and itsdangerous"),
     ],

@@ -1,4 +1,4 @@
-"""Who acts, in the framework of your application? Each module here sets the audit context where one framework works.
+"""Where does sqlaudit meet the frameworks of your application? Most modules say who acts: they set the audit context.
 
 ========================  ==================================================================
 module                    what it gives
@@ -9,6 +9,7 @@ module                    what it gives
 ``wsgi``                  ``AuditContextMiddleware``, for every WSGI application
 ``flask``                 ``Audit``, an extension, which knows Flask-Login
 ``celery``                ``install``: the context travels with the messages of tasks
+``pydantic``              models of what sqlaudit returns, described for readers of an OpenAPI
 ========================  ==================================================================
 
 Each imports its framework, and sqlaudit imports none of them. ``request`` has what they share: what is known of a

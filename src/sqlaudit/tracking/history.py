@@ -87,9 +87,13 @@ class Version(Actor):
             name: {"type": "typed-dict-field", "schema": handler.generate_schema(Annotated[type_, IN_JSON])}
             for name, type_ in value_types(inspect(cls), cls.__sqlaudit_model__).items()
         }
-        row = {"type": "typed-dict", "fields": columns, "extra_behavior": "allow", "cls": cls}
+        row = {"type": "typed-dict", "fields": columns, "extra_behavior": "allow"}
         as_row = {"type": "function-plain", "function": version_dict, "return_schema": row}
         return {"type": "is-instance", "cls": cls, "serialization": as_row}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> Any:
+        return {**handler(schema), "title": cls.__qualname__}
 
 
 _TOLD: Final = frozenset({"version", "operation", "valid_from", "valid_to", "changed_by"})
