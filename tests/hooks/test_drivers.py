@@ -202,6 +202,22 @@ def reads(session: Session) -> None:
         at[1],
     ]
     assert sqlaudit.blame(session, Thing, key)["name"].changed_by == "eve"
+    for args, filters in (
+        ([Thing], {}),
+        ([Thing, key], {"filter_new_values": ["b", "c"]}),
+        ([Thing], {"include": "parts", "filter_operations": ["update"]}),
+    ):
+        changes = sqlaudit.get_resource_changes(args[0], session, *args[1:], **filters)
+        page = sqlaudit.changes_page(session, *args, size=1, **filters)
+        rest = sqlaudit.changes_page(session, *args, after=page.next, **filters)
+        assert page.items + rest.items == changes
+    page = sqlaudit.changesets_page(session, model=Thing, key=key, user_id="eve", size=1)
+    rest = sqlaudit.changesets_page(session, model=Thing, key=key, user_id="eve", after=page.next)
+    assert [each.timestamp for each in page.items + rest.items] == at
+    assert len(sqlaudit.changesets(session, extra={"no": "such"}, reason="x")) == 0
+    [differs] = sqlaudit.compare(session, Thing, at[0], at[2])
+    assert differs == sqlaudit.diff(session, Thing, key, 1, ids[2])
+    assert differs.fields["name"] == ("a", "c")
 
 
 def take_back(session: Session) -> None:

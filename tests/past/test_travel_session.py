@@ -721,7 +721,7 @@ def test_the_text_of_a_changeset_id_gives_what_the_id_gives(session):
 @pytest.mark.parametrize("text", ["2024-01-01T00:00:00+00:00", "", "no"])
 def test_a_text_that_is_no_changeset_id_raises(session, text):
     for read in (lambda: as_of(Customer, text), lambda: Customer.as_of(text), lambda: time_travel(session, text)):
-        with pytest.raises(QueryError, match=r"Give an aware datetime, .* or the UUID"):
+        with pytest.raises(QueryError, match=r"Give an aware datetime, .* the UUID .* mark_named"):
             read()
 
 

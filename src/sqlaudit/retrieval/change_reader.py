@@ -322,9 +322,9 @@ class ChangeReader:
         return union(select(own), select(*key, number + 1)).subquery()
 
     def changes(self, session: Session, options: Mapping[str, Any]) -> Generator[FieldChange]:
-        """Yield the field changes, or the links and unlinks."""
-        with closing(self._all_changes(session, options)) as changes:
-            yield from changes if self.is_wanted is None else filter(self.is_wanted, changes)
+        """Return a generator of the field changes, or of the links and unlinks."""
+        changes = self._all_changes(session, options)
+        return changes if self.is_wanted is None else _filtered(changes, self.is_wanted)
 
     def _all_changes(self, session: Session, options: Mapping[str, Any]) -> Generator[FieldChange]:
         related, names, equalities = self.related, [name for name, _ in self.fields], equalities_of(self.fields)
@@ -363,6 +363,11 @@ class ChangeReader:
             row, before = (first, second) if self.newest_first else (second, first)
             if row is not None and row[0] != self.read_again:
                 yield row, before if before is not None and before[0] == row[0] - 1 else None
+
+
+def _filtered(changes: Generator[FieldChange], is_wanted: Callable[[FieldChange], bool]) -> Generator[FieldChange]:
+    with closing(changes):
+        yield from filter(is_wanted, changes)
 
 
 _MADE_BY: Final = {Operation.LINK: Operation.INSERT, Operation.UNLINK: Operation.DELETE}
