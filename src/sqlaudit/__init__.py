@@ -38,6 +38,7 @@ from sqlaudit.restoring.restore import restore
 from sqlaudit.restoring.undo import undo
 from sqlaudit.retrieval.changeset_reader import changesets, changesets_page
 from sqlaudit.retrieval.changesets import instant_of_changeset
+from sqlaudit.retrieval.feed import changes_since
 from sqlaudit.retrieval.field_changes import (
     blame,
     changes_in,
@@ -91,6 +92,7 @@ __all__ = [
     "blame",
     "changes_in",
     "changes_page",
+    "changes_since",
     "changesets",
     "changesets_page",
     "clear_audit_context",

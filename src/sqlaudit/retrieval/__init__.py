@@ -20,6 +20,8 @@ each version with the one before it:
 ``changeset_reader``
     :func:`~sqlaudit.changesets`, :func:`~sqlaudit.changesets_page`: what transactions did, in all tables that a session
     can read.
+``feed``
+    :func:`~sqlaudit.changes_since`: what is new since a consumer last asked.
 ``changesets``
     What one transaction did: its tables and its instant.
 ``ids``

@@ -153,6 +153,21 @@ def changesets_page(
     return Page(items=entries, next=following, total=total)
 
 
+def changesets_after(
+    session: Session, places: Sequence[TablesOfBind], after: _Instant | None, size: int, *, before: datetime
+) -> tuple[list[Changeset], _Instant | None]:
+    """Return what the next transactions wrote, oldest first, and the place of the last of them.
+
+    :param after: the instant and id of the transaction to begin after
+    :param size: the greatest number of transactions
+    :param before: leave out the transactions from this instant on
+    """
+    wanted = _Wanted()
+    chosen = _chosen_instants(session, places, wanted, size, after)
+    page = [changeset_id for changeset_id, instant in chosen.items() if instant < before]
+    return _entries_in_order(session, places, wanted, page), (chosen[page[-1]], page[-1]) if page else after
+
+
 class _Wanted:
     """Which changesets are asked for.
 
