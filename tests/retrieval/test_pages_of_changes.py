@@ -12,6 +12,7 @@ from sqlaudit import (
     QueryError,
     SQLAuditConfig,
     changes_page,
+    changesets_page,
     get_resource_changes,
     set_config,
     stream_resource_changes,
@@ -193,6 +194,16 @@ def test_a_cursor_belongs_to_its_query(lived):
 def test_a_page_has_at_least_one_item(lived, size):
     with pytest.raises(QueryError, match="size is"):
         changes_page(lived, Ticket, size=size)
+
+
+def test_a_filter_that_does_not_exist_is_refused(lived):
+    for read in (changes_page, lambda session, *args, **kw: get_resource_changes(*args, session, **kw)):
+        with pytest.raises(TypeError, match=r"no keyword argument 'changeset_ids'.*filter_operations"):
+            read(lived, Ticket, changeset_ids=[])
+    with pytest.raises(TypeError, match="'limit'"):
+        changes_page(lived, Ticket, limit=5)
+    with pytest.raises(TypeError, match="'limit'"):
+        changesets_page(lived, limit=5)
 
 
 # --- filters ----------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ from sqlaudit.changes import Equality, FieldChange, Operation, diff, equalities_
 from sqlaudit.context import ACTOR_FACTS
 from sqlaudit.exceptions import QueryError
 from sqlaudit.period import Mark
-from sqlaudit.retrieval.filters import ValueFilter, checked_operations, wanted_changes
+from sqlaudit.retrieval.filters import ChangeFilters, ValueFilter, checked_operations, wanted_changes
 from sqlaudit.retrieval.ids import converted_ids, has_id, is_id, listed_ids, one_id
 from sqlaudit.sql.comparing import all_equal, any_of, differs
 from sqlaudit.sql.dialects import MYSQL
@@ -106,12 +106,20 @@ class ChangeQuery:
         }
 
 
-def change_query(source: Readable, *, include: str | Iterable[str] = (), **arguments: Any) -> ChangeQuery:
+def change_query(source: Readable, filters: ChangeFilters, **arguments: Any) -> ChangeQuery:
     """Return the query of a source, from the arguments of :func:`~sqlaudit.get_resource_changes`.
 
+    :raises TypeError: there is no such filter
     :raises TrackingError: the model, or what a relationship leads to, is not tracked
     :raises QueryError: a filter does not fit the source
     """
+    if unknown := sorted(filters.keys() - ChangeFilters.__optional_keys__):
+        raise TypeError(
+            f"There is no keyword argument {unknown[0]!r}. The further filters are "
+            f"{', '.join(sorted(ChangeFilters.__optional_keys__))}."
+        )
+    arguments |= filters
+    include = arguments.pop("include", ())
     related = related_by(source) if isinstance(source, QueryableAttribute) else None
     model = model_of(source)
     if related is not None and related.other_key and arguments.get("filter_fields") is not None:

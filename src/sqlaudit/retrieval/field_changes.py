@@ -91,13 +91,13 @@ def get_resource_changes(
     """
     query = change_query(
         model_class,
+        filters,
         filter_resource_ids=filter_resource_ids,
         filter_fields=filter_fields,
         filter_user_ids=filter_user_ids,
         filter_date_range=filter_date_range,
         limit=limit,
         offset=offset,
-        **filters,
     )
     report = ChangeReport(query)
     if session is None:
@@ -125,13 +125,13 @@ def stream_resource_changes(
     """
     query = change_query(
         model_class,
+        filters,
         filter_resource_ids=filter_resource_ids,
         filter_fields=filter_fields,
         filter_user_ids=filter_user_ids,
         filter_date_range=filter_date_range,
         limit=limit,
         offset=offset,
-        **filters,
     )
     report = ChangeReport(query)
     return report.changes(checked_session(session), yield_per=BATCH)

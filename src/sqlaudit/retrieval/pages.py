@@ -79,11 +79,11 @@ def changes_page(
     session, size = checked_session(session), checked_size(size)
     query = change_query(
         model_class,
+        filters,
         filter_resource_ids=filter_resource_ids,
         filter_fields=filter_fields,
         filter_user_ids=filter_user_ids,
         filter_date_range=filter_date_range,
-        **filters,
     )
     report = ChangeReport(query)
     digest = _digest_of(report)
