@@ -5,6 +5,7 @@ An engine is listened to when it is registered, or when a session with hooks use
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 from weakref import WeakSet
@@ -48,12 +49,15 @@ from sqlaudit.tracking.catalogue import has_citus
 from sqlaudit.tracking.foreign_keys import FollowedTable
 from sqlaudit.tracking.tables import tracked_names
 
+_log: Final = logging.getLogger(__package__)
+
 
 def record_engine(target: Any) -> None:
     """Record what is executed on an engine or a connection outside of sessions, too."""
     engine = _engine_or_connection(target)
     if engine not in recorded_engines:
         recorded_engines.append(engine)
+        _log.info("Recording what %r executes", engine)
         hear(engine.engine)
 
 
@@ -61,6 +65,7 @@ def forget_engine(target: Any) -> None:
     engine = _engine_or_connection(target)
     if engine in recorded_engines:
         recorded_engines.remove(engine)
+        _log.info("No longer recording what %r executes", engine)
         stop_hearing()
 
 

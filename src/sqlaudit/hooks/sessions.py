@@ -7,6 +7,7 @@ of the past and records bulk statements. In a session without hooks the mapper e
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -79,9 +80,11 @@ def register_hooks(target: Any = Session, *, engine: Any = None) -> None:
             event.listen(target, name, listener, insert=name in _FIRST)
         wrap_methods(target)
         registered.append(target)
+        _log.info("Recording what %r writes", target)
         _enter_open_transactions()
 
 
+_log: Final = logging.getLogger(__package__)
 _NOT_GIVEN: Final[Any] = object()
 
 
@@ -102,6 +105,7 @@ def unregister_hooks(target: Any = _NOT_GIVEN, *, engine: Any = None) -> None:
             event.remove(target, name, listener)
         unwrap_methods(target)
         registered.remove(target)
+        _log.info("No longer recording what %r writes", target)
         stop_hearing()
 
 

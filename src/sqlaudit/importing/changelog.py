@@ -8,6 +8,7 @@ tombstone of now, and a column that was not tracked gets its present value.
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -87,6 +88,7 @@ _changes: Final = Table(
     Column("old_value", String),
     Column("new_value", String),
 )
+_log: Final = logging.getLogger(__package__)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -145,7 +147,9 @@ def import_change_log(
         importing.run()
         baselines, recorded = reconcile_after_import(session, connection, model_class)
     counts = importing
-    return ChangeLogReport(counts.rows, counts.versions, counts.left_alone, baselines, recorded, counts.unread)
+    report = ChangeLogReport(counts.rows, counts.versions, counts.left_alone, baselines, recorded, counts.unread)
+    _log.info("%s: %r", model.table.live.fullname, report)
+    return report
 
 
 class _Import:

@@ -8,6 +8,7 @@ only the transactions pass through Python.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,6 +68,7 @@ _TIE: Final = timedelta(seconds=1)
 """How much earlier than its predecessor a transaction may seem to be: some databases store whole seconds."""
 _AUDIT_ROLES: Final = ("changed_by", "extra", "changeset_id")
 """The roles of the audit columns that the other library's transaction fills."""
+_log: Final = logging.getLogger(__package__)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -148,7 +150,9 @@ def _import(session: Session, connection: Connection, model_class: Any, names: _
         rows = _count(connection, _select_keys(version_table, root)) - left_alone
         _keep_in_order(connection, [root, *subclass_tables], version_table)
         baselines, recorded = reconcile_after_import(session, connection, model_class)
-    return ImportReport(rows, versions, left_alone, baselines, recorded)
+    report = ImportReport(rows, versions, left_alone, baselines, recorded)
+    _log.info("%s: %r", root.live.fullname, report)
+    return report
 
 
 def _count(connection: Connection, rows: Select[Any]) -> int:

@@ -7,6 +7,7 @@ baselines last, each in a transaction of its own: it waits for one row only, and
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -57,6 +58,7 @@ from sqlaudit.tracking.sessions import checked_session
 from sqlaudit.tracking.tables import TrackedTable
 from sqlaudit.wire import Report
 
+_log: Final = logging.getLogger(__package__)
 T = TypeVar("T")
 _ATTEMPTS: Final = 10
 """How often a batch is tried: it fails if another transaction writes a row's first version at the same time."""
@@ -234,9 +236,11 @@ class _Backfill:
             last, rows = batch
             written += rows
             done += self.chunk_size
+            _log.debug("%s: backfilled %d rows so far", self.table.live.fullname, written)
             if self.report_progress:
                 self.report_progress(min(done, total), total)
         written += self._write_remaining()
+        _log.info("%s: backfilled %d rows", self.table.live.fullname, written)
         return BackfillReport(written, self.changeset.id, self.changeset.at)
 
     def _count(self, connection: Connection) -> int:

@@ -13,6 +13,7 @@ clock is never read: the instant is a bound parameter.
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,9 @@ _KEY_NAMES: Final = tuple(f"sqlaudit_key_{index}" for index in range(100))
 
 def _no_old_values(key: Key) -> Mapping[Column[Any], Any]:
     return {}
+
+
+_log: Final = logging.getLogger(__package__)
 
 
 class MissingRows(Enum):
@@ -302,6 +306,7 @@ class Capture:
         unrecorded = [key for key in keys if key not in inserted and (key not in last or not last[key].is_open)]
         unrecorded = [key for key in unrecorded if key not in closed]
         if unrecorded := [key for key in unrecorded if key not in last or not last[key].is_deleted]:
+            _log.debug("%s: %d rows have no open version; they get baselines", self._table_name, len(unrecorded))
             self._write_old_baselines(unrecorded, before, last)
             last = self._last(keys)
             hidden |= self._hidden_keys([last[key] for key in unrecorded if key in last], missing_rows)
@@ -316,6 +321,15 @@ class Capture:
                 not_recorded[self._instant(row)].append(key)
             elif not row.agrees:
                 (deleted if row.is_deleted else changed)[self._instant(row)].append(key)
+        by_instant = [*deleted.items(), *changed.items(), *not_recorded.items()]
+        if moved := sum(len(same_instant) for at, same_instant in by_instant if at > self.changeset.at):
+            _log.info(
+                "%s: %d versions begin later than their transaction, %s, because those before them are not earlier. "
+                "Another transaction wrote first, or clocks differ.",
+                self._table_name,
+                moved,
+                self.changeset.at.isoformat(),
+            )
         for at, same_instant in deleted.items():
             statements = self._statements(same_instant)
             self._run(same_instant, statements.tombstone(OpenVersions.DELETED, guarded=False), at)
@@ -424,6 +438,10 @@ class Capture:
             for recorded in [key] if key in last else self._last([key]) or [key]:
                 given_keys.setdefault(recorded, key)
         return given_keys
+
+    @property
+    def _table_name(self) -> str:
+        return self.chain[0].live.fullname
 
     def _instant(self, last: _Last | None) -> datetime:
         """Return the instant of a row's next version: the changeset's, or the earliest that the last version allows."""

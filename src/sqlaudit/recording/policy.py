@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterable
+from typing import Final
 
 from sqlalchemy import Connection
 
@@ -14,9 +16,14 @@ from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.tracking.rights import table_with_visible_history
 from sqlaudit.tracking.tables import TrackedTable
 
+_log: Final = logging.getLogger(__package__)
+_log.addHandler(logging.NullHandler())  # an application that sets up no logging sees the warning alone
+
 
 def report_unrecorded(message: str, subject: object) -> None:
     """Warn of a write that cannot be recorded, unless the configuration says to ignore it.
+
+    The warning is shown once for each place in the code; the log has each write.
 
     :raises CaptureError: the configuration is strict, or says to raise
     """
@@ -24,6 +31,7 @@ def report_unrecorded(message: str, subject: object) -> None:
     if config.strict or config.on_uncaptured == "raise":
         raise CaptureError(message, subject)
     if config.on_uncaptured == "warn":
+        _log.warning(message)
         warnings.warn(message, SQLAuditWarning, stacklevel=2)
 
 

@@ -6,7 +6,8 @@ access. It loads in sets, beforehand, what the unit of work would load object by
 
 from __future__ import annotations
 
-from collections import defaultdict
+import logging
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
@@ -45,6 +46,7 @@ from sqlaudit.tracking.models import TrackedModel, attribute_of, tracked_model
 from sqlaudit.tracking.registry import mappers_of
 from sqlaudit.tracking.sessions import bind_arguments_for
 
+_log: Final = logging.getLogger(__package__)
 _QUERIES: Final = ("dynamic", "write_only")
 
 
@@ -58,6 +60,8 @@ def carry_out(plan: Plan, reason: str, dry_run: bool, conflicts: Sequence[Confli
     if items and not dry_run:
         with AuditContextManager(reason=get_audit_context().reason or reason):
             _execute_plan(plan, Ordering(plan.changes).stages())
+        counts = Counter(str(item.operation) for item in items)
+        _log.info("%s: %s", reason, ", ".join(f"{count} {operation}" for operation, count in sorted(counts.items())))
     return RestoreReport(items, tuple(conflicts))
 
 
