@@ -81,7 +81,7 @@ def test_the_files_of_the_page_run(pytester: pytest.Pytester) -> None:
     page = blocks(ROOT / "docs" / "guide" / "testing.md")
     files = {match[1]: text for _, text, _ in page if (match := re.match(r"# (\w+)\.py\n", text))}
     assert files.keys() == {"conftest", "test_clock", "test_rolled_back"}
-    pytester.makepyfile(shop=page[0][1], **files)
+    pytester.makepyfile(tickets=page[0][1], **files)
     try:
         pytester.runpytest_inprocess("-p", "no:cacheprovider", "-W", "error").assert_outcomes(passed=3)
     finally:
