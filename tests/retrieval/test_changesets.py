@@ -438,3 +438,20 @@ def test_a_limit_returns_the_first_of_all_changesets(sessions, clock):
             since = everything[2].timestamp
             later = changesets(session, since=since)
             assert changesets(session, since=since, limit=limit) == later[:limit]
+
+
+def test_a_model_is_found_though_another_one_has_a_table_of_its_name(tables, base, sessions):
+    @sqlaudit.track_table()
+    class Same(base):
+        __tablename__ = Tag.__tablename__
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        text: Mapped[str | None] = mapped_column(sa.String(50))
+
+    with sessions.begin() as session:
+        session.add(Tag(id=1, text="a"))
+    with sessions() as session:
+        for model in (Tag, Same):
+            (changeset,) = changesets(session, model=model, key=1)
+            assert changeset.tables == (Tag.__tablename__,)
+            assert list(changesets_page(session, model=model)) == [changeset]

@@ -103,7 +103,7 @@ def changesets(
     session, wanted = checked_session(session), _Wanted(**filters)
     begin = checked_count("offset", offset)
     end = None if limit is None else begin + checked_count("limit", limit)
-    places = known_tables(session)
+    places = known_tables(session, wanted.tables or ())
     if end is None and wanted.is_everything:
         return sorted(_entries(session, places, wanted, None), key=_time_order, reverse=wanted.newest_first)[begin:]
     return _entries_in_order(session, places, wanted, list(_chosen_instants(session, places, wanted, end)))[begin:end]
@@ -136,7 +136,7 @@ def changesets_page(
     if after is not None:
         microseconds, changeset_id = place_in(after, digest, _CURSOR)
         place = EPOCH + microseconds * TICK, UUID(bytes=changeset_id)
-    places = known_tables(session)
+    places = known_tables(session, wanted.tables or ())
     while True:
         chosen = _chosen_instants(session, places, wanted, size + 1, place)
         page = list(chosen)[:size]

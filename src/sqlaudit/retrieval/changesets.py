@@ -54,11 +54,13 @@ class TablesOfBind:
     tables: tuple[TrackedTable, ...]
 
 
-def known_tables(session: Session) -> list[TablesOfBind]:
+def known_tables(session: Session, wanted: Collection[TrackedTable] = ()) -> list[TablesOfBind]:
     """Return every tracked table, association tables included, that a session can read.
 
     Tables for which the session has no bind are left out. If several MetaData have tracked tables, those that the
     database lacks are left out, too. That takes one statement per bind and schema, until all have been found.
+
+    :param wanted: the tables that are asked for, of which none is left out for one of the same name
     """
     by_bind: dict[Any, list[TrackedTable]] = defaultdict(list)
     arguments: dict[Any, dict[str, Any]] = {}
@@ -76,14 +78,17 @@ def known_tables(session: Session) -> list[TablesOfBind]:
             arguments.setdefault(bind, where)
             by_bind[bind].append(table)
     if len(all_metadata) > 1:
-        by_bind = {bind: _existing_tables(session, arguments[bind], tables) for bind, tables in by_bind.items()}
+        by_bind = {bind: _existing_tables(session, arguments[bind], tables, wanted) for bind, tables in by_bind.items()}
     return [TablesOfBind(arguments[bind], tuple(tables)) for bind, tables in by_bind.items() if tables]
 
 
-def _existing_tables(session: Session, where: dict[str, Any], tables: Collection[TrackedTable]) -> list[TrackedTable]:
+def _existing_tables(
+    session: Session, where: dict[str, Any], tables: Collection[TrackedTable], wanted: Collection[TrackedTable]
+) -> list[TrackedTable]:
     """Return the tables whose history table is in the database; all tables for shards, which may differ.
 
-    If several MetaData have a history table of one name, return that of the MetaData that fits the database best.
+    If several MetaData have a history table of one name, return the one that is wanted, or that of the MetaData that
+    fits the database best.
     """
     if "bind" not in where:
         return list(tables)
@@ -99,7 +104,11 @@ def _existing_tables(session: Session, where: dict[str, Any], tables: Collection
     if len(by_name) == sum(map(len, by_name.values())):
         return [table for table, name in names.items() if name in seen]
     fits = _fitness(connection, names, by_name)
-    return [max(same_name, key=lambda table: fits[table.live.metadata]) for same_name in by_name.values()]
+
+    def fitness(table: TrackedTable) -> tuple[bool, tuple[float, int]]:
+        return table in wanted, fits[table.live.metadata]
+
+    return [max(same_name, key=fitness) for same_name in by_name.values()]
 
 
 def _fitness(
