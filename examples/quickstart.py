@@ -12,7 +12,7 @@ from decimal import Decimal
 from sqlalchemy import Numeric, String, create_engine, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from sqlaudit import AuditContextManager, as_of, get_resource_changes, register_hooks, track_table
+from sqlaudit import AuditContextManager, Temporal, get_resource_changes, register_hooks, track_table
 
 
 class Base(DeclarativeBase):
@@ -20,7 +20,7 @@ class Base(DeclarativeBase):
 
 
 @track_table(tracked_fields=["name", "city", "credit"])
-class Customer(Base):
+class Customer(Temporal, Base):  # Temporal tells editors of Customer.as_of
     __tablename__ = "quickstart_customers"
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -62,7 +62,7 @@ with Session(engine) as session:
             session.delete(eve)
             session.commit()
 
-    then = session.scalars(as_of(Customer, before_the_review).order_by(Customer.id))
+    then = session.scalars(Customer.as_of(before_the_review).order_by(Customer.id))
     show("Before the review", "id name city credit", *((c.id, c.name, c.city, c.credit) for c in then))
 
     now = session.scalars(select(Customer).order_by(Customer.id))

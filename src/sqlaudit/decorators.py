@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, TypeVar
 
 from sqlalchemy import Column, Select, Table, inspect
 from sqlalchemy.exc import NoInspectionAvailable
@@ -19,11 +19,12 @@ from sqlaudit.past import as_of as past_reads
 from sqlaudit.past.as_of import MYPY, all_versions, as_of, between
 from sqlaudit.past.rendering import BeforeBaseline, UntrackedPolicy
 from sqlaudit.tracking.autogenerate import guard_autogenerate
-from sqlaudit.tracking.history import history_of
+from sqlaudit.tracking.history import Version, VersionsAttribute, history_of
 from sqlaudit.tracking.models import Options, TrackedModel, tracked_model
 from sqlaudit.tracking.tables import AuditColumns, tracked_table
 
 M = TypeVar("M", bound=type[Any])
+T = TypeVar("T")
 
 
 def track_table(
@@ -40,8 +41,9 @@ def track_table(
 ) -> Callable[[M], M]:
     """Give a mapped class, and its subclasses, a history table.
 
-    The class gets four attributes, unless it has attributes of these names: ``History``, its history class, and the
-    methods ``as_of(when)``, ``between(start, end)`` and ``all_versions()``. The functions :func:`~sqlaudit.history_of`,
+    The class gets five attributes, unless it has attributes of these names: ``History``, its history class;
+    ``versions``, a view-only relationship to the versions of a row; and the methods ``as_of(when)``,
+    ``between(start, end)`` and ``all_versions()``. The functions :func:`~sqlaudit.history_of`,
     :func:`~sqlaudit.as_of`, :func:`~sqlaudit.between` and :func:`~sqlaudit.all_versions` do the same. Type checkers see
     the attributes if the class inherits from :class:`Temporal`.
 
@@ -87,7 +89,7 @@ def track_table(
             handle_configured_mappers(inherited)
             return model_class
         model = TrackedModel(mapper, options, is_decorated=True)
-        for name in ("History", "as_of", "between", "all_versions"):
+        for name in ("History", "versions", "as_of", "between", "all_versions"):
             if not any(name in vars(base) for base in model_class.__mro__):
                 setattr(model_class, name, vars(Temporal)[name])
         listen_to_model(model)
@@ -107,7 +109,7 @@ def track_table(
 class _History:
     """``Customer.History``: the history class, which the first access makes."""
 
-    def __get__(self, instance: object, owner: type[Any]) -> type[Any]:
+    def __get__(self, instance: object, owner: type[T]) -> type[Version[T]]:
         return history_of(owner)
 
 
@@ -120,7 +122,8 @@ class Temporal:
         class Customer(Temporal, Base): ...
     """
 
-    History: ClassVar[type[Any]] = cast("type[Any]", _History())
+    History = _History()
+    versions = VersionsAttribute()
 
     if MYPY:
         as_of = past_reads.AsOfMethod()

@@ -20,6 +20,7 @@ from sqlaudit import (
     Page,
     RowDiff,
     SQLAuditConfig,
+    Version,
     as_of,
     blame,
     changes_page,
@@ -114,9 +115,33 @@ def states(session: Session) -> None:
 
 
 def versions(session: Session) -> None:
-    assert_type(versions_of(session, Customer, 42), list[Any])
+    versions = versions_of(session, Customer, 42)
+    assert_type(versions, list[Version[Customer]])
+    assert_type(versions_of(session, Table("links", Customer.metadata), 42), list[Version[Any]])
+    version = versions[0]
+    assert_type(version.version, int)
+    assert_type(version.timestamp, datetime)
+    assert_type(version.valid_from, datetime)
+    assert_type(version.valid_to, datetime)
+    assert_type(version.operation, Operation)
+    assert_type(version.audit_operation, Operation)
+    assert_type(version.changeset_id, UUID)
+    assert_type(version.changed_by, str | None)
+    assert_type(version.reason, str | None)
+    assert_type(version.actor_type, ActorType | None)
+    assert_type(version.changes, list[FieldChange])
+    assert_type(version.previous, Version[Customer] | None)
+    assert_type(version.next, Version[Customer] | None)
+    assert_type(version.name, Any)
     assert_type(blame(session, Customer, 42), dict[str, Blame])
-    assert_type(history_of(Customer), type[Any])
+    history = history_of(Customer)
+    assert_type(history, type[Version[Customer]])
+    late = select(history).where(history.operation == "update", history.valid_from > WHEN, history.name == "Ada")
+    assert_type(session.scalars(late).one(), Version[Customer])
+
+
+def any_version(version: Version) -> None:
+    assert_type(version, Version[Any])
 
 
 def the_past(session: Session) -> None:

@@ -17,7 +17,7 @@ from sqlalchemy.orm import (
     selectinload,
 )
 
-from sqlaudit import Temporal, all_versions, as_of, as_of_column, between, time_travel, track_table
+from sqlaudit import Temporal, Version, all_versions, as_of, as_of_column, between, time_travel, track_table
 
 
 class Base(DeclarativeBase):
@@ -86,7 +86,9 @@ def versions_are_selected(session: Session) -> None:
     assert_type(Customer.between(WHEN, WHEN), Select[Any])
     assert_type(all_versions(Customer), Select[Any])
     assert_type(Customer.all_versions(), Select[Any])
-    assert_type(Customer.History, type[Any])
+    assert_type(Customer.History, type[Version[Customer]])
+    customers = session.scalars(select(Customer).options(selectinload(Customer.versions))).all()
+    assert_type(customers[0].versions, list[Version[Customer]])
 
 
 def a_temporal_join(session: Session) -> None:

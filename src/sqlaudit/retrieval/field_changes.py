@@ -11,10 +11,10 @@ from contextlib import closing
 from datetime import datetime
 from itertools import islice
 from types import MappingProxyType
-from typing import Any, Final, Unpack
+from typing import Any, Final, TypeVar, Unpack, overload
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, bindparam, select
+from sqlalchemy import ColumnElement, Select, Table, bindparam, select
 from sqlalchemy.orm import QueryableAttribute, Session, class_mapper, scoped_session, with_polymorphic
 
 from sqlaudit.arguments import changeset_uuid, checked_count, checked_range
@@ -33,11 +33,12 @@ from sqlaudit.retrieval.change_reader import (
 from sqlaudit.retrieval.changesets import tables_of_changeset
 from sqlaudit.retrieval.filters import ChangeFilters
 from sqlaudit.retrieval.ids import converted_ids, is_id, one_id
-from sqlaudit.tracking.history import history_class_of, version_info
+from sqlaudit.tracking.history import Version, history_class_of, version_info
 from sqlaudit.tracking.links import Readable, Related, model_of, related_by
 from sqlaudit.tracking.models import TrackedModel, tracked_model_of
 from sqlaudit.tracking.sessions import checked_session
 
+M = TypeVar("M")
 _CONTEXT: Final = ("changed_by", "impersonated_by", "reason", "extra")
 
 
@@ -137,6 +138,30 @@ def stream_resource_changes(
     return report.changes(checked_session(session), yield_per=BATCH)
 
 
+@overload
+def versions_of(
+    session: Session | scoped_session[Any],
+    model_class: type[M],
+    resource_id: Any,
+    *,
+    limit: int | None = None,
+    newest_first: bool = False,
+    since: datetime | Mark | None = None,
+) -> list[Version[M]]: ...
+
+
+@overload
+def versions_of(
+    session: Session | scoped_session[Any],
+    model_class: Table | QueryableAttribute[Any],
+    resource_id: Any,
+    *,
+    limit: int | None = None,
+    newest_first: bool = False,
+    since: datetime | Mark | None = None,
+) -> list[Version[Any]]: ...
+
+
 def versions_of(
     session: Session | scoped_session[Any],
     model_class: Readable,
@@ -145,7 +170,7 @@ def versions_of(
     limit: int | None = None,
     newest_first: bool = False,
     since: datetime | Mark | None = None,
-) -> list[Any]:
+) -> list[Version[Any]]:
     """Return the versions of one row, oldest first, as objects of the model's history class. One statement.
 
     :param session: a session; with an ``AsyncSession``, ``await session.run_sync(versions_of, Customer, 1)``

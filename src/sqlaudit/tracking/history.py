@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, MutableMapping
 from dataclasses import fields
-from typing import Annotated, Any, ClassVar, Final, cast
+from datetime import datetime
+from threading import RLock
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Generic, TypeVar, cast, overload
+from uuid import UUID
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import (
     Column,
@@ -12,48 +16,133 @@ from sqlalchemy import (
     FromClause,
     Select,
     Table,
+    and_,
     event,
     inspect,
     literal_column,
     select,
 )
-from sqlalchemy.orm import Mapper, Session, column_property, object_session
+from sqlalchemy.orm import (
+    InstanceState,
+    Mapped,
+    Mapper,
+    QueryableAttribute,
+    Session,
+    column_property,
+    configure_mappers,
+    foreign,
+    object_session,
+    relationship,
+)
 from sqlalchemy.orm.exc import UnmappedColumnError
 from sqlalchemy.sql import visitors
 
 from sqlaudit.changes import FieldChange, Operation, VersionInfo, diff, equalities_of
 from sqlaudit.context import Actor
 from sqlaudit.exceptions import ReadOnlyError
+from sqlaudit.sql.batches import chunks
 from sqlaudit.sql.comparing import all_equal
+from sqlaudit.sql.lists import one_of
 from sqlaudit.tracking.aliases import HistoryAlias
 from sqlaudit.tracking.links import Readable, model_of
-from sqlaudit.tracking.models import TrackedModel
+from sqlaudit.tracking.models import TrackedModel, tracked_model, tracked_model_of
 from sqlaudit.tracking.sessions import bind_arguments_for
 from sqlaudit.tracking.value_types import value_types
 from sqlaudit.wire import IN_JSON, Mode, dict_of, told
 
+T = TypeVar("T")
 
-class Version(Actor):
+
+class _AuditColumn(Generic[T]):
+    """An audit column, whatever its name is in the history table."""
+
+    def __init__(self, role: str) -> None:
+        self.role = role
+
+    @overload
+    def __get__(self, version: None, owner: Any) -> QueryableAttribute[T]: ...
+
+    @overload
+    def __get__(self, version: object, owner: Any) -> T: ...
+
+    def __get__(self, version: object | None, owner: Any) -> Any:
+        model: TrackedModel | None = getattr(owner, "__sqlaudit_model__", None)
+        if model is None:  # the base class
+            return self
+        return getattr(owner if version is None else version, getattr(model.table.names, self.role))
+
+
+if TYPE_CHECKING:
+    import typing_extensions
+
+    M = typing_extensions.TypeVar("M", default=Any)
+
+    class _HistoryType(type):
+        """What type checkers know of a history class: it may have any column."""
+
+        def __getattr__(cls, name: str) -> Any: ...
+else:
+    M = TypeVar("M")
+    _HistoryType = type
+
+
+class Version(Actor, Generic[M], metaclass=_HistoryType):
     """Base class of every history class, such as ``Customer.History``: one row of a history table, read-only.
 
-    Its attributes are the stored columns of the model, and the audit columns: see :class:`AuditColumns`.
+    Its attributes are the stored columns of the model, the audit columns by their names in the table (see
+    :class:`AuditColumns`), and the attributes below, unless the model has columns of the same names. To type checkers,
+    a version is a ``Version[Customer]``, and any other attribute is a column of the model.
     """
 
     __sqlaudit_model__: ClassVar[TrackedModel]
 
-    @property
-    def previous(self) -> Any:
-        """The version before this one; ``None`` if there is none, or it has been removed. One statement."""
-        return neighbour(self, -1)
+    version = _AuditColumn[int]("version")
+    """The number of the version within the life of its row, from 1."""
+    timestamp = _AuditColumn[datetime]("valid_from")
+    """The instant at which the version began, in UTC."""
+    operation = _AuditColumn[Operation]("operation")
+    """What made the version."""
+    changeset_id = _AuditColumn[UUID]("changeset_id")
+    """The database transaction; the same for all versions that it wrote, in all tables."""
+    changed_by = _AuditColumn[str | None]("changed_by")
+    """The user; ``None`` if no user is known."""
+    impersonated_by = _AuditColumn[str | None]("impersonated_by")
+    """The user who really acted, if ``changed_by`` was impersonated."""
+    reason = _AuditColumn[str | None]("reason")
+    """Why."""
+    extra = _AuditColumn[Any]("extra")
+    """What else the audit context held."""
+
+    if TYPE_CHECKING:
+        valid_from: Mapped[datetime]
+        valid_to: Mapped[datetime]
+        audit_version: Mapped[int]
+        audit_operation: Mapped[Operation]
+        audit_changeset_id: Mapped[UUID]
+        audit_changed_by: Mapped[str | None]
+        audit_impersonated_by: Mapped[str | None]
+        audit_reason: Mapped[str | None]
+        audit_extra: Mapped[Any]
+
+        def __getattr__(self, name: str) -> Any: ...
 
     @property
-    def next(self) -> Any:
+    def previous(self) -> Version[M] | None:
+        """The version before this one; ``None`` if there is none, or it has been removed.
+
+        If the session has not read it yet, one statement reads it, with those that precede the other versions of the
+        model in the session.
+        """
+        return previous_of(self)
+
+    @property
+    def next(self) -> Version[M] | None:
         """The version after this one; ``None`` if there is none, or it has been removed. One statement."""
         return neighbour(self, +1)
 
     @property
     def changes(self) -> list[FieldChange]:
-        """The field changes of this version. At most one statement."""
+        """The field changes of this version, compared with :attr:`previous`. No statement for each version of many."""
         return changes_of(self)
 
     def __sqlaudit_extra__(self) -> Any:
@@ -100,7 +189,15 @@ _TOLD: Final = frozenset({"version", "operation", "valid_from", "valid_to", "cha
 """The roles of the audit columns that the ``repr`` of a version has."""
 
 
-def history_of(model_class: Readable) -> type[Any]:
+@overload
+def history_of(model_class: type[M]) -> type[Version[M]]: ...
+
+
+@overload
+def history_of(model_class: Table | QueryableAttribute[Any]) -> type[Version[Any]]: ...
+
+
+def history_of(model_class: Readable) -> type[Version[Any]]:
     """Return the history class of a model, a subclass of :class:`Version`. ``Customer.History`` is the same class.
 
     :param model_class: a tracked model; or an association table or a relationship, for the history of its links
@@ -109,7 +206,7 @@ def history_of(model_class: Readable) -> type[Any]:
     return history_class_of(model_of(model_class))
 
 
-def history_class_of(model: TrackedModel) -> type[Any]:
+def history_class_of(model: TrackedModel) -> type[Version[Any]]:
     """Return the history class of a tracked model."""
     if model.history_class is None or model.has_grown:
         for submodel in model.root.family():
@@ -118,7 +215,7 @@ def history_class_of(model: TrackedModel) -> type[Any]:
             elif submodel.has_grown:
                 _add_new_attributes(submodel)
             submodel.has_grown = False
-    return cast("type[Any]", model.history_class)
+    return cast("type[Version[Any]]", model.history_class)
 
 
 def _make_history_class(model: TrackedModel) -> type[Version]:
@@ -165,6 +262,46 @@ def _make_history_class(model: TrackedModel) -> type[Version]:
     for name in ("before_insert", "before_update", "before_delete"):
         event.listen(history_class, name, _refuse_change)
     return history_class
+
+
+_adding: Final = RLock()
+
+
+class VersionsAttribute:
+    """``Customer.versions``: a relationship from a row to its versions, oldest first.
+
+    The first access adds it to the model: models whose versions nobody loads need no history class.
+    """
+
+    @overload
+    def __get__(self, instance: None, owner: type[M]) -> QueryableAttribute[list[Version[M]]]: ...
+
+    @overload
+    def __get__(self, instance: M, owner: type[M]) -> list[Version[M]]: ...
+
+    def __get__(self, instance: Any, owner: type[Any]) -> Any:
+        configure_mappers()
+        with _adding:
+            root = tracked_model_of(owner).root
+            for mapper in reversed(list(root.mapper.self_and_descendants)):  # concrete subclasses have their own
+                model = tracked_model(mapper)
+                if model is not None and model.root is model and not mapper.has_property("versions"):
+                    _add_versions(model)
+        return owner.versions if instance is None else instance.versions
+
+
+def _add_versions(model: TrackedModel) -> None:
+    class_ = model.mapper.class_
+    if isinstance(vars(class_).get("versions"), VersionsAttribute):
+        del class_.versions
+    pairs = zip(model.table.key, model.table.history_key, strict=True)
+    versions = relationship(
+        history_class_of(model),
+        primaryjoin=and_(*(live == foreign(old) for live, old in pairs)),
+        order_by=model.table.version,
+        viewonly=True,
+    )
+    model.mapper.add_property("versions", versions)
 
 
 def _stored_properties(model: TrackedModel, inherited: Collection[Any]) -> dict[str, list[Any]]:
@@ -247,22 +384,82 @@ def version_dict(version: Version, mode: Mode = "python") -> dict[str, Any]:
     return dict_of(((name, getattr(version, name)) for name in names), mode)
 
 
-def neighbour(version: Version, distance: int) -> Any:
+def _session_of(version: Version[Any], wanted: str) -> tuple[Session, tuple[Any, ...]]:
+    """Return the session of a version, and its identity there.
+
+    :raises SQLAuditError: the version belongs to no session
+    """
+    identity, session = inspect(cast(Any, version)).identity, object_session(version)
+    if session is None or identity is None:
+        raise ReadOnlyError(
+            f"{type(version).__qualname__} belongs to no session. Add it to a session to read its {wanted}.", version
+        )
+    return session, identity
+
+
+def previous_of(version: Version[M]) -> Version[M] | None:
+    """Return the version before a version, as :attr:`Version.previous` does, which a column may hide.
+
+    :raises SQLAuditError: the version belongs to no session
+    """
+    session, _ = _session_of(version, "neighbours")
+    earlier: Version[M] | None = session.identity_map.get(_key_before(inspect(cast(Any, version))))
+    if earlier is None:
+        read = session.info.setdefault(_PREVIOUS, WeakKeyDictionary())
+        if version not in read:
+            _read_previous(session, version, read)
+        earlier = read[version]
+    return earlier
+
+
+_PREVIOUS: Final = "sqlaudit_previous"
+"""Where a session keeps the previous versions that it has read, by the versions that they precede."""
+
+
+def _key_before(state: InstanceState[Any]) -> Any:
+    """Return the key of a version's predecessor in the identity map."""
+    class_, (*key, number), token = cast(Any, state.key)
+    return class_, (*key, number - 1), token
+
+
+def _read_previous(session: Session, version: Version[Any], read: MutableMapping[Any, Any]) -> None:
+    """Read the predecessor of a version, and of the other versions of the model in the session that may need theirs."""
+    model, token = version.__sqlaudit_model__.root, inspect(cast(Any, version)).identity_token
+    waiting: dict[Any, Any] = {}
+    for other in session.identity_map.values():
+        if isinstance(other, Version) and other.__sqlaudit_model__.root is model and other not in read:
+            state = inspect(cast(Any, other))
+            operation = state.dict.get(model.table.names.operation, Operation.UPDATE)
+            before = _key_before(state)
+            if operation is Operation.UPDATE and state.identity_token == token and before not in session.identity_map:
+                waiting[before[1]] = other
+    waiting[_key_before(inspect(cast(Any, version)))[1]] = version
+    table, spelt_differently = model.table, False
+    for chunk in chunks(list(waiting)):
+        found = session.scalars(
+            select(history_class_of(model)).where(one_of((*table.history_key, table.version), chunk)),
+            bind_arguments=bind_arguments_for(session, model.mapper),
+        )
+        for earlier in found:
+            identity = inspect(cast(Any, earlier)).identity
+            if identity in waiting:
+                read[waiting.pop(identity)] = earlier
+            else:
+                spelt_differently = True
+    for other in waiting.values():
+        read[other] = neighbour(other, -1) if spelt_differently else None
+
+
+def neighbour(version: Version[M], distance: int) -> Version[M] | None:
     """Return the version of the same row whose number is ``distance`` higher, or ``None``. One statement.
 
-    Unlike :attr:`Version.previous` and :attr:`Version.next`, it cannot be hidden by a column of the model.
+    Unlike :attr:`Version.next`, it cannot be hidden by a column of the model.
 
     :raises SQLAuditError: the version belongs to no session
     """
     model = version.__sqlaudit_model__.root
-    identity = inspect(version).identity
-    session: Session | None = object_session(version)
-    if session is None or identity is None:
-        raise ReadOnlyError(
-            f"{type(version).__qualname__} belongs to no session. Add it to a session to read its neighbours.", version
-        )
+    session, (*key, number) = _session_of(version, "neighbours")
     table = model.table
-    *key, number = identity
     return session.scalar(
         select(history_class_of(model)).where(
             all_equal(table.history_key, key),
@@ -274,12 +471,8 @@ def neighbour(version: Version, distance: int) -> Any:
 
 def extra_columns_of(version: Version) -> dict[str, Any]:
     """Return the values of columns that the model no longer has, as :attr:`Version.extra_columns` does."""
-    model, session, identity = version.__sqlaudit_model__, object_session(version), inspect(version).identity
-    if session is None or identity is None:
-        raise ReadOnlyError(
-            f"{type(version).__qualname__} belongs to no session. Add it to a session to read its extra columns.",
-            version,
-        )
+    model = version.__sqlaudit_model__
+    session, identity = _session_of(version, "extra columns")
     extra: dict[str, Any] = {}
     for table in model.chain:
         of_version = zip((*table.history_key, table.version), identity, strict=True)
@@ -299,7 +492,7 @@ def changes_of(version: Version) -> list[FieldChange]:
     names = [name for name in model.columns if chosen is None or name in chosen]
     info = version_info(version)
     operation: Operation = info["operation"]
-    before = neighbour(version, -1) if operation is Operation.UPDATE else None
+    before = previous_of(version) if operation is Operation.UPDATE else None
     field = model.options.resource_id_field
     keys = [field] if field else model.key_names
     resource_id = tuple(getattr(version, key) for key in keys)
