@@ -148,6 +148,7 @@ class CreateHistoryTableOp(_Structure):
     def create_history_table(
         cls,
         operations: Operations,
+        /,
         table: str,
         *columns: Column[Any],
         key: Sequence[str],
@@ -179,6 +180,7 @@ class DropHistoryTableOp(_Structure):
     def drop_history_table(
         cls,
         operations: Operations,
+        /,
         table: str,
         *columns: Column[Any],
         key: Sequence[str] = (),
@@ -240,6 +242,7 @@ class BackfillHistoryOp(_Writing):
     def backfill_history(
         cls,
         operations: Operations,
+        /,
         table: str,
         *,
         key: Sequence[str] = (),
@@ -271,6 +274,7 @@ class RenewHistoryOp(_Writing):
     def renew_history(
         cls,
         operations: Operations,
+        /,
         table: str,
         *,
         key: Sequence[str] = (),
@@ -347,7 +351,7 @@ class DropHistoryColumnOp(HistoryOp):
 
     @classmethod
     def drop_history_column(
-        cls, operations: Operations, table: str, column: str, *, type_: Any = None, **options: Any
+        cls, operations: Operations, /, table: str, column: str, *, type_: Any = None, **options: Any
     ) -> None:
         """Drop a column of a history table with all its values.
 
@@ -392,7 +396,7 @@ class RenameTrackedColumnOp(_Rename):
     directive = "rename_tracked_column"
 
     @classmethod
-    def rename_tracked_column(cls, operations: Operations, table: str, old: str, new: str, **options: Any) -> None:
+    def rename_tracked_column(cls, operations: Operations, /, table: str, old: str, new: str, **options: Any) -> None:
         """Rename a column of a live table and of its history table. It may be a column of the key.
 
         :param table: the name of the live table
@@ -422,6 +426,7 @@ class RenameTrackedTableOp(_Rename):
     def rename_tracked_table(
         cls,
         operations: Operations,
+        /,
         old: str,
         new: str,
         *,

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from alembic import op as op_of_alembic
 from alembic.autogenerate import compare_metadata, produce_migrations, render_python_code
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
@@ -16,6 +17,7 @@ from sqlalchemy.dialects import mysql
 
 import sqlaudit
 import sqlaudit_alembic
+from sqlaudit_alembic import op
 
 
 @pytest.fixture
@@ -186,3 +188,18 @@ def test_a_program_that_never_imports_the_plugin_is_stopped_whenever_it_imports_
     program = LATE.format(before=before)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert 'autogenerate_plugins=["alembic.autogenerate.*", "sqlaudit"]' in done.stdout
+
+
+def test_the_op_that_type_checkers_know_is_that_of_alembic():
+    named, named_by_alembic = ({name for name in vars(module) if name[0] != "_"} for module in (op, op_of_alembic))
+    assert named >= named_by_alembic - {"Operations"} >= {"create_history_table", "rename_tracked_table", "add_column"}
+    engine = sa.create_engine("sqlite://")
+    with engine.connect() as connection, Operations.context(MigrationContext.configure(connection)):
+        op.create_table("pets", sa.Column("id", sa.Integer, primary_key=True))
+        op.create_history_table("pets", sa.Column("id", sa.Integer), key=["id"])
+        with op.batch_alter_table("pets") as batch:
+            batch.add_column(sa.Column("name", sa.String(10)))
+        op_of_alembic.rename_tracked_table("pets", "animals")
+        assert op.get_bind() is connection
+        assert sa.inspect(connection).get_table_names() == ["animals", "animals_history"]
+    engine.dispose()
