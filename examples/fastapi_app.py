@@ -121,7 +121,7 @@ async def read(customer_id: int, session: SessionOfRequest, when: AwareDatetime 
 
 @app.get("/customers/{customer_id}/history")
 async def history(customer_id: int, session: SessionOfRequest) -> list[FieldChange]:
-    return await session.run_sync(lambda s: get_resource_changes(Customer, s, filter_resource_ids=customer_id))
+    return await get_resource_changes(Customer, session, filter_resource_ids=customer_id)
 
 
 async def existing(customer_id: int, session: AsyncSession, when: AwareDatetime | None = None) -> Customer:

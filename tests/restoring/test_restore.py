@@ -1172,11 +1172,6 @@ def test_a_sharded_session_is_refused(sessions, ada, engine):
         restore(session, Customer, 1, at=at(0))
 
 
-def test_an_async_session_is_refused(sessions, ada):
-    with pytest.raises(QueryError, match="run_sync"):
-        restore(AsyncSession(), Customer, 1, at=at(0))
-
-
 def test_objects_of_the_past_are_no_versions(sessions, ada):
     with sessions() as session:
         past = session.scalars(as_of(Customer, at(0))).one()

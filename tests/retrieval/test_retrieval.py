@@ -662,15 +662,12 @@ def test_a_session_with_one_bind_per_model_reads_where_the_model_is(story, engin
 
 
 @pytest.mark.parametrize("read", [get_resource_changes, stream_resource_changes])
-@pytest.mark.parametrize(
-    ("given", "hint"), [(AsyncSession(), "run_sync"), ("session", "not a Session")], ids=["async", "text"]
-)
-def test_what_is_no_session_raises_at_the_call(read, given, hint):
-    with pytest.raises(QueryError, match=hint):
-        read(Customer, given)
+def test_what_is_no_session_raises_at_the_call(read):
+    with pytest.raises(QueryError, match="not a Session"):
+        read(Customer, "session")
     for other in (versions_of, blame):
-        with pytest.raises(QueryError, match=hint):
-            other(given, Customer, 1)
+        with pytest.raises(QueryError, match="not a Session"):
+            other("session", Customer, 1)
 
 
 @pytest.mark.spread

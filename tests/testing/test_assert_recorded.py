@@ -170,18 +170,15 @@ def test_what_cannot_be_expected_is_refused(session: Session, expected: Any, mes
 
 
 @pytest.mark.spread
-def test_an_untracked_model_and_an_async_session_are_refused(session: Session, async_engine: AsyncEngine) -> None:
+def test_an_untracked_model_is_refused(session: Session) -> None:
     with pytest.raises(TrackingError, match="Untracked"):
         assert_recorded(session, Untracked, 1)
-    asynchronous: Any = AsyncSession(async_engine)
-    with pytest.raises(QueryError, match="run_sync"):
-        assert_recorded(asynchronous, Ticket, 7)
 
 
 def test_it_runs_in_an_async_session(async_engine: AsyncEngine, happened: None) -> None:
     async def run() -> None:
         async with AsyncSession(async_engine) as session:
-            version = await session.run_sync(assert_recorded, Ticket, 7, operation="update", fields={"status"})
+            version = await assert_recorded(session, Ticket, 7, operation="update", fields={"status"})
             assert version.status == "done"
 
     asyncio.run(run())

@@ -6,12 +6,14 @@ from typing import Any, assert_type
 from uuid import UUID
 
 from sqlalchemy import Table, select
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from sqlaudit import (
     ActorType,
     AuditContext,
     AuditContextManager,
+    BackfillReport,
     Blame,
     Changeset,
     FieldChange,
@@ -22,6 +24,7 @@ from sqlaudit import (
     SQLAuditConfig,
     Version,
     as_of,
+    backfill,
     blame,
     changes_page,
     changesets,
@@ -100,7 +103,7 @@ def pages(session: Session) -> None:
     assert_type(page.next, str | None)
     assert_type(page.total, int | None)
     assert_type(changesets_page(session, model=Customer, key=7, extra={"a": 1}, size=5), Page[Changeset])
-    changes_page(session, Customer, filter_colour="red")  # type: ignore[call-arg]  # there is no such filter
+    changes_page(session, Customer, filter_colour="red")  # type: ignore[call-overload]  # there is no such filter
 
 
 def states(session: Session) -> None:
@@ -142,6 +145,18 @@ def versions(session: Session) -> None:
 
 def any_version(version: Version) -> None:
     assert_type(version, Version[Any])
+
+
+async def asynchronous(session: AsyncSession, engine: AsyncEngine) -> None:
+    assert_type(await versions_of(session, Customer, 42), list[Version[Customer]])
+    assert_type(await versions_of(session, Table("links", Customer.metadata), 42), list[Version[Any]])
+    assert_type(await session.run_sync(blame, Customer, 42), dict[str, Blame])
+    assert_type(await get_resource_changes(Customer, session, limit=1), list[FieldChange])
+    assert_type(await changes_page(session=session, model_class=Customer, size=5), Page[FieldChange])
+    assert_type([row async for row in compare(session, Customer, WHEN, WHEN)], list[RowDiff])
+    assert_type([change async for change in stream_resource_changes(Customer, session)], list[FieldChange])
+    assert_type(await backfill(engine, Customer, chunk_size=5), BackfillReport)
+    diff(session, Customer)  # type: ignore[call-overload]  # there are no states
 
 
 def the_past(session: Session) -> None:

@@ -32,6 +32,7 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.orm.session import _sessions
 
+from sqlaudit.asynchronous import AsyncSession, async_scoped_session, async_sessionmaker
 from sqlaudit.exceptions import SQLAuditError
 from sqlaudit.hooks.engines import forget_engine, hear, record_engine, stop_hearing
 from sqlaudit.hooks.methods import unwrap_methods, wrap_methods
@@ -52,11 +53,6 @@ from sqlaudit.recording.scope import enter_scope
 from sqlaudit.tracking.history import Version
 from sqlaudit.tracking.sessions import bind_arguments_for
 from sqlaudit.tracking.tables import INFO_KEY
-
-try:
-    from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
-except ImportError:  # without greenlet there are none, and nothing is an instance of ()
-    AsyncSession = async_scoped_session = async_sessionmaker = ()  # type: ignore[assignment, misc]
 
 
 def register_hooks(target: Any = Session, *, engine: Any = None) -> None:

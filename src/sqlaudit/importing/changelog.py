@@ -35,6 +35,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 from sqlalchemy.types import TypeEngine
 
+from sqlaudit.asynchronous import also_async_where
 from sqlaudit.changes import Operation
 from sqlaudit.context import user_id_text
 from sqlaudit.exceptions import QueryError
@@ -125,6 +126,7 @@ class _Log:
     after: dict[str, str | None] = field(default_factory=dict)
 
 
+@also_async_where
 def import_change_log(
     where: Session | Connection, model_class: type[Any], *, time_zone: tzinfo = UTC
 ) -> ChangeLogReport:
@@ -133,7 +135,7 @@ def import_change_log(
     Rows that have a history are left alone, so a second import does nothing more. Two entries of one row and one
     instant become two versions, the later one 1 µs after the earlier. The log itself stays as it is.
 
-    :param where: a session or a connection; in a migration, ``op.get_bind()``
+    :param where: a session or a connection; if it is asynchronous, await the result. In a migration, ``op.get_bind()``
     :param model_class: a tracked model with a key of one column, by which the log names its rows
     :param time_zone: the time zone of the log's times
     :raises TrackingError: the model is not tracked

@@ -44,6 +44,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 from sqlalchemy.types import NullType, TypeEngine
 
+from sqlaudit.asynchronous import also_async_where
 from sqlaudit.changes import Operation
 from sqlaudit.context import user_id_text
 from sqlaudit.exceptions import QueryError
@@ -90,6 +91,7 @@ class ImportReport(Report):
     recorded: int
 
 
+@also_async_where
 def import_continuum(
     where: Session | Connection,
     model_class: Any,
@@ -107,7 +109,7 @@ def import_continuum(
     history of sqlaudit are left alone, so a second import does nothing more. Transactions of one instant, common where
     MariaDB stores whole seconds, follow each other by 1 µs, and so do two versions of a row if a clock went back.
 
-    :param where: a session or a connection; in a migration, ``op.get_bind()``
+    :param where: a session or a connection; if it is asynchronous, await the result. In a migration, ``op.get_bind()``
     :param model_class: a tracked model, whose whole hierarchy is imported, or an association table
     :param table_name: the option of the other library of this name
     :param transaction_column_name: the option of the other library of this name

@@ -32,8 +32,10 @@ from sqlalchemy import (
     tuple_,
 )
 from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.orm import Session, scoped_session
 
 from sqlaudit.arguments import checked_count, instant_or_now
+from sqlaudit.asynchronous import also_async_where
 from sqlaudit.changes import Operation
 from sqlaudit.context import get_audit_context
 from sqlaudit.exceptions import QueryError
@@ -82,8 +84,9 @@ class BackfillReport(Report):
     at: datetime
 
 
+@also_async_where
 def backfill(
-    where: Any,
+    where: Engine | Connection | Session | scoped_session[Any],
     model_class: Any,
     *,
     at: datetime | None = None,
@@ -100,8 +103,8 @@ def backfill(
         backfill(engine, Customer)
 
     :param where: an engine: each batch of rows is a transaction of its own. Or a session or a connection: everything
-        happens in its transaction, and the rows stay locked until that ends. In asynchronous code, ``await
-        connection.run_sync(lambda c: backfill(c.engine, Customer))``
+        happens in its transaction, and the rows stay locked until that ends. If it is asynchronous, await the
+        result
     :param model_class: a tracked model, or an association table
     :param at: the instant since which the rows are known to have been as they are: an aware datetime, not in the
         future. A naive one is taken as local time, with a warning. Now, by the configured clock, if omitted
@@ -149,12 +152,6 @@ def _own_connection(engine: Engine) -> Connection:
 def _connection_of(where: Any, table: TrackedTable) -> Connection:
     if isinstance(where, Connection):
         return where
-    if hasattr(where, "run_sync") or hasattr(where, "sync_engine"):
-        raise QueryError(
-            f"{type(where).__name__} is asynchronous. Connect, and call await connection.run_sync(lambda c: "
-            "backfill(c.engine, Customer)), or await session.run_sync(backfill, Customer).",
-            where,
-        )
     session = checked_session(where)
     session.flush()
     return connection_for_versions(session, table.mapper)

@@ -31,6 +31,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session, class_mapper, scoped_session, with_polymorphic
 
 from sqlaudit.arguments import When, checked_when
+from sqlaudit.asynchronous import also_async, also_async_iterator
 from sqlaudit.changes import Equality, Operation, RowDiff, equalities_of
 from sqlaudit.changes import diff as diff_of
 from sqlaudit.exceptions import QueryError
@@ -53,6 +54,7 @@ _AnySession = Session | scoped_session[Any]
 # --- one row ----------------------------------------------------------------------------------------------------
 
 
+@also_async
 def diff(
     session: _AnySession,
     model_class: type[Any] | Table,
@@ -70,7 +72,7 @@ def diff(
     state right after that transaction. A row that did not exist, or was deleted, has no fields. Before its first
     version, a row was what this version says, if it is a baseline. One to three statements for each state.
 
-    :param session: a session; with an ``AsyncSession``, ``await session.run_sync(diff, Ticket, 7, a, b)``
+    :param session: a session; if it is an ``AsyncSession``, await the result
     :param model_class: a tracked model or an association table
     :param resource_id: the primary key, also as text; a tuple if the key is composite
     :param a: the old state
@@ -188,6 +190,7 @@ def _version(session: Session, model: TrackedModel, ids: dict[str, list[Any]], a
 # --- all rows ---------------------------------------------------------------------------------------------------
 
 
+@also_async_iterator
 def compare(
     session: _AnySession, models: type[Any] | Table | Collection[type[Any] | Table], a: When, b: When
 ) -> Generator[RowDiff]:
@@ -203,7 +206,7 @@ def compare(
     inserted and deleted again between the two instants is left out, and so is a row that has its old values again. A
     row that is older than its history was what its baseline says.
 
-    :param session: a session; with an ``AsyncSession``, use ``run_sync`` with a function that lists the rows
+    :param session: a session; with an ``AsyncSession``, iterate by ``async for``
     :param models: tracked models or association tables; one or several
     :param a: the earlier instant: an aware datetime, a :class:`Mark` or a changeset id, for the state right after that
         transaction

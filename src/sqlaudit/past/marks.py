@@ -19,6 +19,7 @@ from sqlalchemy.dialects.mysql import DATETIME
 from sqlalchemy.exc import IntegrityError, UnboundExecutionError
 from sqlalchemy.orm import Session, scoped_session
 
+from sqlaudit.asynchronous import also_async
 from sqlaudit.config import current_config
 from sqlaudit.context import USER_ID_LENGTH, get_audit_context, user_id_text
 from sqlaudit.exceptions import QueryError, TrackingError
@@ -69,13 +70,14 @@ def marks_table(metadata: MetaData, name: str = "sqlaudit_marks", *, schema: str
     return table
 
 
+@also_async
 def mark(session: _AnySession, name: str) -> Mark:
     """Give the current instant a name, in the session's transaction.
 
     Whatever the session has written or has still to flush is flushed first. What one transaction writes has one
     instant, that of its first write: make a mark before it, or in a transaction of its own.
 
-    :param session: a session; with an ``AsyncSession``, ``await session.run_sync(mark, "before the import")``
+    :param session: a session; if it is an ``AsyncSession``, await the result
     :param name: a text of 1 to 255 characters
     :return: the mark, which has the user of the audit context
     :raises QueryError: a mark has this name already, the name is invalid, or the database has no table of marks
@@ -95,10 +97,11 @@ def mark(session: _AnySession, name: str) -> Mark:
     return made
 
 
+@also_async
 def mark_named(session: _AnySession, name: str) -> Mark:
     """Return the mark with a name.
 
-    :param session: a session; with an ``AsyncSession``, ``await session.run_sync(mark_named, "before the import")``
+    :param session: a session; if it is an ``AsyncSession``, await the result
     :raises QueryError: there is no such mark, or the database has no table of marks
     """
     session = checked_session(session)
@@ -108,10 +111,11 @@ def mark_named(session: _AnySession, name: str) -> Mark:
     raise _unknown_error(session, name)
 
 
+@also_async
 def marks(session: _AnySession) -> list[Mark]:
     """Return all marks, the earliest first.
 
-    :param session: a session; with an ``AsyncSession``, ``await session.run_sync(marks)``
+    :param session: a session; if it is an ``AsyncSession``, await the result
     :raises QueryError: the database has no table of marks
     """
     session = checked_session(session)
@@ -119,10 +123,11 @@ def marks(session: _AnySession) -> list[Mark]:
     return _marks_in(session, table, where)
 
 
+@also_async
 def remove_mark(session: _AnySession, name: str) -> None:
     """Remove the mark with a name, in the session's transaction. History is left as it is.
 
-    :param session: a session; with an ``AsyncSession``, ``await session.run_sync(remove_mark, "before the import")``
+    :param session: a session; if it is an ``AsyncSession``, await the result
     :raises QueryError: there is no such mark, or the database has no table of marks
     """
     session = checked_session(session)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import Any, cast
 
 from sqlalchemy import (
     Connection,
@@ -11,18 +12,11 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session, scoped_session
 
 from sqlaudit.arguments import When
+from sqlaudit.asynchronous import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
 from sqlaudit.exceptions import QueryError
 from sqlaudit.past.objects import instant_from
 from sqlaudit.past.rendering import BeforeBaseline, UntrackedPolicy
 from sqlaudit.past.running import PastSession
-
-if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
-else:
-    try:
-        from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
-    except ImportError:  # without greenlet; nothing is an instance of ()
-        AsyncConnection = AsyncEngine = AsyncSession = async_scoped_session = ()
 
 
 class time_travel:
@@ -86,8 +80,8 @@ class time_travel:
                 "An AsyncSession or AsyncEngine needs an asynchronous block. Write: async with time_travel(…).",
                 self._source,
             )
-        past = self._past = PastSession(self._source, self._instant, materialize=self._materialize)
-        return past
+        self._past = self._past_of(self._source)
+        return cast(Session, self._past)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         try:
@@ -103,9 +97,14 @@ class time_travel:
             raise QueryError(
                 "A Session or Engine needs a block without async. Write: with time_travel(…).", self._source
             )
-        past = PastSession(self._source.sync_session, self._instant, materialize=self._materialize)
-        session = self._past = AsyncSession(sync_session_class=lambda **kw: past)  # type: ignore[arg-type]  # a function instead of a class
-        return session
+        past = self._past_of(self._source.sync_session)
+        class_: Any = _sqlmodel_class(type(self._source)) or AsyncSession
+        self._past = class_(sync_session_class=lambda **kw: past)
+        return cast(AsyncSession, self._past)
+
+    def _past_of(self, source: Session) -> PastSession:
+        class_ = _past_session_class(_sqlmodel_class(type(source)))
+        return class_(source, self._instant, materialize=self._materialize)
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         try:
@@ -115,3 +114,13 @@ class time_travel:
             await self._past.run_sync(PastSession.end)
             if self._made is not None:
                 await self._made.close()
+
+
+def _sqlmodel_class(class_: type[Any]) -> Any:
+    """Return the class of SQLModel's from which a class of sessions has its method ``exec``, or ``None``."""
+    return next((base for base in class_.__mro__ if base.__module__.partition(".")[0] == "sqlmodel"), None)
+
+
+@cache
+def _past_session_class(sqlmodel_class: type[Session] | None) -> type[PastSession]:
+    return PastSession if sqlmodel_class is None else type("PastSession", (PastSession, sqlmodel_class), {})

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, and_, exists, literal_column, select, true, update
 from sqlalchemy.orm import Session
 
+from sqlaudit.asynchronous import also_async
 from sqlaudit.context import get_audit_context
 from sqlaudit.period import is_open
 from sqlaudit.recording.capture import MissingRows, WriteContext
@@ -31,6 +32,7 @@ from sqlaudit.tracking.sessions import checked_session
 from sqlaudit.tracking.tables import TrackedTable
 
 
+@also_async
 def record_changes(session: Session, model_class: Any, which: Any = None) -> None:
     """Compare rows with their history, and record the differences as changes of this transaction.
 
@@ -47,7 +49,7 @@ def record_changes(session: Session, model_class: Any, which: Any = None) -> Non
         record_changes(session, Customer, Customer.city == "Rome")
         record_changes(session, Customer, [1, 2, 3])
 
-    :param session: a session that records
+    :param session: a session that records; if it is an ``AsyncSession``, await the result
     :param model_class: a tracked model, or an association table
     :param which: a list of keys, or a criterion that the live row or its open version fulfils; all rows if omitted
     :raises TrackingError: the model is not tracked

@@ -21,12 +21,6 @@ def writing_session(session: object) -> Session:
 
     :raises SQLAuditError: it does not record what it writes, or cannot restore
     """
-    if hasattr(session, "run_sync"):
-        raise QueryError(
-            "An AsyncSession cannot be used directly. Write through its run_sync: await session.run_sync(restore, "
-            "version).",
-            session,
-        )
     session = checked_session(session)
     if isinstance(session, PastSession):
         raise ReadOnlyError(

@@ -3,8 +3,7 @@
 It writes through the session, in its transaction, and ends with a flush. The flush records new versions with the
 caller's context; without a reason there, the reason names the version. History is never rewritten.
 
-It reads everything first, in sets, and raises before it changes anything. With an ``AsyncSession``, use
-``await session.run_sync(restore, Customer, 42, at=when)``.
+It reads everything first, in sets, and raises before it changes anything. With an ``AsyncSession``, await it.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from sqlalchemy.orm import InstanceState, Mapper, RelationshipProperty, Session,
 from sqlalchemy.sql import operators
 
 from sqlaudit.arguments import When, checked_when
+from sqlaudit.asynchronous import also_async
 from sqlaudit.changes import Operation, RestoreReport
 from sqlaudit.exceptions import QueryError, ReadOnlyError, SQLAuditError, TrackingError
 from sqlaudit.past.rendering import Instant
@@ -51,6 +51,7 @@ _AnySession = Session | scoped_session[Any]
 _Paths = dict[str, tuple[RelationshipProperty[Any], Any]]
 
 
+@also_async
 def restore(
     session: _AnySession,
     version: Any,
@@ -73,7 +74,7 @@ def restore(
     the session's transaction. If the audit context has no reason, the reason names the version. It reads with one
     statement per table, path and 1,000 rows.
 
-    :param session: a session that records; with an ``AsyncSession``, ``await session.run_sync(restore, version)``
+    :param session: a session that records; if it is an ``AsyncSession``, await the result
     :param version: an object of a history class, or a tracked class
     :param key: the primary key, if a class was given; a tuple if the key is composite
     :param at: an aware datetime, a :class:`Mark`, the number of a version, or a changeset id: the state right after

@@ -18,6 +18,7 @@ from sqlalchemy import ColumnElement, and_
 from sqlalchemy.orm import Session, scoped_session
 
 from sqlaudit.arguments import changeset_uuid, checked_range, checked_user
+from sqlaudit.asynchronous import also_async
 from sqlaudit.changes import Operation, RestoreReport
 from sqlaudit.exceptions import QueryError
 from sqlaudit.period import OPEN_END, Mark
@@ -54,6 +55,7 @@ from sqlaudit.tracking.tables import TrackedTable
 _AnyVersion: TypeAlias = Row | LinkVersion
 
 
+@also_async
 def undo(
     session: Session | scoped_session[Any],
     changeset_id: UUID | str | Iterable[UUID | str] | None = None,
@@ -81,7 +83,7 @@ def undo(
     ``undo`` ends with a flush in the session's transaction. An undo is a changeset itself, and can be undone. It reads
     with a few statements per table that the changesets wrote and 1,000 rows.
 
-    :param session: a session that records; with an ``AsyncSession``, ``await session.run_sync(undo, changeset_id)``
+    :param session: a session that records; if it is an ``AsyncSession``, await the result
     :param changeset_id: the ``audit_changeset_id`` of a version, or the ``changeset_id`` of a :class:`Changeset`; or
         several of them
     :param user_id: instead of ids: undo what this user did

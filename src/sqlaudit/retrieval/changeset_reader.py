@@ -26,6 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import QueryableAttribute, Session, scoped_session
 
 from sqlaudit.arguments import checked_actor_type, checked_count, checked_range, checked_user
+from sqlaudit.asynchronous import also_async
 from sqlaudit.changes import Changeset, Operation, Page
 from sqlaudit.context import ActorType, text_in
 from sqlaudit.exceptions import QueryError
@@ -62,6 +63,7 @@ class ChangesetFilters(TypedDict, total=False):
     key: Any
 
 
+@also_async
 def changesets(
     session: Session | scoped_session[Any],
     *,
@@ -81,7 +83,7 @@ def changesets(
     It executes one statement per bind and 100 tracked tables; two with a filter or a limit. With a limit, it reads
     about as many versions as the changesets have that it returns, which takes more statements if they have many.
 
-    :param session: a session
+    :param session: a session; if it is an ``AsyncSession``, await the result
     :param limit: the greatest number of entries to return
     :param offset: the number of entries to leave out first
     :param since: the first instant, included; an aware datetime or a :class:`Mark`
@@ -109,6 +111,7 @@ def changesets(
     return _entries_in_order(session, places, wanted, list(_chosen_instants(session, places, wanted, end)))[begin:end]
 
 
+@also_async
 def changesets_page(
     session: Session | scoped_session[Any],
     *,
@@ -122,7 +125,7 @@ def changesets_page(
     A transaction that has an entry for each of several contexts is not divided. A page costs the same however far it
     is from the first one.
 
-    :param session: a session
+    :param session: a session; if it is an ``AsyncSession``, await the result
     :param after: the ``next`` of the page before; ``None`` for the first page
     :param size: the number of transactions of a page
     :param count: also count the entries of all pages, which reads all of them

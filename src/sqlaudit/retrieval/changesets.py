@@ -31,6 +31,7 @@ from sqlalchemy.exc import NoSuchTableError, UnboundExecutionError
 from sqlalchemy.orm import Session, scoped_session
 
 from sqlaudit.arguments import changeset_uuid
+from sqlaudit.asynchronous import also_async
 from sqlaudit.exceptions import QueryError
 from sqlaudit.tracking.missing import explaining_history_errors
 from sqlaudit.tracking.models import tracked_model
@@ -154,12 +155,13 @@ def _history_tables(connection: Connection, schemas: Iterable[str | None]) -> It
 # --- one changeset ----------------------------------------------------------------------------------------------
 
 
+@also_async
 def instant_of_changeset(session: Session | scoped_session[Any], changeset_id: UUID | str) -> datetime:
     """Return the instant of a changeset, for use where a time is expected.
 
     One statement per bind and 100 tracked tables.
 
-    :param session: a session
+    :param session: a session; if it is an ``AsyncSession``, await the result
     :param changeset_id: the ``audit_changeset_id`` of a version, or the ``changeset_id`` of a :class:`Changeset`
     :raises QueryError: ``changeset_id`` is no UUID, or no history has a version of this changeset
     """

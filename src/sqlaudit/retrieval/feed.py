@@ -21,6 +21,7 @@ from uuid import UUID
 from sqlalchemy import BigInteger, ColumnElement, Connection, case, column, exists, func, select, table
 from sqlalchemy.orm import Session, scoped_session
 
+from sqlaudit.asynchronous import also_async
 from sqlaudit.changes import Changeset, Page
 from sqlaudit.config import current_config
 from sqlaudit.exceptions import QueryError
@@ -75,6 +76,7 @@ def _instant(microseconds: int) -> datetime | None:
     return None if microseconds == _NEVER else EPOCH + microseconds * TICK
 
 
+@also_async
 def changes_since(
     session: Session | scoped_session[Any],
     after: str | None = None,
@@ -97,7 +99,8 @@ def changes_since(
 
     On PostgreSQL it executes two statements more than :func:`changesets_page`, and gives its transaction a number.
 
-    :param session: a session. Calls in one transaction see the same watermark, so end the transaction between calls
+    :param session: a session; if it is an ``AsyncSession``, await the result. Calls in one transaction see the same
+        watermark, so end the transaction between calls
     :param after: the ``next`` of the last page that the consumer has dealt with; ``None`` to begin with the first
         changeset of history
     :param size: the number of transactions of a page

@@ -1,12 +1,12 @@
 """What happened to these rows? Versions, field changes and blame, read from consecutive snapshots.
 
-Every read here is one statement, except :func:`changes_in`, which reads many tables. All of them take a
-:class:`sqlalchemy.orm.Session`; with an ``AsyncSession``, use ``await session.run_sync(versions_of, Customer, 42)``.
+Every read here is one statement, except :func:`changes_in`, which reads many tables. With an
+``AsyncSession``, await them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Coroutine, Generator, Iterable, Mapping
 from contextlib import closing
 from datetime import datetime
 from itertools import islice
@@ -18,6 +18,7 @@ from sqlalchemy import ColumnElement, Select, Table, bindparam, select
 from sqlalchemy.orm import QueryableAttribute, Session, class_mapper, scoped_session, with_polymorphic
 
 from sqlaudit.arguments import changeset_uuid, checked_count, checked_range
+from sqlaudit.asynchronous import AsyncSession, also_async, also_async_read, also_async_stream, async_scoped_session
 from sqlaudit.changes import Blame, FieldChange, Operation, differ, equalities_of
 from sqlaudit.config import configured_session
 from sqlaudit.period import OPEN_END, Mark
@@ -42,6 +43,7 @@ M = TypeVar("M")
 _CONTEXT: Final = ("changed_by", "impersonated_by", "reason", "extra")
 
 
+@also_async_read
 def get_resource_changes(
     model_class: Readable,
     session: Session | scoped_session[Any] | None = None,
@@ -70,7 +72,8 @@ def get_resource_changes(
 
     :param model_class: a tracked model; or a relationship, such as ``Ticket.tags``, to read only what it leads to; or
         an association table, whose links are then rows that are inserted and deleted
-    :param session: a session; if omitted, the configured ``session_factory`` makes one
+    :param session: a session; if it is an ``AsyncSession``, await the result. If omitted, the configured
+        ``session_factory`` makes one
     :param filter_resource_ids: one id or several. A tuple is one composite id. Ids may be text; an id that cannot be
         converted to the type of the key matches nothing. For a relationship, the ids of its owners
     :param filter_fields: the name of one field or of several, of the model itself
@@ -107,6 +110,7 @@ def get_resource_changes(
     return list(report.changes(checked_session(session)))
 
 
+@also_async_stream
 def stream_resource_changes(
     model_class: Readable,
     session: Session | scoped_session[Any],
@@ -122,7 +126,8 @@ def stream_resource_changes(
     """Yield the field changes of a model's rows one by one, in constant memory.
 
     The parameters are those of :func:`get_resource_changes`. The statement stays open until the iterator is exhausted
-    or closed. With ``include``, MariaDB's and MySQL's drivers read all rows at once.
+    or closed. With ``include``, MariaDB's and MySQL's drivers read all rows at once. With an ``AsyncSession``, iterate
+    by ``async for``.
     """
     query = change_query(
         model_class,
@@ -162,6 +167,31 @@ def versions_of(
 ) -> list[Version[Any]]: ...
 
 
+@overload
+def versions_of(
+    session: AsyncSession | async_scoped_session[Any],
+    model_class: type[M],
+    resource_id: Any,
+    *,
+    limit: int | None = None,
+    newest_first: bool = False,
+    since: datetime | Mark | None = None,
+) -> Coroutine[Any, Any, list[Version[M]]]: ...
+
+
+@overload
+def versions_of(
+    session: AsyncSession | async_scoped_session[Any],
+    model_class: Table | QueryableAttribute[Any],
+    resource_id: Any,
+    *,
+    limit: int | None = None,
+    newest_first: bool = False,
+    since: datetime | Mark | None = None,
+) -> Coroutine[Any, Any, list[Version[Any]]]: ...
+
+
+@also_async
 def versions_of(
     session: Session | scoped_session[Any],
     model_class: Readable,
@@ -173,7 +203,7 @@ def versions_of(
 ) -> list[Version[Any]]:
     """Return the versions of one row, oldest first, as objects of the model's history class. One statement.
 
-    :param session: a session; with an ``AsyncSession``, ``await session.run_sync(versions_of, Customer, 1)``
+    :param session: a session; if it is an ``AsyncSession``, await the result
     :param model_class: a tracked model or an association table; or a relationship, for the versions of all links or
         rows to which it has led
     :param resource_id: the primary key, also as text; a tuple if the key is composite. For a relationship, the key of
@@ -191,13 +221,14 @@ def versions_of(
     return list(_versions(session, model_of(model_class), resource_id, related, bounds, newest_first=newest_first))
 
 
+@also_async
 def blame(session: Session | scoped_session[Any], model_class: type[Any], resource_id: Any) -> dict[str, Blame]:
     """Return, for each field of a row, its value and the version that set it. One statement.
 
     The dict is empty if the row has no history, is deleted, or is of another class now. Where versions have been
     removed, the origin of a value is unknown: see ``unknown_before`` and ``unknown_after`` of :class:`Blame`.
 
-    :param session: a session
+    :param session: a session; if it is an ``AsyncSession``, await the result
     :param model_class: a tracked model
     :param resource_id: the primary key, also as text; a tuple if the key is composite
     :raises TrackingError: the model is not tracked
@@ -242,6 +273,7 @@ def _field_names(model: TrackedModel) -> list[str]:
     return sorted(name for name in model.columns if chosen is None or name in chosen)
 
 
+@also_async
 def changes_in(session: Session | scoped_session[Any], changeset_id: UUID | str) -> list[FieldChange]:
     """Return the field changes that one database transaction made, in all tables.
 
@@ -249,7 +281,7 @@ def changes_in(session: Session | scoped_session[Any], changeset_id: UUID | str)
     one per hierarchy of models or association table. The changes of a model are in the order of key, version and field.
     For a link, the resource type is the name of its association table, and each of its columns is a field.
 
-    :param session: a session
+    :param session: a session; if it is an ``AsyncSession``, await the result
     :param changeset_id: the ``audit_changeset_id`` of a version, or the ``changeset_id`` of a :class:`Changeset`
     :raises QueryError: ``changeset_id`` is no UUID, or no history has a version of this changeset
     """

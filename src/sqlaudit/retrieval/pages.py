@@ -24,6 +24,7 @@ from typing import Any, Final, Unpack
 
 from sqlalchemy.orm import Session, scoped_session
 
+from sqlaudit.asynchronous import also_async
 from sqlaudit.changes import FieldChange, Page
 from sqlaudit.period import EPOCH, TICK
 from sqlaudit.retrieval.change_reader import (
@@ -43,6 +44,7 @@ _CURSOR: Final = Struct(">8sq")
 """The digest of a query, and the number of a version or an instant in microseconds."""
 
 
+@also_async
 def changes_page(
     session: Session | scoped_session[Any],
     model_class: Readable,
@@ -67,7 +69,7 @@ def changes_page(
     it is from the first one. It executes at most three statements, and three for each relationship; for one row without
     relationships and filters, it executes one.
 
-    :param session: a session
+    :param session: a session; if it is an ``AsyncSession``, await the result
     :param model_class: a tracked model, a relationship or an association table
     :param after: the ``next`` of the page before; ``None`` for the first page
     :param size: the number of field changes that suffice for a page

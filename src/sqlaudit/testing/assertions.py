@@ -11,6 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, scoped_session
 
 from sqlaudit.arguments import checked_user
+from sqlaudit.asynchronous import also_async
 from sqlaudit.changes import Equality, Operation, diff, differ, equalities_of
 from sqlaudit.exceptions import QueryError
 from sqlaudit.hooks.scope import records
@@ -24,6 +25,7 @@ from sqlaudit.tracking.sessions import bind_arguments_for, checked_session
 _SHOWN: Final = 5
 
 
+@also_async
 def assert_recorded(
     session: Session | scoped_session[Any],
     model_class: type[Any],
@@ -41,9 +43,7 @@ def assert_recorded(
 
         assert_recorded(session, Ticket, 7, operation="update", fields={"status"})
 
-    With an ``AsyncSession``: ``await session.run_sync(assert_recorded, Ticket, 7, operation="update")``.
-
-    :param session: a session
+    :param session: a session; if it is an ``AsyncSession``, await the result
     :param model_class: a tracked model
     :param resource_id: the primary key, also as text; a tuple if the key is composite
     :param operation: ``"insert"``, ``"update"``, ``"delete"`` or ``"baseline"``

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, MutableMapping
+from collections.abc import Collection, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from dataclasses import fields
 from datetime import datetime
 from threading import RLock
@@ -22,6 +23,7 @@ from sqlalchemy import (
     literal_column,
     select,
 )
+from sqlalchemy.exc import MissingGreenlet, StatementError
 from sqlalchemy.orm import (
     InstanceState,
     Mapped,
@@ -37,9 +39,10 @@ from sqlalchemy.orm import (
 from sqlalchemy.orm.exc import UnmappedColumnError
 from sqlalchemy.sql import visitors
 
+from sqlaudit.asynchronous import AsyncAttrs
 from sqlaudit.changes import FieldChange, Operation, VersionInfo, diff, equalities_of
 from sqlaudit.context import Actor
-from sqlaudit.exceptions import ReadOnlyError
+from sqlaudit.exceptions import QueryError, ReadOnlyError
 from sqlaudit.sql.batches import chunks
 from sqlaudit.sql.comparing import all_equal
 from sqlaudit.sql.lists import one_of
@@ -86,8 +89,10 @@ else:
     _HistoryType = type
 
 
-class Version(Actor, Generic[M], metaclass=_HistoryType):
+class Version(Actor, AsyncAttrs, Generic[M], metaclass=_HistoryType):
     """Base class of every history class, such as ``Customer.History``: one row of a history table, read-only.
+
+    In an ``AsyncSession``, await what executes a statement: ``await version.awaitable_attrs.previous``.
 
     Its attributes are the stored columns of the model, the audit columns by their names in the table (see
     :class:`AuditColumns`), and the attributes below, unless the model has columns of the same names. To type checkers,
@@ -133,17 +138,20 @@ class Version(Actor, Generic[M], metaclass=_HistoryType):
         If the session has not read it yet, one statement reads it, with those that precede the other versions of the
         model in the session.
         """
-        return previous_of(self)
+        with _asking_to_await(self, "previous"):
+            return previous_of(self)
 
     @property
     def next(self) -> Version[M] | None:
         """The version after this one; ``None`` if there is none, or it has been removed. One statement."""
-        return neighbour(self, +1)
+        with _asking_to_await(self, "next"):
+            return neighbour(self, +1)
 
     @property
     def changes(self) -> list[FieldChange]:
         """The field changes of this version, compared with :attr:`previous`. No statement for each version of many."""
-        return changes_of(self)
+        with _asking_to_await(self, "changes"):
+            return changes_of(self)
 
     def __sqlaudit_extra__(self) -> Any:
         return getattr(self, self.__sqlaudit_model__.table.names.extra)
@@ -154,7 +162,8 @@ class Version(Actor, Generic[M], metaclass=_HistoryType):
 
         :raises SQLAuditError: the version belongs to no session
         """
-        return extra_columns_of(self)
+        with _asking_to_await(self, "extra_columns"):
+            return extra_columns_of(self)
 
     def to_dict(self, mode: Mode = "python") -> dict[str, Any]:
         """Return a dict of the attributes: the stored columns of the model, and the audit columns.
@@ -162,7 +171,8 @@ class Version(Actor, Generic[M], metaclass=_HistoryType):
         :param mode: ``"python"`` for the values as they are; ``"json"`` for what JSON can express
         :raises QueryError: there is no such mode
         """
-        return version_dict(self, mode)
+        with _asking_to_await(self, "to_dict() after a commit", "session.refresh(version)"):
+            return version_dict(self, mode)
 
     def __repr__(self) -> str:
         model, values = self.__sqlaudit_model__, self.__dict__  # never loads what is expired
@@ -183,6 +193,20 @@ class Version(Actor, Generic[M], metaclass=_HistoryType):
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> Any:
         return {**handler(schema), "title": cls.__qualname__}
+
+
+@contextmanager
+def _asking_to_await(version: Version, name: str, remedy: str | None = None) -> Iterator[None]:
+    try:
+        yield
+    except (MissingGreenlet, StatementError) as error:
+        if not isinstance(getattr(error, "orig", error), MissingGreenlet):
+            raise
+        raise QueryError(
+            f"{name} of a {type(version).__qualname__} executes a statement, which an AsyncSession must await. Write: "
+            f"await {remedy or f'version.awaitable_attrs.{name}'}.",
+            version,
+        ) from error
 
 
 _TOLD: Final = frozenset({"version", "operation", "valid_from", "valid_to", "changed_by"})

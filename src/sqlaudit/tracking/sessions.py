@@ -20,12 +20,6 @@ def checked_session(session: object) -> Session:
         session = session()
     if isinstance(session, Session):
         return session
-    if hasattr(session, "run_sync"):
-        raise QueryError(
-            "An AsyncSession cannot be used directly. Read through its run_sync: await session.run_sync(versions_of, "
-            "Customer, 42).",
-            session,
-        )
     raise QueryError(f"{session!r} is not a Session. Give a Session.", session)
 
 
