@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy.orm import sessionmaker
 
 from sqlaudit import unregister_hooks
+from sqlaudit.recording.events import committed_listeners, recorded_listeners
 
 ROOT = Path(__file__).parent.parent
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -60,6 +61,8 @@ def run_blocks(
         return _run(code, file, vars(module), capsys)
     finally:
         unregister_hooks()
+        recorded_listeners.clear()
+        committed_listeners.clear()
         for value in vars(module).values():
             if isinstance(value, (sessionmaker, async_sessionmaker)):
                 unregister_hooks(value)

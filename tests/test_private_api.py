@@ -84,6 +84,8 @@ REPLACEMENTS: list[tuple[str, Any, str]] = [
     ("a set of registries of sqlaudit's own", lambda: Base.registry, "_managers"),
     ("get_isolation_level(), which asks the database", lambda: sa.Connection, "_is_autocommit_isolation"),
     ("none", lambda: orm.Session(ENGINE).begin(), "_connections"),
+    ("an event after a commit", lambda: sa.Connection, "_commit_impl _prepare_twophase_impl _commit_twophase_impl"),
+    ("a flag that Events._listen sets", lambda: ENGINE.dispatch.commit, "parent_listeners"),
     ("none", lambda: orm.UOWTransaction(orm.Session()), "mappers states"),
     ("none", lambda: ENGINE.execution_options(), "_proxied"),
     ("none", lambda: ENGINE.dispatch.before_execute.for_modify(ENGINE.dispatch), "listeners"),

@@ -1,6 +1,17 @@
 """Temporal versioning for SQLAlchemy: who changed what, when and why, and what did it look like then?"""
 
-from sqlaudit.changes import Blame, Changeset, Conflict, FieldChange, Operation, Page, Restored, RestoreReport, RowDiff
+from sqlaudit.changes import (
+    Blame,
+    Changeset,
+    Conflict,
+    FieldChange,
+    Operation,
+    Page,
+    Recorded,
+    Restored,
+    RestoreReport,
+    RowDiff,
+)
 from sqlaudit.config import SQLAuditConfig, clear_config, get_config, has_config, set_config
 from sqlaudit.context import (
     ActorType,
@@ -33,6 +44,7 @@ from sqlaudit.past.marks import mark, mark_named, marks, marks_table, remove_mar
 from sqlaudit.past.session import time_travel
 from sqlaudit.past.temporal_join import as_of_column
 from sqlaudit.period import OPEN_END, Mark
+from sqlaudit.recording.events import Recording
 from sqlaudit.recording.reconcile import record_changes
 from sqlaudit.restoring.restore import restore
 from sqlaudit.restoring.undo import undo
@@ -74,6 +86,8 @@ __all__ = [
     "Page",
     "QueryError",
     "ReadOnlyError",
+    "Recorded",
+    "Recording",
     "RestoreReport",
     "Restored",
     "RowDiff",

@@ -82,6 +82,26 @@ class FieldChange(VersionInfo):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Recorded(VersionInfo):
+    """A version that was recorded, as the events of :class:`Recording` tell it.
+
+    :param version: the number of the version in the history of its row, from 1
+    :param timestamp: the instant of the version, in UTC
+    :param operation: what made the version
+    :param changeset_id: the database transaction; the same for all versions that it wrote, in all tables
+    :param changed_by: the user; ``None`` if no user is known
+    :param impersonated_by: the user who really acted, if ``changed_by`` was impersonated
+    :param reason: why
+    :param extra: what else the audit context held
+    :param resource_type: the label of the table, by default the name of the class; for a link, the name of its table
+    :param key: the key of the row; a tuple if it is composite
+    """
+
+    resource_type: str
+    key: Value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Changeset(Actor, Report):
     """What one database transaction wrote, by whom, when and why.
 

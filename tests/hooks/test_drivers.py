@@ -3,7 +3,7 @@
 import contextlib
 import uuid
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -211,6 +211,8 @@ def reads(session: Session) -> None:
         page = sqlaudit.changes_page(session, *args, size=1, **filters)
         rest = sqlaudit.changes_page(session, *args, after=page.next, **filters)
         assert page.items + rest.items == changes
+    cursor = sqlaudit.changes_since(session, min_age=timedelta(0)).next
+    sqlaudit.changes_since(session, cursor, min_age=timedelta(0))
     page = sqlaudit.changesets_page(session, model=Thing, key=key, user_id="eve", size=1)
     rest = sqlaudit.changesets_page(session, model=Thing, key=key, user_id="eve", after=page.next)
     assert [each.timestamp for each in page.items + rest.items] == at

@@ -18,6 +18,7 @@ from sqlaudit.hooks.scope import (
     has_recorder,
     is_by_flush,
     is_recorded,
+    is_recording,
     origins,
     recorded_engines,
     recorder_of,
@@ -42,12 +43,14 @@ from sqlaudit.recording.bulk.recorder import (
     undo_unexecuted,
     write_of,
 )
+from sqlaudit.recording.bulk.writes import roll_back
+from sqlaudit.recording.events import recorded_listeners, tell_recorded
 from sqlaudit.recording.handwritten import is_known_by_text, report_sql, report_text
 from sqlaudit.recording.scope import scope_of
 from sqlaudit.sql.options import WRITE
 from sqlaudit.tracking.catalogue import has_citus
 from sqlaudit.tracking.foreign_keys import FollowedTable
-from sqlaudit.tracking.tables import tracked_names
+from sqlaudit.tracking.tables import INFO_KEY, tracked_names
 
 _log: Final = logging.getLogger(__package__)
 
@@ -213,6 +216,19 @@ def _after(connection: Connection, clause: Any, multiple: Any, single: Any, opti
     is_prepared = isinstance(clause, (UpdateBase, FromStatement)) and WRITE in clause.get_execution_options()
     if is_prepared and (write := write_of(clause)) is not None:
         finish(write, result)
+        if recorded_listeners and write.is_direct:
+            _tell(connection)
+
+
+def _tell(connection: Connection) -> None:
+    """Tell the listeners what a statement has recorded, unless a flush or a call of a session will tell it."""
+    session = session_on(connection)
+    if session is None or not (INFO_KEY in session.info or is_recording(session)):
+        try:
+            tell_recorded(connection)
+        except BaseException:
+            roll_back(connection)
+            raise
 
 
 def _failed(context: ExceptionContext) -> None:

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Mapper, Session
 
 from sqlaudit.recording.bulk.recorder import Recorder
 from sqlaudit.recording.bulk.writes import roll_back
+from sqlaudit.recording.events import recorded_listeners, tell_recorded_by
 from sqlaudit.recording.flush import Flush
 from sqlaudit.recording.scope import scope_of
 from sqlaudit.tracking.foreign_keys import Source
@@ -76,6 +77,8 @@ def recording_statements(session: Session) -> Iterator[None]:
             del session.info[_RECORDERS]
     try:
         recorder.settle()
+        if recorded_listeners and recorder.flush is None and not recorders:
+            tell_recorded_by(session)
     except BaseException:
         roll_back(session)
         raise

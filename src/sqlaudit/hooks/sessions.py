@@ -48,6 +48,7 @@ from sqlaudit.past.objects import refuse_changes
 from sqlaudit.past.rendering import Instant, Past, has_past_guard, without_past_guard
 from sqlaudit.past.running import execute_within, instant_of, turn_to_past
 from sqlaudit.recording.bulk.parsing import ParsedWrite, unwrapped
+from sqlaudit.recording.events import recorded_listeners, tell_recorded_by
 from sqlaudit.recording.flush import Flush
 from sqlaudit.recording.scope import enter_scope
 from sqlaudit.tracking.history import Version
@@ -168,6 +169,8 @@ def _after_flush(session: Session, context: UOWTransaction) -> None:
     flush: Flush | None = session.info.pop(INFO_KEY, None)
     if flush is not None and not session.info.get(DISABLED):
         flush.record()
+        if recorded_listeners:
+            tell_recorded_by(session)
 
 
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:

@@ -17,6 +17,7 @@ of a row without history come from Python.
                    settle, if a statement    last, and those above
                    wrote fewer rows than keys
 
+:mod:`~sqlaudit.recording.events` tells listeners what was recorded.
 :mod:`~sqlaudit.recording.changeset` gives the transaction its id and its instant, :mod:`~sqlaudit.recording.cascades`
 finds the rows that the database changes by its foreign keys, and :mod:`~sqlaudit.recording.policy` refuses what the
 configuration forbids.

@@ -31,6 +31,7 @@ from sqlaudit.context import AuditContext, user_id_text
 from sqlaudit.period import OPEN_END, TICK, OpenEnd, is_open
 from sqlaudit.recording.changeset import ChangesetStamp
 from sqlaudit.recording.clauses import NO_USER_FIELDS, UserFields, copying_into, key_types_of
+from sqlaudit.recording.events import committed_listeners, note, recorded_listeners
 from sqlaudit.recording.policy import report_unrecorded, warn_of_visible_history
 from sqlaudit.recording.prepared import Prepared
 from sqlaudit.recording.statements import LiveRows, OpenVersions, Statements
@@ -118,6 +119,8 @@ class WriteContext:
 
         :param user_fields: see :class:`~sqlaudit.recording.clauses.Clauses`
         """
+        if recorded_listeners or committed_listeners:
+            return HeardCapture(self, chain, user_fields)
         return Capture(self, chain, user_fields)
 
 
@@ -652,6 +655,26 @@ class Capture:
     def _read(self, statement: Prepared, keys: Sequence[Key]) -> CursorResult[Any]:
         with explaining_history_errors(self.chain, record=True):
             return self.connection.execute(statement.statement, self.parameters | self._key_parameters(keys))
+
+
+class HeardCapture(Capture):
+    """A capture that notes the keys of the rows for the listeners of :class:`~sqlaudit.Recording`."""
+
+    _notes_keys = True
+
+    def _run(self, keys: Batch, statements: Sequence[Prepared], at: datetime | None = None) -> int:
+        rowcount = super()._run(keys, statements, at)
+        if rowcount and self._notes_keys:
+            note(self.connection, self.chain, self.changeset, keys)
+        return rowcount
+
+    def _write_baselines(self, keys: Sequence[Key], last: Mapping[Key, _Last]) -> int:
+        """Write baselines, which are not told: a backfill writes nothing else."""
+        self._notes_keys = False
+        try:
+            return super()._write_baselines(keys, last)
+        finally:
+            self._notes_keys = True
 
 
 def _stored(value: Any) -> Any:

@@ -14,6 +14,7 @@ from sqlaudit.period import is_open
 from sqlaudit.recording.capture import MissingRows, WriteContext
 from sqlaudit.recording.cascades import split_by_chain, table_chains, take_write_lock
 from sqlaudit.recording.changeset import changeset_of, connection_for_versions
+from sqlaudit.recording.events import recorded_listeners, tell_recorded_by
 from sqlaudit.recording.policy import report_unrecorded, warn_of_visible_history
 from sqlaudit.recording.tracked_mappers import user_fields_of
 from sqlaudit.retrieval.ids import converted_ids, listed_ids
@@ -67,6 +68,8 @@ def record_changes(session: Session, model_class: Any, which: Any = None) -> Non
             capture.settle(
                 keys_of_chain, inserted=frozenset(keys_of_chain), must_be_found=False, missing_rows=MissingRows.UNKNOWN
             )
+    if recorded_listeners:
+        tell_recorded_by(session)
 
 
 def _pages(connection: Connection, root: TrackedTable, model_class: Any, asked_ids: Any) -> Iterator[Sequence[Key]]:

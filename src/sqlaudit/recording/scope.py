@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 if TYPE_CHECKING:
     from sqlaudit.recording.bulk.writes import Write
     from sqlaudit.recording.changeset import ChangesetStamp
+    from sqlaudit.recording.events import Notes
 
 
 @dataclass(eq=False, slots=True)
@@ -24,6 +25,7 @@ class Scope:
     :ivar sessions: weak references to the sessions with hooks in the transaction; several may be bound to a connection
     :ivar unfinished: the writes of the statements that are now executed directly on the connection
     :ivar savepoints: the number of savepoints that sqlaudit has set and not released
+    :ivar notes: what was recorded, if there are listeners to tell
     :ivar heard: the statements that sqlaudit has looked at and does not record
     """
 
@@ -32,6 +34,7 @@ class Scope:
     sessions: tuple[ref[Session], ...] = ()
     unfinished: list[Write] = field(default_factory=list)
     savepoints: int = 0
+    notes: Notes | None = None
     heard: WeakSet[Any] = field(default_factory=WeakSet)
 
 
