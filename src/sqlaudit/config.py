@@ -144,10 +144,16 @@ def configured_session() -> Iterator[Session]:
     if isgenerator(made):
         made = contextmanager(lambda: made)()
     if not isinstance(made, AbstractContextManager):
-        raise SQLAuditError(f"The session factory returned {made!r}. It must return a Session, or yield one.", made)
+        raise _no_session_error(made)
     with made as session:
         if not isinstance(session, Session):
-            raise SQLAuditError(
-                f"The session factory returned {session!r}. It must return a Session, or yield one.", session
-            )
+            raise _no_session_error(session)
         yield session
+
+
+def _no_session_error(made: object) -> SQLAuditError:
+    return SQLAuditError(
+        f"The session factory returned {made!r}. It must return a Session, or yield one. With asynchronous "
+        "sessions, pass session=… to each read instead.",
+        made,
+    )
