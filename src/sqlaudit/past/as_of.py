@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 from sqlalchemy import (
     Select,
@@ -105,7 +105,9 @@ else:
         model = model_of(model_class)
         if isinstance(model_class, QueryableAttribute):
             model_class = model.table.live if isinstance(model, LinkModel) else model.mapper.class_
-        return past_statement(_select(model_class, model_class), instant_from(when, untracked, before_baseline))
+        return past_statement(
+            _for_exec(select(model_class), model_class, model_class), instant_from(when, untracked, before_baseline)
+        )
 
 
 def between(model_class: Readable, start: datetime | Mark, end: datetime | Mark) -> Select[Any]:
@@ -135,12 +137,14 @@ def all_versions(model_class: Readable) -> Select[Any]:
     :raises TrackingError: the model is not tracked
     """
     table = model_of(model_class).root.table
-    return _select(history_of(model_class), model_class).order_by(table.valid_from, *table.history_key, table.version)
+    versions = history_of(model_class)
+    statement = _for_exec(select(versions), versions, model_class)
+    return statement.order_by(table.valid_from, *table.history_key, table.version)
 
 
-def _select(entity: Any, model_class: Any) -> Select[Any]:
-    """Return ``select(entity)``; for a class of SQLModel, by its own ``select``, so that ``exec`` gives objects."""
+def _for_exec(statement: R, entity: Any, model_class: Any) -> R:
+    """Return a select of an entity, for a class of SQLModel by its own ``select``: so its ``exec`` gives objects."""
     sqlmodel = sys.modules.get("sqlmodel")
-    is_of_sqlmodel = sqlmodel is not None and isinstance(model_class, sqlmodel.main.SQLModelMetaclass)
-    statement: Select[Any] = sqlmodel.select(entity) if sqlmodel is not None and is_of_sqlmodel else select(entity)
-    return statement
+    if sqlmodel is None or not isinstance(model_class, sqlmodel.main.SQLModelMetaclass):
+        return statement
+    return cast(R, sqlmodel.select(entity))
