@@ -78,9 +78,9 @@ def test_no_transaction_that_commits_late_is_skipped(sessions, engine):
     is_numbered = engine.dialect.name == "postgresql"
     consumer = Consumer(sessions, min_age=NO_AGE if is_numbered else timedelta(seconds=10))
     late = write(sessions, 1, 1)
-    set_time(2)
-    consumer.read()
-    with write(sessions, 3, 2) as session:
+    with write(sessions, 2, 2) as session:
+        set_time(3)
+        consumer.read()
         session.commit()
     set_time(4)
     consumer.read()
