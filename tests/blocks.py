@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy.orm import sessionmaker
+from sqlmodel import SQLModel
 
 from sqlaudit import unregister_hooks
 from sqlaudit.recording.events import committed_listeners, recorded_listeners
@@ -69,6 +70,9 @@ def run_blocks(
             elif isinstance(value, sa.Engine):
                 unregister_hooks(engine=value)
                 value.dispose()
+            elif value is SQLModel:  # whose classes, unlike those of a Base, are in one registry for all pages
+                value._sa_registry.dispose()
+                value.metadata.clear()
 
 
 def _run(code: list[Block], file: Path, namespace: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> int:
