@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Header, HTTPException
 from fastapi.security import APIKeyHeader
-from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import selectinload
+from sqlmodel import select
+from sqlmodel.ext.asyncio.session import AsyncSession
 
 from helpdesk.database import Sessions
 from helpdesk.models import User
@@ -22,7 +22,7 @@ OpenSession = Annotated[AsyncSession, Depends(open_session)]
 
 
 async def current_user(session: OpenSession, token: Annotated[str, Depends(APIKeyHeader(name="X-Token"))]) -> User:
-    user = await session.scalar(select(User).where(User.token == token).options(selectinload(User.roles)))
+    user = (await session.exec(select(User).where(User.token == token).options(selectinload(User.roles)))).one_or_none()
     if user is None:
         raise HTTPException(401, "Who are you?")
     return user

@@ -3,8 +3,8 @@
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import AwareDatetime
-from sqlalchemy import select
 from sqlalchemy.orm import selectinload
+from sqlmodel import select
 
 from helpdesk.access import OpenSession, admin
 from helpdesk.models import Ticket, User
@@ -35,7 +35,7 @@ async def read_tickets(session: OpenSession, at: AwareDatetime | None = None) ->
     """List the tickets as they are, or as they were at the instant ``at``, with their tags and comments."""
     tickets = select(Ticket) if at is None else Ticket.as_of(at)
     everything = selectinload(Ticket.tags), selectinload(Ticket.comments)
-    found = await session.scalars(tickets.options(*everything).order_by(Ticket.id))
+    found = await session.exec(tickets.options(*everything).order_by(Ticket.id))
     return [TicketOut.model_validate(ticket) for ticket in found]
 
 
@@ -53,21 +53,19 @@ async def read_history(
     number: int, session: OpenSession, after: str | None = None, size: int = 50
 ) -> Page[FieldChange]:
     """Return what happened to a ticket, its comments and its tags, in pages of whole transactions."""
-    return await session.run_sync(
-        lambda s: changes_page(s, Ticket, number, include=["tags", "comments"], after=after, size=size)
-    )
+    return await changes_page(session, Ticket, number, include=["tags", "comments"], after=after, size=size)
 
 
 @router.get("/tickets/{number}/blame")
 async def read_blame(number: int, session: OpenSession) -> dict[str, Blame]:
     """Tell of each field who set the value that it has."""
-    return await session.run_sync(blame, Ticket, number)
+    return await blame(session, Ticket, number)
 
 
 @router.post("/tickets/{number}/restore")
 async def restore_ticket(number: int, at: AwareDatetime, session: OpenSession) -> RestoreReport:
     """Make a ticket what it was, with its tags and comments, also if it was deleted."""
-    report = await session.run_sync(lambda s: restore(s, Ticket, number, at=at, include=["tags", "comments"]))
+    report = await restore(session, Ticket, number, at=at, include=["tags", "comments"])
     await session.commit()
     return report
 
@@ -75,7 +73,7 @@ async def restore_ticket(number: int, at: AwareDatetime, session: OpenSession) -
 @router.get("/users/{number}/roles/history")
 async def read_roles(number: int, session: OpenSession) -> list[FieldChange]:
     """Tell who gave a user which role."""
-    return await session.run_sync(lambda s: get_resource_changes(User.roles, s, number))
+    return await get_resource_changes(User.roles, session, number)
 
 
 @router.get("/changesets")
@@ -83,18 +81,18 @@ async def read_changesets(
     session: OpenSession, user: str | None = None, after: str | None = None, size: int = 50
 ) -> Page[Changeset]:
     """Return the transactions of everybody, or of one user, the latest first."""
-    return await session.run_sync(lambda s: changesets_page(s, user_id=user, newest_first=True, after=after, size=size))
+    return await changesets_page(session, user_id=user, newest_first=True, after=after, size=size)
 
 
 @router.get("/changesets/{changeset_id}")
 async def read_changeset(changeset_id: str, session: OpenSession) -> list[FieldChange]:
-    return await session.run_sync(changes_in, changeset_id)
+    return await changes_in(session, changeset_id)
 
 
 @router.post("/changesets/{changeset_id}/undo", dependencies=[Depends(admin)])
 async def undo_changeset(changeset_id: str, session: OpenSession, dry_run: bool = False) -> RestoreReport:
     """Take a transaction back, or tell with ``dry_run`` what this would do."""
-    report = await session.run_sync(lambda s: undo(s, changeset_id, dry_run=dry_run))
+    report = await undo(session, changeset_id, dry_run=dry_run)
     await session.commit()
     return report
 
@@ -102,7 +100,7 @@ async def undo_changeset(changeset_id: str, session: OpenSession, dry_run: bool 
 @router.post("/runs/{run_id}/undo", dependencies=[Depends(admin)])
 async def undo_run(run_id: str, session: OpenSession) -> RestoreReport:
     """Take back all that one run of a job did."""
-    report = await session.run_sync(lambda s: undo(s, run_id=run_id))
+    report = await undo(session, run_id=run_id)
     await session.commit()
     return report
 

@@ -3,7 +3,7 @@
 import asyncio
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import select, update
+from sqlmodel import select, update
 
 from helpdesk.database import Sessions, engine
 from helpdesk.models import Status, Ticket
@@ -26,7 +26,7 @@ async def mark_stale(now: datetime, run_id: str) -> int:
         AuditContextManager("nightly", actor_type="service", run_id=run_id, reason="unchanged for a month"),
         Sessions.begin() as session,
     ):
-        return (await session.execute(stale)).rowcount
+        return (await session.exec(stale)).rowcount
 
 
 async def main() -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from sqlalchemy import select
+from sqlmodel import select
 
 from helpdesk.database import Sessions, engine
 from helpdesk.models import Role, User
@@ -11,7 +11,7 @@ from sqlaudit import AuditContextManager
 
 async def seed() -> None:
     async with AuditContextManager("seed", actor_type="system"), Sessions.begin() as session:
-        if await session.scalar(select(User).limit(1)) is None:
+        if (await session.exec(select(User))).first() is None:
             session.add(User(name="ana", token="token-of-ana", roles=[Role(name="admin")]))
             session.add(User(name="ben", token="token-of-ben"))
 

@@ -4,9 +4,9 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, HTTPException
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import selectinload
+from sqlmodel import select
+from sqlmodel.ext.asyncio.session import AsyncSession
 
 from helpdesk.access import CurrentUser, OpenSession, admin
 from helpdesk.models import Comment, Role, Status, Tag, Ticket, User
@@ -64,7 +64,7 @@ async def load_ticket(session: AsyncSession, number: int) -> Ticket:
 
 async def named(session: AsyncSession, model: Any, name: str) -> Any:
     """Return the tag or role of this name, a new one if there is none."""
-    return await session.scalar(select(model).where(model.name == name)) or model(name=name)
+    return (await session.exec(select(model).where(model.name == name))).one_or_none() or model(name=name)
 
 
 @router.post("/tickets", status_code=201)

@@ -11,8 +11,8 @@ from sqlaudit.testing import Clock, assert_recorded
 async def one_night(clock: Clock) -> int:
     count = await mark_stale(clock.now, "night-1")
     async with Sessions() as session:
-        await session.run_sync(
-            assert_recorded,
+        await assert_recorded(
+            session,
             Ticket,
             1,
             operation="update",
