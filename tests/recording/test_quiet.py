@@ -1,11 +1,13 @@
 """A quiet column is stored, but its changes alone make no version, and nobody compares it with the live row."""
 
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import orm
+from sqlalchemy.dialects import mysql
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from counting import counted
@@ -180,6 +182,32 @@ def test_what_a_trigger_changes_with_a_quiet_column_is_recorded(is_bulk, base, s
             session.get_one(Post, 1).hits = 1
     with sessions() as session:
         assert [(version.title, version.hits) for version in versions_of(session, Post, 1)] == [("cold", 0), ("hot", 1)]
+
+
+@pytest.mark.requires("compound_statements")
+@pytest.mark.parametrize("option", ["quiet", "exclude"])
+@pytest.mark.parametrize("is_bulk", [False, True])
+def test_what_the_database_stamps_with_a_quiet_or_excluded_column_is_recorded(is_bulk, option, base, sessions, engine):
+    @track_table(**{option: ["hits"]})
+    class Post(base):
+        __tablename__ = "posts"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        hits: Mapped[int]
+        stamp: Mapped[datetime] = mapped_column(
+            mysql.DATETIME(fsp=6), server_default=sa.text("CURRENT_TIMESTAMP(6) ON UPDATE CURRENT_TIMESTAMP(6)")
+        )
+
+    base.metadata.create_all(engine)
+    with sessions.begin() as session:
+        session.add(Post(id=1, hits=0))
+    with sessions.begin() as session:
+        if is_bulk:
+            session.execute(sa.update(Post).values(hits=1))
+        else:
+            session.get_one(Post, 1).hits = 1
+    with sessions() as session:
+        first, second = versions_of(session, Post, 1)
+        assert second.stamp == session.get_one(Post, 1).stamp > first.stamp
 
 
 def test_restore_leaves_quiet_columns_as_they_are_unless_they_are_named(sessions, happened):

@@ -31,6 +31,9 @@ class Ticket(Base):
     status: Mapped[str] = mapped_column(sa.String(50))
 
 
+PLAIN = ("-p", "no:cacheprovider", "-p", "no:slipcover", "-W", "error")
+
+
 def test_changesets_have_the_instants_of_the_clock(sessions: sessionmaker[Session]) -> None:
     """Also after the application has set its configuration, and later than the time of the system."""
 
@@ -83,7 +86,7 @@ def test_the_files_of_the_page_run(pytester: pytest.Pytester) -> None:
     assert files.keys() == {"conftest", "test_clock", "test_rolled_back"}
     pytester.makepyfile(tickets=page[0][1], **files)
     try:
-        pytester.runpytest_inprocess("-p", "no:cacheprovider", "-W", "error").assert_outcomes(passed=3)
+        pytester.runpytest_inprocess(*PLAIN).assert_outcomes(passed=3)
     finally:
         unregister_hooks()
 
@@ -121,4 +124,4 @@ def test_the_plugin_gives_a_clock_and_ends_the_audit_context_with_the_test(pytes
             assert current_config().now() > datetime(2026, 1, 1, tzinfo=UTC)
         """
     )
-    pytester.runpytest_inprocess("-p", "no:cacheprovider", "-W", "error").assert_outcomes(passed=2)
+    pytester.runpytest_inprocess(*PLAIN).assert_outcomes(passed=2)

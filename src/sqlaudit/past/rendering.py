@@ -234,8 +234,10 @@ def _past_class(statement_class: Any) -> type[Any]:
     if issubclass(statement_class, Past):
         return cast("type[Any]", statement_class)
     namespace = {"inherit_cache": True, "_traverse_internals": [*statement_class._traverse_internals, *_EXTRA]}
-    if "_cache_key_traversal" in statement_class.__dict__:
-        namespace["_cache_key_traversal"] = [*statement_class._cache_key_traversal, *_EXTRA]
+    if (
+        traversal := getattr(statement_class, "_cache_key_traversal", None)
+    ) is not None:  # inherited by SQLModel's Select
+        namespace["_cache_key_traversal"] = [*traversal, *_EXTRA]
     return type(f"Past{statement_class.__name__}", (Past, statement_class), namespace)
 
 

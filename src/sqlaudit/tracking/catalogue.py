@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final, TypeVar
 from typing import cast as cast_type
@@ -55,7 +56,10 @@ _TRIGGERS_OF_MYSQL: Final = table(
     "TRIGGERS", *map(column, ("EVENT_OBJECT_SCHEMA", "EVENT_OBJECT_TABLE")), schema="INFORMATION_SCHEMA"
 )
 _COLUMNS_OF_MYSQL: Final = table(
-    "COLUMNS", *map(column, ("TABLE_SCHEMA", "TABLE_NAME", "COLUMN_NAME", "DATA_TYPE")), schema="INFORMATION_SCHEMA"
+    "COLUMNS",
+    *map(column, ("TABLE_SCHEMA", "TABLE_NAME", "COLUMN_NAME", "DATA_TYPE")),
+    column("EXTRA", Text()),
+    schema="INFORMATION_SCHEMA",
 )
 _INDEXES_OF_MYSQL: Final = table(
     "STATISTICS", *map(column, ("TABLE_SCHEMA", "TABLE_NAME", "INDEX_NAME", "COLUMN_NAME")), schema="INFORMATION_SCHEMA"
@@ -115,7 +119,10 @@ def _has_trigger(live: ColumnElement[Any]) -> ColumnElement[bool]:
 
 
 def has_triggers(connection: Connection, tracked: TrackedTable) -> bool:
-    """Return whether a live table has triggers that the connection's role can see. One statement, the first time."""
+    """Return whether a live table has triggers that the connection's role can see. One statement, the first time.
+
+    On MariaDB and MySQL, a column with ON UPDATE CURRENT_TIMESTAMP counts as one: it changes with any other.
+    """
     return _cached_answer(connection, tracked, _any_trigger)
 
 
@@ -137,8 +144,11 @@ def _any_trigger(connection: Connection, live: Table) -> ColumnElement[bool]:
         kind, owner = column("type", Text()), column("tbl_name", Text())
         master = table("sqlite_master", kind, owner, schema=schema)
         return exists().select_from(master).where(kind == "trigger", func.lower(owner) == live.name.lower())
-    parameters = {"EVENT_OBJECT_SCHEMA": schema or func.database(), "EVENT_OBJECT_TABLE": live.name}
-    return exists().where(*(_TRIGGERS_OF_MYSQL.c[name] == value for name, value in parameters.items()))
+    place: tuple[Any, Any] = (schema or func.database(), live.name)
+    trigger = exists().where(*map(operator.eq, _TRIGGERS_OF_MYSQL.c, place))
+    columns = _COLUMNS_OF_MYSQL.c
+    is_of_table = place[0] == columns.TABLE_SCHEMA, place[1] == columns.TABLE_NAME
+    return or_(trigger, exists().where(*is_of_table, columns.EXTRA.like("%on update%")))
 
 
 def diverts_deletes(connection: Connection, table: Table) -> bool:
