@@ -146,6 +146,7 @@ def test_writes_are_awaited(async_engine: AsyncEngine) -> None:
             await undo(session, latest.changeset_id)
             await session.commit()
             assert (await session.get_one(Customer, 1)).name == "Ada Lovelace"
+            await session.commit()  # SQLite lets nobody commit while another transaction reads
             async with async_engine.begin() as connection:
                 await connection.execute(sa.update(Customer.__table__).values(name="Countess"))
                 await connection.execute(sa.insert(Customer.__table__), [{"id": id, "name": "x"} for id in (2, 3)])
