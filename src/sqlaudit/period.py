@@ -85,6 +85,14 @@ class UTCDateTime(TypeDecorator[datetime]):
         return lambda value: value if value is None or value.tzinfo is UTC else value.astimezone(UTC)
 
 
+def stored_instant_type() -> TypeEngine[datetime]:
+    """Return SQLAlchemy's own type for a column of instants, which a revision of Alembic can render.
+
+    Statements read and write such a column as :class:`UTCDateTime`.
+    """
+    return DateTime(timezone=True).with_variant(DATETIME(fsp=6), "mysql", "mariadb")
+
+
 def _iso_text(value: datetime | None) -> str | None:
     return None if value is None else _text_of_utc(value if value.tzinfo is UTC else value.astimezone(UTC))
 

@@ -17,6 +17,7 @@ from sqlalchemy.dialects import mysql
 
 import sqlaudit
 import sqlaudit_alembic
+from sqlaudit.maintenance import maintenance_tables
 from sqlaudit_alembic import op
 
 
@@ -143,17 +144,17 @@ def test_a_log_of_autogenerate_tells_of_no_history_that_is_removed(base, caplog)
 
 
 @pytest.mark.usefixtures("plugin")
-def test_a_revision_creates_the_table_of_marks_with_types_of_sqlalchemy_alone(base):
+@pytest.mark.parametrize("declare", [sqlaudit.marks_table, maintenance_tables])
+def test_a_revision_creates_the_tables_that_are_declared_with_types_of_sqlalchemy_alone(base, declare):
     tracked_base(base)
-    sqlaudit.marks_table(base.metadata)
+    declare(base.metadata)
     engine = sa.create_engine("sqlite://", poolclass=sa.StaticPool)
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"autogenerate_plugins": [*ALEMBIC, "sqlaudit"]})
         code = render_python_code(produce_migrations(context, base.metadata).upgrade_ops)
         exec(f"if True:\n{code}", {"op": Operations(context), "sa": sa, "mysql": mysql})
         assert compare_metadata(context, base.metadata) == []
-    with orm.Session(engine) as session:
-        assert sqlaudit.marks(session) == []
+    assert set(sa.inspect(engine).get_table_names()) == {table.name for table in base.metadata.tables.values()}
     engine.dispose()
 
 

@@ -8,5 +8,6 @@ A baseline is an open version of the row as it is now. It reports no field chang
 """
 
 from sqlaudit.maintenance.backfill import BackfillReport, backfill
+from sqlaudit.tracking.maintenance_tables import MaintenanceTables, maintenance_tables
 
-__all__ = ["BackfillReport", "backfill"]
+__all__ = ["BackfillReport", "MaintenanceTables", "backfill", "maintenance_tables"]

@@ -14,8 +14,7 @@ from __future__ import annotations
 from typing import Any, Final
 from weakref import WeakSet
 
-from sqlalchemy import Column, DateTime, MetaData, Table, delete, insert, literal, select, type_coerce
-from sqlalchemy.dialects.mysql import DATETIME
+from sqlalchemy import Column, MetaData, Table, delete, insert, literal, select, type_coerce
 from sqlalchemy.exc import IntegrityError, UnboundExecutionError
 from sqlalchemy.orm import Session, scoped_session
 
@@ -23,7 +22,7 @@ from sqlaudit.asynchronous import also_async
 from sqlaudit.config import current_config
 from sqlaudit.context import USER_ID_LENGTH, get_audit_context, user_id_text
 from sqlaudit.exceptions import QueryError, TrackingError
-from sqlaudit.period import Mark, UTCDateTime
+from sqlaudit.period import Mark, UTCDateTime, stored_instant_type
 from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.registry import tracked_tables
 from sqlaudit.tracking.schema import table_exists
@@ -60,8 +59,7 @@ def marks_table(metadata: MetaData, name: str = "sqlaudit_marks", *, schema: str
         name,
         metadata,
         Column("name", text, primary_key=True),
-        # A type of SQLAlchemy's own, which a revision can render. The statements below read and write it in UTC.
-        Column("at", DateTime(timezone=True).with_variant(DATETIME(fsp=6), "mysql", "mariadb"), nullable=False),
+        Column("at", stored_instant_type(), nullable=False),
         Column("changed_by", text),
         schema=schema,
     )
