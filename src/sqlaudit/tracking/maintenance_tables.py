@@ -58,13 +58,13 @@ def maintenance_tables(metadata: MetaData, *, schema: str | None = None) -> Main
                 metadata.tables[key],
             )
     types = audit_column_types()
-    name, instant = types["changed_by"], stored_instant_type()
+    short_text, instant = types["changed_by"], stored_instant_type()
     long_text = Text().with_variant(mysql.LONGTEXT(collation="utf8mb4_bin"), "mysql", "mariadb")
     made = metadata.info[_INFO_KEY] = MaintenanceTables(
         horizons=Table(
             "sqlaudit_horizons",
             metadata,
-            Column("history_table", name, primary_key=True),
+            Column("history_table", short_text, primary_key=True),
             Column("pruned_before", instant, nullable=False),
             schema=schema,
         ),
@@ -72,11 +72,11 @@ def maintenance_tables(metadata: MetaData, *, schema: str | None = None) -> Main
             "sqlaudit_holds",
             metadata,
             Column("hold_id", types["changeset_id"], primary_key=True),
-            Column("history_table", name),
+            Column("history_table", short_text),
             Column("row_key", long_text),
             Column("changeset_id", types["changeset_id"]),
             Column("reason", long_text, nullable=False),
-            Column("held_by", name),
+            Column("held_by", short_text),
             Column("held_at", instant, nullable=False),
             schema=schema,
         ),
