@@ -4,7 +4,8 @@
 
     from sqlaudit_alembic import op
 
-When a migration runs, it is the same as ``from alembic import op``, whose stub lacks the operations of plugins.
+When a migration runs, it is the same as ``from alembic import op``, whose stub lacks the operations of plugins: each
+operation is looked up there, so that it does not matter whether this module is imported before a migration begins.
 """
 
 from __future__ import annotations
@@ -31,4 +32,10 @@ if TYPE_CHECKING:
     rename_tracked_column = _operation(ops.RenameTrackedColumnOp.rename_tracked_column)
     rename_tracked_table = _operation(ops.RenameTrackedTableOp.rename_tracked_table)
 else:
-    Operations.create_module_class_proxy(globals(), locals())
+    from alembic import op as _op
+
+    def __getattr__(name: str) -> object:
+        return getattr(_op, name)
+
+    def __dir__() -> list[str]:
+        return dir(_op)

@@ -62,7 +62,7 @@ def all_pages(session, *args, size, **kw):
     pages, after = [], None
     while True:
         page = changes_page(session, *args, size=size, after=after, **kw)
-        assert page.items or page.next is None
+        assert page.items, "the last page says that it is the last"
         pages.append(page.items)
         after = page.next
         if after is None:

@@ -1,14 +1,16 @@
 """What comes next? Field changes by pages, each of which begins where the one before it ended.
 
 A page is read by its place in time, not by counting what came before it: the thousandth page costs what the first one
-costs. It holds whole transactions. These are the steps for a page of many rows, each of which is one statement for the
-model and one for each relationship:
+costs. It holds whole transactions. These are the steps for a page of many rows, each of which is a statement or two for
+the model and for each relationship:
 
 1. Read as many changes as the page should have, and one more. They name the transactions of the page. If the one more
    is of the same instant as the last, name all transactions of that instant.
 2. Read all changes of these transactions. Versions that one transaction wrote may have several instants, if it
    superseded versions that others had written after it began. So leave out the transactions of which an earlier page
    has changes, and keep all changes of the others.
+3. Find out whether the one more is of a transaction that follows. If it is not, look for one: the last page says that
+   it is the last.
 
 For one row, the numbers of its versions take the place of time: a transaction's versions of a row follow each other,
 and one statement reads them.
@@ -21,6 +23,7 @@ from dataclasses import replace
 from datetime import datetime
 from struct import Struct
 from typing import Any, Final, Unpack
+from uuid import UUID
 
 from sqlalchemy.orm import Session, scoped_session
 
@@ -66,8 +69,8 @@ def changes_page(
         page = changes_page(session, Customer, size=50, after=page.next)
 
     A page holds whole transactions, so that it may have more than ``size`` field changes. It costs the same however far
-    it is from the first one. It executes at most three statements, and three for each relationship; for one row without
-    relationships and filters, it executes one.
+    it is from the first one. It executes at most four statements, and four for each relationship; a few more if it
+    ends at an instant that several transactions share. For one row without relationships and filters, it executes one.
 
     :param session: a session; if it is an ``AsyncSession``, await the result
     :param model_class: a tracked model, a relationship or an association table
@@ -125,11 +128,30 @@ def _page_of_many_rows(
     dates = date_range(query.filter_date_range)
     query = replace(query, filter_date_range=(dates.get("since"), dates.get("until")))
     begin = None if after is None else EPOCH + after * TICK
+    items, edge, more = _next_transactions(session, query, begin, size)
+    if edge is None or more is None:
+        return items, None
+    is_new = (
+        more.timestamp != edge
+        and all(change.changeset_id != more.changeset_id for change in items)
+        and (begin is None or not _is_told(session, query, more.changeset_id, begin))
+    )
+    has_next = is_new or _next_transactions(session, query, edge, 1)[0]
+    return items, (edge - EPOCH) // TICK if has_next else None
+
+
+def _next_transactions(
+    session: Session, query: ChangeQuery, begin: datetime | None, size: int
+) -> tuple[list[FieldChange], datetime | None, FieldChange | None]:
+    """Return the changes of the transactions that follow an instant, their last instant, and a change after ``size``.
+
+    The change after may be of these transactions, or of one of which an earlier page has changes.
+    """
     while True:
         rest = query if begin is None else _beyond(query, begin)
         first = [] if rest is None else list(ChangeReport(replace(rest, limit=size + 1)).changes(session))
         if len(first) <= size and (begin is None or not first):
-            return first, None
+            return first, None, None
         page, more = first[:size], first[size:]
         edge = page[-1].timestamp
         if more and more[0].timestamp == edge:
@@ -140,8 +162,16 @@ def _page_of_many_rows(
             told = {change.changeset_id for change in items if not _is_beyond(change, begin, query)}
             items = [change for change in items if change.changeset_id not in told]
         if items or not more:
-            return items, (edge - EPOCH) // TICK if more else None
+            return items, edge, more[0] if more else None
         begin = edge
+
+
+def _is_told(session: Session, query: ChangeQuery, changeset_id: UUID, begin: datetime) -> bool:
+    """Return whether an earlier page has the changes of a transaction: it has a change up to the begin of this page."""
+    dates = date_range(query.filter_date_range)
+    dates |= {"since": begin} if query.newest_first else {"until": begin}
+    up_to = replace(query, filter_date_range=(dates.get("since"), dates.get("until")))
+    return any(ChangeReport(replace(up_to, changeset_ids=[changeset_id], limit=1)).changes(session))
 
 
 def _beyond(query: ChangeQuery, begin: datetime) -> ChangeQuery | None:
