@@ -70,8 +70,9 @@ def load(engine: sa.Engine, model: type[Any], *groups: tuple[int, int]) -> datet
     with engine.begin() as connection:  # without a session: nothing is recorded
         if engine.dialect.name == "mariadb":
             connection.execute(sa.text("SET max_recursive_iterations = 4294967295"))
-        connection.execute(sa.insert(history_of(model)).from_select(names, in_order))
         version = history_of(model)
+        with _indexed_afterwards(connection, version.__table__):
+            connection.execute(sa.insert(version).from_select(names, in_order))
         current = sa.select(version.id, version.name, version.amount, version.note).where(version.valid_to == OPEN_END)
         connection.execute(sa.insert(model).from_select(["id", "name", "amount", "note"], current.order_by(version.id)))
         if engine.dialect.name == "postgresql":
@@ -81,6 +82,17 @@ def load(engine: sa.Engine, model: type[Any], *groups: tuple[int, int]) -> datet
         for table in (model.__table__, history_of(model).__table__):
             connection.execute(sa.DDL(_ANALYZE[engine.dialect.name]).against(table))
     return BEGIN + timedelta(seconds=transactions)
+
+
+@contextmanager
+def _indexed_afterwards(connection: sa.Connection, table: sa.Table) -> Iterator[None]:
+    """Create the indexes of a table after it is filled, which PostgreSQL does many times faster."""
+    indexes = table.indexes if connection.dialect.name == "postgresql" else ()
+    for index in indexes:
+        index.drop(connection)
+    yield
+    for index in indexes:
+        index.create(connection)
 
 
 _GOLDEN = 618_033_989
