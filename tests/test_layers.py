@@ -19,7 +19,7 @@ FLOORS = """
     importing
     decorators
     sqlaudit
-    integrations sqlaudit_alembic testing
+    cli integrations sqlaudit_alembic testing
 """  # a room imports rooms of floors above it here; the ground floor's rooms also import each other
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS.split("\n")) for room in rooms.split()}
 GROUND = FLOOR["period"]

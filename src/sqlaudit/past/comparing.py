@@ -84,7 +84,7 @@ def diff(
     session, model = checked_session(session), model_of(model_class)
     fields = model.reported_fields()
     names = [name for name, _ in fields]
-    old, new = (_values(_state(session, model, model_class, resource_id, when), names) for when in (a, b))
+    old, new = (_values(state_of(session, model, model_class, resource_id, when), names) for when in (a, b))
     operation = _operation(old is not None, new is not None)
     changed = _changed(names, operation, old, new, equalities_of(fields))
     return RowDiff(
@@ -118,7 +118,7 @@ def _changed(
     return {name: (before, after) for name, before, after in diff_of(names, operation, old, values, equalities)}
 
 
-def _state(session: Session, model: TrackedModel, source: Any, resource_id: Any, when: Any) -> Any:
+def state_of(session: Session, model: TrackedModel, source: Any, resource_id: Any, when: Any) -> Any:
     """Return the version that was true, or ``None`` if the row did not exist.
 
     :raises QueryError: the row has no history or no such version, or its state is unknown

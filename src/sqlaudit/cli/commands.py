@@ -1,0 +1,23 @@
+"""Which commands are there? The program ``sqlaudit`` and its commands."""
+
+from __future__ import annotations
+
+import click
+
+from sqlaudit import __version__
+from sqlaudit.cli.describing import sql, status
+from sqlaudit.cli.reading import blame, changesets, diff, log, marks, show
+from sqlaudit.cli.writing import backfill, catch_up, mark, restore, undo
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="sqlaudit")
+def program() -> None:
+    """Read and maintain the history that sqlaudit keeps: who changed what, when and why.
+
+    Exit codes: 0 sound, 1 error, 2 usage, 3 findings.
+    """
+
+
+for command in (log, show, blame, diff, changesets, undo, restore, mark, marks, backfill, catch_up, sql, status):
+    program.add_command(command)

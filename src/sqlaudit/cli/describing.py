@@ -1,0 +1,121 @@
+"""The commands that describe tables: status and sql."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import click
+from sqlalchemy import Connection, Dialect, Table, func, literal, select, text
+from sqlalchemy.engine.url import URL
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+from sqlaudit.cli.database import Database
+from sqlaudit.cli.options import shared_options
+from sqlaudit.cli.output import Output, print_table, table_of
+from sqlaudit.cli.reading import TABLE
+from sqlaudit.cli.text import NOTHING, shown
+from sqlaudit.period import UTCDateTime
+from sqlaudit.tracking.links import model_of
+from sqlaudit.tracking.schema import schema_of
+from sqlaudit.tracking.tables import TrackedTable
+
+_DAYS: Final = 30
+"""The days over which the growth is averaged."""
+
+
+@click.command()
+@click.argument("table", nargs=-1)
+@shared_options
+def status(database: Database, output: Output, table: tuple[str, ...]) -> None:
+    """Show the history tables: versions, bytes, and how fast they grow."""
+    sources = [database.source(name) for name in table] or list(database.sources.values())
+    try:
+        with database.engine.connect() as connection:
+            rows = [_status_of(connection, model_of(source).table) for source in sources]
+    finally:
+        database.engine.dispose()
+    if output.form != "table":
+        output.data(rows)
+        return
+    lines = [
+        (
+            shown(row["table"]),
+            f"{row['versions']:,}",
+            NOTHING if row["bytes"] is None else _size(row["bytes"]),
+            f"{row['versions_a_day']:,.1f}",
+            NOTHING if row["bytes_a_day"] is None else _size(row["bytes_a_day"]),
+        )
+        for row in rows
+    ]
+    printed = table_of(["table", "versions", "size", "versions a day", "size a day"], lines)
+    for column in printed.columns[1:]:
+        column.justify = "right"
+    print_table(output.console, printed)
+
+
+def _status_of(connection: Connection, table: TrackedTable) -> dict[str, Any]:
+    history = table.history
+    since = datetime.now(UTC) - timedelta(days=_DAYS)
+    recent = select(func.count()).select_from(history).where(table.valid_from >= literal(since, UTCDateTime()))
+    versions = connection.scalar(select(func.count()).select_from(history)) or 0
+    first = connection.scalar(select(func.min(table.valid_from)))
+    days = _DAYS if first is None else max(1.0, min(_DAYS, (datetime.now(UTC) - first) / timedelta(days=1)))
+    a_day = (connection.scalar(recent) or 0) / days
+    size = _bytes_of(connection, history)
+    return {
+        "table": table.live.fullname,
+        "versions": versions,
+        "bytes": size,
+        "versions_a_day": round(a_day, 1),
+        "bytes_a_day": round(a_day * size / versions) if size and versions else None,
+    }
+
+
+def _bytes_of(connection: Connection, history: Table) -> int | None:
+    """Return how many bytes a table occupies with its indexes; ``None`` if the database does not tell."""
+    schema = schema_of(connection, history)
+    match connection.dialect.name:
+        case "postgresql":
+            name = connection.dialect.identifier_preparer.format_table(history)
+            size = connection.scalar(select(func.pg_total_relation_size(literal(name))))
+        case "mysql" | "mariadb":
+            statement = text(
+                "SELECT data_length + index_length FROM information_schema.tables "
+                "WHERE table_schema = COALESCE(:schema, DATABASE()) AND table_name = :name"
+            )
+            size = connection.scalar(statement, {"schema": schema, "name": history.name})
+        case _:
+            statement = text(
+                "SELECT SUM(pgsize) FROM dbstat WHERE name IN (SELECT name FROM sqlite_master WHERE tbl_name = :name)"
+            )
+            try:
+                size = connection.scalar(statement, {"name": history.name})
+            except DBAPIError:  # this SQLite was built without the table
+                return None
+    return None if size is None else int(size)
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+@click.command()
+@TABLE
+@click.option("--dialect", metavar="NAME", help="postgresql, mariadb, mysql or sqlite, if no --url is given.")
+@shared_options
+def sql(database: Database, output: Output, table: str, dialect: str | None) -> None:
+    """Show the SQL that creates the history table of a TABLE."""
+    source = database.declared_source(table)
+    history = model_of(source).table.history
+    speaking: Dialect = URL.create(dialect).get_dialect()() if dialect else database.engine.dialect
+    statements = [str(CreateTable(history).compile(dialect=speaking)).strip()]
+    indexes = sorted(history.indexes, key=lambda index: str(index.name))
+    statements += [str(CreateIndex(index).compile(dialect=speaking)).strip() for index in indexes]
+    for statement in statements:
+        click.echo(f"{statement};")

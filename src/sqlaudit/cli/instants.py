@@ -1,0 +1,49 @@
+"""Which instant does a person mean? A date, a time ago, a version, a transaction or a mark."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import datetime
+from importlib import import_module
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.orm import Session
+
+from sqlaudit.cli.failures import UsageProblem
+from sqlaudit.past.marks import mark_named
+
+INSTANT_HELP = "an instant ('2026-03-01 14:00', 'yesterday 14:00', '3 days ago'), a changeset id, or mark:NAME"
+
+
+def instant_of(text: str) -> datetime:
+    """Return the instant that a text names, in the time zone of the machine unless the text names another.
+
+    :raises UsageProblem: the text cannot be read
+    """
+    with suppress(ValueError):
+        return datetime.fromisoformat(text).astimezone()
+    dateparser: Any = import_module("dateparser")  # takes half a second, and most commands need none
+    settings = {"RETURN_AS_TIMEZONE_AWARE": True, "PREFER_DATES_FROM": "past"}
+    parsed: datetime | None = dateparser.parse(text, languages=["en"], settings=settings)
+    if parsed is None:
+        raise UsageProblem(
+            f"{text!r} is not an instant. Write one such as '2026-03-01 14:00', 'yesterday 14:00' or '3 days ago'."
+        )
+    return parsed.astimezone()
+
+
+def state(session: Session, text: str, *, versions: bool = False) -> Any:
+    """Return what a text names: an instant, a changeset id, a :class:`~sqlaudit.Mark`, or the number of a version.
+
+    :param versions: read a whole number as that of a version
+    :raises UsageProblem: the text cannot be read
+    :raises QueryError: there is no such mark
+    """
+    if versions and text.isdecimal():
+        return int(text)
+    if text.startswith("mark:"):
+        return mark_named(session, text.removeprefix("mark:"))
+    with suppress(ValueError):
+        return UUID(text)
+    return instant_of(text)

@@ -1,0 +1,117 @@
+"""Which options do the commands share? Those that name the database, the models and the form of the output."""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import update_wrapper
+from typing import Any, Final, TypeVar
+
+import click
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from sqlaudit.cli.database import Database
+from sqlaudit.cli.failures import Failure
+from sqlaudit.cli.output import Output
+from sqlaudit.cli.text import safe, without_secrets
+from sqlaudit.context import AuditContextManager
+from sqlaudit.exceptions import SQLAuditError
+
+F = TypeVar("F", bound=Callable[..., Any])
+FINDINGS: Final = 3
+"""The exit code of a command that worked, and found something wrong."""
+_TRACEBACK: Final = "sqlaudit.cli.traceback"
+
+
+def shared_options(function: F) -> F:
+    """Add the options of every command that reads a database, and pass a ``Database`` and an ``Output`` first."""
+
+    def command(*args: Any, url: str | None, models: tuple[str, ...], form: Any, no_pager: bool, **options: Any) -> Any:
+        database, output = Database(url, models), Output(form or "table", not no_pager)
+        with readable_errors(database):
+            return function(database, output, *args, **options)
+
+    wrapped: Any = update_wrapper(command, function)
+    for option in (
+        click.option(
+            "--traceback", is_flag=True, expose_value=False, callback=_remember_traceback, help=_HELP["traceback"]
+        ),
+        click.option("--no-pager", is_flag=True, help="Never use a pager."),
+        click.option("--csv", "form", flag_value="csv", help="Write CSV."),
+        click.option("--json", "form", flag_value="json", help="Write JSON."),
+        click.option("--models", multiple=True, metavar="MODULE:BASE", help=_HELP["models"]),
+        click.option("--url", envvar="SQLAUDIT_URL", metavar="URL", help=_HELP["url"]),
+    ):
+        wrapped = option(wrapped)
+    result: F = wrapped
+    return result
+
+
+_HELP: Final = {
+    "url": "The database, such as postgresql://user@host/shop. [env: SQLAUDIT_URL]",
+    "models": "The application's models. Without them, commands that only read look at the database. "
+    "[env: SQLAUDIT_MODELS]",
+    "traceback": "Show the traceback of an error.",
+}
+
+
+def _remember_traceback(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    ctx.meta[_TRACEBACK] = value
+
+
+@contextmanager
+def readable_errors(database: Database) -> Iterator[None]:
+    """Tell an error on one line, without control characters and passwords, unless its traceback is wanted."""
+    try:
+        yield
+    except (click.exceptions.Exit, click.Abort, click.UsageError, BrokenPipeError):
+        raise
+    except Exception as error:
+        if click.get_current_context().meta.get(_TRACEBACK):
+            raise
+        kind = type(error) if isinstance(error, Failure) else Failure
+        raise kind(safe(without_secrets(_message(error), database.secrets))) from None
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, click.ClickException):
+        return error.message
+    if isinstance(error, DBAPIError) and error.orig is not None:
+        text = " ".join(str(part) for part in error.orig.args if part) or str(error.orig)
+        return f"The database says: {_on_one_line(text)}"
+    if isinstance(error, (SQLAuditError, SQLAlchemyError)):
+        return _on_one_line(str(error))
+    return f"{type(error).__name__}: {_on_one_line(str(error))}. Add --traceback to see where it comes from."
+
+
+def _on_one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+# --- commands that write ----------------------------------------------------------------------------------------
+
+
+def writing_options(function: F) -> F:
+    """Add the options of a command that writes; it gets ``yes`` and ``context``."""
+    decorated = click.option("--reason", metavar="TEXT", help="Why; it is recorded.")(function)
+    decorated = click.option("--user", metavar="ID", help="Who you are; your login name if omitted.")(decorated)
+    return click.option("--yes", is_flag=True, help="Do it without a question.")(decorated)
+
+
+def acting(user: str | None, reason: str | None) -> AuditContextManager:
+    """Return the audit context of a command: the given user, or the login name, and the reason."""
+    if user is None:
+        with suppress(OSError, KeyError, ImportError):
+            user = getpass.getuser()
+    given: dict[str, Any] = {"user_id": user, "reason": reason}
+    return AuditContextManager(**{name: value for name, value in given.items() if value is not None})
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask a question, unless ``--yes`` is given.
+
+    :raises click.Abort: the answer is no
+    """
+    if not yes:
+        click.confirm(question, abort=True, err=True)

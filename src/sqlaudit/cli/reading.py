@@ -1,0 +1,380 @@
+"""The commands that read: log, show, blame, diff, changesets and marks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from itertools import groupby
+from typing import Any, Final
+
+import click
+from rich.console import Console
+from rich.text import Text
+from sqlalchemy import Table
+from sqlalchemy.orm import Session
+
+from sqlaudit.changes import FieldChange, Operation
+from sqlaudit.cli.database import Database, name_of
+from sqlaudit.cli.failures import Failure, UsageProblem
+from sqlaudit.cli.instants import INSTANT_HELP, instant_of, state
+from sqlaudit.cli.options import shared_options
+from sqlaudit.cli.output import STYLES, Output, print_table, table_of
+from sqlaudit.cli.text import NOTHING, instant, shortened, shortened_pair, shown
+from sqlaudit.past.comparing import diff as diff_of
+from sqlaudit.past.comparing import state_of
+from sqlaudit.past.marks import marks as all_marks
+from sqlaudit.retrieval.changeset_reader import changesets as all_changesets
+from sqlaudit.retrieval.field_changes import blame as blame_of
+from sqlaudit.retrieval.field_changes import changes_in, get_resource_changes, versions_of
+from sqlaudit.tracking.history import version_info
+from sqlaudit.tracking.links import model_of
+
+_OPERATION: Final = click.Choice([str(each) for each in Operation if each is not Operation.BASELINE])
+TABLE = click.argument("table")
+KEY = click.argument("key")
+
+
+def key_of(source: Any, text: str) -> Any:
+    """Return the key that a text gives; the parts of a composite one are separated by commas."""
+    count = len(model_of(source).root.table.key)
+    if count == 1:
+        return text
+    parts = tuple(part.strip() for part in text.split(","))
+    if len(parts) != count:
+        names = ",".join(column.name for column in model_of(source).root.table.key)
+        raise UsageProblem(f"The key of {name_of(source)} has {count} parts. Write them as {names}.")
+    return parts
+
+
+# --- log --------------------------------------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("table", required=False)
+@click.argument("key", required=False)
+@click.option("--field", "fields", multiple=True, metavar="NAME", help="Only this field. [repeatable]")
+@click.option("--user", "users", multiple=True, metavar="ID", help="Only the changes of this user. [repeatable]")
+@click.option("--operation", "operations", multiple=True, type=_OPERATION, help="Only these. [repeatable]")
+@click.option("--since", type=instant_of, help="Only changes since an instant: '3 days ago'.")
+@click.option("--until", type=instant_of, help="Only changes until an instant.")
+@click.option("--include", multiple=True, metavar="NAME", help="Also what this relationship leads to. [repeatable]")
+@click.option("-n", "--limit", type=click.IntRange(0), default=50, show_default=True, help="The most field changes.")
+@click.option("--oldest-first", is_flag=True, help="Begin with the oldest.")
+@shared_options
+def log(
+    database: Database,
+    output: Output,
+    table: str | None,
+    key: str | None,
+    fields: tuple[str, ...],
+    users: tuple[str, ...],
+    operations: tuple[str, ...],
+    since: datetime | None,
+    until: datetime | None,
+    include: tuple[str, ...],
+    limit: int,
+    oldest_first: bool,
+) -> None:
+    """Show field changes, the latest first: of all tables, of a TABLE, or of the row with a KEY."""
+    filters: dict[str, Any] = {"limit": limit, "newest_first": not oldest_first}
+    if include and key is None:
+        raise UsageProblem("--include needs a TABLE and a KEY.")
+    with database.session() as session:
+        if table is not None:
+            source = database.source(table)
+            filters |= {
+                "filter_resource_ids": None if key is None else key_of(source, key),
+                "filter_fields": list(fields) or None,
+                "filter_user_ids": list(users) or None,
+                "filter_operations": list(operations) or None,
+                "filter_date_range": (since, until) if since or until else None,
+                "include": include,
+            }
+            changes: Iterable[FieldChange] = get_resource_changes(source, session, **filters)
+        else:
+            changes = _changes_of_all(session, fields, users, operations, since, until, filters)
+        if output.form != "table":
+            output.data(change.to_dict() for change in changes)
+        else:
+            _print_changes(output, changes)
+
+
+def _changes_of_all(
+    session: Session,
+    fields: Sequence[str],
+    users: Sequence[str],
+    operations: Sequence[str],
+    since: datetime | None,
+    until: datetime | None,
+    filters: Mapping[str, Any],
+) -> Iterator[FieldChange]:
+    """Yield the field changes of all tables, changeset by changeset."""
+    left, offset, size = filters["limit"], 0, 20
+    if len(users) > 1:
+        raise UsageProblem("Without a TABLE, --user can be given once.")
+    newest_first = bool(filters["newest_first"])
+    user = users[0] if users else None
+    while left > 0:
+        found = all_changesets(
+            session, limit=size, offset=offset, newest_first=newest_first, since=since, until=until, user_id=user
+        )
+        for changeset_id in dict.fromkeys(changeset.changeset_id for changeset in found):
+            for change in changes_in(session, changeset_id):
+                is_chosen = not fields or change.field_name in fields
+                is_chosen &= not operations or change.operation in operations
+                is_chosen &= not users or change.changed_by in users
+                if is_chosen and left > 0:
+                    left -= 1
+                    yield change
+        offset += size
+        if len(found) < size:
+            return
+
+
+def _print_changes(output: Output, changes: Iterable[FieldChange]) -> None:
+    is_empty = True
+    with output.paged() as console:
+        for group in _by_changeset(changes):
+            if not is_empty:
+                console.print()
+            is_empty = False
+            _print_heading(console, group[0])
+            _print_fields(console, group)
+    if is_empty:
+        click.echo("No changes.", err=True)
+
+
+def _by_changeset(changes: Iterable[FieldChange]) -> Iterator[list[FieldChange]]:
+    """Yield the consecutive changes of one transaction under one audit context."""
+
+    def context(change: FieldChange) -> tuple[Any, ...]:
+        return change.changeset_id, change.timestamp, change.changed_by, change.reason
+
+    for _, group in groupby(changes, context):
+        yield list(group)
+
+
+def _print_heading(console: Console, info: Any) -> None:
+    """Print when, who and why, and the id of the transaction where there is room."""
+    line = Text.assemble((instant(info.timestamp), "bold"), "  ", who(info))
+    if info.reason:
+        line.append("  ").append(shown(info.reason), "italic")
+    changeset_id = Text(str(info.changeset_id), "dim")
+    line.truncate(console.width, overflow="ellipsis")
+    if line.cell_len + 2 + changeset_id.cell_len <= console.width:
+        line.pad_right(console.width - line.cell_len - changeset_id.cell_len)
+        console.print(line.append_text(changeset_id), soft_wrap=True)
+    else:
+        console.print(line, soft_wrap=True)
+        console.print(changeset_id, soft_wrap=True)
+
+
+def who(info: Any) -> Text:
+    """Return the user, for whom and as whom he acted, and the kind of actor unless it is a user."""
+    text = Text(shown(info.changed_by), "cyan")
+    if info.impersonated_by:
+        text.append(f" (really {shown(info.impersonated_by)})")
+    if info.actor_type not in (None, "user"):
+        text.append(f" ({shown(str(info.actor_type))})")
+    if info.on_behalf_of:
+        text.append(f" for {shown(info.on_behalf_of)}")
+    return text
+
+
+def _print_fields(console: Console, changes: Sequence[FieldChange]) -> None:
+    """Print the rows that a transaction changed, and below each its fields, old → new."""
+    names = max(len(shown(change.field_name)) for change in changes)
+    for (label, key, operation), of_row in groupby(
+        changes, lambda change: (change.resource_type, change.resource_id, change.operation)
+    ):
+        row = Text.assemble("  ", f"{shown(label)} {shown(key)}", "  ", (str(operation), STYLES.get(operation, "")))
+        row.truncate(console.width, overflow="ellipsis")
+        console.print(row, soft_wrap=True)
+        for change in of_row:
+            line = Text.assemble("    ", f"{shown(change.field_name):{names}}", "  ")
+            line.append_text(arrow(change.operation, change.old_value, change.new_value, console.width - line.cell_len))
+            console.print(line, soft_wrap=True)
+
+
+def arrow(operation: Operation | None, old: Any, new: Any, width: int) -> Text:
+    """Return ``old → new`` in at most ``width`` characters, shortened around the difference.
+
+    What was inserted or deleted has one value only.
+    """
+    if operation in (Operation.INSERT, Operation.LINK):
+        return Text(shortened(shown(new), width), "green")
+    if operation in (Operation.DELETE, Operation.UNLINK):
+        return Text(shortened(shown(old), width), "red strike")
+    before, after = shown(old), shown(new)
+    before, after = shortened_pair(before, after, max(16, width - 3))
+    return Text.assemble((before, "red"), (" → ", "dim"), (after, "green"))
+
+
+# --- show and blame ---------------------------------------------------------------------------------------------
+
+
+@click.command()
+@TABLE
+@KEY
+@click.option("--at", metavar="WHEN", help=f"As of {INSTANT_HELP}, or a version number. Now if omitted.")
+@shared_options
+def show(database: Database, output: Output, table: str, key: str, at: str | None) -> None:
+    """Show the row of a TABLE with a KEY, now or as it was, and the version that it comes from."""
+    with database.session() as session:
+        source = database.source(table)
+        model, resource_id = model_of(source), key_of(source, key)
+        if at is None:
+            version = next(iter(versions_of(session, source, resource_id, limit=1, newest_first=True)), None)
+        else:
+            version = state_of(session, model, source, resource_id, state(session, at, versions=True))
+        if version is None:
+            row = f"{name_of(source)} {shown(resource_id)}"
+            raise Failure(f"{row} has no history. Check the key." if at is None else f"{row} did not exist then: {at}.")
+        info = version_info(version)
+        values = {name: getattr(version, name) for name in sorted(version.__sqlaudit_model__.columns)}
+        ends = getattr(version, model.root.table.names.valid_to)
+        if output.form != "table":
+            output.one({**version.to_dict()})
+            return
+        with output.paged() as console:
+            heading = f"{shown(name_of(source))} {shown(resource_id)}, version {info['version']}"
+            console.print(Text.assemble((heading, "bold"), ", ", _period_text(info, ends)), soft_wrap=True)
+            console.print(Text.assemble("  ", who(version), f"  {shown(info['reason'])}" if info["reason"] else ""))
+            rows = [(name, Text(shown(value), "dim" if value is None else "")) for name, value in values.items()]
+            console.print()
+            print_table(console, table_of(["field", "value"], rows, folded=["value"]))
+
+
+def _period_text(info: Mapping[str, Any], ends: datetime) -> str:
+    begins = instant(info["timestamp"])
+    if info["operation"] == "delete":
+        return f"deleted {begins}"
+    return f"since {begins}" if ends.year == 9999 else f"from {begins} to {instant(ends)}"
+
+
+@click.command()
+@TABLE
+@KEY
+@shared_options
+def blame(database: Database, output: Output, table: str, key: str) -> None:
+    """Show, for each field of a row, its value and who set it, when and why."""
+    with database.session() as session:
+        source = database.source(table)
+        if isinstance(source, Table):
+            raise UsageProblem(f"{name_of(source)} has links, which are made and removed whole. Use log.")
+        found = blame_of(session, source, key_of(source, key))
+        if not found:
+            raise Failure(f"{name_of(source)} {key} is deleted, or has no history. See sqlaudit log.")
+        if output.form != "table":
+            output.data({"field_name": name, **each.to_dict()} for name, each in found.items())
+            return
+        rows = [
+            (
+                shown(name),
+                shortened(shown(each.value), 60),
+                Text("unknown", "dim") if each.unknown_before or each.unknown_after else who(each),
+                instant(each.timestamp, seconds=False),
+                Text(shown(each.reason), "italic") if each.reason else "",
+            )
+            for name, each in found.items()
+        ]
+        with output.paged() as console:
+            headings = ["field", "value", "who", "when", "why"]
+            print_table(console, table_of(headings, rows, folded=["value", "who", "why"]))
+
+
+# --- diff -------------------------------------------------------------------------------------------------------
+
+
+@click.command()
+@TABLE
+@KEY
+@click.argument("a")
+@click.argument("b")
+@shared_options
+def diff(database: Database, output: Output, table: str, key: str, a: str, b: str) -> None:
+    """Show what differs between two states, A and B, of a row.
+
+    A state is the number of a version, an instant such as 'yesterday 14:00', a changeset id, or mark:NAME.
+    """
+    with database.session() as session:
+        source = database.source(table)
+        first, second = (state(session, text, versions=True) for text in (a, b))
+        found = diff_of(session, source, key_of(source, key), first, second)
+        if output.form == "json":
+            output.one(found.to_dict())
+        elif output.form == "csv":
+            output.data({"field_name": n, "old_value": o, "new_value": v} for n, (o, v) in found.fields.items())
+        elif not found:
+            click.echo("No difference.", err=True)
+        else:
+            with output.paged() as console:
+                row = Text(f"{shown(found.resource_type)} {shown(found.resource_id)}  ", "bold")
+                console.print(row.append(str(found.operation), STYLES.get(str(found.operation), "")), soft_wrap=True)
+                names = max(map(len, map(shown, found.fields)), default=0)
+                for name, (old, new) in found.fields.items():
+                    line = Text(f"  {shown(name):{names}}  ")
+                    console.print(
+                        line.append_text(arrow(found.operation, old, new, console.width - line.cell_len)),
+                        soft_wrap=True,
+                    )
+
+
+# --- changesets and marks ---------------------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("table", required=False)
+@click.argument("key", required=False)
+@click.option("--user", metavar="ID", help="Only those of this user.")
+@click.option("--reason", metavar="TEXT", help="Only those with this reason.")
+@click.option("--since", type=instant_of, help="Only those since an instant: '3 days ago'.")
+@click.option("--until", type=instant_of, help="Only those until an instant.")
+@click.option("-n", "--limit", type=click.IntRange(0), default=20, show_default=True, help="The most changesets.")
+@click.option("--oldest-first", is_flag=True, help="Begin with the oldest.")
+@shared_options
+def changesets(
+    database: Database,
+    output: Output,
+    table: str | None,
+    key: str | None,
+    user: str | None,
+    reason: str | None,
+    since: datetime | None,
+    until: datetime | None,
+    limit: int,
+    oldest_first: bool,
+) -> None:
+    """Show the transactions, the latest first: all, or those that changed a TABLE or the row with a KEY."""
+    with database.session() as session:
+        filters: dict[str, Any] = {"user_id": user, "reason": reason, "since": since, "until": until}
+        if table is not None:
+            filters["model"] = database.source(table)
+            filters["key"] = None if key is None else key_of(filters["model"], key)
+        given = {name: value for name, value in filters.items() if value is not None}
+        found = all_changesets(session, limit=limit, newest_first=not oldest_first, **given)
+        if output.form != "table":
+            output.data(each.to_dict() for each in found)
+        elif not found:
+            click.echo("No changesets.", err=True)
+        else:
+            with output.paged() as console:
+                for each in found:
+                    _print_heading(console, each)
+                    console.print(f"  {shown(', '.join(each.tables))}", soft_wrap=True)
+
+
+@click.command()
+@shared_options
+def marks(database: Database, output: Output) -> None:
+    """Show the instants that have a name, the earliest first."""
+    with database.session() as session:
+        database.require_models()
+        found = all_marks(session)
+        if output.form != "table":
+            output.data({"name": each.name, "at": each.at, "changed_by": each.changed_by} for each in found)
+        elif not found:
+            click.echo("No marks.", err=True)
+        else:
+            rows = [(shown(each.name), instant(each.at), shown(each.changed_by) or NOTHING) for each in found]
+            print_table(output.console, table_of(["mark", "when", "who"], rows, folded=["mark"]))

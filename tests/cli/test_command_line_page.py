@@ -1,0 +1,43 @@
+"""What the page on the command line shows is what the commands print, at 80 columns."""
+
+import re
+import shlex
+
+from click.testing import CliRunner
+
+from sqlaudit import SQLAuditConfig, clear_config, set_config
+from sqlaudit.cli.commands import program
+from warehouse_history import PAGE, Clock
+
+_BLOCK = re.compile(r"^```console\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_COMMAND = re.compile(r"^\$ (.*)\n", re.MULTILINE)
+
+
+def run(command: str) -> str:
+    program_name, *arguments = shlex.split(command)
+    assert program_name == "sqlaudit"
+    result = CliRunner().invoke(program, arguments, prog_name="sqlaudit")
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return "".join(f"{line.rstrip()}\n" for line in result.output.splitlines())
+
+
+def printed(page: str) -> str:
+    """Return the page with what its commands print now."""
+    clock = Clock()
+    for _ in range(8):
+        clock()
+    set_config(SQLAuditConfig(clock=clock))
+    try:
+
+        def session(block: re.Match[str]) -> str:
+            lines = [f"$ {command}\n{run(command)}" for command in _COMMAND.findall(block[1])]
+            return f"```console\n{''.join(lines)}```"
+
+        return _BLOCK.sub(session, page)
+    finally:
+        clear_config()
+
+
+def test_each_command_prints_what_the_page_shows(warehouse: str) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert printed(page) == page

@@ -1,0 +1,359 @@
+"""Commands work on each database, with the application's models or with a URL alone, and fail in one line."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import sqlalchemy as sa
+from click.testing import CliRunner, Result
+
+from databases import Database
+from registering import recording
+from sqlaudit import AuditContextManager
+from sqlaudit.cli.commands import program
+from sqlaudit.cli.text import safe, shortened_pair
+from warehouse_history import changeset_id, fill, models
+
+Run = Callable[..., Result]
+HOSTILE = "\x1b[31mred\x1b]0;title\x07 [bold]x[/bold] \u202e\x9b2J\r\n"
+
+
+def run(*arguments: str, **options: object) -> Result:
+    result = CliRunner().invoke(program, list(arguments), prog_name="sqlaudit", **options)  # type: ignore[arg-type]
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def rows(*arguments: str) -> list[dict[str, object]]:
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.fixture
+def module(terminal: None, tmp_path: Path) -> Iterator[ModuleType]:
+    with models(tmp_path) as module:
+        yield module
+
+
+@pytest.fixture
+def url(module: ModuleType, database: Database, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Set the URL of each database, which has the history of the page, as the default."""
+    engine = sa.create_engine(database.url)
+    fill(engine, module)
+    engine.dispose()
+    text = database.url.render_as_string(hide_password=False)
+    monkeypatch.setenv("SQLAUDIT_URL", text)
+    return text
+
+
+@pytest.fixture
+def url_alone(url: str, tmp_path: Path) -> str:
+    (tmp_path / "pyproject.toml").unlink()
+    return url
+
+
+# --- reading ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.no_tables
+def test_a_log_has_the_field_changes_of_all_tables(url: str) -> None:
+    changes = rows("log", "-n", "1000", "--oldest-first")
+    assert len(changes) == 27
+    assert [change["timestamp"] for change in changes] == sorted(str(change["timestamp"]) for change in changes)
+    assert rows("log", "-n", "1000")[0]["reason"] == "renegotiated"
+
+
+@pytest.mark.no_tables
+@pytest.mark.parametrize("with_models", [True, False])
+def test_what_can_be_read_with_models_can_be_read_with_the_url_alone(
+    url: str, with_models: bool, tmp_path: Path
+) -> None:
+    if not with_models:
+        (tmp_path / "pyproject.toml").unlink()
+    [price] = rows("log", "parts", "1", "--field", "price", "--user", "carol")
+    assert (price["old_value"], price["new_value"], price["reason"]) == ("0.12", "0.15", "new price list")
+    assert [each["operation"] for each in rows("log", "parts", "2", "--operation", "delete")] == ["delete"] * 4
+    assert json.loads(run("show", "parts", "1", "--at", "2026-03-01 16:00", "--json").stdout)["stock"] == 480
+    assert json.loads(run("show", "parts", "1", "--at", "1", "--json").stdout)["stock"] == 500
+    assert {each["field_name"]: each["version"] for each in rows("blame", "parts", "1")} == {
+        "id": 1,
+        "name": 1,
+        "price": 4,
+        "stock": 2,
+    }
+    found = json.loads(run("diff", "parts", "1", "1", str(changeset_id(4)), "--json").stdout)
+    assert found["fields"] == {"price": ["0.12", "0.15"], "stock": [500, 480]}
+    assert [each["changeset_id"] for each in rows("changesets", "suppliers", "--user", "bob")] == [
+        str(changeset_id(number)) for number in (7, 3)
+    ]
+    assert len(rows("log", "supplier_tags", "1,1")) == 2
+    versions = {each["table"]: each["versions"] for each in rows("status")}
+    assert versions == {"parts": 7, "suppliers": 4, "tags": 1, "supplier_tags": 1}
+
+
+@pytest.mark.no_tables
+def test_status_tells_the_size_of_a_table(url: str, database: Database) -> None:
+    sizes = [each["bytes"] for each in rows("status")]
+    assert all(isinstance(size, int) and size > 0 for size in sizes) or database.url.get_backend_name() == "sqlite"
+
+
+def test_csv_has_the_values_that_json_has(warehouse: str) -> None:
+    [read] = csv.DictReader(io.StringIO(run("log", "parts", "1", "--field", "stock", "-n", "1", "--csv").stdout))
+    [written] = rows("log", "parts", "1", "--field", "stock", "-n", "1")
+    assert read == {name: "" if value is None else _text(value) for name, value in written.items()}
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def test_nothing_found_is_an_empty_array_and_no_error(warehouse: str) -> None:
+    assert rows("log", "parts", "77") == []
+    assert run("log", "parts", "77").stderr == "No changes.\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2026-03-01 16:00", "2026-03-01T16:00:00+00:00"),
+        ("2026-03-01T16:00:00+02:00", "2026-03-01T14:00:00+00:00"),
+        ("1 March 2026 16:00", "2026-03-01T16:00:00+00:00"),
+    ],
+)
+def test_an_instant_can_be_written_in_several_ways(warehouse: str, text: str, expected: str) -> None:
+    found = rows("changesets", "--until", text)
+    assert len(found) == sum(
+        datetime.fromisoformat(str(each["timestamp"])) <= datetime.fromisoformat(expected)
+        for each in rows("changesets")
+    )
+    assert run("show", "parts", "1", "--at", text).exit_code == 0
+
+
+# --- writing ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.no_tables
+def test_undo_does_what_it_planned_and_records_who_and_why(url: str, module: ModuleType) -> None:
+    ids = [str(changeset_id(number)) for number in (4, 5, 6)]
+    asked = run("undo", *ids, "--reason", "ticket 41", input="y\n")
+    assert asked.exit_code == 0, asked.output
+    assert "Part 1  update" in asked.stdout
+    [undone] = rows("log", "parts", "1", "--field", "price", "-n", "1")
+    assert (undone["new_value"], undone["changed_by"], undone["reason"]) == ("0.12", "ops", "ticket 41")
+
+
+@pytest.mark.parametrize("answer", ["n\n", ""])
+def test_without_a_yes_nothing_is_undone(warehouse: str, answer: str) -> None:
+    before = run("log", "--json").stdout
+    assert run("undo", str(changeset_id(6)), input=answer).exit_code == 1
+    assert run("restore", "parts", "1", "--to", "1", input=answer).exit_code == 1
+    assert run("log", "--json").stdout == before
+
+
+def test_what_changed_while_the_question_waited_is_not_undone(warehouse: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer_late(question: str, *, yes: bool) -> None:
+        if yes:
+            return
+        result = run("restore", "parts", "1", "--to", "1", "--yes", "--user", "eve")
+        assert result.exit_code == 0, result.output
+
+    monkeypatch.setattr("sqlaudit.cli.writing.confirm", answer_late)
+    result = run("restore", "parts", "1", "--to", "2")
+    assert result.exit_code == 1
+    assert "nothing was done" in result.stderr
+    assert rows("log", "parts", "1", "-n", "1")[0]["changed_by"] == "eve"
+
+
+@pytest.mark.no_tables
+def test_a_restore_of_chosen_fields_leaves_the_others(url: str) -> None:
+    assert run("restore", "parts", "1", "--to", "1", "--field", "price", "--yes").exit_code == 0
+    now = json.loads(run("show", "parts", "1", "--json").stdout)
+    assert (now["price"], now["stock"]) == ("0.12", 480)
+
+
+@pytest.mark.no_tables
+def test_backfill_and_catch_up_record_what_was_not_recorded(url: str, module: ModuleType) -> None:
+    engine = sa.create_engine(url)
+    table = module.Part.__table__
+    with engine.begin() as connection:  # without hooks
+        connection.execute(sa.insert(table).values(id=9, name="nut", price=Decimal("0.01"), stock=1))
+        connection.execute(sa.update(table).where(table.c.id == 1).values(stock=7))
+    engine.dispose()
+    assert rows("backfill", "parts", "--yes")[0]["rows"] == 1
+    assert run("catch-up", "parts", "--yes", "--user", "ops2").exit_code == 0
+    [caught] = rows("log", "parts", "1", "--field", "stock", "-n", "1")
+    assert (caught["old_value"], caught["new_value"], caught["changed_by"]) == (480, 7, "ops2")
+
+
+def test_a_mark_is_made_once_and_removed(warehouse: str) -> None:
+    assert run("mark", "x").exit_code == 0
+    assert run("mark", "x").exit_code == 1
+    assert run("mark", "x", "--remove").exit_code == 0
+    assert [each["name"] for each in rows("marks")] == ["before the price rise"]
+
+
+# --- what a terminal must not get ---------------------------------------------------------------------------------
+
+
+def test_no_value_reaches_the_terminal_as_a_command(warehouse: str) -> None:
+    engine = sa.create_engine(warehouse)
+    with recording(engine) as sessions, sessions() as session, AuditContextManager(user_id=HOSTILE, reason=HOSTILE):
+        part = session.get_one(sys.modules["warehouse"].Part, 1)
+        part.name = HOSTILE
+        session.commit()
+    engine.dispose()
+    for command in (
+        ["log", "-n", "1"],
+        ["log", "parts", "1"],
+        ["log", "parts", "1", "--json"],
+        ["show", "parts", "1"],
+        ["show", "parts", "1", "--json"],
+        ["blame", "parts", "1"],
+        ["diff", "parts", "1", "1", "5"],
+        ["changesets", "-n", "1"],
+        ["restore", "parts", "1", "--to", "1", "--dry-run"],
+        ["show", HOSTILE, "1"],
+        ["show", "parts", HOSTILE],
+        ["log", "--since", HOSTILE],
+    ):
+        output = run(*command).output
+        assert "red" in output
+        assert [character for character in output if not character.isprintable() and character != "\n"] == [], command
+
+
+def test_a_text_without_control_characters_stays_as_it_is() -> None:
+    assert safe("Größe: 5 € [bold]") == "Größe: 5 € [bold]"
+    assert safe("a\x1bb\u202ec\nd") == "a\\x1bb\\u202ec\\nd"
+
+
+@pytest.mark.parametrize("width", [24, 40, 60, 100])
+def test_two_long_texts_are_shortened_around_their_difference(width: int) -> None:
+    old, new = "x" * 50 + "one" + "y" * 50, "x" * 50 + "two" + "y" * 50
+    first, second = shortened_pair(old, new, width)
+    assert len(first) + len(second) <= width
+    assert ("o" in first, "t" in second) == (True, True)
+
+
+SECRETS = ["hunter2", "s3cr/t"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://u:hunter2@127.0.0.1:1/x",
+        "postgresql+psycopg://u@127.0.0.1:1/x?password=hunter2",
+        "mysql+pymysql://u:s3cr%2Ft@127.0.0.1:1/x",
+        "mysql+pymysql://u@127.0.0.1:1/x?passwd=hunter2",
+        "mysql+pymysql://u:hunter2@127.0.0.1:1/x?wrong_option=hunter2",
+        "nothing://u:hunter2@host/x",
+        "hunter2",
+    ],
+)
+def test_a_password_is_never_printed(terminal: None, url: str) -> None:
+    for command in (["status"], ["log"], ["status", "--json"]):
+        result = run(*command, "--url", url)
+        assert result.exit_code in (1, 2)
+        assert result.output.startswith("Error: ")
+        assert result.output.count("\n") == 1
+        assert not [secret for secret in SECRETS if secret in result.output]
+
+
+# --- bad input --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["log", "prts"], 2, "Did you mean 'parts'?"),
+        (["log", "qqq"], 2, "There are parts, supplier_tags, suppliers, tags."),
+        (["show", "parts", "99"], 1, "has no history"),
+        (["show", "parts", "x"], 1, "has no history"),
+        (["show", "parts", "1", "--at", "gestern"], 2, "is not an instant"),
+        (["show", "parts", "1", "--at", "99"], 1, "has no version 99"),
+        (["show", "parts", "1", "--at", "mark:no"], 1, "There is no mark 'no'"),
+        (["log", "supplier_tags", "1"], 2, "Write them as supplier_id,tag_id"),
+        (["blame", "supplier_tags", "1,1"], 2, "Use log"),
+        (["blame", "parts", "2"], 1, "is deleted"),
+        (["undo", "no-uuid", "--yes"], 1, "is not a changeset id"),
+        (["undo", str(changeset_id(77)), "--yes"], 1, "changeset"),
+        (["undo", "--yes"], 2, "Name a CHANGESET"),
+        (["restore", "parts", "1", "--to", "1", "--field", "colour", "--yes"], 1, "colour"),
+        (["log", "parts", "1", "--include", "tags"], 1, "tags"),
+        (["log", "--include", "tags"], 2, "--include needs"),
+        (["log", "--models", "nowhere:Base"], 2, "cannot be imported"),
+        (["log", "--models", "warehouse:Nothing"], 2, "has no 'Nothing'"),
+        (["log", "--models", "json"], 2, "has no tracked model"),
+        (["log", "--url", "sqlite:///nothing.db"], 2, "There is no file 'nothing.db'"),
+        (["log", "--url", "sqlite:///file:nothing.db?uri=true"], 2, "There is no file 'nothing.db'"),
+    ],
+)
+def test_bad_input_is_told_in_one_line(
+    warehouse: str, arguments: list[str], code: int, words: str, tmp_path: Path
+) -> None:
+    result = run(*arguments)
+    assert words in result.stderr
+    assert (result.exit_code, result.stderr.count("\n")) == (code, 1)
+    assert not (tmp_path / "nothing.db").exists()
+
+
+def test_without_a_url_the_command_says_how_to_give_one(terminal: None) -> None:
+    result = run("log", env={"SQLAUDIT_URL": ""})
+    assert (result.exit_code, "--url" in result.stderr) == (2, True)
+
+
+def test_a_database_without_history_says_so(terminal: None, tmp_path: Path) -> None:
+    sa.create_engine(f"sqlite:///{tmp_path / 'empty.db'}").connect().exec_driver_sql("CREATE TABLE t (i)").close()
+    result = run("log", "--url", f"sqlite:///{tmp_path / 'empty.db'}")
+    assert (result.exit_code, "no history tables" in result.stderr) == (1, True)
+
+
+def test_a_command_that_writes_needs_models(warehouse: str, tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").unlink()
+    result = run("restore", "parts", "1", "--to", "1", "--yes")
+    assert (result.exit_code, "--models" in result.stderr) == (2, True)
+    assert run("restore", "parts", "1", "--to", "1", "--yes", env={"SQLAUDIT_MODELS": "warehouse:Base"}).exit_code == 0
+
+
+def test_traceback_shows_where_an_error_comes_from(warehouse: str) -> None:
+    result = CliRunner().invoke(program, ["show", "parts", "1", "--at", "99", "--traceback"])
+    assert "has no version 99" in str(result.exception)
+    assert not isinstance(result.exception, SystemExit)
+
+
+# --- a real process ---------------------------------------------------------------------------------------------
+
+
+def _process(*arguments: str, **options: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-W", "error::DeprecationWarning:sqlaudit", "-m", "sqlaudit.cli", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "SQLAUDIT_MODELS": ""},
+    )
+
+
+def test_a_closed_pipe_is_no_error_to_tell(warehouse: str, tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").unlink()
+    with _process("log", "-n", "1000", "--json") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+
+
+def test_the_program_prints_its_version_and_its_commands(terminal: None) -> None:
+    with _process("--help") as process:
+        assert process.stdout is not None
+        assert "blame" in process.stdout.read()
+    assert process.returncode == 0
