@@ -357,3 +357,9 @@ def test_the_program_prints_its_version_and_its_commands(terminal: None) -> None
         assert process.stdout is not None
         assert "blame" in process.stdout.read()
     assert process.returncode == 0
+
+
+def test_a_shell_completes_the_names_of_tables(warehouse: str) -> None:
+    words = {"_SQLAUDIT_COMPLETE": "bash_complete", "COMP_WORDS": "sqlaudit log sup", "COMP_CWORD": "2"}
+    result = CliRunner().invoke(program, [], prog_name="sqlaudit", env=words)
+    assert result.output.split() == ["plain,supplier_tags", "plain,suppliers"]

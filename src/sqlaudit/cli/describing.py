@@ -25,7 +25,7 @@ _DAYS: Final = 30
 """The days over which the growth is averaged."""
 
 
-@click.command()
+@click.command(short_help="Versions, sizes and growth of tables.")
 @click.argument("table", nargs=-1)
 @shared_options
 def status(database: Database, output: Output, table: tuple[str, ...]) -> None:
@@ -105,7 +105,7 @@ def _size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-@click.command()
+@click.command(short_help="The SQL that creates a history table.")
 @TABLE
 @click.option("--dialect", metavar="NAME", help="postgresql, mariadb, mysql or sqlite, if no --url is given.")
 @shared_options

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from itertools import groupby
 from typing import Any, Final
@@ -30,7 +32,18 @@ from sqlaudit.tracking.history import version_info
 from sqlaudit.tracking.links import model_of
 
 _OPERATION: Final = click.Choice([str(each) for each in Operation if each is not Operation.BASELINE])
-TABLE = click.argument("table")
+
+
+def _complete_table(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the names of tables that begin so, for the completion of a shell."""
+    with suppress(Exception):  # a shell asks while the command is not complete yet
+        database = Database(ctx.params.get("url") or os.environ.get("SQLAUDIT_URL"), ctx.params.get("models") or ())
+        return [name for name in database.sources if name.startswith(incomplete)]
+    return []
+
+
+TABLE = click.argument("table", shell_complete=_complete_table)
+_ANY_TABLE = click.argument("table", required=False, shell_complete=_complete_table)
 KEY = click.argument("key")
 
 
@@ -49,14 +62,14 @@ def key_of(source: Any, text: str) -> Any:
 # --- log --------------------------------------------------------------------------------------------------------
 
 
-@click.command()
-@click.argument("table", required=False)
+@click.command(short_help="What changed, the latest first.")
+@_ANY_TABLE
 @click.argument("key", required=False)
 @click.option("--field", "fields", multiple=True, metavar="NAME", help="Only this field. [repeatable]")
 @click.option("--user", "users", multiple=True, metavar="ID", help="Only the changes of this user. [repeatable]")
 @click.option("--operation", "operations", multiple=True, type=_OPERATION, help="Only these. [repeatable]")
-@click.option("--since", type=instant_of, help="Only changes since an instant: '3 days ago'.")
-@click.option("--until", type=instant_of, help="Only changes until an instant.")
+@click.option("--since", type=instant_of, metavar="WHEN", help="Only changes since an instant: '3 days ago'.")
+@click.option("--until", type=instant_of, metavar="WHEN", help="Only changes until an instant.")
 @click.option("--include", multiple=True, metavar="NAME", help="Also what this relationship leads to. [repeatable]")
 @click.option("-n", "--limit", type=click.IntRange(0), default=50, show_default=True, help="The most field changes.")
 @click.option("--oldest-first", is_flag=True, help="Begin with the oldest.")
@@ -213,7 +226,7 @@ def arrow(operation: Operation | None, old: Any, new: Any, width: int) -> Text:
 # --- show and blame ---------------------------------------------------------------------------------------------
 
 
-@click.command()
+@click.command(short_help="A row as it is, or as it was.")
 @TABLE
 @KEY
 @click.option("--at", metavar="WHEN", help=f"As of {INSTANT_HELP}, or a version number. Now if omitted.")
@@ -252,7 +265,7 @@ def _period_text(info: Mapping[str, Any], ends: datetime) -> str:
     return f"since {begins}" if ends.year == 9999 else f"from {begins} to {instant(ends)}"
 
 
-@click.command()
+@click.command(short_help="Who set each field of a row, and why.")
 @TABLE
 @KEY
 @shared_options
@@ -286,7 +299,7 @@ def blame(database: Database, output: Output, table: str, key: str) -> None:
 # --- diff -------------------------------------------------------------------------------------------------------
 
 
-@click.command()
+@click.command(short_help="What differs between two states of a row.")
 @TABLE
 @KEY
 @click.argument("a")
@@ -323,13 +336,13 @@ def diff(database: Database, output: Output, table: str, key: str, a: str, b: st
 # --- changesets and marks ---------------------------------------------------------------------------------------
 
 
-@click.command()
-@click.argument("table", required=False)
+@click.command(short_help="The transactions, the latest first.")
+@_ANY_TABLE
 @click.argument("key", required=False)
 @click.option("--user", metavar="ID", help="Only those of this user.")
 @click.option("--reason", metavar="TEXT", help="Only those with this reason.")
-@click.option("--since", type=instant_of, help="Only those since an instant: '3 days ago'.")
-@click.option("--until", type=instant_of, help="Only those until an instant.")
+@click.option("--since", type=instant_of, metavar="WHEN", help="Only those since an instant: '3 days ago'.")
+@click.option("--until", type=instant_of, metavar="WHEN", help="Only those until an instant.")
 @click.option("-n", "--limit", type=click.IntRange(0), default=20, show_default=True, help="The most changesets.")
 @click.option("--oldest-first", is_flag=True, help="Begin with the oldest.")
 @shared_options
@@ -364,7 +377,7 @@ def changesets(
                     console.print(f"  {shown(', '.join(each.tables))}", soft_wrap=True)
 
 
-@click.command()
+@click.command(short_help="The instants that have a name.")
 @shared_options
 def marks(database: Database, output: Output) -> None:
     """Show the instants that have a name, the earliest first."""

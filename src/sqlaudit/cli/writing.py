@@ -31,11 +31,11 @@ from sqlaudit.restoring.undo import undo as undo_changesets
 # --- undo and restore -------------------------------------------------------------------------------------------
 
 
-@click.command()
+@click.command(short_help="Take back what transactions changed.")
 @click.argument("changeset", nargs=-1)
 @click.option("--field", "fields", multiple=True, metavar="NAME", help="Only this field. [repeatable]")
 @click.option("--by", "by", metavar="ID", help="All that this user changed, with --since.")
-@click.option("--since", type=instant_of, help="All since an instant, with --by or --run.")
+@click.option("--since", type=instant_of, metavar="WHEN", help="All since an instant, with --by or --run.")
 @click.option("--run", metavar="ID", help="All that this run of an agent or a job changed.")
 @click.option("--whole-rows", is_flag=True, help="Whole rows as they were, not only what the changeset changed.")
 @click.option("--force", is_flag=True, help="Discard later changes that conflict.")
@@ -80,7 +80,7 @@ def undo(
     _plan_and_do(database, output, work, dry_run=dry_run, yes=yes, user=user, reason=reason)
 
 
-@click.command()
+@click.command(short_help="Write an old state of a row back.")
 @TABLE
 @KEY
 @click.option(
@@ -183,7 +183,7 @@ def _print_conflicts(conflicts: Iterable[Conflict]) -> None:
 # --- marks ------------------------------------------------------------------------------------------------------
 
 
-@click.command()
+@click.command(short_help="Give this instant a name.")
 @click.argument("name")
 @click.option("--remove", is_flag=True, help="Remove the mark.")
 @click.option("--user", metavar="ID", help="Who you are; your login name if omitted.")
@@ -208,9 +208,9 @@ def mark(database: Database, output: Output, name: str, remove: bool, user: str 
 # --- whole tables -----------------------------------------------------------------------------------------------
 
 
-@click.command()
+@click.command(short_help="Baselines for rows without history.")
 @click.argument("table", nargs=-1)
-@click.option("--at", type=instant_of, help="Since when the rows are known to have been as they are.")
+@click.option("--at", type=instant_of, metavar="WHEN", help="Since when the rows are known to have been as they are.")
 @click.option("--chunk-size", type=click.IntRange(1), default=10_000, show_default=True, help="Rows a transaction.")
 @writing_options
 @shared_options
@@ -248,7 +248,7 @@ def backfill(
         output.console.print(f"{shown(each['table'])}: {_rows(each['rows'])}", soft_wrap=True)
 
 
-@click.command("catch-up")
+@click.command("catch-up", short_help="Record what was changed past sqlaudit.")
 @click.argument("table", nargs=-1)
 @writing_options
 @shared_options
