@@ -187,3 +187,89 @@ def test_cursors_and_ages_that_are_invalid_are_refused(sessions):
         for min_age in (5, timedelta(seconds=-1)):
             with pytest.raises(QueryError, match="Give a timedelta that is not negative"):
                 changes_since(session, min_age=min_age)
+
+
+# --- filters ----------------------------------------------------------------------------------------------------
+
+
+@sqlaudit.track_table()
+class Other(Base):
+    __tablename__ = "feed_others"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+
+
+@pytest.fixture
+def lived(sessions):
+    """Write the changesets 1 to 12: every third one of another model, and by two users in turn."""
+    for number in range(1, 13):
+        set_time(number)
+        user = "ana" if number % 2 else "ben"
+        with AuditContextManager(user, reason=str(number), extra={"job": number % 4}), sessions.begin() as session:
+            session.add(Other(id=number) if number % 3 == 0 else Row(id=number))
+    set_time(100)
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ({}, range(1, 13)),
+        ({"model": Other}, [3, 6, 9, 12]),
+        ({"model": [Row, Other], "user_id": "ben"}, [2, 4, 6, 8, 10, 12]),
+        ({"model": Row, "key": "4"}, [4]),
+        ({"since": at(9)}, [9, 10, 11, 12]),
+        ({"since": at(9), "model": Other}, [9, 12]),
+        ({"extra": {"job": 3}}, [3, 7, 11]),
+        ({"reason": "5"}, [5]),
+        ({"user_id": "eve"}, []),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("size", [1, 3, 50])
+@pytest.mark.usefixtures("lived")
+def test_a_feed_gives_what_its_filters_choose(sessions, filters, expected, size):
+    consumer = Consumer(sessions, min_age=timedelta(seconds=10), size=size, **filters)
+    assert consumer.read_until(len(expected)) == [str(number) for number in expected]
+    consumer.read()
+    assert consumer.read() == 0
+    set_time(200)
+    with AuditContextManager("ben", reason="later", extra={"job": 3}), sessions.begin() as session:
+        session.add_all([Row(id=99), Other(id=99)])
+    set_time(300)
+    is_chosen = not {"key", "reason"} & filters.keys() and filters.get("user_id") != "eve"
+    consumer.read_until(len(expected) + is_chosen)
+    assert [entry.reason for entry in consumer.given[len(expected) :]] == ["later"] * is_chosen
+
+
+@pytest.mark.usefixtures("lived")
+def test_a_consumer_that_changes_its_filters_goes_on_from_where_it_was(sessions):
+    consumer = Consumer(sessions, min_age=timedelta(seconds=10), size=2, model=Other)
+    assert consumer.read_until(2) == ["3", "6"]
+    consumer.options = {"min_age": timedelta(seconds=10)}
+    assert consumer.read_until(8) == ["3", "6", "7", "8", "9", "10", "11", "12"]
+
+
+@pytest.mark.usefixtures("lived")
+def test_a_consumer_whose_filters_choose_nothing_comes_along(sessions):
+    """It does not read all that it is not interested in again with each call."""
+    consumer, twin = (Consumer(sessions, min_age=timedelta(seconds=10), **kw) for kw in ({"reason": "none"}, {}))
+    end = time.monotonic() + 3 * PATIENCE
+    while len(twin.given) < 12 and time.monotonic() < end:
+        consumer.read()
+        twin.read()
+    consumer.read()
+    set_time(200)
+    with AuditContextManager(reason="later"), sessions.begin() as session:
+        session.add(Row(id=99))
+    set_time(300)
+    consumer.options = twin.options
+    assert consumer.read_until(1) == ["later"]
+
+
+def test_filters_that_a_feed_does_not_have_are_refused(sessions):
+    with sessions() as session:
+        for name in ("until", "newest_first", "limit"):
+            with pytest.raises(TypeError, match=rf"no keyword argument '{name}'.*since"):
+                changes_since(session, **{name: None})
+        with pytest.raises(QueryError, match="model is not given"):
+            changes_since(session, key=7)

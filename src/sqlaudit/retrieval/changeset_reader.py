@@ -47,13 +47,11 @@ _Instant = tuple[datetime, UUID]
 """The place of a changeset in the order of all."""
 
 
-class ChangesetFilters(TypedDict, total=False):
-    """Further arguments of :func:`~sqlaudit.changesets` and :func:`~sqlaudit.changesets_page`."""
+class FeedFilters(TypedDict, total=False):
+    """Further arguments of :func:`~sqlaudit.changes_since`."""
 
     since: datetime | Mark | None
-    until: datetime | Mark | None
     user_id: str | int | UUID | None
-    newest_first: bool
     actor_type: ActorType | str | None
     on_behalf_of: str | int | UUID | None
     run_id: str | int | UUID | None
@@ -61,6 +59,13 @@ class ChangesetFilters(TypedDict, total=False):
     extra: Mapping[str, str | int | UUID] | None
     model: Readable | Collection[Readable] | None
     key: Any
+
+
+class ChangesetFilters(FeedFilters, total=False):
+    """Further arguments of :func:`~sqlaudit.changesets` and :func:`~sqlaudit.changesets_page`."""
+
+    until: datetime | Mark | None
+    newest_first: bool
 
 
 @also_async
@@ -102,7 +107,7 @@ def changesets(
     :raises TrackingError: the model is not tracked
     :raises QueryError: a filter is invalid
     """
-    session, wanted = checked_session(session), _Wanted(**filters)
+    session, wanted = checked_session(session), Wanted(**filters)
     begin = checked_count("offset", offset)
     end = None if limit is None else begin + checked_count("limit", limit)
     places = known_tables(session, wanted.tables or ())
@@ -133,7 +138,7 @@ def changesets_page(
     :raises TrackingError: the model is not tracked
     :raises QueryError: a filter is invalid, ``size`` is less than 1, or ``after`` is not a cursor of this query
     """
-    session, wanted, size = checked_session(session), _Wanted(**filters), checked_size(size)
+    session, wanted, size = checked_session(session), Wanted(**filters), checked_size(size)
     digest = digest_of("changesets", wanted.newest_first, wanted.parameters, [*wanted.names])
     place: _Instant | None = None
     if after is not None:
@@ -157,21 +162,27 @@ def changesets_page(
 
 
 def changesets_after(
-    session: Session, places: Sequence[TablesOfBind], after: _Instant | None, size: int, *, before: datetime
-) -> tuple[list[Changeset], _Instant | None]:
-    """Return what the next transactions wrote, oldest first, and the place of the last of them.
+    session: Session,
+    places: Sequence[TablesOfBind],
+    wanted: Wanted,
+    after: _Instant | None,
+    size: int,
+    *,
+    before: datetime,
+) -> tuple[list[Changeset], _Instant]:
+    """Return what the next transactions wrote, oldest first, and the place up to which there are no others.
 
     :param after: the instant and id of the transaction to begin after
     :param size: the greatest number of transactions
     :param before: leave out the transactions from this instant on
     """
-    wanted = _Wanted()
     chosen = _chosen_instants(session, places, wanted, size, after)
     page = [changeset_id for changeset_id, instant in chosen.items() if instant < before]
-    return _entries_in_order(session, places, wanted, page), (chosen[page[-1]], page[-1]) if page else after
+    end = (chosen[page[-1]], page[-1]) if len(page) == size else (before, UUID(int=0))
+    return _entries_in_order(session, places, wanted, page), end
 
 
-class _Wanted:
+class Wanted:
     """Which changesets are asked for.
 
     :ivar parameters: the values of the filters, by the names of the statements' parameters
@@ -292,7 +303,7 @@ def _text_of(extra: Any) -> str:
 def _chosen_instants(
     session: Session,
     places: Sequence[TablesOfBind],
-    wanted: _Wanted,
+    wanted: Wanted,
     limit: int | None,
     after: _Instant | None = None,
 ) -> dict[UUID, datetime]:
@@ -328,7 +339,7 @@ def _chosen_instants(
 def _instants(
     session: Session,
     places: Sequence[TablesOfBind],
-    wanted: _Wanted,
+    wanted: Wanted,
     *,
     size: int | None = None,
     ids: Sequence[UUID] | None = None,
@@ -379,7 +390,7 @@ def _instants(
 
 
 def _entries_in_order(
-    session: Session, places: Sequence[TablesOfBind], wanted: _Wanted, chosen: Sequence[UUID]
+    session: Session, places: Sequence[TablesOfBind], wanted: Wanted, chosen: Sequence[UUID]
 ) -> list[Changeset]:
     """Return the entries of changesets, in the order of these."""
     order = {changeset_id: number for number, changeset_id in enumerate(chosen)}
@@ -401,7 +412,7 @@ class _Context:
 
 
 def _entries(
-    session: Session, places: Sequence[TablesOfBind], wanted: _Wanted, ids: Sequence[UUID] | None
+    session: Session, places: Sequence[TablesOfBind], wanted: Wanted, ids: Sequence[UUID] | None
 ) -> Iterator[Changeset]:
     """Yield an entry for each context of each changeset, or of the changesets with the ids, if it is asked for."""
     numbers = {table: number for number, table in enumerate(table for place in places for table in place.tables)}

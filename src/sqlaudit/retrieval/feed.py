@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from struct import Struct
-from typing import Any, Final
+from typing import Any, Final, Unpack
 from uuid import UUID
 
 from sqlalchemy import BigInteger, ColumnElement, Connection, case, column, exists, func, select, table
@@ -26,7 +26,7 @@ from sqlaudit.changes import Changeset, Page
 from sqlaudit.config import current_config
 from sqlaudit.exceptions import QueryError
 from sqlaudit.period import EPOCH, TICK
-from sqlaudit.retrieval.changeset_reader import changesets_after
+from sqlaudit.retrieval.changeset_reader import FeedFilters, Wanted, changesets_after
 from sqlaudit.retrieval.changesets import TablesOfBind, known_tables
 from sqlaudit.retrieval.cursors import checked_size, cursor_text, digest_of, place_in
 from sqlaudit.sql.options import INTERNAL
@@ -45,7 +45,7 @@ _AGE_WITH_NUMBERS: Final = timedelta(seconds=5)
 class _Place:
     """Where a consumer is in the feed.
 
-    :ivar last: the instant and the id of the last changeset that it was given
+    :ivar last: the instant and the id of the last changeset up to which it was given all
     :ivar watermark: the instant before which no changeset can still appear
     :ivar waiting: the number of a transaction of its own, and the watermark once all with smaller numbers have ended
     """
@@ -83,6 +83,7 @@ def changes_since(
     *,
     size: int = 50,
     min_age: timedelta | None = None,
+    **filters: Unpack[FeedFilters],
 ) -> Page[Changeset]:
     """Return what database transactions wrote since the last call of a consumer, oldest first, and a new cursor.
 
@@ -97,6 +98,9 @@ def changes_since(
     are given by a later call: on PostgreSQL, when the transactions that were writing during an earlier call have
     ended; elsewhere, when they have an age. An empty page means that nothing is ready yet.
 
+    Filters leave out transactions, for a consumer that needs some tables only, say. The cursor tells how far the
+    consumer has come, whatever the filters: with others, the next page goes on from there.
+
     On PostgreSQL it executes two statements more than :func:`changesets_page`, and gives its transaction a number.
 
     :param session: a session; if it is an ``AsyncSession``, await the result. Calls in one transaction see the same
@@ -109,18 +113,27 @@ def changes_since(
         applications' clocks. Where the default is a minute, it must be longer than any transaction that writes, plus
         what the transaction of this call has taken so far, plus that difference. This is so on other databases, on
         standby servers, on PostgreSQL with Citus, and in a session with several binds or shards
-    :raises QueryError: ``size`` is less than 1, ``min_age`` is no timedelta or negative, or ``after`` is not a cursor
-        of this function
+    :param filters: ``since``, the first instant, for a consumer that begins without what was before; ``user_id``,
+        ``actor_type``, ``on_behalf_of``, ``run_id``, ``reason``, ``extra``, ``model`` and ``key``, as those of
+        :func:`changesets`
+    :raises TrackingError: the model is not tracked
+    :raises QueryError: ``size`` is less than 1, ``min_age`` is no timedelta or negative, ``after`` is not a cursor
+        of this function, or a filter is invalid
     """
-    session, size = checked_session(session), checked_size(size)
+    if unknown := filters.keys() - FeedFilters.__annotations__.keys():
+        raise TypeError(
+            f"changes_since() has no keyword argument {min(unknown)!r}. It has the filters "
+            f"{', '.join(sorted(FeedFilters.__annotations__))}."
+        )
+    session, size, wanted = checked_session(session), checked_size(size), Wanted(**filters)
     if min_age is not None and not (isinstance(min_age, timedelta) and min_age >= timedelta(0)):
         raise QueryError(f"min_age is {min_age!r}. Give a timedelta that is not negative.", min_age)
     place = _Place() if after is None else _Place.unpack(after)
-    places = known_tables(session)
+    places = known_tables(session, wanted.tables or ())
     place = _advanced(session, places, place, min_age)
     if place.watermark is None:
         return Page(items=[], next=place.pack())
-    items, last = changesets_after(session, places, place.last, size, before=place.watermark)
+    items, last = changesets_after(session, places, wanted, place.last, size, before=place.watermark)
     return Page(items=items, next=_Place(last, place.watermark, place.waiting).pack())
 
 
