@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
 
 from sqlaudit import AuditContextManager, QueryError, TrackingError, track_table, tracking_disabled
 from sqlaudit.testing import assert_recorded
@@ -16,6 +16,32 @@ Sessions = sessionmaker[Session]
 
 class Base(DeclarativeBase):
     pass
+
+
+ticket_tags = sa.Table(
+    "ticket_tags",
+    Base.metadata,
+    sa.Column("ticket_id", sa.ForeignKey("tickets.id"), primary_key=True),
+    sa.Column("tag_id", sa.ForeignKey("tags.id"), primary_key=True),
+)
+
+
+@track_table()
+class Tag(Base):
+    __tablename__ = "tags"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+
+
+@track_table(quiet=["seen_at", "seen_by"])
+class Comment(Base):
+    __tablename__ = "comments"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    ticket_id: Mapped[int] = mapped_column(sa.ForeignKey("tickets.id"))
+    text: Mapped[str] = mapped_column(sa.String(50))
+    seen_at: Mapped[int] = mapped_column(default=1, onupdate=2)
+    seen_by: Mapped[str | None] = mapped_column(sa.String(50))
 
 
 @track_table(tracked_fields=["title", "status"], exclude=["secret"])
@@ -28,6 +54,8 @@ class Ticket(Base):
     hits: Mapped[int] = mapped_column(default=0)
     secret: Mapped[str | None] = mapped_column(sa.String(50))
     kind: Mapped[str] = mapped_column(sa.String(50), default="ticket")
+    tags: Mapped[list[Tag]] = relationship(secondary=ticket_tags)
+    comments: Mapped[list[Comment]] = relationship()
 
     __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "ticket"}
 
@@ -173,6 +201,62 @@ def test_what_cannot_be_expected_is_refused(session: Session, expected: Any, mes
 def test_an_untracked_model_is_refused(session: Session) -> None:
     with pytest.raises(TrackingError, match="Untracked"):
         assert_recorded(session, Untracked, 1)
+
+
+@pytest.fixture
+def linked(session: Session) -> Session:
+    """A ticket that got two tags and a comment in one transaction, and lost a tag in another."""
+    with AuditContextManager(user_id="eve"):
+        ticket = session.get_one(Ticket, 7)
+        ticket.tags = [Tag(id=3), Tag(id=4)]
+        ticket.comments = [Comment(id=1, text="Why?")]
+        session.commit()
+    ticket.comments[0].text = "Why not?"
+    ticket.tags.pop()
+    session.commit()
+    return session
+
+
+@pytest.mark.parametrize(
+    ("model", "key", "expected"),
+    [
+        (Ticket.tags, 7, {}),
+        (Ticket.tags, "7", {"operation": "unlink", "values": {"tag_id": 4}}),
+        (ticket_tags, (7, 3), {"operation": "insert", "fields": {"ticket_id", "tag_id"}, "changed_by": "eve"}),
+        (ticket_tags, (7, 4), {"operation": "delete"}),
+        (Ticket.comments, 7, {"operation": "update", "fields": {"text"}, "values": {"text": "Why not?"}}),
+        (Comment, 1, {"operation": "update", "fields": {"text"}}),
+        (Comment, 1, {"operation": "update", "fields": {"text", "seen_at"}}),
+    ],
+)
+def test_links_and_owned_rows_are_asserted_by_their_relationship_or_table(
+    linked: Session, model: Any, key: Any, expected: Any
+) -> None:
+    assert assert_recorded(linked, model, key, **expected).operation in ("insert", "update", "delete")
+
+
+def test_of_a_relationship_any_link_of_its_last_changeset_will_do(session: Session) -> None:
+    session.get_one(Ticket, 7).tags = [Tag(id=3), Tag(id=4), Tag(id=5)]
+    session.commit()
+    for number in (3, 4, 5):
+        version = assert_recorded(session, Ticket.tags, 7, operation="link", values={"tag_id": number})
+        assert version.tag_id == number
+    told = failure(session, Ticket.tags, 7, operation="link", values={"tag_id": 6}).splitlines()
+    assert told[0] == "None of the 3 last versions of Ticket.tags 7 is as expected. The last one:"
+    assert told[1] == "  value of tag_id: expected 6, recorded 5"
+    assert told[3] == "  1  link by nobody: tag_id None → 5, ticket_id None → 7"
+
+
+def test_what_is_not_as_expected_of_links_is_told(linked: Session) -> None:
+    assert "operation: expected 'link', recorded 'unlink'" in failure(linked, Ticket.tags, 7, operation="link")
+    assert "fields: expected seen_by, text; recorded seen_at, text" in failure(
+        linked, Comment, 1, fields={"text", "seen_by"}
+    )
+    assert failure(linked, Ticket.tags, 8) == (
+        "Nothing is recorded of Ticket.tags 8. No version in 'ticket_tags_history' refers to this Ticket, as far as "
+        "the transaction of the session sees."
+    )
+    assert "There is no row with this key in 'ticket_tags' either" in failure(linked, ticket_tags, (7, 9))
 
 
 def test_it_runs_in_an_async_session(async_engine: AsyncEngine, happened: None) -> None:

@@ -1,7 +1,7 @@
 """A suite that wraps each test in one transaction: its commits are changesets, and nothing of them is left."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,6 +12,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 
 from invariants import check_history, told
 from sqlaudit import (
+    Recorded,
+    Recording,
     SQLAuditError,
     as_of,
     changesets,
@@ -132,7 +134,60 @@ def test_what_the_connection_executes_before_a_session_is_a_changeset(
     unregister_hooks(joining, engine=connection)
 
 
-def test_each_commit_of_an_async_session_is_a_changeset(async_engine: AsyncEngine) -> None:
+@pytest.fixture
+def heard() -> Iterator[list[list[tuple[int, str]]]]:
+    """What the listeners of commits were told, each time."""
+    heard: list[list[tuple[int, str]]] = []
+
+    def hear(items: Sequence[Recorded]) -> None:
+        heard.append([(item.key, str(item.operation)) for item in items])
+
+    sa.event.listen(Recording, "committed", hear)
+    yield heard
+    sa.event.remove(Recording, "committed", hear)
+
+
+def test_listeners_hear_each_commit_of_a_session(joining: Sessions, heard: list[Any]) -> None:
+    with joining() as session:
+        session.add_all([Ticket(id=1, status="new"), Ticket(id=2, status="new")])
+        savepoint = session.begin_nested()
+        session.add(Ticket(id=3, status="new"))
+        savepoint.rollback()
+        with session.begin_nested():
+            session.add(Ticket(id=4, status="new"))
+        assert heard == []
+        session.commit()
+        assert heard.pop() == [(1, "insert"), (2, "insert"), (4, "insert")]
+        session.get_one(Ticket, 1).status = "lost"
+        session.flush()
+        session.rollback()
+        session.commit()
+        assert heard == []
+        with joining.begin() as of_the_application:
+            of_the_application.get_one(Ticket, 1).status = "open"
+        assert heard.pop() == [(1, "update")]
+        session.execute(sa.delete(Ticket).where(Ticket.id == 2))
+        session.commit()
+        assert heard == [[(2, "delete")]]
+
+
+def test_the_commit_of_the_connection_tells_only_what_no_session_has_told(
+    engine: sa.Engine, sessions: Sessions, heard: list[Any]
+) -> None:
+    with engine.connect() as connection:
+        changeset_per_commit(connection)
+        register_hooks(sessions, engine=connection)
+        with connection.begin():
+            with sessions(bind=connection, join_transaction_mode="create_savepoint") as session:
+                session.add(Ticket(id=1, status="new"))
+                session.commit()
+            connection.execute(sa.update(Ticket).values(status="open"))
+            assert heard == [[(1, "insert")]]
+        assert heard == [[(1, "insert")], [(1, "update")]]
+        unregister_hooks(sessions, engine=connection)
+
+
+def test_each_commit_of_an_async_session_is_a_changeset(async_engine: AsyncEngine, heard: list[Any]) -> None:
     async def run() -> None:
         maker = async_sessionmaker(join_transaction_mode="create_savepoint", expire_on_commit=False)
         register_hooks(maker)
@@ -147,6 +202,7 @@ def test_each_commit_of_an_async_session_is_a_changeset(async_engine: AsyncEngin
                     ticket.status = "open"
                     await session.commit()
                     assert await session.run_sync(told, Ticket, "status") == [("insert", "new"), ("update", "open")]
+                    assert heard == [[(1, "insert")], [(1, "update")]]
                     assert len(await session.run_sync(lambda session: list(changesets(session)))) == 2
                 await transaction.rollback()
             async with AsyncSession(async_engine) as session:

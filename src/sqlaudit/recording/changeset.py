@@ -63,6 +63,18 @@ def separate_commits(connection: Connection) -> None:
     vars(connection)[_PER_COMMIT] = True
 
 
+def session_of_changeset(connection: Connection, changeset: ChangesetStamp) -> Session | None:
+    """Return the session whose commit ends a changeset, though the transaction of the connection goes on.
+
+    There is none unless :func:`separate_commits` was called.
+    """
+    if _PER_COMMIT in vars(connection):
+        for reference in scope_of(connection).sessions:
+            if (session := reference()) is not None and _changeset_of_session(session) is changeset:
+                return session
+    return None
+
+
 def changeset_of(session: Session | None, connection: Connection, began: datetime | None = None) -> ChangesetStamp:
     """Return the changeset of the current transaction of a connection and its session; make one if there is none.
 

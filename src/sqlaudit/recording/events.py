@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final, cast
 from weakref import ref
 
 from sqlalchemy import Connection, event, select
@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from sqlaudit.changes import Operation, Recorded, hashable
+from sqlaudit.recording.changeset import ChangesetStamp, session_of_changeset
 from sqlaudit.recording.scope import scope_of
 from sqlaudit.sql.batches import chunks
 from sqlaudit.sql.keys import Key, RawKey, raw_columns
@@ -26,9 +27,6 @@ from sqlaudit.tracking.foreign_keys import Chain
 from sqlaudit.tracking.links import model_of
 from sqlaudit.tracking.missing import codes_of
 from sqlaudit.tracking.models import tracked_model
-
-if TYPE_CHECKING:
-    from sqlaudit.recording.changeset import ChangesetStamp
 
 
 class Recording(event.EventTarget):
@@ -79,7 +77,7 @@ recorded_listeners: Final = _DISPATCH.recorded.parent_listeners
 committed_listeners: Final = _DISPATCH.committed.parent_listeners
 
 _ROLES: Final = ("operation", "changeset_id", "changed_by", "impersonated_by", "reason", "extra")
-_Place = tuple[Chain, "ChangesetStamp"]
+_Place = tuple[Chain, ChangesetStamp]
 
 
 @dataclass(slots=True)
@@ -103,6 +101,8 @@ def note(connection: Connection, chain: Chain, changeset: ChangesetStamp, keys: 
         scope.notes = Notes()
         if committed_listeners:
             _watch_commit(connection)
+    if committed_listeners and (session := session_of_changeset(connection, changeset)) is not None:
+        _listen_after_commit(session)
     scope.notes.places[chain, changeset] = None
     if recorded_listeners:
         scope.notes.keys.setdefault((chain, changeset), {}).update(dict.fromkeys(keys))
@@ -198,24 +198,23 @@ class _Commit:
             _DISPATCH.committed(notes.items)
             return
         session.info.setdefault(_COMMITTED, []).extend(notes.items)
-        if not event.contains(session, "after_commit", _after_commit):
-            event.listen(session, "after_commit", _after_commit)
+        _listen_after_commit(session)
 
 
 def _committed(connection: Connection, notes: Notes) -> list[Recorded]:
     """Return the versions of a transaction that is about to commit."""
     try:
-        return list(_all_versions(connection, notes))
+        return list(_all_versions(connection, notes.places))
     except DBAPIError as error:
         if _ABORTED in codes_of(error):  # so PostgreSQL will roll back
             return []
         raise
 
 
-def _all_versions(connection: Connection, notes: Notes) -> Iterator[Recorded]:
-    """Yield the versions of a transaction; those of a row of a subclass once, from the table of the subclass."""
+def _all_versions(connection: Connection, places: Iterable[_Place]) -> Iterator[Recorded]:
+    """Yield the versions of changesets; those of a row of a subclass once, from the table of the subclass."""
     seen = set()
-    for place in sorted(notes.places, key=lambda place: -len(place[0])):
+    for place in sorted(places, key=lambda place: -len(place[0])):
         for item in _versions(connection, place):
             version = place[0][0], hashable(item.key), item.version
             if version not in seen:
@@ -235,6 +234,26 @@ def _committing_session(connection: Connection) -> Session | None:
     return None
 
 
+def _listen_after_commit(session: Session) -> None:
+    if not event.contains(session, "after_commit", _after_commit):
+        event.listen(session, "after_commit", _after_commit)
+
+
 def _after_commit(session: Session) -> None:
-    if items := session.info.pop(_COMMITTED, None):
+    items: list[Recorded] = session.info.pop(_COMMITTED, [])
+    if not session.in_nested_transaction() and (transaction := session.get_transaction()) is not None:
+        for connection, *_ in list(transaction._connections.values()):
+            items += _of_changeset_per_commit(session, connection)
+    if items:
         _DISPATCH.committed(items)
+
+
+def _of_changeset_per_commit(session: Session, connection: Connection) -> list[Recorded]:
+    """Return what a session has committed if each of its commits is a changeset in one transaction of a connection."""
+    notes = scope_of(connection).notes
+    if notes is None or notes.items is not None:
+        return []
+    places = [place for place in notes.places if session_of_changeset(connection, place[1]) is session]
+    for place in places:  # the commit of the connection does not tell them again
+        del notes.places[place]
+    return list(_all_versions(connection, places))

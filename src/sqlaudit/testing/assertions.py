@@ -4,31 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Final
 
 from sqlalchemy import select
-from sqlalchemy.orm import Session, scoped_session
+from sqlalchemy.orm import QueryableAttribute, Session, scoped_session
 
 from sqlaudit.arguments import checked_user
 from sqlaudit.asynchronous import also_async
-from sqlaudit.changes import Equality, Operation, diff, differ, equalities_of
+from sqlaudit.changes import Equality, Operation, diff, differ, equalities_of, hashable
 from sqlaudit.exceptions import QueryError
 from sqlaudit.hooks.scope import records
 from sqlaudit.hooks.sessions import registered_targets
 from sqlaudit.retrieval.field_changes import versions_of
 from sqlaudit.retrieval.ids import converted_ids, has_id
 from sqlaudit.tracking.history import version_info
-from sqlaudit.tracking.models import TrackedModel, tracked_model_of
+from sqlaudit.tracking.links import Readable, Related, model_of, related_by
+from sqlaudit.tracking.models import TrackedModel
 from sqlaudit.tracking.sessions import bind_arguments_for, checked_session
 
 _SHOWN: Final = 5
+_OPERATIONS_OF_LINKS: Final = {Operation.INSERT: Operation.LINK, Operation.DELETE: Operation.UNLINK}
 
 
 @also_async
 def assert_recorded(
     session: Session | scoped_session[Any],
-    model_class: type[Any],
+    model_class: Readable,
     resource_id: Any,
     *,
     operation: str | None = None,
@@ -42,22 +43,31 @@ def assert_recorded(
     .. code-block:: python
 
         assert_recorded(session, Ticket, 7, operation="update", fields={"status"})
+        assert_recorded(session, Ticket.tags, 7, operation="link", values={"tag_id": 3})
+
+    Of a relationship, it looks at the links or rows that its last changeset wrote, and returns the version of one that
+    is as expected.
 
     :param session: a session; if it is an ``AsyncSession``, await the result
-    :param model_class: a tracked model
-    :param resource_id: the primary key, also as text; a tuple if the key is composite
-    :param operation: ``"insert"``, ``"update"``, ``"delete"`` or ``"baseline"``
-    :param fields: the names of exactly those fields that the version changed, tracked for reports or not
+    :param model_class: a tracked model or an association table; or a relationship, for the links or rows to which it
+        has led
+    :param resource_id: the primary key, also as text; a tuple if the key is composite. For a relationship, the key of
+        its owner
+    :param operation: ``"insert"``, ``"update"``, ``"delete"`` or ``"baseline"``; for a relationship with an association
+        table, ``"link"`` or ``"unlink"``
+    :param fields: the names of exactly those fields that the version changed, tracked for reports or not. Quiet fields
+        may be left out
     :param values: values that the version has, by the name of the field
     :param changed_by: the user
     :param reason: why
     :raises AssertionError: the last version is another one, or there is none; the message says what was recorded
-    :raises TrackingError: the model is not tracked
+    :raises TrackingError: the model, or what the relationship leads to, is not tracked
     :raises QueryError: there is no such operation or field
     """
     __tracebackhide__ = True  # pytest shows the line of the test
     session = checked_session(session)
-    model = tracked_model_of(model_class)
+    model = model_of(model_class)
+    related = related_by(model_class) if isinstance(model_class, QueryableAttribute) else None
     expected = _Expected(
         operation=None if operation is None else _operation(operation),
         fields=None if fields is None else _field_names(model, fields),
@@ -66,23 +76,36 @@ def assert_recorded(
         reason=reason,
     )
     _field_names(model, expected.values)
-    row = f"{model.mapper.class_.__name__} {resource_id!r}"
-    recorded = [
-        _Recorded.of(version, before)
-        for before, version in pairwise([None, *versions_of(session, model_class, resource_id)])
-    ]
+    row = f"{model.name if related is None else f'{related.owner.name}.{related.name}'} {resource_id!r}"
+    are_links = related is not None and bool(related.other_key)
+    recorded = list(_all_recorded(versions_of(session, model_class, resource_id), are_links))
     if not recorded:
-        raise AssertionError(f"Nothing is recorded of {row}. {_why_nothing(session, model, resource_id)}")
+        why = _why_nothing(session, model, resource_id) if related is None else _why_no_related(session, related)
+        raise AssertionError(f"Nothing is recorded of {row}. {why}")
     last = recorded[-1]
-    if mismatches := list(expected.mismatches(last)):
-        lines = [f"The last version of {row} is not as expected.", *(f"  {mismatch}" for mismatch in mismatches)]
-        lines.append("Recorded, newest first:")
-        lines += [f"  {version}" for version in recorded[: -_SHOWN - 1 : -1]]
-        if len(recorded) > _SHOWN:
-            lines.append(f"  … and {len(recorded) - _SHOWN} before")
-        lines += _hints(expected, recorded)
-        raise AssertionError("\n".join(lines))
-    return last.version
+    latest = [last] if related is None else [each for each in recorded if each.changeset_id == last.changeset_id]
+    for version in reversed(latest):
+        if not any(expected.mismatches(version)):
+            return version.version
+    lines = [f"The last version of {row} is not as expected."]
+    if len(latest) > 1:
+        lines = [f"None of the {len(latest)} last versions of {row} is as expected. The last one:"]
+    lines += [f"  {mismatch}" for mismatch in expected.mismatches(last)]
+    lines.append("Recorded, newest first:")
+    lines += [f"  {version}" for version in recorded[: -_SHOWN - 1 : -1]]
+    if len(recorded) > _SHOWN:
+        lines.append(f"  … and {len(recorded) - _SHOWN} before")
+    lines += _hints(expected, recorded)
+    raise AssertionError("\n".join(lines))
+
+
+def _all_recorded(versions: Iterable[Any], are_links: bool) -> Iterator[_Recorded]:
+    """Yield versions of one row or of several, each with what it changed."""
+    before: dict[Any, Any] = {}
+    for version in versions:
+        key = hashable(tuple(getattr(version, name) for name in version.__sqlaudit_model__.root.key_names))
+        yield _Recorded.of(version, before.get(key), are_links)
+        before[key] = version
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +117,21 @@ class _Recorded:
     changes: Mapping[str, list[Any]]
 
     @classmethod
-    def of(cls, version: Any, before: Any) -> _Recorded:
+    def of(cls, version: Any, before: Any, is_link: bool) -> _Recorded:
         model: TrackedModel = version.__sqlaudit_model__
         info, names = version_info(version), sorted(model.columns)
         is_known = before is not None and version_info(before)["version"] == info["version"] - 1
         old = [getattr(before, name, None) for name in names] if is_known else None
         new = [getattr(version, name) for name in names]
         changes = diff(names, info["operation"], old, new, _equalities(model))
-        return cls(version, info, {name: values for name, *values in changes})
+        operation = _OPERATIONS_OF_LINKS.get(info["operation"]) if is_link else None
+        return cls(
+            version, info | ({"operation": operation} if operation else {}), {name: values for name, *values in changes}
+        )
+
+    @property
+    def changeset_id(self) -> Any:
+        return self.info["changeset_id"]
 
     def __str__(self) -> str:
         user, reason = self.info["changed_by"], self.info["reason"]
@@ -126,7 +156,8 @@ class _Expected:
             wanted, was = getattr(self, name), info[name]
             if wanted is not None and wanted != was:
                 yield f"{name}: expected {_text(wanted)}, recorded {_text(was)}"
-        if self.fields is not None and self.fields != recorded.changes.keys():
+        quiet = version.__sqlaudit_model__.options.quiet
+        if self.fields is not None and not self.fields <= recorded.changes.keys() <= self.fields | quiet:
             yield f"fields: expected {_listed(self.fields)}; recorded {_listed(recorded.changes)}"
         equalities = _equalities(version.__sqlaudit_model__)
         for name, value in self.values.items():
@@ -167,18 +198,31 @@ def _field_names(model: TrackedModel, fields: Iterable[str]) -> frozenset[str]:
     known = {name for submodel in model.family() for name in submodel.columns}
     if unknown := names - known:
         raise QueryError(
-            f"The history of {model.mapper.class_.__name__} has no field {', '.join(sorted(map(repr, unknown)))}. It "
-            f"has {_listed(known)}.",
-            model.mapper.class_,
+            f"The history of {model.name} has no field {', '.join(sorted(map(repr, unknown)))}. It has "
+            f"{_listed(known)}.",
+            unknown,
         )
     return names
 
 
-def _why_nothing(session: Session, model: TrackedModel, resource_id: Any) -> str:
+def _why_nothing_at_all(session: Session, model: TrackedModel) -> str | None:
     if not registered_targets():
         return "No session records: call register_hooks() before the tests write."
     if not session.autoflush and any(isinstance(obj, model.mapper.class_) for obj in (*session.new, *session.dirty)):
         return "The session has changes that are not flushed: call session.flush() or session.commit() first."
+    return None
+
+
+def _why_no_related(session: Session, related: Related) -> str:
+    return _why_nothing_at_all(session, related.owner) or (
+        f"No version in {related.model.root.table.history.fullname!r} refers to this {related.owner.name}, as far as "
+        "the transaction of the session sees."
+    )
+
+
+def _why_nothing(session: Session, model: TrackedModel, resource_id: Any) -> str:
+    if why := _why_nothing_at_all(session, model):
+        return why
     key = tuple(model.root.table.key)
     ids, where = converted_ids(key, [resource_id]), bind_arguments_for(session, model.mapper)
     if session.execute(select(*key).where(has_id(key, ids)), ids, bind_arguments=where).first() is None:
