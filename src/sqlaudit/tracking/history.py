@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from datetime import datetime
 from threading import RLock
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Generic, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Generic, TypeVar, cast, get_args, overload
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
@@ -51,7 +51,7 @@ from sqlaudit.tracking.links import Readable, model_of
 from sqlaudit.tracking.models import TrackedModel, tracked_model, tracked_model_of
 from sqlaudit.tracking.sessions import bind_arguments_for
 from sqlaudit.tracking.value_types import value_types
-from sqlaudit.wire import IN_JSON, Mode, dict_of, told
+from sqlaudit.wire import IN_JSON, Mode, Value, dict_of, told
 
 T = TypeVar("T")
 
@@ -175,13 +175,18 @@ class Version(Actor, AsyncAttrs, Generic[M], metaclass=_HistoryType):
             return version_dict(self, mode)
 
     def __repr__(self) -> str:
-        model, values = self.__sqlaudit_model__, self.__dict__  # never loads what is expired
+        model, mapper = self.__sqlaudit_model__, inspect(type(self))
+        key = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
+        values = {**dict(zip(key, inspect(self).identity or (), strict=False)), **self.__dict__}  # loads nothing
         names = [*model.key_names, *(name for role, name in model.table.names.items() if role in _TOLD)]
-        return f"<{' '.join([type(self).__qualname__, *(f'{name}={told(values.get(name))}' for name in names)])}>"
+        parts = [f"{name}={told(values[name])}" for name in names if name in values]
+        return f"<{' '.join([type(self).__qualname__, *parts])}>"
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
-        """Return a schema of :meth:`to_dict`."""
+        """Return a schema of :meth:`to_dict`: of ``Version[Customer]`` that of ``Customer.History``."""
+        if cls is Version:
+            return _schema_of_type(source, handler)
         columns = {
             name: {"type": "typed-dict-field", "schema": handler.generate_schema(Annotated[type_, IN_JSON])}
             for name, type_ in value_types(inspect(cls), cls.__sqlaudit_model__).items()
@@ -192,7 +197,17 @@ class Version(Actor, AsyncAttrs, Generic[M], metaclass=_HistoryType):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> Any:
-        return {**handler(schema), "title": cls.__qualname__}
+        return handler(schema) if cls is Version else {**handler(schema), "title": cls.__qualname__}
+
+
+def _schema_of_type(source: Any, handler: Any) -> Any:
+    """Return pydantic's schema of ``Version[Customer]``, or of versions of any model."""
+    (model_class,) = get_args(source) or (Any,)
+    if isinstance(model_class, type) and model_class is not Any:
+        return handler.generate_schema(history_of(model_class))
+    row = {"type": "dict", "keys_schema": {"type": "str"}, "values_schema": handler.generate_schema(Value)}
+    as_row = {"type": "function-plain", "function": version_dict, "return_schema": row}
+    return {"type": "is-instance", "cls": Version, "serialization": as_row}
 
 
 @contextmanager
