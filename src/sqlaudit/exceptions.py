@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterable
-from typing import Any
+from types import FrameType
+from typing import Any, Final
 
 
 class SQLAuditError(Exception):
@@ -71,9 +72,37 @@ class SQLAuditWarning(UserWarning):
     """Something needs attention: most often a write that cannot be recorded."""
 
 
+_NOT_THE_CALLER: Final = frozenset({"sqlaudit", "sqlaudit_alembic", "sqlalchemy", "sqlmodel", "alembic", "contextlib"})
+"""The packages whose frames lie between the user's code and the cause of a warning."""
+
+
 def warn_caller(message: str) -> None:
-    """Issue a warning at the line of the user's code that called sqlaudit, however deep inside the cause is."""
-    frame, depth = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "sqlaudit":
-        frame, depth = frame.f_back, depth + 1
-    warnings.warn(message, SQLAuditWarning, stacklevel=depth)
+    """Issue a warning at the line of the user's code that led to it, however deep inside the cause is."""
+    frame = _frame_of_caller()
+    warnings.warn_explicit(
+        message,
+        SQLAuditWarning,
+        frame.f_code.co_filename,
+        frame.f_lineno,
+        frame.f_globals.get("__name__"),
+        frame.f_globals.setdefault("__warningregistry__", {}),
+    )
+
+
+def _frame_of_caller() -> FrameType:
+    """Return the innermost frame of the user's code; the outermost frame if all belong to libraries.
+
+    An ``AsyncSession`` works in a greenlet, whose frames end where it begins: those of the coroutine that waits for it
+    follow.
+    """
+    frame = sys._getframe(2)
+    greenlet = sys.modules.get("greenlet")
+    waiting = None if greenlet is None else greenlet.getcurrent().parent
+    while frame.f_globals.get("__name__", "").partition(".")[0] in _NOT_THE_CALLER:
+        outer = frame.f_back
+        while outer is None and waiting is not None:
+            outer, waiting = waiting.gr_frame, waiting.parent
+        if outer is None:
+            break
+        frame = outer
+    return frame

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Iterable
 from typing import Final
 
@@ -11,7 +10,7 @@ from sqlalchemy import Connection
 
 from sqlaudit.config import current_config
 from sqlaudit.context import AuditContext
-from sqlaudit.exceptions import CaptureError, ContextError, SQLAuditWarning, warn_caller
+from sqlaudit.exceptions import CaptureError, ContextError, warn_caller
 from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.tracking.rights import table_with_visible_history
 from sqlaudit.tracking.tables import TrackedTable
@@ -32,7 +31,7 @@ def report_unrecorded(message: str, subject: object) -> None:
         raise CaptureError(message, subject)
     if config.on_uncaptured == "warn":
         _log.warning(message)
-        warnings.warn(message, SQLAuditWarning, stacklevel=2)
+        warn_caller(message)
 
 
 def warn_of_visible_history(connection: Connection, chain: Iterable[TrackedTable]) -> None:
