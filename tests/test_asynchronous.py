@@ -36,6 +36,7 @@ from sqlaudit import (
     unregister_hooks,
     versions_of,
 )
+from sqlaudit.integrations import sqlmodel as of_sqlmodel
 from sqlaudit.testing import assert_recorded
 
 pytestmark = [pytest.mark.usefixtures("clock"), pytest.mark.spread]
@@ -190,6 +191,8 @@ def test_exec_of_sqlmodel_gives_objects_of_the_past(async_engine: AsyncEngine, c
             async with time_travel(session, then) as past:
                 hero = (await past.exec(sqlmodel.select(Hero).where(Hero.name == "Ada"))).one()
                 assert (hero.name, await past.get(Hero, 1)) == ("Ada", hero)
+            async with of_sqlmodel.time_travel(async_engine, then) as past:
+                assert (await past.exec(sqlmodel.select(Hero.name))).all() == ["Ada"]
 
     asyncio.run(main())
 
@@ -208,4 +211,6 @@ def test_exec_works_in_a_synchronous_past(engine: sa.Engine) -> None:
             assert past.execute(sa.select(Hero)).scalar_one().name == "Ada"
             with pytest.raises(sqlaudit.ReadOnlyError):
                 past.exec(sa.delete(Hero))
+        with of_sqlmodel.time_travel(engine, then) as past:
+            assert past.exec(sqlmodel.select(Hero.name)).all() == ["Ada"]
         unregister_hooks(session)

@@ -15,6 +15,7 @@ from sqlaudit import MissingPackageError, SQLAuditError
         ("litestar", "litestar.plugins", "litestar"),
         ("flask", "flask", "flask"),
         ("pydantic", "pydantic", "pydantic"),
+        ("sqlmodel", "sqlmodel", "sqlmodel"),
         ("celery", "celery", "celery and itsdangerous"),
         ("celery", "itsdangerous", "celery and itsdangerous"),
     ],

@@ -23,9 +23,9 @@ from sqlaudit import (
     changesets_page,
     get_resource_changes,
     restore,
-    time_travel,
     undo,
 )
+from sqlaudit.integrations.sqlmodel import time_travel
 
 router = APIRouter()
 

@@ -5,7 +5,8 @@ from enum import StrEnum
 from sqlalchemy import Enum, Text
 from sqlmodel import Field, Relationship, SQLModel
 
-from sqlaudit import Temporal, track_table
+from sqlaudit import track_table
+from sqlaudit.integrations.sqlmodel import Temporal
 
 
 class Status(StrEnum):

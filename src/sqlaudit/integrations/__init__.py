@@ -10,6 +10,7 @@ module                    what it gives
 ``flask``                 ``Audit``, an extension, which knows Flask-Login
 ``celery``                ``install``: the context travels with the messages of tasks
 ``pydantic``              models of what sqlaudit returns, described for readers of an OpenAPI
+``sqlmodel``              ``Temporal`` and ``time_travel``, typed for ``exec``
 ========================  ==================================================================
 
 Each imports its framework, and sqlaudit imports none of them. ``request`` has what they share: what is known of a

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from sqlalchemy import (
     Connection,
@@ -47,6 +47,9 @@ class time_travel:
         block, a table cannot be copied
     """
 
+    _session_class: ClassVar[type[Session]] = Session
+    _async_session_class: ClassVar[type[AsyncSession]] = AsyncSession
+
     def __init__(
         self,
         session_or_engine: Any,
@@ -64,9 +67,9 @@ class time_travel:
             source = source()
         self._made: Any = None
         if isinstance(source, (Engine, Connection)):
-            source = self._made = Session(source)
+            source = self._made = self._session_class(source)
         elif isinstance(source, (AsyncEngine, AsyncConnection)):
-            source = self._made = AsyncSession(source)
+            source = self._made = self._async_session_class(source)
         if not isinstance(source, (Session, AsyncSession)):
             raise QueryError(
                 f"time_travel() cannot read {session_or_engine!r}. Give a session or an engine.", session_or_engine
