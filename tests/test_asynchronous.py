@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from inspect import isfunction, signature
@@ -11,6 +12,8 @@ import pytest
 import sqlalchemy as sa
 import sqlmodel
 import sqlmodel.ext.asyncio.session as async_sqlmodel
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_scoped_session, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -18,6 +21,7 @@ import sqlaudit
 from clock import Clock, at
 from sqlaudit import (
     QueryError,
+    Version,
     backfill,
     changesets,
     changesets_page,
@@ -37,6 +41,7 @@ from sqlaudit import (
     versions_of,
 )
 from sqlaudit.integrations import sqlmodel as of_sqlmodel
+from sqlaudit.integrations.pydantic import version_model
 from sqlaudit.testing import assert_recorded
 
 pytestmark = [pytest.mark.usefixtures("clock"), pytest.mark.spread]
@@ -172,9 +177,17 @@ def test_what_a_version_reads_is_awaited(async_engine: AsyncEngine, name: str) -
             value = await getattr(version.awaitable_attrs, name)
             assert value == await session.run_sync(lambda _: getattr(version, name))
             session.expire(version)
-            with pytest.raises(QueryError, match=r"await session\.refresh"):
-                version.to_dict()
+            typed: Any = TypeAdapter(Version[Customer])
+            for read in (version.to_dict, lambda: typed.dump_json(version), lambda: described.model_validate(version)):
+                with pytest.raises(
+                    (QueryError, PydanticSerializationError, ValidationError), match=r"await session\.refresh"
+                ):
+                    read()
+            await session.refresh(version)
+            assert version.to_dict("json") == json.loads(typed.dump_json(version))
+            assert version.to_dict("json") == described.model_validate(version).model_dump(mode="json")
 
+    described = version_model(Customer)
     asyncio.run(main())
     gc.collect()
 

@@ -22,14 +22,14 @@ from sqlalchemy import inspect
 from sqlaudit.changes import Operation
 from sqlaudit.context import Actor, ActorType
 from sqlaudit.exceptions import MissingPackageError
-from sqlaudit.tracking.history import history_class_of
+from sqlaudit.tracking.history import Version, history_class_of, load_expired
 from sqlaudit.tracking.links import Readable, model_of
 from sqlaudit.tracking.models import TrackedModel
 from sqlaudit.tracking.value_types import value_types
 from sqlaudit.wire import IN_JSON, Value
 
 try:
-    from pydantic import BaseModel, ConfigDict, Field, WrapValidator, computed_field, create_model
+    from pydantic import BaseModel, ConfigDict, Field, WrapValidator, computed_field, create_model, model_validator
 except ImportError as error:
     raise MissingPackageError(__name__, "pydantic", "pydantic") from error
 
@@ -197,7 +197,17 @@ def version_model(model_class: Readable) -> type[BaseModel]:
         for name, type_ in value_types(mapper, model).items()
     }
     name = f"{model.name}Version"
-    return create_model(name, __base__=_Model, __doc__=f"A {model.label} as it was for some time.", **fields)
+    doc = f"A {model.label} as it was for some time."
+    return create_model(name, __base__=_ModelOfVersions, __doc__=doc, **fields)
+
+
+class _ModelOfVersions(_Model):
+    @model_validator(mode="before")
+    @classmethod
+    def _load_expired(cls, value: Any) -> Any:
+        if isinstance(value, Version):
+            load_expired(value)
+        return value
 
 
 def _descriptions_of(model: TrackedModel) -> dict[str, str | None]:

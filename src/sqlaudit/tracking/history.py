@@ -171,8 +171,7 @@ class Version(Actor, AsyncAttrs, Generic[M], metaclass=_HistoryType):
         :param mode: ``"python"`` for the values as they are; ``"json"`` for what JSON can express
         :raises QueryError: there is no such mode
         """
-        with _asking_to_await(self, "to_dict() after a commit", "session.refresh(version)"):
-            return version_dict(self, mode)
+        return version_dict(self, mode)
 
     def __repr__(self) -> str:
         model, mapper = self.__sqlaudit_model__, inspect(type(self))
@@ -419,8 +418,20 @@ def version_info(version: Version) -> dict[str, Any]:
 
 def version_dict(version: Version, mode: Mode = "python") -> dict[str, Any]:
     """Return the attributes of a version, as :meth:`Version.to_dict` does."""
-    names = (attribute.key for attribute in inspect(version).mapper.column_attrs)
+    load_expired(version)
+    names = inspect(version).mapper.column_attrs.keys()
     return dict_of(((name, getattr(version, name)) for name in names), mode)
+
+
+def load_expired(version: Version) -> None:
+    """Load the columns of a version that a commit has expired.
+
+    :raises QueryError: an ``AsyncSession`` must await it
+    """
+    state = inspect(version)
+    if expired := state.expired_attributes.intersection(state.mapper.column_attrs.keys()):
+        with _asking_to_await(version, "Reading columns after a commit", "session.refresh(version)"):
+            getattr(version, min(expired))
 
 
 def _session_of(version: Version[Any], wanted: str) -> tuple[Session, tuple[Any, ...]]:
