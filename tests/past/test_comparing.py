@@ -138,6 +138,33 @@ def test_what_differs_between_instants_is_what_reads_of_both_tell(lived, model):
             assert diff(lived, model, row.resource_id, at(a), at(b)) == row
 
 
+def test_a_row_that_changes_its_class_leaves_one_and_comes_to_another(tables, clock, session):
+    tickets, bugs = Ticket.__table__, Bug.__table__
+    writes = [
+        [tickets.insert().values(id=1, title="a", kind="ticket")],
+        [tickets.update().values(kind="bug", title="b"), bugs.insert().values(id=1, severity=3)],
+        [bugs.update().values(severity=4)],
+        [bugs.delete(), tickets.update().values(kind="ticket")],
+        [tickets.update().values(hours=1)],
+        [tickets.update().values(kind="bug"), bugs.insert().values(id=1)],
+        [bugs.delete(), tickets.delete()],
+    ]
+    for statements in writes:
+        for statement in statements:
+            session.execute(statement)
+        session.commit()
+    for a, b in combinations(range(-1, len(writes)), 2):
+        for model in (Ticket, Bug):
+            rows = list(compare(session, model, at(a), at(b)))
+            assert {row.resource_id: (row.operation, row.fields) for row in rows} == expected(
+                session, model, at(a), at(b)
+            )
+            differs = diff(session, model, 1, at(a), at(b))
+            assert ([differs] if differs else []) == rows
+    assert diff(session, Bug, 1, 1, 2).operation == "insert"
+    assert not diff(session, Bug, 1, 1, 4)
+
+
 def test_several_models_are_compared_one_after_the_other(lived):
     first, *_, last = changesets(lived)
     rows = list(compare(lived, [Tag, Ticket], first.changeset_id, str(last.changeset_id)))

@@ -15,6 +15,8 @@ from sqlaudit import (
     as_of,
     between,
     changes_in,
+    changes_page,
+    changesets,
     get_resource_changes,
     history_of,
     stream_resource_changes,
@@ -381,3 +383,147 @@ def test_ids_that_relationships_cannot_translate_are_refused(session, base, cloc
 
     with pytest.raises(QueryError, match="does not lead to its rows by the key of Shop"):
         get_resource_changes(Shop.orders, session, 1)
+
+
+# --- links and rows that move
+
+
+def links_with_ids(base):
+    return Table(
+        "marks_of",
+        base.metadata,
+        Column("id", Integer, primary_key=True, autoincrement=False),
+        Column("item_id", ForeignKey("items.id")),
+        Column("label_id", ForeignKey("labels.id")),
+    )
+
+
+def link_class(base):
+    @track_table()
+    class MarkOf(base):
+        __tablename__ = "marks_of"
+        number: Mapped[int] = mapped_column("id", primary_key=True, autoincrement=False)
+        item: Mapped[int | None] = mapped_column("item_id", ForeignKey("items.id"))
+        label: Mapped[int | None] = mapped_column("label_id", ForeignKey("labels.id"))
+
+    return MarkOf.__table__
+
+
+@pytest.mark.parametrize("make_links", [links_with_ids, link_class])
+def test_a_link_that_moves_is_removed_from_one_pair_and_made_for_another(make_links, engine, sessions, base, clock):
+    links = make_links(base)
+
+    @track_table()
+    class Item(base):
+        __tablename__ = "items"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        labels: Mapped[list["Label"]] = relationship(secondary=links, viewonly=make_links is link_class)
+
+    @track_table()
+    class Label(base):
+        __tablename__ = "labels"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    base.metadata.create_all(engine)
+    with sessions() as session:
+        session.add_all([Item(id=1), Item(id=2), Label(id=5), Label(id=6)])
+        session.flush()
+        writes = [
+            links.insert().values(id=9, item_id=1, label_id=5),
+            links.update().values(label_id=6),
+            links.update().values(item_id=2),
+            links.update().values(item_id=1, label_id=5),
+            links.update().values(item_id=None),
+            links.update().values(item_id=2),
+            links.delete(),
+            links.insert().values(id=9, item_id=1, label_id=6),
+        ]
+        for write in writes:
+            session.execute(write)
+            session.commit()
+
+        def linked(item, label):
+            return ("Item", item, "link", "labels", None, (label,))
+
+        def unlinked(item, label):
+            return ("Item", item, "unlink", "labels", (label,), None)
+
+        of_one = [linked(1, 5), unlinked(1, 5), linked(1, 6), unlinked(1, 6), linked(1, 5), unlinked(1, 5)]
+        of_two = [linked(2, 6), unlinked(2, 6), linked(2, 5), unlinked(2, 5)]
+        everything = [*of_one[:4], *of_two[:2], *of_one[4:], *of_two[2:], linked(1, 6)]
+
+        for ids, expected in ((1, [*of_one, linked(1, 6)]), ("2", of_two), ([1, 2], everything), (None, everything)):
+            assert said(get_resource_changes(Item.labels, session, ids)) == expected
+            assert said(get_resource_changes(Item.labels, session, ids, newest_first=True)) == expected[::-1]
+            for operation in ("link", "unlink", "update"):
+                only = [change for change in expected if change[2] == operation]
+                assert said(get_resource_changes(Item.labels, session, ids, filter_operations=operation)) == only
+            assert said(get_resource_changes(Item.labels, session, ids, offset=2, limit=3)) == expected[2:5]
+            only = [change for change in expected if change[5] == (6,)]
+            assert said(get_resource_changes(Item.labels, session, ids, filter_new_values=6)) == only
+            pages = changes_page(session, Item.labels, ids, size=1), changes_page(session, Item.labels, ids, size=99)
+            assert said(pages[0]) == expected[:1]
+            assert said(pages[1]) == expected
+            found = [entry.changeset_id for entry in changesets(session, model=Item.labels, key=ids)]
+            told = dict.fromkeys(change.changeset_id for change in get_resource_changes(Item.labels, session, ids))
+            assert ids not in (1, "2") or found == [*told]
+
+
+def test_a_place_that_another_takes_in_one_transaction_is_an_unlink_and_a_link(engine, sessions, base, clock):
+    places = Table(
+        "places",
+        base.metadata,
+        Column("item_id", ForeignKey("items.id"), primary_key=True),
+        Column("place", Integer, primary_key=True),
+        Column("label_id", ForeignKey("labels.id")),
+    )
+
+    @track_table()
+    class Item(base):
+        __tablename__ = "items"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        labels: Mapped[list["Label"]] = relationship(secondary=places)
+
+    @track_table()
+    class Label(base):
+        __tablename__ = "labels"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    base.metadata.create_all(engine)
+    with sessions() as session:
+        session.add_all([Item(id=1), Label(id=5), Label(id=6)])
+        session.flush()
+        session.execute(places.insert().values(item_id=1, place=1, label_id=5))
+        session.commit()
+        session.execute(places.delete())
+        session.execute(places.insert().values(item_id=1, place=1, label_id=6))
+        session.commit()
+        swapped = [("Item", 1, "unlink", "labels", (5,), None), ("Item", 1, "link", "labels", None, (6,))]
+        linked = ("Item", 1, "link", "labels", None, (5,))
+        assert said(get_resource_changes(Item.labels, session, 1)) == [linked, *swapped]
+        assert said(get_resource_changes(Item, session, 1, include="labels"))[-2:] == swapped
+
+
+def test_a_row_that_gets_the_key_of_one_of_another_owner_is_not_of_both(tables, clock, sessions):
+    with sessions.begin() as session:
+        session.add_all([Ticket(id=7, title="a"), Ticket(id=8, title="b"), Comment(id=1, text="hm", ticket_id=7)])
+    with sessions.begin() as session:
+        session.delete(session.get_one(Comment, 1))
+    with sessions.begin() as session:
+        session.add(Comment(id=1, text="well", ticket_id=8))
+    with sessions() as session:
+        made, removed, made_again = (entry.changeset_id for entry in changesets(session, model=Comment))
+        for owner, expected in ((7, [made, removed]), (8, [made_again])):
+            changes = get_resource_changes(Ticket.comments, session, owner)
+            assert [*dict.fromkeys(change.changeset_id for change in changes)] == expected
+            found = changesets(session, model=Ticket.comments, key=owner)
+            assert [entry.changeset_id for entry in found] == expected
+
+
+def test_the_changeset_that_moves_a_row_is_of_both_owners(lived):
+    moved = next(change for change in get_resource_changes(Comment, lived) if change.operation == "update")
+    for owner in (7, 8):
+        found = changesets(lived, model=Ticket.comments, key=owner)
+        assert moved.changeset_id in [entry.changeset_id for entry in found]
+        told = {change.changeset_id for change in get_resource_changes(Ticket.comments, lived, owner)}
+        assert {entry.changeset_id for entry in found} == told

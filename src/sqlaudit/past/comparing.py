@@ -119,7 +119,17 @@ def _changed(
 
 
 def state_of(session: Session, model: TrackedModel, source: Any, resource_id: Any, when: Any) -> Any:
-    """Return the version that was true, or ``None`` if the row did not exist.
+    """Return the version that was true, or ``None`` if the row did not exist or was of another class.
+
+    :raises QueryError: the row has no history or no such version, or its state is unknown
+    """
+    version = _version_of_state(session, model, source, resource_id, when)
+    is_there = version is not None and version_info(version)["operation"] is not Operation.DELETE
+    return version if is_there and version.__sqlaudit_model__ in model.family() else None
+
+
+def _version_of_state(session: Session, model: TrackedModel, source: Any, resource_id: Any, when: Any) -> Any:
+    """Return the version that was true, of any class, or a tombstone; ``None`` if the row did not exist yet.
 
     :raises QueryError: the row has no history or no such version, or its state is unknown
     """
@@ -128,6 +138,8 @@ def state_of(session: Session, model: TrackedModel, source: Any, resource_id: An
     first = next(iter(versions_of(session, source, resource_id, limit=1)), None)
     if first is None:
         raise QueryError(f"{name} has no history. Check the key, or run backfill() for rows without history.", source)
+    if model.root is not model:  # the row may have been of another class before
+        first = versions_of(session, model.root.mapper.class_, resource_id, limit=1)[0]
     if isinstance(when, Version):
         info = version_info(when)
         if when.__sqlaudit_model__.root is not model.root or _key_of(when) != _key_of(first):
@@ -137,7 +149,7 @@ def state_of(session: Session, model: TrackedModel, source: Any, resource_id: An
         version = _version(session, model, ids, when)
         if version is None:
             raise QueryError(f"{name} has no version {when}. Give the number of one of versions_of(…).", when)
-        return None if version_info(version)["operation"] is Operation.DELETE else version
+        return version
     instant = _instant(session, when)
     version = _version(session, model, ids, instant)
     if version is None or version_info(version)["timestamp"] > instant:  # the first one, if none has begun
@@ -147,9 +159,8 @@ def state_of(session: Session, model: TrackedModel, source: Any, resource_id: An
         if operation is Operation.BASELINE:
             return first
         raise _unknown_error(name, instant)
-    if version_info(version)["operation"] is Operation.DELETE:
-        return None
-    if getattr(version, model.root.table.names.valid_to) <= instant:
+    is_tombstone = version_info(version)["operation"] is Operation.DELETE
+    if not is_tombstone and getattr(version, model.root.table.names.valid_to) <= instant:
         raise _unknown_error(name, instant)
     return version
 
@@ -241,6 +252,11 @@ class _Facts(NamedTuple):
     valid_to: datetime
     discriminator: Any
 
+    def is_in(self, of_family: tuple[Any, list[Any]] | None) -> bool:
+        """Return whether the row exists with this version, as a row of the model: it may be of another class."""
+        is_of_model = of_family is None or self.discriminator in of_family[1]
+        return is_of_model and self.operation is not Operation.DELETE
+
 
 def _rows_that_differ(session: Session, model: TrackedModel, begin: datetime, end: datetime) -> Generator[RowDiff]:
     fields = tuple(model.reported_fields())
@@ -254,12 +270,10 @@ def _rows_that_differ(session: Session, model: TrackedModel, begin: datetime, en
         for _, group in groupby(rows, key=lambda row: row[:key]):
             versions = [(_Facts(*row[key:ids]), row) for row in group]
             now, row = versions[-1]
-            if of_family is not None and now.discriminator not in of_family[1]:
-                continue
             then, row_then = next((version for version in versions if version[0].version == now.then), (None, None))
-            was_there = not now.is_new and (then is None or then.operation is not Operation.DELETE)
-            is_there = now.operation is not Operation.DELETE
-            is_unknown = (then is None and not now.is_new) or (is_there and now.valid_to <= end)
+            was_there, is_there = not now.is_new and (then is None or then.is_in(of_family)), now.is_in(of_family)
+            has_end = now.operation is not Operation.DELETE and now.valid_to <= end
+            is_unknown = (then is None and not now.is_new) or has_end
             old = None if row_then is None else row_then[values:]
             operation = _operation(was_there, is_there)
             changed = {} if is_unknown else _changed(names, operation, old, row[values:], equalities)

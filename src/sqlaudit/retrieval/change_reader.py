@@ -18,12 +18,15 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     FromClause,
+    Integer,
     Row,
     Select,
     String,
     Table,
     and_,
     bindparam,
+    case,
+    literal_column,
     or_,
     select,
     union,
@@ -122,7 +125,7 @@ def change_query(source: Readable, filters: ChangeFilters, **arguments: Any) -> 
     include = arguments.pop("include", ())
     related = related_by(source) if isinstance(source, QueryableAttribute) else None
     model = model_of(source)
-    if related is not None and related.other_key and arguments.get("filter_fields") is not None:
+    if related is not None and related.has_links and arguments.get("filter_fields") is not None:
         raise QueryError(
             f"filter_fields is {arguments['filter_fields']!r}, but a link has no fields to report. Leave it out, or "
             f"read the association table {related.model.label!r}.",
@@ -176,7 +179,10 @@ class ChangeReader:
     """One statement that reads the versions of a model, each with the version before it.
 
     :param end: the number of field changes that suffice; ``None`` to read all
-    :ivar ids: the history columns that give the id of a row
+    :ivar ids: the history columns that give the id of a row; for links, which have it among the fields, none
+    :ivar fields: the names and history columns of the fields; for links, of both ends
+    :ivar links: the relationship whose links are reported, or ``None``
+    :ivar are_asked_of_ends: whether each side of a link tells if its owner is one that the query asks for
     :ivar asked: the history columns that have one of the ids that the query asks for
     :ivar read_again: the version that is read only as the one before the first version to report
     """
@@ -186,17 +192,20 @@ class ChangeReader:
         self.related = related = query.related
         self.model = model = query.model if related is None else related.model
         self.newest_first = query.newest_first
-        self.fields = _chosen_fields(model, query.filter_fields)
+        self.links = links = related if related is not None and related.has_links else None
         self.ids = self.asked = tuple(model.resource_id_columns())
         if related is not None:
             self.asked = related.owner_key
-        if related is not None and related.other_key:
-            self.ids = related.owner_key
-            self.fields = tuple((column.key, column) for column in related.other_key)
-        link = related.name if related is not None and related.other_key else None
+        if links is None:
+            self.fields = valued = _chosen_fields(model, query.filter_fields)
+        else:
+            self.ids = ()
+            self.fields = tuple((column.key, column) for column in links.ends)
+            valued = self.fields[len(links.owner_key) :]
+        link = None if links is None else links.name
         operations = None if query.filter_operations is None else checked_operations(query.filter_operations)
         given = (query.filter_old_values, query.filter_new_values)
-        self.values = [None if each is None else ValueFilter(self.fields, each, link) for each in given]
+        self.values = [None if each is None else ValueFilter(valued, each, link) for each in given]
         self.is_wanted = wanted_changes(operations, *self.values)
         self.read_again = None if self.newest_first else query.after_version
         self.parameters: dict[str, Any] = {**date_range(query.filter_date_range), **query.actors()}
@@ -215,10 +224,11 @@ class ChangeReader:
         )
         self.parameters |= one_id(parameters) if self.of_one_row else parameters
         if operations is not None and not self.of_one_row:
-            made_by = _MADE_BY if link else {}
-            self.parameters["operations"] = [made_by.get(operation, operation) for operation in operations]
+            made_by = {} if links is None else _MADE_BY
+            self.parameters["operations"] = [made for each in operations for made in made_by.get(each, (each,))]
         if query.after_version is not None:
             self.parameters["after_version"] = query.after_version
+        self.are_asked_of_ends = links is not None and links.may_move and "ids" in self.parameters
         self.is_wide = len(self.fields) > _WIDE and not self.of_one_row
         if end is not None:
             rows = end * 2 if self.is_wide else end + self.of_one_row  # with the version before them
@@ -235,7 +245,7 @@ class ChangeReader:
         self.statement = cached_statement(model, shape, self._build)
 
     def _build(self) -> Select[Any]:
-        model, base = self.model, self.model.root.table
+        model, base, related = self.model, self.model.root.table, self.query.related
         tables = list(dict.fromkeys(table for submodel in model.family() for table in submodel.chain))
         now, before, both = (aliases(tables, name) for name in ("now", "before", "both"))
         version, version_before = now[base.history], before[base.history]
@@ -243,6 +253,7 @@ class ChangeReader:
         for table in tables[1:]:
             other = now[table.history]
             source = source.join(other.clause, other.belongs_to(version), isouter=table not in model.chain)
+        values: list[ColumnElement[Any]]
         new = [now[column.table].clause.c[column.key] for _, column in self.fields]
         ids = [now[column.table].clause.c[column.key] for column in self.ids]
         roles = {role: version.role(role) for role, _ in base.names.items()}
@@ -254,7 +265,9 @@ class ChangeReader:
                 after: ColumnElement[int] = bindparam("after_version", type_=number.type)
                 statement = statement.where(number < after if self.newest_first else number >= after)
             return self._limited(statement.order_by(number.desc() if self.newest_first else number))
-        if self.ids != self.asked and "ids" in self.parameters:
+        asked = [now[column.table].clause.c[column.key] for column in self.asked]
+        may_move = related is not None and related.may_move
+        if "ids" in self.parameters and may_move:
             touched = self._touched_versions()
             source = source.join(touched, all_equal((*version.key, version.version), touched.c))
         source = source.outerjoin(version_before.clause, version_before.is_version_of(version, -1))
@@ -275,6 +288,9 @@ class ChangeReader:
             order = [*order, number]
         else:
             values, number = [*new, *old], version_before.version
+            if self.are_asked_of_ends:
+                before_owner = [before[column.table].clause.c[column.key] for column in self.asked]
+                values += [self._is_asked(asked), self._is_asked(before_owner)]
         statement = select(*audit_columns, *ids, *values, number).select_from(source).order_by(*order)
         statement = statement.where(
             or_(
@@ -293,8 +309,8 @@ class ChangeReader:
             discriminator, values = of_family
             statement = statement.where(rebased_on_history(discriminator, dict(version.columns)).in_(values))
         parameters = self.parameters
-        if "ids" in parameters and self.ids == self.asked:
-            statement = statement.where(has_id(ids, parameters))
+        if "ids" in parameters and not may_move:
+            statement = statement.where(has_id(asked, parameters))
         if "users" in parameters:
             statement = statement.where(
                 is_among(roles["changed_by"], bindparam("users", type_=roles["changed_by"].type, expanding=True))
@@ -319,15 +335,25 @@ class ChangeReader:
             return statement
         return statement.limit(bindparam("limit")).offset(bindparam("offset"))
 
+    def _is_asked(self, columns: Sequence[ColumnElement[Any]]) -> ColumnElement[int]:
+        """Return 1 if the columns have one of the ids that the query asks for, else 0."""
+        one, zero = literal_column("1", Integer), literal_column("0", Integer)
+        return case((has_id(columns, self.parameters), one), else_=zero)
+
     def _touched_versions(self) -> FromClause:
-        """Return the versions of rows that refer to an owner, and those that follow them: they may refer to another."""
+        """Return the versions of rows that refer to an owner, and updates that follow them: they may refer to another.
+
+        A tombstone is not followed by an update. The row that has its key later is another one.
+        """
         table = tracked_table(self.asked[0].table)
         assert table is not None
         owned = HistoryAlias(table)
         refers = [owned.clause.c[column.key] for column in self.asked]
-        own = select(*owned.key, owned.version.label("version")).where(has_id(refers, self.parameters)).cte()
-        *key, number = own.c
-        return union(select(own), select(*key, number + 1)).subquery()
+        numbered = (*owned.key, owned.version.label("version"), owned.operation.label("operation"))
+        own = select(*numbered).where(has_id(refers, self.parameters)).cte()
+        *key, number, operation = own.c
+        following = select(*key, number + 1).where(operation != Operation.DELETE)
+        return union(select(*key, number), following).subquery()
 
     def changes(self, session: Session, options: Mapping[str, Any]) -> Generator[FieldChange]:
         """Return a generator of the field changes, or of the links and unlinks."""
@@ -335,23 +361,44 @@ class ChangeReader:
         return changes if self.is_wanted is None else _filtered(changes, self.is_wanted)
 
     def _all_changes(self, session: Session, options: Mapping[str, Any]) -> Generator[FieldChange]:
-        related, names, equalities = self.related, [name for name, _ in self.fields], equalities_of(self.fields)
-        by_relationship = related is not None and bool(related.other_key)
-        label = related.owner.label if related is not None and by_relationship else self.model.label
+        names, equalities = [name for name, _ in self.fields], equalities_of(self.fields)
+        label = self.model.label
         ids = len(_ROLES)  # the index of the resource id, after the audit columns
         new = ids + len(self.ids)
         old = new + len(names)
         with closing(rows_of(session, self.model, self.statement, self.parameters, options)) as rows:
             for row, row_before in self._with_rows_before(rows):
-                if related is not None and by_relationship:
-                    yield _link_change(label, related.name, row[ids:new], row, tuple(row[new:old]))
-                    continue
-                if row_before is not row:
-                    before = None if row_before is None else row_before[new:old]
+                if self.links is not None:
+                    changes = self._links_in_row(self.links, row, row[new:old], row[old : old + len(names)], equalities)
                 else:
-                    before = None if row[-1] is None else row[old:-1]
-                changes = _changes_in_row(label, names, equalities, row[ids:new], row, before, row[new:old])
+                    if row_before is not row:
+                        before = None if row_before is None else row_before[new:old]
+                    else:
+                        before = None if row[-1] is None else row[old:-1]
+                    changes = _changes_in_row(label, names, equalities, row[ids:new], row, before, row[new:old])
                 yield from reversed(list(changes)) if self.newest_first else changes
+
+    def _links_in_row(
+        self,
+        links: Related,
+        row: Sequence[Any],
+        ends: Sequence[Any],
+        ends_before: Sequence[Any],
+        equalities: Mapping[str, Equality],
+    ) -> Iterator[FieldChange]:
+        """Yield what a version of a link says of the relationship. Without one of its ends, a row is no link."""
+        operation, (is_asked, was_asked) = row[2], row[-3:-1] if self.are_asked_of_ends else (1, 1)
+        if operation is Operation.UPDATE:
+            if any(diff([name for name, _ in self.fields], operation, ends_before, ends, equalities)):
+                sides = [(Operation.UNLINK, ends_before, was_asked), (Operation.LINK, ends, is_asked)]
+            else:
+                sides = []
+        else:
+            sides = [(Operation.LINK if operation is Operation.INSERT else Operation.UNLINK, ends, is_asked)]
+        size = len(links.owner_key)
+        for made, values, of_asked in sides:
+            if of_asked and not any(value is None for value in values):
+                yield _link_change(links.owner.label, links.name, values[:size], row, made, tuple(values[size:]))
 
     def _with_rows_before(self, rows: Iterable[Row[Any]]) -> Iterator[tuple[Row[Any], Row[Any] | None]]:
         """Yield each row with the row that has the version before it: another row, the same row, or ``None``."""
@@ -378,8 +425,11 @@ def _filtered(changes: Generator[FieldChange], is_wanted: Callable[[FieldChange]
         yield from filter(is_wanted, changes)
 
 
-_MADE_BY: Final = {Operation.LINK: Operation.INSERT, Operation.UNLINK: Operation.DELETE}
-"""The operation of the version that makes or removes a link."""
+_MADE_BY: Final = {
+    Operation.LINK: (Operation.INSERT, Operation.UPDATE),
+    Operation.UNLINK: (Operation.DELETE, Operation.UPDATE),
+}
+"""The operations of the versions that make or remove a link. An update of one end does both."""
 _ROLES: Final = (
     "version",
     "valid_from",
@@ -432,13 +482,11 @@ def _changes_in_row(
 
 
 def _link_change(
-    label: str, name: str, key: Sequence[Any], row: Sequence[Any], other_key: tuple[Any, ...]
+    label: str, name: str, key: Sequence[Any], row: Sequence[Any], made: Operation, other_key: tuple[Any, ...]
 ) -> FieldChange:
-    """Return what a version of a link says of a relationship."""
-    version, timestamp, operation, *context = row[: len(_ROLES)]
-    is_link = operation is Operation.INSERT
-    made = Operation.LINK if is_link else Operation.UNLINK
-    values = (None, other_key) if is_link else (other_key, None)
+    """Return the change of a relationship by one link, which a version made or removed."""
+    version, timestamp, _, *context = row[: len(_ROLES)]
+    values = (None, other_key) if made is Operation.LINK else (other_key, None)
     resource_id = key[0] if len(key) == 1 else tuple(key)
     return _field_change(version, timestamp, made, *context, label, resource_id, name, *values)
 

@@ -16,11 +16,14 @@ from sqlalchemy import (
     ColumnElement,
     Integer,
     Table,
+    and_,
     bindparam,
     case,
+    exists,
     func,
     literal,
     literal_column,
+    or_,
     select,
 )
 from sqlalchemy.orm import QueryableAttribute, Session, scoped_session
@@ -36,6 +39,7 @@ from sqlaudit.retrieval.cursors import checked_size, cursor_text, digest_of, pla
 from sqlaudit.retrieval.ids import converted_ids, has_id
 from sqlaudit.sql.batches import chunks
 from sqlaudit.sql.documents import text_under
+from sqlaudit.tracking.aliases import HistoryAlias
 from sqlaudit.tracking.links import Readable, model_of, related_by
 from sqlaudit.tracking.sessions import checked_session
 from sqlaudit.tracking.tables import TrackedTable, tracked_table
@@ -273,7 +277,16 @@ class Wanted:
     def is_of_row(self, table: TrackedTable) -> ColumnElement[bool] | None:
         """Return the condition that a version has the key that is asked for; ``None`` if any key will do."""
         columns = None if self.tables is None else self.tables[table]
-        return None if columns is None else has_id(columns, self.ids)
+        if columns is None:
+            return None
+        has_key = has_id(columns, self.ids)
+        if set(table.history_key).issuperset(columns):
+            return has_key
+        before = HistoryAlias(table)  # a link or row that moves from one owner to another is of both
+        had_key = has_id([before.clause.c[column.key] for column in columns], self.ids)
+        is_before = before.is_version_of(HistoryAlias(table, table.history), -1)
+        has_moved = and_(table.role("operation") == Operation.UPDATE, exists().where(is_before, had_key))
+        return or_(has_key, has_moved)
 
     def conditions(self, table: TrackedTable) -> Iterator[ColumnElement[bool]]:
         """Yield the conditions that a version meets by its context and its key."""

@@ -82,6 +82,20 @@ class Related:
     owner_key: tuple[Column[Any], ...]
     other_key: tuple[Column[Any], ...]
 
+    @property
+    def has_links(self) -> bool:
+        return bool(self.other_key)
+
+    @property
+    def ends(self) -> tuple[Column[Any], ...]:
+        """The history columns that refer to the owner and, for links, to the other side."""
+        return (*self.owner_key, *self.other_key)
+
+    @property
+    def may_move(self) -> bool:
+        """Whether a link or row may lead to another owner or other side and keep its key."""
+        return not set(self.model.root.table.history_key).issuperset(self.ends)
+
 
 def model_of(source: Readable) -> TrackedModel:
     """Return what reads a source.
