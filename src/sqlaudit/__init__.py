@@ -59,6 +59,7 @@ from sqlaudit.retrieval.field_changes import (
     versions_of,
 )
 from sqlaudit.retrieval.pages import changes_page
+from sqlaudit.retrieval.restricting import restricted
 from sqlaudit.tracking.history import Version, history_of
 from sqlaudit.tracking.tables import AuditColumns
 
@@ -129,6 +130,7 @@ __all__ = [
     "register_hooks",
     "remove_mark",
     "restore",
+    "restricted",
     "set_audit_context",
     "set_config",
     "stream_resource_changes",

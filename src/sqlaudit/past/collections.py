@@ -16,7 +16,8 @@ from sqlalchemy.orm.attributes import instance_state
 
 from sqlaudit.past.attributes import needs_excluded, unknown
 from sqlaudit.past.objects import instant_of_object, instant_of_state, refuse_change
-from sqlaudit.past.rendering import TOKEN, copied_with_class, past_statement
+from sqlaudit.past.rendering import TOKEN, past_statement
+from sqlaudit.sql.subclassing import copied_with_class
 
 
 class _PastSelect:

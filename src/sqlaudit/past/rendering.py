@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from functools import cache, lru_cache
+from functools import lru_cache
 from itertools import chain
 from typing import Any, Final, Literal, NamedTuple, TypeVar, cast
 from uuid import UUID
@@ -53,6 +53,7 @@ from sqlaudit.period import UTCDateTime, range_contains, was_valid
 from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.keys import implementation_of
 from sqlaudit.sql.old_values import readable_type
+from sqlaudit.sql.subclassing import copied_with_class, subclass_with
 from sqlaudit.tracking.missing import explain_history_error
 from sqlaudit.tracking.registry import tracked_tables
 from sqlaudit.tracking.tables import TrackedTable, known_metadata, shortened, tracked_table
@@ -144,13 +145,13 @@ class Past:
         return past_statement(made, self._past_instant).execution_options(**self._execution_options)  # type: ignore[attr-defined]  # Executable's
 
 
-_EXTRA: Final = [
+_EXTRA: Final = (
     ("_past_when", InternalTraversal.dp_clauseelement),
     ("_past_literal", InternalTraversal.dp_clauseelement),
     ("_past_changeset", InternalTraversal.dp_plain_obj),
     ("_past_rules", InternalTraversal.dp_plain_obj),
     ("_past_slot", InternalTraversal.dp_plain_obj),
-]
+)
 
 
 @lru_cache
@@ -169,7 +170,7 @@ def past_statement(statement: S, instant: Instant, slot: int | None = None) -> S
     :param slot: the number in the names of the copies to read, if the session has copies
     """
     statement_class: Any = type(statement)
-    past = copied_with_class(_past_class(statement_class), statement._clone())  # type: ignore[attr-defined]  # ClauseElement's
+    past = copied_with_class(subclass_with(Past, statement_class, _EXTRA), statement._clone())  # type: ignore[attr-defined]  # ClauseElement's
     changeset, when = (instant.when, None) if isinstance(instant.when, UUID) else (None, instant.when)
     past._past_instant, past._past_changeset, past._past_rules = instant, changeset, instant.rules
     past._past_when, past._past_literal = instant_parameters(when)
@@ -177,13 +178,6 @@ def past_statement(statement: S, instant: Instant, slot: int | None = None) -> S
     if past._propagate_attrs and not has_past_guard(past):  # it is a statement of the ORM
         past._with_options += (_PAST_GUARD,)
     made: S = past
-    return made
-
-
-def copied_with_class(made_class: Any, original: Any) -> Any:
-    """Return a copy of an object that is an instance of a subclass of its class."""
-    made = made_class.__new__(made_class)
-    made.__dict__.update(original.__dict__)
     return made
 
 
@@ -229,29 +223,12 @@ def without_past_guard(statement: S) -> S:
     return cast(S, made)
 
 
-@cache
-def _past_class(statement_class: Any) -> type[Any]:
-    if issubclass(statement_class, Past):
-        return cast("type[Any]", statement_class)
-    namespace = {"inherit_cache": True, "_traverse_internals": [*statement_class._traverse_internals, *_EXTRA]}
-    if (
-        traversal := getattr(statement_class, "_cache_key_traversal", None)
-    ) is not None:  # inherited by SQLModel's Select
-        namespace["_cache_key_traversal"] = [*traversal, *_EXTRA]
-    return type(f"Past{statement_class.__name__}", (Past, statement_class), namespace)
-
-
-@cache
-def _past_compiler_class(compiler_class: Any) -> type[Any]:
-    return type("PastCompiler", (PastCompiler, compiler_class), {})
-
-
 @contextmanager
 def _rendering_past(compiler: SQLCompiler, statement: Past) -> Iterator[None]:
     """Let a compiler render the past within the ``with`` block."""
     if not isinstance(compiler, PastCompiler):
         compiler_class: Any = type(compiler)
-        compiler.__class__ = _past_compiler_class(compiler_class)
+        compiler.__class__ = subclass_with(PastCompiler, compiler_class)
         compiler = cast(PastCompiler, compiler)
         compiler.past, compiler.past_reads, compiler.past_copies = [], [], {}
         compiler.past_of_ctes = dict.fromkeys(compiler.ctes or ())

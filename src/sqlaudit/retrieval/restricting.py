@@ -1,0 +1,224 @@
+"""Which rows may a reader see? Those that fulfil a criterion, in every statement that a session executes.
+
+Within :func:`restricted`, a copy of each statement renders every table of a restricted model, for instance ``FROM
+tickets_history``, as ``(SELECT … FROM tickets_history WHERE tenant_id = :tenant) AS tickets_history``, and nothing else
+differently. So no reader has to know of the restriction, and none can forget it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, cast
+
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    SelectBase,
+    Table,
+    TextualSelect,
+    event,
+    exists,
+    false,
+    select,
+    true,
+)
+from sqlalchemy.orm import FromStatement, ORMExecuteState, Session
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.elements import False_, True_
+from sqlalchemy.sql.lambdas import StatementLambdaElement
+from sqlalchemy.sql.visitors import InternalTraversal, iterate
+
+from sqlaudit.asynchronous import AsyncSession
+from sqlaudit.exceptions import QueryError, ReadOnlyError
+from sqlaudit.sql.comparing import all_equal
+from sqlaudit.sql.subclassing import copied_with_class, subclass_with
+from sqlaudit.tracking.aliases import HistoryAlias
+from sqlaudit.tracking.history import rebased_on_history
+from sqlaudit.tracking.links import Readable, model_of
+from sqlaudit.tracking.tables import TrackedTable, shortened, tracked_table
+
+Criteria = Mapping[Any, ColumnElement[bool] | bool]
+"""A criterion for each tracked model or association table: ``True`` for all of its rows, ``False`` for none."""
+_READS_TABLES: Final = re.compile(r"\b(select|from|join|table|with)\b", re.IGNORECASE)
+_EXTRA: Final = (
+    ("_restricted_tables", InternalTraversal.dp_plain_obj),
+    ("_restricted_by", InternalTraversal.dp_clauseelement_list),
+)
+
+
+@contextmanager
+def restricted(session: Session | AsyncSession, criteria: Criteria) -> Iterator[None]:
+    """Let a session see only the rows and versions that fulfil criteria, within the ``with`` block.
+
+    .. code-block:: python
+
+        with restricted(session, {Ticket: Ticket.tenant_id == 7, Payment: False}):
+            changesets(session)  # of the tenant's tickets alone
+
+    A version is visible if its own values fulfil the criterion; a row that moved from one tenant to another is visible
+    to each for the time that it belonged there. A change is reported to those who may see the versions before and
+    after it. Models without a criterion are visible whole. The session cannot write within the block, nor execute
+    hand-written SQL.
+
+    :param session: a session, also an ``AsyncSession``; objects that it holds already are not restricted, so begin with
+        an empty one
+    :param criteria: a criterion for each tracked model or association table, on columns that are stored in history
+    :raises TrackingError: a model is not tracked
+    :raises QueryError: a criterion needs a column that is not stored in history
+    """
+    session = session.sync_session if isinstance(session, AsyncSession) else session
+    by_table: dict[Table, ColumnElement[bool]] = {}
+    for source, criterion in criteria.items():
+        by_table.update(_by_table(source, criterion))
+    tables, conditions = tuple(by_table), list(by_table.values())
+
+    def restrict(state: ORMExecuteState) -> None:
+        statement: Any = state.statement
+        if isinstance(statement, StatementLambdaElement):
+            statement = statement._resolved
+        element = getattr(statement, "element", statement) if isinstance(statement, FromStatement) else statement
+        if not isinstance(element, SelectBase) or isinstance(element, TextualSelect):
+            raise _refusal(statement)
+        if getattr(state.session, "copies", None) is not None:
+            raise QueryError(
+                "materialize=True copies whole tables, and this session sees a part of the rows. Leave it out.",
+                statement,
+            )
+        if tables:
+            state.statement = _restricted_statement(statement, tables, conditions)
+
+    event.listen(session, "do_orm_execute", restrict)
+    try:
+        yield
+    finally:
+        event.remove(session, "do_orm_execute", restrict)
+
+
+def _refusal(statement: Any) -> ReadOnlyError:
+    return ReadOnlyError(
+        "This session sees a part of the rows, and can neither write nor execute hand-written SQL. Use another "
+        "session.",
+        statement,
+    )
+
+
+# --- criteria ---------------------------------------------------------------------------------------------------
+
+
+def _by_table(source: Readable, criterion: ColumnElement[bool] | bool) -> Iterator[tuple[Table, ColumnElement[bool]]]:
+    """Yield each live and history table of a source, with the condition on its rows."""
+    model = model_of(source)
+    condition: Any = (true() if criterion else false()) if isinstance(criterion, bool) else criterion
+    condition = condition.__clause_element__() if hasattr(condition, "__clause_element__") else condition
+    if isinstance(condition, True_):
+        return
+    family = dict.fromkeys(table for each in model.root.family() for table in each.chain)
+    base = model.root.table
+    for table in family:
+        yield table.live, _condition_on_live(table, base, condition)
+        yield table.history, _condition_on_history(table, base, condition, model.name)
+
+
+def _condition_on_live(table: TrackedTable, base: TrackedTable, condition: Any) -> ColumnElement[bool]:
+    if table is base or isinstance(condition, False_):
+        return cast("ColumnElement[bool]", condition)
+    return exists().where(all_equal(base.key, table.key), condition)
+
+
+def _condition_on_history(table: TrackedTable, base: TrackedTable, condition: Any, name: str) -> ColumnElement[bool]:
+    stored = dict(base.columns)
+    for element in iterate(condition):
+        if isinstance(element, Column) and element.table == base.live and element not in stored:
+            raise QueryError(
+                f"The criterion for {name} needs {element.name!r}, which its history does not store. Choose a column "
+                "that is stored.",
+                element,
+            )
+    rebased: ColumnElement[bool] = rebased_on_history(condition, stored)
+    if table is base or isinstance(condition, False_):
+        return rebased
+    version, of_base = HistoryAlias(table, table.history), HistoryAlias(base, base.history)
+    return exists().where(of_base.has_key(version.key), of_base.version == version.version, rebased)
+
+
+# --- statements -------------------------------------------------------------------------------------------------
+
+
+class Restricted:
+    """Mixin for the class of a statement that sees a part of the rows."""
+
+    _restricted_tables: tuple[Table, ...]
+    _restricted_by: Sequence[ColumnElement[bool]]
+    """The condition on the rows of each table."""
+
+    def _compiler_dispatch(self, visitor: SQLCompiler, **kw: Any) -> str:
+        if not isinstance(visitor, RestrictedCompiler):
+            compiler_class: Any = type(visitor)
+            visitor.__class__ = subclass_with(RestrictedCompiler, compiler_class)
+            visitor = cast(RestrictedCompiler, visitor)
+            visitor.restrictions = dict(zip(self._restricted_tables, self._restricted_by, strict=True))
+            visitor.unrestricted = set()
+        return super()._compiler_dispatch(visitor, **kw)  # type: ignore[misc, no-any-return]  # the statement's own
+
+
+def _restricted_statement(statement: Any, tables: tuple[Table, ...], by: list[ColumnElement[bool]]) -> Any:
+    statement_class: Any = type(statement)
+    made_class = subclass_with(Restricted, statement_class, _EXTRA)
+    made = copied_with_class(made_class, statement._clone())
+    made._restricted_tables, made._restricted_by = tables, by
+    return made
+
+
+class RestrictedCompiler(SQLCompiler):
+    """Renders the restricted tables as selects of the rows that may be seen, and everything else as usual.
+
+    :ivar restrictions: the condition on the rows of each table
+    :ivar unrestricted: the tables whose own select is being rendered
+    """
+
+    restrictions: dict[Table, ColumnElement[bool]]
+    unrestricted: set[Table]
+
+    def visit_table(self, table: Table, asfrom: bool = False, **kw: Any) -> str:  # type: ignore[override]
+        condition = self.restrictions.get(table) if asfrom and table not in self.unrestricted else None
+        if condition is None or self._reads_past_of(table):
+            return cast(str, super().visit_table(table, asfrom=asfrom, **kw))  # type: ignore[no-untyped-call]  # SQLAlchemy's
+        rows = f"({self._visible_rows(table, condition, **kw)})"
+        if kw.get("from_linter"):
+            kw["from_linter"].froms[table] = table.fullname
+        if getattr(kw.get("enclosing_alias"), "element", None) is table:
+            return rows
+        return f"{rows}{self.get_render_as_alias_suffix(self.preparer.quote(_name_of(table)))}"  # type: ignore[no-untyped-call]  # SQLAlchemy's
+
+    def _reads_past_of(self, table: Table) -> bool:
+        """Return whether the statement reads a live table as of an instant, and so reads its restricted history."""
+        tracked = tracked_table(table)
+        return bool(getattr(self, "past", ())) and tracked is not None and tracked.live == table
+
+    def _visible_rows(self, table: Table, condition: Any, *, literal_binds: bool = False, **kw: Any) -> str:
+        recursive = bool(self.ctes) and self.ctes_recursive
+        self.unrestricted.add(table)
+        try:
+            return self.process(select(*table.c).where(condition), **({"literal_binds": True} if literal_binds else {}))
+        finally:
+            self.unrestricted.discard(table)
+            self.ctes_recursive = recursive
+
+    def visit_textclause(self, textclause: Any, *args: Any, **kw: Any) -> str:
+        if kw.get("asfrom") or _READS_TABLES.search(textclause.text):
+            raise _refusal(textclause)
+        return cast(str, super().visit_textclause(textclause, *args, **kw))  # type: ignore[no-untyped-call]  # SQLAlchemy's
+
+    def visit_column(self, column: Any, *args: Any, **kw: Any) -> str:
+        rendered = super().visit_column(column, *args, **kw)
+        table = column.table
+        is_plain = not isinstance(table, Table) or table.schema is None or not kw.get("include_table", True)
+        if is_plain or table not in self.restrictions or table in self.unrestricted or self._reads_past_of(table):
+            return rendered
+        return f"{self.preparer.quote(_name_of(table))}.{super().visit_column(column, include_table=False)}"
+
+
+def _name_of(table: Table) -> str:
+    return table.name if table.schema is None else shortened(f"{table.schema}.{table.name}")
