@@ -244,6 +244,13 @@ def test_a_target_that_makes_no_sessions_is_refused(given: Any) -> None:
         unregister_hooks(given)
 
 
+def test_an_engine_as_a_target_is_told_how_it_is_recorded(engine: sa.Engine) -> None:
+    with engine.connect() as connection:
+        for given in (engine, connection):
+            with pytest.raises(SQLAuditError, match=r"makes no sessions.*write register_hooks\(engine=…\)"):
+                register_hooks(given)
+
+
 # --- statements, and writes that are not recorded ---------------------------------------------------------------
 
 

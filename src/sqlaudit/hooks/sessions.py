@@ -32,7 +32,7 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.orm.session import _sessions
 
-from sqlaudit.asynchronous import AsyncSession, async_scoped_session, async_sessionmaker
+from sqlaudit.asynchronous import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session, async_sessionmaker
 from sqlaudit.exceptions import SQLAuditError
 from sqlaudit.hooks.engines import forget_engine, hear, record_engine, stop_hearing
 from sqlaudit.hooks.methods import unwrap_methods, wrap_methods
@@ -129,6 +129,12 @@ def _session_class(target: Any, *, make: bool) -> Any:
         return target.sync_session_class
     if isinstance(target, Session) or (isinstance(target, type) and issubclass(target, Session)):
         return target
+    if isinstance(target, (Engine, Connection, AsyncEngine, AsyncConnection)):
+        raise SQLAuditError(
+            f"{target!r} makes no sessions. To record what it executes, write register_hooks(engine=…); to record "
+            "sessions, give their sessionmaker.",
+            target,
+        )
     raise SQLAuditError(
         f"{target!r} does not make sessions. Give a Session class, a sessionmaker or a scoped_session, or their "
         "asynchronous counterparts.",

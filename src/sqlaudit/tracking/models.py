@@ -24,6 +24,7 @@ from sqlalchemy.orm import Mapper, RelationshipProperty
 from sqlalchemy.sql import operators, visitors
 
 from sqlaudit.exceptions import TrackingError
+from sqlaudit.tracking.sessions import SESSIONS
 from sqlaudit.tracking.tables import INFO_KEY, AuditColumns, TrackedTable, refuse_clash, tracked_table
 
 
@@ -322,6 +323,12 @@ def tracked_model_of(model_class: type[Any]) -> TrackedModel:
         mapper = None
     model = tracked_model(mapper) if isinstance(mapper, Mapper) else None
     if model is None:
+        if isinstance(model_class, SESSIONS):
+            raise TrackingError(
+                f"The {type(model_class).__name__} is given where a model belongs. Give a model there, and the session "
+                "in its own place.",
+                model_class,
+            )
         name = getattr(model_class, "__name__", repr(model_class))
         raise TrackingError(f"{name} is not a tracked model. Decorate it with @track_table().", model_class)
     return model

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from inspect import signature
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.orm import Mapper, Session, scoped_session
 
+from sqlaudit.asynchronous import AsyncSession, async_scoped_session
 from sqlaudit.exceptions import QueryError
+
+SESSIONS: Final = (Session, scoped_session, AsyncSession, async_scoped_session)
+"""The classes of what a caller may give as a session."""
 
 
 def checked_session(session: object) -> Session:
@@ -20,6 +24,12 @@ def checked_session(session: object) -> Session:
         session = session()
     if isinstance(session, Session):
         return session
+    if isinstance(session, type):
+        raise QueryError(
+            f"The class {session.__name__} is given where a session belongs. Give a session there, and a model in its "
+            "own place.",
+            session,
+        )
     raise QueryError(f"{session!r} is not a Session. Give a Session.", session)
 
 
