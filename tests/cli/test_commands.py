@@ -73,6 +73,24 @@ def test_a_log_has_the_field_changes_of_all_tables(url: str) -> None:
     assert rows("log", "-n", "1000")[0]["reason"] == "renegotiated"
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--field", "terms", "--operation", "update"], [("terms", "bob"), ("terms", "bob")]),
+        (["--field", "price", "--old", "0.12"], [("price", "carol")]),
+        (["--new", "orders@nuts.example"], [("email", "carol")]),
+        (["--actor-type", "agent", "--on-behalf-of", "carol"], [("price", "pricing-bot")] * 2),
+        (["--actor-type", "service"], [("stock", "stock-sync")]),
+        (["--run", "nightly"], []),
+        (["--user", "bob", "--until", "2026-03-01 20:00", "--operation", "update"], [("terms", "bob")]),
+    ],
+)
+def test_a_log_of_all_tables_has_the_filters_of_one(
+    warehouse: str, options: list[str], expected: list[tuple[str, str]]
+) -> None:
+    assert [(each["field_name"], each["changed_by"]) for each in rows("log", *options)] == expected
+
+
 @pytest.mark.no_tables
 @pytest.mark.parametrize("with_models", [True, False])
 def test_what_can_be_read_with_models_can_be_read_with_the_url_alone(
@@ -290,6 +308,7 @@ def test_a_password_is_never_printed(terminal: None, url: str) -> None:
         (["restore", "parts", "1", "--to", "1", "--field", "colour", "--yes"], 1, "colour"),
         (["log", "parts", "1", "--include", "tags"], 1, "tags"),
         (["log", "--include", "tags"], 2, "--include needs"),
+        (["log", "--field", "colour"], 2, "No table has a field 'colour'"),
         (["log", "--models", "nowhere:Base"], 2, "cannot be imported"),
         (["log", "--models", "warehouse:Nothing"], 2, "has no 'Nothing'"),
         (["log", "--models", "json"], 2, "has no tracked model"),

@@ -6,7 +6,9 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from itertools import groupby
+from heapq import merge
+from itertools import groupby, islice
+from operator import attrgetter
 from typing import Any, Final
 
 import click
@@ -22,15 +24,17 @@ from sqlaudit.cli.instants import INSTANT_HELP, instant_of, state
 from sqlaudit.cli.options import shared_options
 from sqlaudit.cli.output import STYLES, Output, print_table, table_of
 from sqlaudit.cli.text import NOTHING, instant, shortened, shortened_pair, shown
+from sqlaudit.context import ActorType
 from sqlaudit.past.comparing import diff as diff_of
 from sqlaudit.past.comparing import state_of
 from sqlaudit.past.marks import marks as all_marks
 from sqlaudit.retrieval.changeset_reader import changesets as all_changesets
 from sqlaudit.retrieval.field_changes import blame as blame_of
-from sqlaudit.retrieval.field_changes import changes_in, get_resource_changes, versions_of
+from sqlaudit.retrieval.field_changes import get_resource_changes, versions_of
 from sqlaudit.tracking.history import version_info
 from sqlaudit.tracking.links import model_of
 
+_ACTOR: Final = click.Choice([str(each) for each in ActorType])
 _OPERATION: Final = click.Choice([str(each) for each in Operation if each is not Operation.BASELINE])
 
 
@@ -65,11 +69,16 @@ def key_of(source: Any, text: str) -> Any:
 @click.command(short_help="What changed, the latest first.")
 @_ANY_TABLE
 @click.argument("key", required=False)
-@click.option("--field", "fields", multiple=True, metavar="NAME", help="Only this field. [repeatable]")
-@click.option("--user", "users", multiple=True, metavar="ID", help="Only the changes of this user. [repeatable]")
-@click.option("--operation", "operations", multiple=True, type=_OPERATION, help="Only these. [repeatable]")
-@click.option("--since", type=instant_of, metavar="WHEN", help="Only changes since an instant: '3 days ago'.")
-@click.option("--until", type=instant_of, metavar="WHEN", help="Only changes until an instant.")
+@click.option("--field", "filter_fields", multiple=True, metavar="NAME", help="Only this field. [repeatable]")
+@click.option("--old", "filter_old_values", multiple=True, metavar="VALUE", help="Only from this value. [repeatable]")
+@click.option("--new", "filter_new_values", multiple=True, metavar="VALUE", help="Only to this value. [repeatable]")
+@click.option("--operation", "filter_operations", multiple=True, type=_OPERATION, help="Only these. [repeatable]")
+@click.option("--user", "filter_user_ids", multiple=True, metavar="ID", help="Only by this user. [repeatable]")
+@click.option("--actor-type", "filter_actor_types", multiple=True, type=_ACTOR, help="Only by these. [repeatable]")
+@click.option("--on-behalf-of", "filter_on_behalf_of", multiple=True, metavar="ID", help="Only for this user.")
+@click.option("--run", "filter_run_ids", multiple=True, metavar="ID", help="Only in this run. [repeatable]")
+@click.option("--since", type=instant_of, metavar="WHEN", help="Only since an instant: '3 days ago'.")
+@click.option("--until", type=instant_of, metavar="WHEN", help="Only until an instant.")
 @click.option("--include", multiple=True, metavar="NAME", help="Also what this relationship leads to. [repeatable]")
 @click.option("-n", "--limit", type=click.IntRange(0), default=50, show_default=True, help="The most field changes.")
 @click.option("--oldest-first", is_flag=True, help="Begin with the oldest.")
@@ -79,69 +88,45 @@ def log(
     output: Output,
     table: str | None,
     key: str | None,
-    fields: tuple[str, ...],
-    users: tuple[str, ...],
-    operations: tuple[str, ...],
     since: datetime | None,
     until: datetime | None,
     include: tuple[str, ...],
     limit: int,
     oldest_first: bool,
+    **filters: tuple[str, ...],
 ) -> None:
     """Show field changes, the latest first: of all tables, of a TABLE, or of the row with a KEY."""
-    filters: dict[str, Any] = {"limit": limit, "newest_first": not oldest_first}
     if include and key is None:
         raise UsageProblem("--include needs a TABLE and a KEY.")
+    asked: dict[str, Any] = {name: list(values) for name, values in filters.items() if values}
+    asked |= {"limit": limit, "newest_first": not oldest_first, "include": include}
+    if since or until:
+        asked["filter_date_range"] = since, until
     with database.session() as session:
-        if table is not None:
-            source = database.source(table)
-            filters |= {
-                "filter_resource_ids": None if key is None else key_of(source, key),
-                "filter_fields": list(fields) or None,
-                "filter_user_ids": list(users) or None,
-                "filter_operations": list(operations) or None,
-                "filter_date_range": (since, until) if since or until else None,
-                "include": include,
-            }
-            changes: Iterable[FieldChange] = get_resource_changes(source, session, **filters)
+        changes: Iterable[FieldChange]
+        if table is None:
+            changes = islice(_changes_of_all(session, list(database.roots.values()), asked), limit)
         else:
-            changes = _changes_of_all(session, fields, users, operations, since, until, filters)
+            source = database.source(table)
+            changes = get_resource_changes(source, session, None if key is None else key_of(source, key), **asked)
         if output.form != "table":
             output.data(change.to_dict() for change in changes)
         else:
             _print_changes(output, changes)
 
 
-def _changes_of_all(
-    session: Session,
-    fields: Sequence[str],
-    users: Sequence[str],
-    operations: Sequence[str],
-    since: datetime | None,
-    until: datetime | None,
-    filters: Mapping[str, Any],
-) -> Iterator[FieldChange]:
-    """Yield the field changes of all tables, changeset by changeset."""
-    left, offset, size = filters["limit"], 0, 20
-    if len(users) > 1:
-        raise UsageProblem("Without a TABLE, --user can be given once.")
-    newest_first = bool(filters["newest_first"])
-    user = users[0] if users else None
-    while left > 0:
-        found = all_changesets(
-            session, limit=size, offset=offset, newest_first=newest_first, since=since, until=until, user_id=user
-        )
-        for changeset_id in dict.fromkeys(changeset.changeset_id for changeset in found):
-            for change in changes_in(session, changeset_id):
-                is_chosen = not fields or change.field_name in fields
-                is_chosen &= not operations or change.operation in operations
-                is_chosen &= not users or change.changed_by in users
-                if is_chosen and left > 0:
-                    left -= 1
-                    yield change
-        offset += size
-        if len(found) < size:
-            return
+def _changes_of_all(session: Session, sources: Sequence[Any], asked: Mapping[str, Any]) -> Iterable[FieldChange]:
+    """Return the field changes of all tables, in the order of time."""
+    named = set(asked.get("filter_fields", ()))
+    by_source = {source: {name for name, _ in model_of(source).reported_fields()} for source in sources}
+    if unknown := named.difference(*by_source.values()):
+        raise UsageProblem(f"No table has a field {', '.join(map(repr, sorted(unknown)))}.")
+    found = []
+    for source, fields in by_source.items():
+        if not named or not named.isdisjoint(fields):
+            own = {"filter_fields": sorted(named & fields)} if named else {}
+            found.append(get_resource_changes(source, session, **{**asked, **own}))
+    return merge(*found, key=attrgetter("timestamp"), reverse=bool(asked["newest_first"]))
 
 
 def _print_changes(output: Output, changes: Iterable[FieldChange]) -> None:
