@@ -188,7 +188,7 @@ def _print_fields(console: Console, changes: Sequence[FieldChange]) -> None:
         row = Text.assemble("  ", f"{shown(label)} {shown(key)}", "  ", (str(operation), STYLES.get(operation, "")))
         row.truncate(console.width, overflow="ellipsis")
         console.print(row, soft_wrap=True)
-        for change in of_row:
+        for change in sorted(of_row, key=attrgetter("field_name")):
             line = Text.assemble("    ", f"{shown(change.field_name):{names}}", "  ")
             line.append_text(arrow(change.operation, change.old_value, change.new_value, console.width - line.cell_len))
             console.print(line, soft_wrap=True)
