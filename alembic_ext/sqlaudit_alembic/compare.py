@@ -16,6 +16,7 @@ from sqlalchemy.types import NullType, TypeEngine
 
 from sqlaudit import SQLAuditError
 from sqlaudit.sql.dialects import TRAITS
+from sqlaudit.sql.widening import becomes_utc, is_same_kind, wide_enough
 from sqlaudit.tracking.autogenerate import SET_UP, contexts_with_plugin
 from sqlaudit.tracking.tables import (
     INFO_KEY,
@@ -36,7 +37,6 @@ from sqlaudit_alembic.ops import (
     RenewHistoryOp,
     WidenHistoryOp,
 )
-from sqlaudit_alembic.widening import becomes_utc, is_same_kind, wide_enough
 
 DROPPED_OPTION = "sqlaudit_dropped_tables"
 _log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, DateTime, Dialect, and_, cast, func
+from sqlalchemy import Boolean, ColumnElement, DateTime, Dialect, and_, cast, func
 from sqlalchemy.dialects.mysql import DATETIME
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -147,6 +147,32 @@ def _render_plainly(element: unindexed, compiler: SQLCompiler, **kw: Any) -> str
 @compiles(unindexed, "sqlite")
 def _render_plus(element: unindexed, compiler: SQLCompiler, **kw: Any) -> str:
     return f"+{_render_plainly(element, compiler, **kw)}"
+
+
+class is_tick_after(FunctionElement[bool]):
+    """True if an instant is a microsecond after another one, as :data:`TICK` is."""
+
+    type = Boolean()
+    inherit_cache = True
+
+
+@compiles(is_tick_after)
+def _render_interval(element: is_tick_after, compiler: SQLCompiler, **kw: Any) -> str:
+    later, earlier = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"{later} = {earlier} + INTERVAL '1' MICROSECOND"
+
+
+@compiles(is_tick_after, "postgresql")
+def _render_interval_text(element: is_tick_after, compiler: SQLCompiler, **kw: Any) -> str:
+    later, earlier = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"{later} = {earlier} + INTERVAL '1 microsecond'"
+
+
+@compiles(is_tick_after, "sqlite")
+def _render_microseconds(element: is_tick_after, compiler: SQLCompiler, **kw: Any) -> str:
+    later, earlier = (compiler.process(clause, **kw) for clause in element.clauses)
+    numbers = [f"strftime('%s', {text}) * 1000000 + substr({text}, 21)" for text in (later, earlier)]
+    return f"{numbers[0]} = {numbers[1]} + 1".replace("%", "%%" if compiler.preparer._double_percents else "%")
 
 
 class PeriodToIndex(ColumnElement[Any]):

@@ -46,7 +46,7 @@ from sqlaudit import (
     unregister_hooks,
     versions_of,
 )
-from sqlaudit_alembic.widening import wide_enough
+from sqlaudit.sql.widening import wide_enough
 from stock import upsert
 
 ENV = """

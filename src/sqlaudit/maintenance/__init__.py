@@ -1,13 +1,26 @@
-"""What is done to whole histories? Today: ``backfill``, which gives rows that are older than their tracking a baseline.
+"""What is done to whole histories? They are begun, checked and mended.
 
 .. code-block:: python
 
     backfill(engine, Customer)  # in transactions of 10,000 rows, beside other writers
+    check(engine)
 
-A baseline is an open version of the row as it is now. It reports no field changes.
+``backfill`` gives rows that are older than their tracking a baseline, an open version of the row as it is now. It
+reports no field changes. ``check`` finds faults, and mends those that it can.
 """
 
 from sqlaudit.maintenance.backfill import BackfillReport, backfill
+from sqlaudit.maintenance.checking import check
+from sqlaudit.maintenance.findings import CheckReport, Finding, FindingCode
 from sqlaudit.tracking.maintenance_tables import MaintenanceTables, maintenance_tables
 
-__all__ = ["BackfillReport", "MaintenanceTables", "backfill", "maintenance_tables"]
+__all__ = [
+    "BackfillReport",
+    "CheckReport",
+    "Finding",
+    "FindingCode",
+    "MaintenanceTables",
+    "backfill",
+    "check",
+    "maintenance_tables",
+]

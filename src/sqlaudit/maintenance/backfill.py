@@ -8,11 +8,11 @@ baselines last, each in a transaction of its own: it waits for one row only, and
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from sqlalchemy import (
@@ -21,17 +21,13 @@ from sqlalchemy import (
     Dialect,
     Engine,
     Executable,
-    and_,
     bindparam,
     exists,
     func,
     literal_column,
     null,
-    or_,
     select,
-    tuple_,
 )
-from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session, scoped_session
 
 from sqlaudit.arguments import checked_count, instant_or_now
@@ -40,32 +36,29 @@ from sqlaudit.changes import Operation
 from sqlaudit.context import get_audit_context
 from sqlaudit.exceptions import QueryError
 from sqlaudit.maintenance.progress import Callback, progress_reporter
+from sqlaudit.maintenance.ranges import compared_with, is_in_range, order_of, range_after
+from sqlaudit.maintenance.transactions import InSavepoints, InTransactions, Runner, connection_of, own_connection
 from sqlaudit.period import OpenEnd, UTCDateTime
 from sqlaudit.recording.capture import WriteContext
 from sqlaudit.recording.cascades import lock_rows, split_by_chain, take_write_lock
-from sqlaudit.recording.changeset import ChangesetStamp, changeset_at, connection_for_versions
+from sqlaudit.recording.changeset import ChangesetStamp, changeset_at
 from sqlaudit.recording.clauses import has_open_version
 from sqlaudit.recording.policy import warn_of_visible_history
 from sqlaudit.recording.prepared import step
 from sqlaudit.recording.statements import Statements
-from sqlaudit.sql.batches import CHUNK, chunks, in_pages, sortable
+from sqlaudit.sql.batches import chunks, in_pages
 from sqlaudit.sql.comparing import all_equal
 from sqlaudit.sql.dialects import TRAITS
-from sqlaudit.sql.keys import Key, RawKey, bound, raw_columns, read_keys
+from sqlaudit.sql.keys import Key, bound, raw_columns, read_keys
 from sqlaudit.tracking.aliases import HistoryAlias, joined_live_tables
 from sqlaudit.tracking.catalogue import can_lock_many
-from sqlaudit.tracking.missing import codes_of, explaining_history_errors
+from sqlaudit.tracking.missing import explaining_history_errors
 from sqlaudit.tracking.models import base_table_of
-from sqlaudit.tracking.sessions import checked_session
 from sqlaudit.tracking.tables import TrackedTable
 from sqlaudit.wire import Report
 
 _log: Final = logging.getLogger(__package__)
 T = TypeVar("T")
-_ATTEMPTS: Final = 10
-"""How often a batch is tried: it fails if another transaction writes a row's first version at the same time."""
-_COLLISIONS: Final = {"40001", "40P01", 1205, 1213, "SQLITE_BUSY", "SQLITE_BUSY_SNAPSHOT", "SQLITE_LOCKED"}
-"""The codes of PostgreSQL, MariaDB and SQLite for a deadlock, a serialization failure and a lock timeout."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -124,84 +117,9 @@ def backfill(
         explaining_history_errors([table], record=True),
     ):
         if isinstance(where, Engine):
-            with _own_connection(where) as connection:
-                return _Backfill(table, changeset, _InTransactions(connection), chunk_size, report_progress).run()
-        return _Backfill(
-            table, changeset, _InSavepoints(_connection_of(where, table)), chunk_size, report_progress
-        ).run()
-
-
-# --- transactions -----------------------------------------------------------------------------------------------
-
-
-class _Runner(Protocol):
-    connection: Connection
-    batch_size: int
-    """How many rows that other transactions have locked one call may wait for."""
-
-    def __call__(self, work: Callable[..., T], *args: Any) -> T:
-        """Execute ``work`` for one batch."""
-
-
-def _own_connection(engine: Engine) -> Connection:
-    """Connect at READ COMMITTED (not on SQLite): a statement sees all earlier commits, and locks no gaps."""
-    level = {"isolation_level": "READ COMMITTED"} if TRAITS[engine.dialect.name].locks_rows else {}
-    return engine.connect().execution_options(**level)
-
-
-def _connection_of(where: Any, table: TrackedTable) -> Connection:
-    if isinstance(where, Connection):
-        return where
-    session = checked_session(where)
-    session.flush()
-    return connection_for_versions(session, table.mapper)
-
-
-class _InTransactions:
-    """Runs each batch in a transaction of its own, and repeats it after a collision."""
-
-    batch_size = 1
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-
-    def __call__(self, work: Callable[..., T], *args: Any) -> T:
-        for _ in range(_ATTEMPTS - 1):
-            try:
-                with self.connection.begin():
-                    return work(self.connection, *args)
-            except DBAPIError as error:
-                if not _has_collided(error):
-                    raise
-        with self.connection.begin():
-            return work(self.connection, *args)
-
-
-class _InSavepoints:
-    """Runs all batches in the caller's transaction: each in a savepoint, repeated on IntegrityError; not on SQLite."""
-
-    batch_size = CHUNK
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-
-    def __call__(self, work: Callable[..., T], *args: Any) -> T:
-        if not TRAITS[self.connection.dialect.name].locks_rows:  # no other transaction can write
-            return work(self.connection, *args)
-        for _ in range(_ATTEMPTS - 1):
-            try:
-                with self.connection.begin_nested():
-                    return work(self.connection, *args)
-            except IntegrityError:
-                continue
-        return work(self.connection, *args)
-
-
-def _has_collided(error: DBAPIError) -> bool:
-    """Return whether a batch failed because others were writing its rows, so that it may be repeated."""
-    if isinstance(error, IntegrityError):  # another transaction wrote the first version of a row
-        return True
-    return not codes_of(error).isdisjoint(_COLLISIONS)
+            with own_connection(where) as connection:
+                return _Backfill(table, changeset, InTransactions(connection), chunk_size, report_progress).run()
+        return _Backfill(table, changeset, InSavepoints(connection_of(where, table)), chunk_size, report_progress).run()
 
 
 # --- the work ---------------------------------------------------------------------------------------------------
@@ -212,7 +130,7 @@ class _Backfill:
         self,
         table: TrackedTable,
         changeset: ChangesetStamp,
-        run: _Runner,
+        run: Runner,
         chunk_size: int,
         report_progress: Callback | None,
     ) -> None:
@@ -246,7 +164,7 @@ class _Backfill:
     def _write_batch(self, connection: Connection, last: Key | None) -> tuple[Key, int] | None:
         """Write baselines of the batch that follows a key; return its last key, and the number of baselines."""
         take_write_lock(connection, self.table)
-        ends = self._range_of_batch(connection, last)
+        ends = range_after(connection, self.table.key, last, self.chunk_size)
         if ends is None:
             return None
         parameters: dict[str, Any] = {"sqlaudit_at": self.changeset.at, "sqlaudit_changeset": self.changeset.id}
@@ -268,36 +186,20 @@ class _Backfill:
             statement.execute(connection, parameters)
         return written
 
-    def _range_of_batch(self, connection: Connection, last: Key | None) -> tuple[Key, Key] | None:
-        """Return the first and the last key of the batch that follows a key; no other keys pass through Python."""
-        key, order = raw_columns(self.table.key, connection.dialect), self._order(connection)
-        statement = select(*key).order_by(*order).limit(1)
-        following = statement if last is None else statement.where(self._compared_with(connection, ">", last))
-        first = connection.execute(following).first()
-        if first is None:
-            return None
-        from_here = statement.where(self._compared_with(connection, ">=", RawKey(first)))
-        end = connection.execute(from_here.offset(self.chunk_size - 1)).first()
-        if end is None:
-            backwards = select(*key).order_by(*(column.desc() for column in order)).limit(1)
-            end = connection.execute(backwards).one()
-        return RawKey(first), RawKey(end)
-
-    def _order(self, connection: Connection) -> list[ColumnElement[Any]]:
-        return [sortable(column, connection.dialect) for column in self.table.key]
-
-    def _compared_with(self, connection: Connection, operator: str, key: Key) -> ColumnElement[bool]:
-        columns = raw_columns(self.table.key, connection.dialect)
-        values = [bound(column, value=value) for column, value in zip(columns, key, strict=True)]
-        return _compared(self._order(connection), values, operator)
-
     def _write_remaining(self) -> int:
         """Write baselines of rows that were locked by others, and of rows whose history has ended."""
         connection = self.runner.connection
         key = raw_columns(self.table.key, connection.dialect)
-        statement = select(*key).where(~has_open_version(self.table, self.table.key)).order_by(*self._order(connection))
+        statement = (
+            select(*key)
+            .where(~has_open_version(self.table, self.table.key))
+            .order_by(*order_of(self.table.key, connection.dialect))
+        )
         statement = statement if self.table.live.primary_key else statement.distinct()
-        is_after = partial(self._compared_with, connection, ">")
+
+        def is_after(key: Key) -> ColumnElement[bool]:
+            return compared_with(self.table.key, ">", key, connection.dialect)
+
         return sum(
             self.runner(self._write_missing_baselines, batch)
             for keys in in_pages(partial(self.runner, read_keys), statement, is_after)
@@ -321,23 +223,6 @@ class _Backfill:
 # --- statements -------------------------------------------------------------------------------------------------
 
 
-def _compared(
-    columns: Sequence[ColumnElement[Any]], values: Sequence[ColumnElement[Any]], operator: str
-) -> ColumnElement[bool]:
-    """Compare a key with values, in the order of its index, by ``>``, ``>=`` or ``<=``.
-
-    The condition names single columns, because MariaDB scans no index range for ``(a, b) > (x, y)``. Every database
-    scans one for the first column.
-    """
-    if len(columns) == 1:
-        return columns[0].bool_op(operator)(values[0])
-    cases, last = [], len(columns) - 1
-    for place, (column, value) in enumerate(zip(columns, values, strict=True)):
-        same = [left == right for left, right in zip(columns[:place], values[:place], strict=True)]
-        cases.append(and_(*same, column.bool_op(operator if place == last else operator[0])(value)))
-    return and_(columns[0].bool_op(f"{operator[0]}=")(values[0]), or_(*cases))
-
-
 class _Ranges(Statements):
     """The statements that write baselines of the objects of one chain whose keys are in a range.
 
@@ -357,10 +242,7 @@ class _Ranges(Statements):
     def _has_one_of_keys(self, columns: Sequence[ColumnElement[Any]], *, again: bool = False) -> ColumnElement[bool]:
         named = list(enumerate(raw_columns(columns, self.dialect)))
         ends = [[bound(column, f"sqlaudit_{name}_{place}") for place, column in named] for name in ("first", "last")]
-        if len(columns) > 1 and TRAITS[self.dialect.name].compares_rows_by_index:
-            return and_(tuple_(*columns) >= tuple_(*ends[0]), tuple_(*columns) <= tuple_(*ends[1]))
-        order = [sortable(column, self.dialect) for column in columns]
-        return and_(_compared(order, ends[0], ">="), _compared(order, ends[1], "<="))
+        return is_in_range(columns, ends[0], ends[1], self.dialect)
 
     @step
     def baseline(self) -> list[Executable]:

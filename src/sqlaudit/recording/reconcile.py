@@ -62,14 +62,29 @@ def record_changes(session: Session, model_class: Any, which: Any = None) -> Non
     take_write_lock(connection, root)
     write = WriteContext(connection, changeset_of(session, connection), get_audit_context())
     for keys in _pages(connection, root, model_class, which):
-        departed = list(_departed_rows(connection, root, keys))
-        for chain, keys_of_chain in (*departed, *split_by_chain(connection, root, keys)):
-            capture = write.capture(chain, user_fields_of(chain))
-            capture.settle(
-                keys_of_chain, inserted=frozenset(keys_of_chain), must_be_found=False, missing_rows=MissingRows.UNKNOWN
-            )
+        reconcile_rows(write, root, keys)
     if recorded_listeners:
         tell_recorded_by(session)
+
+
+def reconcile_rows(write: WriteContext, root: TrackedTable, keys: Sequence[Key], *, as_baselines: bool = False) -> None:
+    """Record how rows differ from their histories.
+
+    :param as_baselines: give a row without an open version a baseline; otherwise it is recorded as inserted
+    """
+    connection = write.connection
+    departed = list(_departed_rows(connection, root, keys))
+    for chain, keys_of_chain in (*departed, *split_by_chain(connection, root, keys)):
+        capture = write.capture(chain, user_fields_of(chain))
+        if as_baselines:
+            capture.write_missing_baselines(keys_of_chain)
+        capture.settle(
+            keys_of_chain,
+            inserted=frozenset(() if as_baselines else keys_of_chain),
+            must_be_found=False,
+            missing_rows=MissingRows.UNKNOWN,
+            forgets=not as_baselines,
+        )
 
 
 def _pages(connection: Connection, root: TrackedTable, model_class: Any, asked_ids: Any) -> Iterator[Sequence[Key]]:
@@ -113,11 +128,11 @@ def _departed_rows(
                     table.live,
                 )
             elif departed:
-                _end_with_base(connection, root, chain[1:], departed)
+                end_with_base(connection, root, chain[1:], departed)
                 yield chain, departed
 
 
-def _end_with_base(connection: Connection, root: TrackedTable, tables: Sequence[TrackedTable], keys: list[Key]) -> None:
+def end_with_base(connection: Connection, root: TrackedTable, tables: Sequence[TrackedTable], keys: list[Key]) -> None:
     """End versions in the tables of subclasses when the versions of the same numbers in the base table ended.
 
     They are still open if sqlaudit recorded a write of the row after the row had left the subclass unseen.

@@ -13,6 +13,8 @@
     What a column of JSON holds under a name.
 ``old_values``, ``texts``, ``fitting``
     Values that a column held before its type changed: how they are read, and whether the column can hold them again.
+``widening``
+    Which type holds the values of two types: a column of history holds all that its live column ever held.
 ``dialects``
     What is peculiar to each database, as one table of facts (:class:`~sqlaudit.sql.dialects.Traits`).
 ``options``

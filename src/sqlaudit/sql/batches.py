@@ -111,9 +111,15 @@ def in_pages(
 
 
 def pages(
-    connection: Connection, statement: Select[Any], columns: Sequence[ColumnElement[Any]]
+    connection: Connection,
+    statement: Select[Any],
+    columns: Sequence[ColumnElement[Any]],
+    read_page: Callable[[Select[Any]], Sequence[Key]] | None = None,
 ) -> Iterator[Sequence[Key]]:
-    """Yield the keys that a select finds, in pages."""
+    """Yield the keys that a select finds, in pages.
+
+    :param read_page: executes the select of a page, by default on the connection
+    """
     order = [sortable(column, connection.dialect) for column in columns]
     read = raw_columns(columns, connection.dialect)
 
@@ -124,7 +130,7 @@ def pages(
 
     last = None
     statement = statement.with_only_columns(*read, maintain_column_froms=True).order_by(*order)
-    for page in in_pages(partial(read_keys, connection), statement, is_after):
+    for page in in_pages(read_page or partial(read_keys, connection), statement, is_after):
         if page[-1] == last:
             raise CaptureError(
                 f"The database does not find the keys after {last}, because the key columns of the live table and of "
