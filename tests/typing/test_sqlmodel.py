@@ -1,23 +1,50 @@
 """What type checkers know of models and sessions of SQLModel."""
 
 from datetime import UTC, datetime
-from typing import assert_type
+from typing import Any, assert_type
 
 from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlmodel import Field, Session, SQLModel, select
+from sqlmodel import Field, Relationship, Session, SQLModel, col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from sqlaudit import Version, track_table, versions_of
+from sqlaudit import (
+    FieldChange,
+    Page,
+    Version,
+    changes_page,
+    changes_since,
+    changesets,
+    get_resource_changes,
+    track_table,
+    versions_of,
+)
 from sqlaudit.integrations.sqlmodel import Temporal, time_travel
+from sqlaudit.testing import assert_recorded
 
 WHEN = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+@track_table()
+class Comment(SQLModel, table=True):
+    id: int | None = Field(default=None, primary_key=True)
+    ticket_id: int = Field(foreign_key="ticket.id")
 
 
 @track_table()
 class Ticket(Temporal, SQLModel, table=True):
     id: int | None = Field(default=None, primary_key=True)
     title: str
+    comments: list[Comment] = Relationship()
+
+
+def a_relationship_is_given_as_a_column_is(session: Session) -> None:
+    assert_type(get_resource_changes(col(Ticket.comments), session, 7), list[FieldChange])
+    assert_type(versions_of(session, col(Ticket.comments), 7), list[Version[Any]])
+    assert_type(changes_page(session, col(Ticket.comments), 7), Page[FieldChange])
+    changesets(session, model=[Comment, col(Ticket.comments)])
+    changes_since(session, model=col(Ticket.comments), key=7)
+    assert_recorded(session, col(Ticket.comments), 7, operation="insert")
 
 
 def exec_gives_objects_of_the_past(session: Session, engine: Engine) -> None:

@@ -26,7 +26,7 @@ from sqlalchemy import (
     or_,
     select,
 )
-from sqlalchemy.orm import QueryableAttribute, Session, scoped_session
+from sqlalchemy.orm import Mapped, QueryableAttribute, Session, scoped_session
 
 from sqlaudit.arguments import checked_actor_type, checked_count, checked_range, checked_user
 from sqlaudit.asynchronous import also_async
@@ -239,7 +239,7 @@ class Wanted:
     def _tables_of(
         self, model: Readable | Collection[Readable], key: Any
     ) -> Iterator[tuple[TrackedTable, Sequence[Any] | None]]:
-        sources = [model] if isinstance(model, (type, Table, QueryableAttribute)) else list(model)
+        sources = [model] if isinstance(model, (type, Table, Mapped)) else list(model)
         if key is not None and len(sources) != 1:
             raise QueryError(f"key is {key!r}, and model has several models. Give the one whose row has it.", key)
         for source in sources:

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar, Unpack, overload
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Select, Table, bindparam, select
-from sqlalchemy.orm import QueryableAttribute, Session, class_mapper, scoped_session, with_polymorphic
+from sqlalchemy.orm import Mapped, QueryableAttribute, Session, class_mapper, scoped_session, with_polymorphic
 
 from sqlaudit.arguments import changeset_uuid, checked_count, checked_range
 from sqlaudit.asynchronous import AsyncSession, also_async, also_async_read, also_async_stream, async_scoped_session
@@ -158,7 +158,7 @@ def versions_of(
 @overload
 def versions_of(
     session: Session | scoped_session[Any],
-    model_class: Table | QueryableAttribute[Any],
+    model_class: Table | Mapped[Any],
     resource_id: Any,
     *,
     limit: int | None = None,
@@ -182,7 +182,7 @@ def versions_of(
 @overload
 def versions_of(
     session: AsyncSession | async_scoped_session[Any],
-    model_class: Table | QueryableAttribute[Any],
+    model_class: Table | Mapped[Any],
     resource_id: Any,
     *,
     limit: int | None = None,

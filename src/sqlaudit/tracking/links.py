@@ -11,14 +11,18 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from sqlalchemy import Column, Table
-from sqlalchemy.orm import Mapper, QueryableAttribute, RelationshipProperty, class_mapper
+from sqlalchemy.orm import Mapped, Mapper, QueryableAttribute, RelationshipProperty, class_mapper
 
 from sqlaudit.exceptions import QueryError, TrackingError
 from sqlaudit.tracking.models import Options, TrackedModel, attribute_of, root_of, tracked_model, tracked_model_of
 from sqlaudit.tracking.tables import TrackedTable, tracked_table
 
-Readable = type[Any] | Table | QueryableAttribute[Any]
-"""What has a history: a tracked model, a tracked table, or a relationship such as ``User.roles``."""
+Readable = type[Any] | Table | Mapped[Any]
+"""What has a history: a tracked model, a tracked table, or a relationship such as ``User.roles``.
+
+A relationship is a ``QueryableAttribute``, which is a ``Mapped``. Type checkers take ``col(User.roles)``, of SQLModel,
+for a ``Mapped``.
+"""
 
 
 class LinkModel(TrackedModel):
@@ -107,7 +111,7 @@ def model_of(source: Readable) -> TrackedModel:
         return _model_of_table(source)
     if isinstance(source, QueryableAttribute):
         return related_by(source).model
-    return tracked_model_of(source)
+    return tracked_model_of(cast("type[Any]", source))
 
 
 def _model_of_table(live: Table) -> TrackedModel:
