@@ -288,16 +288,34 @@ def test_other_values_of_a_criterion_are_not_answered_from_the_statement_cache(
         sa.text("SELECT tenant FROM cases"),
         sa.select(sa.text("tenant")).select_from(sa.text("cases")),
         sa.select(sa.text("(SELECT max(tenant) FROM cases)")),
+        sa.select(sa.literal_column("(SELECT max(tenant) FROM cases)")),
         sa.update(Case).values(tenant=TENANT),
         sa.delete(Note),
     ],
-    ids=["text", "text within", "text of a column", "update", "delete"],
+    ids=["text", "text within", "text of a column", "literal column", "update", "delete"],
 )
 def test_a_restricted_session_executes_no_statement_that_it_cannot_restrict(
     sessions: sessionmaker[Session], statement: Any
 ) -> None:
     with sessions() as session, restricted(session, criteria(TENANT)), pytest.raises(ReadOnlyError, match="a part"):
         session.execute(statement)
+
+
+@pytest.mark.parametrize("name", ["cases", "cases_history"])
+def test_another_object_for_a_restricted_table_is_refused(sessions: sessionmaker[Session], name: str) -> None:
+    namesake = sa.table(name, sa.column("tenant"))
+    with sessions() as session, restricted(session, criteria(TENANT)), pytest.raises(QueryError, match="another Table"):
+        session.execute(sa.select(namesake.c.tenant))
+
+
+def test_a_restricted_session_flushes_nothing(sessions: sessionmaker[Session]) -> None:
+    with sessions() as session:
+        with restricted(session, criteria(TENANT)):
+            session.add(Label(id=1, tenant=TENANT, name="a"))
+            with pytest.raises(ReadOnlyError, match="a part"):
+                session.flush()
+        session.commit()
+        assert len(versions_of(session, Label, 1)) == 1
 
 
 def test_whole_tables_are_not_copied_for_a_restricted_session(sessions: sessionmaker[Session], clock: Clock) -> None:

@@ -62,8 +62,8 @@ def restricted(session: Session | AsyncSession, criteria: Criteria) -> Iterator[
     after it. Models without a criterion are visible whole. The session cannot write within the block, nor execute
     hand-written SQL.
 
-    :param session: a session, also an ``AsyncSession``; objects that it holds already are not restricted, so begin with
-        an empty one
+    :param session: a session, also an ``AsyncSession``. Begin with an empty one: objects that it holds already stay.
+        What its ``connection()`` executes is not restricted
     :param criteria: a criterion for each tracked model or association table, on columns that are stored in history
     :raises TrackingError: a model is not tracked
     :raises QueryError: a criterion needs a column that is not stored in history
@@ -89,11 +89,16 @@ def restricted(session: Session | AsyncSession, criteria: Criteria) -> Iterator[
         if tables:
             state.statement = _restricted_statement(statement, tables, conditions)
 
+    def refuse(flushed: Session, *_: Any) -> None:
+        raise _refusal(flushed)
+
     event.listen(session, "do_orm_execute", restrict)
+    event.listen(session, "before_flush", refuse)
     try:
         yield
     finally:
         event.remove(session, "do_orm_execute", restrict)
+        event.remove(session, "before_flush", refuse)
 
 
 def _refusal(statement: Any) -> ReadOnlyError:
@@ -183,6 +188,8 @@ class RestrictedCompiler(SQLCompiler):
 
     def visit_table(self, table: Table, asfrom: bool = False, **kw: Any) -> str:  # type: ignore[override]
         condition = self.restrictions.get(table) if asfrom and table not in self.unrestricted else None
+        if asfrom and table not in self.restrictions:
+            self._refuse_namesake(table)
         if condition is None or self._reads_past_of(table):
             return cast(str, super().visit_table(table, asfrom=asfrom, **kw))  # type: ignore[no-untyped-call]  # SQLAlchemy's
         rows = f"({self._visible_rows(table, condition, **kw)})"
@@ -191,6 +198,16 @@ class RestrictedCompiler(SQLCompiler):
         if getattr(kw.get("enclosing_alias"), "element", None) is table:
             return rows
         return f"{rows}{self.get_render_as_alias_suffix(self.preparer.quote(_name_of(table)))}"  # type: ignore[no-untyped-call]  # SQLAlchemy's
+
+    def _refuse_namesake(self, table: Table) -> None:
+        """Raise if a statement reads a restricted table by another ``Table`` object, which has no condition."""
+        for known in self.restrictions:
+            if (known.name, known.schema) == (table.name, table.schema):
+                raise QueryError(
+                    f"{known.fullname!r} is restricted, but the statement uses another Table object than the model. "
+                    "Write the statement with the model, or with its __table__.",
+                    table,
+                )
 
     def _reads_past_of(self, table: Table) -> bool:
         """Return whether the statement reads a live table as of an instant, and so reads its restricted history."""
@@ -213,6 +230,8 @@ class RestrictedCompiler(SQLCompiler):
 
     def visit_column(self, column: Any, *args: Any, **kw: Any) -> str:
         rendered = super().visit_column(column, *args, **kw)
+        if column.is_literal and _READS_TABLES.search(rendered):
+            raise _refusal(column)
         table = column.table
         is_plain = not isinstance(table, Table) or table.schema is None or not kw.get("include_table", True)
         if is_plain or table not in self.restrictions or table in self.unrestricted or self._reads_past_of(table):
