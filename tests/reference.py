@@ -52,6 +52,8 @@ class Version:
 class Reference:
     """The rows and their history, as committed and as the running transaction has changed them."""
 
+    is_append_only: bool = False
+    """Whether history keeps what one transaction did to a row twice under one context."""
     rows: Rows = field(default_factory=dict)
     history: dict[Place, list[Version]] = field(default_factory=dict)
     _committed: Rows = field(default_factory=dict)
@@ -64,7 +66,7 @@ class Reference:
         for place in changed:
             steps = self._steps.setdefault(place, [])
             before = self.rows.get(place)
-            if steps and steps[-1].context == context:
+            if steps and steps[-1].context == context and not self.is_append_only:
                 before = steps.pop().before
             if before != rows.get(place):
                 steps.append(Step(context, before, rows.get(place)))

@@ -21,6 +21,7 @@ What ``alembic revision --autogenerate`` proposes then:
   reported, and no version is rewritten;
 * for a column that is dropped, nothing for history, which keeps it: ``version.extra_columns`` reads it;
   and for the downgrade, which brings it back empty, ``op.renew_history``;
+* for a model that is append-only, and whose history lacks triggers, ``op.protect_history``;
 * for a model that is no longer tracked, nothing: its history stays.
 
 A table with a history that ``target_metadata`` does not know stops it: its model was not imported. If it is gone for
@@ -39,7 +40,8 @@ from alembic.util import DispatchPriority
 
 from sqlaudit_alembic import (
     compare,
-    renames,  # noqa: F401  # these three give Alembic the operations
+    protection,  # noqa: F401  # these four give Alembic the operations
+    renames,  # noqa: F401
     render,
     structure,  # noqa: F401
     versions,  # noqa: F401

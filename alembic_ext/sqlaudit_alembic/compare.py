@@ -18,6 +18,7 @@ from sqlaudit import SQLAuditError
 from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.widening import becomes_utc, is_same_kind, wide_enough
 from sqlaudit.tracking.autogenerate import SET_UP, contexts_with_plugin
+from sqlaudit.tracking.protection import is_protected, protects_by_column, triggers_in_database
 from sqlaudit.tracking.tables import (
     INFO_KEY,
     OWN_INDEXES,
@@ -34,7 +35,9 @@ from sqlaudit_alembic.ops import (
     ColumnsLeaveOp,
     CreateHistoryTableOp,
     Place,
+    ProtectHistoryOp,
     RenewHistoryOp,
+    StaysProtectedOp,
     WidenHistoryOp,
 )
 
@@ -71,7 +74,10 @@ def follow_history(autogen_context: AutogenContext, upgrade_ops: ops.UpgradeOps)
     rewritten.sort(
         key=lambda operation: isinstance(operation, BackfillHistoryOp)
     )  # last: live tables have all columns then
-    upgrade_ops.ops = [*kept.relaxed(), *dropped, *rewritten, *_renewals(autogen_context, rewritten)]
+    changes = [*kept.relaxed(), *dropped, *rewritten, *_renewals(autogen_context, rewritten)]
+    protections = list(_protections(autogen_context, changes))
+    stay = [StaysProtectedOp(protection) for protection, was_protected in protections if was_protected]
+    upgrade_ops.ops = [*stay, *changes, *(protection for protection, _ in protections)]
     return PriorityDispatchResult.CONTINUE
 
 
@@ -347,6 +353,35 @@ def refuse_other_columns_and_keys(
             tracked.live,
         )
     return PriorityDispatchResult.CONTINUE
+
+
+def _protections(
+    autogen_context: AutogenContext, operations: Sequence[ops.MigrateOperation]
+) -> Iterator[tuple[ProtectHistoryOp, bool]]:
+    """Yield an operation for each append-only history that would lack triggers, and whether it has any before."""
+    connection = autogen_context.connection
+    for table in autogen_context.sorted_tables:
+        tracked = tracked_table(table)
+        if tracked is None or tracked.live is not table or not tracked.append_only or connection is None:
+            continue
+        place = place_of(tracked)
+        is_new = any(isinstance(each, CreateHistoryTableOp) and each.place == place for each in operations)
+        if is_new:
+            yield ProtectHistoryOp(place), False
+        elif not is_protected(connection, tracked.history, (stored.name for stored in _refused(tracked))):
+            has_triggers = bool(triggers_in_database(connection, tracked.history))
+            yield ProtectHistoryOp(place), has_triggers
+        elif protects_by_column(connection.dialect.name) and any(
+            isinstance(each, ops.ModifyTableOps)
+            and (each.schema, each.table_name) == (tracked.history.schema, tracked.history.name)
+            for each in operations
+        ):  # Alembic's batch mode for SQLite copies a table without its triggers
+            yield ProtectHistoryOp(place), True
+
+
+def _refused(tracked: TrackedTable) -> Iterator[Column[Any]]:
+    """Yield the columns of a history table that no UPDATE may change."""
+    return (column for column in tracked.history.c if column is not tracked.valid_to)
 
 
 def _renewals(

@@ -6,17 +6,21 @@ In ``--sql`` mode there is no database, and the arguments of the operations are 
 from __future__ import annotations
 
 from typing import Final
+from weakref import WeakKeyDictionary
 
 from alembic.operations.base import Operations
+from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, Table, column, func, inspect, select
 from sqlalchemy import table as sql_table
 from sqlalchemy.engine import Inspector
 
 from sqlaudit import HistoryTableError, SQLAuditError
 from sqlaudit.sql.dialects import TRAITS
-from sqlaudit_alembic.ops import Place
+from sqlaudit_alembic.ops import CreateHistoryTableOp, Place
 
 _TRANSLATION = "schema_translate_map"
+created: WeakKeyDictionary[MigrationContext, dict[tuple[str | None, str], CreateHistoryTableOp]] = WeakKeyDictionary()
+"""The history tables that a run has created, for ``--sql`` mode, which cannot inspect a database."""
 
 
 def inspector_of(operations: Operations) -> Inspector | None:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     backfill_history = _operation(ops.BackfillHistoryOp.backfill_history)
     renew_history = _operation(ops.RenewHistoryOp.renew_history)
     drop_history_column = _operation(ops.DropHistoryColumnOp.drop_history_column)
+    protect_history = _operation(ops.ProtectHistoryOp.protect_history)
+    unprotect_history = _operation(ops.UnprotectHistoryOp.unprotect_history)
     rename_tracked_column = _operation(ops.RenameTrackedColumnOp.rename_tracked_column)
     rename_tracked_table = _operation(ops.RenameTrackedTableOp.rename_tracked_table)
 else:

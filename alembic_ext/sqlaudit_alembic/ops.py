@@ -379,6 +379,106 @@ class DropHistoryColumnOp(HistoryOp):
         return AddColumnOp(self.place.history, Column(self.column, self.type_), schema=self.place.schema)
 
 
+class _Protection(HistoryOp):
+    def __init__(
+        self,
+        place: Place,
+        *,
+        key: Sequence[str] = (),
+        columns: Sequence[str] = (),
+        maintainers: Sequence[str] = (),
+    ) -> None:
+        super().__init__(place)
+        self.key = tuple(key)
+        self.columns = tuple(columns)
+        self.maintainers = tuple(maintainers)
+
+    def options(self) -> dict[str, Any]:
+        options = {"key": list(self.key), "columns": list(self.columns), "maintainers": list(self.maintainers)}
+        return {name: value for name, value in options.items() if value} | super().options()
+
+
+@Operations.register_operation("protect_history")
+class ProtectHistoryOp(_Protection):
+    """Let the database refuse to change and to delete versions."""
+
+    directive = "protect_history"
+
+    @classmethod
+    def protect_history(
+        cls,
+        operations: Operations,
+        /,
+        table: str,
+        *,
+        key: Sequence[str] = (),
+        columns: Sequence[str] = (),
+        maintainers: Sequence[str] = (),
+        **options: Any,
+    ) -> None:
+        """Let the database refuse to change and to delete versions of a table, except to ``sqlaudit.maintenance``.
+
+        The model needs ``track_table(append_only=True)``. A history that is protected already gets its triggers again.
+
+        :param table: the name of the live table
+        :param key: the names of the key columns. Needed in ``--sql`` mode for SQLite, MariaDB and MySQL, if the same
+            run does not create the history table
+        :param columns: the names of all columns that the history stores. Needed in the same case
+        :param maintainers: on MariaDB and MySQL, the names of the users whom the triggers let rewrite history, beside
+            the user who creates them; those who are named already, if omitted
+        :param options: ``history_table``, ``audit_columns`` (a dict of role and name) and ``schema``, if they are not
+            the defaults
+        """
+        operations.invoke(cls(_place(table, options), key=key, columns=columns, maintainers=maintainers))
+
+    def reverse(self) -> MigrateOperation:
+        return UnprotectHistoryOp(self.place, key=self.key, columns=self.columns, maintainers=self.maintainers)
+
+
+@Operations.register_operation("unprotect_history")
+class UnprotectHistoryOp(_Protection):
+    """End the protection of a history."""
+
+    directive = "unprotect_history"
+
+    @classmethod
+    def unprotect_history(
+        cls,
+        operations: Operations,
+        /,
+        table: str,
+        *,
+        key: Sequence[str] = (),
+        columns: Sequence[str] = (),
+        maintainers: Sequence[str] = (),
+        **options: Any,
+    ) -> None:
+        """Drop the triggers that let the database refuse to change versions, if there are any.
+
+        :param table: the name of the live table
+        :param key: as for ``op.protect_history``, to protect the history again if the operation is reversed
+        :param columns: for the same purpose
+        :param maintainers: for the same purpose
+        :param options: ``history_table``, ``audit_columns`` (a dict of role and name) and ``schema``, if they are not
+            the defaults
+        """
+        operations.invoke(cls(_place(table, options), key=key, columns=columns, maintainers=maintainers))
+
+    def reverse(self) -> MigrateOperation:
+        return ProtectHistoryOp(self.place, key=self.key, columns=self.columns, maintainers=self.maintainers)
+
+
+class StaysProtectedOp(ModifyTableOps):
+    """Do nothing before a protected history changes; the reverse protects it again once the change is undone."""
+
+    def __init__(self, protection: ProtectHistoryOp) -> None:
+        super().__init__(protection.place.table, [], schema=protection.place.schema)
+        self.protection = protection
+
+    def reverse(self) -> MigrateOperation:  # type: ignore[override]  # returns no ModifyTableOps
+        return self.protection
+
+
 class _Rename(HistoryOp):
     def __init__(self, place: Place, old: str, new: str) -> None:
         super().__init__(place)

@@ -18,6 +18,7 @@ from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.tracking.tables import shortened
 from sqlaudit_alembic.inspection import columns_of, inspector_of, key_of, need_history, need_live, need_name
 from sqlaudit_alembic.ops import CreateHistoryTableOp, Place, RenameTrackedColumnOp, RenameTrackedTableOp
+from sqlaudit_alembic.protection import following_protection
 from sqlaudit_alembic.rollbacks import undo_if_rolled_back
 
 
@@ -63,10 +64,11 @@ def rename_tracked_column(operations: Operations, operation: RenameTrackedColumn
     if inspector is not None:
         _refuse_taken(inspector, operation)
     is_stored = inspector is None or operation.old in columns_of(inspector, place.history, place.schema)
-    for name in (place.table, place.history)[: 2 if is_stored else 1]:
-        table = _unqualified(name, place.schema)
-        operations.execute(_RenameColumn(table, operation.old, operation.new))
-        undo_if_rolled_back(operations, _RenameColumn(table, operation.new, operation.old))
+    with following_protection(operations, place):
+        for name in (place.table, place.history)[: 2 if is_stored else 1]:
+            table = _unqualified(name, place.schema)
+            operations.execute(_RenameColumn(table, operation.old, operation.new))
+            undo_if_rolled_back(operations, _RenameColumn(table, operation.new, operation.old))
     if inspector is not None:
         _rename_copied_indexes(operations, operation)
 
@@ -141,11 +143,12 @@ def rename_tracked_table(operations: Operations, operation: RenameTrackedTableOp
         if inspector is not None and inspector.has_table(new, schema=place.schema):
             raise SQLAuditError(f"A table {new!r} exists already. Choose another name.", operation)
     indexes = list(_indexes_to_rename(operations, operation, inspector)) if len(moves) > 1 else []
-    for old, new in moves:
-        operations.rename_table(old, new, schema=place.schema)
-        undo_if_rolled_back(operations, RenameTable(new, old, schema=place.schema))
-    for old_name, index in indexes:
-        _rename_index(operations, _unqualified(renamed.history, place.schema), old_name, index)
+    with following_protection(operations, place, renamed):
+        for old, new in moves:
+            operations.rename_table(old, new, schema=place.schema)
+            undo_if_rolled_back(operations, RenameTable(new, old, schema=place.schema))
+        for old_name, index in indexes:
+            _rename_index(operations, _unqualified(renamed.history, place.schema), old_name, index)
 
 
 def _indexes_to_rename(

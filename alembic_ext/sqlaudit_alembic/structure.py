@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from weakref import WeakKeyDictionary
-
 from alembic.operations.base import Operations
-from alembic.runtime.migration import MigrationContext
 from sqlalchemy import MetaData, Table
 from sqlalchemy.schema import CreateIndex, CreateTable, DropTable
 
 from sqlaudit import SQLAuditError
 from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.tracking.tables import AddOpenGuard, collation_statements
-from sqlaudit_alembic.inspection import columns_of, inspector_of, key_of, need_history, need_name, need_schema
+from sqlaudit_alembic.inspection import columns_of, created, inspector_of, key_of, need_history, need_name, need_schema
 from sqlaudit_alembic.ops import CreateHistoryTableOp, DropHistoryColumnOp, DropHistoryTableOp
+from sqlaudit_alembic.protection import following_protection
 from sqlaudit_alembic.rollbacks import undo_if_rolled_back
-
-created: WeakKeyDictionary[MigrationContext, dict[tuple[str | None, str], CreateHistoryTableOp]] = WeakKeyDictionary()
-"""The history tables that a run has created, for ``--sql`` mode, which cannot inspect a database."""
 
 
 @Operations.implementation_for(CreateHistoryTableOp)
@@ -82,4 +77,5 @@ def drop_history_column(operations: Operations, operation: DropHistoryColumnOp) 
                 "exclude it from history: track_table(exclude=…).",
                 operation,
             )
-    operations.drop_column(place.history, operation.column, schema=place.schema)
+    with following_protection(operations, place):
+        operations.drop_column(place.history, operation.column, schema=place.schema)

@@ -32,10 +32,9 @@ from sqlaudit.period import OpenEnd, is_open
 from sqlaudit.recording.changeset import ChangesetStamp, changeset_at
 from sqlaudit.recording.clauses import CopyingInsert
 from sqlaudit.tracking.tables import audit_column_types
-from sqlaudit_alembic.inspection import columns_of, inspector_of, key_of, need_history, need_live
+from sqlaudit_alembic.inspection import columns_of, created, inspector_of, key_of, need_history, need_live
 from sqlaudit_alembic.offline import ForgetRun, RememberRun, RunChangeset, RunInstant
 from sqlaudit_alembic.ops import BackfillHistoryOp, Place, RenewHistoryOp
-from sqlaudit_alembic.structure import created
 
 _changesets: WeakKeyDictionary[MigrationContext, ChangesetStamp] = WeakKeyDictionary()
 _remembered: WeakSet[MigrationContext] = WeakSet()

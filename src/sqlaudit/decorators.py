@@ -38,6 +38,7 @@ def track_table(
     history_table_name: str | None = None,
     audit_columns: AuditColumns | None = None,
     as_of_index: bool = False,
+    append_only: bool = False,
 ) -> Callable[[M], M]:
     """Give a mapped class, and its subclasses, a history table.
 
@@ -66,6 +67,9 @@ def track_table(
     :param audit_columns: other names for the columns of sqlaudit, if the model has columns of the same names
     :param as_of_index: add indexes for reads of many rows as of an instant: of the periods, and of the foreign keys
         that are indexed in the live table. A read of a row by its key needs none. Writes take longer
+    :param append_only: let the database itself refuse to change and to delete versions; ``create_all`` and
+        ``op.protect_history`` create the triggers. If a transaction writes a row twice, its history keeps the first
+        version, too, with an empty period. With links, one end that is append-only is enough
     :raises TrackingError: the class cannot be tracked, or an option does not fit it
     """
 
@@ -81,6 +85,7 @@ def track_table(
             history_table_name=history_table_name,
             audit_columns=audit_columns or AuditColumns(),
             as_of_index=as_of_index,
+            append_only=append_only,
         )
         _check(mapper, options)
         inherited = tracked_model(mapper)

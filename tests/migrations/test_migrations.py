@@ -1901,3 +1901,149 @@ def test_a_value_is_taken_out_of_an_enum_as_the_documentation_says(project, reco
         found = session.scalars(as_of(later.Customer, datetime.now(UTC)).where(later.Customer.state == After.draft))
         assert found.one().name == "Ada"
         check_history(session, later.Customer)
+
+
+# --- append-only histories --------------------------------------------------------------------------------------
+
+
+def append_only_models(**columns: Callable[[], Any]) -> Any:
+    base = models(track=False, **columns)
+    track_table(append_only=True)(base.Customer)
+    return base
+
+
+def is_protected(engine: sa.Engine, history: str = "customers_history", **columns: Any) -> bool:
+    """Return whether the database refuses a change of each of the columns, and a deletion."""
+    history_table = sa.table(history, *map(sa.column, columns))
+    rewrites = [sa.update(history_table).values({name: value}) for name, value in columns.items()]
+    for rewrite in (*rewrites, sa.delete(history_table)):
+        with engine.connect() as connection:
+            try:
+                connection.execute(rewrite, execution_options={"sqlaudit_write": None})
+            except sa.exc.DBAPIError as error:
+                if "append-only" not in str(error.orig):
+                    raise
+            else:
+                return False
+    return True
+
+
+def add(recorder, base) -> None:
+    with recorder.begin() as session:
+        session.add(base.Customer(id=1, name="Ada"))
+
+
+def edit(recorder, base, **values: Any) -> None:
+    with recorder.begin() as session:
+        for name, value in values.items():
+            setattr(session.get(base.Customer, 1), name, value)
+
+
+def test_a_history_is_protected_from_its_first_migration_on_and_with_each_column(project, recorder, engine):
+    base = append_only_models()
+    project.release(base)
+    assert "op.protect_history('customers')" in project.migrate()
+    add(recorder, base)
+    edit(recorder, base, name="changed")
+    assert is_protected(engine, name="Eve", audit_reason="none")
+
+    later = append_only_models(country=lambda: sa.Column(sa.String(20), server_default="CH"))
+    project.release(later)
+    text = project.migrate()
+    assert ("op.protect_history('customers')" in text) == (engine.dialect.name != "postgresql")
+    edit(recorder, later, country="IT")
+    assert is_protected(engine, name="Eve", country="AT")
+
+    project.downgrade()
+    project.release(base)
+    edit(recorder, base, name="again")
+    assert is_protected(engine, name="Eve")
+    project.downgrade()
+    assert not sa.inspect(engine).has_table("customers_history")
+
+
+def test_a_history_is_protected_later_and_the_downgrade_ends_that(project, recorder, engine):
+    project.release(base := models())
+    project.migrate()
+    add(recorder, base)
+    assert not is_protected(engine, name="Eve")
+    project.release(base := append_only_models())
+    assert project.migrate().count("protect_history") == 2  # one of them in the downgrade
+    edit(recorder, base, name="changed")
+    assert is_protected(engine, name="Eve")
+    project.downgrade()
+    assert not is_protected(engine, name="Eve")
+    project.upgrade()
+    assert is_protected(engine, name="Eve")
+
+
+def test_a_protection_that_was_lost_is_proposed_again(project, recorder, engine):
+    project.release(base := append_only_models())
+    project.migrate()
+    add(recorder, base)
+    project.write("op.unprotect_history('customers')", "op.protect_history('customers')")
+    project.upgrade()
+    assert not is_protected(engine, name="Eve")
+    assert "op.protect_history('customers')" in project.migrate()
+    assert is_protected(engine, name="Eve")
+
+
+def test_a_protection_follows_names_and_columns(project, recorder, engine):
+    project.release(base := append_only_models(town=lambda: sa.Column(sa.String(20))))
+    project.migrate()
+    add(recorder, base)
+    project.write("op.rename_tracked_column('customers', 'name', 'title')")
+    project.write("with op.batch_alter_table('customers') as batch: batch.drop_column('town')")
+    project.write("op.drop_history_column('customers', 'town')")
+    project.write("op.rename_tracked_table('customers', 'clients')")
+    project.upgrade()
+    assert is_protected(engine, "clients_history", title="Eve")
+
+    class Base(orm.DeclarativeBase):
+        pass
+
+    @track_table(append_only=True)
+    class Client(Base):
+        __tablename__ = "clients"
+        id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+        title: orm.Mapped[str] = orm.mapped_column(sa.String(50))
+
+    releases.append(Base.registry)
+    with recorder.begin() as session:
+        session.get(Client, 1).title = "changed"
+    with engine.connect() as connection:
+        history = Base.metadata.tables["clients_history"]
+        assert connection.scalar(sa.select(sa.func.count()).select_from(history)) == 2
+    project.release(Base)
+    command.check(project.config)
+
+
+def test_a_history_is_protected_by_sql(project, recorder, engine, capsys):
+    project.release(base := append_only_models())
+    project.migrate()
+    project.downgrade()
+    script = script_of(project, capsys)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE IF EXISTS alembic_version")
+    run_client_script(engine, script)
+    add(recorder, base)
+    edit(recorder, base, name="changed")
+    assert is_protected(engine, name="Eve")
+    since = project.head
+    project.write(
+        "op.unprotect_history('customers')", "op.protect_history('customers', key=['id'], columns=['id', 'name'])"
+    )
+    run_client_script(engine, script_of(project, capsys, since))
+    assert not is_protected(engine, name="Eve")
+
+
+def run_client_script(engine: sa.Engine, script: str) -> None:
+    """Run a script as the client of the database divides it into statements."""
+    pattern = r"\s*DELIMITER //\n(.*?)//\nDELIMITER ;|((?:\$sqlaudit\$.*?\$sqlaudit\$|BEGIN SELECT RAISE.*?END|[^;])+);"
+    with engine.connect() as connection:
+        for match in re.finditer(pattern, script, re.DOTALL):
+            statement = (match[1] or match[2]).strip()
+            if statement.upper() not in ("", "BEGIN", "COMMIT"):
+                connection.exec_driver_sql(statement.replace("%", "%%"))
+        connection.commit()
+        connection.invalidate()

@@ -22,6 +22,9 @@ import sqlaudit
 from databases import Database
 from effort import profile
 from reference import OPEN, Context, Reference, Rows, Version
+from sqlaudit.maintenance.door import writable_history
+from sqlaudit.tracking.protection import protecting, protection_of
+from sqlaudit.tracking.registry import tracked_tables
 
 
 class Base(DeclarativeBase):
@@ -124,9 +127,9 @@ NUMBER = st.integers(0, 2)
 class Life(RuleBasedStateMachine):
     """One session's work. `world` is what it wants, `flushed` what it has written."""
 
-    def __init__(self, engine: sa.Engine) -> None:
+    def __init__(self, engine: sa.Engine, *, is_append_only: bool = False) -> None:
         super().__init__()
-        with engine.begin() as connection:
+        with engine.begin() as connection, writable_history(connection, tracked_tables(Base.metadata)):
             for table in reversed(Base.metadata.sorted_tables):
                 connection.execute(table.delete())
         self.engine = engine
@@ -138,7 +141,7 @@ class Life(RuleBasedStateMachine):
         sqlaudit.set_config(sqlaudit.SQLAuditConfig(clock=self.clock, strict=True))
         sqlaudit.clear_audit_context()
         self.context = Context()
-        self.reference = Reference()
+        self.reference = Reference(is_append_only)
         self.committed = World()
         self.flushed = World()
         self.world = World()
@@ -554,6 +557,26 @@ def read_past(session: Session, when: datetime) -> Iterator[Any]:
 def test_history_agrees_with_what_was_true_when(database: Database, engine: sa.Engine) -> None:
     lives = profile(database, few=8, many=20, stateful_step_count=40, report_multiple_bugs=False)
     run_state_machine_as_test(lambda: Life(engine), settings=lives)
+
+
+@pytest.fixture
+def append_only(engine: sa.Engine) -> Iterator[None]:
+    """Let the database refuse to rewrite the history of all tables."""
+    tables = tracked_tables(Base.metadata)
+    with engine.begin() as connection:
+        for table in tables:
+            table.append_only = True
+            for statement in protecting(protection_of(table), engine.dialect.name):
+                connection.execute(statement)
+    yield
+    for table in tables:
+        table.append_only = False
+
+
+@pytest.mark.usefixtures("append_only")
+def test_append_only_history_agrees_with_what_was_true_when(database: Database, engine: sa.Engine) -> None:
+    lives = profile(database, few=8, many=20, stateful_step_count=40, report_multiple_bugs=False)
+    run_state_machine_as_test(lambda: Life(engine, is_append_only=True), settings=lives)
 
 
 # --- what random lives have found -------------------------------------------------------------------------------

@@ -31,7 +31,14 @@ from sqlaudit.hooks.objects import (
     refuse_past_object,
     written_by_other_mapper,
 )
-from sqlaudit.hooks.schema import after_create, after_create_table, after_drop, before_create, before_create_table
+from sqlaudit.hooks.schema import (
+    after_create,
+    after_create_table,
+    after_drop,
+    after_drop_table,
+    before_create,
+    before_create_table,
+)
 from sqlaudit.past.attributes import add_mixin, hide_if_excluded
 from sqlaudit.past.collections import read_collections_from_past
 from sqlaudit.past.objects import refuse_reference
@@ -65,6 +72,7 @@ def listen_to_model(model: TrackedModel) -> None:
         event.listen(Mapper, "after_configured", _listen_to_followed)
         event.listen(Table, "before_create", before_create_table)
         event.listen(Table, "after_create", after_create_table)
+        event.listen(Table, "after_drop", after_drop_table)
         event.listen(Column, "before_parent_attach", _adding_column)
         event.listen(object, "attribute_instrument", _attribute_added)
         event.listen(Session, "before_attach", refuse_past_object, raw=True)
@@ -159,7 +167,9 @@ def _handle_attribute(model_class: type[Any], prop: ColumnProperty[Any] | Relati
 def _track_link(relationship: RelationshipProperty[Any]) -> None:
     secondary = relationship.secondary
     if isinstance(secondary, Table) and not relationship.viewonly and tracked_model(relationship.mapper) is not None:
-        track_secondary(secondary, link_columns(relationship), relationship.parent)
+        sides = [tracked_model(mapper) for mapper in (relationship.parent, relationship.mapper)]
+        append_only = any(side is not None and side.options.append_only for side in sides)
+        track_secondary(secondary, link_columns(relationship), relationship.parent, append_only=append_only)
         for mapper in configured_mappers([secondary]):
             if mapper.local_table is secondary:
                 _warn_of_other_mapper(mapper)

@@ -12,6 +12,7 @@ from sqlalchemy import (
 )
 
 from sqlaudit.sql.dialects import MYSQL
+from sqlaudit.tracking.protection import protecting, protection_of, unprotecting
 from sqlaudit.tracking.registry import find_association_tables, tracked_tables
 from sqlaudit.tracking.tables import INFO_KEY, AddOpenGuard, TrackedTable, collation_statements, make_partial_only
 
@@ -55,12 +56,23 @@ def before_create_table(table: Table, connection: Connection, **kw: Any) -> None
 
 
 def after_create_table(table: Table, connection: Connection, **kw: Any) -> None:
-    """Give a history table, or a copy of one, what MySQL and MariaDB need beyond its columns and indexes."""
-    if connection.dialect.name in MYSQL and (tracked := _tracked_by_history(table)) is not None:
+    """Give a history table, or a copy of one, what it needs beyond its columns and indexes."""
+    if (tracked := _tracked_by_history(table)) is None:
+        return
+    if connection.dialect.name in MYSQL:
         if table is tracked.history:
             for element in collation_statements(tracked.live, table):
                 element(table, connection)
         AddOpenGuard(tracked.history)(table, connection)
+    for statement in protecting(protection_of(tracked, table), connection.dialect.name) if tracked.append_only else ():
+        connection.execute(statement)
+
+
+def after_drop_table(table: Table, connection: Connection, **kw: Any) -> None:
+    """Drop what PostgreSQL keeps of the protection of a history table, or of a copy of one."""
+    if (tracked := _tracked_by_history(table)) is not None and tracked.append_only:
+        for statement in unprotecting(protection_of(tracked, table), connection.dialect.name, is_dropped=True):
+            connection.execute(statement)
 
 
 def _tracked_by_history(table: Table) -> TrackedTable | None:

@@ -49,6 +49,7 @@ from sqlaudit.changes import Operation
 from sqlaudit.context import user_id_text
 from sqlaudit.exceptions import QueryError
 from sqlaudit.importing.targets import column_names_of, import_target, reconcile_after_import
+from sqlaudit.maintenance.door import writable_history
 from sqlaudit.period import OPEN_END, TICK, OpenEnd, as_utc
 from sqlaudit.recording.changeset import changeset_id_of
 from sqlaudit.sql.batches import in_pages
@@ -406,13 +407,14 @@ def _move(connection: Connection, tables: Sequence[TrackedTable], key: Key) -> N
     instants: list[datetime] = []
     for _, at, _ in versions:
         instants.append(max(at, instants[-1] + TICK) if instants else at)
-    for place, (number, _, operation) in enumerate(versions):
-        begin, is_last = instants[place], place == len(versions) - 1
-        end = begin if operation is Operation.DELETE else OPEN_END if is_last else instants[place + 1]
-        for table in tables:
-            of_version = and_(all_equal(table.history_key, _values(key)), table.version == number)
-            moved = update(table.history).where(of_version).values({table.valid_from: begin, table.valid_to: end})
-            connection.execute(moved.execution_options(**INTERNAL))
+    with writable_history(connection, tables):
+        for place, (number, _, operation) in enumerate(versions):
+            begin, is_last = instants[place], place == len(versions) - 1
+            end = begin if operation is Operation.DELETE else OPEN_END if is_last else instants[place + 1]
+            for table in tables:
+                of_version = and_(all_equal(table.history_key, _values(key)), table.version == number)
+                moved = update(table.history).where(of_version).values({table.valid_from: begin, table.valid_to: end})
+                connection.execute(moved.execution_options(**INTERNAL))
 
 
 def _values(key: Key) -> list[ColumnElement[Any]]:

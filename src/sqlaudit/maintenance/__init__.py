@@ -1,4 +1,4 @@
-"""What is done to whole histories? They are begun, checked and mended.
+"""What is done to whole histories? They are begun, checked, mended and protected.
 
 .. code-block:: python
 
@@ -6,12 +6,14 @@
     check(engine)
 
 ``backfill`` gives rows that are older than their tracking a baseline, an open version of the row as it is now. It
-reports no field changes. ``check`` finds faults, and mends those that it can.
+reports no field changes. ``check`` finds faults, and mends those that it can. ``history_grants`` gives the rights on
+history, which matter most if it is append-only.
 """
 
 from sqlaudit.maintenance.backfill import BackfillReport, backfill
 from sqlaudit.maintenance.checking import check
 from sqlaudit.maintenance.findings import CheckReport, Finding, FindingCode
+from sqlaudit.maintenance.grants import history_grants
 from sqlaudit.tracking.maintenance_tables import MaintenanceTables, maintenance_tables
 
 __all__ = [
@@ -22,5 +24,6 @@ __all__ = [
     "MaintenanceTables",
     "backfill",
     "check",
+    "history_grants",
     "maintenance_tables",
 ]

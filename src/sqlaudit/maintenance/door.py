@@ -11,22 +11,20 @@ What opens it, and who may:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
-from sqlalchemy import Connection, Table, column, false, func, select, table, text, update
+from sqlalchemy import Connection, Table, false, func, select, text, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from sqlaudit.sql.dialects import MYSQL
 from sqlaudit.sql.options import INTERNAL
-from sqlaudit.tracking.protection import DOOR, DOOR_SETTING, trigger_names
+from sqlaudit.tracking.protection import DOOR, DOOR_SETTING, triggers_in_database
 from sqlaudit.tracking.schema import schema_of
 from sqlaudit.tracking.tables import TrackedTable
 
 _IS_OPEN: Final = "sqlaudit_door"
-_Triggers = list[tuple[Table, str, str]]
-"""The history table, the name and the text of each trigger."""
 
 
 @contextmanager
@@ -72,15 +70,15 @@ def _turn(connection: Connection, *, is_open: bool) -> None:
 
 @contextmanager
 def _without_triggers(connection: Connection, histories: Iterable[Table]) -> Iterator[None]:
-    dropped = [trigger for history in histories for trigger in _triggers_of(connection, history)]
-    for history in dict.fromkeys(history for history, _, _ in dropped):
-        # Python's driver begins a transaction with an UPDATE, and not with the DROP.
-        first = next(iter(history.c))
-        connection.execute(update(history).where(false()).values({first: first}), execution_options=INTERNAL)
-    for history, name, _ in dropped:
+    dropped = {history: triggers_in_database(connection, history) for history in histories}
+    for history, triggers in dropped.items():
+        if triggers:  # Python's driver begins a transaction with an UPDATE, and not with the DROP
+            first = next(iter(history.c))
+            connection.execute(update(history).where(false()).values({first: first}), execution_options=INTERNAL)
         quote, schema = connection.dialect.identifier_preparer.quote, schema_of(connection, history)
-        qualified = quote(name) if schema is None else f"{quote(schema)}.{quote(name)}"
-        connection.exec_driver_sql(f"DROP TRIGGER {qualified}", execution_options=INTERNAL)
+        for name in triggers:
+            qualified = quote(name) if schema is None else f"{quote(schema)}.{quote(name)}"
+            connection.exec_driver_sql(f"DROP TRIGGER {qualified}", execution_options=INTERNAL)
     try:
         yield
     except BaseException:
@@ -91,19 +89,17 @@ def _without_triggers(connection: Connection, histories: Iterable[Table]) -> Ite
         _create_again(connection, dropped)
 
 
-def _create_again(connection: Connection, dropped: _Triggers) -> None:
-    for history, name, definition in dropped:
-        if name not in {existing for _, existing, _ in _triggers_of(connection, history)}:
-            connection.exec_driver_sql(definition, execution_options=INTERNAL)
+def _create_again(connection: Connection, dropped: Mapping[Table, Mapping[str, str]]) -> None:
+    for history, triggers in dropped.items():
+        existing = triggers_in_database(connection, history) if triggers else {}
+        for name, definition in triggers.items():
+            if name not in existing:
+                connection.exec_driver_sql(_in_schema(connection, history, definition), execution_options=INTERNAL)
 
 
-def _triggers_of(connection: Connection, history: Table) -> _Triggers:
-    listed = table(
-        "sqlite_master", *map(column, ("type", "name", "tbl_name", "sql")), schema=schema_of(connection, history)
-    )
-    statement = select(listed.c.name, listed.c.sql).where(
-        listed.c.type == "trigger",
-        listed.c.tbl_name == history.name,
-        listed.c.name.in_(trigger_names(history.name, "sqlite")),
-    )
-    return [(history, name, definition) for name, definition in connection.execute(statement)]
+def _in_schema(connection: Connection, history: Table, definition: str) -> str:
+    """Return the text of a trigger with the schema, which SQLite does not keep."""
+    if (schema := schema_of(connection, history)) is None:
+        return definition
+    before, name = "CREATE TRIGGER ", connection.dialect.identifier_preparer.quote(schema)
+    return f"{before}{name}.{definition.removeprefix(before).removeprefix(f'{name}.')}"

@@ -22,13 +22,13 @@ from enum import Enum, auto
 from functools import cached_property
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Column, Connection, CursorResult, null, update
+from sqlalchemy import Column, ColumnElement, Connection, CursorResult, literal, null
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from sqlaudit.changes import Operation
 from sqlaudit.config import current_config
 from sqlaudit.context import AuditContext, user_id_text
-from sqlaudit.period import OPEN_END, TICK, OpenEnd, is_open
+from sqlaudit.period import OPEN_END, TICK, OpenEnd
 from sqlaudit.recording.changeset import ChangesetStamp
 from sqlaudit.recording.clauses import NO_USER_FIELDS, UserFields, copying_into, key_types_of
 from sqlaudit.recording.events import committed_listeners, note, recorded_listeners
@@ -36,7 +36,7 @@ from sqlaudit.recording.policy import report_unrecorded, warn_of_visible_history
 from sqlaudit.recording.prepared import Prepared
 from sqlaudit.recording.statements import LiveRows, OpenVersions, Statements
 from sqlaudit.sql.batches import Batch, KeyCollection, SelectedKeys, batches, chunks
-from sqlaudit.sql.comparing import all_equal, may_be_respelt
+from sqlaudit.sql.comparing import may_be_respelt
 from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.keys import Key, KeyTypes, RawKey, is_raw
 from sqlaudit.sql.lists import are_unchanged_by_json
@@ -132,6 +132,7 @@ class Capture:
         self.changeset = changeset = write.changeset
         self.context = context = write.context
         self.chain = chain
+        self.is_append_only = chain[0].append_only
         self.user_fields = user_fields
         self._chosen: dict[tuple[bool, bool], Statements] = {}
         callback = None
@@ -217,7 +218,8 @@ class Capture:
         """Write baselines, which begin at the instant, of the live rows that have no open version.
 
         A change in the same transaction ends a baseline at the same instant. If no change follows, :meth:`settle`
-        deletes it. A row that has a version of a later instant gets its baseline from :meth:`settle`.
+        deletes it, unless the history is append-only. A row that has a version of a later instant gets its baseline
+        from :meth:`settle`.
         """
         for batch in self._batches(keys):
             self._run(batch, self._statements(batch).snapshot(Operation.BASELINE, LiveRows.ABSENT))
@@ -251,7 +253,8 @@ class Capture:
         """Make the history of rows agree with the live rows, whatever happened to them.
 
         Where they disagree, the last version is first deleted if this transaction wrote it under the same context. So
-        one version shows the whole change, and no version shows a change that was undone.
+        one version shows the whole change, and no version shows a change that was undone. If the history is
+        append-only, the last version stays, with an empty period, as it does under another context.
 
         All changed versions are closed before any is opened, so that two transactions do not deadlock. On MariaDB and
         MySQL, a transaction that opens a version makes those wait that close a version of a neighbouring row (see
@@ -261,7 +264,7 @@ class Capture:
         :param before: gives the known old values
         :param must_be_found: warn if an inserted row cannot be found by the key it was given
         :param missing_rows: what the write did to rows that are no longer found
-        :param forgets: False to keep the baselines of rows that have not changed
+        :param forgets: False to keep the baselines of rows that have not changed, as an append-only history does
         :param some_closed: True if versions of some rows have been closed at the instant, and none opened after them
         """
         for chunk in self._chunks(keys):
@@ -301,11 +304,14 @@ class Capture:
             before = _by_recorded_key(before, given_keys)
         new = inserted
         undone = [row for row in last.values() if not row.agrees and row.is_own and row.same_context]
+        undone = [] if self.is_append_only else undone
         undone = [row for row in undone if row.key not in hidden and row.key not in closed]
         if undone:
             self._delete_own_versions(undone)
             inserted = {*inserted, *(row.key for row in undone if row.operation is Operation.INSERT)}
             last = self._last(keys)
+        # A row that this transaction has deleted, and whose tombstone stays, is new if it exists.
+        inserted = {*inserted, *(row.key for row in last.values() if row.is_own and row.operation is Operation.DELETE)}
         unrecorded = [key for key in keys if key not in inserted and (key not in last or not last[key].is_open)]
         unrecorded = [key for key in unrecorded if key not in closed]
         if unrecorded := [key for key in unrecorded if key not in last or not last[key].is_deleted]:
@@ -357,6 +363,7 @@ class Capture:
             lost := [key for key in new if key in last and last[key].is_deleted and not last[key].is_open]
         ):
             self._report_unwritten(lost, lost)
+        forgets = forgets and not self.is_append_only
         if forgets and any(row.is_own and row.operation is Operation.BASELINE for row in last.values()):
             self._run(keys, self._statements(keys).forget_baseline())
 
@@ -478,61 +485,47 @@ class Capture:
 
     def _write_old_baselines(self, keys: Sequence[Key], before: OldValues, last: Mapping[Key, _Last]) -> None:
         """Write baselines of rows that have already changed, with their old values as far as they are known."""
-        self._write_baselines(keys, last)
+        old_values = {key: values for key in keys if (values := self._old_values_of_live_row(key, before(key)))}
+        self._write_baselines([key for key in keys if key not in old_values], last)
+        for key, values in old_values.items():
+            parameters = self.parameters | self._key_parameters((key,)) | {"sqlaudit_at": self._instant(last.get(key))}
+            for statement in self._statements([key]).old_baseline(values):
+                self.connection.execute(statement, parameters)
         last = self._last(keys)
-        for table in self.chain:
-            changes: dict[tuple[Column[Any], ...], list[Key]] = {}
-            deleted: list[Key] = []
-            for key in keys:
-                old_values = before(key)
-                known = [live for live, _ in table.columns if live in old_values]
-                is_respelt = key not in last and not last.keys() <= set(keys) and bool(self._last([key]))
-                if is_respelt or (key in last and last[key].is_open):
-                    columns = tuple(live for live in known if is_respelt or live not in table.key)
-                    changes.setdefault(columns, []).append(key)
-                elif known:
-                    deleted.append(key)
-            self._patch_baselines(table, changes, before)
-            self._insert_baselines_of_deleted(table, deleted, before, last)
-
-    def _patch_baselines(
-        self,
-        table: TrackedTable,
-        changes: Mapping[tuple[Column[Any], ...], list[Key]],
-        before: OldValues,
-    ) -> None:
-        for columns, keys in changes.items():
-            for key in keys if columns else ():
-                self.connection.execute(
-                    update(table.history)
-                    .where(
-                        all_equal(table.history_key, key),
-                        is_open(table.valid_to),
-                        table.role("operation") == Operation.BASELINE,
-                        table.role("changeset_id") == self.changeset.id,
-                    )
-                    .values({table.history.c[live.key]: _stored(before(key)[live]) for live in columns})
-                    .execution_options(**INTERNAL)
-                )
-
-    def _insert_baselines_of_deleted(
-        self,
-        table: TrackedTable,
-        keys: Sequence[Key],
-        before: OldValues,
-        last: Mapping[Key, _Last],
-    ) -> None:
         for key in keys:
-            values = {old: _stored(before(key).get(live)) for live, old in table.columns}
-            values |= dict(zip(table.history_key, key, strict=True))
-            values |= {
-                table.version: last[key].version + 1 if key in last else 1,
-                table.valid_from: self._instant(last.get(key)),
-                table.valid_to: OpenEnd(),
-                table.role("operation"): Operation.BASELINE,
-                table.role("changeset_id"): self.changeset.id,
-            }
-            self.connection.execute(copying_into(table).values(values).execution_options(**INTERNAL))
+            is_written = key in last and last[key].is_open
+            is_respelt = key not in last and not last.keys() <= set(keys) and bool(self._last([key]))
+            for table in () if is_written or is_respelt else self.chain:
+                if any(live in before(key) for live, _ in table.columns):
+                    self._insert_baseline_of_deleted(table, key, before(key), last.get(key))
+
+    def _old_values_of_live_row(
+        self, key: Key, known: Mapping[Column[Any], Any]
+    ) -> dict[Column[Any], ColumnElement[Any]]:
+        """Return the known old values of a row as expressions, without those of its key, unless it was respelt."""
+        base_key = self.chain[0].key
+        may_be_other = any(live in known and may_be_respelt(live.type) for live in base_key)
+        is_respelt = may_be_other and key not in self.keys_where(base_key, [key])[0]
+        return {
+            live: _stored(known[live], old)
+            for table in self.chain
+            for live, old in table.columns
+            if live in known and (is_respelt or live not in table.key)
+        }
+
+    def _insert_baseline_of_deleted(
+        self, table: TrackedTable, key: Key, known: Mapping[Column[Any], Any], last: _Last | None
+    ) -> None:
+        values: dict[Column[Any], Any] = {old: _stored(known.get(live), old) for live, old in table.columns}
+        values |= dict(zip(table.history_key, key, strict=True))
+        values |= {
+            table.version: last.version + 1 if last is not None else 1,
+            table.valid_from: self._instant(last),
+            table.valid_to: OpenEnd(),
+            table.role("operation"): Operation.BASELINE,
+            table.role("changeset_id"): self.changeset.id,
+        }
+        self.connection.execute(copying_into(table).values(values).execution_options(**INTERNAL))
 
     def _last(self, keys: Sequence[Key]) -> dict[Key, _Last]:
         (statement,) = self._statements(keys).last()
@@ -677,5 +670,5 @@ class HeardCapture(Capture):
             self._notes_keys = True
 
 
-def _stored(value: Any) -> Any:
-    return null() if value is None else value
+def _stored(value: Any, column: Column[Any]) -> ColumnElement[Any]:
+    return null() if value is None else literal(value, column.type)

@@ -8,9 +8,10 @@ a server accepts them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum, auto
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 from sqlalchemy import (
     Column,
@@ -42,9 +43,11 @@ from sqlaudit.recording.clauses import (
 )
 from sqlaudit.recording.prepared import step
 from sqlaudit.sql.dialects import TRAITS
+from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.aliases import HistoryAlias, joined_live_tables
 from sqlaudit.tracking.tables import TrackedTable
 
+NO_VALUES: Final[Mapping[Column[Any], ColumnElement[Any]]] = MappingProxyType({})
 _at = bindparam("sqlaudit_at", type_=UTCDateTime())
 
 
@@ -87,11 +90,21 @@ class Statements(Clauses):
         """Write versions of live rows, which begin at the instant and are open."""
         return self._snapshot(operation, rows)
 
-    def _snapshot(self, operation: Operation, rows: LiveRows) -> list[Executable]:
+    def old_baseline(self, values: Mapping[Column[Any], ColumnElement[Any]]) -> list[Executable]:
+        """Write the baseline of a live row that has changed, unless it has an open version. The statements aren't kept.
+
+        :param values: the known old values: live column → value
+        """
+        statements = self._snapshot(Operation.BASELINE, LiveRows.ABSENT, values)
+        return [statement.execution_options(preserve_rowcount=True, **INTERNAL) for statement in statements]
+
+    def _snapshot(
+        self, operation: Operation, rows: LiveRows, values: Mapping[Column[Any], ColumnElement[Any]] = NO_VALUES
+    ) -> list[Executable]:
         base, past = self.base, HistoryAlias(self.base)
         last = self._newest(past, base.key).scalar_subquery()
         number = ONE if rows is LiveRows.NEW else func.coalesce(last, literal_column("0")) + ONE
-        statement = self._by_primary_key(self._new_versions(operation, number), base.live, base.key)
+        statement = self._by_primary_key(self._new_versions(operation, number, values=values), base.live, base.key)
         if rows is LiveRows.NEW and not TRAITS[self.dialect.name].locks_scanned_rows:
             # For a bound key PostgreSQL may scan the table to answer EXISTS, if it expects to find a version soon.
             has_versions = has_row(past, past.has_key(base.key)) if self.many else last.is_not(None)
@@ -103,7 +116,7 @@ class Statements(Clauses):
             statement = statement.where(func.coalesce(latest <= _at, true()))
         if rows is LiveRows.CLOSED:
             statement = statement.where(self._newest(past, base.key, past.valid_to).scalar_subquery() == _at)
-        return [self._insert_into_history(base, statement), *self._copies_to_subclass_tables()]
+        return [self._insert_into_history(base, statement), *self._copies_to_subclass_tables(values)]
 
     @step
     def close_and_snapshot(self) -> list[Executable]:
@@ -126,15 +139,20 @@ class Statements(Clauses):
         ]
 
     def _new_versions(
-        self, operation: Operation, number: ColumnElement[Any], closed: HistoryAlias | None = None
+        self,
+        operation: Operation,
+        number: ColumnElement[Any],
+        closed: HistoryAlias | None = None,
+        values: Mapping[Column[Any], ColumnElement[Any]] = NO_VALUES,
     ) -> Select[Any]:
         """Return the select of the versions of live rows, which begin at the instant and are open.
 
         :param closed: the versions that precede them, in the FROM clause; the rows without one are left out
+        :param values: values in place of those of the live row
         """
         base = self.base
         statement = select(
-            *(live for live, _ in base.columns),
+            *(values.get(live, live) for live, _ in base.columns),
             number,
             _at,
             OpenEnd(),
@@ -151,9 +169,12 @@ class Statements(Clauses):
             statement = statement if closed is None else statement.group_by(closed.version)
         return statement.select_from(source)
 
-    def _copies_to_subclass_tables(self) -> Iterator[Executable]:
+    def _copies_to_subclass_tables(
+        self, values: Mapping[Column[Any], ColumnElement[Any]] = NO_VALUES
+    ) -> Iterator[Executable]:
         for table in self.chain[1:]:
-            yield self._copy_to_subclass_table(table, table.live, [live for live, _ in table.columns])
+            copied = [values.get(live, live) for live, _ in table.columns]
+            yield self._copy_to_subclass_table(table, table.live, copied)
 
     def _copy_to_subclass_table(self, table: TrackedTable, source: Any, values: list[Any]) -> Executable:
         """Write, for a subclass table, the versions that this changeset has opened in the base table."""

@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from sqlaudit.exceptions import CaptureError, HistoryTableError
 from sqlaudit.tracking.catalogue import is_known_to_be_distributed
+from sqlaudit.tracking.protection import REFUSAL
 from sqlaudit.tracking.tables import TrackedTable
 
 _MISSING_CODES: Final = {"42P01", "42703", 1146, 1054}  # no such table or column, on PostgreSQL and on MariaDB
@@ -82,14 +83,23 @@ def explain_history_error(
     :raises CaptureError: the connection's role lacks a right that recording needs, or Citus refuses the statement
     """
     tables, codes, message = list(tables), codes_of(error), _message_of(error)
+    if record and REFUSAL in message:
+        for table in tables:
+            if _is_named(message, table.history) and not table.append_only:
+                raise CaptureError(
+                    f"The database refuses to rewrite the history of {table.live.fullname!r}, which is protected there "
+                    "and not in the model. Give the model track_table(append_only=True), or end the protection by a "
+                    f"migration: op.unprotect_history({table.live.name!r}). The database said: {message}",
+                    table.live,
+                ) from error
     if record and not codes.isdisjoint(_FORBIDDEN_CODES):
         for table in tables:
             is_live = not reads_as_user and _is_named(message, table.live)
             if is_live or _is_named(message, table.history):
                 raise CaptureError(
                     "The role lacks a privilege that sqlaudit needs to record what it writes to "
-                    f"{table.live.fullname!r}. Grant it SELECT on {table.live.fullname!r}, and SELECT, INSERT, UPDATE "
-                    f"and DELETE on {table.history.fullname!r}. If the live table has policies, give the history "
+                    f"{table.live.fullname!r}. Grant it SELECT on {table.live.fullname!r}, and {_rights_on(table)} on "
+                    f"{table.history.fullname!r}. If the live table has policies, give the history "
                     f"table the same. The database said: {message}",
                     table.live,
                 ) from error
@@ -121,6 +131,13 @@ def explain_history_error(
                     f"database said: {message}",
                     table.live,
                 ) from error
+
+
+def _rights_on(table: TrackedTable) -> str:
+    """Return the privileges on a history table that recording needs."""
+    if table.append_only:
+        return f"SELECT, INSERT and UPDATE ({table.valid_to.name})"
+    return "SELECT, INSERT, UPDATE and DELETE"
 
 
 def _is_named(message: str, table: Table) -> bool:

@@ -41,6 +41,7 @@ class Options:
     history_table_name: str | None = None
     audit_columns: AuditColumns = AuditColumns()  # noqa: RUF009  # frozen
     as_of_index: bool = False
+    append_only: bool = False
 
 
 def attribute_of(mapper: Mapper[Any], column: Any) -> str | None:
@@ -86,6 +87,7 @@ class TrackedModel:
                 name=options.history_table_name,
                 names=options.audit_columns,
                 as_of_index=options.as_of_index,
+                append_only=options.append_only,
                 mapper=mapper,
             )
         for table in self.chain:
@@ -132,6 +134,7 @@ class TrackedModel:
         inherited = self.options
         shares_table = self.parent is not None and self.table is self.parent.table
         indexes = options.as_of_index and not inherited.as_of_index
+        protects = options.append_only and not inherited.append_only
         columns = (options.exclude - inherited.exclude) | (options.quiet - inherited.quiet)
         if shares_table and (options.history_table_name or columns or indexes):
             raise TrackingError(
@@ -144,6 +147,12 @@ class TrackedModel:
                 f"{name} inherits the names of its audit columns. Pass audit_columns to its base class.",
                 self.mapper.class_,
             )
+        if options.append_only and not inherited.append_only and self.parent is not None:
+            raise TrackingError(
+                f"{name} shares its versions with its base class, whose history is not append-only. Pass append_only "
+                "to the base class.",
+                self.mapper.class_,
+            )
         self.is_decorated = True
         self.options = replace(
             options,
@@ -154,6 +163,7 @@ class TrackedModel:
             user_id_field=options.user_id_field or inherited.user_id_field,
             audit_columns=inherited.audit_columns if self.parent is not None else options.audit_columns,
             as_of_index=options.as_of_index or inherited.as_of_index,
+            append_only=options.append_only or inherited.append_only,
         )
         if not shares_table and (
             options.history_table_name
@@ -161,6 +171,7 @@ class TrackedModel:
             or options.quiet
             or options.audit_columns != inherited.audit_columns
             or indexes
+            or protects
         ):
             if self.history_class is not None:
                 raise TrackingError(

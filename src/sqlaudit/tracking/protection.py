@@ -11,18 +11,21 @@ columns needs new triggers. On SQLite a third trigger refuses an INSERT OR REPLA
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
-from sqlalchemy import Column, MetaData, String, Table
+from sqlalchemy import Connection, MetaData, String, Table, column, func, literal_column, select, table
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import ExecutableDDLElement
 from sqlalchemy.sql.compiler import DDLCompiler
 
 from sqlaudit.period import OpenEnd
 from sqlaudit.sql.dialects import MYSQL
+from sqlaudit.sql.options import INTERNAL
+from sqlaudit.tracking.catalogue import oid_of
+from sqlaudit.tracking.schema import schema_of
 from sqlaudit.tracking.tables import TrackedTable, shortened
 
 DOOR: Final = "sqlaudit_door"
@@ -58,14 +61,14 @@ class Protection:
         return shortened(f"{self.history}_protect{suffix}")
 
 
-def protection_of(tracked: TrackedTable, table: Table | None = None, maintainers: Sequence[str] = ()) -> Protection:
+def protection_of(tracked: TrackedTable, copy: Table | None = None, maintainers: Sequence[str] = ()) -> Protection:
     """Return the protection of the history table of a tracked table, or of a copy of it by ``to_metadata()``."""
-    table = tracked.history if table is None else table
+    history = tracked.history if copy is None else copy
     return Protection(
-        table.name,
-        table.schema,
-        tuple(column.name for column in tracked.history_key),
-        tuple(column.name for column in table.c),
+        history.name,
+        history.schema,
+        tuple(stored.name for stored in tracked.history_key),
+        tuple(stored.name for stored in history.c),
         tracked.version.name,
         tracked.valid_from.name,
         tracked.valid_to.name,
@@ -145,12 +148,12 @@ def trigger_names(history: str, dialect: str) -> tuple[str, ...]:
     return tuple(shortened(f"{history}_protect{trigger.value}") for trigger in _TRIGGERS.get(dialect, ()))
 
 
-_MAINTAINER: Final = re.compile(r"CAST\('((?:[^']|'')*)' AS BINARY\)|cast\('((?:[^']|'')*)' as char charset binary\)")
+_MAINTAINER: Final = re.compile(r"CAST\('((?:[^']|'')*)' AS BINARY\)")
 
 
 def maintainers_in(trigger: str) -> tuple[str, ...]:
     """Return the maintainers that the text of a trigger of MariaDB or MySQL names."""
-    return tuple((first or second).replace("''", "'") for first, second in _MAINTAINER.findall(trigger))
+    return tuple(name.replace("''", "'") for name in _MAINTAINER.findall(trigger))
 
 
 # --- SQL --------------------------------------------------------------------------------------------------------
@@ -295,7 +298,50 @@ def _message(compiler: DDLCompiler, protection: Protection) -> str:
     return _text(compiler, f"the history table {protection.history} {REFUSAL}")
 
 
-def stand_in(protection: Protection) -> Table:
-    """Return a Table of the history's name and columns, for statements of migrations."""
-    columns = (Column[Any](name) for name in protection.columns)
-    return Table(protection.history, MetaData(), *columns, schema=protection.schema)
+# --- the catalogue ----------------------------------------------------------------------------------------------
+
+
+def protects_by_column(dialect: str) -> bool:
+    """Return whether the triggers name the columns of the history, so that new columns need new triggers."""
+    return dialect in _TRIGGERS and dialect != "postgresql"
+
+
+def triggers_in_database(connection: Connection, history: Table) -> dict[str, str]:
+    """Return the names and the texts of the triggers that protect a history table. One statement.
+
+    It has all of them or none, unless somebody has dropped some. On PostgreSQL the texts are empty. On MariaDB and
+    MySQL, a role needs the privilege TRIGGER on the table to see them.
+    """
+    names, schema = trigger_names(history.name, connection.dialect.name), schema_of(connection, history)
+    if not names:
+        return {}
+    if connection.dialect.name == "postgresql":
+        catalogue = table("pg_trigger", *map(column, ("tgname", "tgrelid")), schema="pg_catalog")
+        statement = select(catalogue.c.tgname, literal_column("''")).where(
+            catalogue.c.tgrelid == oid_of(connection, history), catalogue.c.tgname.in_(names)
+        )
+    elif connection.dialect.name == "sqlite":
+        listed = table("sqlite_master", *map(column, ("type", "name", "tbl_name", "sql")), schema=schema)
+        statement = select(listed.c.name, listed.c.sql).where(
+            listed.c.type == "trigger", listed.c.tbl_name == history.name, listed.c.name.in_(names)
+        )
+    else:
+        columns = ("TRIGGER_NAME", "ACTION_STATEMENT", "EVENT_OBJECT_SCHEMA", "EVENT_OBJECT_TABLE")
+        triggers = table("TRIGGERS", *map(column, columns), schema="INFORMATION_SCHEMA").c
+        statement = select(triggers["TRIGGER_NAME"], triggers["ACTION_STATEMENT"]).where(
+            triggers["EVENT_OBJECT_SCHEMA"] == (schema or func.database()),
+            triggers["EVENT_OBJECT_TABLE"] == history.name,
+            triggers["TRIGGER_NAME"].in_(names),
+        )
+    return {row[0]: row[1] for row in connection.execute(statement, execution_options=INTERNAL)}
+
+
+def is_protected(connection: Connection, history: Table, columns: Iterable[str] = ()) -> bool:
+    """Return whether a history table has all its triggers, and whether they name the given columns if they name any."""
+    triggers, names = triggers_in_database(connection, history), trigger_names(history.name, connection.dialect.name)
+    if triggers.keys() != set(names):
+        return False
+    if not protects_by_column(connection.dialect.name):
+        return True
+    quote, text = connection.dialect.identifier_preparer.quote, "\n".join(triggers.values())
+    return all(f"NEW.{quote(name)} " in text for name in columns)

@@ -16,15 +16,18 @@ from sqlalchemy.orm.mapper import _all_registries
 from sqlaudit.tracking.tables import INFO_KEY, TrackedTable, tracked_table
 
 
-def track_secondary(secondary: Table, columns: Iterable[Column[Any]], mapper: Mapper[Any]) -> TrackedTable:
+def track_secondary(
+    secondary: Table, columns: Iterable[Column[Any]], mapper: Mapper[Any], *, append_only: bool = False
+) -> TrackedTable:
     """Give an association table a history table.
 
     :param columns: the columns that refer to the two sides: the key, if the table has no primary key
+    :param append_only: whether the history of one side is append-only
     """
     tracked = tracked_table(secondary)
     if tracked is None or tracked.is_obsolete:
         key = secondary.primary_key or columns
-        tracked = TrackedTable(secondary, key, is_association=True, mapper=mapper)
+        tracked = TrackedTable(secondary, key, is_association=True, mapper=mapper, append_only=append_only)
     return tracked
 
 

@@ -140,6 +140,7 @@ class TrackedTable:
     :ivar names: the names of the audit columns in the history table
     :ivar quiet: the names of the columns that are stored, and whose changes alone make no version
     :ivar as_of_index: whether the history table has indexes for reads of many rows as of an instant
+    :ivar append_only: whether recording changes no version but to end it, because the database refuses it
     :ivar mapper: the mapper of the model or, for an association table, of a model at one side: both tables are on its
         bind
     """
@@ -155,6 +156,7 @@ class TrackedTable:
         names: AuditColumns | None = None,
         is_association: bool = False,
         as_of_index: bool = False,
+        append_only: bool = False,
         mapper: Mapper[Any] | None = None,
     ) -> None:
         self.live = live
@@ -163,6 +165,7 @@ class TrackedTable:
         self.quiet = frozenset(quiet)
         self.is_association = is_association
         self.as_of_index = as_of_index
+        self.append_only = append_only
         self.mapper = mapper
         self.names = names or AuditColumns()
         self.chains: list[tuple[TrackedTable, ...]] = []  # of the models whose objects have rows in this table
@@ -438,7 +441,12 @@ def _render_match_collations(element: MatchCollations, compiler: DDLCompiler, **
 
 def guard_name(tracked: TrackedTable) -> str:
     """Return the name of the generated column that :class:`AddOpenGuard` adds."""
-    return f"{tracked.version.name}_closed"
+    return guard_name_for(tracked.names)
+
+
+def guard_name_for(names: AuditColumns) -> str:
+    """Return the name of the generated column for a history table whose audit columns have these names."""
+    return f"{names.version}_closed"
 
 
 def guard_index_name(tracked: TrackedTable) -> str:
