@@ -43,9 +43,13 @@ def _spelt_out(
     def meaning(name: re.Match[str]) -> str:
         try:
             found: Any = function.modules_collection[function.resolve(name[0])]
-        except (KeyError, griffe.NameResolutionError):
+            is_name = found.path.startswith("sqlaudit") and found.is_attribute
+        except (
+            KeyError,
+            griffe.NameResolutionError,
+            griffe.AliasResolutionError,  # what SQLAlchemy defines
+        ):
             return name[0]
-        is_name = found.path.startswith("sqlaudit") and found.is_attribute
         value = str(found.value) if is_name else ""
         is_type = "[" in value or "|" in value
         return value if is_type and "TypeVar" not in value else name[0]
