@@ -7,6 +7,7 @@ from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.dialects import mysql
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
 import sqlaudit
@@ -449,3 +450,72 @@ def test_fields_that_cannot_be_restored_are_refused_with_the_reason(sessions):
             restore(session, Ticket, 1, at=1, fields=["title"], include=["comments"])
         with pytest.raises(TrackingError):
             undo(session, user_id="ada", fields={Session: ["title"]})
+
+
+# --- columns that the database stamps
+
+
+STAMP = "CURRENT_TIMESTAMP(6) ON UPDATE CURRENT_TIMESTAMP(6)"
+STAMPED = {
+    "declared": (sa.text(STAMP), None),
+    "only in the database": (None, f"ALTER TABLE stamped MODIFY stamp DATETIME(6) DEFAULT {STAMP}"),
+}
+
+
+@pytest.mark.requires("compound_statements")
+@pytest.mark.parametrize("is_mapped", [True, False])
+@pytest.mark.parametrize(("default", "statement"), STAMPED.values(), ids=STAMPED)
+def test_a_column_that_the_database_stamps_is_written_as_it_was_and_is_no_conflict_if_it_is_mapped(
+    default, statement, is_mapped, base, sessions, engine
+):
+    table = sa.Table(
+        "stamped",
+        base.metadata,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("title", sa.String(20)),
+        sa.Column("status", sa.String(20)),
+        sa.Column("legacy", sa.String(20)),
+        sa.Column("stamp", mysql.DATETIME(fsp=6), server_default=default),
+    )
+    excluded = [] if is_mapped else ["legacy", "stamp"]
+
+    @sqlaudit.track_table()
+    class Stamped(base):
+        __table__ = table
+        __mapper_args__ = {"exclude_properties": excluded}  # SQLAlchemy's way
+
+    base.metadata.create_all(engine)
+    with sessions() as session:
+        if statement:
+            session.execute(sa.text(statement))
+        writes = [
+            table.insert().values(id=1, title="a", status="new", legacy="x"),
+            table.update().values(title="b", legacy="y", stamp=table.c.stamp),
+            table.update().values(status="done"),
+        ]
+        stamps, changesets = [], []
+        for write in writes:
+            session.execute(write)
+            session.commit()
+            stamps.append(session.scalar(sa.select(table.c.stamp)))
+            changesets.append(sqlaudit.changesets(session)[-1].changeset_id)
+        assert stamps[0] == stamps[1] < stamps[2]
+
+        sqlaudit.undo(session, changesets[1], force=not is_mapped)
+        session.commit()
+        undone = session.execute(sa.select(table)).one()
+        assert (undone.title, undone.status, undone.legacy) == ("a", "done", "x")
+
+        session.execute(table.update().values(title="c", legacy="z", stamp=stamps[0]))
+        session.commit()
+        sqlaudit.restore(session, Stamped, 1, at=1)
+        session.commit()
+        assert tuple(session.execute(sa.select(table)).one()) == (1, "a", "new", "x", stamps[0])
+
+        session.execute(table.update().values(title="d"))
+        session.commit()
+        renamed = sqlaudit.changesets(session)[-1].changeset_id
+        session.execute(table.update().values(status="late"))
+        session.commit()
+        assert bool(sqlaudit.undo(session, renamed, force=not is_mapped).conflicts) != is_mapped
+        assert session.scalar(sa.select(table.c.title)) == "a"

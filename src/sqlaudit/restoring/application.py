@@ -36,7 +36,7 @@ from sqlaudit.recording.policy import lacking, require_context
 from sqlaudit.recording.tracked_mappers import user_fields_of
 from sqlaudit.restoring.generated_keys import overriding_keys, tables_that_make_keys
 from sqlaudit.restoring.ordering import Ordering, Stages
-from sqlaudit.restoring.plan import Change, LinkChange, Plan, displayed, fields_of
+from sqlaudit.restoring.plan import Change, LinkChange, Plan, displayed
 from sqlaudit.restoring.rows import display_key, read_by_value, stores_null, with_row_locks
 from sqlaudit.sql.batches import chunks
 from sqlaudit.sql.keys import Key
@@ -138,7 +138,7 @@ class _Application:
             for change, names in postponed.items():
                 for name in names:
                     set_attribute(self.objects[change], name, change.new[name])
-                for name in fields_of(change.model).automatic - names:
+                for name in self.plan.automatic_fields(change.model) - names:
                     self._keep(change, self.objects[change], name)
             if postponed:
                 self._flush()
@@ -342,7 +342,7 @@ class _Application:
             if change.operation is Operation.UPDATE:
                 written[change.model].update(change.fields)
         for model, names in written.items():
-            names |= fields_of(model).automatic
+            names |= self.plan.automatic_fields(model)
         return written
 
     def _update(self, change: Change, obj: Any, names: set[str]) -> None:
@@ -362,28 +362,34 @@ class _Application:
         is_given = value is not None or (name in values and self._is_stored_by_none(change, name, change.old.get(name)))
         if is_given and _is_unlike(obj, name, value, LoaderCallableStatus.NO_VALUE):
             flag_modified(obj, name)
-        elif name in fields_of(change.model).automatic:
+        elif name in self.plan.automatic_fields(change.model):
             values[name] = change.mapper.attrs[name].columns[0]
             flag_modified(obj, name)
 
     def _write_unmapped(self) -> None:
-        """Write the columns that no attribute is mapped to, after their rows: one statement per row and table."""
-        for change in [change for change in self.plan.changes if change.unmapped]:
+        """Write the columns that no attribute is mapped to, after their rows: one statement per row and table.
+
+        Those that have changed with the row get their values again.
+        """
+        for change in self.plan.changes:
+            wanted = {column: value for column, (_, value) in change.unmapped.items()}
+            automatic: frozenset[Column[Any]] = frozenset()
+            if change.target is not None:
+                automatic = self.plan.automatic_columns(change.model)
+                if change.operation is Operation.UPDATE:
+                    unmapped = change.target.unmapped
+                    wanted |= {column: unmapped[column] for column in automatic & unmapped.keys()}
             for table in change.model.chain:
-                automatic = {
-                    column: column
-                    for column in table.live.c
-                    if (column.onupdate is not None or column.server_onupdate is not None) and column.computed is None
-                }
                 values = {
                     column: null() if value is None else value
-                    for column, (_, value) in change.unmapped.items()
+                    for column, value in wanted.items()
                     if column.table is table.live
                 }
                 if values:
+                    kept = {column: column for column in table.live.c if column in automatic}
                     key = (column == part for column, part in zip(table.key, change.key, strict=True))
                     self.session.execute(
-                        update(table.live).where(*key).values(automatic | values),
+                        update(table.live).where(*key).values(kept | values),
                         bind_arguments=bind_arguments_for(self.session, change.mapper),
                     )
 

@@ -35,6 +35,7 @@ from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.fitting import is_writable
 from sqlaudit.sql.keys import Key
 from sqlaudit.sql.lists import one_of
+from sqlaudit.tracking.catalogue import ask_once, stamped_columns
 from sqlaudit.tracking.models import TrackedModel, attribute_of, root_of, tracked_model
 from sqlaudit.tracking.schema import unique_together
 from sqlaudit.tracking.sessions import bind_arguments_for
@@ -169,12 +170,6 @@ class Fields:
             if columns[0].table is table.live and columns[0].name in table.quiet
         )
         """Attributes whose changes alone make no version: an update leaves them as they are."""
-        self.automatic = frozenset(
-            name
-            for name, (column, *_) in self.columns.items()
-            if (column.onupdate is not None or column.server_onupdate is not None)
-            and name not in self.unwritten | self.quiet
-        )
         self.mandatory = frozenset(
             name
             for name, columns in self.columns.items()
@@ -242,6 +237,8 @@ class Plan:
         self.respelt: dict[Change, set[Key]] = defaultdict(set)
         """For each row that comes back, its key as rows and links that refer to it spell it."""
         self._live: dict[TrackedModel, dict[Key, Row | None]] = defaultdict(dict)
+        self._automatic: dict[TrackedModel, frozenset[Column[Any]]] = {}
+        self._automatic_fields: dict[TrackedModel, frozenset[str]] = {}
 
     def live(self, root: TrackedModel, keys: Iterable[Key]) -> Mapping[Key, Row | None]:
         """Return the live rows with these keys and with those asked before: one statement per 1,000 new keys."""
@@ -281,6 +278,29 @@ class Plan:
     def unlink(self, change: LinkChange) -> None:
         """Plan no change of a link any more."""
         del self.links[change.table, change.identity]
+
+    def automatic_columns(self, model: TrackedModel) -> frozenset[Column[Any]]:
+        """Return the live columns that change whenever a row changes, unless they are set, too.
+
+        One statement per engine and model on MariaDB and MySQL, where the database may do so by itself.
+        """
+        if model not in self._automatic:
+            connection = self.session.connection(bind_arguments=bind_arguments_for(self.session, model.mapper))
+            self._automatic[model] = ask_once(connection, model.chain, stamped_columns) | {
+                column
+                for table in model.chain
+                for column in table.live.c
+                if (column.onupdate is not None or column.server_onupdate is not None) and column.computed is None
+            }
+        return self._automatic[model]
+
+    def automatic_fields(self, model: TrackedModel) -> frozenset[str]:
+        """Return the attributes of :meth:`automatic_columns`, except quiet ones, and those that cannot be set."""
+        if model not in self._automatic_fields:
+            fields, columns = fields_of(model), self.automatic_columns(model)
+            names = frozenset(name for name, (column, *_) in fields.columns.items() if column in columns)
+            self._automatic_fields[model] = names - fields.unwritten - fields.quiet
+        return self._automatic_fields[model]
 
     # -- what has to change
 

@@ -338,7 +338,10 @@ class _UndoneRow:
 
     def _keep(self, version: Row, changed: set[Any]) -> None:
         """Let stay what others changed, unless it is a conflict. What is set whenever a row changes is none."""
-        lost, automatic = changed & self.old.keys(), fields_of(version.model).automatic
+        lost = changed & self.old.keys()
+        if not lost:
+            return
+        automatic = self.undoing.plan.automatic_fields(version.model)
         for field in lost & automatic:
             del self.old[field]
         if lost - automatic:

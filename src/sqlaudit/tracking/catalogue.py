@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Final, TypeVar
 from typing import cast as cast_type
 
@@ -30,7 +30,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import OID, REGCLASS
 
-from sqlaudit.sql.dialects import TRAITS
+from sqlaudit.sql.dialects import MYSQL, TRAITS
 from sqlaudit.tracking.foreign_keys import Source
 from sqlaudit.tracking.schema import schema_of
 from sqlaudit.tracking.tables import TrackedTable, guard_index_name, guard_name
@@ -146,9 +146,29 @@ def _any_trigger(connection: Connection, live: Table) -> ColumnElement[bool]:
         return exists().select_from(master).where(kind == "trigger", func.lower(owner) == live.name.lower())
     place: tuple[Any, Any] = (schema or func.database(), live.name)
     trigger = exists().where(*map(operator.eq, _TRIGGERS_OF_MYSQL.c, place))
+    return or_(trigger, exists().where(*_are_stamped(connection, live)))
+
+
+def _are_stamped(connection: Connection, live: Table) -> Iterator[Any]:
     columns = _COLUMNS_OF_MYSQL.c
-    is_of_table = place[0] == columns.TABLE_SCHEMA, place[1] == columns.TABLE_NAME
-    return or_(trigger, exists().where(*is_of_table, columns.EXTRA.like("%on update%")))
+    yield (schema_of(connection, live) or func.database()) == columns.TABLE_SCHEMA
+    yield live.name == columns.TABLE_NAME
+    yield columns.EXTRA.like("%on update%")
+
+
+def stamped_columns(connection: Connection, chain: Sequence[TrackedTable]) -> frozenset[Column[Any]]:
+    """Return the live columns with ON UPDATE CURRENT_TIMESTAMP. One statement, on MariaDB and MySQL."""
+    if connection.dialect.name not in MYSQL:
+        return frozenset()
+    name = _COLUMNS_OF_MYSQL.c.COLUMN_NAME
+    names = (
+        select(literal_column(str(place), Integer()), name).where(*_are_stamped(connection, tracked.live))
+        for place, tracked in enumerate(chain)
+    )
+    found = set(map(tuple, connection.execute(union_all(*names))))
+    return frozenset(
+        column for place, tracked in enumerate(chain) for column in tracked.live.c if (place, column.name) in found
+    )
 
 
 def diverts_deletes(connection: Connection, table: Table) -> bool:
