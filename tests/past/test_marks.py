@@ -107,11 +107,18 @@ def test_a_name_is_given_once_and_case_matters(lived):
         mark_named(lived, "x")
     with pytest.raises(QueryError, match="no mark 'x'"):
         remove_mark(lived, "x")
-    for name in ("", "x" * 256, None, 7, "a\0"):
-        with pytest.raises(QueryError, match="1 to 255 characters"):
-            mark(lived, name)
     with pytest.raises(QueryError, match="mark_named"):
         as_of(Price, "before the import")
+
+
+@pytest.mark.parametrize("name", ["", "x" * 256, None, 7, "a\0", "\ud800", b"before", ["before the import"]], ids=ascii)
+def test_what_cannot_be_a_name_is_refused_and_is_no_mark(lived, name):
+    with pytest.raises(QueryError, match="1 to 255 characters"):
+        mark(lived, name)
+    for work in (mark_named, remove_mark):
+        with pytest.raises(QueryError, match="There is no mark"):
+            work(lived, name)
+    assert len(marks(lived)) == 1
 
 
 def test_the_table_of_marks_is_declared_once(lived):

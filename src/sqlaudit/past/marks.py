@@ -81,7 +81,7 @@ def mark(session: _AnySession, name: str) -> Mark:
     :raises QueryError: a mark has this name already, the name is invalid, or the database has no table of marks
     """
     session = checked_session(session)
-    if not isinstance(name, str) or not 0 < len(name) <= USER_ID_LENGTH or "\0" in name:
+    if not _may_be_name(name):
         raise QueryError(f"The name of a mark is {name!r}. Give a text of 1 to {USER_ID_LENGTH} characters.", name)
     table, where = _place_of_marks(session)
     session.flush()
@@ -104,7 +104,7 @@ def mark_named(session: _AnySession, name: str) -> Mark:
     """
     session = checked_session(session)
     table, where = _place_of_marks(session)
-    for found in _marks_in(session, table, where, name):
+    for found in _marks_in(session, table, where, name) if _may_be_name(name) else ():
         return found
     raise _unknown_error(session, name)
 
@@ -131,9 +131,18 @@ def remove_mark(session: _AnySession, name: str) -> None:
     session = checked_session(session)
     table, where = _place_of_marks(session)
     statement = delete(table).where(table.c.name == name)
-    removed: Any = session.execute(statement, bind_arguments=where, execution_options=INTERNAL)
-    if removed.rowcount == 0:
-        raise _unknown_error(session, name)
+    if _may_be_name(name):
+        removed: Any = session.execute(statement, bind_arguments=where, execution_options=INTERNAL)
+        if removed.rowcount > 0:
+            return
+    raise _unknown_error(session, name)
+
+
+def _may_be_name(name: object) -> bool:
+    """Return whether a mark may have a name: a text of the right length, which every database can store."""
+    if not isinstance(name, str) or not 0 < len(name) <= USER_ID_LENGTH:
+        return False
+    return not any(character == "\0" or "\ud800" <= character <= "\udfff" for character in name)
 
 
 def _marks_in(session: Session, table: Table, where: dict[str, Any], name: str | None = None) -> list[Mark]:
