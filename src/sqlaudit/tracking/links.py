@@ -14,7 +14,15 @@ from sqlalchemy import Column, Table
 from sqlalchemy.orm import Mapped, Mapper, QueryableAttribute, RelationshipProperty, class_mapper
 
 from sqlaudit.exceptions import QueryError, TrackingError
-from sqlaudit.tracking.models import Options, TrackedModel, attribute_of, root_of, tracked_model, tracked_model_of
+from sqlaudit.tracking.models import (
+    Options,
+    TrackedModel,
+    attribute_of,
+    root_of,
+    tracked_model,
+    tracked_model_of,
+    tracked_table_of,
+)
 from sqlaudit.tracking.tables import TrackedTable, tracked_table
 
 Readable = type[Any] | Table | Mapped[Any]
@@ -115,13 +123,7 @@ def model_of(source: Readable) -> TrackedModel:
 
 
 def _model_of_table(live: Table) -> TrackedModel:
-    table = tracked_table(live)
-    if table is None or table.live is not live:
-        raise TrackingError(
-            f"{live.fullname!r} is not a tracked table. Give a tracked model, or an association table between tracked "
-            "models, after sqlalchemy.orm.configure_mappers().",
-            live,
-        )
+    table = tracked_table_of(live)
     return _link_model(table) if table.is_association else root_of(table)
 
 

@@ -358,6 +358,21 @@ def link_columns(relationship: RelationshipProperty[Any]) -> tuple[Column[Any], 
     return tuple([column for _, column in pairs])  # type: ignore[misc]  # a Table has only Columns
 
 
+def tracked_table_of(live: Table) -> TrackedTable:
+    """Return the tracked table of a live table.
+
+    :raises TrackingError: it is not tracked
+    """
+    table = tracked_table(live)
+    if table is None or table.live is not live:
+        raise TrackingError(
+            f"{live.fullname!r} is not a tracked table. Give a tracked model, or an association table between tracked "
+            "models, after sqlalchemy.orm.configure_mappers().",
+            live,
+        )
+    return table
+
+
 def base_table_of(source: Any) -> TrackedTable:
     """Return the base table of the hierarchy of a tracked model or table, or an association table itself.
 
@@ -365,11 +380,5 @@ def base_table_of(source: Any) -> TrackedTable:
     """
     if not isinstance(source, Table):
         return tracked_model_of(source).root.table
-    table = tracked_table(source)
-    if table is None or table.live is not source:
-        raise TrackingError(
-            f"{source.fullname!r} is not a tracked table. Give a tracked model, or an association table between "
-            "tracked models, after sqlalchemy.orm.configure_mappers().",
-            source,
-        )
+    table = tracked_table_of(source)
     return table if table.is_association else table.chains[0][0]
