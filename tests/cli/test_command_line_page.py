@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import sqlite3
+from contextlib import closing
 
 from click.testing import CliRunner
 
@@ -15,6 +17,11 @@ _COMMAND = re.compile(r"^\$ (.*)\n", re.MULTILINE)
 
 def run(command: str) -> str:
     program_name, *arguments = shlex.split(command)
+    if program_name == "sqlite3":
+        file, statement = arguments
+        with closing(sqlite3.connect(file)) as connection:
+            connection.executescript(statement)
+        return ""
     assert program_name == "sqlaudit"
     result = CliRunner().invoke(program, arguments, prog_name="sqlaudit")
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception

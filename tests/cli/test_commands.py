@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 
 from databases import Database
 from registering import recording
-from sqlaudit import AuditContextManager
+from sqlaudit import AuditContextManager, history_of
 from sqlaudit.cli.commands import program
 from sqlaudit.cli.text import safe, shortened_pair
 from warehouse_history import changeset_id, fill, models
@@ -211,6 +211,25 @@ def test_backfill_and_catch_up_record_what_was_not_recorded(url: str, module: Mo
     assert run("catch-up", "parts", "--yes", "--user", "ops2").exit_code == 0
     [caught] = rows("log", "parts", "1", "--field", "stock", "-n", "1")
     assert (caught["old_value"], caught["new_value"], caught["changed_by"]) == (480, 7, "ops2")
+
+
+@pytest.mark.no_tables
+def test_check_finds_and_mends_what_was_written_past_sqlaudit(url: str, module: ModuleType) -> None:
+    assert run("check").exit_code == 0
+    engine = sa.create_engine(url)
+    parts, history = module.Part.__table__, history_of(module.Part).__table__
+    with engine.begin() as connection:  # without hooks
+        connection.execute(sa.update(parts).values(stock=7))
+        connection.execute(sa.delete(history).where(history.c.id == 1, history.c.audit_version == 2))
+    engine.dispose()
+    found = run("check", "parts", "--json")
+    assert found.exit_code == 3
+    assert {each["code"] for each in json.loads(found.stdout)["findings"]} == {"missing-version", "unrecorded-change"}
+    assert run("check", "suppliers").exit_code == 0
+    mended = run("check", "--repair", "--yes", "--user", "ops2")
+    assert mended.exit_code == 3, "a version that was deleted stays missing"
+    assert "2 faults, 1 mended" in mended.stdout
+    assert rows("log", "parts", "1", "--field", "stock", "-n", "1")[0]["changed_by"] == "ops2"
 
 
 def test_a_mark_is_made_once_and_removed(warehouse: str) -> None:

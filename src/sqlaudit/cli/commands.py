@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+
 import click
 
 from sqlaudit import __version__
 from sqlaudit.cli.describing import sql, status
+from sqlaudit.cli.maintaining import check
 from sqlaudit.cli.reading import blame, changesets, diff, log, marks, show
 from sqlaudit.cli.writing import backfill, catch_up, mark, restore, undo
 
@@ -17,7 +20,9 @@ def program() -> None:
 
     Exit codes: 0 sound, 1 error, 2 usage, 3 findings.
     """
+    logging.getLogger("sqlaudit").addHandler(logging.NullHandler())  # the commands themselves tell what was found
 
 
-for command in (log, show, blame, diff, changesets, undo, restore, mark, marks, backfill, catch_up, sql, status):
+COMMANDS = [log, show, blame, diff, changesets, marks, mark, undo, restore, check, backfill, catch_up, status, sql]
+for command in COMMANDS:
     program.add_command(command)

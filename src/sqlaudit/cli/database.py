@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -147,6 +147,22 @@ class Database:
                 "This command needs the models of the application. Add --models package.module:Base, set "
                 'SQLAUDIT_MODELS, or write models = ["package.module:Base"] under [tool.sqlaudit] in pyproject.toml.'
             )
+
+    def chosen(self, names: Iterable[str]) -> list[Any]:
+        """Return the application's models of some names; without any all, of a hierarchy of classes the base class.
+
+        :raises UsageProblem: no models are given, or one of them has no such name
+        """
+        self.require_models()
+        return [self.source(name) for name in names] or list(self.roots.values())
+
+    @contextmanager
+    def connectable(self) -> Iterator[Engine]:
+        """Give the engine."""
+        try:
+            yield self.engine
+        finally:
+            self.engine.dispose()
 
     @contextmanager
     def session(self) -> Iterator[Session]:

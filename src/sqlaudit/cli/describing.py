@@ -13,8 +13,8 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from sqlaudit.cli.database import Database
 from sqlaudit.cli.options import shared_options
-from sqlaudit.cli.output import Output, print_table, table_of
-from sqlaudit.cli.reading import TABLE
+from sqlaudit.cli.output import Output, print_trimmed, table_of
+from sqlaudit.cli.reading import TABLE, TABLES
 from sqlaudit.cli.text import NOTHING, shown
 from sqlaudit.period import UTCDateTime
 from sqlaudit.tracking.links import model_of
@@ -26,16 +26,13 @@ _DAYS: Final = 30
 
 
 @click.command(short_help="Versions, sizes and growth of tables.")
-@click.argument("table", nargs=-1)
+@TABLES
 @shared_options
 def status(database: Database, output: Output, table: tuple[str, ...]) -> None:
     """Show the history tables: versions, bytes, and how fast they grow."""
     sources = [database.source(name) for name in table] or list(database.sources.values())
-    try:
-        with database.engine.connect() as connection:
-            rows = [_status_of(connection, model_of(source).table) for source in sources]
-    finally:
-        database.engine.dispose()
+    with database.connectable() as engine, engine.connect() as connection:
+        rows = [_status_of(connection, model_of(source).table) for source in sources]
     if output.form != "table":
         output.data(rows)
         return
@@ -52,7 +49,7 @@ def status(database: Database, output: Output, table: tuple[str, ...]) -> None:
     printed = table_of(["table", "versions", "size", "versions a day", "size a day"], lines)
     for column in printed.columns[1:]:
         column.justify = "right"
-    print_table(output.console, printed)
+    print_trimmed(output.console, printed)
 
 
 def _status_of(connection: Connection, table: TrackedTable) -> dict[str, Any]:

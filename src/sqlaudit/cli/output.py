@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, Literal
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -119,9 +119,14 @@ def table_of(headings: Sequence[str], rows: Iterable[Sequence[str | Text]], *, f
     return table
 
 
-def print_table(console: Console, table: Table) -> None:
-    """Print a table without the spaces that would follow its last column."""
+def print_trimmed(console: Console, block: RenderableType) -> None:
+    """Print a table or a paragraph without the spaces that would follow its last column."""
     with console.capture() as captured:
-        console.print(table)
+        console.print(block)
     for line in captured.get().splitlines():
         console.print(Text.from_ansi(line.rstrip()), soft_wrap=True)
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number and a noun, such as ``1 row`` or ``1,000 rows``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

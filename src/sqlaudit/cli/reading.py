@@ -22,7 +22,7 @@ from sqlaudit.cli.database import Database, name_of
 from sqlaudit.cli.failures import Failure, UsageProblem
 from sqlaudit.cli.instants import INSTANT_HELP, instant_of, state
 from sqlaudit.cli.options import shared_options
-from sqlaudit.cli.output import STYLES, Output, print_table, table_of
+from sqlaudit.cli.output import STYLES, Output, print_trimmed, table_of
 from sqlaudit.cli.text import NOTHING, instant, shortened, shortened_pair, shown
 from sqlaudit.context import ActorType
 from sqlaudit.past.comparing import diff as diff_of
@@ -47,6 +47,7 @@ def _complete_table(ctx: click.Context, param: click.Parameter, incomplete: str)
 
 
 TABLE = click.argument("table", shell_complete=_complete_table)
+TABLES = click.argument("table", nargs=-1, shell_complete=_complete_table)
 _ANY_TABLE = click.argument("table", required=False, shell_complete=_complete_table)
 KEY = click.argument("key")
 
@@ -240,7 +241,7 @@ def show(database: Database, output: Output, table: str, key: str, at: str | Non
             console.print(Text.assemble("  ", who(version), f"  {shown(info['reason'])}" if info["reason"] else ""))
             rows = [(name, Text(shown(value), "dim" if value is None else "")) for name, value in values.items()]
             console.print()
-            print_table(console, table_of(["field", "value"], rows, folded=["value"]))
+            print_trimmed(console, table_of(["field", "value"], rows, folded=["value"]))
 
 
 def _period_text(info: Mapping[str, Any], ends: datetime) -> str:
@@ -278,7 +279,7 @@ def blame(database: Database, output: Output, table: str, key: str) -> None:
         ]
         with output.paged() as console:
             headings = ["field", "value", "who", "when", "why"]
-            print_table(console, table_of(headings, rows, folded=["value", "who", "why"]))
+            print_trimmed(console, table_of(headings, rows, folded=["value", "who", "why"]))
 
 
 # --- diff -------------------------------------------------------------------------------------------------------
@@ -375,4 +376,4 @@ def marks(database: Database, output: Output) -> None:
             click.echo("No marks.", err=True)
         else:
             rows = [(shown(each.name), instant(each.at), shown(each.changed_by) or NOTHING) for each in found]
-            print_table(output.console, table_of(["mark", "when", "who"], rows, folded=["mark"]))
+            print_trimmed(output.console, table_of(["mark", "when", "who"], rows, folded=["mark"]))

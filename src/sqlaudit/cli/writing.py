@@ -17,8 +17,8 @@ from sqlaudit.cli.database import Database, name_of
 from sqlaudit.cli.failures import Failure, UsageProblem
 from sqlaudit.cli.instants import instant_of, state
 from sqlaudit.cli.options import acting, confirm, shared_options, writing_options
-from sqlaudit.cli.output import STYLES, Output
-from sqlaudit.cli.reading import KEY, TABLE, arrow, key_of
+from sqlaudit.cli.output import STYLES, Output, counted
+from sqlaudit.cli.reading import KEY, TABLE, TABLES, arrow, key_of
 from sqlaudit.cli.text import instant, shown
 from sqlaudit.exceptions import UndoConflictError
 from sqlaudit.maintenance import backfill as write_baselines
@@ -143,15 +143,11 @@ def _plan_and_do(
             session.rollback()
             raise Failure("The rows have changed since, and nothing was done. Run the command again.")
         session.commit()
-    click.echo(f"Done: {_rows(len(done))}.", err=True)
+    click.echo(f"Done: {counted(len(done), 'row')}.", err=True)
 
 
 def _told(report: RestoreReport) -> Any:
     return sorted(map(str, report.to_dict("json")["items"]))
-
-
-def _rows(count: int) -> str:
-    return f"{count:,} row" if count == 1 else f"{count:,} rows"
 
 
 def print_plan(console: Console, plan: RestoreReport) -> None:
@@ -209,7 +205,7 @@ def mark(database: Database, output: Output, name: str, remove: bool, user: str 
 
 
 @click.command(short_help="Baselines for rows without history.")
-@click.argument("table", nargs=-1)
+@TABLES
 @click.option("--at", type=instant_of, metavar="WHEN", help="Since when the rows are known to have been as they are.")
 @click.option("--chunk-size", type=click.IntRange(1), default=10_000, show_default=True, help="Rows a transaction.")
 @writing_options
@@ -225,48 +221,38 @@ def backfill(
     reason: str | None,
 ) -> None:
     """Give the rows of TABLEs that have no history a first version, a baseline. All tables if none is named."""
-    database.require_models()
-    sources = _chosen(database, table)
-    confirm(f"Write baselines for the rows without history of {len(sources)} tables?", yes=yes)
+    sources = database.chosen(table)
+    confirm(f"Write baselines for the rows without history of {counted(len(sources), 'table')}?", yes=yes)
     reports = []
     try:
-        with acting(user, reason):
+        with database.connectable() as engine, acting(user, reason):
             for source in sources:
                 report = write_baselines(
-                    database.engine, source, at=at, chunk_size=chunk_size, progress=output.console.is_terminal
+                    engine, source, at=at, chunk_size=chunk_size, progress=output.console.is_terminal
                 )
                 reports.append({"table": name_of(source), **report.to_dict()})
     except KeyboardInterrupt:
         click.echo("Stopped. What is written is whole; run the command again to go on.", err=True)
         raise
-    finally:
-        database.engine.dispose()
     if output.form != "table":
         output.data(reports)
         return
     for each in reports:
-        output.console.print(f"{shown(each['table'])}: {_rows(each['rows'])}", soft_wrap=True)
+        output.console.print(f"{shown(each['table'])}: {counted(each['rows'], 'row')}", soft_wrap=True)
 
 
 @click.command("catch-up", short_help="Record what was changed past sqlaudit.")
-@click.argument("table", nargs=-1)
+@TABLES
 @writing_options
 @shared_options
 def catch_up(
     database: Database, output: Output, table: tuple[str, ...], yes: bool, user: str | None, reason: str | None
 ) -> None:
     """Record what raw SQL or other programs changed in TABLEs: live rows that differ from their last version."""
-    database.require_models()
-    sources = _chosen(database, table)
-    confirm(f"Record what changed in {len(sources)} tables?", yes=yes)
+    sources = database.chosen(table)
+    confirm(f"Record what changed in {counted(len(sources), 'table')}?", yes=yes)
     with database.session() as session, acting(user, reason):
         for source in sources:
             record_changes(session, source)
             session.commit()
             click.echo(f"{shown(name_of(source))}: recorded", err=True)
-
-
-def _chosen(database: Database, names: Iterable[str]) -> list[Any]:
-    """Return the sources of some names, or all; of a hierarchy of classes, the base class alone."""
-    chosen = [database.source(name) for name in names]
-    return chosen or list(database.roots.values())
