@@ -69,8 +69,9 @@ def diff(
         diff(session, Ticket, 7, 2, 5).fields  # {"status": ("open", "closed")}
 
     A state is given by a version or its number; or by an aware datetime, a :class:`Mark` or a changeset id, for the
-    state right after that transaction. A row that did not exist, or was deleted, has no fields. Before its first
-    version, a row was what this version says, if it is a baseline. One to three statements for each state.
+    state right after that transaction. A row that did not exist, was deleted, or was of another class, has no fields.
+    Before its first version, a row was what this version says, if it is a baseline. One to three statements for each
+    state, and one more for a subclass.
 
     :param session: a session; if it is an ``AsyncSession``, await the result
     :param model_class: a tracked model or an association table
@@ -215,7 +216,8 @@ def compare(
 
     One statement for each model, in constant memory; the rows of a model are in the order of their keys. What was
     inserted and deleted again between the two instants is left out, and so is a row that has its old values again. A
-    row that is older than its history was what its baseline says.
+    row that is older than its history was what its baseline says. For a subclass, a row that becomes one of it is
+    inserted, and a row that becomes one of another class is deleted.
 
     :param session: a session; with an ``AsyncSession``, iterate by ``async for``
     :param models: tracked models or association tables; one or several

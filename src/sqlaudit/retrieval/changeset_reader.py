@@ -107,7 +107,7 @@ def changesets(
     :param model: only what wrote a tracked model, an association table or what a relationship leads to; or one of
         several
     :param key: only what wrote one row of ``model``: its primary key, also as text; a tuple if it is composite. For a
-        relationship, the key of its owner
+        relationship, the key of its owner; what moved a link or row to another owner is found for both
     :raises TrackingError: the model is not tracked
     :raises QueryError: a filter is invalid
     """

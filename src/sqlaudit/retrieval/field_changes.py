@@ -68,7 +68,7 @@ def get_resource_changes(
     A relationship with an association table reports each link that was made or removed, under its name: the operation
     is ``link`` with the new value ``(3,)``, the key of the tag, or ``unlink`` with the old value ``(3,)``. Any other
     relationship reports the field changes of the rows that refer to the ticket. A row that moves from one ticket to
-    another is reported for both.
+    another is reported for both. A link that moves is an ``unlink`` for one and a ``link`` for the other.
 
     :param model_class: a tracked model; or a relationship, such as ``Ticket.tags``, to read only what it leads to; or
         an association table, whose links are then rows that are inserted and deleted
