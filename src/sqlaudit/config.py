@@ -12,6 +12,7 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
+from sqlaudit.context import get_audit_context, user_id_text
 from sqlaudit.exceptions import SQLAuditError
 
 
@@ -157,3 +158,14 @@ def _no_session_error(made: object) -> SQLAuditError:
         "sessions, pass session=… to each read instead.",
         made,
     )
+
+
+def current_user_id() -> str | None:
+    """Return the user of the audit context, or else the one that the configured callback names, as text.
+
+    :raises ContextError: the callback gives no id
+    """
+    user_id, callback = get_audit_context().user_id, current_config().get_user_id_callback
+    if user_id is None and callback is not None:
+        return user_id_text(callback(), "the id that get_user_id_callback gives")
+    return user_id

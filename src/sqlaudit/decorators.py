@@ -21,6 +21,7 @@ from sqlaudit.past.rendering import BeforeBaseline, UntrackedPolicy
 from sqlaudit.tracking.autogenerate import guard_autogenerate
 from sqlaudit.tracking.history import Version, VersionsAttribute, history_of
 from sqlaudit.tracking.models import Options, TrackedModel, tracked_model
+from sqlaudit.tracking.retention import Retention
 from sqlaudit.tracking.tables import AuditColumns, tracked_table
 
 M = TypeVar("M", bound=type[Any])
@@ -39,6 +40,7 @@ def track_table(
     audit_columns: AuditColumns | None = None,
     as_of_index: bool = False,
     append_only: bool = False,
+    retention: Retention | None = None,
 ) -> Callable[[M], M]:
     """Give a mapped class, and its subclasses, a history table.
 
@@ -70,6 +72,7 @@ def track_table(
     :param append_only: let the database itself refuse to change and to delete versions; ``create_all`` and
         ``op.protect_history`` create the triggers. If a transaction writes a row twice, its history keeps the first
         version, too, with an empty period. With links, one end that is append-only is enough
+    :param retention: which versions :func:`~sqlaudit.maintenance.prune` keeps, for the whole hierarchy of the class
     :raises TrackingError: the class cannot be tracked, or an option does not fit it
     """
 
@@ -86,6 +89,7 @@ def track_table(
             audit_columns=audit_columns or AuditColumns(),
             as_of_index=as_of_index,
             append_only=append_only,
+            retention=_checked_retention(retention),
         )
         _check(mapper, options)
         inherited = tracked_model(mapper)
@@ -182,6 +186,12 @@ def _mapper_of(model_class: Any) -> Mapper[Any]:
             model_class,
         )
     return mapper
+
+
+def _checked_retention(retention: object) -> Retention | None:
+    if retention is None or isinstance(retention, Retention):
+        return retention
+    raise TrackingError(f'retention is {retention!r}. Give a Retention: Retention(older_than="90d").', retention)
 
 
 def _check(mapper: Mapper[Any], options: Options) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterable
+from datetime import datetime
 from types import FrameType
 from typing import Any, Final
 
@@ -42,6 +43,17 @@ class ReadOnlyError(SQLAuditError):
 
 class QueryError(SQLAuditError, ValueError):
     """An argument of a read, of :func:`restore` or of :func:`undo` is invalid or cannot be fulfilled."""
+
+
+class PrunedError(QueryError):
+    """What a read asks for has been pruned: its instant is before the horizon of a history.
+
+    :ivar pruned_before: the horizon, an aware datetime in UTC: as of this instant and later ones, nothing is missing
+    """
+
+    def __init__(self, message: str, subject: object, pruned_before: datetime) -> None:
+        super().__init__(message, subject)
+        self.pruned_before = pruned_before
 
 
 class UndoConflictError(SQLAuditError):

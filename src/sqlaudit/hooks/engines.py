@@ -25,6 +25,7 @@ from sqlaudit.hooks.scope import (
     registered,
     session_on,
 )
+from sqlaudit.past.pruned import refuse_pruned_reads, refuse_pruned_result
 from sqlaudit.past.rendering import Past
 from sqlaudit.recording.bulk.append_only import refuse_rewriting
 from sqlaudit.recording.bulk.namesakes import is_namesake, report_namesake
@@ -50,6 +51,7 @@ from sqlaudit.recording.scope import scope_of
 from sqlaudit.sql.options import WRITE
 from sqlaudit.tracking.catalogue import has_citus
 from sqlaudit.tracking.foreign_keys import FollowedTable
+from sqlaudit.tracking.maintenance_tables import with_maintenance_tables
 from sqlaudit.tracking.tables import INFO_KEY, tracked_names
 
 _log: Final = logging.getLogger(__package__)
@@ -187,10 +189,13 @@ def _before_cursor(connection: Connection, cursor: Any, sql: str, parameters: An
     """Begin the write of a statement; report SQL for the driver, writing CTEs, and statements that listeners replace.
 
     :raises ReadOnlyError: a history table is written
+    :raises PrunedError: it writes what it reads from a past that has been pruned
     """
     if context is None or WRITE in context.execution_options:
         return
     compiled, clause = context.compiled, context.invoked_statement
+    if with_maintenance_tables and isinstance(clause, UpdateBase):
+        refuse_pruned_reads(connection, context)
     if compiled is None:
         if has_recorder(session_on(connection), connection):
             report_sql(sql, connection)
@@ -213,6 +218,8 @@ def _before_cursor(connection: Connection, cursor: Any, sql: str, parameters: An
 
 def _after(connection: Connection, clause: Any, multiple: Any, single: Any, options: Any, result: Any) -> None:
     """Note what a statement has written; write the versions if it was executed directly."""
+    if with_maintenance_tables and not isinstance(clause, (Past, UpdateBase)):
+        refuse_pruned_result(connection, result)  # of the past within a statement of the present
     is_prepared = isinstance(clause, (UpdateBase, FromStatement)) and WRITE in clause.get_execution_options()
     if is_prepared and (write := write_of(clause)) is not None:
         finish(write, result)

@@ -45,6 +45,7 @@ from sqlaudit.hooks.scope import (
     registered,
 )
 from sqlaudit.past.objects import refuse_changes
+from sqlaudit.past.pruned import SINCE
 from sqlaudit.past.rendering import Instant, Past, has_past_guard, without_past_guard
 from sqlaudit.past.running import execute_within, instant_of, turn_to_past
 from sqlaudit.recording.bulk.parsing import ParsedWrite, unwrapped
@@ -52,6 +53,7 @@ from sqlaudit.recording.events import recorded_listeners, tell_recorded_by
 from sqlaudit.recording.flush import Flush
 from sqlaudit.recording.scope import enter_scope
 from sqlaudit.tracking.history import Version
+from sqlaudit.tracking.horizons import refuse_pruned_in
 from sqlaudit.tracking.sessions import bind_arguments_for
 from sqlaudit.tracking.tables import INFO_KEY
 
@@ -192,6 +194,8 @@ def _do_orm_execute(state: ORMExecuteState) -> Any:
     if isinstance(mapper, Mapper) and issubclass(mapper.class_, Version) and "bind" not in state.bind_arguments:
         # A session with binds has no bind for history classes.
         state.bind_arguments.update(bind_arguments_for(session, mapper.class_.__sqlaudit_model__.mapper))
+    if SINCE in state.execution_options and isinstance(mapper, Mapper) and issubclass(mapper.class_, Version):
+        refuse_pruned_in(session, [mapper.class_.__sqlaudit_model__.root.table], state.execution_options[SINCE])
     instant = instant_of(state)
     if instant is not None:
         return turn_to_past(state, instant)

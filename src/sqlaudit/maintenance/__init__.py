@@ -1,29 +1,43 @@
-"""What is done to whole histories? They are begun, checked, mended and protected.
+"""What is done to whole histories? They are begun, checked, mended, cut short and protected.
 
 .. code-block:: python
 
     backfill(engine, Customer)  # in transactions of 10,000 rows, beside other writers
     check(engine)
+    prune(engine, Customer, older_than="90d")
+    hold(session, Customer, 42, reason="lawsuit 7 O 12/26")
 
 ``backfill`` gives rows that are older than their tracking a baseline, an open version of the row as it is now. It
-reports no field changes. ``check`` finds faults, and mends those that it can. ``history_grants`` gives the rights on
-history, which matter most if it is append-only.
+reports no field changes. ``check`` finds faults, and mends those that it can. ``prune`` removes the oldest versions of
+rows, except of those that a ``hold`` protects. ``history_grants`` gives the rights on history, which matter most if it
+is append-only.
 """
 
 from sqlaudit.maintenance.backfill import BackfillReport, backfill
 from sqlaudit.maintenance.checking import check
 from sqlaudit.maintenance.findings import CheckReport, Finding, FindingCode
 from sqlaudit.maintenance.grants import history_grants
+from sqlaudit.maintenance.holds import Hold, hold, holds, release
+from sqlaudit.maintenance.prune import PrunedTable, PruneReport, prune
 from sqlaudit.tracking.maintenance_tables import MaintenanceTables, maintenance_tables
+from sqlaudit.tracking.retention import Retention
 
 __all__ = [
     "BackfillReport",
     "CheckReport",
     "Finding",
     "FindingCode",
+    "Hold",
     "MaintenanceTables",
+    "PruneReport",
+    "PrunedTable",
+    "Retention",
     "backfill",
     "check",
     "history_grants",
+    "hold",
+    "holds",
     "maintenance_tables",
+    "prune",
+    "release",
 ]

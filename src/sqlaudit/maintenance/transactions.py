@@ -61,6 +61,7 @@ class InTransactions:
             except DBAPIError as error:
                 if not has_collided(error):
                     raise
+                self.connection.connection.rollback()  # SQLite's transaction outlives a COMMIT that failed
         with self.connection.begin():
             return work(self.connection, *args)
 

@@ -21,6 +21,7 @@ from sqlalchemy.orm import QueryableAttribute
 
 from sqlaudit.arguments import When, checked_range
 from sqlaudit.past.objects import instant_from
+from sqlaudit.past.pruned import SINCE
 from sqlaudit.past.rendering import BeforeBaseline, UntrackedPolicy, past_statement
 from sqlaudit.period import Mark, as_utc
 from sqlaudit.tracking.history import history_of
@@ -120,11 +121,13 @@ def between(model_class: Readable, start: datetime | Mark, end: datetime | Mark)
     :param end: the same; not included
     :raises TrackingError: the model is not tracked
     :raises QueryError: an end is not a datetime, or the range ends before it begins
+    :raises PrunedError: when a session with hooks executes the statement: the history was pruned, and the range begins
+        before its horizon
     """
     table = model_of(model_class).root.table
     period = checked_range("The range", as_utc(start), as_utc(end))
     valid_from, valid_to = table.valid_from, table.valid_to
-    statement = all_versions(model_class)
+    statement = all_versions(model_class).execution_options(**{SINCE: period["since"]})
     if period["since"] == period["until"]:
         return statement.where(false())
     return statement.where(valid_from < period["until"], valid_to > period["since"], valid_from < valid_to)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import Dialect, Select, and_, exists, or_, select
+from sqlalchemy import ColumnElement, Dialect, Select, and_, exists, or_, select
 from sqlalchemy.orm import Session
 
 from sqlaudit.changes import Operation
@@ -18,6 +18,7 @@ from sqlaudit.exceptions import QueryError, warn_caller
 from sqlaudit.past.rendering import Past, PastCompiler
 from sqlaudit.sql.comparing import all_equal
 from sqlaudit.tracking.aliases import HistoryAlias
+from sqlaudit.tracking.horizons import is_pruned_in
 from sqlaudit.tracking.missing import explaining_history_errors
 from sqlaudit.tracking.sessions import bind_arguments_for
 from sqlaudit.tracking.tables import TrackedTable
@@ -63,7 +64,7 @@ def _first_unknown_row(session: Session, tracked: TrackedTable, key: Sequence[An
     """Return key, number, operation and ``valid_from`` of a version before which its row is unknown, or ``None``."""
     source = getattr(session, "source", session)  # time_travel() reads history through the session that it was given
     base = tracked.chains[0][0] if tracked.chains else tracked
-    statement = _is_unknown_before(base, when)
+    statement = _is_unknown_before(base, when, is_known=is_pruned_in(source, base))
     if base is not tracked:
         statement = statement.where(exists().where(all_equal(tracked.history_key, base.history_key)))
     if key is not None:
@@ -72,10 +73,17 @@ def _first_unknown_row(session: Session, tracked: TrackedTable, key: Sequence[An
         return source.execute(statement, bind_arguments=bind_arguments_for(source, base.mapper)).first()
 
 
-def _is_unknown_before(table: TrackedTable, when: datetime) -> Select[Any]:
+def _is_unknown_before(table: TrackedTable, when: datetime, *, is_known: bool) -> Select[Any]:
+    """Select the versions before which rows are unknown.
+
+    :param is_known: whether rows did not exist before an insert whose predecessor is missing: it was pruned, and had
+        ended before the horizon
+    """
     version, before, earlier = HistoryAlias(table, table.history), HistoryAlias(table), HistoryAlias(table)
     number, valid_from, operation = version.version, version.valid_from, version.operation
-    follows = exists().where(before.is_version_of(version, -1))
+    follows: ColumnElement[bool] = exists().where(before.is_version_of(version, -1))
+    if is_known:
+        follows = or_(operation == Operation.INSERT, follows)
     is_first = ~exists().where(earlier.has_key(version.key), earlier.version < number, earlier.valid_from > when)
     return (
         select(*table.history_key, number, operation, valid_from)

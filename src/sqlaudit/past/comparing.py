@@ -44,6 +44,7 @@ from sqlaudit.retrieval.ids import converted_ids, is_id, one_id
 from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.aliases import HistoryAlias
 from sqlaudit.tracking.history import Version, history_class_of, rebased_on_history, version_info
+from sqlaudit.tracking.horizons import refuse_pruned_in
 from sqlaudit.tracking.links import model_of
 from sqlaudit.tracking.models import TrackedModel
 from sqlaudit.tracking.sessions import bind_arguments_for, checked_session
@@ -152,6 +153,7 @@ def _version_of_state(session: Session, model: TrackedModel, source: Any, resour
             raise QueryError(f"{name} has no version {when}. Give the number of one of versions_of(…).", when)
         return version
     instant = _instant(session, when)
+    refuse_pruned_in(session, [model.root.table], instant)
     version = _version(session, model, ids, instant)
     if version is None or version_info(version)["timestamp"] > instant:  # the first one, if none has begun
         operation = version_info(first)["operation"]
@@ -226,12 +228,14 @@ def compare(
     :param b: the later instant
     :raises TrackingError: a model is not tracked
     :raises QueryError: an argument is no instant, or ``b`` is earlier than ``a``
+    :raises PrunedError: the history was pruned, and ``a`` is before its horizon
     """
     session = checked_session(session)
     chosen = [model_of(source) for source in ([models] if isinstance(models, (type, Table)) else models)]
     begin, end = _instant(session, a), _instant(session, b)
     if begin > end:
         raise QueryError(f"{end} is before {begin}. Give the earlier instant first.", (a, b))
+    refuse_pruned_in(session, [model.root.table for model in chosen], begin)
     return _compare(session, chosen, begin, end)
 
 

@@ -19,8 +19,8 @@ from sqlalchemy.exc import IntegrityError, UnboundExecutionError
 from sqlalchemy.orm import Session, scoped_session
 
 from sqlaudit.asynchronous import also_async
-from sqlaudit.config import current_config
-from sqlaudit.context import USER_ID_LENGTH, get_audit_context, user_id_text
+from sqlaudit.config import current_config, current_user_id
+from sqlaudit.context import USER_ID_LENGTH
 from sqlaudit.exceptions import QueryError, TrackingError
 from sqlaudit.period import Mark, UTCDateTime, stored_instant_type
 from sqlaudit.sql.options import INTERNAL
@@ -86,7 +86,7 @@ def mark(session: _AnySession, name: str) -> Mark:
     table, where = _place_of_marks(session)
     session.flush()
     _refuse_known(session, table, where, name)
-    made = Mark(name, current_config().now(), _current_user())
+    made = Mark(name, current_config().now(), current_user_id())
     statement = insert(table).values(name=name, at=literal(made.at, UTCDateTime()), changed_by=made.changed_by)
     try:
         session.execute(statement, bind_arguments=where, execution_options=INTERNAL)
@@ -169,13 +169,6 @@ def _known_error(name: str, of: str = "") -> QueryError:
 def _unknown_error(session: Session, name: object) -> QueryError:
     known = ", ".join(repr(each.name) for each in marks(session)[-10:])
     return QueryError(f"There is no mark {name!r}. The latest marks are: {known or 'none'}.", name)
-
-
-def _current_user() -> str | None:
-    user_id, callback = get_audit_context().user_id, current_config().get_user_id_callback
-    if user_id is None and callback is not None:
-        return user_id_text(callback(), "the id that get_user_id_callback gives")
-    return user_id
 
 
 def _place_of_marks(session: Session) -> tuple[Table, dict[str, Any]]:

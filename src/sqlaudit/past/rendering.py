@@ -49,11 +49,13 @@ from sqlalchemy.types import TypeEngine
 
 from sqlaudit.exceptions import QueryError, ReadOnlyError
 from sqlaudit.past.bisection import GivenKey, given_key, given_keys, ranges_at, version_at
+from sqlaudit.past.pruned import look_before_stream, refuse_pruned_result
 from sqlaudit.period import UTCDateTime, range_contains, was_valid
 from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.keys import implementation_of
 from sqlaudit.sql.old_values import readable_type
 from sqlaudit.sql.subclassing import copied_with_class, subclass_with
+from sqlaudit.tracking.maintenance_tables import with_maintenance_tables
 from sqlaudit.tracking.missing import explain_history_error
 from sqlaudit.tracking.registry import tracked_tables
 from sqlaudit.tracking.tables import TrackedTable, known_metadata, shortened, tracked_table
@@ -131,13 +133,17 @@ class Past:
                 "objects for live ones. Call register_hooks(), and execute the statement in a session that has hooks.",
                 self,
             )
+        look = look_before_stream(connection, self, execution_options) if with_maintenance_tables else None
         try:
-            return super()._execute_on_connection(connection, parameters, execution_options)  # type: ignore[misc]  # the statement's own
+            result = super()._execute_on_connection(connection, parameters, execution_options)  # type: ignore[misc]  # the statement's own
         except DBAPIError as error:
             parts: Iterable[Any] = visitors.iterate(cast(ClauseElement, self))
             metadata = {part.metadata for part in parts if isinstance(part, Table)}
             explain_history_error(error, chain.from_iterable(map(tracked_tables, metadata)))
             raise
+        if with_maintenance_tables:
+            refuse_pruned_result(connection, result, look, self._past_when.value)
+        return result
 
     def from_statement(self, statement: Any) -> Any:
         """Return another statement as one that selects the same objects as of the same instant."""

@@ -22,7 +22,7 @@ from enum import Enum, auto
 from functools import cached_property
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Column, ColumnElement, Connection, CursorResult, literal, null
+from sqlalchemy import Column, ColumnElement, Connection, CursorResult, Select, literal, literal_column, null, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from sqlaudit.changes import Operation
@@ -39,10 +39,11 @@ from sqlaudit.sql.batches import Batch, KeyCollection, SelectedKeys, batches, ch
 from sqlaudit.sql.comparing import may_be_respelt
 from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.keys import Key, KeyTypes, RawKey, is_raw
-from sqlaudit.sql.lists import are_unchanged_by_json
+from sqlaudit.sql.lists import are_unchanged_by_json, has_one_of
 from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.catalogue import are_distributed, ask_once, columns_compared_as_text, tables_with_guard
 from sqlaudit.tracking.foreign_keys import Chain
+from sqlaudit.tracking.horizons import is_pruned
 from sqlaudit.tracking.missing import explain_history_error, explaining_history_errors
 from sqlaudit.tracking.rights import hides_rows
 from sqlaudit.tracking.tables import TrackedTable
@@ -159,7 +160,9 @@ class Capture:
         for batch in self._batches(keys):
             statements = self._statements(batch)
             try:
-                complete = self._run(batch, statements.snapshot(Operation.INSERT, LiveRows.NEW)) == len(batch)
+                complete = not self._have_lost_first_versions(batch) and (
+                    self._run(batch, statements.snapshot(Operation.INSERT, LiveRows.NEW)) == len(batch)
+                )
             except IntegrityError:
                 if not TRAITS[self.connection.dialect.name].locks_scanned_rows:
                     raise
@@ -167,6 +170,21 @@ class Capture:
             if not complete:
                 for chunk in chunks(self._unsettled(batch)):
                     self.settle(chunk, inserted=frozenset(chunk), must_be_found=must_be_found)
+
+    def _have_lost_first_versions(self, batch: Batch) -> bool:
+        """Return whether new rows have a history that may be pruned, where only a second version number 1 is refused.
+
+        The history is read without a lock, which would be one of its neighbours, too.
+        """
+        base = self.chain[0]
+        if not TRAITS[self.connection.dialect.name].locks_scanned_rows or not is_pruned(self.connection, base):
+            return False
+        for chunk in chunks(list(batch)):
+            has_history = has_one_of(base.history_key, chunk, self.connection.dialect)
+            statement: Select[Any] = select(literal_column("1")).where(has_history).limit(1)
+            if self.connection.execute(statement, execution_options=INTERNAL).first() is not None:
+                return True
+        return False
 
     def updated(
         self,

@@ -88,6 +88,7 @@ def restore(
         longer hold: by attribute of the class, or by class and attribute
     :param dry_run: only report what would be done
     :raises QueryError: there is no such state, a path or a field does not exist, or a row cannot become what it was
+    :raises PrunedError: the state is from before the horizon of a history that was pruned
     :raises TrackingError: the class is not tracked
     :raises SQLAuditError: the session does not record
     """

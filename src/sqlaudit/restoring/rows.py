@@ -14,7 +14,21 @@ from functools import cached_property
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
-from sqlalchemy import JSON, Column, ColumnElement, Dialect, FromClause, Select, and_, exists, func, or_, select
+from sqlalchemy import (
+    JSON,
+    Column,
+    ColumnElement,
+    Dialect,
+    FromClause,
+    Select,
+    and_,
+    exists,
+    false,
+    func,
+    or_,
+    select,
+    true,
+)
 from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.types import TypeEngine
 
@@ -30,6 +44,7 @@ from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.aliases import HistoryAlias, joined_versions
 from sqlaudit.tracking.catalogue import can_lock_many
 from sqlaudit.tracking.history import rebased_on_history
+from sqlaudit.tracking.horizons import is_pruned_in, refuse_pruned_in
 from sqlaudit.tracking.missing import explaining_history_errors
 from sqlaudit.tracking.models import TrackedModel, attribute_of, tracked_model
 from sqlaudit.tracking.sessions import bind_arguments_for
@@ -307,7 +322,11 @@ def rows_now(
 def rows_at(
     session: Session, model: TrackedModel, columns: Columns, values: Collection[Key], instant: datetime
 ) -> list[Row]:
-    """Return the rows whose columns had one of the values at an instant: one statement per 1,000 values."""
+    """Return the rows whose columns had one of the values at an instant: one statement per 1,000 values.
+
+    :raises PrunedError: the history has been pruned since
+    """
+    refuse_pruned_in(session, [model.root.table], instant)
     hierarchy, table = hierarchy_of(model), model.root.table
     statement = hierarchy.versions.where(was_valid(table.valid_from, table.valid_to, instant))
     old = [hierarchy.old[column] for column in columns]
@@ -327,13 +346,14 @@ def keys_inserted_after(session: Session, table: TrackedTable, keys: Collection[
     """Return the keys whose first version after an instant is an INSERT.
 
     A row that is older than its history is not among them, for its history begins with a baseline. Neither is a row
-    whose preceding versions have been removed.
+    whose preceding versions have been removed, unless :func:`prune` has removed them, which ended before its horizon.
     """
     version, earlier, before = HistoryAlias(table, table.history), HistoryAlias(table), HistoryAlias(table)
+    is_known = true() if is_pruned_in(session, table) else false()
     statement = select(*keys_now(table)).where(
         version.operation == Operation.INSERT,
         version.valid_from > instant,
-        or_(version.version == 1, exists().where(before.is_version_of(version, -1))),
+        or_(version.version == 1, is_known, exists().where(before.is_version_of(version, -1))),
         ~exists().where(earlier.has_key(version.key), earlier.version < version.version, earlier.valid_from > instant),
     )
     return set(rows_where(session, table, statement, table.history_key, keys))
@@ -371,7 +391,11 @@ def links_at(
     values: Collection[Key],
     instant: datetime,
 ) -> dict[Link, Key]:
-    """Return the links of an instant whose ``filter_columns`` had one of the values: link → key."""
+    """Return the links of an instant whose ``filter_columns`` had one of the values: link → key.
+
+    :raises PrunedError: the history has been pruned since
+    """
+    refuse_pruned_in(session, [table], instant)
     old = dict(table.columns)
     statement = select(*link_and_key_columns(table, columns)).where(
         was_valid(table.valid_from, table.valid_to, instant)

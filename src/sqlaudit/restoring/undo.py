@@ -49,6 +49,7 @@ from sqlaudit.retrieval.changesets import tables_where, unknown_changeset_error
 from sqlaudit.sql.documents import text_under
 from sqlaudit.sql.keys import Key
 from sqlaudit.tracking.aliases import HistoryAlias
+from sqlaudit.tracking.horizons import refuse_pruned_in, refuse_pruned_versions
 from sqlaudit.tracking.models import TrackedModel, link_columns, root_of
 from sqlaudit.tracking.tables import TrackedTable
 
@@ -100,6 +101,7 @@ def undo(
     :raises UndoConflictError: a later transaction changed one of the fields, changed or deleted one of the rows, or
         refers to one that would be deleted
     :raises QueryError: there is no such changeset, an argument is invalid, or a row cannot become what it was
+    :raises PrunedError: a history that the changesets wrote has been pruned since
     :raises SQLAuditError: the session does not record
     """
     session = writing_session(session)
@@ -112,6 +114,8 @@ def undo(
     ids = sorted(set().union(*found.values()))
     for unknown in set(wanted.ids).difference(ids):
         raise unknown_changeset_error(unknown)
+    refuse_pruned_versions(session, found, wanted.condition)
+    refuse_pruned_in(session, found, wanted.since)
     plan = Plan(session, given_values, lock=not dry_run)
     undoing = _Undoing(plan, wanted.condition, whole_rows=whole_rows)
     undoing.fill(list(found), fields)
@@ -135,7 +139,7 @@ class _Wanted:
 
     ids: tuple[UUID, ...]
     user: str | None
-    since: datetime | Mark | None
+    since: datetime | None
     run: str | None
 
     def condition(self, source: TrackedTable | HistoryAlias) -> ColumnElement[bool]:

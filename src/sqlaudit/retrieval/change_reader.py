@@ -48,6 +48,7 @@ from sqlaudit.sql.lists import is_among
 from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.aliases import HistoryAlias
 from sqlaudit.tracking.history import rebased_on_history
+from sqlaudit.tracking.horizons import refuse_pruned_in
 from sqlaudit.tracking.links import Readable, Related, model_of, related_by, related_names
 from sqlaudit.tracking.missing import explaining_history_errors
 from sqlaudit.tracking.models import TrackedModel
@@ -157,6 +158,14 @@ class ChangeReport:
             )
         included = (replace(query, related=related, filter_fields=None) for related in query.related_rows)
         self.readers = [ChangeReader(each, self.end) for each in (query, *included)]
+
+    def refuse_pruned(self, session: Session, dates: DateRange | None) -> None:
+        """Raise if the user's date range begins before the horizon of a table; or ends, if it has no begin.
+
+        :raises PrunedError: it does
+        """
+        if bounds := date_range(dates):
+            refuse_pruned_in(session, [reader.model.root.table for reader in self.readers], min(bounds.values()))
 
     def changes(self, session: Session, **options: Any) -> Generator[FieldChange]:
         """Yield the field changes from ``offset`` to ``offset + limit``, in the order of time.

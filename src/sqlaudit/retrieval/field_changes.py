@@ -35,6 +35,7 @@ from sqlaudit.retrieval.changesets import tables_of_changeset
 from sqlaudit.retrieval.filters import ChangeFilters
 from sqlaudit.retrieval.ids import converted_ids, is_id, one_id
 from sqlaudit.tracking.history import Version, history_class_of, version_info
+from sqlaudit.tracking.horizons import refuse_pruned_in, refuse_pruned_versions
 from sqlaudit.tracking.links import Readable, Related, model_of, related_by
 from sqlaudit.tracking.models import TrackedModel, tracked_model_of
 from sqlaudit.tracking.sessions import checked_session
@@ -92,6 +93,7 @@ def get_resource_changes(
     :param filter_run_ids: the id of one run or of several
     :raises TrackingError: the model, or what a relationship leads to, is not tracked
     :raises QueryError: a filter is invalid, or the model has no such relationship
+    :raises PrunedError: the history was pruned, and the date range begins before its horizon
     """
     query = change_query(
         model_class,
@@ -106,8 +108,11 @@ def get_resource_changes(
     report = ChangeReport(query)
     if session is None:
         with configured_session() as made:
+            report.refuse_pruned(made, filter_date_range)
             return list(report.changes(made))
-    return list(report.changes(checked_session(session)))
+    session = checked_session(session)
+    report.refuse_pruned(session, filter_date_range)
+    return list(report.changes(session))
 
 
 @also_async_stream
@@ -139,8 +144,9 @@ def stream_resource_changes(
         limit=limit,
         offset=offset,
     )
-    report = ChangeReport(query)
-    return report.changes(checked_session(session), yield_per=BATCH)
+    report, session = ChangeReport(query), checked_session(session)
+    report.refuse_pruned(session, filter_date_range)
+    return report.changes(session, yield_per=BATCH)
 
 
 @overload
@@ -213,6 +219,7 @@ def versions_of(
     :param since: leave out the versions that began before this instant; an aware datetime or a :class:`Mark`
     :raises TrackingError: the model, or what the relationship leads to, is not tracked
     :raises QueryError: ``limit`` or ``since`` is invalid
+    :raises PrunedError: the history was pruned, and ``since`` is before its horizon
     """
     related = related_by(model_class) if isinstance(model_class, QueryableAttribute) else None
     bounds: dict[str, Any] = {**checked_range("The range", since, None)}
@@ -251,7 +258,8 @@ def blame(session: Session | scoped_session[Any], model_class: type[Any], resour
             )
             is_missing = before is None or version_info(before)["version"] != info["version"] - 1
             unknown = not is_inserted and (is_baseline or is_missing)
-            if is_last_missing or (unknown and not is_baseline):
+            is_pruned = is_missing and info["version"] > 1
+            if is_last_missing or (unknown and (is_pruned or not is_baseline)):
                 info |= dict.fromkeys(_CONTEXT)
             first = is_inserted or is_missing or _has_ended(before)
             for name in values.keys() - blames.keys():
@@ -284,10 +292,12 @@ def changes_in(session: Session | scoped_session[Any], changeset_id: UUID | str)
     :param session: a session; if it is an ``AsyncSession``, await the result
     :param changeset_id: the ``audit_changeset_id`` of a version, or the ``changeset_id`` of a :class:`Changeset`
     :raises QueryError: ``changeset_id`` is no UUID, or no history has a version of this changeset
+    :raises PrunedError: a history that it wrote has been pruned since
     """
     session = checked_session(session)
     wanted = changeset_uuid(changeset_id)
     tables = tables_of_changeset(session, wanted)
+    refuse_pruned_versions(session, tables, lambda table: table.role("changeset_id") == wanted)
     models = dict.fromkeys(model_of(table.live) for table in sorted(tables, key=lambda table: table.is_association))
     reports = (ChangeReport(ChangeQuery(model=model.root, changeset_ids=[wanted])) for model in models)
     return [change for report in reports for change in report.changes(session)]
@@ -309,6 +319,7 @@ def _versions(
     ids = converted_ids(asked, [resource_id])
     if not ids["ids"] or bounds.get("limit") == 0:
         return
+    refuse_pruned_in(session, [table], bounds.get("since"))
     parameters = {**one_id(ids), **bounds}
 
     def build() -> Select[Any]:

@@ -80,6 +80,7 @@ def changes_page(
     :param filters: the other parameters are those of :func:`get_resource_changes`, without ``limit`` and ``offset``
     :raises TrackingError: the model, or what a relationship leads to, is not tracked
     :raises QueryError: a filter is invalid, ``size`` is less than 1, or ``after`` is not a cursor of this query
+    :raises PrunedError: the history was pruned, and the date range begins before its horizon
     """
     session, size = checked_session(session), checked_size(size)
     query = change_query(
@@ -91,6 +92,7 @@ def changes_page(
         filter_date_range=filter_date_range,
     )
     report = ChangeReport(query)
+    report.refuse_pruned(session, filter_date_range)
     digest = _digest_of(report)
     place = None if after is None else place_in(after, digest, _CURSOR)[0]
     is_of_one_row = len(report.readers) == 1 and report.readers[0].of_one_row

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from typing import Final
+from weakref import WeakSet
 
 from sqlalchemy import Column, Connection, MetaData, Table, Text
 from sqlalchemy.dialects import mysql
@@ -23,6 +24,8 @@ from sqlaudit.tracking.schema import table_exists
 from sqlaudit.tracking.tables import audit_column_types
 
 _INFO_KEY: Final = "sqlaudit_maintenance"
+with_maintenance_tables: Final[WeakSet[MetaData]] = WeakSet()
+"""Every MetaData of this process that has had these tables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,7 @@ def maintenance_tables(metadata: MetaData, *, schema: str | None = None) -> Main
             schema=schema,
         ),
     )
+    with_maintenance_tables.add(metadata)
     return made
 
 

@@ -114,7 +114,7 @@ def explain_history_error(
             live,
         ) from error
     absent = [table for table in tables if _is_about(message, table)]
-    if absent and (not codes.isdisjoint(_MISSING_CODES) or any(phrase in message for phrase in _MISSING_PHRASES)):
+    if absent and is_missing_table(error):
         names = " or ".join(repr(table.history.fullname) for table in absent)
         raise HistoryTableError(
             f"The database lacks the history table {names}, or a column of it. Create it with "
@@ -138,6 +138,12 @@ def _rights_on(table: TrackedTable) -> str:
     if table.append_only:
         return f"SELECT, INSERT and UPDATE ({table.valid_to.name})"
     return "SELECT, INSERT, UPDATE and DELETE"
+
+
+def is_missing_table(error: DBAPIError) -> bool:
+    """Return whether a database error says that there is no such table or column."""
+    message = _message_of(error)
+    return not codes_of(error).isdisjoint(_MISSING_CODES) or any(phrase in message for phrase in _MISSING_PHRASES)
 
 
 def _is_named(message: str, table: Table) -> bool:

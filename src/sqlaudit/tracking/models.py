@@ -24,6 +24,7 @@ from sqlalchemy.orm import Mapper, RelationshipProperty
 from sqlalchemy.sql import operators, visitors
 
 from sqlaudit.exceptions import TrackingError
+from sqlaudit.tracking.retention import Retention
 from sqlaudit.tracking.sessions import SESSIONS
 from sqlaudit.tracking.tables import INFO_KEY, AuditColumns, TrackedTable, refuse_clash, tracked_table
 
@@ -42,6 +43,7 @@ class Options:
     audit_columns: AuditColumns = AuditColumns()  # noqa: RUF009  # frozen
     as_of_index: bool = False
     append_only: bool = False
+    retention: Retention | None = None
 
 
 def attribute_of(mapper: Mapper[Any], column: Any) -> str | None:
@@ -153,6 +155,12 @@ class TrackedModel:
                 "to the base class.",
                 self.mapper.class_,
             )
+        if options.retention is not None and self.parent is not None:
+            raise TrackingError(
+                f"{name} shares its versions with its base class, and they are pruned together. Pass retention to "
+                f"{self.root.name}.",
+                self.mapper.class_,
+            )
         self.is_decorated = True
         self.options = replace(
             options,
@@ -164,6 +172,7 @@ class TrackedModel:
             audit_columns=inherited.audit_columns if self.parent is not None else options.audit_columns,
             as_of_index=options.as_of_index or inherited.as_of_index,
             append_only=options.append_only or inherited.append_only,
+            retention=options.retention or inherited.retention,
         )
         if not shares_table and (
             options.history_table_name
