@@ -18,8 +18,13 @@ SECTIONS = [
 
 @pytest.mark.parametrize(("page", "code"), SECTIONS)
 def test_a_section_runs_after_the_set_up_of_its_page_and_prints_what_it_shows(
-    page: Path, code: list[Block], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    page: Path,
+    code: list[Block],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # some write files
     run_blocks(code, page, capsys, monkeypatch)
 
 
