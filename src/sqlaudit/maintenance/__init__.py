@@ -1,4 +1,4 @@
-"""What is done to whole histories? They are begun, checked, mended, cut short and protected.
+"""What is done to whole histories? They are begun, checked, mended, cut short, protected and checked out.
 
 .. code-block:: python
 
@@ -6,15 +6,17 @@
     check(engine)
     prune(engine, Customer, older_than="90d")
     hold(session, Customer, 42, reason="lawsuit 7 O 12/26")
+    checkout(engine, then, "sqlite:///march.db")
 
 ``backfill`` gives rows that are older than their tracking a baseline, an open version of the row as it is now. It
 reports no field changes. ``check`` finds faults, and mends those that it can. ``prune`` removes the oldest versions of
 rows, except of those that a ``hold`` protects. ``history_grants`` gives the rights on history, which matter most if it
-is append-only.
+is append-only. ``checkout`` copies the rows of an instant into a database of its own.
 """
 
 from sqlaudit.maintenance.backfill import BackfillReport, backfill
 from sqlaudit.maintenance.checking import check
+from sqlaudit.maintenance.checkout import CheckoutReport, checkout
 from sqlaudit.maintenance.findings import CheckReport, Finding, FindingCode
 from sqlaudit.maintenance.grants import history_grants
 from sqlaudit.maintenance.holds import Hold, hold, holds, release
@@ -25,6 +27,7 @@ from sqlaudit.tracking.retention import Retention
 __all__ = [
     "BackfillReport",
     "CheckReport",
+    "CheckoutReport",
     "Finding",
     "FindingCode",
     "Hold",
@@ -34,6 +37,7 @@ __all__ = [
     "Retention",
     "backfill",
     "check",
+    "checkout",
     "history_grants",
     "hold",
     "holds",
