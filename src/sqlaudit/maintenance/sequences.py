@@ -48,7 +48,7 @@ def count_where(condition: ColumnElement[bool]) -> ColumnElement[int]:
 
 
 def is_a(version: HistoryAlias, *operations: Operation) -> ColumnElement[bool]:
-    return version.operation.in_([operation_text(operation) for operation in operations])
+    return or_(*(version.operation == operation_text(operation) for operation in operations))
 
 
 def read_rows(
@@ -103,16 +103,34 @@ class Sequences:
 
     def count(self) -> Counted:
         version, before = self.version, self.before
-        ended, followed = (and_(not_(each.is_open), not_(is_a(each, Operation.DELETE))) for each in (version, before))
         lacks_before = and_(before.version.is_(None), version.version != ONE)
         statement = select(
-            func.count(),
-            count_where(version.is_open),
-            count_where(or_(*self._faults(at_once=True).values())),
-            count_where(ended) - count_where(followed),
-            count_where(and_(lacks_before, is_a(version, *_BEGINNINGS))),
+            func.count().label("versions"),
+            count_where(version.is_open).label("open"),
+            func.count(case((self._follows_plainly(), None), (or_(*self._faults(at_once=True).values()), ONE))).label(
+                "faults"
+            ),
+            func.count(before.version).label("followed"),
+            count_where(is_a(version, Operation.DELETE)).label("tombstones"),
+            count_where(is_a(before, Operation.DELETE)).label("followed_tombstones"),
+            count_where(and_(lacks_before, is_a(version, *_BEGINNINGS))).label("beginnings"),
         ).select_from(self._pairs)
-        return Counted(*self.connection.execute(statement).one())
+        found = self.connection.execute(statement).one()
+        # Of versions that are open, none is followed, unless there is a fault.
+        ended, followed = found.versions - found.open - found.tombstones, found.followed - found.followed_tombstones
+        unfollowed = max(ended - followed, int(found.faults > 0))
+        return Counted(found.versions, found.open, found.faults, unfollowed, found.beginnings)
+
+    def _follows_plainly(self) -> ColumnElement[bool]:
+        """Return a condition that most versions fulfil, and none that has a fault: it spares most of the others."""
+        version, before = self.version, self.before
+        return and_(
+            before.valid_to == version.valid_from,
+            is_a(version, Operation.UPDATE),
+            is_a(before, Operation.UPDATE),
+            version.valid_from <= version.valid_to,
+            not_(before.is_open),
+        )
 
     def _faults(self, *, at_once: bool = False) -> Faults:
         """Return the condition of each fault that a version shows beside the version before it.
