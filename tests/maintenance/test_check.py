@@ -24,6 +24,8 @@ from invariants import check_history, told
 from registering import recording
 from sqlaudit import OPEN_END, AuditColumns, AuditContextManager, backfill, record_changes, track_table
 from sqlaudit.maintenance import CheckReport, Finding, FindingCode, check
+from sqlaudit.maintenance.door import writable_history
+from sqlaudit.tracking.protection import trigger_names
 from sqlaudit.tracking.tables import TrackedTable, tracked_table
 
 
@@ -562,6 +564,56 @@ def test_a_history_column_that_lags_behind_its_live_column_is_found(
     assert codes == (["narrow-column"] if is_narrow and database.name != "sqlite" else [])
 
 
+@pytest.fixture
+def kept(base: type[Any]) -> Any:
+    @track_table(append_only=True)
+    class Kept(base):  # type: ignore[misc]
+        __tablename__ = "kept"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        name: Mapped[str] = mapped_column(sa.String(20))
+
+    return Kept
+
+
+def test_an_append_only_history_is_mended_without_rewriting_it(engine: sa.Engine, kept: Any) -> None:
+    with recording(engine, kept.metadata) as sessions:
+        for name in ("a", "b"):
+            with sessions.begin() as session:
+                for id in (1, 2, 3):
+                    session.merge(kept(id=id, name=name))
+    assert_sound(check(engine, kept))
+    live = kept.__table__
+    with engine.begin() as connection:
+        connection.execute(sa.update(live).where(live.c.id == 1).values(name="c"))
+        connection.execute(sa.delete(live).where(live.c.id == 2))
+        connection.execute(sa.insert(live).values(id=4, name="new"))
+        with writable_history(connection, [tracked(live)]):
+            history = tracked(live).history
+            third = sa.update(history).where(history.c.id == 3)
+            connection.execute(third.where(history.c.audit_version == 2).values(valid_to=LATE))
+            connection.execute(third.where(history.c.audit_version == 1).values(valid_to=OPEN_END))
+    report = check(engine, kept, repair=True)
+    assert {finding.code: finding.is_repaired for finding in report.findings} == {
+        "open-not-last": True,
+        "unrecorded-row": True,
+        "unrecorded-change": True,
+        "unrecorded-deletion": True,
+    }
+    assert_sound(check(engine, kept))
+
+
+def test_the_triggers_that_an_append_only_history_lacks_are_found(engine: sa.Engine, kept: Any) -> None:
+    kept.metadata.create_all(engine)
+    with engine.begin() as connection:
+        name = trigger_names("kept_history", engine.dialect.name)[0]
+        on = " ON kept_history" if engine.dialect.name == "postgresql" else ""
+        connection.execute(sa.DDL(f"DROP TRIGGER {name}{on}"))
+    (finding,) = check(engine, kept, repair=True).findings
+    assert (finding.code, finding.is_repaired) == ("missing-protection", False)
+    assert name in finding.message
+    assert "op.protect_history('kept')" in finding.remedy
+
+
 ROLE = "sqlaudit_check_app"
 
 
@@ -586,7 +638,7 @@ def test_rights_that_a_writer_lacks_on_the_history_are_found(engine: sa.Engine, 
     (finding,) = check(engine, Base, repair=True).findings
     assert (finding.code, finding.table, finding.is_repaired) == ("missing-grant", "customers", False)
     assert "has no SELECT, INSERT, UPDATE, DELETE on its history 'customers_history'" in finding.message
-    assert finding.remedy == f"GRANT SELECT, INSERT, UPDATE, DELETE ON customers_history TO {role}."
+    assert finding.remedy.startswith(f"GRANT SELECT, INSERT, UPDATE, DELETE ON customers_history TO {role}.")
     with engine.begin() as connection:
         granted = f"GRANT SELECT, INSERT, UPDATE (audit_to), DELETE ON customers_history TO {role}"
         connection.exec_driver_sql(granted.replace("%", "%%"))

@@ -43,6 +43,7 @@ _LEFT: Final = {
     FindingCode.MISSING_COLUMN: _BY_MIGRATION,
     FindingCode.NARROW_COLUMN: _BY_MIGRATION,
     FindingCode.MISSING_INDEX: _BY_MIGRATION,
+    FindingCode.MISSING_PROTECTION: _BY_MIGRATION,
     FindingCode.MISSING_POLICY: "Left: the owner of the tables decides who sees which rows.",
     FindingCode.MISSING_GRANT: "Left: the owner of the tables decides who may write them.",
     FindingCode.REVERSED_PERIOD: _UNKNOWN,

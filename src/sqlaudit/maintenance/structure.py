@@ -1,4 +1,4 @@
-"""Can the history table hold what happens to its live table? Its columns, indexes, policies and grants say so."""
+"""Can the history table hold what happens to its live table? Columns, indexes, triggers, policies and grants tell."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
     Column,
-    ColumnElement,
     Connection,
     Index,
     column,
@@ -16,6 +15,7 @@ from sqlalchemy import (
     select,
     table,
     true,
+    union_all,
 )
 from sqlalchemy.engine import Inspector
 from sqlalchemy.engine.interfaces import ReflectedColumn
@@ -25,12 +25,16 @@ from sqlaudit.period import PeriodToIndex
 from sqlaudit.sql.dialects import MYSQL, TRAITS
 from sqlaudit.sql.widening import wide_enough
 from sqlaudit.tracking.catalogue import oid_of, tables_with_guard
+from sqlaudit.tracking.protection import trigger_names, triggers_in_database
 from sqlaudit.tracking.schema import schema_of
 from sqlaudit.tracking.tables import TrackedTable, guard_index_name
 
 _MIGRATE: Final = "Let Alembic generate a migration: alembic revision --autogenerate."
-_NEEDED: Final = ("SELECT", "INSERT", "UPDATE", "DELETE")
-"""The rights on a history table that recording needs."""
+
+
+def _needed(tracked: TrackedTable) -> tuple[str, ...]:
+    """Return the rights on a history table that recording needs."""
+    return ("SELECT", "INSERT", "UPDATE") if tracked.append_only else ("SELECT", "INSERT", "UPDATE", "DELETE")
 
 
 class Structure(NamedTuple):
@@ -72,6 +76,7 @@ def check_structure(
         return NOTHING
     structure = _check_columns(connection, inspector, tracked, findings)
     _check_indexes(connection, inspector, tracked, findings)
+    _check_protection(connection, tracked, findings)
     if connection.dialect.name == "postgresql":
         _check_policies(connection, tracked, findings)
         _check_grants(connection, tracked, findings)
@@ -179,6 +184,29 @@ def _serves(index: Index, found: Any, tracked: TrackedTable) -> bool:
     return bool(found["unique"]) and set(names) - {tracked.valid_to.name} == set(wanted)
 
 
+# --- protection -------------------------------------------------------------------------------------------------
+
+
+def _check_protection(connection: Connection, tracked: TrackedTable, findings: Collector) -> None:
+    if not tracked.append_only:
+        return
+    names = trigger_names(tracked.history.name, connection.dialect.name)
+    missing = sorted({*names} - triggers_in_database(connection, tracked.history).keys())
+    if missing and connection.dialect.name in MYSQL and not _sees_triggers(connection, tracked):
+        findings.unchecked.append(
+            f"The role lacks the privilege TRIGGER on {tracked.history.fullname!r}, so it does not see whether "
+            "triggers protect the history. Grant it, or check as another role."
+        )
+    elif missing:
+        findings.add(
+            FindingCode.MISSING_PROTECTION,
+            tracked,
+            f"The history table {tracked.history.fullname!r} is to be append-only, and lacks the triggers "
+            f"{', '.join(map(repr, missing))}, so the database does not refuse to rewrite it.",
+            f"Create them in a migration: op.protect_history({tracked.live.name!r}).",
+        )
+
+
 # --- row security -----------------------------------------------------------------------------------------------
 
 _TABLES: Final = table(
@@ -213,7 +241,7 @@ def _check_policies(connection: Connection, tracked: TrackedTable, findings: Col
             f"ALTER TABLE {names[1]} FORCE ROW LEVEL SECURITY.",
         )
     for role in sorted(live.roles):
-        missing = [command for command in _NEEDED if not history.allows(role, command)]
+        missing = [command for command in _needed(tracked) if not history.allows(role, command)]
         if missing:
             findings.add(
                 FindingCode.MISSING_POLICY,
@@ -278,15 +306,16 @@ def _check_grants(connection: Connection, tracked: TrackedTable, findings: Colle
         .distinct()
         .subquery()
     )
+    needed = _needed(tracked)
     rights = [
         func.has_any_column_privilege(writers.c.role, history, right)
         if right == "UPDATE"
         else func.has_table_privilege(writers.c.role, history, right)
-        for right in _NEEDED
+        for right in needed
     ]
     for name, *has in connection.execute(select(writers.c.role, *rights).order_by(writers.c.role)):
         _add_grant(
-            findings, tracked, name, [right for right, is_there in zip(_NEEDED, has, strict=True) if not is_there]
+            findings, tracked, name, [right for right, is_there in zip(needed, has, strict=True) if not is_there]
         )
 
 
@@ -298,8 +327,29 @@ def _add_grant(findings: Collector, tracked: TrackedTable, role: str, missing: S
             tracked,
             f"The role {role} may write the table {tracked.live.fullname!r}, but has no {rights} on its history "
             f"{tracked.history.fullname!r}.",
-            f"GRANT {rights} ON {tracked.history.fullname} TO {role}.",
+            f"GRANT {rights} ON {tracked.history.fullname} TO {role}. See history_grants().",
         )
+
+
+def _sees_triggers(connection: Connection, tracked: TrackedTable) -> bool:
+    """Return whether MariaDB or MySQL shows the triggers of a history table to the user."""
+    user = func.concat("'", func.replace(func.current_user(), "@", "'@'"), "'")
+    rights = (
+        select(privileges.c.GRANTEE).where(
+            user == privileges.c.GRANTEE,
+            privileges.c.PRIVILEGE_TYPE == "TRIGGER",
+            *_on(connection, privileges, tracked),
+        )
+        for privileges in (_OF_TABLES, _OF_SCHEMAS, _OF_USERS)
+    )
+    return connection.execute(union_all(*rights)).first() is not None
+
+
+def _on(connection: Connection, privileges: Any, tracked: TrackedTable, *, live: bool = False) -> list[Any]:
+    """Return the condition that privileges are those on a history table, or on its live table."""
+    owner = tracked.live if live else tracked.history
+    places = {"TABLE_SCHEMA": schema_of(connection, owner) or func.database(), "TABLE_NAME": owner.name}
+    return [privileges.c[name] == place for name, place in places.items() if name in privileges.c]
 
 
 def _privileges(name: str, *more: str) -> Any:
@@ -314,22 +364,18 @@ _OF_USERS: Final = _privileges("USER_PRIVILEGES")
 
 def _check_grants_on_mysql(connection: Connection, tracked: TrackedTable, findings: Collector) -> None:
     """List the users who may write the live table by a grant of this table; other grants are of both tables."""
-
-    def on(privileges: Any, owner: Any) -> list[ColumnElement[bool]]:
-        places = {"TABLE_SCHEMA": schema_of(connection, owner) or func.database(), "TABLE_NAME": owner.name}
-        return [privileges.c[name] == place for name, place in places.items() if name in privileges.c]
-
     writers = select(_OF_TABLES.c.GRANTEE).where(
-        *on(_OF_TABLES, tracked.live), _OF_TABLES.c.PRIVILEGE_TYPE.in_(("INSERT", "UPDATE", "DELETE"))
+        *_on(connection, _OF_TABLES, tracked, live=True),
+        _OF_TABLES.c.PRIVILEGE_TYPE.in_(("INSERT", "UPDATE", "DELETE")),
     )
     granted: dict[str, set[str]] = {name: set() for name in connection.scalars(writers.distinct())}
     for privileges in (_OF_TABLES, _OF_COLUMNS, _OF_SCHEMAS, _OF_USERS) if granted else ():
         rights = select(privileges.c.GRANTEE, privileges.c.PRIVILEGE_TYPE).where(
-            privileges.c.GRANTEE.in_(list(granted)), *on(privileges, tracked.history)
+            privileges.c.GRANTEE.in_(list(granted)), *_on(connection, privileges, tracked)
         )
         if privileges is _OF_COLUMNS:  # of the columns of a period, in a history that nobody rewrites
             rights = rights.where(privileges.c.PRIVILEGE_TYPE == "UPDATE")
         for name, right in connection.execute(rights):
             granted[name].add(right)
     for name in sorted(granted):
-        _add_grant(findings, tracked, name, [right for right in _NEEDED if right not in granted[name]])
+        _add_grant(findings, tracked, name, [right for right in _needed(tracked) if right not in granted[name]])
