@@ -36,7 +36,7 @@ import sqlaudit
 from effort import EFFORT
 from registering import recording
 from sqlaudit import HistoryTableError, PrunedError, QueryError, TrackingError, history_of
-from sqlaudit.maintenance import Retention, hold, holds, maintenance_tables, prune, release
+from sqlaudit.maintenance import Retention, check, hold, holds, maintenance_tables, prune, release
 from sqlaudit.maintenance.holds import refuse_held
 from sqlaudit.tracking.tables import tracked_table
 
@@ -82,7 +82,9 @@ def test_from_the_horizon_on_every_read_answers_as_before(ledger, engine, seed, 
         for name, answer in changes(session, horizon).items():
             assert answer == expected[1][name], name
         assert [differences(session, horizon, when) for when in later] == expected_differences
+        session.commit()
         assert prune(engine, *SOURCES, older_than=clock.now - horizon, **options).rows == 0
+        assert check(engine, *SOURCES).findings == ()
 
 
 # --- one account ------------------------------------------------------------------------------------------------
@@ -282,6 +284,27 @@ def has_dbstat(engine: sa.Engine) -> bool:
     with engine.connect() as connection:
         options = connection.exec_driver_sql("PRAGMA compile_options").scalars().all()
     return "ENABLE_DBSTAT_VTAB" in options
+
+
+def test_a_row_that_came_again_begins_with_its_insert(lived, engine):
+    clock = sqlaudit.get_config().clock
+    lived.delete(lived.get(Person, 2))
+    lived.commit()
+    clock.now = at(11)
+    lived.add(Worker(id=2, name="again", wage=1))
+    lived.commit()
+    assert check(engine, Person).findings == ()
+    clock.now = at(20)
+    prune(engine, Person, older_than="9d")
+    assert told(lived, Person, 2) == [(12, "insert")]
+    assert check(engine, Person).findings == ()
+    [change, *_] = sqlaudit.get_resource_changes(Person, lived, 2, filter_date_range=(at(11), None))
+    assert (change.operation, change.old_value) == ("insert", None)
+    lived.rollback()
+    with engine.begin() as connection:
+        connection.execute(sa.delete(history_of(Worker).__table__))
+        connection.execute(sa.delete(history_of(Person).__table__).where(history_of(Person).id == 1))
+    assert check(engine, Person).findings
 
 
 def test_nothing_to_prune_moves_no_horizon(lived, engine):

@@ -34,6 +34,9 @@ from sqlaudit.sql.comparing import all_equal
 from sqlaudit.sql.keys import Key, RawKey, raw_columns
 from sqlaudit.sql.lists import has_one_of
 from sqlaudit.tracking.aliases import HistoryAlias
+from sqlaudit.tracking.horizons import is_pruned
+from sqlaudit.tracking.maintenance_tables import maintenance_tables_of
+from sqlaudit.tracking.schema import table_exists
 from sqlaudit.tracking.tables import TrackedTable
 
 Faults = dict[FindingCode, ColumnElement[bool]]
@@ -83,7 +86,10 @@ class Counted(NamedTuple):
     unfollowed: int = 0
     """How many versions have ended, are no tombstones, and have no version with the next number."""
     beginnings: int = 0
-    """How many baselines and tombstones have no version before them, though they are not number 1."""
+    """How many versions have no version before them and may be the first that :func:`prune` left.
+
+    They are baselines and tombstones, and inserts where the history has been pruned.
+    """
 
 
 class Sequences:
@@ -93,6 +99,10 @@ class Sequences:
         self.connection = connection
         self.table = table
         self.version, self.before = HistoryAlias(table), HistoryAlias(table)
+        self._beginnings: tuple[Operation, ...] = _BEGINNINGS
+        tables = maintenance_tables_of(table.live.metadata)
+        if tables is not None and table_exists(connection, tables.horizons) and is_pruned(connection, table):
+            self._beginnings = (*_BEGINNINGS, Operation.INSERT)  # of a row that was deleted before, and is there again
 
     @property
     def _pairs(self) -> FromClause:
@@ -113,7 +123,7 @@ class Sequences:
             func.count(before.version).label("followed"),
             count_where(is_a(version, Operation.DELETE)).label("tombstones"),
             count_where(is_a(before, Operation.DELETE)).label("followed_tombstones"),
-            count_where(and_(lacks_before, is_a(version, *_BEGINNINGS))).label("beginnings"),
+            count_where(and_(lacks_before, is_a(version, *self._beginnings))).label("beginnings"),
         ).select_from(self._pairs)
         found = self.connection.execute(statement).one()
         # Of versions that are open, none is followed, unless there is a fault.
@@ -141,7 +151,7 @@ class Sequences:
         version, before = self.version, self.before
         is_tombstone, follows_tombstone = is_a(version, Operation.DELETE), is_a(before, Operation.DELETE)
         lacks_before = and_(before.version.is_(None), version.version != ONE)
-        is_missing, is_open_before = not_(is_a(version, *_BEGINNINGS)), before.is_open
+        is_missing, is_open_before = not_(is_a(version, *self._beginnings)), before.is_open
         if not at_once:
             is_missing = or_(is_missing, self._has_earlier())
             is_open_before = or_(is_open_before, and_(lacks_before, self._has_earlier(is_open=True)))
