@@ -1,6 +1,5 @@
 """The database itself refuses to rewrite an append-only history, except through maintenance's door."""
 
-import itertools
 import uuid
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -12,8 +11,10 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 from sqlalchemy.orm import Mapped, Session, mapped_column, sessionmaker
 
+from invariants import check_history
 from registering import recording
 from sqlaudit import AuditColumns, CaptureError, TrackingError, get_resource_changes, track_table, tracking_disabled
+from sqlaudit.maintenance import check, maintenance_tables, prune
 from sqlaudit.maintenance.door import writable_history
 from sqlaudit.period import OPEN_END
 from sqlaudit.sql.options import INTERNAL
@@ -35,6 +36,7 @@ class Customer(Base):
     name: Mapped[str | None] = mapped_column(sa.String(50))
 
 
+maintenance_tables(Base.metadata)
 CUSTOMERS = tracked_table(Customer.__table__)
 HISTORY = CUSTOMERS.history
 
@@ -258,19 +260,13 @@ def test_what_a_transaction_does_twice_stays_with_an_empty_period(session, clock
     left = versions[1:] if exists else versions
     assert [(v.audit_operation, v.name, v.valid_from == v.valid_to) for v in left] == expected
     assert len({v.audit_changeset_id for v in left}) == 1
-    check_contiguous(versions)
+    check_history(session, Customer)
+    assert check(session, Customer).is_sound
     live = session.scalars(sa.select(Customer.name)).all()
     assert session.scalars(sa.select(Customer.name)).all() == live
     assert [past.name for past in session.scalars(Customer.as_of(clock.now))] == live
     changes = get_resource_changes(Customer, session, filter_fields=["name"])
     assert (changes[-1].new_value if changes else None) == (live[0] if live else None)
-
-
-def check_contiguous(versions: Any) -> None:
-    assert [v.audit_version for v in versions] == list(range(1, len(versions) + 1))
-    for earlier, later in itertools.pairwise(versions):
-        assert earlier.valid_to == later.valid_from
-    assert all(v.valid_to != OPEN_END for v in versions[:-1])
 
 
 @pytest.mark.parametrize("how", ["unit of work", "statement"])
@@ -298,6 +294,20 @@ def test_a_statement_that_changes_nothing_of_an_older_row_leaves_an_open_baselin
     (only,) = session.execute(sa.select(HISTORY)).all()
     assert (only.audit_operation, only.valid_to) == ("baseline", OPEN_END)
     assert get_resource_changes(Customer, session) == []
+
+
+def test_maintenance_opens_the_door_itself(engine, sessions):
+    written(sessions)
+    with sessions.begin() as session:
+        session.get(Customer, 1).name = "Countess of Lovelace"
+    assert prune(engine, Customer, keep_last=1).rows == 2
+    with sessions.begin() as session, tracking_disabled(session):
+        session.get(Customer, 1).name = "unseen"
+        session.flush()
+    assert check(engine, Customer, repair=True).repaired == 1
+    with engine.connect() as connection:
+        assert names(connection) == ["Countess of Lovelace", "unseen"]
+    assert is_refused(engine)
 
 
 def test_tables_of_subclasses_and_links_are_protected_and_recorded(session):

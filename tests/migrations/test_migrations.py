@@ -2047,3 +2047,55 @@ def run_client_script(engine: sa.Engine, script: str) -> None:
                 connection.exec_driver_sql(statement.replace("%", "%%"))
         connection.commit()
         connection.invalidate()
+
+
+def test_histories_of_subclasses_links_and_other_names_are_protected(project, recorder, engine):
+    class Base(orm.DeclarativeBase):
+        pass
+
+    links = sa.Table(
+        "animal_owners",
+        Base.metadata,
+        sa.Column("animal_id", sa.ForeignKey("animals.id"), primary_key=True),
+        sa.Column("owner_id", sa.ForeignKey("owners.id"), primary_key=True),
+    )
+    other_names = AuditColumns(valid_to="true until", version="edition")
+
+    @track_table(append_only=True, history_table_name="animals of old", audit_columns=other_names)
+    class Animal(Base):
+        __tablename__ = "animals"
+        id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+        name: orm.Mapped[str] = orm.mapped_column(sa.String(20))
+        kind: orm.Mapped[str] = orm.mapped_column(sa.String(20))
+        owners: orm.Mapped[list[Any]] = orm.relationship("Owner", secondary=links)
+        __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "animal"}
+
+    class Dog(Animal):
+        __tablename__ = "dogs"
+        id: orm.Mapped[int] = orm.mapped_column(sa.ForeignKey("animals.id"), primary_key=True)
+        tricks: orm.Mapped[int]
+        __mapper_args__ = {"polymorphic_identity": "dog"}
+
+    @track_table()
+    class Owner(Base):
+        __tablename__ = "owners"
+        id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+
+    releases.append(Base.registry)
+    project.release(Base)
+    text = project.migrate()
+    assert text.count("op.protect_history(") == 3
+    with recorder.begin() as session:
+        session.add(Dog(id=1, name="Rex", tricks=1, owners=[Owner(id=1)]))
+    with recorder.begin() as session:
+        dog = session.get(Dog, 1)
+        dog.name, dog.tricks = "Rexy", 2
+        dog.owners.clear()
+    with recorder() as session:
+        check_history(session, Dog)
+        check_history(session, links)
+    assert is_protected(engine, "animals of old", name="Eve", edition=9)
+    assert is_protected(engine, "dogs_history", tricks=9)
+    assert is_protected(engine, "animal_owners_history", animal_id=9)
+    assert not is_protected(engine, "owners_history", id=9)
+    project.downgrade()
