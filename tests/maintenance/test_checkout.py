@@ -1,10 +1,9 @@
 """A checkout holds the rows of an instant, from any database in any other, and its foreign keys hold."""
 
 import asyncio
-import contextlib
 import enum
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -18,34 +17,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import Mapped, Session, mapped_column, relationship, sessionmaker
 
 from clock import at
+from connecting import opened
 from databases import DATABASES, OTHER_SCHEMA, Database
 from sqlaudit import AuditColumns, QueryError, as_of, backfill, mark, marks_table, track_table
 from sqlaudit.maintenance import checkout
 
 KINDS = sorted(DATABASES)
-
-
-@pytest.fixture
-def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str], sa.URL]]:
-    """A function that returns the URL of an empty database of a kind."""
-    made: list[Any] = []
-
-    def create(kind: str) -> sa.URL:
-        if kind == "sqlite":
-            return sa.URL.create("sqlite", database=str(tmp_path / f"checkout{len(made)}.db"))
-        made.append(type(server := request.getfixturevalue(f"{kind}_database"))(server.server.url).create())
-        return made[-1].url
-
-    yield create
-    for database in made:
-        database.drop()
-
-
-@contextlib.contextmanager
-def opened(url: sa.URL) -> Iterator[sa.Engine]:
-    engine = sa.create_engine(url, poolclass=sa.NullPool)
-    yield engine
-    engine.dispose()
 
 
 def rows_of(url: sa.URL, statement: Any) -> list[Any]:
@@ -415,7 +392,7 @@ def test_a_changeset_or_a_mark_stands_for_its_instant(happened, engine, sessions
         [changeset] = session.scalars(
             sa.select(sa.text("audit_changeset_id")).select_from(sa.text("tags_history")).limit(1)
         )
-    first, second = empty("sqlite"), empty("sqlite").set(database=str(Path(empty("sqlite").database).with_name("2.db")))
+    first, second = empty("sqlite"), empty("sqlite")
     assert checkout(engine, made, first).at == made.at
     assert checkout(engine, str(changeset), second).at == at(0)
     assert held(first) == held(second) == FIRST

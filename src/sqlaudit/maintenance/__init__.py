@@ -11,7 +11,8 @@
 ``backfill`` gives rows that are older than their tracking a baseline, an open version of the row as it is now. It
 reports no field changes. ``check`` finds faults, and mends those that it can. ``prune`` removes the oldest versions of
 rows, except of those that a ``hold`` protects. ``history_grants`` gives the rights on history, which matter most if it
-is append-only. ``checkout`` copies the rows of an instant into a database of its own.
+is append-only. ``checkout`` copies the rows of an instant into a database of its own, and ``patch`` tells what a
+transaction did as an SQL script.
 """
 
 from sqlaudit.maintenance.backfill import BackfillReport, backfill
@@ -20,6 +21,7 @@ from sqlaudit.maintenance.checkout import CheckoutReport, checkout
 from sqlaudit.maintenance.findings import CheckReport, Finding, FindingCode
 from sqlaudit.maintenance.grants import history_grants
 from sqlaudit.maintenance.holds import Hold, hold, holds, release
+from sqlaudit.maintenance.patch import patch
 from sqlaudit.maintenance.prune import PrunedTable, PruneReport, prune
 from sqlaudit.tracking.maintenance_tables import MaintenanceTables, maintenance_tables
 from sqlaudit.tracking.retention import Retention
@@ -42,6 +44,7 @@ __all__ = [
     "hold",
     "holds",
     "maintenance_tables",
+    "patch",
     "prune",
     "release",
 ]
