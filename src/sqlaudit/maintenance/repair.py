@@ -102,7 +102,8 @@ class Repair:
         :param tables: the base table and the tables of subclasses
         :param comparisons: of the tables
         """
-        steps = [*self._steps(tables, comparisons)]
+        # In a transaction of the runner, because a step may read the horizon of a pruned history.
+        steps = self.run(lambda _: [*self._steps(tables, comparisons)])
         found = [step for step in steps if self.findings.by_table[step.code, step.table]]
         begin = min(map(steps.index, found), default=len(steps))
         for step in steps[begin:]:  # later steps, too: a step may uncover what they mend
