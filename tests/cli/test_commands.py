@@ -4,9 +4,11 @@ import csv
 import io
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -232,6 +234,40 @@ def test_check_finds_and_mends_what_was_written_past_sqlaudit(url: str, module: 
     assert rows("log", "parts", "1", "--field", "stock", "-n", "1")[0]["changed_by"] == "ops2"
 
 
+@pytest.mark.no_tables
+def test_prune_removes_what_it_planned_but_nothing_that_is_held(url: str) -> None:
+    [planned] = rows("prune", "parts", "--keep-last", "2", "--dry-run")
+    assert planned["rows"] == 3
+    [held] = rows("hold", "parts", "1", "--reason", "audit of 2026")
+    assert (held["table"], held["key"], held["held_by"]) == ("parts", 1, "ops")
+    asked = run("prune", "parts", "--keep-last", "2", input="n\n")
+    assert (asked.exit_code, "1 version" in asked.output) == (1, True)
+    assert [each["hold_id"] for each in rows("holds", "parts")] == [held["hold_id"]]
+    assert run("release", str(held["hold_id"])).exit_code == 0
+    assert rows("holds") == []
+    assert run("prune", "parts", "--keep-last", "2", "--yes").exit_code == 0
+    early = run("show", "parts", "1", "--at", "2026-03-01 13:00")
+    assert (early.exit_code, "was pruned before" in early.stderr) == (1, True)
+    status = {each["table"]: each["pruned_before"] for each in rows("status")}
+    assert status["parts"] is not None
+    assert status["suppliers"] is None
+
+
+@pytest.mark.no_tables
+@pytest.mark.parametrize("with_models", [True, False])
+def test_checkout_copies_the_past_into_a_file(url: str, with_models: bool, tmp_path: Path) -> None:
+    if not with_models:
+        (tmp_path / "pyproject.toml").unlink()
+    report = json.loads(run("checkout", "2026-03-01 16:00", "--to", "then.db", "--json").stdout)
+    assert report["tables"] == {"parts": 2, "suppliers": 1, "tags": 1, "supplier_tags": 0}
+    with closing(sqlite3.connect(tmp_path / "then.db")) as connection:
+        assert connection.execute("SELECT id, stock FROM parts ORDER BY id").fetchall() == [(1, 480), (2, 0)]
+    again = run("checkout", "2026-03-01 16:00", "--to", "then.db")
+    assert (again.exit_code, again.stderr.count("\n")) == (1, 1)
+    around = run("checkout", "2026-03-02 07:00", "--to", "slice.db", "--row", "parts", "1", "--json")
+    assert json.loads(around.stdout)["tables"]["parts"] == 1
+
+
 def test_a_mark_is_made_once_and_removed(warehouse: str) -> None:
     assert run("mark", "x").exit_code == 0
     assert run("mark", "x").exit_code == 1
@@ -327,6 +363,11 @@ def test_a_password_is_never_printed(terminal: None, url: str) -> None:
         (["restore", "parts", "1", "--to", "1", "--field", "colour", "--yes"], 1, "colour"),
         (["log", "parts", "1", "--include", "tags"], 1, "tags"),
         (["log", "--include", "tags"], 2, "--include needs"),
+        (["hold", "parts", "--reason", "x"], 2, "Name a TABLE and a KEY"),
+        (["release", "x"], 1, "x"),
+        (["prune", "parts", "--older-than", "90 moons", "--yes"], 1, "90 moons"),
+        (["checkout", "yesterday 14:00", "--to", "nowhere://u:p@h/d"], 1, "nowhere"),
+        (["checkout", "2026-03-01 16:00", "--to", "x.db", "--include", "nothing"], 2, "no table 'nothing'"),
         (["log", "--field", "colour"], 2, "No table has a field 'colour'"),
         (["log", "--models", "nowhere:Base"], 2, "cannot be imported"),
         (["log", "--models", "warehouse:Nothing"], 2, "has no 'Nothing'"),

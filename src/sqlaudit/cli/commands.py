@@ -7,8 +7,10 @@ import logging
 import click
 
 from sqlaudit import __version__
+from sqlaudit.cli.checking import check
+from sqlaudit.cli.copying import checkout
 from sqlaudit.cli.describing import sql, status
-from sqlaudit.cli.maintaining import check
+from sqlaudit.cli.pruning import hold, holds, prune, release
 from sqlaudit.cli.reading import blame, changesets, diff, log, marks, show
 from sqlaudit.cli.writing import backfill, catch_up, mark, restore, undo
 
@@ -23,6 +25,9 @@ def program() -> None:
     logging.getLogger("sqlaudit").addHandler(logging.NullHandler())  # the commands themselves tell what was found
 
 
-COMMANDS = [log, show, blame, diff, changesets, marks, mark, undo, restore, check, backfill, catch_up, status, sql]
+COMMANDS = [
+    *(log, show, blame, diff, changesets, marks, mark, undo, restore),
+    *(check, prune, hold, release, holds, checkout, backfill, catch_up, status, sql),
+]
 for command in COMMANDS:
     program.add_command(command)

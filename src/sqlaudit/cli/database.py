@@ -7,7 +7,7 @@ import sys
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
 from importlib import import_module
@@ -18,7 +18,7 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 from sqlalchemy import URL, Engine, MetaData, Table, create_engine, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, NoSuchTableError
 from sqlalchemy.orm import Mapper, Session, configure_mappers, sessionmaker
 
 from sqlaudit.cli.failures import Failure, UsageProblem
@@ -46,10 +46,12 @@ class Database:
 
     :ivar given_url: the value of ``--url``, or of ``SQLAUDIT_URL``
     :ivar given_models: the values of ``--models``
+    :ivar further_secrets: passwords of other databases
     """
 
     given_url: str | None
     given_models: Sequence[str]
+    further_secrets: list[str] = field(default_factory=list)
 
     @cached_property
     def url(self) -> URL:
@@ -68,11 +70,35 @@ class Database:
             ) from None
         return _with_installed_driver(url)
 
+    def target(self, text: str) -> URL:
+        """Return the URL of another database, given as such or as the name of a SQLite file.
+
+        :raises UsageProblem: it cannot be read
+        """
+        try:
+            url = make_url(text) if "://" in text else URL.create("sqlite", database=text)
+        except ArgumentError:
+            raise UsageProblem("The URL after --to cannot be read. Write one such as sqlite:///march.db.") from None
+        self.further_secrets = secrets_of(url)
+        return _with_installed_driver(url)
+
+    def untracked(self, name: str) -> Table:
+        """Return a table without history, as the database has it.
+
+        :raises UsageProblem: there is none
+        """
+        schema, _, table = name.rpartition(".")
+        try:
+            return Table(table, MetaData(), schema=schema or None, autoload_with=self.engine)
+        except NoSuchTableError:
+            raise UsageProblem(f"The database has no table {name!r}.") from None
+
     @property
     def secrets(self) -> list[str]:
         """The passwords that no message may show."""
         try:
-            return secrets_of(make_url(self.given_url)) if self.given_url else []
+            own = secrets_of(make_url(self.given_url)) if self.given_url else []
+            return own + self.further_secrets
         except ArgumentError:
             return [self.given_url] if self.given_url else []
 

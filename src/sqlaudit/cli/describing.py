@@ -15,10 +15,12 @@ from sqlaudit.cli.database import Database
 from sqlaudit.cli.options import shared_options
 from sqlaudit.cli.output import Output, print_trimmed, table_of
 from sqlaudit.cli.reading import TABLE, TABLES
-from sqlaudit.cli.text import NOTHING, shown
+from sqlaudit.cli.text import NOTHING, instant, shown, size
 from sqlaudit.period import UTCDateTime
+from sqlaudit.tracking.horizons import Look
 from sqlaudit.tracking.links import model_of
-from sqlaudit.tracking.schema import schema_of
+from sqlaudit.tracking.maintenance_tables import maintenance_tables_of
+from sqlaudit.tracking.schema import schema_of, table_exists
 from sqlaudit.tracking.tables import TrackedTable
 
 _DAYS: Final = 30
@@ -40,14 +42,15 @@ def status(database: Database, output: Output, table: tuple[str, ...]) -> None:
         (
             shown(row["table"]),
             f"{row['versions']:,}",
-            NOTHING if row["bytes"] is None else _size(row["bytes"]),
+            size(row["bytes"]),
             f"{row['versions_a_day']:,.1f}",
-            NOTHING if row["bytes_a_day"] is None else _size(row["bytes_a_day"]),
+            size(row["bytes_a_day"]),
+            NOTHING if row["pruned_before"] is None else instant(row["pruned_before"]),
         )
         for row in rows
     ]
-    printed = table_of(["table", "versions", "size", "versions a day", "size a day"], lines)
-    for column in printed.columns[1:]:
+    printed = table_of(["table", "versions", "size", "versions a day", "size a day", "pruned before"], lines)
+    for column in printed.columns[1:-1]:
         column.justify = "right"
     print_trimmed(output.console, printed)
 
@@ -60,14 +63,21 @@ def _status_of(connection: Connection, table: TrackedTable) -> dict[str, Any]:
     first = connection.scalar(select(func.min(table.valid_from)))
     days = _DAYS if first is None else max(1.0, min(_DAYS, (datetime.now(UTC) - first) / timedelta(days=1)))
     a_day = (connection.scalar(recent) or 0) / days
-    size = _bytes_of(connection, history)
+    occupied = _bytes_of(connection, history)
     return {
         "table": table.live.fullname,
         "versions": versions,
-        "bytes": size,
+        "bytes": occupied,
         "versions_a_day": round(a_day, 1),
-        "bytes_a_day": round(a_day * size / versions) if size and versions else None,
+        "bytes_a_day": round(a_day * occupied / versions) if occupied and versions else None,
+        "pruned_before": _horizon_of(connection, table),
     }
+
+
+def _horizon_of(connection: Connection, table: TrackedTable) -> datetime | None:
+    tables = maintenance_tables_of(table.live.metadata)
+    is_there = tables is not None and table_exists(connection, tables.horizons)
+    return Look(connection).horizon_of(table) if is_there else None
 
 
 def _bytes_of(connection: Connection, history: Table) -> int | None:
@@ -76,30 +86,22 @@ def _bytes_of(connection: Connection, history: Table) -> int | None:
     match connection.dialect.name:
         case "postgresql":
             name = connection.dialect.identifier_preparer.format_table(history)
-            size = connection.scalar(select(func.pg_total_relation_size(literal(name))))
+            found = connection.scalar(select(func.pg_total_relation_size(literal(name))))
         case "mysql" | "mariadb":
             statement = text(
                 "SELECT data_length + index_length FROM information_schema.tables "
                 "WHERE table_schema = COALESCE(:schema, DATABASE()) AND table_name = :name"
             )
-            size = connection.scalar(statement, {"schema": schema, "name": history.name})
+            found = connection.scalar(statement, {"schema": schema, "name": history.name})
         case _:
             statement = text(
                 "SELECT SUM(pgsize) FROM dbstat WHERE name IN (SELECT name FROM sqlite_master WHERE tbl_name = :name)"
             )
             try:
-                size = connection.scalar(statement, {"name": history.name})
+                found = connection.scalar(statement, {"name": history.name})
             except DBAPIError:  # this SQLite was built without the table
                 return None
-    return None if size is None else int(size)
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
+    return None if found is None else int(found)
 
 
 @click.command(short_help="The SQL that creates a history table.")

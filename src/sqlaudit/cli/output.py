@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any, Final, Literal
 
 from rich.console import Console, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -125,6 +126,11 @@ def print_trimmed(console: Console, block: RenderableType) -> None:
         console.print(block)
     for line in captured.get().splitlines():
         console.print(Text.from_ansi(line.rstrip()), soft_wrap=True)
+
+
+def print_indented(console: Console, indent: int, text: Text) -> None:
+    """Print a paragraph whose lines are indented."""
+    print_trimmed(console, Padding(text, (0, 0, 0, indent)))
 
 
 def counted(count: int, noun: str) -> str:

@@ -48,7 +48,7 @@ def _complete_table(ctx: click.Context, param: click.Parameter, incomplete: str)
 
 TABLE = click.argument("table", shell_complete=_complete_table)
 TABLES = click.argument("table", nargs=-1, shell_complete=_complete_table)
-_ANY_TABLE = click.argument("table", required=False, shell_complete=_complete_table)
+ANY_TABLE = click.argument("table", required=False, shell_complete=_complete_table)
 KEY = click.argument("key")
 
 
@@ -68,7 +68,7 @@ def key_of(source: Any, text: str) -> Any:
 
 
 @click.command(short_help="What changed, the latest first.")
-@_ANY_TABLE
+@ANY_TABLE
 @click.argument("key", required=False)
 @click.option("--field", "filter_fields", multiple=True, metavar="NAME", help="Only this field. [repeatable]")
 @click.option("--old", "filter_old_values", multiple=True, metavar="VALUE", help="Only from this value. [repeatable]")
@@ -323,7 +323,7 @@ def diff(database: Database, output: Output, table: str, key: str, a: str, b: st
 
 
 @click.command(short_help="The transactions, the latest first.")
-@_ANY_TABLE
+@ANY_TABLE
 @click.argument("key", required=False)
 @click.option("--user", metavar="ID", help="Only those of this user.")
 @click.option("--reason", metavar="TEXT", help="Only those with this reason.")

@@ -58,6 +58,17 @@ def instant(value: datetime, *, seconds: bool = True) -> str:
     return f"{text}Z" if local.utcoffset() == UTC.utcoffset(None) else f"{text}{local.strftime('%z')}"
 
 
+def size(count: float | None) -> str:
+    """Return a number of bytes in a readable unit."""
+    if count is None:
+        return NOTHING
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
 def shortened(text: str, width: int) -> str:
     """Return a text of at most ``width`` characters, whose end is cut off."""
     return text if len(text) <= width else text[: max(0, width - 1)] + _ELLIPSIS

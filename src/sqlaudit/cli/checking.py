@@ -1,4 +1,4 @@
-"""The commands that keep a history sound: check."""
+"""The command check: is a history sound?"""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from operator import attrgetter
 
 import click
 from rich.console import Console
-from rich.padding import Padding
 from rich.text import Text
 
 from sqlaudit.cli.database import Database
 from sqlaudit.cli.options import FINDINGS, acting, confirm, shared_options, writing_options
-from sqlaudit.cli.output import Output, counted, print_trimmed
+from sqlaudit.cli.output import Output, counted, print_indented
 from sqlaudit.cli.reading import TABLES
 from sqlaudit.cli.text import shown
 from sqlaudit.maintenance import CheckReport, Finding
@@ -58,7 +57,7 @@ def _print_report(output: Output, report: CheckReport) -> None:
         for _, group in groupby(report.findings, attrgetter("table", "code")):
             _print_findings(console, list(group))
         for told in report.unchecked:
-            _print_indented(console, 0, Text.assemble(("not checked: ", "yellow"), shown(told)))
+            print_indented(console, 0, Text.assemble(("not checked: ", "yellow"), shown(told)))
         count = sum(report.counts.values())
         summary = f"{counted(report.tables, 'table')}, {counted(report.versions, 'version')}: {counted(count, 'fault')}"
         console.print(summary + (f", {report.repaired:,} mended" if report.repaired else ""))
@@ -70,12 +69,8 @@ def _print_findings(console: Console, findings: Sequence[Finding]) -> None:
     console.print(Text.assemble((f"{shown(first.table)}  ", "bold"), (str(first.code), "red")), soft_wrap=True)
     for finding in findings:
         key = "" if finding.key is None else f"{shown(finding.key)}: "
-        _print_indented(console, 2, Text(f"{key}{shown(finding.message)}"))
+        print_indented(console, 2, Text(f"{key}{shown(finding.message)}"))
         if finding.repair is not None:
-            _print_indented(console, 4, Text(shown(finding.repair), "green" if finding.is_repaired else "yellow"))
+            print_indented(console, 4, Text(shown(finding.repair), "green" if finding.is_repaired else "yellow"))
     if first.repair is None:
-        _print_indented(console, 2, Text(shown(first.remedy), "italic"))
-
-
-def _print_indented(console: Console, indent: int, text: Text) -> None:
-    print_trimmed(console, Padding(text, (0, 0, 0, indent)))
+        print_indented(console, 2, Text(shown(first.remedy), "italic"))
