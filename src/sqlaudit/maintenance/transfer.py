@@ -158,6 +158,8 @@ def _of_enum(
     reading = type_coerce(column, AsText())
     goal = undecorated(column.type, target)
     is_native = isinstance(goal, Enum) and goal.native_enum and target.supports_native_enum
+    if target.name == "postgresql" and (isinstance(goal, mysql.ENUM) or not getattr(goal, "name", None)):
+        is_native = False  # only a type with a name can be created
     if is_native and not has_old_labels and (target.name == "postgresql" or are_of_one_kind(source, target)):
         type_ = copied_type(goal)
         writing = _cast_from_text(type_) if target.name == "postgresql" else _parameter(Text())
@@ -192,6 +194,9 @@ def _by_python_value(
             column, _text(None, target, is_indexed), type_coerce(column, AsText()), _parameter(Text()), is_replaced=True
         )
     writing = _parameter(column.type if is_decorated else type_)
+    if isinstance(below, Float) and not is_decorated and source.name in MYSQL:
+        [reading] = raw_columns([column], source)  # MariaDB shows six digits of a FLOAT
+        return Transfer(column, type_, reading, writing, _conversion(below, goal, target))
     convert = _conversion(below, goal, target)
     return Transfer(column, type_, column, writing, convert)
 
@@ -259,6 +264,8 @@ def _portable(type_: Any, source: Dialect, target: Dialect, *, is_indexed: bool)
         return mysql.DATETIME(fsp=6) if is_mysql else DateTime(timezone=type_.timezone)
     if isinstance(type_, Date):
         return Date()
+    if isinstance(type_, mysql.TIME) and not is_mysql:
+        return None  # it may be a duration of many hours
     if isinstance(type_, Time):
         return mysql.TIME(fsp=6) if is_mysql else Time(timezone=type_.timezone)
     is_of_dialect = type(type_).__module__.startswith("sqlalchemy.dialects.")
