@@ -8,7 +8,7 @@ import click
 
 from sqlaudit import __version__
 from sqlaudit.cli.checking import check
-from sqlaudit.cli.copying import checkout
+from sqlaudit.cli.copying import checkout, patch
 from sqlaudit.cli.describing import sql, status
 from sqlaudit.cli.pruning import hold, holds, prune, release
 from sqlaudit.cli.reading import blame, changesets, diff, log, marks, show
@@ -27,7 +27,7 @@ def program() -> None:
 
 COMMANDS = [
     *(log, show, blame, diff, changesets, marks, mark, undo, restore),
-    *(check, prune, hold, release, holds, checkout, backfill, catch_up, status, sql),
+    *(check, prune, hold, release, holds, checkout, patch, backfill, catch_up, status, sql),
 ]
 for command in COMMANDS:
     program.add_command(command)

@@ -1,4 +1,4 @@
-"""The command checkout: the past as a database of its own."""
+"""The commands checkout and patch: the past elsewhere, as a database of its own or as SQL."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from sqlaudit.cli.instants import state
 from sqlaudit.cli.options import shared_options
 from sqlaudit.cli.output import Output, counted, print_indented, print_trimmed, table_of
 from sqlaudit.cli.reading import key_of
-from sqlaudit.cli.text import instant, shown
+from sqlaudit.cli.text import instant, safe, shown
 from sqlaudit.maintenance import checkout as check_out
+from sqlaudit.maintenance import patch as statements_of
 
 
 @click.command(short_help="Copy the past into a database of its own.")
@@ -48,3 +49,17 @@ def checkout(
     for note in report.notes:
         print_indented(output.console, 0, Text.assemble(("note: ", "yellow"), shown(note)))
     click.echo(f"Copied {counted(report.rows, 'row')} as of {instant(report.at)}.", err=True)
+
+
+@click.command(short_help="What a transaction did, as SQL.")
+@click.argument("changeset")
+@shared_options
+def patch(database: Database, output: Output, changeset: str) -> None:
+    """Show the SQL statements that do again what a CHANGESET did, for a database of the same kind."""
+    with database.session() as session:
+        statements = statements_of(session, changeset)
+    if output.form != "table":
+        output.data({"statement": statement} for statement in statements)
+        return
+    for statement in statements:
+        click.echo(f"{safe(statement) if output.console.is_terminal else statement};")
