@@ -9,7 +9,7 @@ from blocks import ROOT
 
 FLOORS = """
     exceptions
-    arguments asynchronous changes config context period sql wire
+    arguments asynchronous changes config context erased period sql wire
     tracking
     retrieval
     past

@@ -22,6 +22,7 @@ from sqlaudit.context import (
     set_audit_context,
 )
 from sqlaudit.decorators import Temporal, track_table
+from sqlaudit.erased import ERASED
 from sqlaudit.exceptions import (
     CaptureError,
     ContextError,
@@ -67,6 +68,7 @@ from sqlaudit.tracking.tables import AuditColumns
 __version__ = "0.8.0.dev0"
 
 __all__ = [
+    "ERASED",
     "OPEN_END",
     "ActorType",
     "AuditColumns",

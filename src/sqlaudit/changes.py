@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
@@ -17,6 +17,7 @@ from sqlalchemy import Column, PickleType
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from sqlaudit.context import Actor
+from sqlaudit.erased import with_erased
 from sqlaudit.wire import Report, Value
 
 T = TypeVar("T")
@@ -330,6 +331,7 @@ def diff(
     old: Iterable[Any] | None,
     new: Iterable[Any],
     equalities: Mapping[str, Equality] = MappingProxyType({}),
+    erased: tuple[Collection[str], Collection[str]] = ((), ()),
 ) -> Iterator[tuple[str, Any, Any]]:
     """Yield (name, old value, new value) for every field that an operation changed.
 
@@ -339,8 +341,12 @@ def diff(
     :param old: the values of the previous version, or ``None`` if there is none
     :param new: the values of the version
     :param equalities: the comparisons of the fields whose types define their own
+    :param erased: the fields of the previous version, and of the version, that were erased: their values are
+        ``ERASED``. A field that was erased in both has not changed, as far as anybody knows
     """
-    if operation is Operation.INSERT:
+    if any(erased):
+        yield from _diff_of_erased(names, operation, old, new, equalities, erased)
+    elif operation is Operation.INSERT:
         yield from ((name, None, value) for name, value in zip(names, new, strict=True) if value is not None)
     elif operation is Operation.DELETE:
         yield from ((name, value, None) for name, value in zip(names, new, strict=True) if value is not None)
@@ -351,3 +357,24 @@ def diff(
                 continue
             if differ(before, after, equalities.get(name)):
                 yield name, before, after
+
+
+def _diff_of_erased(
+    names: Sequence[str],
+    operation: Operation,
+    old: Iterable[Any] | None,
+    new: Iterable[Any],
+    equalities: Mapping[str, Equality],
+    erased: tuple[Collection[str], Collection[str]],
+) -> Iterator[tuple[str, Any, Any]]:
+    was_erased, is_erased = erased
+    new = list(new)
+    if operation is not Operation.UPDATE:
+        yield from diff(names, operation, old, with_erased(names, new, is_erased))
+    elif old is not None:
+        old = list(old)
+        changed = {name for name, *_ in diff(names, operation, old, new, equalities)}
+        before, after = with_erased(names, old, was_erased), with_erased(names, new, is_erased)
+        for name, old_value, new_value in zip(names, before, after, strict=True):
+            if name in changed and old_value is not new_value:
+                yield name, old_value, new_value

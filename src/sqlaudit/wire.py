@@ -19,6 +19,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 from uuid import UUID
 
 from sqlaudit.context import ACTOR_FACTS, Actor
+from sqlaudit.erased import ERASED
 from sqlaudit.exceptions import QueryError
 
 Mode: TypeAlias = Literal["python", "json"]
@@ -36,6 +37,8 @@ def json_value(value: Any) -> Any:
         return value
     if isinstance(value, Report):
         return value.to_dict("json")
+    if value is ERASED:
+        return {"erased": True}
     for types, form in _FORMS:
         if isinstance(value, types):
             return form(value)

@@ -1,4 +1,4 @@
-"""What is done to whole histories? They are begun, checked, mended, cut short, protected and checked out.
+"""What is done to whole histories? They are begun, checked, mended, cut short, erased, protected and checked out.
 
 .. code-block:: python
 
@@ -6,18 +6,20 @@
     check(engine)
     prune(engine, Customer, older_than="90d")
     hold(session, Customer, 42, reason="lawsuit 7 O 12/26")
+    erase(session, Customer, 43, fields=["name"], reason="request of 3 May")
     checkout(engine, then, "sqlite:///march.db")
 
 ``backfill`` gives rows that are older than their tracking a baseline, an open version of the row as it is now. It
 reports no field changes. ``check`` finds faults, and mends those that it can. ``prune`` removes the oldest versions of
-rows, except of those that a ``hold`` protects. ``history_grants`` gives the rights on history, which matter most if it
-is append-only. ``checkout`` copies the rows of an instant into a database of its own, and ``patch`` tells what a
-transaction did as an SQL script.
+rows, and ``erase`` removes values from all versions of a row, except of those that a ``hold`` protects.
+``history_grants`` gives the rights on history, which matter most if it is append-only. ``checkout`` copies the rows of
+an instant into a database of its own, and ``patch`` tells what a transaction did as an SQL script.
 """
 
 from sqlaudit.maintenance.backfill import BackfillReport, backfill
 from sqlaudit.maintenance.checking import check
 from sqlaudit.maintenance.checkout import CheckoutReport, checkout
+from sqlaudit.maintenance.erase import Erasure, erase, erasures, replay_erasures
 from sqlaudit.maintenance.findings import CheckReport, Finding, FindingCode
 from sqlaudit.maintenance.grants import history_grants
 from sqlaudit.maintenance.holds import Hold, hold, holds, release
@@ -30,6 +32,7 @@ __all__ = [
     "BackfillReport",
     "CheckReport",
     "CheckoutReport",
+    "Erasure",
     "Finding",
     "FindingCode",
     "Hold",
@@ -40,6 +43,8 @@ __all__ = [
     "backfill",
     "check",
     "checkout",
+    "erase",
+    "erasures",
     "history_grants",
     "hold",
     "holds",
@@ -47,4 +52,5 @@ __all__ = [
     "patch",
     "prune",
     "release",
+    "replay_erasures",
 ]

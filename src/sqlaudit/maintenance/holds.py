@@ -10,12 +10,10 @@ A hold is a row of the table ``sqlaudit_holds``, which :func:`maintenance_tables
 from __future__ import annotations
 
 import json
-from base64 import b64decode
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from enum import Enum
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -30,7 +28,7 @@ from sqlaudit.exceptions import QueryError
 from sqlaudit.period import UTCDateTime
 from sqlaudit.recording.changeset import connection_for_versions
 from sqlaudit.retrieval.changesets import tables_of_changeset
-from sqlaudit.retrieval.ids import converted_ids
+from sqlaudit.retrieval.key_texts import checked_key, parsed_key
 from sqlaudit.sql.keys import Key
 from sqlaudit.sql.lists import one_of
 from sqlaudit.sql.options import INTERNAL
@@ -45,7 +43,7 @@ from sqlaudit.tracking.registry import tracked_tables
 from sqlaudit.tracking.schema import table_exists
 from sqlaudit.tracking.sessions import checked_session
 from sqlaudit.tracking.tables import TrackedTable
-from sqlaudit.wire import Report, Value, json_value
+from sqlaudit.wire import Report, Value
 
 _AnySession = Session | scoped_session[Any]
 
@@ -137,7 +135,9 @@ def hold(
             _insert(session, table, made, None)
         return made
     table = base_table_of(model_class)
-    key, text = _checked_key(table, resource_id)
+    key, text = checked_key(
+        table, resource_id, "Hold the changesets of the row instead: hold(session, changeset_id=…, reason=…)."
+    )
     made = Hold(uuid4(), table.live.fullname, key if len(key) > 1 else key[0], None, reason, user, now)
     _insert(session, table, made, text)
     return made
@@ -183,7 +183,7 @@ def holds(session: _AnySession, model_class: type[Any] | Table | None = None) ->
                 continue
             key = tuple(json.loads(row.row_key or "[null]"))
             with suppress(QueryError):
-                key = key if table is None or row.row_key is None else _parsed(table, row.row_key)
+                key = key if table is None or row.row_key is None else parsed_key(table, row.row_key)
             name = row.history_table if table is None else table.live.fullname
             one = key if len(key) > 1 else key[0]
             made = Hold(row.hold_id, name, one, row.changeset_id, row.reason, row.held_by, row.at)
@@ -210,7 +210,7 @@ def held_in(connection: Connection, table: TrackedTable) -> Held:
     rows = connection.execute(statement, execution_options=INTERNAL).all()
     texts = dict.fromkeys(row.row_key for row in rows if row.row_key is not None)
     changesets = dict.fromkeys(row.changeset_id for row in rows if row.changeset_id is not None)
-    return Held([_parsed(table, text) for text in texts], list(changesets))
+    return Held([parsed_key(table, text) for text in texts], list(changesets))
 
 
 def refuse_held(connection: Connection, table: TrackedTable, keys: Iterable[Key], what: str) -> None:
@@ -238,66 +238,6 @@ def refuse_held(connection: Connection, table: TrackedTable, keys: Iterable[Key]
             "why, and release(session, hold) once it has ended.",
             table.live,
         )
-
-
-# --- keys as texts ----------------------------------------------------------------------------------------------
-
-
-def _checked_key(table: TrackedTable, resource_id: Any) -> tuple[Key, str]:
-    """Return a key, and the text that stands for it in the table of holds.
-
-    :raises QueryError: it is no key of the table, or cannot be read from a text again
-    """
-    ids = converted_ids(table.history_key, [resource_id])["ids"]
-    if not ids:
-        raise QueryError(
-            f"{resource_id!r} is no key of {table.live.fullname!r}. Give the primary key; a tuple if it is composite.",
-            resource_id,
-        )
-    key = ids[0] if len(table.key) > 1 else (ids[0],)
-    text = json.dumps([_part(value) for value in key])
-    try:
-        parsed = _parsed(table, text)
-    except QueryError:
-        parsed = ()
-    if parsed != key:
-        raise QueryError(
-            f"The key {resource_id!r} of {table.live.fullname!r} is of a type that cannot be kept as text. Hold the "
-            "changesets of the row instead: hold(session, changeset_id=…, reason=…).",
-            resource_id,
-        )
-    return key, text
-
-
-def _part(value: Any) -> Any:
-    return value.name if isinstance(value, Enum) else json_value(value)
-
-
-def _parsed(table: TrackedTable, text: str) -> Key:
-    """Return the key that a text stands for.
-
-    :raises QueryError: the table has another key now
-    """
-    with suppress(ValueError):
-        pairs = zip(json.loads(text), table.history_key, strict=True)
-        parts = [_from_part(part, column.type) for part, column in pairs]
-        for key in converted_ids(table.history_key, [parts])["ids"]:
-            return key if len(table.key) > 1 else (key,)
-    raise QueryError(
-        f"A hold names the row {text} of {table.live.fullname!r}, which is no key of it. Has its key changed? Call "
-        "holds(session), and release and renew the hold.",
-        table.live,
-    )
-
-
-def _from_part(part: Any, type_: Any) -> Any:
-    try:
-        wanted = type_.python_type
-    except NotImplementedError:
-        return part
-    if isinstance(part, str) and wanted is bytes:
-        return b64decode(part)
-    return wanted[part] if isinstance(part, str) and issubclass(wanted, Enum) and part in wanted.__members__ else part
 
 
 # --- where ------------------------------------------------------------------------------------------------------

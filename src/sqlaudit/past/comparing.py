@@ -34,6 +34,7 @@ from sqlaudit.arguments import When, checked_when
 from sqlaudit.asynchronous import also_async, also_async_iterator
 from sqlaudit.changes import Equality, Operation, RowDiff, equalities_of
 from sqlaudit.changes import diff as diff_of
+from sqlaudit.erased import erased_fields
 from sqlaudit.exceptions import QueryError
 from sqlaudit.past.bisection import version_at
 from sqlaudit.period import UTCDateTime
@@ -43,7 +44,14 @@ from sqlaudit.retrieval.field_changes import versions_of
 from sqlaudit.retrieval.ids import converted_ids, is_id, one_id
 from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.aliases import HistoryAlias
-from sqlaudit.tracking.history import Version, history_class_of, rebased_on_history, version_info
+from sqlaudit.tracking.history import (
+    Version,
+    erased_fields_of,
+    history_class_of,
+    rebased_on_history,
+    stored_values,
+    version_info,
+)
 from sqlaudit.tracking.horizons import refuse_pruned_in
 from sqlaudit.tracking.links import model_of
 from sqlaudit.tracking.models import TrackedModel
@@ -86,19 +94,17 @@ def diff(
     session, model = checked_session(session), model_of(model_class)
     fields = model.reported_fields()
     names = [name for name, _ in fields]
-    old, new = (_values(state_of(session, model, model_class, resource_id, when), names) for when in (a, b))
+    states = [state_of(session, model, model_class, resource_id, when) for when in (a, b)]
+    old, new = (None if version is None else stored_values(version, names) for version in states)
+    was_erased, is_erased = (() if version is None else erased_fields_of(version) for version in states)
     operation = _operation(old is not None, new is not None)
-    changed = _changed(names, operation, old, new, equalities_of(fields))
+    changed = _changed(names, operation, old, new, equalities_of(fields), (was_erased, is_erased))
     return RowDiff(
         resource_type=model.label,
         resource_id=converted_ids(model.root.table.history_key, [resource_id])["ids"][0],
         operation=operation if changed else None,
         fields=changed,
     )
-
-
-def _values(version: Any, names: Iterable[str]) -> list[Any] | None:
-    return None if version is None else [getattr(version, name, None) for name in names]
 
 
 def _operation(was_there: bool, is_there: bool) -> Operation | None:
@@ -113,11 +119,14 @@ def _changed(
     old: Sequence[Any] | None,
     new: Sequence[Any] | None,
     equalities: Mapping[str, Equality],
+    erased: tuple[Collection[str], Collection[str]],
 ) -> dict[str, tuple[Any, Any]]:
     values = old if operation is Operation.DELETE else new
     if operation is None or values is None:
         return {}
-    return {name: (before, after) for name, before, after in diff_of(names, operation, old, values, equalities)}
+    if operation is Operation.DELETE:
+        erased = (), erased[0]
+    return {name: (before, after) for name, before, after in diff_of(names, operation, old, values, equalities, erased)}
 
 
 def state_of(session: Session, model: TrackedModel, source: Any, resource_id: Any, when: Any) -> Any:
@@ -257,6 +266,7 @@ class _Facts(NamedTuple):
     operation: Operation
     valid_to: datetime
     discriminator: Any
+    extra: Any
 
     def is_in(self, of_family: tuple[Any, list[Any]] | None) -> bool:
         """Return whether the row exists with this version, as a row of the model: it may be of another class."""
@@ -282,7 +292,8 @@ def _rows_that_differ(session: Session, model: TrackedModel, begin: datetime, en
             is_unknown = (then is None and not now.is_new) or has_end
             old = None if row_then is None else row_then[values:]
             operation = _operation(was_there, is_there)
-            changed = {} if is_unknown else _changed(names, operation, old, row[values:], equalities)
+            erased = erased_fields(None if then is None else then.extra, fields), erased_fields(now.extra, fields)
+            changed = {} if is_unknown else _changed(names, operation, old, row[values:], equalities, erased)
             if changed or (is_unknown and operation is not None):
                 resource_id = tuple(row[ids:values])
                 yield RowDiff(
@@ -329,4 +340,5 @@ def _versions_between(model: TrackedModel, fields: Iterable[tuple[str, Column[An
     columns = [*model.resource_id_columns(), *(column for _, column in fields)]
     stored = [old[column.table].clause.c[column.key] for column in columns]
     facts = [then, new, version.version, version.operation, version.valid_to, discriminator.label("discriminator")]
+    facts.append(version.role("extra"))
     return select(*version.key, *facts, *stored).select_from(source).order_by(*version.key, version.version)

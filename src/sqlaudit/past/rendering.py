@@ -49,6 +49,7 @@ from sqlalchemy.types import TypeEngine
 
 from sqlaudit.exceptions import QueryError, ReadOnlyError
 from sqlaudit.past.bisection import GivenKey, given_key, given_keys, ranges_at, version_at
+from sqlaudit.past.erased import ERASED_ROWS, ErasedRows
 from sqlaudit.past.pruned import look_before_stream, refuse_pruned_result
 from sqlaudit.period import UTCDateTime, range_contains, was_valid
 from sqlaudit.sql.dialects import TRAITS
@@ -134,6 +135,9 @@ class Past:
                 self,
             )
         look = look_before_stream(connection, self, execution_options) if with_maintenance_tables else None
+        erased: ErasedRows | None = execution_options.get(ERASED_ROWS)
+        if erased is not None and look is not None:
+            erased.look(connection, None, cast(datetime, self._past_when.value))
         try:
             result = super()._execute_on_connection(connection, parameters, execution_options)  # type: ignore[misc]  # the statement's own
         except DBAPIError as error:
@@ -143,6 +147,10 @@ class Past:
             raise
         if with_maintenance_tables:
             refuse_pruned_result(connection, result, look, self._past_when.value)
+            if erased is not None and look is None:
+                compiled = getattr(getattr(result, "context", None), "compiled", None)
+                when = cast(datetime, self._past_when.value)
+                erased.look(connection, [tracked for _, tracked, _ in getattr(compiled, "past_reads", ())], when)
         return result
 
     def from_statement(self, statement: Any) -> Any:

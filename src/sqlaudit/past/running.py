@@ -24,10 +24,12 @@ from sqlalchemy.sql.lambdas import StatementLambdaElement
 
 from sqlaudit.exceptions import QueryError, ReadOnlyError
 from sqlaudit.past.baselines import check_for_unknown_rows
+from sqlaudit.past.erased import ERASED_ROWS, ErasedRows
 from sqlaudit.past.materialized import Copies
 from sqlaudit.past.objects import instant_of_state, is_unchanged_past
 from sqlaudit.past.rendering import TOKEN, Instant, Past, past_statement, shorten_path
 from sqlaudit.retrieval.changesets import instant_of_changeset
+from sqlaudit.tracking.maintenance_tables import with_maintenance_tables
 
 _CHANGESETS: Final = "sqlaudit_changesets"
 
@@ -90,7 +92,8 @@ def turn_to_past(state: ORMExecuteState, instant: Instant) -> Result[Any] | None
         dialect = state.session.get_bind(**state.bind_arguments).dialect
         check_for_unknown_rows(state.session, cast(Past, past), state.parameters, dialect)
     state.statement = past
-    state.update_execution_options(**{TOKEN: instant})
+    erased = {ERASED_ROWS: ErasedRows()} if state.is_orm_statement and with_maintenance_tables else {}
+    state.update_execution_options(**{TOKEN: instant}, **erased)
     return execute_within(state, past) if is_function else None  # SQLAlchemy took it for a Core statement
 
 

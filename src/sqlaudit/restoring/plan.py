@@ -18,6 +18,7 @@ from sqlalchemy.orm import Mapper, RelationshipDirection, RelationshipProperty, 
 from sqlalchemy.types import NullType
 
 from sqlaudit.changes import PLAIN, Equality, Operation, differ, equalities_of, hashable
+from sqlaudit.erased import ERASED
 from sqlaudit.exceptions import QueryError
 from sqlaudit.restoring.rows import (
     Link,
@@ -348,6 +349,7 @@ class Plan:
         for name in fields.mandatory:
             if new.get(name) is None:
                 new.pop(name, None)  # its column has a default
+        refuse_erased(target, new)
         for name in new.keys() - given_values.keys():
             self._refuse_unwritable(target, name, new[name])
         values = {name: (None, displayed(value)) for name, value in new.items() if value is not None}
@@ -360,7 +362,7 @@ class Plan:
         for name, value in target.values.items():
             if name in fields.unwritten or (name in fields.quiet and target.comes_whole(name)):
                 continue  # keys are compared: a key may have been spelt differently
-            if name in given_values and not self._is_writable(target, name, value):
+            if name in given_values and (value is ERASED or not self._is_writable(target, name, value)):
                 value = given_values[name]
             elif value is None and name in fields.mandatory:
                 if name not in given_values:
@@ -371,6 +373,7 @@ class Plan:
                     )
                 value = given_values[name]
             new[name] = value
+        refuse_erased(target, new)
         changed = {
             name: (displayed(current.values.get(name)), displayed(new[name]))
             for name in differing(current.values, new, fields.equalities)
@@ -726,6 +729,23 @@ class Plan:
             f"{taker.name} cannot get back its {names}, because {holder} has the same. Change that row first, or "
             "restore it, too.",
             taker.model.mapper.class_,
+        )
+
+
+def refuse_erased(target: Row, values: Mapping[str, Any]) -> None:
+    """Raise if a row would get a value that was erased.
+
+    :raises QueryError: it would
+    """
+    erased = [name for name, value in values.items() if value is ERASED]
+    erased += [column.name for column, value in target.unmapped.items() if value is ERASED]
+    erased.sort()
+    if erased:
+        raise QueryError(
+            f"{display_name(target.model, target.key)} has no value of {', '.join(erased)} in its version, "
+            f"because it was erased, so it cannot be restored. Name the other fields: restore(…, fields=[…]); or give "
+            f"{_as_values(target.model, erased[0])}.",
+            target.model.mapper.class_,
         )
 
 

@@ -33,6 +33,7 @@ from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.types import TypeEngine
 
 from sqlaudit.changes import Operation
+from sqlaudit.erased import ERASED, erased_columns
 from sqlaudit.period import was_valid
 from sqlaudit.sql.batches import chunks
 from sqlaudit.sql.comparing import all_equal, may_be_respelt
@@ -231,7 +232,7 @@ class Hierarchy:
             discriminator = rebased_on_history(discriminator, dict(base.columns))
         statement = self._select([old for _, old in self.pairs], discriminator)
         keys = [column.label(f"key{place}") for place, column in enumerate(keys_now(base))]
-        statement = statement.add_columns(*keys, *map(base.role, _ROLES))
+        statement = statement.add_columns(*keys, base.role("extra"), *map(base.role, _ROLES))
         return statement.select_from(joined_versions(self.tables, isouter=True))
 
     def _select(self, columns: Sequence[ColumnElement[Any]], discriminator: Any) -> Select[Any]:
@@ -261,9 +262,14 @@ class Hierarchy:
             end += 1
         end_of_key = end + len(self._key)
         key = tuple(row[end:end_of_key]) or tuple([values[place] for place in self._key])
+        erased = erased_columns(row[end_of_key]) if len(row) > end else ()
+        if erased:
+            values = [
+                ERASED if old.name in erased else value for value, (_, old) in zip(values, self.pairs, strict=True)
+            ]
         mapped = {name: values[place] for name, place in self._names[model]}
         unmapped = {column: values[place] for column, place in self._unmapped[model]}
-        return Row(model, key, mapped, unmapped, *row[end_of_key:])
+        return Row(model, key, mapped, unmapped, *row[end_of_key + 1 :])
 
     def _model(self, identity: Any, values: Sequence[Any]) -> TrackedModel:
         """Return the model that the discriminator names, or the base model whose tables all have the row."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from dataclasses import fields as dataclass_fields
@@ -36,6 +36,7 @@ from sqlalchemy.orm import QueryableAttribute, Session
 from sqlaudit.arguments import checked_actor_type, checked_count, checked_range, checked_user
 from sqlaudit.changes import Equality, FieldChange, Operation, diff, equalities_of
 from sqlaudit.context import ACTOR_FACTS
+from sqlaudit.erased import MARK, erased_fields
 from sqlaudit.exceptions import QueryError
 from sqlaudit.period import Mark
 from sqlaudit.retrieval.filters import ChangeFilters, ValueFilter, checked_operations, wanted_changes
@@ -293,19 +294,21 @@ class ChangeReader:
             for table in tables[1:]:
                 other = both[table.history]
                 source = source.outerjoin(other.clause, other.belongs_to(two))
-            values, number = [both[column.table].clause.c[column.key] for _, column in self.fields], two.version
+            values = [*(both[column.table].clause.c[column.key] for _, column in self.fields), two.role("extra")]
+            number = two.version
             order = [*order, number]
         else:
-            values, number = [*new, *old], version_before.version
+            values, number = [*new, *old, version_before.role("extra")], version_before.version
             if self.are_asked_of_ends:
                 before_owner = [before[column.table].clause.c[column.key] for column in self.asked]
                 values += [self._is_asked(asked), self._is_asked(before_owner)]
         statement = select(*audit_columns, *ids, *values, number).select_from(source).order_by(*order)
+        is_marked = text_under(version.role("extra"), MARK).is_not(None)
         statement = statement.where(
             or_(
                 and_(
                     roles["operation"].in_([Operation.INSERT, Operation.DELETE]),
-                    any_of(*(column.is_not(None) for column in new)),
+                    or_(any_of(*(column.is_not(None) for column in new)), is_marked),
                 ),
                 and_(
                     roles["operation"] == Operation.UPDATE,
@@ -380,11 +383,15 @@ class ChangeReader:
                 if self.links is not None:
                     changes = self._links_in_row(self.links, row, row[new:old], row[old : old + len(names)], equalities)
                 else:
+                    before: Sequence[Any] | None = None
+                    extra_before: Any = None
                     if row_before is not row:
-                        before = None if row_before is None else row_before[new:old]
-                    else:
-                        before = None if row[-1] is None else row[old:-1]
-                    changes = _changes_in_row(label, names, equalities, row[ids:new], row, before, row[new:old])
+                        if row_before is not None:
+                            before, extra_before = row_before[new:old], row_before[old if self.is_wide else ids - 1]
+                    elif row[-1] is not None:
+                        before, extra_before = row[old : old + len(names)], row[old + len(names)]
+                    erased = erased_fields(extra_before, self.fields), erased_fields(row[ids - 1], self.fields)
+                    changes = _changes_in_row(label, names, equalities, row[ids:new], row, before, row[new:old], erased)
                 yield from reversed(list(changes)) if self.newest_first else changes
 
     def _links_in_row(
@@ -468,11 +475,12 @@ def _changes_in_row(
     row: Sequence[Any],
     before: Sequence[Any] | None,
     now: Sequence[Any],
+    erased: tuple[Collection[str], Collection[str]],
 ) -> Iterator[FieldChange]:
     """Yield the field changes of a row that begins with the audit columns, in the order of ``_ROLES``."""
     version, timestamp, operation, changeset_id, changed_by, impersonated_by, reason, extra = row[: len(_ROLES)]
     resource_id = key[0] if len(key) == 1 else tuple(key)
-    for field_name, old_value, new_value in diff(names, operation, before, now, equalities):
+    for field_name, old_value, new_value in diff(names, operation, before, now, equalities, erased):
         yield _field_change(
             version,
             timestamp,

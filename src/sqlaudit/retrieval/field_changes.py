@@ -19,7 +19,7 @@ from sqlalchemy.orm import Mapped, QueryableAttribute, Session, class_mapper, sc
 
 from sqlaudit.arguments import changeset_uuid, checked_count, checked_range
 from sqlaudit.asynchronous import AsyncSession, also_async, also_async_read, also_async_stream, async_scoped_session
-from sqlaudit.changes import Blame, FieldChange, Operation, differ, equalities_of
+from sqlaudit.changes import Blame, Equality, FieldChange, Operation, differ, equalities_of
 from sqlaudit.config import configured_session
 from sqlaudit.period import OPEN_END, Mark
 from sqlaudit.retrieval.change_reader import (
@@ -34,7 +34,7 @@ from sqlaudit.retrieval.change_reader import (
 from sqlaudit.retrieval.changesets import tables_of_changeset
 from sqlaudit.retrieval.filters import ChangeFilters
 from sqlaudit.retrieval.ids import converted_ids, is_id, one_id
-from sqlaudit.tracking.history import Version, history_class_of, version_info
+from sqlaudit.tracking.history import Version, erased_fields_of, history_class_of, stored_values, version_info
 from sqlaudit.tracking.horizons import refuse_pruned_in, refuse_pruned_versions
 from sqlaudit.tracking.links import Readable, Related, model_of, related_by
 from sqlaudit.tracking.models import TrackedModel, tracked_model_of
@@ -262,13 +262,24 @@ def blame(session: Session | scoped_session[Any], model_class: type[Any], resour
             if is_last_missing or (unknown and (is_pruned or not is_baseline)):
                 info |= dict.fromkeys(_CONTEXT)
             first = is_inserted or is_missing or _has_ended(before)
+            erased = erased_fields_of(version)
             for name in values.keys() - blames.keys():
-                if first or differ(getattr(before, name, None), getattr(version, name, None), equalities.get(name)):
+                if name in erased:  # nobody knows whether this version changed it, or an earlier one
+                    nobody = info | dict.fromkeys(_CONTEXT)
+                    blames[name] = Blame(
+                        **nobody, value=values[name], unknown_before=True, unknown_after=is_last_missing
+                    )
+                elif first or _differs(before, version, name, equalities):
                     blames[name] = Blame(
                         **info, value=values[name], unknown_before=unknown, unknown_after=is_last_missing
                     )
             version = before
     return {name: blames[name] for name in values}
+
+
+def _differs(before: Any, version: Any, name: str, equalities: Mapping[str, Equality]) -> bool:
+    (old,), (new,) = stored_values(before, [name]), stored_values(version, [name])
+    return differ(old, new, equalities.get(name))
 
 
 def _has_ended(version: Any) -> bool:

@@ -17,7 +17,7 @@ from sqlaudit.hooks.scope import records
 from sqlaudit.hooks.sessions import registered_targets
 from sqlaudit.retrieval.field_changes import versions_of
 from sqlaudit.retrieval.ids import converted_ids, has_id
-from sqlaudit.tracking.history import version_info
+from sqlaudit.tracking.history import erased_fields_of, stored_values, version_info
 from sqlaudit.tracking.links import Readable, Related, model_of, related_by
 from sqlaudit.tracking.models import TrackedModel
 from sqlaudit.tracking.sessions import bind_arguments_for, checked_session
@@ -121,9 +121,9 @@ class _Recorded:
         model: TrackedModel = version.__sqlaudit_model__
         info, names = version_info(version), sorted(model.columns)
         is_known = before is not None and version_info(before)["version"] == info["version"] - 1
-        old = [getattr(before, name, None) for name in names] if is_known else None
-        new = [getattr(version, name) for name in names]
-        changes = diff(names, info["operation"], old, new, _equalities(model))
+        old, new = stored_values(before, names) if is_known else None, stored_values(version, names)
+        erased = erased_fields_of(before) if is_known else (), erased_fields_of(version)
+        changes = diff(names, info["operation"], old, new, _equalities(model), erased)
         operation = _OPERATIONS_OF_LINKS.get(info["operation"]) if is_link else None
         return cls(
             version, info | ({"operation": operation} if operation else {}), {name: values for name, *values in changes}

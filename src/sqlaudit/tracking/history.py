@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, MutableMapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import datetime
@@ -42,6 +42,7 @@ from sqlalchemy.sql import visitors
 from sqlaudit.asynchronous import AsyncAttrs
 from sqlaudit.changes import FieldChange, Operation, VersionInfo, diff, equalities_of
 from sqlaudit.context import Actor
+from sqlaudit.erased import ERASED, MARK, erased_fields
 from sqlaudit.exceptions import QueryError, ReadOnlyError
 from sqlaudit.sql.batches import chunks
 from sqlaudit.sql.comparing import all_equal
@@ -299,7 +300,33 @@ def _make_history_class(model: TrackedModel) -> type[Version]:
     _track_mutable_values(history_class, model)
     for name in ("before_insert", "before_update", "before_delete"):
         event.listen(history_class, name, _refuse_change)
+    for name in ("load", "refresh"):
+        event.listen(history_class, name, _hide_erased)
     return history_class
+
+
+def _hide_erased(version: Version, *_: object) -> None:
+    values = version.__dict__
+    extra = values.get(version.__sqlaudit_model__.table.names.extra)
+    if extra is not None and (erased := erased_fields(extra, version.__sqlaudit_model__.columns.items())):
+        stored = inspect(version).info.setdefault(MARK, {})
+        for name in erased & values.keys():
+            if values[name] is not ERASED:
+                stored[name], values[name] = values[name], ERASED
+
+
+def erased_fields_of(version: Version) -> Collection[str]:
+    """Return the names of the fields of a version that were erased."""
+    return erased_fields(
+        getattr(version, version.__sqlaudit_model__.table.names.extra), version.__sqlaudit_model__.columns.items()
+    )
+
+
+def stored_values(version: Version, names: Iterable[str]) -> list[Any]:
+    """Return what the columns of a version hold, also of the fields that were erased: mostly ``None``."""
+    values = [getattr(version, name, None) for name in names]
+    stored: Mapping[str, Any] = inspect(version).info.get(MARK, {})
+    return [stored.get(name) if value is ERASED else value for name, value in zip(names, values, strict=True)]
 
 
 _adding: Final = RLock()
@@ -558,8 +585,9 @@ def changes_of(version: Version) -> list[FieldChange]:
         for name, old, new in diff(
             names,
             operation,
-            None if before is None else [getattr(before, name, None) for name in names],
-            [getattr(version, name) for name in names],
+            None if before is None else stored_values(before, names),
+            stored_values(version, names),
             equalities_of((name, model.columns[name]) for name in names),
+            (() if before is None else erased_fields_of(before), erased_fields_of(version)),
         )
     ]

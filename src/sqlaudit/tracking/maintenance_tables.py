@@ -1,4 +1,4 @@
-"""What does maintenance remember in the database? Horizons and holds, in tables that only those have who use them.
+"""What does maintenance remember in the database? Horizons, holds and erasures, in tables that its users declare.
 
 The tables are declared next to the models, so that ``create_all`` and Alembic see them:
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from typing import Final
 from weakref import WeakSet
 
-from sqlalchemy import Column, Connection, MetaData, Table, Text
+from sqlalchemy import BigInteger, Column, Connection, MetaData, Table, Text
 from sqlalchemy.dialects import mysql
 
 from sqlaudit.exceptions import QueryError, TrackingError
@@ -34,10 +34,12 @@ class MaintenanceTables:
 
     :param horizons: ``sqlaudit_horizons``: the instant before which each history has been pruned
     :param holds: ``sqlaudit_holds``: the rows and changesets that may be neither pruned nor erased
+    :param erasures: ``sqlaudit_erasures``: which fields of which rows were erased, and no value
     """
 
     horizons: Table
     holds: Table
+    erasures: Table
 
 
 def maintenance_tables(metadata: MetaData, *, schema: str | None = None) -> MaintenanceTables:
@@ -52,7 +54,7 @@ def maintenance_tables(metadata: MetaData, *, schema: str | None = None) -> Main
     known = maintenance_tables_of(metadata)
     if known is not None:
         return known
-    for name in ("sqlaudit_horizons", "sqlaudit_holds"):
+    for name in ("sqlaudit_horizons", "sqlaudit_holds", "sqlaudit_erasures"):
         key = ".".join(filter(None, (schema or metadata.schema, name)))
         if key in metadata.tables:
             raise TrackingError(
@@ -81,6 +83,19 @@ def maintenance_tables(metadata: MetaData, *, schema: str | None = None) -> Main
             Column("reason", long_text, nullable=False),
             Column("held_by", short_text),
             Column("held_at", instant, nullable=False),
+            schema=schema,
+        ),
+        erasures=Table(
+            "sqlaudit_erasures",
+            metadata,
+            Column("erasure_id", types["changeset_id"], primary_key=True),
+            Column("history_table", short_text, nullable=False, index=True),
+            Column("row_key", long_text, nullable=False),
+            Column("fields", types["extra"], nullable=False),
+            Column("versions", BigInteger, nullable=False),
+            Column("reason", long_text, nullable=False),
+            Column("erased_by", short_text),
+            Column("erased_at", instant, nullable=False),
             schema=schema,
         ),
     )
