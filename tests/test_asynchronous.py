@@ -14,14 +14,15 @@ import sqlmodel
 import sqlmodel.ext.asyncio.session as async_sqlmodel
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_scoped_session, async_sessionmaker
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.ext.asyncio import AsyncAttrs, AsyncEngine, AsyncSession, async_scoped_session, async_sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship, selectinload
 
 import sqlaudit
 from clock import Clock, at
 from sqlaudit import (
     QueryError,
     Version,
+    as_of,
     backfill,
     changesets,
     changesets_page,
@@ -52,11 +53,20 @@ class Base(DeclarativeBase):
 
 
 @track_table()
-class Customer(Base):
+class Customer(AsyncAttrs, Base):
     __tablename__ = "customers"
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     name: Mapped[str] = mapped_column(sa.String(50))
+    orders: Mapped[list["Order"]] = relationship()
+
+
+@track_table()
+class Order(Base):
+    __tablename__ = "orders"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    customer_id: Mapped[int] = mapped_column(sa.ForeignKey(Customer.id))
 
 
 class Model(sqlmodel.SQLModel, registry=Base.registry):
@@ -188,6 +198,29 @@ def test_what_a_version_reads_is_awaited(async_engine: AsyncEngine, name: str) -
             assert version.to_dict("json") == described.model_validate(version).model_dump(mode="json")
 
     described = version_model(Customer)
+    asyncio.run(main())
+    gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_attribute_that_has_to_load_says_what_to_await(async_engine: AsyncEngine) -> None:
+    async def main() -> None:
+        async with recording(async_engine) as sessions, sessions() as session:
+            version = (await versions_of(session, Customer, 1))[-1]
+            instant = version.valid_from
+            past = (await session.scalars(as_of(Customer, instant))).one()
+            await session.commit()  # which expires both
+            for expired in (version, past):
+                with pytest.raises(QueryError, match=r"await session\.refresh"):
+                    assert expired.name
+                await session.refresh(expired)
+                assert expired.name == "Ada Lovelace"
+            with pytest.raises(QueryError, match="selectinload"):
+                assert past.orders
+            assert await past.awaitable_attrs.orders == []
+            loaded = await session.scalars(as_of(Customer, instant).options(selectinload(Customer.orders)))
+            assert loaded.one().orders == []
+
     asyncio.run(main())
     gc.collect()
 

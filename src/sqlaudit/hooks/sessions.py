@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from sqlalchemy import (
     Connection,
@@ -31,9 +31,10 @@ from sqlalchemy.orm import (
     sessionmaker,
 )
 from sqlalchemy.orm.session import _sessions
+from sqlalchemy.util.concurrency import in_greenlet
 
 from sqlaudit.asynchronous import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session, async_sessionmaker
-from sqlaudit.exceptions import SQLAuditError
+from sqlaudit.exceptions import QueryError, SQLAuditError
 from sqlaudit.hooks.engines import forget_engine, hear, record_engine, stop_hearing
 from sqlaudit.hooks.methods import unwrap_methods, wrap_methods
 from sqlaudit.hooks.scope import (
@@ -191,12 +192,14 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
 def _do_orm_execute(state: ORMExecuteState) -> Any:
     session = state.session
     mapper = inspect(state.bind_arguments.get("mapper"), raiseerr=False)  # it may also be a class
-    if isinstance(mapper, Mapper) and issubclass(mapper.class_, Version) and "bind" not in state.bind_arguments:
+    if _is_of_version(mapper) and "bind" not in state.bind_arguments:
         # A session with binds has no bind for history classes.
         state.bind_arguments.update(bind_arguments_for(session, mapper.class_.__sqlaudit_model__.mapper))
-    if SINCE in state.execution_options and isinstance(mapper, Mapper) and issubclass(mapper.class_, Version):
+    if SINCE in state.execution_options and _is_of_version(mapper):
         refuse_pruned_in(session, [mapper.class_.__sqlaudit_model__.root.table], state.execution_options[SINCE])
     instant = instant_of(state)
+    if (state.is_column_load or state.is_relationship_load) and (instant is not None or _is_of_version(mapper)):
+        _refuse_without_await(state)
     if instant is not None:
         return turn_to_past(state, instant)
     if state.is_select and has_past_guard(state.statement) and not isinstance(state.statement, Past):
@@ -216,6 +219,30 @@ def _do_orm_execute(state: ORMExecuteState) -> Any:
         with recording_statements(session):
             return execute_within(state, state.statement)
     return None
+
+
+def _is_of_version(mapper: Any) -> TypeGuard[Mapper[Version]]:
+    return isinstance(mapper, Mapper) and issubclass(mapper.class_, Version)
+
+
+def _refuse_without_await(state: ORMExecuteState) -> None:
+    """Say what to await, instead of a bare MissingGreenlet, where an attribute loads in an asynchronous session.
+
+    :raises QueryError: the session is asynchronous, and nothing awaits it
+    """
+    if in_greenlet() or not state.session.get_bind(**state.bind_arguments).dialect.is_async:
+        return
+    raise QueryError(
+        "An attribute of a version, or of an object of the past, executes a statement, which an AsyncSession must "
+        "await. "
+        + (
+            "It has expired. Write: await session.refresh(…), or let the session keep what it has read: "
+            "async_sessionmaker(…, expire_on_commit=False)."
+            if state.is_column_load
+            else "Load the relationship with the object, by selectinload(), or write: await ….awaitable_attrs.…."
+        ),
+        state,
+    )
 
 
 def _spare_past_objects(state: ORMExecuteState) -> None:
