@@ -25,6 +25,7 @@ from sqlaudit.maintenance.grants import history_grants
 from sqlaudit.maintenance.holds import Hold, hold, holds, release
 from sqlaudit.maintenance.patch import patch
 from sqlaudit.maintenance.prune import PrunedTable, PruneReport, prune
+from sqlaudit.maintenance.views import create_past_views, drop_past_views
 from sqlaudit.tracking.maintenance_tables import MaintenanceTables, maintenance_tables
 from sqlaudit.tracking.retention import Retention
 
@@ -43,6 +44,8 @@ __all__ = [
     "backfill",
     "check",
     "checkout",
+    "create_past_views",
+    "drop_past_views",
     "erase",
     "erasures",
     "history_grants",
