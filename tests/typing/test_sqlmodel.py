@@ -3,8 +3,9 @@
 from datetime import UTC, datetime
 from typing import Any, assert_type
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, MetaData
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.orm import registry
 from sqlmodel import Field, Relationship, Session, SQLModel, col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -25,14 +26,20 @@ from sqlaudit.testing import assert_recorded
 WHEN = datetime(2024, 1, 1, tzinfo=UTC)
 
 
+class Model(SQLModel, registry=registry()):
+    """Has tables of its own: those of SQLModel are shared by the whole process."""
+
+    metadata = MetaData()
+
+
 @track_table()
-class Comment(SQLModel, table=True):
+class Comment(Model, table=True):
     id: int | None = Field(default=None, primary_key=True)
     ticket_id: int = Field(foreign_key="ticket.id")
 
 
 @track_table()
-class Ticket(Temporal, SQLModel, table=True):
+class Ticket(Temporal, Model, table=True):
     id: int | None = Field(default=None, primary_key=True)
     title: str
     comments: list[Comment] = Relationship()

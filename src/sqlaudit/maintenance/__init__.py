@@ -18,13 +18,13 @@ an instant into a database of its own, and ``patch`` tells what a transaction di
 
 from sqlaudit.maintenance.backfill import BackfillReport, backfill
 from sqlaudit.maintenance.checking import check
-from sqlaudit.maintenance.checkout import CheckoutReport, checkout
-from sqlaudit.maintenance.erase import Erasure, erase, erasures, replay_erasures
+from sqlaudit.maintenance.checkouts import CheckoutReport, checkout
+from sqlaudit.maintenance.erasing import Erasure, erase, erasures, replay_erasures
 from sqlaudit.maintenance.findings import CheckReport, Finding, FindingCode
 from sqlaudit.maintenance.grants import history_grants
 from sqlaudit.maintenance.holds import Hold, hold, holds, release
-from sqlaudit.maintenance.patch import patch
-from sqlaudit.maintenance.prune import PrunedTable, PruneReport, prune
+from sqlaudit.maintenance.patches import patch
+from sqlaudit.maintenance.pruning import PrunedTable, PruneReport, prune
 from sqlaudit.maintenance.views import create_past_views, drop_past_views
 from sqlaudit.tracking.maintenance_tables import MaintenanceTables, maintenance_tables
 from sqlaudit.tracking.retention import Retention
