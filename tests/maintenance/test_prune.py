@@ -37,7 +37,7 @@ from effort import EFFORT
 from registering import recording
 from sqlaudit import HistoryTableError, PrunedError, QueryError, TrackingError, history_of
 from sqlaudit.maintenance import Retention, check, hold, holds, maintenance_tables, prune, release
-from sqlaudit.maintenance.holds import refuse_held
+from sqlaudit.maintenance.holding import refuse_held
 from sqlaudit.tracking.tables import tracked_table
 
 START = datetime(2024, 1, 1, tzinfo=UTC)

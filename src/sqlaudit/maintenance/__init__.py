@@ -22,7 +22,7 @@ from sqlaudit.maintenance.checkouts import CheckoutReport, checkout
 from sqlaudit.maintenance.erasing import Erasure, erase, erasures, replay_erasures
 from sqlaudit.maintenance.findings import CheckReport, Finding, FindingCode
 from sqlaudit.maintenance.grants import history_grants
-from sqlaudit.maintenance.holds import Hold, hold, holds, release
+from sqlaudit.maintenance.holding import Hold, hold, holds, release
 from sqlaudit.maintenance.patches import patch
 from sqlaudit.maintenance.pruning import PrunedTable, PruneReport, prune
 from sqlaudit.maintenance.views import create_past_views, drop_past_views

@@ -25,7 +25,7 @@ from sqlaudit.config import current_config, current_user_id
 from sqlaudit.erased import erased_columns, marked
 from sqlaudit.exceptions import QueryError
 from sqlaudit.maintenance.door import writable_history
-from sqlaudit.maintenance.holds import refuse_held
+from sqlaudit.maintenance.holding import refuse_held
 from sqlaudit.period import UTCDateTime
 from sqlaudit.recording.changeset import connection_for_versions
 from sqlaudit.retrieval.key_texts import checked_key, parsed_key

@@ -51,7 +51,7 @@ from sqlaudit.changes import Operation
 from sqlaudit.config import current_config
 from sqlaudit.exceptions import QueryError
 from sqlaudit.maintenance.door import writable_history
-from sqlaudit.maintenance.holds import held_in
+from sqlaudit.maintenance.holding import held_in
 from sqlaudit.maintenance.progress import Callback, progress_reporter
 from sqlaudit.maintenance.ranges import is_in_range, range_after
 from sqlaudit.maintenance.sizes import bytes_of
