@@ -83,7 +83,14 @@ def erase(
 
     .. code-block:: python
 
-        erase(session, Customer, 42, fields=["name", "email"], reason="request of 3 May", values={"name": "erased"})
+        erase(
+            session,
+            Customer,
+            42,
+            fields=["name", "email"],
+            reason="request of 3 May",
+            values={"name": "erased"},
+        )
 
     The live row gets NULL, or the value that you give, and no version of its own. Every other fact of a version stays.
     Reads give ``ERASED`` for the values; in SQL they are NULL. Erasing them again does nothing.

@@ -51,7 +51,10 @@ def history_grants(
     .. code-block:: python
 
         with engine.begin() as connection:
-            for statement in history_grants(Base.metadata, engine.dialect.name, app="app", reader="auditor"):
+            statements = history_grants(
+                Base.metadata, "postgresql", app="app", reader="auditor"
+            )
+            for statement in statements:
                 connection.execute(statement)
 
     On PostgreSQL, what the roles had on these tables is revoked first. MariaDB and MySQL cannot revoke what was not
