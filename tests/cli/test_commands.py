@@ -235,6 +235,21 @@ def test_check_finds_and_mends_what_was_written_past_sqlaudit(url: str, module: 
 
 
 @pytest.mark.no_tables
+def test_erase_takes_values_out_of_all_versions_once_it_is_confirmed(url: str) -> None:
+    options = ["suppliers", "1", "--field", "email", "--field", "name", "--reason", "request"]
+    assert run("erase", *options, "--value", "name=N.N.", input="n\n").exit_code == 1
+    assert rows("erasures", "suppliers") == []
+    asked = run("erase", *options, "--value", "name=N.N.", input="y\n")
+    assert (asked.exit_code, "4 versions" in asked.output) == (0, True)
+    for command in (["log", "suppliers"], ["show", "suppliers", "1"], ["show", "suppliers", "1", "--at", "1"]):
+        output = run(*command, "--json").stdout
+        assert "nuts" not in output.lower()
+        assert "erased" in output
+    [erased] = rows("erasures", "suppliers")
+    assert (erased["fields"], erased["reason"], erased["erased_by"]) == (["email", "name"], "request", "ops")
+
+
+@pytest.mark.no_tables
 def test_prune_removes_what_it_planned_but_nothing_that_is_held(url: str) -> None:
     [planned] = rows("prune", "parts", "--keep-last", "2", "--dry-run")
     assert planned["rows"] == 3
@@ -363,6 +378,9 @@ def test_a_password_is_never_printed(terminal: None, url: str) -> None:
         (["restore", "parts", "1", "--to", "1", "--field", "colour", "--yes"], 1, "colour"),
         (["log", "parts", "1", "--include", "tags"], 1, "tags"),
         (["log", "--include", "tags"], 2, "--include needs"),
+        (["erase", "parts", "1", "--reason", "x", "--yes"], 2, "--field"),
+        (["erase", "parts", "1", "--field", "name", "--reason", "x", "--yes"], 1, "name"),
+        (["erase", "parts", "1", "--field", "id", "--reason", "x", "--yes"], 1, "key"),
         (["hold", "parts", "--reason", "x"], 2, "Name a TABLE and a KEY"),
         (["release", "x"], 1, "x"),
         (["prune", "parts", "--older-than", "90 moons", "--yes"], 1, "90 moons"),

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from sqlaudit.erased import ERASED
 from sqlaudit.wire import json_value
 
 NOTHING: Final = "-"
@@ -40,6 +41,8 @@ def shown(value: Any) -> str:
     """Return a value as text: texts and numbers as they are, all else as JSON expresses it."""
     if value is None:
         return NOTHING
+    if value is ERASED:
+        return str(ERASED)
     if isinstance(value, datetime):
         return instant(value) if value.tzinfo is not None else value.isoformat(" ")
     if isinstance(value, tuple):  # a key
