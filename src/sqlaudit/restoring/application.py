@@ -72,7 +72,10 @@ def _reported(change: Change) -> Restored:
 
 def _reported_link(change: LinkChange) -> Restored:
     made = change.operation is Operation.INSERT
-    fields = {column.key: (None, value) if made else (value, None) for column, value in change.by_column.items()}
+    fields: dict[str, tuple[Any, Any]] = {}
+    if change.operation is not Operation.UPDATE:
+        fields = {column.key: (None, value) if made else (value, None) for column, value in change.by_column.items()}
+    fields |= {column.key: values for column, values in change.further.items() if values != (None, None)}
     return Restored(change.operation, change.table.live.fullname, display_key(change.key), fields)
 
 
@@ -135,6 +138,7 @@ class _Application:
                     self._flush()
                 self._expire_collections(doomed)
             self._change_links(Operation.INSERT)
+            self._write_link_values()
             for change, names in postponed.items():
                 for name in names:
                     set_attribute(self.objects[change], name, change.new[name])
@@ -423,6 +427,20 @@ class _Application:
             for state in states:
                 _set_parent(state, relationship, None)
         self._parentless.clear()
+
+    def _write_link_values(self) -> None:
+        """Write the further columns of links, which no relationship gives a value: one statement per link."""
+        for change in self.links:
+            if not change.further or change.operation is Operation.DELETE:
+                continue
+            table, row = change.table.live, change.by_column
+            if change.operation is Operation.UPDATE:
+                row = dict(zip(change.table.key, change.key, strict=True))
+            values = {column: null() if new is None else new for column, (_, new) in change.further.items()}
+            self.session.execute(
+                update(table).where(*(column == value for column, value in row.items())).values(values),
+                bind_arguments=bind_arguments_for(self.session, change.table.mapper),
+            )
 
     def _change_links_of(self, relationship: RelationshipProperty[Any], changes: Sequence[LinkChange]) -> None:
         width = len(relationship.synchronize_pairs)

@@ -172,9 +172,10 @@ def _links_of_doomed(plan: Plan) -> Iterator[LinkChange]:
     for table, filter_columns, values in plan.referring_links():
         relationship = relationship_through(table)
         columns = link_columns(relationship)
-        for link, key in links_now(plan.session, table, columns, filter_columns, values).items():
-            change = LinkChange(Operation.DELETE, table, relationship, columns, link, key)
-            if (table, change.identity) not in plan.links:
+        for link, now in links_now(plan.session, table, columns, filter_columns, values).items():
+            change = LinkChange(Operation.DELETE, table, relationship, columns, link, now.key)
+            planned = plan.links.get((table, change.identity))
+            if planned is None or planned.operation is Operation.UPDATE:
                 yield change
 
 

@@ -17,13 +17,15 @@ from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.orm import Mapper, RelationshipDirection, RelationshipProperty, Session, aliased
 from sqlalchemy.types import NullType
 
-from sqlaudit.changes import PLAIN, Equality, Operation, differ, equalities_of, hashable
+from sqlaudit.changes import PLAIN, Equality, Operation, differ, equalities_of, equality_of, hashable
 from sqlaudit.erased import ERASED
 from sqlaudit.exceptions import QueryError
 from sqlaudit.restoring.rows import (
     Link,
+    LinkRow,
     Row,
     display_key,
+    is_written,
     keys_now,
     read_by_value,
     rows_now,
@@ -103,9 +105,10 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class LinkChange:
-    """A row to insert into an association table, or to delete from it, by a many-to-many relationship.
+    """A row to insert into an association table, or to delete from it, by a many-to-many relationship; or to update.
 
     :ivar link: the values of ``columns``
+    :ivar further: the further columns that get a value or lose it → (old value, new value)
     """
 
     operation: Operation
@@ -114,6 +117,7 @@ class LinkChange:
     columns: tuple[Column[Any], ...]
     link: Link
     key: Key
+    further: Mapping[Column[Any], tuple[Any, Any]] = field(default_factory=dict)
 
     @property
     def identity(self) -> frozenset[tuple[str, Any]]:
@@ -273,8 +277,36 @@ class Plan:
         targets[row.key] = None if target is None else effect(target)
 
     def link(self, change: LinkChange) -> None:
-        """Plan a change of a link, unless there is one already."""
-        self.links.setdefault((change.table, change.identity), change)
+        """Plan a change of a link, unless there is one already. Its deletion prevails over an update."""
+        planned = self.links.setdefault((change.table, change.identity), change)
+        if planned.operation is Operation.UPDATE:
+            self.links[change.table, change.identity] = change
+
+    def restore_link(
+        self,
+        table: TrackedTable,
+        relationship: RelationshipProperty[Any],
+        columns: tuple[Column[Any], ...],
+        link: Link,
+        old: LinkRow,
+        now: LinkRow | None,
+    ) -> None:
+        """Plan that a link gets back these values of its further columns, and that it exists.
+
+        :param now: the live link, if there is one
+        """
+        if now is None:
+            further = {
+                column: (None, value)
+                for column, value in old.values.items()
+                if value is not None or _has_default(column)
+            }
+            self.link(LinkChange(Operation.INSERT, table, relationship, columns, link, old.key, further))
+            return
+        now = now.with_key(old.key)
+        if changed := differing(now.values, old.values, column_equalities(old.values)):
+            further = {column: (now.values[column], old.values[column]) for column in changed}
+            self.link(LinkChange(Operation.UPDATE, table, relationship, columns, link, now.key, further))
 
     def unlink(self, change: LinkChange) -> None:
         """Plan no change of a link any more."""
@@ -764,6 +796,11 @@ def differing(old: Mapping[Any, Any], new: Mapping[Any, Any], equalities: Mappin
     return names
 
 
+def column_equalities(columns: Iterable[Column[Any]]) -> dict[Any, Equality]:
+    """Return the comparisons of the columns whose types define their own."""
+    return {column: equal for column in columns if (equal := equality_of(column.type)) is not None}
+
+
 def _unmapped(current: Mapping[Column[Any], Any], target: Row) -> dict[Column[Any], tuple[Any, Any]]:
     """Return the unmapped columns that have to change: column → (old value, new value).
 
@@ -784,11 +821,6 @@ def _unmapped(current: Mapping[Column[Any], Any], target: Row) -> dict[Column[An
 
 def _has_default(column: Column[Any]) -> bool:
     return column.default is not None or column.server_default is not None
-
-
-def is_written(column: Column[Any]) -> bool:
-    """Return whether a column is written by statements, not by the database alone."""
-    return column.computed is None and not (column.identity is not None and column.identity.always)
 
 
 def displayed(value: Any) -> Any:

@@ -400,14 +400,13 @@ class _Including:
             _distinct([*values, *(row.get(local_columns) for row in doomed)]),
         )
         late = keys_inserted_after(
-            self.session, table, [key for link, key in now.items() if link not in before], self.instant
+            self.session, table, [row.key for link, row in now.items() if link not in before], self.instant
         )
-        for link, key in before.items():
-            if link not in now:
-                self.plan.link(LinkChange(Operation.INSERT, table, relationship, columns, link, key))
-        for link, key in now.items():
-            if link not in before and key in late:
-                self.plan.link(LinkChange(Operation.DELETE, table, relationship, columns, link, key))
+        for link, row in before.items():
+            self.plan.restore_link(table, relationship, columns, link, row, now.get(link))
+        for link, row in now.items():
+            if link not in before and row.key in late:
+                self.plan.link(LinkChange(Operation.DELETE, table, relationship, columns, link, row.key))
         return self._rows_then(relationship, remote_columns, _distinct(link[len(owner_columns) :] for link in before))
 
 

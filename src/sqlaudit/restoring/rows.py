@@ -119,10 +119,34 @@ def with_fields(row: Row, fields: Mapping[Any, Row]) -> Row:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkRow:
+    """A link as it is now, or was at an instant.
+
+    :param values: the values of :func:`further_columns`
+    :param twin: another row of the same link, in a table that has a key of its own
+    """
+
+    key: Key
+    values: Mapping[Column[Any], Any]
+    twin: LinkRow | None = None
+
+    def with_key(self, key: Key) -> LinkRow:
+        """Return the row of this link that has a key, or one that has another key."""
+        row: LinkRow | None = self
+        while row is not None and row.key != key:
+            row = row.twin
+        return row or self
+
+
+@dataclass(frozen=True, slots=True)
 class LinkVersion:
-    """A version of a link; for the attributes, see :class:`Row`."""
+    """A version of a link; for the attributes, see :class:`Row`.
+
+    :param values: the values of :func:`further_columns`
+    """
 
     link: Link
+    values: Mapping[Column[Any], Any]
     version: int
     valid_from: datetime
     operation: Operation
@@ -179,6 +203,11 @@ def read_by_value(values: Collection[Key], read: Callable[[Collection[Key]], Ite
         for value in [value for value in values if value not in results]:
             results.update((value, result) for _, result in read([value]))
     return {value: results[value] for value in values if value in results}
+
+
+def is_written(column: Column[Any]) -> bool:
+    """Return whether a column is written by statements, not by the database alone."""
+    return column.computed is None and not (column.identity is not None and column.identity.always)
 
 
 class Hierarchy:
@@ -382,11 +411,35 @@ def rows_where(
 
 def links_now(
     session: Session, table: TrackedTable, columns: Columns, filter_columns: Columns, values: Collection[Key]
-) -> dict[Link, Key]:
-    """Return the live links whose ``filter_columns`` have one of the values: link → key."""
-    statement = select(*columns, *table.key)
-    rows = rows_where(session, table, statement, filter_columns, values)
-    return {row[: len(columns)]: row[len(columns) :] for row in rows}
+) -> dict[Link, LinkRow]:
+    """Return the live links whose ``filter_columns`` have one of the values."""
+    further = further_columns(table, columns)
+    statement = select(*columns, *table.key, *map(unrounded_column, further))
+    return _links(table, columns, further, rows_where(session, table, statement, filter_columns, values))
+
+
+def _links(
+    table: TrackedTable, columns: Columns, further: Columns, rows: Iterable[tuple[Any, ...]]
+) -> dict[Link, LinkRow]:
+    start = len(columns)
+    end = start + len(table.key)
+    links: dict[Link, LinkRow] = {}
+    for row in rows:
+        values = dict(zip(further, row[end:], strict=True))
+        links[row[:start]] = LinkRow(row[start:end], values, links.get(row[:start]))
+    return links
+
+
+def further_columns(table: TrackedTable, columns: Columns) -> list[Column[Any]]:
+    """Return the columns of an association table beside its key and the link's columns that statements write.
+
+    Quiet ones are left out.
+    """
+    return [
+        live
+        for live, _ in table.columns
+        if live not in columns and live not in table.key and live.name not in table.quiet and is_written(live)
+    ]
 
 
 def links_at(
@@ -396,18 +449,19 @@ def links_at(
     filter_columns: Columns,
     values: Collection[Key],
     instant: datetime,
-) -> dict[Link, Key]:
-    """Return the links of an instant whose ``filter_columns`` had one of the values: link → key.
+) -> dict[Link, LinkRow]:
+    """Return the links of an instant whose ``filter_columns`` had one of the values.
 
     :raises PrunedError: the history has been pruned since
     """
     refuse_pruned_in(session, [table], instant)
     old = dict(table.columns)
-    statement = select(*link_and_key_columns(table, columns)).where(
-        was_valid(table.valid_from, table.valid_to, instant)
-    )
+    further = further_columns(table, columns)
+    statement = select(
+        *link_and_key_columns(table, columns), *(unrounded_column(old[column]) for column in further)
+    ).where(was_valid(table.valid_from, table.valid_to, instant))
     rows = rows_where(session, table, statement, [old[column] for column in filter_columns], values)
-    return {row[: len(columns)]: row[len(columns) :] for row in rows}
+    return _links(table, columns, further, rows)
 
 
 def link_and_key_columns(table: TrackedTable, columns: Columns) -> list[ColumnElement[Any]]:
@@ -453,14 +507,21 @@ def links_since(
 ) -> dict[Key, list[LinkVersion]]:
     """Return the versions of each link from the one before the first that meets a condition. One statement."""
     roles = *_ROLES, *_FURTHER_ROLES
-    statement = select(*map(table.role, roles), *link_and_key_columns(table, columns))
-    lock, width = lock and can_lock(session, table), len(roles)
+    further, old = further_columns(table, columns), dict(table.columns)
+    statement = select(
+        *map(table.role, roles),
+        *link_and_key_columns(table, columns),
+        *(unrounded_column(old[column]) for column in further),
+    )
+    lock, start = lock and can_lock(session, table), len(roles)
+    end = start + len(columns)
     statement = _since(statement, table, condition, lock=lock)
     versions: dict[Key, list[LinkVersion]] = defaultdict(list)
     with explaining_history_errors([table]):
         for row in session.execute(statement, bind_arguments=bind_arguments_for(session, table.mapper)):
-            key = tuple(row[width + len(columns) :])
-            versions[key].append(LinkVersion(tuple(row[width : width + len(columns)]), *row[:width]))
+            end_of_key = end + len(table.key)
+            values = dict(zip(further, row[end_of_key:], strict=True))
+            versions[tuple(row[end:end_of_key])].append(LinkVersion(tuple(row[start:end]), values, *row[:start]))
     return versions
 
 

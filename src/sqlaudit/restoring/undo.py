@@ -24,7 +24,7 @@ from sqlaudit.exceptions import QueryError
 from sqlaudit.period import OPEN_END, Mark
 from sqlaudit.restoring.application import carry_out
 from sqlaudit.restoring.effects import Loss, add_effects, conflict_of, relationship_through
-from sqlaudit.restoring.plan import LinkChange, Plan, differing, display_name, fields_of, is_written
+from sqlaudit.restoring.plan import LinkChange, Plan, column_equalities, differing, display_name, fields_of
 from sqlaudit.restoring.request import (
     FieldNames,
     checked_fields,
@@ -36,9 +36,11 @@ from sqlaudit.restoring.request import (
 from sqlaudit.restoring.rows import (
     Condition,
     Link,
+    LinkRow,
     LinkVersion,
     Row,
     display_key,
+    is_written,
     links_now,
     links_since,
     numbers_where,
@@ -237,31 +239,31 @@ class _Undoing:
         columns = link_columns(relationship)
         versions = links_since(self.session, table, columns, self.condition, lock=self.plan.lock)
         made: dict[Link, Key] = {}
-        removed: dict[Link, Key] = {}
+        undone: list[_UndoneLink] = []
         for key, wanted in numbers_where(self.session, table, self.condition).items():
-            is_touched, conflicts = False, _Conflicts(table)
+            link = _UndoneLink(table, key, is_whole=self.whole_rows)
             for previous, version in pairwise([None, *versions[key]]):
                 assert version is not None
-                if is_touched:
-                    conflicts.check(key, previous, version)
-                    if version.version not in wanted:
-                        conflicts.add(key, version)
-                elif version.version in wanted:
-                    is_touched = True
-                    if version.operation is Operation.INSERT:
-                        made[version.link] = key
-                    elif previous is not None and _follows(previous, version):
-                        removed[previous.link] = key
-                    else:
-                        raise _lost_error(f"{table.live.fullname} {display_key(key)!r}", version, table.live)
-            self.conflicts += conflicts.until(key, versions[key][-1])
-        now = links_now(self.session, table, columns, columns, [*made, *removed])
-        for link, key in removed.items():
-            if link not in now:
-                self.plan.link(LinkChange(Operation.INSERT, table, relationship, columns, link, key))
-        for link, key in made.items():
-            if link in now:
-                self.plan.link(LinkChange(Operation.DELETE, table, relationship, columns, link, key))
+                link.follow(previous, version, is_wanted=version.version in wanted)
+            self.conflicts += link.conflicts.until(key, versions[key][-1])
+            made.update(dict.fromkeys(link.made, key))
+            undone.append(link)
+        links = [*made, *(link.link for link in undone if link.link is not None)]
+        now = links_now(self.session, table, columns, columns, links)
+        for undone_link in undone:
+            if undone_link.link is not None:
+                live = now.get(undone_link.link)
+                live = live and live.with_key(undone_link.key)
+                made_key = made.pop(undone_link.link, None)
+                if live is None or live.key in (undone_link.key, made_key):
+                    row = undone_link.wanted(live)
+                    self.plan.restore_link(table, relationship, columns, undone_link.link, row, live)
+                else:  # the table has another row of the same link
+                    for made_link in undone_link.made:
+                        made.pop(made_link, None)
+        for made_link, key in made.items():
+            if made_link in now:
+                self.plan.link(LinkChange(Operation.DELETE, table, relationship, columns, made_link, key))
 
 
 class _Conflicts:
@@ -289,6 +291,67 @@ class _Conflicts:
         if end.operation is not Operation.DELETE and end.valid_to != OPEN_END:
             self.unknown.append(conflict_of(self.table, key, timestamp=end.valid_to))
         return self.known or self.unknown[:1]
+
+
+class _UndoneLink:
+    """What becomes of a link: found by following its versions from the one before the first wanted one.
+
+    :ivar link: the link that is to exist; ``None`` if none is
+    :ivar made: the links that are not to exist
+    :ivar old: further column → the value to put back
+    :ivar is_whole: the link was made, removed, or changed as a whole, so that any later change is a conflict
+    """
+
+    def __init__(self, table: TrackedTable, key: Key, *, is_whole: bool) -> None:
+        self.table = table
+        self.key = key
+        self.conflicts = _Conflicts(table)
+        self.link: Link | None = None
+        self.made: list[Link] = []
+        self.old: dict[Any, Any] = {}
+        self._last: Mapping[Any, Any] = {}
+        self._is_touched = False
+        self._always_whole = is_whole
+        self.is_whole = False
+
+    def follow(self, previous: LinkVersion | None, version: LinkVersion, *, is_wanted: bool) -> None:
+        """Follow the link from one version to the next.
+
+        :raises QueryError: the version is wanted, and the one before it is missing
+        """
+        changed: list[Any] | None = None
+        if previous and previous.link == version.link and version.operation is Operation.UPDATE:
+            changed = differing(previous.values, version.values, column_equalities(version.values))
+        if self._is_touched:
+            self.conflicts.check(self.key, previous, version)
+        if is_wanted:
+            self._take_back(previous, version, changed)
+        elif self._is_touched and (self.is_whole or changed is None):
+            self.conflicts.add(self.key, version)
+        elif changed and (lost := [column for column in changed if column in self.old]):
+            self.conflicts.add(self.key, version, lost)
+        if version.operation is not Operation.DELETE:
+            self._last = version.values
+
+    def _take_back(self, previous: LinkVersion | None, version: LinkVersion, changed: list[Any] | None) -> None:
+        is_made = version.operation is Operation.INSERT
+        if not is_made and (previous is None or not _follows(previous, version)):
+            raise _lost_error(f"{self.table.live.fullname} {display_key(self.key)!r}", version, self.table.live)
+        if not self._is_touched and not is_made and previous is not None:
+            self.link = previous.link
+        if changed is None or self._always_whole:
+            if not self.is_whole and previous is not None and not is_made:
+                self.old = {**previous.values, **self.old}
+            self.is_whole = True
+        elif not self.is_whole and previous is not None:
+            self.old = {column: previous.values[column] for column in changed} | self.old
+        if version.operation is not Operation.DELETE and changed is None:
+            self.made.append(version.link)
+        self._is_touched = True
+
+    def wanted(self, live: LinkRow | None) -> LinkRow:
+        """Return the link as it is to be: what is not put back stays as it is, or was when the link was removed."""
+        return LinkRow(self.key, {**(self._last if live is None else live.values), **self.old})
 
 
 class _UndoneRow:
