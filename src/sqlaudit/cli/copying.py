@@ -43,7 +43,7 @@ def checkout(
     if output.form != "table":
         output.one(report.to_dict())
         return
-    table = table_of(["table", "rows"], [(shown(name), f"{count:,}") for name, count in report.tables.items()])
+    table = table_of(["table", "rows"], [(shown(name), f"{count:,}") for name, count in sorted(report.tables.items())])
     table.columns[1].justify = "right"
     print_trimmed(output.console, table)
     for note in report.notes:

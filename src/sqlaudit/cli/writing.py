@@ -154,7 +154,7 @@ def print_plan(console: Console, plan: RestoreReport) -> None:
     """Print the rows that an undo or a restore would change, and the later changes that it would discard."""
     if not plan:
         console.print("Nothing to do.")
-    for item in plan:
+    for item in sorted(plan, key=lambda item: (item.resource_type, str(item.key))):
         row = Text(f"{shown(item.resource_type)} {shown(item.key)}  ")
         console.print(row.append(str(item.operation), STYLES.get(item.operation, "")), soft_wrap=True)
         names = max(map(len, map(shown, item.fields)), default=0)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from typing import Final
 from weakref import WeakSet
 
-from sqlalchemy import BigInteger, Column, Connection, MetaData, Table, Text
+from sqlalchemy import JSON, BigInteger, Column, Connection, MetaData, Table, Text
 from sqlalchemy.dialects import mysql
 
 from sqlaudit.exceptions import QueryError, TrackingError
@@ -91,7 +91,7 @@ def maintenance_tables(metadata: MetaData, *, schema: str | None = None) -> Main
             Column("erasure_id", types["changeset_id"], primary_key=True),
             Column("history_table", short_text, nullable=False, index=True),
             Column("row_key", long_text, nullable=False),
-            Column("fields", types["extra"], nullable=False),
+            Column("fields", JSON, nullable=False),
             Column("versions", BigInteger, nullable=False),
             Column("reason", long_text, nullable=False),
             Column("erased_by", short_text),
