@@ -143,6 +143,7 @@ def everything(engine: sa.Engine) -> dict[str, list[str]]:
         }
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("seed", range(3))
 def test_a_patch_turns_the_instant_before_into_the_instant_after(
     database: Database, engine, sessions: sessionmaker[Session], empty, seed

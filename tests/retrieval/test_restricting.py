@@ -224,6 +224,7 @@ def criteria(tenant: int) -> dict[Any, Any]:
     }
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("tenant", [TENANT, OTHER])
 def test_a_tenant_sees_what_a_database_of_its_own_would_show(
     engine: sa.Engine, sessions: sessionmaker[Session], clock: Clock, tenant: int
