@@ -1,5 +1,6 @@
 """Where do commands run? In a directory with models, on a database with a history, at 80 columns in UTC."""
 
+import gc
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,10 @@ def terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("LOGNAME", "ops")
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
+    gc.collect()
+    gc.disable()  # what it finds of other tests would be printed among the output of the commands
     yield
+    gc.enable()
     monkeypatch.undo()
     time.tzset()
 
