@@ -6,9 +6,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import click
-from sqlalchemy import Connection, Dialect, Table, func, literal, select, text
+from sqlalchemy import Connection, Dialect, func, literal, select
 from sqlalchemy.engine.url import URL
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from sqlaudit.cli.database import Database
@@ -16,11 +15,12 @@ from sqlaudit.cli.options import shared_options
 from sqlaudit.cli.output import Output, print_trimmed, table_of
 from sqlaudit.cli.reading import TABLE, TABLES
 from sqlaudit.cli.text import NOTHING, instant, shown, size
+from sqlaudit.maintenance.sizes import bytes_of
 from sqlaudit.period import UTCDateTime
 from sqlaudit.tracking.horizons import Look
 from sqlaudit.tracking.links import model_of
 from sqlaudit.tracking.maintenance_tables import maintenance_tables_of
-from sqlaudit.tracking.schema import schema_of, table_exists
+from sqlaudit.tracking.schema import table_exists
 from sqlaudit.tracking.tables import TrackedTable
 
 _DAYS: Final = 30
@@ -63,7 +63,7 @@ def _status_of(connection: Connection, table: TrackedTable) -> dict[str, Any]:
     first = connection.scalar(select(func.min(table.valid_from)))
     days = _DAYS if first is None else max(1.0, min(_DAYS, (datetime.now(UTC) - first) / timedelta(days=1)))
     a_day = (connection.scalar(recent) or 0) / days
-    occupied = _bytes_of(connection, history)
+    occupied = bytes_of(connection, history)
     return {
         "table": table.live.fullname,
         "versions": versions,
@@ -78,30 +78,6 @@ def _horizon_of(connection: Connection, table: TrackedTable) -> datetime | None:
     tables = maintenance_tables_of(table.live.metadata)
     is_there = tables is not None and table_exists(connection, tables.horizons)
     return Look(connection).horizon_of(table) if is_there else None
-
-
-def _bytes_of(connection: Connection, history: Table) -> int | None:
-    """Return how many bytes a table occupies with its indexes; ``None`` if the database does not tell."""
-    schema = schema_of(connection, history)
-    match connection.dialect.name:
-        case "postgresql":
-            name = connection.dialect.identifier_preparer.format_table(history)
-            found = connection.scalar(select(func.pg_total_relation_size(literal(name))))
-        case "mysql" | "mariadb":
-            statement = text(
-                "SELECT data_length + index_length FROM information_schema.tables "
-                "WHERE table_schema = COALESCE(:schema, DATABASE()) AND table_name = :name"
-            )
-            found = connection.scalar(statement, {"schema": schema, "name": history.name})
-        case _:
-            statement = text(
-                "SELECT SUM(pgsize) FROM dbstat WHERE name IN (SELECT name FROM sqlite_master WHERE tbl_name = :name)"
-            )
-            try:
-                found = connection.scalar(statement, {"name": history.name})
-            except DBAPIError:  # this SQLite was built without the table
-                return None
-    return None if found is None else int(found)
 
 
 @click.command(short_help="The SQL that creates a history table.")

@@ -53,13 +53,14 @@ from sqlaudit.past.erased import ERASED_ROWS, ErasedRows
 from sqlaudit.past.pruned import look_before_stream, refuse_pruned_result
 from sqlaudit.period import UTCDateTime, range_contains, was_valid
 from sqlaudit.sql.dialects import TRAITS
+from sqlaudit.sql.handwritten import may_read_tables
 from sqlaudit.sql.keys import implementation_of
 from sqlaudit.sql.old_values import readable_type
 from sqlaudit.sql.subclassing import copied_with_class, subclass_with
 from sqlaudit.tracking.maintenance_tables import with_maintenance_tables
 from sqlaudit.tracking.missing import explain_history_error
 from sqlaudit.tracking.registry import tracked_tables
-from sqlaudit.tracking.tables import TrackedTable, known_metadata, shortened, tracked_table
+from sqlaudit.tracking.tables import TrackedTable, alias_name, known_metadata, shortened, tracked_table
 
 UntrackedPolicy = Literal["raise", "live"]
 BeforeBaseline = Literal["absent", "warn", "raise"]
@@ -71,7 +72,6 @@ _WORD: Final = re.compile(r"\w+")
 _WRITES: Final = frozenset(
     {"insert", "update", "delete", "merge", "replace", "truncate", "create", "alter", "drop", "copy", "call", "do"}
 )
-_READS_TABLES: Final = re.compile(r"\b(select|from|join|table|with)\b", re.IGNORECASE)
 
 
 class Rules(NamedTuple):
@@ -326,7 +326,7 @@ class PastCompiler(SQLCompiler):
             kw["from_linter"].froms[table] = table.fullname
         if is_aliased:
             return rendered
-        return f"{rendered}{self.get_render_as_alias_suffix(self.preparer.quote(_alias_name(table)))}"  # type: ignore[no-untyped-call]  # SQLAlchemy's
+        return f"{rendered}{self.get_render_as_alias_suffix(self.preparer.quote(alias_name(table)))}"  # type: ignore[no-untyped-call]  # SQLAlchemy's
 
     def _render(self, rows: Select[Any], *, literal_binds: bool = False, **kw: Any) -> str:
         recursive = bool(self.ctes) and self.ctes_recursive
@@ -371,7 +371,7 @@ class PastCompiler(SQLCompiler):
         if not kw.get("include_table", True) or not self._is_in_past(column.table):
             return rendered
         name = super().visit_column(column, include_table=False)
-        return f"{self.preparer.quote(_alias_name(column.table))}.{name}"
+        return f"{self.preparer.quote(alias_name(column.table))}.{name}"
 
     def _add_to_result_map(self, keyname: str, name: str, objects: Any, type_: TypeEngine[Any]) -> None:
         super()._add_to_result_map(keyname, name, objects, readable_type(type_) if self.past else type_)
@@ -438,7 +438,7 @@ class PastCompiler(SQLCompiler):
             self._refuse_write()
         if statement._past_rules.text:
             return
-        if certainly or _READS_TABLES.search(text):
+        if certainly or may_read_tables(text):
             raise QueryError(
                 f"Hand-written SQL in a read as of an instant reads live rows: {text!r}. Write it as a select(), or "
                 "allow it: time_travel(…, text=True).",
@@ -504,7 +504,7 @@ def can_be_copied(tracked: TrackedTable) -> bool:
 
 def copy_name(tracked: TrackedTable, slot: int) -> str:
     """Return the name of the temporary table with a table's rows as of the instant of a session."""
-    return shortened(f"sqlaudit_past_{slot}_{_alias_name(tracked.live)}")
+    return shortened(f"sqlaudit_past_{slot}_{alias_name(tracked.live)}")
 
 
 def _dependent_on_groups(statement: Select[Any], dialect: Dialect) -> dict[Any, None]:
@@ -570,7 +570,3 @@ def _refuse_untracked(table: Table, rules: Rules) -> None:
             "rows. Write the statement with the model, or with its __table__.",
             table,
         )
-
-
-def _alias_name(table: Table) -> str:
-    return table.name if table.schema is None else shortened(f"{table.schema}.{table.name}")

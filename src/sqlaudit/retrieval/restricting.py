@@ -7,7 +7,6 @@ differently. So no reader has to know of the restriction, and none can forget it
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, cast
@@ -33,15 +32,15 @@ from sqlalchemy.sql.visitors import InternalTraversal, iterate
 from sqlaudit.asynchronous import AsyncSession
 from sqlaudit.exceptions import QueryError, ReadOnlyError
 from sqlaudit.sql.comparing import all_equal
+from sqlaudit.sql.handwritten import may_read_tables
 from sqlaudit.sql.subclassing import copied_with_class, subclass_with
 from sqlaudit.tracking.aliases import HistoryAlias
 from sqlaudit.tracking.history import rebased_on_history
 from sqlaudit.tracking.links import Readable, model_of
-from sqlaudit.tracking.tables import TrackedTable, shortened, tracked_table
+from sqlaudit.tracking.tables import TrackedTable, alias_name, tracked_table
 
 Criteria = Mapping[Any, ColumnElement[bool] | bool]
 """A criterion for each tracked model or association table: ``True`` for all of its rows, ``False`` for none."""
-_READS_TABLES: Final = re.compile(r"\b(select|from|join|table|with)\b", re.IGNORECASE)
 _EXTRA: Final = (
     ("_restricted_tables", InternalTraversal.dp_plain_obj),
     ("_restricted_by", InternalTraversal.dp_clauseelement_list),
@@ -197,7 +196,7 @@ class RestrictedCompiler(SQLCompiler):
             kw["from_linter"].froms[table] = table.fullname
         if getattr(kw.get("enclosing_alias"), "element", None) is table:
             return rows
-        return f"{rows}{self.get_render_as_alias_suffix(self.preparer.quote(_name_of(table)))}"  # type: ignore[no-untyped-call]  # SQLAlchemy's
+        return f"{rows}{self.get_render_as_alias_suffix(self.preparer.quote(alias_name(table)))}"  # type: ignore[no-untyped-call]  # SQLAlchemy's
 
     def _refuse_namesake(self, table: Table) -> None:
         """Raise if a statement reads a restricted table by another ``Table`` object, which has no condition."""
@@ -224,20 +223,16 @@ class RestrictedCompiler(SQLCompiler):
             self.ctes_recursive = recursive
 
     def visit_textclause(self, textclause: Any, *args: Any, **kw: Any) -> str:
-        if kw.get("asfrom") or _READS_TABLES.search(textclause.text):
+        if kw.get("asfrom") or may_read_tables(textclause.text):
             raise _refusal(textclause)
         return cast(str, super().visit_textclause(textclause, *args, **kw))  # type: ignore[no-untyped-call]  # SQLAlchemy's
 
     def visit_column(self, column: Any, *args: Any, **kw: Any) -> str:
         rendered = super().visit_column(column, *args, **kw)
-        if column.is_literal and _READS_TABLES.search(rendered):
+        if column.is_literal and may_read_tables(rendered):
             raise _refusal(column)
         table = column.table
         is_plain = not isinstance(table, Table) or table.schema is None or not kw.get("include_table", True)
         if is_plain or table not in self.restrictions or table in self.unrestricted or self._reads_past_of(table):
             return rendered
-        return f"{self.preparer.quote(_name_of(table))}.{super().visit_column(column, include_table=False)}"
-
-
-def _name_of(table: Table) -> str:
-    return table.name if table.schema is None else shortened(f"{table.schema}.{table.name}")
+        return f"{self.preparer.quote(alias_name(table))}.{super().visit_column(column, include_table=False)}"

@@ -359,6 +359,11 @@ def refuse_clash(audit_columns: AuditColumns, owner: str, names: Collection[str]
             )
 
 
+def alias_name(table: Table) -> str:
+    """Return the name under which a select stands for a table in a statement: a part of it, or its past."""
+    return table.name if table.schema is None else shortened(f"{table.schema}.{table.name}")
+
+
 def shortened(name: str) -> str:
     """Return ``name``; if it is too long for PostgreSQL, its beginning and a digest of the whole name."""
     if len(name.encode()) <= _MAX_IDENTIFIER:
