@@ -3,7 +3,8 @@
 ``SQLAUDIT_TEST_DATABASES=sqlite,postgresql`` restricts a run. ``SQLAUDIT_POSTGRESQL_URL`` and ``SQLAUDIT_MARIADB_URL``
 name servers to use instead of the run's own servers (servers.py). The run creates its own databases there. It has to be
 a superuser, and on PostgreSQL ``max_prepared_transactions`` has to be above 0.
-With ``SQLAUDIT_REQUIRE_ALL_DATABASES=1`` tests fail if their database is missing.
+With ``SQLAUDIT_REQUIRE_ALL_DATABASES=1`` tests fail if their database is missing. With ``SQLAUDIT_TEST_CASES=2`` each
+test runs at most two of its cases on each database.
 """
 
 import gc
@@ -26,6 +27,7 @@ from effort import EFFORT
 pytest.register_assert_rewrite("invariants", "lifecycle", "notes", "overlap", "reference")
 
 DIRECTORY = pytest.StashKey[Path]()
+CASES = int(os.environ.get("SQLAUDIT_TEST_CASES", "0"))
 CLEANER = pytest.StashKey[subprocess.Popen[bytes]]()
 
 # Times depend on the database and the machine; no test asserts one.
@@ -118,9 +120,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if EFFORT == 1 and _is_spread(item) and "target" in getattr(item, "fixturenames", ()):
             case = tuple(id(value) for name, value in item.callspec.params.items() if name != "target")
             tests[item.nodeid.partition("[")[0]][case].append(item)
-    elsewhere = set[pytest.Item]()
+    unwanted = set[pytest.Item]()
     for name, cases in tests.items():
         for turn, on_each in enumerate(cases.values(), zlib.crc32(name.encode())):
-            elsewhere.update(item for place, item in enumerate(on_each) if place != turn % len(on_each))
-    config.hook.pytest_deselected(items=list(elsewhere))
-    items[:] = [item for item in items if item not in elsewhere]
+            unwanted.update(item for place, item in enumerate(on_each) if place != turn % len(on_each))
+    if CASES:
+        unwanted |= _beyond_cases([item for item in items if item not in unwanted])
+    config.hook.pytest_deselected(items=list(unwanted))
+    items[:] = [item for item in items if item not in unwanted]
+
+
+def _beyond_cases(items: list[pytest.Item]) -> set[pytest.Item]:
+    """Return the items beyond the cases of a test that are wanted on a database; they are chosen as if at random."""
+    on_database = defaultdict[Any, list[pytest.Item]](list)
+    for item in items:
+        target = item.callspec.params.get("target") if hasattr(item, "callspec") else None
+        on_database[item.nodeid.partition("[")[0], target].append(item)
+    beyond = set[pytest.Item]()
+    for cases in on_database.values():
+        beyond.update(sorted(cases, key=lambda item: zlib.crc32(item.nodeid.encode()))[CASES:])
+    return beyond

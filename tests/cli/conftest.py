@@ -1,9 +1,11 @@
 """Where do commands run? In a directory with models, on a database with a history, at 80 columns in UTC."""
 
 import gc
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import sqlalchemy as sa
@@ -27,13 +29,32 @@ def terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     time.tzset()
 
 
-@pytest.fixture
-def warehouse(terminal: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Give the URL of a database with the history of the page on the command line, and set it as the default."""
-    url = f"sqlite:///{tmp_path / 'warehouse.db'}"
-    monkeypatch.setenv("SQLAUDIT_URL", url)
-    with models(tmp_path) as module:
-        engine = sa.create_engine(url)
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, ModuleType]]:
+    """Give a directory with the models of the page on the command line and a database with its history, to copy."""
+    directory = tmp_path_factory.mktemp("filled")
+    with models(directory) as module:
+        engine = sa.create_engine(f"sqlite:///{directory / 'warehouse.db'}")
         fill(engine, module)
         engine.dispose()
-        yield url
+        yield directory, module
+
+
+@pytest.fixture
+def module(terminal: None, filled: tuple[Path, ModuleType], tmp_path: Path) -> ModuleType:
+    """Give the models of the page, which commands find in the working directory."""
+    directory, module = filled
+    for name in ("warehouse.py", "pyproject.toml"):
+        shutil.copy(directory / name, tmp_path)
+    return module
+
+
+@pytest.fixture
+def warehouse(
+    module: ModuleType, filled: tuple[Path, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """Give the URL of a database with the history of the page, and set it as the default."""
+    shutil.copy(filled[0] / "warehouse.db", tmp_path)
+    url = f"sqlite:///{tmp_path / 'warehouse.db'}"
+    monkeypatch.setenv("SQLAUDIT_URL", url)
+    return url

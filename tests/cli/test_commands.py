@@ -7,7 +7,7 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from datetime import datetime
 from decimal import Decimal
@@ -23,7 +23,7 @@ from registering import recording
 from sqlaudit import AuditContextManager, history_of
 from sqlaudit.cli.commands import program
 from sqlaudit.cli.text import safe, shortened_pair
-from warehouse_history import changeset_id, fill, models
+from warehouse_history import changeset_id, fill
 
 Run = Callable[..., Result]
 HOSTILE = "\x1b[31mred\x1b]0;title\x07 [bold]x[/bold] \u202e\x9b2J\r\n"
@@ -39,12 +39,6 @@ def rows(*arguments: str) -> list[dict[str, object]]:
     result = run(*arguments, "--json")
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
-
-
-@pytest.fixture
-def module(terminal: None, tmp_path: Path) -> Iterator[ModuleType]:
-    with models(tmp_path) as module:
-        yield module
 
 
 @pytest.fixture

@@ -693,7 +693,7 @@ def test_a_role_that_does_not_see_all_rows_is_told_so(engine: sa.Engine) -> None
 
 def write_at_random(sessions: sessionmaker[Session], seed: int, stop: threading.Event) -> int:
     choice, count = random.Random(seed), 0
-    while not stop.is_set():
+    while count == 0 or not stop.is_set():
         with sessions() as session:
             try:
                 for id in sorted(choice.sample(range(1, 20), 2)):

@@ -15,6 +15,7 @@ from sqlaudit import (
     changesets,
     compare,
     diff,
+    get_resource_changes,
     history_of,
     track_table,
     tracking_disabled,
@@ -163,6 +164,18 @@ def test_a_row_that_changes_its_class_leaves_one_and_comes_to_another(tables, cl
             assert ([differs] if differs else []) == rows
     assert diff(session, Bug, 1, 1, 2).operation == "insert"
     assert not diff(session, Bug, 1, 1, 4)
+    for newest_first in (False, True):
+        changes = get_resource_changes(Bug, session, newest_first=newest_first)
+        changed = {change.timestamp: {} for change in changes}
+        for change in changes:
+            changed[change.timestamp][change.field_name] = (change.old_value, change.new_value)
+        assert changed == {
+            at(1): {"title": ("a", "b"), "kind": ("ticket", "bug"), "severity": (None, 3)},
+            at(2): {"severity": (3, 4)},
+            at(3): {"kind": ("bug", "ticket"), "severity": (4, None)},
+            at(5): {"kind": ("ticket", "bug")},
+            at(6): {"id": (1, None), "title": ("b", None), "kind": ("bug", None), "hours": (1, None)},
+        }
 
 
 def test_several_models_are_compared_one_after_the_other(lived):

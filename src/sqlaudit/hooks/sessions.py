@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, Final, TypeGuard
+from typing import Any, Final
 
 from sqlalchemy import (
     Connection,
@@ -191,18 +191,18 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
 
 def _do_orm_execute(state: ORMExecuteState) -> Any:
     session = state.session
-    mapper = inspect(state.bind_arguments.get("mapper"), raiseerr=False)  # it may also be a class
-    if _is_of_version(mapper) and "bind" not in state.bind_arguments:
+    version = _version_mapper(state)
+    if version is not None and "bind" not in state.bind_arguments:
         # A session with binds has no bind for history classes.
-        state.bind_arguments.update(bind_arguments_for(session, mapper.class_.__sqlaudit_model__.mapper))
-    if SINCE in state.execution_options and _is_of_version(mapper):
-        refuse_pruned_in(session, [mapper.class_.__sqlaudit_model__.root.table], state.execution_options[SINCE])
+        state.bind_arguments.update(bind_arguments_for(session, version.class_.__sqlaudit_model__.mapper))
+    if version is not None and SINCE in state.execution_options:
+        refuse_pruned_in(session, [version.class_.__sqlaudit_model__.root.table], state.execution_options[SINCE])
     instant = instant_of(state)
-    if (state.is_column_load or state.is_relationship_load) and (instant is not None or _is_of_version(mapper)):
+    if instant is not None or version is not None:
         _refuse_without_await(state)
     if instant is not None:
         return turn_to_past(state, instant)
-    if state.is_select and has_past_guard(state.statement) and not isinstance(state.statement, Past):
+    if state.statement.is_select and has_past_guard(state.statement) and not isinstance(state.statement, Past):
         # selectin_polymorphic does not say for which objects it loads: let it load live ones, beside those of the past.
         state.statement = without_past_guard(state.statement)
     statement = unwrapped(state.statement)
@@ -221,8 +221,11 @@ def _do_orm_execute(state: ORMExecuteState) -> Any:
     return None
 
 
-def _is_of_version(mapper: Any) -> TypeGuard[Mapper[Version]]:
-    return isinstance(mapper, Mapper) and issubclass(mapper.class_, Version)
+def _version_mapper(state: ORMExecuteState) -> Mapper[Version] | None:
+    """Return the mapper of the history class whose versions a statement reads, or ``None``."""
+    mapper = state.bind_arguments.get("mapper")  # it may also be a class
+    mapper = mapper if isinstance(mapper, Mapper) else inspect(mapper, raiseerr=False)
+    return mapper if isinstance(mapper, Mapper) and issubclass(mapper.class_, Version) else None
 
 
 def _refuse_without_await(state: ORMExecuteState) -> None:
@@ -230,6 +233,8 @@ def _refuse_without_await(state: ORMExecuteState) -> None:
 
     :raises QueryError: the session is asynchronous, and nothing awaits it
     """
+    if isinstance(state.statement, Past) or not (state.is_column_load or state.is_relationship_load):
+        return
     if in_greenlet() or not state.session.get_bind(**state.bind_arguments).dialect.is_async:
         return
     raise QueryError(

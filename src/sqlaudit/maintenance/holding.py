@@ -264,7 +264,7 @@ def _places(session: Session) -> list[tuple[Connection, MaintenanceTables, dict[
     :raises QueryError: there is none
     """
     found, missing = [], set()
-    for metadata in list(with_maintenance_tables):
+    for metadata in filter(None, [reference() for reference in with_maintenance_tables]):
         tracked, tables = tracked_tables(metadata), maintenance_tables_of(metadata)
         if not tracked or tables is None:
             continue

@@ -46,7 +46,7 @@ def instant_of(state: ORMExecuteState) -> Instant | None:
         is_turned = isinstance(state.local_execution_options.get(TOKEN), Instant)
         return None if is_turned else statement._past_instant
     token = state.execution_options.get(TOKEN)
-    if token is None and state.is_orm_statement and state.is_select:
+    if token is None and statement.is_select and state.is_orm_statement:
         options = state.load_options
         token = options._identity_token
         for loaded_for in (state.lazy_loaded_from, options._refresh_state):

@@ -27,6 +27,7 @@ from sqlalchemy import (
     bindparam,
     case,
     literal_column,
+    null,
     or_,
     select,
     union,
@@ -260,11 +261,23 @@ class ChangeReader:
         now, before, both = (aliases(tables, name) for name in ("now", "before", "both"))
         version, version_before = now[base.history], before[base.history]
         source = version.clause
+        of_family = identities(model)
+        left: dict[
+            Any, ColumnElement[bool]
+        ] = {}  # whether the row has left the class, whose table has a tombstone then
         for table in tables[1:]:
-            other = now[table.history]
-            source = source.join(other.clause, other.belongs_to(version), isouter=table not in model.chain)
+            other, is_optional = now[table.history], table not in model.chain
+            if of_family is None or is_optional:
+                source = source.join(other.clause, other.belongs_to(version), isouter=is_optional)
+            else:
+                source = source.join(other.clause, other.is_version_of(version))
+                left[table.history] = other.operation != version.operation
         values: list[ColumnElement[Any]]
         new = [now[column.table].clause.c[column.key] for _, column in self.fields]
+        new = [
+            case((left[column.table], null()), else_=value) if column.table in left else value
+            for (_, column), value in zip(self.fields, new, strict=True)
+        ]
         ids = [now[column.table].clause.c[column.key] for column in self.ids]
         roles = {role: version.role(role) for role, _ in base.names.items()}
         audit_columns = [roles[name] for name in _ROLES]
@@ -317,9 +330,12 @@ class ChangeReader:
                 ),
             )
         )
-        if (of_family := identities(model)) is not None:
+        if of_family is not None:
             discriminator, values = of_family
-            statement = statement.where(rebased_on_history(discriminator, dict(version.columns)).in_(values))
+            is_of, was_of = (
+                rebased_on_history(discriminator, dict(each.columns)).in_(values) for each in (version, version_before)
+            )
+            statement = statement.where(or_(is_of, and_(roles["operation"] == Operation.UPDATE, was_of)))
         parameters = self.parameters
         if "ids" in parameters and not may_move:
             statement = statement.where(has_id(asked, parameters))

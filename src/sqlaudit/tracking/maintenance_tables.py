@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from typing import Final
-from weakref import WeakSet
+from weakref import ref
 
 from sqlalchemy import JSON, BigInteger, Column, Connection, MetaData, Table, Text
 from sqlalchemy.dialects import mysql
@@ -24,7 +24,7 @@ from sqlaudit.tracking.schema import table_exists
 from sqlaudit.tracking.tables import audit_column_types
 
 _INFO_KEY: Final = "sqlaudit_maintenance"
-with_maintenance_tables: Final[WeakSet[MetaData]] = WeakSet()
+with_maintenance_tables: Final[set[ref[MetaData]]] = set()
 """Every MetaData of this process that has had these tables."""
 
 
@@ -99,16 +99,15 @@ def maintenance_tables(metadata: MetaData, *, schema: str | None = None) -> Main
             schema=schema,
         ),
     )
-    with_maintenance_tables.add(metadata)
+    with_maintenance_tables.add(ref(metadata, with_maintenance_tables.discard))
     return made
 
 
 def maintenance_tables_of(metadata: MetaData) -> MaintenanceTables | None:
     """Return the tables of a MetaData that maintenance writes, or ``None`` if it has none."""
     known: MaintenanceTables | None = metadata.info.get(_INFO_KEY)
-    if known is None or any(metadata.tables.get(table.key) is not table for table in tables_of(known)):
-        return None
-    return known
+    is_there = known is not None and metadata.tables.get(known.horizons.key) is known.horizons  # unless it was cleared
+    return known if is_there else None
 
 
 def tables_of(known: MaintenanceTables) -> list[Table]:
