@@ -40,12 +40,17 @@ hypothesis.settings.load_profile("sqlaudit")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(fixtures, "sqlaudit-fixtures")  # pytest has a plugin of that name
-    gc.set_threshold(50_000, 20, 50)  # much of what a test creates stays alive: classes and compiled statements
+    gc.set_threshold(200_000, 20, 50)  # much of what a test creates stays alive: classes and compiled statements
     if worker := getattr(config, "workerinput", None):
         config.stash[DIRECTORY] = Path(worker["directory"])
     else:
         config.stash[DIRECTORY] = servers.create_directory()
         config.stash[CLEANER] = servers.start_cleaner(config.stash[DIRECTORY])
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # modules and tests stay alive: later collections need not look at them
 
 
 @pytest.hookimpl(optionalhook=True)

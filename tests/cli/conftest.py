@@ -13,6 +13,15 @@ import sqlalchemy as sa
 from warehouse_history import fill, models
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quiet_collector() -> Iterator[None]:
+    """Keep the collector off: what it finds of other tests would be printed among the output of the commands."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
 @pytest.fixture
 def terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Work in an empty directory, at 80 columns, in UTC, as the user ops."""
@@ -21,10 +30,7 @@ def terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("LOGNAME", "ops")
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
-    gc.collect()
-    gc.disable()  # what it finds of other tests would be printed among the output of the commands
     yield
-    gc.enable()
     monkeypatch.undo()
     time.tzset()
 

@@ -156,6 +156,7 @@ def test_an_instant_can_be_written_in_several_ways(warehouse: str, text: str, ex
 # --- writing ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.spread
 @pytest.mark.no_tables
 def test_undo_does_what_it_planned_and_records_who_and_why(url: str, module: ModuleType) -> None:
     ids = [str(changeset_id(number)) for number in (4, 5, 6)]
@@ -188,6 +189,7 @@ def test_what_changed_while_the_question_waited_is_not_undone(warehouse: str, mo
     assert rows("log", "parts", "1", "-n", "1")[0]["changed_by"] == "eve"
 
 
+@pytest.mark.spread
 @pytest.mark.no_tables
 def test_a_restore_of_chosen_fields_leaves_the_others(url: str) -> None:
     assert run("restore", "parts", "1", "--to", "1", "--field", "price", "--yes").exit_code == 0
@@ -195,6 +197,7 @@ def test_a_restore_of_chosen_fields_leaves_the_others(url: str) -> None:
     assert (now["price"], now["stock"]) == ("0.12", 480)
 
 
+@pytest.mark.spread
 @pytest.mark.no_tables
 def test_backfill_and_catch_up_record_what_was_not_recorded(url: str, module: ModuleType) -> None:
     engine = sa.create_engine(url)
@@ -228,6 +231,7 @@ def test_check_finds_and_mends_what_was_written_past_sqlaudit(url: str, module: 
     assert rows("log", "parts", "1", "--field", "stock", "-n", "1")[0]["changed_by"] == "ops2"
 
 
+@pytest.mark.spread
 @pytest.mark.no_tables
 def test_erase_takes_values_out_of_all_versions_once_it_is_confirmed(url: str) -> None:
     options = ["suppliers", "1", "--field", "email", "--field", "name", "--reason", "request"]
@@ -243,6 +247,7 @@ def test_erase_takes_values_out_of_all_versions_once_it_is_confirmed(url: str) -
     assert (erased["fields"], erased["reason"], erased["erased_by"]) == (["email", "name"], "request", "ops")
 
 
+@pytest.mark.spread
 @pytest.mark.no_tables
 def test_prune_removes_what_it_planned_but_nothing_that_is_held(url: str) -> None:
     [planned] = rows("prune", "parts", "--keep-last", "2", "--dry-run")
@@ -262,6 +267,7 @@ def test_prune_removes_what_it_planned_but_nothing_that_is_held(url: str) -> Non
     assert status["suppliers"] is None
 
 
+@pytest.mark.spread
 @pytest.mark.no_tables
 @pytest.mark.parametrize("with_models", [True, False])
 def test_checkout_copies_the_past_into_a_file(url: str, with_models: bool, tmp_path: Path) -> None:
@@ -329,6 +335,7 @@ def test_two_long_texts_are_shortened_around_their_difference(width: int) -> Non
 SECRETS = ["hunter2", "s3cr/t"]
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize(
     "url",
     [

@@ -3,6 +3,7 @@
 import gc
 import subprocess
 import sys
+from functools import cache
 from typing import Any
 from weakref import ref
 
@@ -80,6 +81,7 @@ else:
 ORDERS = ["configured once", "configured after each", "decorated when configured", "owner last"]
 
 
+@cache
 def cost_to_start(count: int, order: str, *, tracked: bool = True, unit: str = "calls") -> int:
     """Return what a program costs that defines and configures models, and creates their tables.
 

@@ -125,6 +125,7 @@ def expected(session, model, a, b):
     return found
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("model", [Ticket, Bug, Tag, links], ids=str)
 def test_what_differs_between_instants_is_what_reads_of_both_tell(lived, model):
     assert len(changesets(lived)) < END

@@ -225,6 +225,7 @@ def lived(sessions):
     ],
     ids=str,
 )
+@pytest.mark.spread
 @pytest.mark.parametrize("size", [1, 3, 50])
 @pytest.mark.usefixtures("lived")
 def test_a_feed_gives_what_its_filters_choose(sessions, filters, expected, size):

@@ -198,7 +198,7 @@ def _do_orm_execute(state: ORMExecuteState) -> Any:
     if version is not None and SINCE in state.execution_options:
         refuse_pruned_in(session, [version.class_.__sqlaudit_model__.root.table], state.execution_options[SINCE])
     instant = instant_of(state)
-    if instant is not None or version is not None:
+    if (instant is not None or version is not None) and not isinstance(state.statement, Past):
         _refuse_without_await(state)
     if instant is not None:
         return turn_to_past(state, instant)
@@ -233,7 +233,7 @@ def _refuse_without_await(state: ORMExecuteState) -> None:
 
     :raises QueryError: the session is asynchronous, and nothing awaits it
     """
-    if isinstance(state.statement, Past) or not (state.is_column_load or state.is_relationship_load):
+    if not (state.is_column_load or state.is_relationship_load):
         return
     if in_greenlet() or not state.session.get_bind(**state.bind_arguments).dialect.is_async:
         return
