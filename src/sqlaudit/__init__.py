@@ -22,7 +22,7 @@ from sqlaudit.context import (
     set_audit_context,
 )
 from sqlaudit.decorators import Temporal, track_table
-from sqlaudit.erased import ERASED
+from sqlaudit.erased import ERASED, ERASED_USER
 from sqlaudit.exceptions import (
     CaptureError,
     ContextError,
@@ -69,6 +69,7 @@ __version__ = "0.8.0.dev0"
 
 __all__ = [
     "ERASED",
+    "ERASED_USER",
     "OPEN_END",
     "ActorType",
     "AuditColumns",

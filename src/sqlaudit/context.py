@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, Final, TypeVar, cast
 from uuid import UUID
 
+from sqlaudit.erased import ERASED_USER, MARK
 from sqlaudit.exceptions import ContextError
 
 USER_ID_LENGTH: Final = 255
@@ -99,10 +100,13 @@ class _Extra:
             return None  # the default of the field
         text = context.__dict__["extra"]
         if isinstance(text, LateExtra):
-            return text.make()
+            made = text.make()
+            _refuse_reserved(made)
+            return made
         return text if text is None else json.loads(text)
 
     def __set__(self, context: AuditContext, extra: Any) -> None:
+        _refuse_reserved(extra)
         context.__dict__["extra"] = extra if extra is None or isinstance(extra, LateExtra) else _json(extra)
 
 
@@ -116,7 +120,8 @@ class AuditContext(Actor):
     :param impersonated_by: the user who really acts, if ``user_id`` is impersonated; of the same types as ``user_id``
     :param extra: any value that JSON can express: a request id, an address … Under ``actor_type``, ``on_behalf_of`` and
         ``run_id`` it tells more of the actor, and the attributes of these names read it there
-    :raises ContextError: an id is too long, a text has a character that databases refuse, or ``extra`` is not JSON
+    :raises ContextError: an id is too long or reserved, a text has a character that databases refuse, or ``extra`` is
+        not JSON, or has the reserved name ``sqlaudit_erased``
     """
 
     user_id: str | None = None
@@ -178,6 +183,19 @@ def _merged(outer: Any, inner: Any) -> Any:
     return inner
 
 
+def _refuse_reserved(extra: Any) -> None:
+    """Raise if an ``extra`` has the name under which versions tell which of their values were erased.
+
+    :raises ContextError: it has
+    """
+    if isinstance(extra, Mapping) and MARK in extra:
+        raise ContextError(
+            f"extra has {MARK!r}, under which sqlaudit tells which values of a version were erased. Give it another "
+            "name.",
+            extra,
+        )
+
+
 def _json(extra: Any) -> str:
     try:
         text = json.dumps(extra, allow_nan=False, ensure_ascii=False)
@@ -212,6 +230,8 @@ def _id_text(value: type_of_user_id | None, name: str) -> str | None:
     if isinstance(value, bool) or not isinstance(value, type_of_user_id):
         raise ContextError(f"{name} is {value!r}. Give a str, an int or a UUID.", value)
     text = str(value)
+    if text == ERASED_USER:
+        raise ContextError(f"{name} is {text!r}, which stands for users who were erased. Give another id.", value)
     _check_text(text, name)
     return text
 

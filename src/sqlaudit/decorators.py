@@ -41,6 +41,8 @@ def track_table(
     as_of_index: bool = False,
     append_only: bool = False,
     retention: Retention | None = None,
+    subject: str | None = None,
+    personal: Iterable[str] = (),
 ) -> Callable[[M], M]:
     """Give a mapped class, and its subclasses, a history table.
 
@@ -73,6 +75,10 @@ def track_table(
         ``op.protect_history`` create the triggers. If a transaction writes a row twice, its history keeps the first
         version, too, with an empty period. With links, one end that is append-only is enough
     :param retention: which versions :func:`~sqlaudit.maintenance.prune` keeps, for the whole hierarchy of the class
+    :param subject: whose data the rows are: the attribute of a column with a foreign key to another tracked model, or a
+        many-to-one relationship. :func:`~sqlaudit.maintenance.erase` of a row erases the rows that follow it, too
+    :param personal: the attributes that :func:`~sqlaudit.maintenance.erase` erases of the rows that follow a row, and
+        of a row itself if no fields are named
     :raises TrackingError: the class cannot be tracked, or an option does not fit it
     """
 
@@ -90,6 +96,8 @@ def track_table(
             as_of_index=as_of_index,
             append_only=append_only,
             retention=_checked_retention(retention),
+            subject=_checked_subject(mapper, subject),
+            personal=_names(mapper, "personal", personal),
         )
         _check(mapper, options)
         inherited = tracked_model(mapper)
@@ -194,6 +202,16 @@ def _checked_retention(retention: object) -> Retention | None:
     raise TrackingError(f'retention is {retention!r}. Give a Retention: Retention(older_than="90d").', retention)
 
 
+def _checked_subject(mapper: Mapper[Any], subject: str | None) -> str | None:
+    if subject is None or (isinstance(subject, str) and mapper.has_property(subject)):
+        return subject
+    raise TrackingError(
+        f"{mapper.class_.__name__} has no attribute {subject!r} for subject. Name a column with a foreign key, or a "
+        "many-to-one relationship.",
+        mapper.class_,
+    )
+
+
 def _check(mapper: Mapper[Any], options: Options) -> None:
     """Raise if the options do not fit the model, or the model is tracked already."""
     name, model = mapper.class_.__name__, tracked_model(mapper)
@@ -220,6 +238,10 @@ def _check(mapper: Mapper[Any], options: Options) -> None:
         for column in telling
         if column in mapped
     }
+    kept = reasons | dict.fromkeys(options.exclude, "it is excluded")
+    if options.subject:
+        kept.setdefault(options.subject, "it is the subject, and versions need its value")
+    _refuse_names(mapper, "personal", "personal", options.personal, kept)
     if options.resource_id_field:
         reasons.setdefault(options.resource_id_field, "it is the resource_id_field, and versions need its value")
     _refuse_names(mapper, "quiet", "quiet", options.quiet, reasons | dict.fromkeys(options.exclude, "it is excluded"))

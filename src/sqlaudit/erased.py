@@ -15,6 +15,10 @@ from sqlalchemy import Column
 MARK: Final = "sqlaudit_erased"
 """The name in the ``extra`` of a version under which the names of its erased columns stand, as a list in JSON."""
 
+ERASED_USER: Final = "(erased)"
+"""What reads give for a user whom :func:`~sqlaudit.maintenance.erase_actor` has erased. It is the text in the database,
+and an audit context takes no user of this name."""
+
 
 class Erased:
     """The class of :data:`ERASED`."""

@@ -249,6 +249,75 @@ def test_erase_takes_values_out_of_all_versions_once_it_is_confirmed(url: str) -
 
 @pytest.mark.spread
 @pytest.mark.no_tables
+def test_erase_actor_takes_a_user_out_of_all_tables_once_it_is_confirmed(url: str) -> None:
+    asked = run("erase-actor", "bob", "--reason", "request", input="n\n")
+    assert (asked.exit_code, "suppliers: 2 versions of 1 row" in asked.output) == (1, True)
+    assert rows("log", "--user", "bob")
+    planned = json.loads(run("erase-actor", "bob", "--reason", "request", "--dry-run", "--json").stdout)
+    assert planned["versions"] == 3
+    done = run("erase-actor", "bob", "--reason", "request", "--yes")
+    assert (done.exit_code, "supplier_tags: 1 version of 1 row" in done.output) == (0, True)
+    assert rows("log", "--user", "bob") == []
+    assert {change["changed_by"] for change in rows("log", "suppliers", "--field", "terms")} == {"alice", "(erased)"}
+    assert "suppliers: audit_changed_by" in run("erasures", "suppliers").output
+
+
+SHOP = """
+from sqlalchemy import ForeignKey
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlaudit import track_table
+from sqlaudit.maintenance import maintenance_tables
+
+class Base(DeclarativeBase):
+    pass
+
+@track_table(personal=["name"])
+class Client(Base):
+    __tablename__ = "clients"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str | None]
+
+@track_table(subject="client_id", personal=["address"])
+class Purchase(Base):
+    __tablename__ = "purchases"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    client_id: Mapped[int] = mapped_column(ForeignKey("clients.id"))
+    address: Mapped[str]
+
+maintenance_tables(Base.metadata)
+"""
+
+
+def test_erase_shows_and_erases_the_rows_that_follow(
+    terminal: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = ModuleType("shop_of_clients")
+    monkeypatch.setitem(sys.modules, "shop_of_clients", module)
+    exec(SHOP, vars(module))
+    monkeypatch.setenv("SQLAUDIT_MODELS", "shop_of_clients:Base")
+    monkeypatch.setenv("SQLAUDIT_URL", f"sqlite:///{tmp_path / 'shop.db'}")
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'shop.db'}")
+    with recording(engine, module.Base.metadata) as maker, maker() as session:
+        session.add(module.Client(id=1, name="Ada"))
+        session.flush()
+        session.add_all([module.Purchase(id=id, client_id=1, address="1 Elm Road") for id in (1, 2)])
+        session.commit()
+    engine.dispose()
+    command = ["erase", "clients", "1", "--reason", "request"]
+    refused = run(*command, "--yes")
+    assert (refused.exit_code, "Purchase: {'address'" in refused.stderr) == (1, True)
+    options = ["--value", "purchases.address=-"]
+    plan = run(*command, *options, "--dry-run").output
+    assert plan == "clients 1: name\n  1 version; request\n  purchases: address of 2 rows, 2 versions\n"
+    assert rows("erasures", "clients") == []
+    assert "from 3 versions?" in run(*command, *options, input="y\n").output
+    with closing(sqlite3.connect(tmp_path / "shop.db")) as connection:
+        assert connection.execute("SELECT address FROM purchases").fetchall() == [("-",), ("-",)]
+    assert json.loads(run("show", "purchases", "1", "--at", "1", "--json").stdout)["address"] == {"erased": True}
+    module.Base.registry.dispose()
+
+
+@pytest.mark.no_tables
 def test_prune_removes_what_it_planned_but_nothing_that_is_held(url: str) -> None:
     [planned] = rows("prune", "parts", "--keep-last", "2", "--dry-run")
     assert planned["rows"] == 3

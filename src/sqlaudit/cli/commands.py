@@ -10,7 +10,7 @@ from sqlaudit import __version__
 from sqlaudit.cli.checking import check
 from sqlaudit.cli.copying import checkout, patch
 from sqlaudit.cli.describing import sql, status
-from sqlaudit.cli.erasing import erase, erasures
+from sqlaudit.cli.erasing import erase, erase_actor, erasures
 from sqlaudit.cli.pruning import hold, holds, prune, release
 from sqlaudit.cli.reading import blame, changesets, diff, log, marks, show
 from sqlaudit.cli.writing import backfill, catch_up, mark, restore, undo
@@ -28,7 +28,8 @@ def program() -> None:
 
 COMMANDS = [
     *(log, show, blame, diff, changesets, marks, mark, undo, restore),
-    *(check, prune, hold, release, holds, erase, erasures, checkout, patch, backfill, catch_up, status, sql),
+    *(check, prune, hold, release, holds, erase, erase_actor, erasures),
+    *(checkout, patch, backfill, catch_up, status, sql),
 ]
 for command in COMMANDS:
     program.add_command(command)

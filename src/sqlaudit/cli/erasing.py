@@ -1,20 +1,27 @@
-"""The commands erase and erasures: a person's values are gone from a history."""
+"""The commands erase, erase-actor and erasures: a person's values and name are gone from a history."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
 
 import click
 from rich.text import Text
 
-from sqlaudit.cli.database import Database, name_of
+from sqlaudit.cli.database import Database
 from sqlaudit.cli.failures import UsageProblem
 from sqlaudit.cli.options import acting, confirm, shared_options
 from sqlaudit.cli.output import Output, counted, print_indented
-from sqlaudit.cli.reading import KEY, TABLE, key_of
+from sqlaudit.cli.reading import KEY, TABLE, TABLES, key_of
 from sqlaudit.cli.text import instant, shown
-from sqlaudit.maintenance import Erasure
+from sqlaudit.maintenance import ActorErasure, Erasure
 from sqlaudit.maintenance import erase as erase_values
+from sqlaudit.maintenance import erase_actor as erase_user
 from sqlaudit.maintenance import erasures as all_erasures
-from sqlaudit.retrieval.field_changes import versions_of
+from sqlaudit.tracking.links import model_of
+from sqlaudit.tracking.subjects import personal_names
+
+_NAME_HELP: Final = "Erase this from reasons and extra, instead of the USER. [repeatable]"
 
 
 @click.command(short_help="Erase values from all versions of a row.")
@@ -23,10 +30,15 @@ from sqlaudit.retrieval.field_changes import versions_of
 @click.option("--field", "fields", multiple=True, metavar="NAME", help="Erase this field. [repeatable]")
 @click.option("--all", "is_all", is_flag=True, help="Erase all fields but the key.")
 @click.option(
-    "--value", "values", multiple=True, metavar="NAME=VALUE", help="What a live NOT NULL column gets instead."
+    "--value",
+    "values",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="What a live NOT NULL column gets instead; TABLE.NAME=VALUE for rows that follow. [repeatable]",
 )
 @click.option("--reason", metavar="TEXT", required=True, help="Why; it is recorded.")
 @click.option("--user", metavar="ID", help="Who you are; your login name if omitted.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be erased.")
 @click.option("--yes", is_flag=True, help="Do it without a question.")
 @shared_options
 def erase(
@@ -39,24 +51,91 @@ def erase(
     values: tuple[str, ...],
     reason: str,
     user: str | None,
+    dry_run: bool,
     yes: bool,
 ) -> None:
-    """Erase fields of the row of a TABLE with a KEY: from all its versions, and from the live row."""
+    """Erase fields of the row of a TABLE with a KEY: from all its versions, and from the live row.
+
+    Of rows that follow it, which their models' subject tells, the personal fields are erased, too. Without --field and
+    --all, the personal fields of the row are. Shows what would be erased, and asks.
+    """
     source = database.declared_source(table)
-    if is_all == bool(fields):
+    if (is_all and fields) or not (is_all or fields or personal_names(model_of(source).root)):
         raise UsageProblem("Name the fields to erase with --field, or give --all.")
-    given = dict(value.partition("=")[::2] for value in values)
+    options: dict[str, Any] = {"fields": "all" if is_all else list(fields) or None, "reason": reason}
+    options["values"] = _values(database, values)
     with database.session() as session, acting(user, None):
         resource_id = key_of(source, key)
-        count = len(versions_of(session, source, resource_id))
+        plan = erase_values(session, source, resource_id, dry_run=True, **options)
         session.rollback()  # while the question waits, no transaction may stay open
-        what = "all fields" if is_all else ", ".join(fields)
-        row = f"{name_of(source)} {shown(resource_id)}"
-        confirm(f"Erase {what} of {row} from {counted(count, 'version')}? This cannot be undone.", yes=yes)
-        chosen = "all" if is_all else list(fields)
-        made = erase_values(session, source, resource_id, fields=chosen, reason=reason, values=given or None)
+        if dry_run or (output.form == "table" and not yes):
+            _print_erasures(output, [plan], is_plan=True)
+        if dry_run:
+            return
+        count = plan.versions + sum(each.versions for each in plan.followers)
+        confirm(f"Erase this from {counted(count, 'version')}? It cannot be undone.", yes=yes)
+        made = erase_values(session, source, resource_id, **options)
         session.commit()
     _print_erasures(output, [made])
+
+
+def _values(database: Database, texts: Iterable[str]) -> dict[Any, Any]:
+    """Return what live rows get: by the names of fields and, for rows that follow, by models."""
+    given: dict[Any, Any] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        table, _, field = name.rpartition(".")
+        (given.setdefault(database.source(table), {}) if table else given)[field] = value
+    return given
+
+
+@click.command("erase-actor", short_help="Erase a user from who changed what.")
+@click.argument("user_id", metavar="USER")
+@TABLES
+@click.option("--name", "names", multiple=True, metavar="TEXT", help=_NAME_HELP)
+@click.option("--reason", metavar="TEXT", required=True, help="Why; it is recorded.")
+@click.option("--user", metavar="ID", help="Who you are; your login name if omitted.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be erased.")
+@click.option("--yes", is_flag=True, help="Do it without a question.")
+@shared_options
+def erase_actor(
+    database: Database,
+    output: Output,
+    user_id: str,
+    table: tuple[str, ...],
+    names: tuple[str, ...],
+    reason: str,
+    user: str | None,
+    dry_run: bool,
+    yes: bool,
+) -> None:
+    """Erase a USER from the versions of TABLEs, or of all tables: who wrote them, their reasons and extra.
+
+    Shows what would be erased, and asks.
+    """
+    sources = database.chosen(table)
+    options: dict[str, Any] = {"names": names or None, "reason": reason}
+    with database.connectable() as engine, acting(user, None):
+        plan = erase_user(engine, user_id, *sources, dry_run=True, **options)
+        if dry_run or (output.form == "table" and not yes):
+            _print_tables(output, plan)
+        if dry_run:
+            return
+        confirm(f"Erase the user from {counted(plan.versions, 'version')}? It cannot be undone.", yes=yes)
+        _print_tables(output, erase_user(engine, user_id, *sources, **options))
+
+
+def _print_tables(output: Output, done: ActorErasure) -> None:
+    if output.form != "table":
+        output.one(done.to_dict())
+        return
+    for each in done.tables:
+        count = f"{counted(each.versions, 'version')} of {counted(each.rows, 'row')}"
+        output.console.print(f"{shown(each.table)}: {count}", soft_wrap=True)
+    if not done.tables:
+        output.console.print("No version names the user.")
+    if done.held:
+        click.echo(f"Left alone because of a hold: {counted(done.held, 'version')}.", err=True)
 
 
 @click.command(short_help="What has been erased.")
@@ -73,12 +152,22 @@ def erasures(database: Database, output: Output, table: str) -> None:
         click.echo("No erasures.", err=True)
 
 
-def _print_erasures(output: Output, found: list[Erasure]) -> None:
+def _print_erasures(output: Output, found: list[Erasure], *, is_plan: bool = False) -> None:
     if output.form != "table":
         output.data(each.to_dict() for each in found)
         return
     for each in found:
-        what = f"{shown(each.table)} {shown(each.key)}: {shown(', '.join(each.fields))}"
-        line = Text.assemble((what, "bold"), "  ", (shown(each.erased_by), "cyan"), f"  {instant(each.erased_at)}")
+        row = shown(each.table) if each.key is None else f"{shown(each.table)} {shown(each.key)}"
+        what = f"{row}: {shown(', '.join(each.fields))}"
+        line = Text(what, "bold")
+        if not is_plan:
+            line.append("  ", "").append(shown(each.erased_by), "cyan").append(f"  {instant(each.erased_at)}", "")
         output.console.print(line, soft_wrap=True)
-        print_indented(output.console, 2, Text(f"{counted(each.versions, 'version')}; {shown(each.reason)}", "italic"))
+        lines = [f"{counted(each.versions, 'version')}; {shown(each.reason)}"]
+        lines += [
+            f"{shown(table.table)}: {shown(', '.join(table.fields))} of {counted(table.rows, 'row')}, "
+            f"{counted(table.versions, 'version')}"
+            for table in each.followers
+        ]
+        for text in lines:
+            print_indented(output.console, 2, Text(text, "italic"))

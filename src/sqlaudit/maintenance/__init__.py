@@ -11,15 +11,17 @@
 
 ``backfill`` gives rows that are older than their tracking a baseline, an open version of the row as it is now. It
 reports no field changes. ``check`` finds faults, and mends those that it can. ``prune`` removes the oldest versions of
-rows, and ``erase`` removes values from all versions of a row, except of those that a ``hold`` protects.
+rows, ``erase`` removes values from all versions of a row, and ``erase_actor`` a user from all versions, except from
+those that a ``hold`` protects.
 ``history_grants`` gives the rights on history, which matter most if it is append-only. ``checkout`` copies the rows of
 an instant into a database of its own, and ``patch`` tells what a transaction did as an SQL script.
 """
 
+from sqlaudit.maintenance.actors import ActorErasure, erase_actor
 from sqlaudit.maintenance.backfill import BackfillReport, backfill
 from sqlaudit.maintenance.checking import check
 from sqlaudit.maintenance.checkouts import CheckoutReport, checkout
-from sqlaudit.maintenance.erasing import Erasure, erase, erasures, replay_erasures
+from sqlaudit.maintenance.erasing import ErasedTable, Erasure, erase, erasures, replay_erasures
 from sqlaudit.maintenance.findings import CheckReport, Finding, FindingCode
 from sqlaudit.maintenance.grants import history_grants
 from sqlaudit.maintenance.holding import Hold, hold, holds, release
@@ -30,9 +32,11 @@ from sqlaudit.tracking.maintenance_tables import MaintenanceTables, maintenance_
 from sqlaudit.tracking.retention import Retention
 
 __all__ = [
+    "ActorErasure",
     "BackfillReport",
     "CheckReport",
     "CheckoutReport",
+    "ErasedTable",
     "Erasure",
     "Finding",
     "FindingCode",
@@ -47,6 +51,7 @@ __all__ = [
     "create_past_views",
     "drop_past_views",
     "erase",
+    "erase_actor",
     "erasures",
     "history_grants",
     "hold",

@@ -11,38 +11,59 @@ that a read knows an erased value from one that was NULL, and :mod:`sqlaudit.era
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID, uuid4
 
-from sqlalchemy import Column, Connection, insert, null, select, type_coerce, update
-from sqlalchemy.orm import InstanceState, Session, scoped_session
+from sqlalchemy import bindparam, insert, or_, select, type_coerce
+from sqlalchemy.orm import Session, scoped_session
 
 from sqlaudit.asynchronous import also_async
 from sqlaudit.config import current_config, current_user_id
-from sqlaudit.erased import erased_columns, marked
 from sqlaudit.exceptions import QueryError
-from sqlaudit.maintenance.door import writable_history
-from sqlaudit.maintenance.holding import refuse_held
+from sqlaudit.maintenance.erased_rows import (
+    RowsToErase,
+    columns_named,
+    erasable_columns,
+    refresh_objects,
+    values_by_column,
+)
+from sqlaudit.maintenance.following import versions_that_followed
 from sqlaudit.period import UTCDateTime
 from sqlaudit.recording.changeset import connection_for_versions
 from sqlaudit.retrieval.key_texts import checked_key, parsed_key
-from sqlaudit.sql.comparing import all_equal
+from sqlaudit.sql.batches import chunks
 from sqlaudit.sql.keys import Key
 from sqlaudit.sql.options import INTERNAL
-from sqlaudit.tracking.aliases import HistoryAlias
-from sqlaudit.tracking.history import Version
 from sqlaudit.tracking.links import model_of
 from sqlaudit.tracking.maintenance_tables import required_maintenance_tables
-from sqlaudit.tracking.models import TrackedModel, tracked_model
+from sqlaudit.tracking.models import TrackedModel
+from sqlaudit.tracking.registry import tracked_tables
 from sqlaudit.tracking.sessions import checked_session
-from sqlaudit.tracking.tables import TrackedTable
+from sqlaudit.tracking.subjects import personal_names, subjects_of_metadata
 from sqlaudit.wire import Report, Value
 
 _AnySession = Session | scoped_session[Any]
 _NO_TEXT = "Erase the row through a model whose key is made of numbers, texts, dates or UUIDs."
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class ErasedTable(Report):
+    """What was erased of the rows of one table that followed a row.
+
+    :param table: the full name of the table
+    :param rows: the number of rows
+    :param fields: the names of the erased columns
+    :param versions: the number of their versions that had not been erased before
+    """
+
+    table: str
+    rows: int
+    fields: tuple[str, ...]
+    versions: int
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -51,12 +72,14 @@ class Erasure(Report):
 
     :param erasure_id: the id of the erasure
     :param table: the full name of the table
-    :param key: the key of the row, a tuple if it is composite
+    :param key: the key of the row, a tuple if it is composite; ``None`` if a user was erased from the history
     :param fields: the names of the erased columns
     :param versions: the number of versions that had not been erased before
     :param reason: why
     :param erased_by: the user; ``None`` if no user is known
     :param erased_at: when, in UTC
+    :param followers: what was erased of the rows that followed the row, by their tables
+    :param caused_by: the id of the erasure of the row that this row followed; ``None`` if this row was named itself
     """
 
     erasure_id: UUID
@@ -67,6 +90,8 @@ class Erasure(Report):
     reason: str
     erased_by: str | None
     erased_at: datetime
+    followers: tuple[ErasedTable, ...] = ()
+    caused_by: UUID | None = None
 
 
 @also_async
@@ -75,9 +100,10 @@ def erase(
     model_class: type[Any],
     resource_id: Any,
     *,
-    fields: Collection[str] | Literal["all"],
+    fields: Collection[str] | Literal["all"] | None = None,
     reason: str,
-    values: Mapping[str, Any] | None = None,
+    values: Mapping[Any, Any] | None = None,
+    dry_run: bool = False,
 ) -> Erasure:
     """Erase fields of a row, in all its versions and in the live row, in the session's transaction.
 
@@ -89,48 +115,66 @@ def erase(
             42,
             fields=["name", "email"],
             reason="request of 3 May",
-            values={"name": "erased"},
+            values={"name": "erased", Order: {"address": "erased"}},
         )
 
     The live row gets NULL, or the value that you give, and no version of its own. Every other fact of a version stays.
     Reads give ``ERASED`` for the values; in SQL they are NULL. Erasing them again does nothing.
 
-    What the session has still to flush is flushed first. Objects of the row that it holds are refreshed. The number of
-    statements follows the number of versions.
+    With ``track_table(subject=…)``, rows follow the row: their ``personal`` fields are erased in the versions in which
+    they followed it, and in the live rows of the open ones among these.
+
+    What the session has still to flush is flushed first. Objects of the rows that it holds are refreshed. The number of
+    statements follows the number of live rows, and of thousands of versions.
 
     :param session: a session; if it is an ``AsyncSession``, await the result
-    :param model_class: a tracked model
+    :param model_class: a tracked model, or an association table
     :param resource_id: the primary key, also as text; a tuple if the key is composite
     :param fields: the names of the fields, of subclasses, too; or ``"all"`` for all fields but the key, and the column
-        that tells the class of a row
+        that tells the class of a row. If omitted, those that ``track_table(personal=…)`` names
     :param reason: why; the user is that of the audit context
-    :param values: what the live row gets instead of NULL, for columns that cannot be NULL
+    :param values: what the live row gets instead of NULL, for columns that cannot be NULL; under a model as key, what
+        live rows of this model get that follow the row
+    :param dry_run: only report what would be erased
     :return: what was erased
-    :raises TrackingError: the model is not tracked
-    :raises QueryError: the row has a legal hold or no history; a field is part of the key, is unknown or is not stored;
-        a column of the live row needs a value; the reason is empty; or the database lacks the table of erasures
+    :raises TrackingError: the model is not tracked, or the subject of a model refers to no tracked model
+    :raises QueryError: a row has a legal hold or no history; a field is part of the key, is unknown or is not stored;
+        a column of a live row needs a value; the reason is empty; or the database lacks the table of erasures
     """
     session = checked_session(session)
     if not isinstance(reason, str) or not reason.strip() or "\0" in reason:
         raise QueryError(f"The reason of an erasure is {reason!r}. Give a text that says why.", reason)
     model = model_of(model_class).root
-    columns = _columns_of(model, fields)
-    key, text = checked_key(model.table, resource_id, _NO_TEXT)
-    made = _Erasing(session, model, key, columns, _values_by_column(model, values or {}, columns))
-    versions = made.run()
+    if fields is None and not (fields := sorted(personal_names(model))):
+        raise QueryError(
+            f"{model.name} declares no personal fields. Name the fields: erase(…, fields=[…]), or declare them: "
+            "track_table(personal=[…]).",
+            model_class,
+        )
+    columns = erasable_columns(model, fields)
+    key, _ = checked_key(model.table, resource_id, _NO_TEXT)
+    erasing = _Erasing(session, model, key, [column.name for column in columns], values or {})
+    if not erasing.row.have_history:
+        raise QueryError(
+            f"{model.table.live.fullname!r} {_one(key)!r} has no history to erase. Check the key; for a row without "
+            "history, change the live row.",
+            model.table.live,
+        )
+    if not dry_run:
+        erasing.erase()
     record = Erasure(
         uuid4(),
         model.table.live.fullname,
-        key[0] if len(key) == 1 else key,
-        tuple(sorted({column.name for column in columns})),
-        versions,
+        _one(key),
+        tuple(sorted(erasing.row.names)),
+        erasing.row.count,
         reason,
         current_user_id(),
         current_config().now(),
+        tuple(_of_table(rows) for rows in erasing.followers if rows.versions),
     )
-    if versions:
-        _record(made.connection, model.table, record, text)
-        made.refresh_objects()
+    if not dry_run and (record.versions or record.followers):
+        _record(erasing, record)
     return record
 
 
@@ -139,7 +183,7 @@ def erasures(session: _AnySession, model_class: type[Any]) -> list[Erasure]:
     """Return the erasures of a model's rows, the earliest first. Keep them outside the backups of the database.
 
     :param session: a session; if it is an ``AsyncSession``, await the result
-    :param model_class: a tracked model
+    :param model_class: a tracked model, or an association table
     :raises TrackingError: the model is not tracked
     :raises QueryError: the database lacks the table of erasures
     """
@@ -148,16 +192,30 @@ def erasures(session: _AnySession, model_class: type[Any]) -> list[Erasure]:
     connection = connection_for_versions(session, table.mapper)
     columns = required_maintenance_tables(connection, table.live.metadata, "erasures()").erasures.c
     at = type_coerce(columns.erased_at, UTCDateTime()).label("at")
-    statement = (
-        select(*columns, at).where(columns.history_table == table.history.fullname).order_by(at, columns.erasure_id)
-    )
-    found = []
-    for row in connection.execute(statement, execution_options=INTERNAL):
-        key = parsed_key(table, row.row_key)
-        one = key[0] if len(key) == 1 else key
-        made = row.erasure_id, table.live.fullname, one, tuple(row.fields), row.versions
-        found.append(Erasure(*made, row.reason, row.erased_by, row.at))
-    return found
+    is_of_table = columns.history_table == table.history.fullname
+    causes = select(columns.erasure_id).where(is_of_table)
+    statement = select(*columns, at).where(or_(is_of_table, columns.caused_by.in_(causes)))
+    followers: dict[UUID, list[Any]] = defaultdict(list)
+    rows = connection.execute(statement.order_by(at, columns.erasure_id), execution_options=INTERNAL).all()
+    for row in rows:
+        followers[row.caused_by].append(row)
+    names = {each.history.fullname: each.live.fullname for each in tracked_tables(table.live.metadata)}
+    return [
+        Erasure(
+            row.erasure_id,
+            table.live.fullname,
+            None if row.row_key is None else _one(parsed_key(table, row.row_key)),
+            tuple(row.fields),
+            row.versions,
+            row.reason,
+            row.erased_by,
+            row.at,
+            tuple(_by_table(followers[row.erasure_id], names)),
+            row.caused_by,
+        )
+        for row in rows
+        if row.history_table == table.history.fullname
+    ]
 
 
 @also_async
@@ -166,231 +224,172 @@ def replay_erasures(
     model_class: type[Any],
     erasures: Iterable[Erasure],
     *,
-    values: Mapping[str, Any] | None = None,
+    values: Mapping[Any, Any] | None = None,
 ) -> int:
     """Erase again what was erased before, in the session's transaction: after a restore from an older backup.
+
+    Rows that follow the rows are found anew. So erasures that another one caused are left out: replay those of the rows
+    that they followed.
 
     :param session: a session; if it is an ``AsyncSession``, await the result
     :param model_class: the tracked model whose rows they erased
     :param erasures: what :func:`erasures` returned
-    :param values: what live rows get instead of NULL, for columns that cannot be NULL
+    :param values: what live rows get instead of NULL, for columns that cannot be NULL, as for :func:`erase`
     :return: the number of versions that had values to erase
     :raises TrackingError: the model is not tracked
-    :raises QueryError: an erasure is of another table, or cannot be repeated, as for :func:`erase`
+    :raises QueryError: an erasure is of another table, or names a column that the table no longer has, or it cannot be
+        repeated, as for :func:`erase`
     """
     session, model = checked_session(session), model_of(model_class).root
-    total = 0
-    for record in erasures:
-        if record.table != model.table.live.fullname:
-            raise QueryError(
-                f"An erasure is of the table {record.table!r}, and {model.name} has "
-                f"{model.table.live.fullname!r}. Give the model of the erasure.",
-                record,
-            )
-        key, text = checked_key(model.table, record.key, _NO_TEXT)
-        columns = [
-            column
-            for submodel in model.family()
-            for column in submodel.columns.values()
-            if column.name in record.fields
-        ]
-        made = _Erasing(session, model, key, columns, _values_by_column(model, values or {}, columns))
-        total += made.run(is_required=False)
-        known = required_maintenance_tables(made.connection, model.table.live.metadata, "erase()").erasures
-        statement = select(known.c.erasure_id).where(known.c.erasure_id == record.erasure_id)
-        if made.connection.scalar(statement, execution_options=INTERNAL) is None:
-            _record(made.connection, model.table, record, text)
-        made.refresh_objects()
+    table, total = model.table, 0
+    wanted = [record for record in erasures if record.caused_by is None]
+    for record in wanted:
+        _refuse_unfit(model, record)
+    for record in wanted:
+        key, _ = checked_key(table, record.key, _NO_TEXT)
+        erasing = _Erasing(session, model, key, record.fields, values or {})
+        erasing.erase()
+        total += sum(rows.count for rows in erasing.groups)
+        _record(erasing, record)
     return total
 
 
-# --- what is erased ---------------------------------------------------------------------------------------------
+def _refuse_unfit(model: TrackedModel, record: Erasure) -> None:
+    """Raise if an erasure cannot be of a model.
 
-
-def _columns_of(model: TrackedModel, fields: Collection[str] | str) -> list[Column[Any]]:
-    """Return the history columns of fields: of all columns of a hierarchy that have their names.
-
-    :raises QueryError: a field cannot be erased
+    :raises QueryError: it cannot
     """
-    known = {name: column for submodel in model.family() for name, column in submodel.columns.items()}
-    reasons = dict.fromkeys(_key_names(model), "the key, by which versions are found")
-    if fields == "all":
-        wanted = known.keys() - reasons.keys() - _telling(model)
-    elif isinstance(fields, str) or not fields:
-        raise QueryError(f'fields is {fields!r}. Give the names of the fields in a list, or "all".', fields)
-    else:
-        wanted = set(fields)
-    for name in sorted(wanted):
-        if name not in known:
-            raise QueryError(
-                f"{model.name} has no stored field {name!r}. It has "
-                f"{', '.join(sorted(known.keys() - reasons.keys()))}.",
-                name,
-            )
-        if name in reasons:
-            raise QueryError(
-                f"{model.name}.{name} is part of {reasons[name]}, so it cannot be erased. Change the key of the live "
-                "row to one that names nobody, which makes a new history, delete the old row, and prune its history "
-                "with keep_tombstones=False.",
-                name,
-            )
-        if name in _telling(model):
-            raise QueryError(
-                f"{model.name}.{name} tells the class of a row, so it cannot be erased. Leave it out.", name
-            )
-    names = {known[name].name for name in wanted}
-    columns = [column for submodel in model.family() for column in submodel.columns.values() if column.name in names]
-    return list(dict.fromkeys(columns))
-
-
-def _key_names(model: TrackedModel) -> set[str]:
-    keys = {column for submodel in model.family() for table in submodel.chain for column in table.history_key}
-    return {name for submodel in model.family() for name, column in submodel.columns.items() if column in keys}
-
-
-def _telling(model: TrackedModel) -> set[str]:
-    expression = model.discriminator
-    told_by = set() if expression is None else {column.key for column in expression.base_columns}
-    return {name for name, column in model.columns.items() if column.key in told_by}
-
-
-def _values_by_column(
-    model: TrackedModel, values: Mapping[str, Any], columns: Collection[Column[Any]]
-) -> dict[Column[Any], Any]:
-    known = {name: column for submodel in model.family() for name, column in submodel.columns.items()}
-    for name in values:
-        if name not in known or known[name] not in columns:
-            raise QueryError(f"values has {name!r}, which is not erased. Add it to fields, or leave it out.", name)
-    return {known[name]: value for name, value in values.items()}
+    name = model.table.live.fullname
+    if record.key is None:
+        raise QueryError(
+            "An erasure is of a user, whom it does not name. Call erase_actor() with the user again, and leave the "
+            "erasure out: replay_erasures(…, [each for each in erasures if each.key is not None]).",
+            record,
+        )
+    if record.table != name:
+        raise QueryError(
+            f"An erasure is of the table {record.table!r}, and {model.name} has {name!r}. Give the model of the "
+            "erasure.",
+            record,
+        )
+    if lacking := set(record.fields) - {column.name for column in columns_named(model, record.fields)}:
+        raise QueryError(
+            f"An erasure of {name!r} {record.key!r} names {', '.join(sorted(lacking))}, which {name!r} does not have. "
+            "If the column was renamed, give the erasure with its new name: dataclasses.replace(erasure, fields=…).",
+            record,
+        )
 
 
 class _Erasing:
-    """Erases columns of one row, in the session's transaction."""
+    """The erasure of a row and of the rows that follow it. Everything is looked at before anything is written.
+
+    :ivar row: the row itself
+    :ivar followers: the rows that follow it, by their hierarchies
+    :ivar groups: all of them
+    """
 
     def __init__(
-        self,
-        session: Session,
-        model: TrackedModel,
-        key: Key,
-        columns: Sequence[Column[Any]],
-        values: Mapping[Column[Any], Any],
+        self, session: Session, model: TrackedModel, key: Key, names: Collection[str], values: Mapping[Any, Any]
     ) -> None:
-        self.session, self.model, self.key, self.columns, self.values = session, model, key, columns, values
+        self.session = session
         session.flush()
-        self.connection = connection_for_versions(session, model.table.mapper)
-        self.tables = list(dict.fromkeys(table for submodel in model.family() for table in submodel.chain))
-        self.names = {column.name for column in columns}
+        subjects = subjects_of_metadata(model)
+        columns = columns_named(model, names)
+        own = {name: value for name, value in values.items() if isinstance(name, str)}
+        of_models = _values_of_followers(model, values, {subject.model for subject in subjects})
+        self.row = RowsToErase(session, model, columns, values_by_column(model, own, columns), {key: None})
+        self.row.find()
+        self.followers = []
+        for follower, numbers in sorted(versions_that_followed(session, model, key, subjects).items(), key=_name):
+            if fields := personal_names(follower):
+                columns = erasable_columns(follower, fields)
+                replacing = values_by_column(follower, of_models.get(follower, {}), columns)
+                rows = RowsToErase(session, follower, columns, replacing, numbers, is_follower=True)
+                rows.find()
+                for each in rows.versions:
+                    checked_key(follower.table, _one(each), _NO_TEXT)
+                self.followers.append(rows)
+        self.groups = [self.row, *self.followers]
 
-    def run(self, *, is_required: bool = True) -> int:
-        """Erase them, and return the number of versions that had not been erased before.
+    def erase(self) -> None:
+        for rows in self.groups:
+            rows.erase()
 
-        :raises QueryError: the row cannot be erased
-        """
-        connection, base = self.connection, self.model.table
-        required_maintenance_tables(connection, base.live.metadata, "erase()")
-        refuse_held(connection, base, [self.key], "erased")
-        live = {table for table in self.tables if self._lock_live_row(table)}
-        found = {table: self._versions(table) for table in self.tables}
-        if is_required and not found[base]:
+
+def _values_of_followers(
+    model: TrackedModel, values: Mapping[Any, Any], following: Collection[TrackedModel]
+) -> dict[TrackedModel, Mapping[str, Any]]:
+    """Return what the live rows of other models get.
+
+    :raises QueryError: the rows of a model follow no rows
+    """
+    given = {model_of(source).root: each for source, each in values.items() if not isinstance(source, str)}
+    for each in given:
+        if each not in following:
             raise QueryError(
-                f"{base.live.fullname!r} {self.key[0] if len(self.key) == 1 else self.key!r} has no history to erase. "
-                "Check the key; for a row without history, change the live row.",
-                base.live,
+                f"values has {each.name}, whose rows follow no others. Give values of {model.name} by the names of its "
+                "fields.",
+                each.mapper.class_,
             )
-        changed = {table: list(filter(self._has_values, versions)) for table, versions in found.items()}
-        if not changed[base]:
-            return 0
-        self._refuse_null(live)
-        for table in live:
-            self._erase_live(table)
-        with writable_history(connection, self.tables):
-            for table, versions in changed.items():
-                self._erase_versions(table, versions)
-            for table in live:
-                self._copy_live(table)
-        return len(changed[base])
+    return given
 
-    def _has_values(self, version: tuple[int, Any]) -> bool:
-        return not self.names <= set(erased_columns(version[1]))
 
-    def _versions(self, table: TrackedTable) -> list[tuple[int, Any]]:
-        version = HistoryAlias(table, table.history)
-        statement = select(version.version, version.role("extra")).where(version.has_key(self.key))
-        return [(number, extra) for number, extra in self.connection.execute(statement, execution_options=INTERNAL)]
+def _name(item: tuple[TrackedModel, Any]) -> str:
+    return item[0].table.live.fullname
 
-    def _lock_live_row(self, table: TrackedTable) -> bool:
-        statement = select(table.key[0]).where(all_equal(table.key, self.key)).with_for_update()
-        return self.connection.execute(statement, execution_options=INTERNAL).first() is not None
 
-    def _pairs(self, table: TrackedTable) -> list[tuple[Column[Any], Column[Any]]]:
-        return [(live, old) for live, old in table.columns if old in self.columns]
+def _one(key: Key) -> Any:
+    return key[0] if len(key) == 1 else key
 
-    def _refuse_null(self, live: Collection[TrackedTable]) -> None:
-        lacking = [
-            column.name
-            for table in live
-            for column, old in self._pairs(table)
-            if not column.nullable and column.computed is None and self.values.get(old) is None
-        ]
-        if lacking:
-            raise QueryError(
-                f"{', '.join(lacking)} of the live row of {self.model.table.live.fullname!r} cannot be NULL. Give what "
-                f"it gets: values={{{lacking[0]!r}: …}}.",
-                self.model.table.live,
-            )
 
-    def _erase_versions(self, table: TrackedTable, versions: Iterable[Any]) -> None:
-        extra = table.role("extra")
-        nulls = {old.key: None for _, old in self._pairs(table)}
-        for number, known in versions:
-            statement = update(table.history).where(all_equal(table.history_key, self.key), table.version == number)
-            statement = statement.values({**dict.fromkeys(nulls, null()), extra.key: marked(known, self.names)})
-            self.connection.execute(statement, execution_options=INTERNAL)
+# --- records ----------------------------------------------------------------------------------------------------
 
-    def _erase_live(self, table: TrackedTable) -> None:
-        new = {live: self.values.get(old, null()) for live, old in self._pairs(table) if live.computed is None}
-        if new:
-            kept = {column: column for column in table.live.c if column.onupdate is not None and column not in new}
-            statement = update(table.live).where(all_equal(table.key, self.key)).values({**kept, **new})
-            self.connection.execute(statement, execution_options=INTERNAL)
 
-    def _copy_live(self, table: TrackedTable) -> None:
-        """Let the open version have what the live row has now, in the erased and the computed columns."""
-        version = HistoryAlias(table, table.history)
-        stored = {
-            old.key: select(live).where(all_equal(table.key, self.key)).scalar_subquery()
-            for live, old in table.columns
-            if old in self.columns or live.computed is not None
+def _of_table(rows: RowsToErase) -> ErasedTable:
+    return ErasedTable(rows.model.table.live.fullname, len(rows.versions), tuple(sorted(rows.names)), rows.count)
+
+
+def _by_table(rows: Sequence[Any], names: Mapping[str, str]) -> Iterator[ErasedTable]:
+    tables: dict[str, list[Any]] = defaultdict(list)
+    for row in rows:
+        tables[names.get(row.history_table, row.history_table)].append(row)
+    for name, of_table in sorted(tables.items()):
+        fields = sorted({field for row in of_table for field in row.fields})
+        versions = sum(row.versions for row in of_table)
+        yield ErasedTable(name, len({row.row_key for row in of_table}), tuple(fields), versions)
+
+
+def _record(erasing: _Erasing, record: Erasure) -> None:
+    """Record an erasure, unless it is known, and one of each row that followed. Refresh the objects of the rows."""
+    row = erasing.row
+    known = required_maintenance_tables(row.connection, row.model.table.live.metadata, "erase()").erasures
+    statement = select(known.c.erasure_id).where(known.c.erasure_id == record.erasure_id)
+    if row.connection.scalar(statement, execution_options=INTERNAL) is None:
+        _insert(row, record, [(record.key, record.versions)])
+    for rows in erasing.followers:
+        caused = replace(record, fields=tuple(sorted(rows.names)), caused_by=record.erasure_id)
+        _insert(rows, caused, [(_one(key), len(numbers)) for key, numbers in rows.versions.items()])
+    refresh_objects(erasing.session, erasing.groups)  # past objects look at the record
+
+
+def _insert(rows: RowsToErase, record: Erasure, counts: Iterable[tuple[Any, int]]) -> None:
+    """Record the erasure of rows, given as keys and numbers of versions. An id that is given is that of one row."""
+    table = rows.model.table
+    known = required_maintenance_tables(rows.connection, table.live.metadata, "erase()").erasures
+    values = [
+        {
+            "erasure_id": uuid4() if record.caused_by else record.erasure_id,
+            "history_table": table.history.fullname,
+            "row_key": checked_key(table, key, _NO_TEXT)[1],
+            "fields": list(record.fields),
+            "versions": count,
+            "reason": record.reason,
+            "erased_by": record.erased_by,
+            "at": record.erased_at,
+            "caused_by": record.caused_by,
         }
-        if stored:
-            statement = update(table.history).where(version.has_key(self.key), version.is_open).values(stored)
-            self.connection.execute(statement, execution_options=INTERNAL)
-
-    def refresh_objects(self) -> None:
-        """Refresh the row's objects in the session: live ones, versions, and those of the past."""
-        for state in list(self.session.identity_map.all_states()):
-            obj, model = state.obj(), tracked_model(state.mapper)
-            if isinstance(obj, Version):
-                model = obj.__sqlaudit_model__
-            if obj is None or model is None or model.root is not self.model or not self._is_of_row(state):
-                continue
-            self.session.refresh(obj)
-
-    def _is_of_row(self, state: InstanceState[Any]) -> bool:
-        identity = state.key[1] if state.key else ()
-        return tuple(identity[: len(self.key)]) == tuple(self.key)
-
-
-def _record(connection: Connection, table: TrackedTable, record: Erasure, key: str) -> None:
-    known = required_maintenance_tables(connection, table.live.metadata, "erase()").erasures
-    values = {
-        "erasure_id": record.erasure_id,
-        "history_table": table.history.fullname,
-        "row_key": key,
-        "fields": list(record.fields),
-        "versions": record.versions,
-        "reason": record.reason,
-        "erased_by": record.erased_by,
-        "erased_at": type_coerce(record.erased_at, UTCDateTime()),
-    }
-    connection.execute(insert(known).values(values), execution_options=INTERNAL)
+        for key, count in counts
+    ]
+    statement = insert(known).values(erased_at=bindparam("at", type_=UTCDateTime()))
+    for chunk in chunks(values):
+        rows.connection.execute(statement, list(chunk), execution_options=INTERNAL)

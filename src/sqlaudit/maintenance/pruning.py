@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -55,7 +54,7 @@ from sqlaudit.maintenance.holding import held_in
 from sqlaudit.maintenance.progress import Callback, progress_reporter
 from sqlaudit.maintenance.ranges import is_in_range, range_after
 from sqlaudit.maintenance.sizes import bytes_of
-from sqlaudit.maintenance.transactions import InSavepoints, InTransactions, Runner, connection_of, own_connection
+from sqlaudit.maintenance.transactions import InTransactions, Runner, runner_for
 from sqlaudit.period import TICK, UTCDateTime
 from sqlaudit.recording.cascades import take_write_lock
 from sqlaudit.sql.dialects import TRAITS
@@ -174,7 +173,7 @@ def prune(
     for table, retention in policies.items():
         with (
             progress_reporter(progress, table.live.name) as report_progress,
-            _runner(where, table) as runner,
+            runner_for(where, table) as runner,
             explaining_history_errors([table, *_others(table)]),
         ):
             if are_several and not runner(table_exists, table.history):
@@ -203,15 +202,6 @@ def _policies(models: Iterable[Any], given: Retention | None) -> dict[TrackedTab
                 model,
             )
     return {table: known[table] for table in chosen} if chosen else known
-
-
-@contextmanager
-def _runner(where: Any, table: TrackedTable) -> Iterator[Runner]:
-    if isinstance(where, Engine):
-        with own_connection(where) as connection:
-            yield InTransactions(connection)
-    else:
-        yield InSavepoints(connection_of(where, table))
 
 
 def _others(base: TrackedTable) -> list[TrackedTable]:

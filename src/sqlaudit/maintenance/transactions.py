@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, Protocol, TypeVar
 
 from sqlalchemy import Connection, Engine
@@ -84,6 +85,16 @@ class InSavepoints:
             except IntegrityError:
                 continue
         return work(self.connection, *args)
+
+
+@contextmanager
+def runner_for(where: Any, table: TrackedTable) -> Iterator[Runner]:
+    """Give what runs the batches of a task: in transactions of its own if ``where`` is an engine."""
+    if isinstance(where, Engine):
+        with own_connection(where) as connection:
+            yield InTransactions(connection)
+    else:
+        yield InSavepoints(connection_of(where, table))
 
 
 def has_collided(error: DBAPIError) -> bool:

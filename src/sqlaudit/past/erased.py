@@ -68,7 +68,9 @@ def _keys_with_erasures(
     if not table_exists(connection, tables.erasures):
         return {}
     columns = tables.erasures.c
-    statement = select(columns.history_table, columns.row_key).where(columns.history_table.in_(sorted(by_name)))
+    statement = select(columns.history_table, columns.row_key).where(
+        columns.history_table.in_(sorted(by_name)), columns.row_key.is_not(None)
+    )
     found: dict[TrackedTable, list[Key]] = defaultdict(list)
     for name, text in dict.fromkeys(map(tuple, connection.execute(statement, execution_options=INTERNAL))):
         found[by_name[name]].append(parsed_key(by_name[name], text))

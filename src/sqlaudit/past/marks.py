@@ -44,8 +44,7 @@ def marks_table(metadata: MetaData, name: str = "sqlaudit_marks", *, schema: str
     :param schema: the schema of the table; the default schema of the MetaData if omitted
     :raises TrackingError: another table has this name
     """
-    known: Table | None = metadata.info.get(_INFO_KEY)
-    if known is not None and metadata.tables.get(known.key) is known:
+    if (known := marks_table_of(metadata)) is not None:
         return known
     key = ".".join(filter(None, (schema or metadata.schema, name)))
     if key in metadata.tables:
@@ -66,6 +65,12 @@ def marks_table(metadata: MetaData, name: str = "sqlaudit_marks", *, schema: str
     metadata.info[_INFO_KEY] = table
     _with_marks.add(metadata)
     return table
+
+
+def marks_table_of(metadata: MetaData) -> Table | None:
+    """Return the table of marks of a MetaData, or ``None`` if it has none."""
+    known: Table | None = metadata.info.get(_INFO_KEY)
+    return known if known is not None and metadata.tables.get(known.key) is known else None
 
 
 @also_async

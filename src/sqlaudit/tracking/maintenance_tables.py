@@ -34,7 +34,8 @@ class MaintenanceTables:
 
     :param horizons: ``sqlaudit_horizons``: the instant before which each history has been pruned
     :param holds: ``sqlaudit_holds``: the rows and changesets that may be neither pruned nor erased
-    :param erasures: ``sqlaudit_erasures``: which fields of which rows were erased, and no value
+    :param erasures: ``sqlaudit_erasures``: which fields of which rows were erased, and no value. Where a user was
+        erased, there is no row
     """
 
     horizons: Table
@@ -90,12 +91,13 @@ def maintenance_tables(metadata: MetaData, *, schema: str | None = None) -> Main
             metadata,
             Column("erasure_id", types["changeset_id"], primary_key=True),
             Column("history_table", short_text, nullable=False, index=True),
-            Column("row_key", long_text, nullable=False),
+            Column("row_key", long_text),
             Column("fields", JSON, nullable=False),
             Column("versions", BigInteger, nullable=False),
             Column("reason", long_text, nullable=False),
             Column("erased_by", short_text),
             Column("erased_at", instant, nullable=False),
+            Column("caused_by", types["changeset_id"], index=True),
             schema=schema,
         ),
     )

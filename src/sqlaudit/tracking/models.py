@@ -44,6 +44,8 @@ class Options:
     as_of_index: bool = False
     append_only: bool = False
     retention: Retention | None = None
+    subject: str | None = None
+    personal: frozenset[str] = frozenset()
 
 
 def attribute_of(mapper: Mapper[Any], column: Any) -> str | None:
@@ -173,6 +175,8 @@ class TrackedModel:
             as_of_index=options.as_of_index or inherited.as_of_index,
             append_only=options.append_only or inherited.append_only,
             retention=options.retention or inherited.retention,
+            subject=options.subject or inherited.subject,
+            personal=options.personal | inherited.personal,
         )
         if not shares_table and (
             options.history_table_name
