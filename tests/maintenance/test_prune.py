@@ -3,6 +3,7 @@
 import asyncio
 import enum
 import random
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -178,6 +179,34 @@ def test_a_read_before_the_horizon_raises_and_a_later_one_does_not(lived, engine
         WAYS[way](lived, horizon - TICK)
     assert raised.value.pruned_before == horizon
     assert lived.scalar(sa.select(sa.func.count()).select_from(Account)) == 2  # the transaction goes on
+
+
+def read_feed(session, cursor=None, **options):
+    """Read a page of the feed once one is ready, in transactions of its own."""
+    for _ in range(500):
+        page = sqlaudit.changes_since(session, cursor, min_age=timedelta(0), **options)
+        cursor = page.next
+        session.commit()
+        if page.items:
+            break
+        time.sleep(0.01)
+    return page
+
+
+def test_a_consumer_that_has_not_seen_what_was_pruned_is_told(lived, engine):
+    lived.commit()
+    behind, done = read_feed(lived, size=2).next, read_feed(lived, size=50).next
+    horizon = prune(engine, Account, older_than="5d").tables[0].pruned_before
+    with pytest.raises(PrunedError, match=r"'ledger_accounts' was pruned .* up to 2024-01-02") as raised:
+        sqlaudit.changes_since(lived, behind)
+    assert raised.value.pruned_before == horizon
+    with pytest.raises(PrunedError):
+        sqlaudit.changes_since(lived, since=at(4))
+    lived.rollback()
+    for options in ({"since": horizon}, {"model": Entry}):
+        assert read_feed(lived, behind, **options).items[0].timestamp >= at(2)
+    assert read_feed(lived).items[0].timestamp == at(0)
+    assert sqlaudit.changes_since(lived, done, min_age=timedelta(0)).items == []
 
 
 def test_an_object_of_the_past_loads_nothing_that_has_been_pruned_since(lived, engine):

@@ -24,13 +24,15 @@ from sqlalchemy.orm import Session, scoped_session
 from sqlaudit.asynchronous import also_async
 from sqlaudit.changes import Changeset, Page
 from sqlaudit.config import current_config
-from sqlaudit.exceptions import QueryError
+from sqlaudit.exceptions import PrunedError, QueryError
 from sqlaudit.period import EPOCH, TICK
 from sqlaudit.retrieval.changeset_reader import FeedFilters, Wanted, changesets_after
 from sqlaudit.retrieval.changesets import TablesOfBind, known_tables
 from sqlaudit.retrieval.cursors import checked_size, cursor_text, digest_of, place_in
 from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.catalogue import has_citus
+from sqlaudit.tracking.horizons import Look
+from sqlaudit.tracking.maintenance_tables import with_maintenance_tables
 from sqlaudit.tracking.sessions import checked_session
 
 _DIGEST: Final = digest_of("changes_since")
@@ -119,6 +121,8 @@ def changes_since(
     :raises TrackingError: the model is not tracked
     :raises QueryError: ``size`` is less than 1, ``min_age`` is no timedelta or negative, ``after`` is not a cursor
         of this function, or a filter is invalid
+    :raises PrunedError: a history was pruned, and the consumer had not seen all that was before its horizon; with
+        ``since``, that is before it
     """
     if unknown := filters.keys() - FeedFilters.__annotations__.keys():
         raise TypeError(
@@ -132,8 +136,10 @@ def changes_since(
     places = known_tables(session, wanted.tables or ())
     place = _advanced(session, places, place, min_age)
     if place.watermark is None:
+        _refuse_pruned(session, places, wanted, place)
         return Page(items=[], next=place.pack())
     items, last = changesets_after(session, places, wanted, place.last, size, before=place.watermark)
+    _refuse_pruned(session, places, wanted, place)
     return Page(items=items, next=_Place(last, place.watermark, place.waiting).pack())
 
 
@@ -153,6 +159,31 @@ def _advanced(session: Session, places: list[TablesOfBind], place: _Place, min_a
     reached += [] if place.watermark is None else [place.watermark]
     waiting = [(own, watermark) for own, watermark in waiting if own > oldest]
     return _Place(place.last, max(reached, default=None), waiting[0] if waiting else None)
+
+
+def _refuse_pruned(session: Session, places: list[TablesOfBind], wanted: Wanted, place: _Place) -> None:
+    """Raise if changesets that the consumer has not seen may have been removed by ``prune``.
+
+    A consumer that begins with what there is misses none.
+
+    :raises PrunedError: they may
+    """
+    since = wanted.parameters.get("since")
+    begin = max((at for at in (place.last and place.last[0], since) if at is not None), default=None)
+    if begin is None or not with_maintenance_tables:
+        return
+    for each in places:
+        look = Look(session.connection(bind_arguments=dict(each.bind_arguments)))
+        for tracked in each.tables:
+            horizon = look.horizon_of(tracked) if wanted.tables is None or tracked in wanted.tables else None
+            if horizon is not None and begin < horizon:
+                raise PrunedError(
+                    f"{tracked.live.fullname!r} was pruned before {horizon.isoformat()}, and the consumer has seen its "
+                    f"changesets up to {begin.isoformat()} only, so some may be gone. Let the consumer read what there "
+                    "is now, and go on from the horizon: changes_since(…, since=error.pruned_before).",
+                    tracked.live,
+                    horizon,
+                )
 
 
 def _numbering(session: Session, places: list[TablesOfBind]) -> Connection | None:
