@@ -301,11 +301,13 @@ class Plan:
                 for column, value in old.values.items()
                 if value is not None or _has_default(column)
             }
+            _refuse_erased_link(table, old, further)
             self.link(LinkChange(Operation.INSERT, table, relationship, columns, link, old.key, further))
             return
         now = now.with_key(old.key)
         if changed := differing(now.values, old.values, column_equalities(old.values)):
             further = {column: (now.values[column], old.values[column]) for column in changed}
+            _refuse_erased_link(table, old, further)
             self.link(LinkChange(Operation.UPDATE, table, relationship, columns, link, now.key, further))
 
     def unlink(self, change: LinkChange) -> None:
@@ -778,6 +780,21 @@ def refuse_erased(target: Row, values: Mapping[str, Any]) -> None:
             f"because it was erased, so it cannot be restored. Name the other fields: restore(…, fields=[…]); or give "
             f"{_as_values(target.model, erased[0])}.",
             target.model.mapper.class_,
+        )
+
+
+def _refuse_erased_link(table: TrackedTable, old: LinkRow, further: Mapping[Column[Any], tuple[Any, Any]]) -> None:
+    """Raise if a link would get a value that was erased.
+
+    :raises QueryError: it would
+    """
+    erased = sorted(column.name for column, (_, value) in further.items() if value is ERASED)
+    if erased:
+        raise QueryError(
+            f"The link {display_key(old.key)} of {table.live.fullname!r} has no value of {', '.join(erased)} in its "
+            "version, because it was erased, so it cannot be restored. Leave the relationship out, and insert the link "
+            "yourself.",
+            table.live,
         )
 
 

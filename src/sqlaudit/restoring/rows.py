@@ -425,9 +425,15 @@ def _links(
     end = start + len(table.key)
     links: dict[Link, LinkRow] = {}
     for row in rows:
-        values = dict(zip(further, row[end:], strict=True))
+        values = _values_of_link(further, row[end:])
         links[row[:start]] = LinkRow(row[start:end], values, links.get(row[:start]))
     return links
+
+
+def _values_of_link(further: Columns, values: Sequence[Any]) -> dict[Any, Any]:
+    """Return the values of further columns. If the ``extra`` of a version follows, it may name some as erased."""
+    erased = erased_columns(values[-1]) if len(values) > len(further) else ()
+    return {column: ERASED if column.name in erased else value for column, value in zip(further, values, strict=False)}
 
 
 def further_columns(table: TrackedTable, columns: Columns) -> list[Column[Any]]:
@@ -458,7 +464,9 @@ def links_at(
     old = dict(table.columns)
     further = further_columns(table, columns)
     statement = select(
-        *link_and_key_columns(table, columns), *(unrounded_column(old[column]) for column in further)
+        *link_and_key_columns(table, columns),
+        *(unrounded_column(old[column]) for column in further),
+        table.role("extra"),
     ).where(was_valid(table.valid_from, table.valid_to, instant))
     rows = rows_where(session, table, statement, [old[column] for column in filter_columns], values)
     return _links(table, columns, further, rows)
@@ -512,6 +520,7 @@ def links_since(
         *map(table.role, roles),
         *link_and_key_columns(table, columns),
         *(unrounded_column(old[column]) for column in further),
+        table.role("extra"),
     )
     lock, start = lock and can_lock(session, table), len(roles)
     end = start + len(columns)
@@ -520,7 +529,7 @@ def links_since(
     with explaining_history_errors([table]):
         for row in session.execute(statement, bind_arguments=bind_arguments_for(session, table.mapper)):
             end_of_key = end + len(table.key)
-            values = dict(zip(further, row[end_of_key:], strict=True))
+            values = _values_of_link(further, row[end_of_key:])
             versions[tuple(row[end:end_of_key])].append(LinkVersion(tuple(row[start:end]), values, *row[:start]))
     return versions
 
