@@ -480,10 +480,14 @@ class StaysProtectedOp(ModifyTableOps):
 
 
 class _Rename(HistoryOp):
-    def __init__(self, place: Place, old: str, new: str) -> None:
+    def __init__(self, place: Place, old: str, new: str, maintenance: bool = False) -> None:
         super().__init__(place)
         self.old = old
         self.new = new
+        self.maintenance = maintenance
+
+    def options(self) -> dict[str, Any]:
+        return ({"maintenance": True} if self.maintenance else {}) | super().options()
 
     def arguments(self) -> list[Any]:
         return [self.old, self.new]
@@ -496,19 +500,32 @@ class RenameTrackedColumnOp(_Rename):
     directive = "rename_tracked_column"
 
     @classmethod
-    def rename_tracked_column(cls, operations: Operations, /, table: str, old: str, new: str, **options: Any) -> None:
+    def rename_tracked_column(
+        cls,
+        operations: Operations,
+        /,
+        table: str,
+        old: str,
+        new: str,
+        *,
+        maintenance: bool = False,
+        **options: Any,
+    ) -> None:
         """Rename a column of a live table and of its history table. It may be a column of the key.
+
+        What versions and the table of erasures tell of erased values gets the new name, too.
 
         :param table: the name of the live table
         :param old: the name of the column now
         :param new: its new name
+        :param maintenance: whether the database has the tables of :mod:`sqlaudit.maintenance`. Needed in ``--sql`` mode
         :param options: ``history_table``, ``audit_columns`` (a dict of role and name) and ``schema``, if they are not
             the defaults
         """
-        operations.invoke(cls(_place(table, options), old, new))
+        operations.invoke(cls(_place(table, options), old, new, maintenance))
 
     def reverse(self) -> MigrateOperation:
-        return RenameTrackedColumnOp(self.place, self.new, self.old)
+        return RenameTrackedColumnOp(self.place, self.new, self.old, self.maintenance)
 
 
 @Operations.register_operation("rename_tracked_table")
@@ -517,8 +534,16 @@ class RenameTrackedTableOp(_Rename):
 
     directive = "rename_tracked_table"
 
-    def __init__(self, place: Place, old: str, new: str, key: Sequence[str] = (), as_of_index: bool = False) -> None:
-        super().__init__(place, old, new)
+    def __init__(
+        self,
+        place: Place,
+        old: str,
+        new: str,
+        key: Sequence[str] = (),
+        as_of_index: bool = False,
+        maintenance: bool = False,
+    ) -> None:
+        super().__init__(place, old, new, maintenance)
         self.key = tuple(key)
         self.as_of_index = as_of_index
 
@@ -532,20 +557,22 @@ class RenameTrackedTableOp(_Rename):
         *,
         key: Sequence[str] = (),
         as_of_index: bool = False,
+        maintenance: bool = False,
         **options: Any,
     ) -> None:
         """Rename a live table, its history table, and the indexes of sqlaudit.
 
-        A history table that was given a name of its own keeps it.
+        A history table that was given a name of its own keeps it. Horizons, holds and erasures get the new name, too.
 
         :param old: the name of the live table now
         :param new: its new name
         :param key: the names of the key columns. Needed in ``--sql`` mode on SQLite, which creates indexes anew
         :param as_of_index: whether the history has these indexes. Needed in ``--sql`` mode
+        :param maintenance: whether the database has the tables of :mod:`sqlaudit.maintenance`. Needed in ``--sql`` mode
         :param options: ``history_table``, ``audit_columns`` (a dict of role and name) and ``schema``, if they are not
             the defaults
         """
-        operations.invoke(cls(_place(old, options), old, new, key, as_of_index))
+        operations.invoke(cls(_place(old, options), old, new, key, as_of_index, maintenance))
 
     def arguments(self) -> list[Any]:
         return [self.new]
@@ -560,4 +587,4 @@ class RenameTrackedTableOp(_Rename):
         return Place(self.new, self.place.history_table, self.place.audit_columns, self.place.schema)
 
     def reverse(self) -> MigrateOperation:
-        return RenameTrackedTableOp(self.renamed, self.new, self.old, self.key, self.as_of_index)
+        return RenameTrackedTableOp(self.renamed, self.new, self.old, self.key, self.as_of_index, self.maintenance)

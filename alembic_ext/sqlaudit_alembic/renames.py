@@ -17,6 +17,7 @@ from sqlaudit import SQLAuditError
 from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.tracking.tables import shortened
 from sqlaudit_alembic.inspection import columns_of, inspector_of, key_of, need_history, need_live, need_name
+from sqlaudit_alembic.maintenance import rename_erased, rename_in_maintenance
 from sqlaudit_alembic.ops import CreateHistoryTableOp, Place, RenameTrackedColumnOp, RenameTrackedTableOp
 from sqlaudit_alembic.protection import following_protection
 from sqlaudit_alembic.rollbacks import undo_if_rolled_back
@@ -71,6 +72,8 @@ def rename_tracked_column(operations: Operations, operation: RenameTrackedColumn
             undo_if_rolled_back(operations, _RenameColumn(table, operation.new, operation.old))
     if inspector is not None:
         _rename_copied_indexes(operations, operation)
+    if is_stored:
+        rename_erased(operations, operation)
 
 
 def _refuse_audit_column(operation: RenameTrackedColumnOp) -> None:
@@ -149,6 +152,7 @@ def rename_tracked_table(operations: Operations, operation: RenameTrackedTableOp
             undo_if_rolled_back(operations, RenameTable(new, old, schema=place.schema))
         for old_name, index in indexes:
             _rename_index(operations, _unqualified(renamed.history, place.schema), old_name, index)
+    rename_in_maintenance(operations, operation)
 
 
 def _indexes_to_rename(

@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 from alembic.operations.base import Operations
 from sqlalchemy import Connection, event
 from sqlalchemy.schema import ExecutableDDLElement
+from sqlalchemy.sql.dml import Update
 
 from sqlaudit.sql.dialects import TRAITS
 
@@ -19,7 +20,7 @@ _log = logging.getLogger(__name__)
 _undoing: WeakKeyDictionary[Connection, list[str]] = WeakKeyDictionary()
 
 
-def undo_if_rolled_back(operations: Operations, undo: ExecutableDDLElement) -> None:
+def undo_if_rolled_back(operations: Operations, undo: ExecutableDDLElement | Update) -> None:
     """Note a statement to execute if the migration is rolled back; only on MySQL and MariaDB."""
     context = operations.get_context()
     if context.as_sql or not TRAITS[context.dialect.name].commits_ddl:
@@ -28,7 +29,8 @@ def undo_if_rolled_back(operations: Operations, undo: ExecutableDDLElement) -> N
     if connection not in _undoing:
         event.listen(connection, "rollback", _undo)
         event.listen(connection, "commit", _forget)
-    _undoing.setdefault(connection, []).append(str(undo.compile(dialect=connection.dialect)))
+    options = {"literal_binds": True} if isinstance(undo, Update) else {}
+    _undoing.setdefault(connection, []).append(str(undo.compile(dialect=connection.dialect, compile_kwargs=options)))
 
 
 def _forget(connection: Connection) -> None:

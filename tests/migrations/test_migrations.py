@@ -1,5 +1,6 @@
 """Migrations of a real project: revisions written by autogenerate, run, and taken back, with rows in the tables."""
 
+import dataclasses
 import enum
 import re
 import textwrap
@@ -26,9 +27,11 @@ from databases import Database
 from effort import EFFORT
 from invariants import check_history, told
 from sqlaudit import (
+    ERASED,
     AuditColumns,
     AuditContextManager,
     HistoryTableError,
+    PrunedError,
     QueryError,
     SQLAuditConfig,
     SQLAuditError,
@@ -46,6 +49,7 @@ from sqlaudit import (
     unregister_hooks,
     versions_of,
 )
+from sqlaudit.maintenance import erase, erasures, hold, holds, maintenance_tables, prune, replay_erasures
 from sqlaudit.sql.widening import wide_enough
 from stock import upsert
 
@@ -2099,3 +2103,105 @@ def test_histories_of_subclasses_links_and_other_names_are_protected(project, re
     assert is_protected(engine, "animal_owners_history", animal_id=9)
     assert not is_protected(engine, "owners_history", id=9)
     project.downgrade()
+
+
+@pytest.mark.parametrize("as_sql", [False, True])
+def test_what_was_erased_held_and_pruned_follows_a_rename(project, recorder, engine, capsys, as_sql):
+    base = models(email=lambda: sa.Column(sa.String(20)))
+    maintenance_tables(base.metadata)
+    begin(project, recorder, base, email="ada@example.com")
+    with recorder() as session:
+        session.get(base.Customer, 1).email = "ada@example.org"
+        session.add(base.Customer(id=2, name="Bo"))
+        session.commit()
+        erase(session, base.Customer, 1, fields=["name"], reason="request", values={"name": "-"})
+        hold(session, base.Customer, 2, reason="lawsuit")
+        session.commit()
+    prune(engine, base.Customer, keep_last=1)
+    since, options = project.head, ", maintenance=True" if as_sql else ""
+    key = ", key=['id']" if as_sql else ""
+    project.write(
+        f"""
+        op.rename_tracked_column('customers', 'name', 'title'{options})
+        op.rename_tracked_table('customers', 'clients'{options}{key})
+        """,
+        """
+        op.rename_tracked_table('clients', 'customers')
+        op.rename_tracked_column('customers', 'title', 'name')
+        """,
+    )
+    run_as_sql(project, capsys, since) if as_sql else project.upgrade()
+
+    class Base(orm.DeclarativeBase):
+        pass
+
+    @track_table()
+    class Client(Base):
+        __tablename__ = "clients"
+        id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+        title: orm.Mapped[str] = orm.mapped_column(sa.String(50))
+        email: orm.Mapped[str | None] = orm.mapped_column(sa.String(20))
+
+    maintenance_tables(Base.metadata)
+    project.release(Base)
+
+    def check(model, name):
+        with recorder() as session:
+            (version,) = versions_of(session, model, 1)
+            assert (getattr(version, name), version.email) == (ERASED, "ada@example.org")
+            (erasure,) = erasures(session, model)
+            assert (erasure.key, erasure.fields) == (1, (name,))
+            assert [each.key for each in holds(session, model)] == [2]
+            with pytest.raises(PrunedError):
+                session.scalars(as_of(model, version.timestamp - timedelta(days=1))).all()
+            assert replay_erasures(session, model, [erasure], values={name: "-"}) == 0
+            stale = dataclasses.replace(erasure, fields=("nickname",))
+            with pytest.raises(QueryError, match=r"names nickname, which .* does not have"):
+                replay_erasures(session, model, [stale])
+
+    check(Client, "title")
+    if not as_sql:
+        project.downgrade()
+        project.release(base)
+        check(base.Customer, "name")
+
+
+def test_erased_values_of_a_subclass_follow_a_rename_of_its_column(project, recorder):
+    def release(field: str) -> Any:
+        class Base(orm.DeclarativeBase):
+            pass
+
+        @track_table(append_only=True)
+        class Person(Base):
+            __tablename__ = "people"
+            id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+            kind: orm.Mapped[str] = orm.mapped_column(sa.String(10))
+            __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "person"}
+
+        body = {
+            "__tablename__": "workers",
+            "id": sa.Column(sa.ForeignKey("people.id"), primary_key=True),
+            field: sa.Column(sa.Integer),
+            "__mapper_args__": {"polymorphic_identity": "worker"},
+        }
+        Base.Worker = type("Worker", (Person,), body)
+        maintenance_tables(Base.metadata)
+        releases.append(Base.registry)
+        return Base
+
+    base = release("wage")
+    project.release(base)
+    project.migrate()
+    with recorder() as session:
+        session.add(base.Worker(id=1, wage=10))
+        session.commit()
+        erase(session, base.Worker, 1, fields=["wage"], reason="request")
+        session.commit()
+    project.write("op.rename_tracked_column('workers', 'wage', 'pay')")
+    project.upgrade()
+    later = release("pay")
+    project.release(later)
+    with recorder() as session:
+        assert versions_of(session, later.Worker, 1)[0].pay is ERASED
+        with pytest.raises(sa.exc.DBAPIError):
+            session.execute(sa.text("UPDATE people_history SET kind = 'x'"))
