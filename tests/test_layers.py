@@ -9,7 +9,7 @@ from blocks import ROOT
 
 FLOORS = """
     exceptions
-    arguments asynchronous changes config context erased period sql wire
+    arguments asynchronous changes config context display erased period sql wire
     tracking
     retrieval
     past
@@ -19,7 +19,9 @@ FLOORS = """
     importing
     decorators
     sqlaudit
-    cli integrations sqlaudit_alembic testing
+    integrations sqlaudit_alembic testing
+    web
+    cli
 """  # a room imports rooms of floors above it here; the ground floor's rooms also import each other
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS.split("\n")) for room in rooms.split()}
 GROUND = FLOOR["period"]

@@ -14,7 +14,7 @@ from sqlaudit.cli.database import Database
 from sqlaudit.cli.options import FINDINGS, acting, confirm, shared_options, writing_options
 from sqlaudit.cli.output import Output, counted, print_indented
 from sqlaudit.cli.reading import TABLES
-from sqlaudit.cli.text import shown
+from sqlaudit.display import shown
 from sqlaudit.maintenance import CheckReport, Finding
 from sqlaudit.maintenance import check as check_histories
 

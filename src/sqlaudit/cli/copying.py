@@ -10,7 +10,7 @@ from sqlaudit.cli.instants import state
 from sqlaudit.cli.options import shared_options
 from sqlaudit.cli.output import Output, counted, print_indented, print_trimmed, table_of
 from sqlaudit.cli.reading import key_of
-from sqlaudit.cli.text import instant, safe, shown
+from sqlaudit.display import instant, safe, shown
 from sqlaudit.maintenance import checkout as check_out
 from sqlaudit.maintenance import patch as statements_of
 

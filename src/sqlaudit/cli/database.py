@@ -13,22 +13,19 @@ from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Final
 from urllib.parse import unquote
 
 from sqlalchemy import URL, Engine, MetaData, Table, create_engine, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, NoSuchTableError
-from sqlalchemy.orm import Mapper, Session, configure_mappers, sessionmaker
+from sqlalchemy.orm import Session, configure_mappers, sessionmaker
 
 from sqlaudit.cli.failures import Failure, UsageProblem
 from sqlaudit.cli.reflection import reflected_models
-from sqlaudit.cli.text import secrets_of
+from sqlaudit.cli.secrets import secrets_of
 from sqlaudit.hooks.sessions import register_hooks, unregister_hooks
 from sqlaudit.tracking.links import model_of
-from sqlaudit.tracking.models import TrackedModel, tracked_model
-from sqlaudit.tracking.registry import tracked_tables
-from sqlaudit.tracking.tables import TrackedTable
+from sqlaudit.tracking.sources import name_of, other_names_of, sources_in
 
 _DRIVERS: Final[dict[str, dict[str, str]]] = {
     "postgresql": {"psycopg": "psycopg", "psycopg2": "psycopg2", "pg8000": "pg8000"},
@@ -147,7 +144,7 @@ class Database:
         """
         by_name: dict[str, Any] = {}
         for table_name, source in self.sources.items():
-            by_name |= {each.casefold(): source for each in (*_other_names(source), table_name)}
+            by_name |= {each.casefold(): source for each in (*other_names_of(source), table_name)}
         found = by_name.get(name.casefold())
         if found is None:
             close = get_close_matches(name.casefold(), by_name, 1)
@@ -202,26 +199,6 @@ class Database:
         finally:
             unregister_hooks(sessions)
             self.engine.dispose()
-
-
-def name_of(source: Any) -> str:
-    """Return the full name of a source's live table."""
-    table: Table = source if isinstance(source, Table) else tracked_of(source).live
-    return table.fullname
-
-
-def tracked_of(source: Any) -> TrackedTable:
-    """Return the tracked table of a class."""
-    model: TrackedModel | None = tracked_model(source.__mapper__)
-    assert model is not None
-    return model.table
-
-
-def _other_names(source: Any) -> list[str]:
-    if isinstance(source, Table):
-        return [source.name]
-    model: Any = tracked_model(source.__mapper__)
-    return [model.table.live.name, source.__name__, model.label]
 
 
 def _listed(names: Any) -> str:
@@ -296,22 +273,7 @@ def _sources(text: str) -> list[Any]:
             raise UsageProblem(f"{module_name} has no {name!r}. Give a declarative base: {module_name}:Base.")
         found = getattr(found, part)
     configure_mappers()
-    parts = vars(found).values() if isinstance(found, ModuleType) else [found]
-    sources = list(dict.fromkeys(source for part in parts for source in _tracked_in(part)))
+    sources = sources_in(found)
     if not sources:
         raise UsageProblem(f"{text!r} has no tracked model. Give the base of the models that @track_table decorates.")
     return sources
-
-
-def _tracked_in(part: Any) -> list[Any]:
-    """Return the tracked classes and association tables of a base class, a registry, a MetaData or a model."""
-    mapper = getattr(part, "__mapper__", None)
-    if isinstance(mapper, Mapper):
-        return [part] if tracked_model(mapper) is not None else []
-    metadata = part if isinstance(part, MetaData) else getattr(part, "metadata", None)
-    if not isinstance(metadata, MetaData):
-        return []
-    return [
-        tracked.live if tracked.is_association or tracked.mapper is None else tracked.mapper.class_
-        for tracked in tracked_tables(metadata)
-    ]

@@ -13,7 +13,7 @@ from sqlaudit.cli.failures import UsageProblem
 from sqlaudit.cli.options import acting, confirm, shared_options
 from sqlaudit.cli.output import Output, counted, print_indented
 from sqlaudit.cli.reading import KEY, TABLE, TABLES, key_of
-from sqlaudit.cli.text import instant, shown
+from sqlaudit.display import instant, shown
 from sqlaudit.maintenance import ActorErasure, Erasure
 from sqlaudit.maintenance import erase as erase_values
 from sqlaudit.maintenance import erase_actor as erase_user

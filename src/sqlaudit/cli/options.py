@@ -14,8 +14,9 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlaudit.cli.database import Database
 from sqlaudit.cli.failures import Failure
 from sqlaudit.cli.output import Output
-from sqlaudit.cli.text import safe, without_secrets
+from sqlaudit.cli.secrets import without_secrets
 from sqlaudit.context import AuditContextManager
+from sqlaudit.display import safe
 from sqlaudit.exceptions import SQLAuditError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -99,12 +100,17 @@ def writing_options(function: F) -> F:
     return click.option("--yes", is_flag=True, help="Do it without a question.")(decorated)
 
 
-def acting(user: str | None, reason: str | None) -> AuditContextManager:
-    """Return the audit context of a command: the given user, or the login name, and the reason."""
+def acting_user(user: str | None) -> str | None:
+    """Return the user who acts: the given one, or the login name, if there is one."""
     if user is None:
         with suppress(OSError, KeyError, ImportError):
-            user = getpass.getuser()
-    given: dict[str, Any] = {"user_id": user, "reason": reason}
+            return getpass.getuser()
+    return user
+
+
+def acting(user: str | None, reason: str | None) -> AuditContextManager:
+    """Return the audit context of a command: the given user, or the login name, and the reason."""
+    given: dict[str, Any] = {"user_id": acting_user(user), "reason": reason}
     return AuditContextManager(**{name: value for name, value in given.items() if value is not None})
 
 

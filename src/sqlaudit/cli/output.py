@@ -17,7 +17,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from sqlaudit.cli.text import safe
+from sqlaudit.display import safe
 from sqlaudit.wire import json_value
 
 Format = Literal["table", "json", "csv"]

@@ -13,7 +13,7 @@ from sqlaudit.cli.failures import UsageProblem
 from sqlaudit.cli.options import acting, confirm, shared_options, writing_options
 from sqlaudit.cli.output import Output, counted, print_indented, print_trimmed, table_of
 from sqlaudit.cli.reading import ANY_TABLE, TABLES, key_of
-from sqlaudit.cli.text import NOTHING, instant, shown, size
+from sqlaudit.display import NOTHING, instant, shown, size
 from sqlaudit.maintenance import Hold, PruneReport
 from sqlaudit.maintenance import hold as hold_row
 from sqlaudit.maintenance import holds as all_holds

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from heapq import merge
-from itertools import groupby, islice
+from itertools import islice
 from operator import attrgetter
 from typing import Any, Final
 
@@ -18,21 +18,23 @@ from sqlalchemy import Table
 from sqlalchemy.orm import Session
 
 from sqlaudit.changes import FieldChange, Operation
-from sqlaudit.cli.database import Database, name_of
+from sqlaudit.cli.database import Database
 from sqlaudit.cli.failures import Failure, UsageProblem
 from sqlaudit.cli.instants import INSTANT_HELP, instant_of, state
 from sqlaudit.cli.options import shared_options
 from sqlaudit.cli.output import STYLES, Output, print_trimmed, table_of
-from sqlaudit.cli.text import NOTHING, instant, shortened, shortened_pair, shown
 from sqlaudit.context import ActorType
+from sqlaudit.display import NOTHING, instant, shortened, shortened_pair, shown
 from sqlaudit.past.comparing import diff as diff_of
 from sqlaudit.past.comparing import state_of
 from sqlaudit.past.marks import marks as all_marks
 from sqlaudit.retrieval.changeset_reader import changesets as all_changesets
 from sqlaudit.retrieval.field_changes import blame as blame_of
 from sqlaudit.retrieval.field_changes import get_resource_changes, versions_of
+from sqlaudit.retrieval.grouping import by_row, by_transaction
 from sqlaudit.tracking.history import version_info
 from sqlaudit.tracking.links import model_of
+from sqlaudit.tracking.sources import name_of
 
 _ACTOR: Final = click.Choice([str(each) for each in ActorType])
 _OPERATION: Final = click.Choice([str(each) for each in Operation if each is not Operation.BASELINE])
@@ -133,7 +135,7 @@ def _changes_of_all(session: Session, sources: Sequence[Any], asked: Mapping[str
 def _print_changes(output: Output, changes: Iterable[FieldChange]) -> None:
     is_empty = True
     with output.paged() as console:
-        for group in _by_changeset(changes):
+        for group in by_transaction(changes):
             if not is_empty:
                 console.print()
             is_empty = False
@@ -141,16 +143,6 @@ def _print_changes(output: Output, changes: Iterable[FieldChange]) -> None:
             _print_fields(console, group)
     if is_empty:
         click.echo("No changes.", err=True)
-
-
-def _by_changeset(changes: Iterable[FieldChange]) -> Iterator[list[FieldChange]]:
-    """Yield the consecutive changes of one transaction under one audit context."""
-
-    def context(change: FieldChange) -> tuple[Any, ...]:
-        return change.changeset_id, change.timestamp, change.changed_by, change.reason
-
-    for _, group in groupby(changes, context):
-        yield list(group)
 
 
 def _print_heading(console: Console, info: Any) -> None:
@@ -183,13 +175,12 @@ def who(info: Any) -> Text:
 def _print_fields(console: Console, changes: Sequence[FieldChange]) -> None:
     """Print the rows that a transaction changed, and below each its fields, old → new."""
     names = max(len(shown(change.field_name)) for change in changes)
-    for (label, key, operation), of_row in groupby(
-        changes, lambda change: (change.resource_type, change.resource_id, change.operation)
-    ):
-        row = Text.assemble("  ", f"{shown(label)} {shown(key)}", "  ", (str(operation), STYLES.get(operation, "")))
+    for of_row in by_row(changes):
+        operation, name = of_row[0].operation, f"{shown(of_row[0].resource_type)} {shown(of_row[0].resource_id)}"
+        row = Text.assemble("  ", name, "  ", (str(operation), STYLES.get(operation, "")))
         row.truncate(console.width, overflow="ellipsis")
         console.print(row, soft_wrap=True)
-        for change in sorted(of_row, key=attrgetter("field_name")):
+        for change in of_row:
             line = Text.assemble("    ", f"{shown(change.field_name):{names}}", "  ")
             line.append_text(arrow(change.operation, change.old_value, change.new_value, console.width - line.cell_len))
             console.print(line, soft_wrap=True)

@@ -13,13 +13,13 @@ from rich.text import Text
 from sqlalchemy.orm import Session
 
 from sqlaudit.changes import Conflict, RestoreReport
-from sqlaudit.cli.database import Database, name_of
+from sqlaudit.cli.database import Database
 from sqlaudit.cli.failures import Failure, UsageProblem
 from sqlaudit.cli.instants import instant_of, state
 from sqlaudit.cli.options import acting, confirm, shared_options, writing_options
 from sqlaudit.cli.output import STYLES, Output, counted
 from sqlaudit.cli.reading import KEY, TABLE, TABLES, arrow, key_of
-from sqlaudit.cli.text import instant, shown
+from sqlaudit.display import instant, shown
 from sqlaudit.exceptions import UndoConflictError
 from sqlaudit.maintenance import backfill as write_baselines
 from sqlaudit.past.marks import mark as make_mark
@@ -27,6 +27,7 @@ from sqlaudit.past.marks import remove_mark
 from sqlaudit.recording.reconcile import record_changes
 from sqlaudit.restoring.restore import restore as restore_row
 from sqlaudit.restoring.undo import undo as undo_changesets
+from sqlaudit.tracking.sources import name_of
 
 # --- undo and restore -------------------------------------------------------------------------------------------
 

@@ -1,11 +1,9 @@
-"""How is a value written for a person at a terminal? On one line, without control characters, and short."""
+"""How is a value written for a person? On one line, without control characters, and short."""
 
 from __future__ import annotations
 
 import json
-import re
 import unicodedata
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -93,28 +91,3 @@ def shortened_pair(old: str, new: str, width: int) -> tuple[str, str]:
 
 def _from(text: str, start: int, width: int) -> str:
     return shortened(text if start == 0 else _ELLIPSIS + text[start:], width)
-
-
-# --- secrets ----------------------------------------------------------------------------------------------------
-
-_SECRET: Final = re.compile(r"pass|pwd|secret|token|key|credential", re.IGNORECASE)
-
-
-def secrets_of(url: Any) -> list[str]:
-    """Return the passwords and other secrets that a URL of a database contains, the longest first."""
-    values = [url.password, *(value for name, value in _query(url.query) if _SECRET.search(name))]
-    return sorted({str(value) for value in values if value}, key=len, reverse=True)
-
-
-def _query(query: Mapping[str, Any]) -> list[tuple[str, str]]:
-    pairs = []
-    for name, value in query.items():
-        pairs += [(name, each) for each in ([value] if isinstance(value, str) else value)]
-    return pairs
-
-
-def without_secrets(text: str, secrets: list[str]) -> str:
-    """Return a text in which ``***`` stands for each secret."""
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    return text
