@@ -45,6 +45,16 @@ def checked_actor_type(name: str, actor_type: object) -> str:
     return str(actor_type)
 
 
+def checked_reason(name: str, reason: object) -> str:
+    """Return a reason.
+
+    :raises QueryError: it is no text
+    """
+    if not isinstance(reason, str):
+        raise QueryError(f"{name} has {reason!r}. Give reasons as str.", reason)
+    return reason
+
+
 def checked_range(name: str, since: datetime | Mark | None, until: datetime | Mark | None) -> dict[str, datetime]:
     """Return the parameters ``since`` and ``until`` in UTC, without those that are ``None``.
 

@@ -82,16 +82,19 @@ FILTERS = [
 ]
 
 
+_NAMES = {
+    "actor_type": "filter_actor_types",
+    "run_id": "filter_run_ids",
+    "user_id": "filter_user_ids",
+    "reason": "filter_reasons",
+}
+
+
 @pytest.mark.parametrize(("wanted", "expected"), FILTERS, ids=str)
 def test_each_read_finds_what_an_actor_did(
     session: Session, happened: None, wanted: dict[str, Any], expected: list[int]
 ) -> None:
-    filters = {
-        {"actor_type": "filter_actor_types", "run_id": "filter_run_ids", "user_id": "filter_user_ids"}.get(
-            name, f"filter_{name}"
-        ): value
-        for name, value in wanted.items()
-    }
+    filters = {_NAMES.get(name, f"filter_{name}"): value for name, value in wanted.items()}
     assert numbers(get_resource_changes(Ticket, session, **filters)) == expected
     assert numbers(stream_resource_changes(Ticket, session, 1, limit=50, **filters)) == expected
     ids = [each.changeset_id for each in changesets(session, **wanted)]
@@ -151,6 +154,7 @@ def test_a_column_of_the_model_keeps_its_name(session: Session) -> None:
         ({"filter_actor_types": [None]}, "filter_actor_types has None"),
         ({"filter_on_behalf_of": 1.5}, "filter_on_behalf_of has 1.5"),
         ({"filter_run_ids": [None]}, "filter_run_ids has None"),
+        ({"filter_reasons": 7}, "filter_reasons has 7"),
     ],
 )
 @pytest.mark.spread

@@ -308,6 +308,14 @@ def test_the_changes_in_a_changeset_say_who_made_them(sessions, happened):
             assert (change.timestamp, change.changeset_id, change.version) == (at(1), second.changeset_id, 1)
 
 
+@pytest.mark.parametrize("limit", [0, 1, 3, 99])
+@pytest.mark.spread
+def test_the_first_changes_in_a_changeset_can_be_read_alone(sessions, happened, limit):
+    with sessions() as session:
+        first = changesets(session)[0].changeset_id
+        assert changes_in(session, first, limit=limit) == changes_in(session, first)[:limit]
+
+
 def test_an_unknown_changeset_changed_nothing_that_could_be_told(sessions):
     with sessions() as session:
         with pytest.raises(QueryError, match="00000000-0000-0000-0000-000000000001"):

@@ -245,6 +245,35 @@ def test_a_tenant_sees_what_a_database_of_its_own_would_show(
         assert len(changesets(session)) > len(expected["changesets"][0])  # no longer restricted
 
 
+def test_masked_values_are_read_in_no_way(sessions: sessionmaker[Session], clock: Clock) -> None:
+    let_happen(sessions, clock)
+    masked = {Case: ["title", "amount"], Label: {"name"}}
+    with sessions() as session:
+        everything_seen = str(seen(session))
+    with sessions() as session, restricted(session, {}, masked=masked):
+        found = str(seen(session))
+        assert get_resource_changes(Claim, session, filter_fields=["amount", "title"]) == []
+        assert session.scalars(sa.select(Case.id).where(Case.title.is_not(None))).all() == []
+        assert session.scalars(sa.select(Case.History.id).where(Case.History.title.is_not(None))).all() == []
+        assert session.scalars(sa.select(Case.tenant).distinct().order_by(Case.tenant)).all() == [TENANT, OTHER]
+    for secret in ("case 1!", "claim 1", "label 2?"):
+        assert secret in everything_seen
+        assert secret not in found
+    assert "first" in found  # the text of a note
+    with sessions() as session, restricted(session, criteria(TENANT), masked=masked):
+        assert {change.field_name for change in get_resource_changes(Case, session, 1)} == {"id", "kind", "tenant"}
+
+
+@pytest.mark.parametrize(
+    ("masked", "told"),
+    [({Case: ["colour"]}, "no column 'colour'"), ({Case: ["id"]}, "'id' of Case"), ({Claim: ["kind"]}, "'kind'")],
+)
+@pytest.mark.spread
+def test_what_identifies_a_row_cannot_be_masked(sessions: sessionmaker[Session], masked: Any, told: str) -> None:
+    with sessions() as session, pytest.raises(QueryError, match=told), restricted(session, {}, masked=masked):
+        pass
+
+
 def test_a_feed_is_restricted(sessions: sessionmaker[Session], clock: Clock) -> None:
     let_happen(sessions, clock)
     with sessions() as session, restricted(session, criteria(TENANT)):

@@ -306,6 +306,27 @@ NOT_AN_INTEGER = [
 ]
 
 
+def test_changes_are_found_by_their_reason(story):
+    assert get_resource_changes(Customer, story, filter_reasons=["other", "test"]) == get_resource_changes(
+        Customer, story
+    )
+    assert get_resource_changes(Customer, story, filter_reasons="tes") == []
+
+
+def test_blame_names_who_had_set_each_field_at_an_instant(story):
+    def versions(seconds):
+        found = blame(story, Customer, 1, at=at(seconds))
+        return {name: (each.value, each.version) for name, each in found.items() if name in ("name", "city")}
+
+    assert versions(-1) == {}
+    assert versions(0) == {"name": ("Al", 1), "city": ("Rome", 1)}
+    assert versions(2.5) == {"name": ("Alan", 2), "city": ("Rome", 1)}
+    assert versions(4) == {"name": ("Alan", 2), "city": (None, 3)}
+    assert versions(5) == {}
+    with pytest.raises(QueryError, match="not a datetime"):
+        blame(story, Customer, 1, at=3)
+
+
 @pytest.mark.spread
 @pytest.mark.parametrize("bad", NOT_AN_INTEGER, ids=repr)
 def test_an_id_that_no_integer_key_can_be_matches_nothing(story, bad):

@@ -34,7 +34,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import QueryableAttribute, Session
 
-from sqlaudit.arguments import checked_actor_type, checked_count, checked_range, checked_user
+from sqlaudit.arguments import checked_actor_type, checked_count, checked_range, checked_reason, checked_user
 from sqlaudit.changes import Equality, FieldChange, Operation, diff, equalities_of
 from sqlaudit.context import ACTOR_FACTS
 from sqlaudit.erased import MARK, erased_fields
@@ -88,6 +88,7 @@ class ChangeQuery:
     filter_actor_types: Any = None
     filter_on_behalf_of: Any = None
     filter_run_ids: Any = None
+    filter_reasons: Any = None
     newest_first: bool = False
     limit: int | None = None
     offset: int = 0
@@ -95,7 +96,7 @@ class ChangeQuery:
     after_version: int | None = None
 
     def actors(self) -> dict[str, list[str]]:
-        """Return the values of the parameters that choose actors.
+        """Return the values of the parameters that choose actors, and why they acted.
 
         :raises QueryError: a filter is invalid
         """
@@ -104,6 +105,7 @@ class ChangeQuery:
             "actor_type": (self.filter_actor_types, checked_actor_type, "filter_actor_types"),
             "on_behalf_of": (self.filter_on_behalf_of, checked_user, "filter_on_behalf_of"),
             "run_id": (self.filter_run_ids, checked_user, "filter_run_ids"),
+            "reasons": (self.filter_reasons, checked_reason, "filter_reasons"),
         }
         return {
             name: [check(argument, value) for value in listed_ids(given)]
@@ -342,6 +344,10 @@ class ChangeReader:
         if "users" in parameters:
             statement = statement.where(
                 is_among(roles["changed_by"], bindparam("users", type_=roles["changed_by"].type, expanding=True))
+            )
+        if "reasons" in parameters:
+            statement = statement.where(
+                is_among(roles["reason"], bindparam("reasons", type_=roles["reason"].type, expanding=True))
             )
         for name in filter(parameters.__contains__, ACTOR_FACTS):
             told = text_under(version.role("extra"), name)

@@ -91,6 +91,7 @@ def get_resource_changes(
     :param filter_actor_types: one kind of actor or several, such as ``"agent"``
     :param filter_on_behalf_of: the id of one user, or of several, for whom a service or an agent worked
     :param filter_run_ids: the id of one run or of several
+    :param filter_reasons: one whole reason or several
     :raises TrackingError: the model, or what a relationship leads to, is not tracked
     :raises QueryError: a filter is invalid, or the model has no such relationship
     :raises PrunedError: the history was pruned, and the date range begins before its horizon
@@ -229,7 +230,13 @@ def versions_of(
 
 
 @also_async
-def blame(session: Session | scoped_session[Any], model_class: type[Any], resource_id: Any) -> dict[str, Blame]:
+def blame(
+    session: Session | scoped_session[Any],
+    model_class: type[Any],
+    resource_id: Any,
+    *,
+    at: datetime | Mark | None = None,
+) -> dict[str, Blame]:
     """Return, for each field of a row, its value and the version that set it. One statement.
 
     The dict is empty if the row has no history, is deleted, or is of another class now. Where versions have been
@@ -238,11 +245,19 @@ def blame(session: Session | scoped_session[Any], model_class: type[Any], resour
     :param session: a session; if it is an ``AsyncSession``, await the result
     :param model_class: a tracked model
     :param resource_id: the primary key, also as text; a tuple if the key is composite
+    :param at: the instant at which the row had these values, an aware datetime or a :class:`Mark`; the present if
+        omitted
     :raises TrackingError: the model is not tracked
+    :raises QueryError: ``at`` is no instant
+    :raises PrunedError: the history was pruned, and ``at`` is before its horizon
     """
     chosen = tracked_model_of(model_class)
     wanted = history_class_of(chosen)
-    with closing(_versions(session, chosen.root, resource_id, newest_first=True, yield_per=BATCH)) as versions:
+    bounds = checked_range("The range", None, at)
+    refuse_pruned_in(checked_session(session), [chosen.root.table], bounds.get("until"))
+    with closing(
+        _versions(session, chosen.root, resource_id, bounds=bounds, newest_first=True, yield_per=BATCH)
+    ) as versions:
         version = next(versions, None)
         if not isinstance(version, wanted) or version_info(version)["operation"] is Operation.DELETE:
             return {}
@@ -250,7 +265,8 @@ def blame(session: Session | scoped_session[Any], model_class: type[Any], resour
         model: TrackedModel = version.__sqlaudit_model__
         values = {name: getattr(version, name) for name in _field_names(model)}
         equalities = equalities_of((name, model.columns[name]) for name in values)
-        is_last_missing = getattr(version, model.table.names.valid_to) != OPEN_END
+        end = getattr(version, model.table.names.valid_to)
+        is_last_missing = end <= bounds["until"] if bounds else end != OPEN_END
         while version is not None and len(blames) < len(values):
             info, before = version_info(version), next(versions, None)
             is_inserted, is_baseline = (
@@ -293,7 +309,9 @@ def _field_names(model: TrackedModel) -> list[str]:
 
 
 @also_async
-def changes_in(session: Session | scoped_session[Any], changeset_id: UUID | str) -> list[FieldChange]:
+def changes_in(
+    session: Session | scoped_session[Any], changeset_id: UUID | str, *, limit: int | None = None
+) -> list[FieldChange]:
     """Return the field changes that one database transaction made, in all tables.
 
     It executes one statement per bind and 100 tracked tables to find the tables that the transaction wrote, and then
@@ -302,7 +320,8 @@ def changes_in(session: Session | scoped_session[Any], changeset_id: UUID | str)
 
     :param session: a session; if it is an ``AsyncSession``, await the result
     :param changeset_id: the ``audit_changeset_id`` of a version, or the ``changeset_id`` of a :class:`Changeset`
-    :raises QueryError: ``changeset_id`` is no UUID, or no history has a version of this changeset
+    :param limit: the greatest number of changes to return
+    :raises QueryError: ``changeset_id`` is no UUID, no history has a version of this changeset, or ``limit`` is invalid
     :raises PrunedError: a history that it wrote has been pruned since
     """
     session = checked_session(session)
@@ -310,8 +329,8 @@ def changes_in(session: Session | scoped_session[Any], changeset_id: UUID | str)
     tables = tables_of_changeset(session, wanted)
     refuse_pruned_versions(session, tables, lambda table: table.role("changeset_id") == wanted)
     models = dict.fromkeys(model_of(table.live) for table in sorted(tables, key=lambda table: table.is_association))
-    reports = (ChangeReport(ChangeQuery(model=model.root, changeset_ids=[wanted])) for model in models)
-    return [change for report in reports for change in report.changes(session)]
+    reports = (ChangeReport(ChangeQuery(model=model.root, changeset_ids=[wanted], limit=limit)) for model in models)
+    return list(islice((change for report in reports for change in report.changes(session)), limit))
 
 
 def _versions(
@@ -341,6 +360,8 @@ def _versions(
         statement = statement.where(is_id(asked, parameters))
         if "since" in parameters:
             statement = statement.where(table.valid_from >= bindparam("since"))
+        if "until" in parameters:
+            statement = statement.where(table.valid_from <= bindparam("until"))
         if "limit" in parameters:
             statement = statement.limit(bindparam("limit"))
         return statement.order_by(*(column.desc() if newest_first else column for column in order))

@@ -27,6 +27,7 @@ class ChangeFilters(TypedDict, total=False):
     filter_actor_types: Any
     filter_on_behalf_of: Any
     filter_run_ids: Any
+    filter_reasons: Any
 
 
 class ValueFilter:

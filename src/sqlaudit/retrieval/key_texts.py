@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode
+from collections.abc import Sequence
 from contextlib import suppress
 from enum import Enum
 from typing import Any
@@ -46,6 +47,23 @@ def _part(value: Any) -> Any:
     return value.name if isinstance(value, Enum) else json_value(value)
 
 
+def key_texts(key: Any) -> list[str]:
+    """Return the texts of the parts of a key, for a URL. :func:`key_from_texts` reads them again."""
+    parts = [_part(value) for value in (key if isinstance(key, tuple) else (key,))]
+    return [part if isinstance(part, str) else json.dumps(part) for part in parts]
+
+
+def key_from_texts(table: TrackedTable, texts: Sequence[str]) -> Any:
+    """Return the key that texts stand for: a tuple if it is composite; ``None`` if they are no key of the table."""
+    if len(texts) != len(table.history_key):
+        return None
+    with suppress(ValueError):
+        pairs = zip(texts, table.history_key, strict=True)
+        ids = converted_ids(table.history_key, [tuple(_from_part(text, column.type) for text, column in pairs)])["ids"]
+        return ids[0] if ids else None
+    return None
+
+
 def parsed_key(table: TrackedTable, text: str) -> Key:
     """Return the key that a text stands for.
 
@@ -70,4 +88,6 @@ def _from_part(part: Any, type_: Any) -> Any:
         return part
     if isinstance(part, str) and wanted is bytes:
         return b64decode(part)
+    if isinstance(part, str) and wanted is bool:
+        return {"true": True, "false": False}.get(part, part)
     return wanted[part] if isinstance(part, str) and issubclass(wanted, Enum) and part in wanted.__members__ else part

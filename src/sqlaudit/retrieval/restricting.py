@@ -2,13 +2,14 @@
 
 Within :func:`restricted`, a copy of each statement renders every table of a restricted model, for instance ``FROM
 tickets_history``, as ``(SELECT … FROM tickets_history WHERE tenant_id = :tenant) AS tickets_history``, and nothing else
-differently. So no reader has to know of the restriction, and none can forget it.
+differently. So no reader has to know of the restriction, and none can forget it. A masked column is NULL there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, Final, cast
 
 from sqlalchemy import (
@@ -20,9 +21,11 @@ from sqlalchemy import (
     event,
     exists,
     false,
+    null,
     select,
     true,
 )
+from sqlalchemy import cast as sql_cast
 from sqlalchemy.orm import FromStatement, ORMExecuteState, Session
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.elements import False_, True_
@@ -32,23 +35,30 @@ from sqlalchemy.sql.visitors import InternalTraversal, iterate
 from sqlaudit.asynchronous import AsyncSession
 from sqlaudit.exceptions import QueryError, ReadOnlyError
 from sqlaudit.sql.comparing import all_equal
+from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.handwritten import may_read_tables
 from sqlaudit.sql.subclassing import copied_with_class, subclass_with
 from sqlaudit.tracking.aliases import HistoryAlias
 from sqlaudit.tracking.history import rebased_on_history
 from sqlaudit.tracking.links import Readable, model_of
+from sqlaudit.tracking.models import TrackedModel
 from sqlaudit.tracking.tables import TrackedTable, alias_name, tracked_table
 
 Criteria = Mapping[Any, ColumnElement[bool] | bool]
 """A criterion for each tracked model or association table: ``True`` for all of its rows, ``False`` for none."""
+Masks = Mapping[Any, Collection[str]]
+"""The attributes of each tracked model, or the columns of an association table, whose values nobody may see."""
 _EXTRA: Final = (
     ("_restricted_tables", InternalTraversal.dp_plain_obj),
+    ("_restricted_masks", InternalTraversal.dp_plain_obj),
     ("_restricted_by", InternalTraversal.dp_clauseelement_list),
 )
 
 
 @contextmanager
-def restricted(session: Session | AsyncSession, criteria: Criteria) -> Iterator[None]:
+def restricted(
+    session: Session | AsyncSession, criteria: Criteria, *, masked: Masks = MappingProxyType({})
+) -> Iterator[None]:
     """Let a session see only the rows and versions that fulfil criteria, within the ``with`` block.
 
     .. code-block:: python
@@ -64,14 +74,24 @@ def restricted(session: Session | AsyncSession, criteria: Criteria) -> Iterator[
     :param session: a session, also an ``AsyncSession``. Begin with an empty one: objects that it holds already stay.
         What its ``connection()`` executes is not restricted
     :param criteria: a criterion for each tracked model or association table, on columns that are stored in history
+    :param masked: by model, the names of attributes whose values the session reads as NULL, in the present and in the
+        past, so that no change of them is reported either
     :raises TrackingError: a model is not tracked
-    :raises QueryError: a criterion needs a column that is not stored in history
+    :raises QueryError: a criterion needs a column that is not stored in history; or a masked attribute does not exist,
+        is part of the key, or decides on the class
     """
     session = session.sync_session if isinstance(session, AsyncSession) else session
     by_table: dict[Table, ColumnElement[bool]] = {}
     for source, criterion in criteria.items():
         by_table.update(_by_table(source, criterion))
+    names = {(table.name, table.schema) for table in by_table}
+    for table in (table for source in criteria for table in _tables_of(source)):
+        if (table.name, table.schema) in names:  # what is visible whole is not taken for a restricted table of its name
+            by_table.setdefault(table, true())
+    hidden = {table: names for source, names in masked.items() for table, names in _masks_by_table(source, names)}
+    by_table = {**dict.fromkeys(hidden, true()), **by_table}
     tables, conditions = tuple(by_table), list(by_table.values())
+    masks = tuple(hidden.get(table, frozenset()) for table in tables)
 
     def restrict(state: ORMExecuteState) -> None:
         statement: Any = state.statement
@@ -86,7 +106,7 @@ def restricted(session: Session | AsyncSession, criteria: Criteria) -> Iterator[
                 statement,
             )
         if tables:
-            state.statement = _restricted_statement(statement, tables, conditions)
+            state.statement = _restricted_statement(statement, tables, masks, conditions)
 
     def refuse(flushed: Session, *_: Any) -> None:
         raise _refusal(flushed)
@@ -118,11 +138,19 @@ def _by_table(source: Readable, criterion: ColumnElement[bool] | bool) -> Iterat
     condition = condition.__clause_element__() if hasattr(condition, "__clause_element__") else condition
     if isinstance(condition, True_):
         return
-    family = dict.fromkeys(table for each in model.root.family() for table in each.chain)
     base = model.root.table
-    for table in family:
+    for table in _family_of(model):
         yield table.live, _condition_on_live(table, base, condition)
         yield table.history, _condition_on_history(table, base, condition, model.name)
+
+
+def _family_of(model: TrackedModel) -> Collection[TrackedTable]:
+    return dict.fromkeys(table for each in model.root.family() for table in each.chain)
+
+
+def _tables_of(source: Readable) -> Iterator[Table]:
+    for table in _family_of(model_of(source)):
+        yield from (table.live, table.history)
 
 
 def _condition_on_live(table: TrackedTable, base: TrackedTable, condition: Any) -> ColumnElement[bool]:
@@ -147,6 +175,42 @@ def _condition_on_history(table: TrackedTable, base: TrackedTable, condition: An
     return exists().where(of_base.has_key(version.key), of_base.version == version.version, rebased)
 
 
+def _masks_by_table(source: Readable, names: Collection[str]) -> Iterator[tuple[Table, frozenset[str]]]:
+    """Yield each live and history table of a source with the keys of its masked columns.
+
+    :raises QueryError: an attribute cannot be masked
+    """
+    model, names = model_of(source), frozenset(names)
+    family = model.root.family()
+    known: dict[str, set[Column[Any]]] = {}
+    for each in family:
+        mapped = () if model.table.is_association else each.mapper.columns.items()
+        for name, column in (*each.columns.items(), *mapped):
+            if isinstance(column, Column):
+                known.setdefault(name, set()).add(column)
+    if unknown := sorted(names - known.keys()):
+        raise QueryError(
+            f"{model.name} has no column {', '.join(map(repr, unknown))} that could be masked. It has "
+            f"{', '.join(sorted(known))}.",
+            source,
+        )
+    needed = {column.key for column in model.root.table.key}
+    if (discriminator := model.root.discriminator) is not None:
+        needed |= {element.key for element in iterate(discriminator) if isinstance(element, Column)}
+    keys = {name: {column.key for column in known[name]} for name in names}
+    if refused := sorted(name for name in names if not needed.isdisjoint(keys[name])):
+        raise QueryError(
+            f"{refused[0]!r} of {model.name} cannot be masked, because it identifies rows, or their class. Show no "
+            f"rows instead: {{{model.name}: False}}.",
+            source,
+        )
+    for table in _family_of(model):
+        both = (table.live, table.history)
+        own = frozenset(column.key for name in names for column in known[name] if column.table in both)
+        if own:
+            yield from ((each, own & frozenset(each.c.keys())) for each in both)
+
+
 # --- statements -------------------------------------------------------------------------------------------------
 
 
@@ -154,6 +218,8 @@ class Restricted:
     """Mixin for the class of a statement that sees a part of the rows."""
 
     _restricted_tables: tuple[Table, ...]
+    _restricted_masks: tuple[frozenset[str], ...]
+    """The keys of the masked columns of each table."""
     _restricted_by: Sequence[ColumnElement[bool]]
     """The condition on the rows of each table."""
 
@@ -163,15 +229,18 @@ class Restricted:
             visitor.__class__ = subclass_with(RestrictedCompiler, compiler_class)
             visitor = cast(RestrictedCompiler, visitor)
             visitor.restrictions = dict(zip(self._restricted_tables, self._restricted_by, strict=True))
+            visitor.masks = dict(zip(self._restricted_tables, self._restricted_masks, strict=True))
             visitor.unrestricted = set()
         return super()._compiler_dispatch(visitor, **kw)  # type: ignore[misc, no-any-return]  # the statement's own
 
 
-def _restricted_statement(statement: Any, tables: tuple[Table, ...], by: list[ColumnElement[bool]]) -> Any:
+def _restricted_statement(
+    statement: Any, tables: tuple[Table, ...], masks: tuple[frozenset[str], ...], by: list[ColumnElement[bool]]
+) -> Any:
     statement_class: Any = type(statement)
     made_class = subclass_with(Restricted, statement_class, _EXTRA)
     made = copied_with_class(made_class, statement._clone())
-    made._restricted_tables, made._restricted_by = tables, by
+    made._restricted_tables, made._restricted_masks, made._restricted_by = tables, masks, by
     return made
 
 
@@ -179,10 +248,12 @@ class RestrictedCompiler(SQLCompiler):
     """Renders the restricted tables as selects of the rows that may be seen, and everything else as usual.
 
     :ivar restrictions: the condition on the rows of each table
+    :ivar masks: the keys of the masked columns of each table
     :ivar unrestricted: the tables whose own select is being rendered
     """
 
     restrictions: dict[Table, ColumnElement[bool]]
+    masks: dict[Table, frozenset[str]]
     unrestricted: set[Table]
 
     def visit_table(self, table: Table, asfrom: bool = False, **kw: Any) -> str:  # type: ignore[override]
@@ -216,11 +287,18 @@ class RestrictedCompiler(SQLCompiler):
     def _visible_rows(self, table: Table, condition: Any, *, literal_binds: bool = False, **kw: Any) -> str:
         recursive = bool(self.ctes) and self.ctes_recursive
         self.unrestricted.add(table)
+        masked = self.masks[table]
+        columns = [self._null_like(column) if column.key in masked else column for column in table.c]
         try:
-            return self.process(select(*table.c).where(condition), **({"literal_binds": True} if literal_binds else {}))
+            return self.process(select(*columns).where(condition), **({"literal_binds": True} if literal_binds else {}))
         finally:
             self.unrestricted.discard(table)
             self.ctes_recursive = recursive
+
+    def _null_like(self, column: Column[Any]) -> ColumnElement[Any]:
+        needs_type = TRAITS[self.dialect.name].compares_same_types_only
+        value: ColumnElement[Any] = sql_cast(null(), column.type) if needs_type else null()
+        return value.label(column.name)
 
     def visit_textclause(self, textclause: Any, *args: Any, **kw: Any) -> str:
         if kw.get("asfrom") or may_read_tables(textclause.text):
