@@ -24,7 +24,7 @@ import servers
 from databases import CAPABILITIES, DATABASES
 from effort import EFFORT
 
-pytest.register_assert_rewrite("invariants", "lifecycle", "notes", "overlap", "reference")
+pytest.register_assert_rewrite("desk", "invariants", "lifecycle", "notes", "overlap", "reference")
 
 DIRECTORY = pytest.StashKey[Path]()
 CASES = int(os.environ.get("SQLAUDIT_TEST_CASES", "0"))

@@ -20,9 +20,9 @@ from click.testing import CliRunner, Result
 
 from databases import Database
 from registering import recording
-from sqlaudit import AuditContextManager, history_of
+from sqlaudit import AuditContextManager, history_of, unregister_hooks
 from sqlaudit.cli.commands import program
-from sqlaudit.cli.text import safe, shortened_pair
+from sqlaudit.display import safe, shortened_pair
 from warehouse_history import changeset_id, fill
 
 Run = Callable[..., Result]
@@ -530,3 +530,23 @@ def test_a_shell_completes_the_names_of_tables(warehouse: str) -> None:
     words = {"_SQLAUDIT_COMPLETE": "bash_complete", "COMP_WORDS": "sqlaudit log sup", "COMP_CWORD": "2"}
     result = CliRunner().invoke(program, [], prog_name="sqlaudit", env=words)
     assert result.output.split() == ["plain,supplier_tags", "plain,suppliers"]
+
+
+def test_a_browser_is_served_to_this_machine_alone(warehouse: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sqlaudit.web")
+    served = {}
+
+    class Server:
+        @staticmethod
+        def run(app: object, **options: object) -> None:
+            served.update(options, app=app)
+
+    monkeypatch.setitem(sys.modules, "uvicorn", Server)
+    result = run("serve", "--port", "8123", "--user", "ops")
+    app = served["app"]
+    unregister_hooks(app.sessions)
+    assert "http://127.0.0.1:8123/" in result.output
+    assert (served["host"], served["port"], served["proxy_headers"]) == ("127.0.0.1", 8123, False)
+    assert app.authorize is None
+    assert app.can_write
+    assert app.get_context(None)["user_id"] == "ops"

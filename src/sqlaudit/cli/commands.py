@@ -13,6 +13,7 @@ from sqlaudit.cli.describing import sql, status
 from sqlaudit.cli.erasing import erase, erase_actor, erasures
 from sqlaudit.cli.pruning import hold, holds, prune, release
 from sqlaudit.cli.reading import blame, changesets, diff, log, marks, show
+from sqlaudit.cli.serving import serve
 from sqlaudit.cli.writing import backfill, catch_up, mark, restore, undo
 
 
@@ -29,7 +30,7 @@ def program() -> None:
 COMMANDS = [
     *(log, show, blame, diff, changesets, marks, mark, undo, restore),
     *(check, prune, hold, release, holds, erase, erase_actor, erasures),
-    *(checkout, patch, backfill, catch_up, status, sql),
+    *(checkout, patch, backfill, catch_up, status, sql, serve),
 ]
 for command in COMMANDS:
     program.add_command(command)

@@ -1,0 +1,34 @@
+"""The command serve: history in a browser, for the person at this machine."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import click
+
+from sqlaudit.cli.database import Database
+from sqlaudit.cli.failures import Failure
+from sqlaudit.cli.options import acting_user, shared_options
+from sqlaudit.cli.output import Output
+
+
+@click.command(short_help="Show history in a browser.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8400, show_default=True, help="The port to listen on.")
+@click.option("--user", metavar="ID", help="Who you are, if you undo; your login name if omitted.")
+@shared_options
+def serve(database: Database, output: Output, port: int, user: str | None) -> None:
+    """Show history in a browser, on this machine alone. Without models, it can only be read."""
+    try:
+        web, server = import_module("sqlaudit.web"), import_module("uvicorn")
+    except ImportError as error:
+        raise Failure(f"serve needs {error.name}. Run pip install 'sqlaudit[web]'.") from error
+    who = acting_user(user)
+
+    def get_context(request: Any) -> dict[str, Any]:
+        return {"user_id": who, "actor_type": "user"} if who else {}
+
+    sources = list(database.sources.values())
+    browser = web.HistoryBrowser(database.engine, sources, get_context=get_context, can_write=bool(database.declared))
+    click.echo(f"History is at http://127.0.0.1:{port}/ until you press Ctrl+C.", err=True)
+    server.run(browser, host="127.0.0.1", port=port, log_level="warning", proxy_headers=False, lifespan="off")

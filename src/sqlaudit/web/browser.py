@@ -1,0 +1,274 @@
+"""Who answers a request? The application: it checks who asks, opens a session, and lets a view make the page."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
+from inspect import isawaitable
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.orm import Session, sessionmaker
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from sqlaudit.asynchronous import AsyncEngine, async_sessionmaker
+from sqlaudit.exceptions import HistoryTableError, PrunedError, QueryError
+from sqlaudit.hooks.sessions import register_hooks
+from sqlaudit.integrations.request import Arguments, checked_function, manager_of
+from sqlaudit.retrieval.key_texts import key_from_texts
+from sqlaudit.tracking.links import model_of
+from sqlaudit.web.access import Authorize, permissions_for
+from sqlaudit.web.instants import instant_text
+from sqlaudit.web.limits import limited, was_stopped
+from sqlaudit.web.problems import Problem
+from sqlaudit.web.rendering import text_of
+from sqlaudit.web.security import HEADERS, Receive, Scope, Send, form_of, refuse_strangers
+from sqlaudit.web.sources import Sources
+from sqlaudit.web.texts import TEXTS, Texts
+from sqlaudit.web.view import View
+from sqlaudit.web.views import VIEWS
+from sqlaudit.web.visit import PATHS, Page, Place, Visit
+
+_log: Final = logging.getLogger("sqlaudit.web")
+
+
+class HistoryBrowser:
+    """Pages on which people see who changed what, when and why, and take it back. An ASGI application.
+
+    .. code-block:: python
+
+        app.mount("/history", HistoryBrowser(engine, Base, authorize=authorize))
+
+    Without ``authorize``, it answers requests from this machine alone.
+
+    :param engine_or_sessionmaker: an ``Engine``, an ``AsyncEngine``, or a maker of sessions that record, of either kind
+    :param models: a declarative base, a MetaData, a module, tracked classes or association tables; one or several.
+        Nothing else is shown
+    :param authorize: a function, plain or ``async``, of the request, an action, a model and a key. The actions are
+        ``"list"``, ``"view"``, ``"search"``, ``"export"``, ``"restore"`` and ``"undo"``. The model is a base class or
+        an association table, and the key is that of a row, or ``None`` for lists. It returns ``True`` or ``False``;
+        a criterion of the model, which every query gets; names of attributes whose values are masked; or an
+        :class:`~sqlaudit.web.Access` with both
+    :param get_context: a function, plain or ``async``, of the request. It returns a dict of the arguments of
+        :class:`~sqlaudit.AuditContextManager` for what a visitor restores or undoes, or ``None``
+    :param on_view: a function, plain or ``async``, of the request, the action, the model and the key, which is called
+        after a page has been made; the model and the key may be ``None``
+    :param title: the title of the pages
+    :param texts: texts of another language, by the names in ``sqlaudit.web.texts``
+    :param page_size: about how many changes a page shows
+    :param statement_seconds: the seconds after which the database stops a statement
+    :param can_write: let visitors restore and undo
+    :ivar sessions: the maker of its sessions; ``unregister_hooks(browser.sessions)`` ends what it does for an engine
+    :raises QueryError: an argument is invalid
+    """
+
+    def __init__(
+        self,
+        engine_or_sessionmaker: Any,
+        models: Any,
+        *,
+        authorize: Authorize | None = None,
+        get_context: Callable[[Request], Arguments | Awaitable[Arguments]] | None = None,
+        on_view: Callable[[Request, str, Any, Any], Any] | None = None,
+        title: str | None = None,
+        texts: Mapping[str, str] = MappingProxyType({}),
+        page_size: int = 50,
+        statement_seconds: float = 10,
+        can_write: bool = True,
+    ) -> None:
+        checked_function(get_context, "HistoryBrowser")
+        for name, function in (("authorize", authorize), ("on_view", on_view)):
+            if function is not None and not callable(function):
+                raise QueryError(f"{name} is {function!r}, which cannot be called. Give a function.", function)
+        if unknown := sorted(texts.keys() - TEXTS.keys()):
+            raise QueryError(f"texts has {unknown[0]!r}, which no page has. See TEXTS in sqlaudit.web.texts.", texts)
+        is_one = isinstance(models, type) or not isinstance(models, Collection)
+        self.sources = Sources([models] if is_one else list(models))
+        self.authorize = authorize
+        self.get_context = get_context
+        self.on_view = on_view
+        self.title = title
+        self.texts = Texts(texts)
+        self.page_size = page_size
+        self.statement_seconds = statement_seconds
+        self.can_write = can_write
+        self.sessions = _sessions_of(engine_or_sessionmaker)
+        routes = [Route(f"/{PATHS[view.page]}", self._endpoint(view), methods=[view.method]) for view in VIEWS]
+        self._app = Starlette(
+            routes=[*routes, Route("/static/{name}", _static)],
+            exception_handlers={404: self._no_page, 405: self._no_page},
+        )
+        self._app.router.redirect_slashes = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1000})
+            return
+        raw = scope.get("raw_path") or scope["path"].encode()
+        if scope["path"].endswith("/") and not raw.endswith(b"/"):  # Litestar adds a slash
+            scope = {**scope, "path": scope["path"].removesuffix("/")}
+        if scope["path"] == scope.get("root_path", ""):
+            name = raw.decode("latin-1").rpartition("/")[2]
+            await RedirectResponse(f"./{name}/")(scope, receive, send)  # the links on a page are relative to it
+            return
+
+        async def send_with_headers(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                known = {name for name, _ in message["headers"]}
+                message["headers"] = [*message["headers"], *(each for each in HEADERS if each[0] not in known)]
+            await send(message)
+
+        try:
+            if self.authorize is None:
+                refuse_strangers(scope)
+        except Problem as problem:
+            await self._tell(Request(scope), problem)(scope, receive, send_with_headers)
+            return
+        await self._app(scope, receive, send_with_headers)
+
+    # --- pages --------------------------------------------------------------------------------------------------
+
+    def _endpoint(self, view: View) -> Callable[[Request], Awaitable[Response]]:
+        async def endpoint(request: Request) -> Response:
+            try:
+                form = await form_of(request) if view.method == "POST" else {}
+                place = self._place(request, needs_key=view.needs_key)
+                permissions = await permissions_for(
+                    self.authorize, request, view.action, self.sources.roots, place.source, place.key
+                )
+                context = None
+                if self.get_context is not None and view.method == "POST":
+                    context = self.get_context(request)
+                    context = await context if isawaitable(context) else context
+
+                def work(session: Session) -> Response:
+                    with limited(session, self.statement_seconds):
+                        return view.work(Visit(self, request, session, permissions, place, form))
+
+                with manager_of(context, "HistoryBrowser"):
+                    response = await self._run(work)
+                if self.on_view is not None and response.status_code < 400:
+                    told = self.on_view(request, view.action, place.source, place.key)
+                    await told if isawaitable(told) else None
+            except Exception as error:
+                return self._tell(request, _problem_of(self, error))
+            return response
+
+        return endpoint
+
+    async def _run(self, work: Callable[[Session], Response]) -> Response:
+        sessions = self.sessions
+        if isinstance(sessions, sessionmaker):
+
+            def run() -> Response:
+                with sessions() as session:
+                    return work(session)
+
+            return await run_in_threadpool(run)
+        async with sessions() as session:
+            response: Response = await session.run_sync(work)
+            return response
+
+    def _place(self, request: Request, *, needs_key: bool) -> Place:
+        """Return what a request names.
+
+        :raises Problem: there is no such table or key
+        """
+        name = request.path_params.get("table")
+        if name is None:
+            return Place()
+        source = self.sources.named(name)
+        if source is None:
+            raise Problem(404, "unknown_table", name=name)
+        if not needs_key:
+            return Place(source)
+        table = model_of(source).root.table
+        texts = request.query_params.getlist("key")
+        key = key_from_texts(table, texts)
+        if key is None:
+            names = ", ".join(model_of(source).root.key_names)
+            raise Problem(404, "no_key", key=text_of(tuple(texts)), table=name, names=names)
+        return Place(source, key)
+
+    # --- what is wrong ------------------------------------------------------------------------------------------
+
+    async def _no_page(self, request: Request, error: Exception) -> Response:
+        status = getattr(error, "status_code", 404)
+        return self._tell(request, Problem(status, "not_found" if status == 404 else "not_allowed"))
+
+    def _tell(self, request: Request, problem: Problem) -> Response:
+        page = Page(self, request)
+        values: dict[str, Any] = {
+            name: page.show.value(value, limit=100) if isinstance(value, str) else value
+            for name, value in problem.values.items()
+        }
+        horizon = values.pop("pruned_before", None)
+        if horizon is not None:
+            values["when"], horizon = page.show.time(horizon), instant_text(horizon)
+        return page.render("problem.html", problem.status, name=problem.name, values=values, horizon=horizon)
+
+
+def _problem_of(browser: HistoryBrowser, error: Exception) -> Problem:
+    """Return what a visitor is told of an error. The message of one may name what only some may see."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, PrunedError):
+        return Problem(410, "pruned", pruned_before=error.pruned_before)
+    if isinstance(error, HistoryTableError):
+        _log.error("%s", error)
+        return Problem(500, "no_history")
+    if isinstance(error, QueryError):
+        _log.info("%s", error)
+        return Problem(400, "told", message=str(error)) if browser.authorize is None else Problem(400, "bad_request")
+    if isinstance(error, DBAPIError) and was_stopped(error):
+        return Problem(503, "too_slow", seconds=f"{browser.statement_seconds:g}")
+    if isinstance(error, (OperationalError, InterfaceError, PoolTimeoutError, OSError)):
+        _log.error("The database does not answer a page of history: %s", error)
+        return Problem(503, "database_away")
+    _log.exception("A page of history could not be made.", exc_info=error)
+    return Problem(500, "failed")
+
+
+async def _static(request: Request) -> Response:
+    name = request.path_params["name"]
+    if name not in _FILES:
+        raise HTTPException(404)
+    return FileResponse(_STATIC / name, media_type=_FILES[name], headers={"Cache-Control": "no-cache"})
+
+
+_STATIC: Final = Path(__file__).with_name("static")
+_FILES: Final = {"history.css": "text/css", "history.js": "text/javascript", "icon.svg": "image/svg+xml"}
+
+
+def _sessions_of(given: Any) -> Any:
+    """Return a maker of sessions that record.
+
+    :raises QueryError: it is neither an engine nor a maker of sessions
+    """
+    if isinstance(given, (sessionmaker, async_sessionmaker)):
+        return given
+    if isinstance(given, Engine):
+        sessions: Any = sessionmaker(given)
+    elif isinstance(given, AsyncEngine):
+        sessions = async_sessionmaker(given)
+    else:
+        raise QueryError(
+            f"HistoryBrowser was given {given!r}. Give an Engine, an AsyncEngine, a sessionmaker or an "
+            "async_sessionmaker.",
+            given,
+        )
+    register_hooks(sessions)
+    return sessions

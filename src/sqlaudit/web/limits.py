@@ -1,0 +1,108 @@
+"""How long may a statement take? The database itself stops one that takes longer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from inspect import isawaitable
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Connection, event, func, literal_column, select, text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.orm import Session
+from sqlalchemy.util import await_only
+
+from sqlaudit.sql.options import INTERNAL
+from sqlaudit.tracking.missing import codes_of
+
+_STEPS: Final = 10_000
+"""The instructions of SQLite's machine after which it looks at the clock."""
+_STOPPED: Final = {"57014", 1969, 3024}
+"""The codes by which PostgreSQL, MariaDB and MySQL say that they stopped a statement."""
+
+
+@contextmanager
+def limited(session: Session, seconds: float) -> Iterator[None]:
+    """Let the database stop each statement of a session that takes longer, within the ``with`` block.
+
+    SQLite stops what a whole transaction takes longer to read.
+
+    The connection is as it was before, once the session's transaction or the block has ended.
+    """
+    limits: list[tuple[Connection, Callable[[], Any]]] = []
+
+    def limit(_session: Session, _transaction: Any, connection: Connection) -> None:
+        if (set_limit := _LIMITS.get(connection.dialect.name)) is not None:
+            limits.append((connection, set_limit(connection, seconds)))
+
+    def give_back(*_: Any) -> None:
+        while limits:
+            connection, end_limit = limits.pop()
+            try:
+                end_limit()
+            except SQLAlchemyError:
+                with suppress(SQLAlchemyError):
+                    connection.invalidate()  # nobody else should get it
+
+    event.listen(session, "after_begin", limit)
+    for name in _ENDS:
+        event.listen(session, name, give_back)
+    try:
+        yield
+    finally:
+        give_back()
+        event.remove(session, "after_begin", limit)
+        for name in _ENDS:
+            event.remove(session, name, give_back)
+
+
+_ENDS: Final = ("before_commit", "after_rollback")
+"""The events at which the connection of a transaction is about to be given back."""
+
+
+def was_stopped(error: DBAPIError) -> bool:
+    """Return whether a database says that it stopped a statement, because it took too long."""
+    return not codes_of(error).isdisjoint(_STOPPED) or "interrupted" in str(error.orig)
+
+
+def _on_postgresql(connection: Connection, seconds: float) -> Callable[[], Any]:
+    milliseconds = str(round(seconds * 1000))
+    connection.execute(select(func.set_config("statement_timeout", milliseconds, True)), execution_options=INTERNAL)
+    return lambda: None  # it ends with the transaction
+
+
+def _on_mysql(connection: Connection, seconds: float) -> Callable[[], Any]:
+    if connection.dialect.is_mariadb:  # type: ignore[attr-defined]  # of the dialects of MySQL
+        variable, statement, value = _MARIADB_VARIABLE, _SET_ON_MARIADB, seconds
+    else:
+        variable, statement, value = _MYSQL_VARIABLE, _SET_ON_MYSQL, round(seconds * 1000)
+    before = connection.scalar(select(variable), execution_options=INTERNAL)
+    connection.execute(statement, {"value": value}, execution_options=INTERNAL)
+    return lambda: connection.execute(statement, {"value": before}, execution_options=INTERNAL)
+
+
+_MARIADB_VARIABLE: Final[ColumnElement[Any]] = literal_column("@@SESSION.max_statement_time")
+_MYSQL_VARIABLE: Final[ColumnElement[Any]] = literal_column("@@SESSION.max_execution_time")
+_SET_ON_MARIADB: Final = text("SET SESSION max_statement_time = :value")
+_SET_ON_MYSQL: Final = text("SET SESSION max_execution_time = :value")
+
+
+def _on_sqlite(connection: Connection, seconds: float) -> Callable[[], Any]:
+    driver: Any = connection.connection.driver_connection
+    end = time.monotonic() + seconds
+
+    def set_handler(handler: Any, steps: int) -> None:
+        if isawaitable(waiting := driver.set_progress_handler(handler, steps)):  # aiosqlite
+            await_only(waiting)
+
+    set_handler(lambda: time.monotonic() > end, _STEPS)
+    return lambda: set_handler(None, 0)
+
+
+_LIMITS: Final = {
+    "postgresql": _on_postgresql,
+    "mariadb": _on_mysql,
+    "mysql": _on_mysql,
+    "sqlite": _on_sqlite,
+}

@@ -1,0 +1,123 @@
+"""What would be done, and is it what the visitor saw? A plan is shown first, and carried out only if it is the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from markupsafe import Markup
+
+from sqlaudit.changes import Conflict, Operation, RestoreReport
+from sqlaudit.context import AuditContextManager
+from sqlaudit.display import safe
+from sqlaudit.exceptions import QueryError, SQLAuditError
+from sqlaudit.web.problems import Problem
+from sqlaudit.web.rendering import text_of
+from sqlaudit.web.visit import Visit
+
+
+class Work(Protocol):
+    """An undo or a restore."""
+
+    def __call__(self, *, dry_run: bool) -> RestoreReport: ...
+
+
+def planned(visit: Visit, work: Work, refusal: str) -> RestoreReport:
+    """Return what would be done.
+
+    A visitor who may see a part of the rows may do what concerns this part alone: then the plan is the same, whether
+    it is made from all rows or from those that the visitor may see.
+
+    :param refusal: the name of the problem that it cannot be done
+    :raises Problem: it cannot be done, or concerns what the visitor may not see
+    """
+    if not visit.browser.can_write:
+        raise Problem(403, "needs_models")
+    try:
+        with visit.reading():
+            plan = work(dry_run=True)
+        visit.session.expunge_all()
+        if not visit.permissions.are_whole and digest(work(dry_run=True)) != digest(plan):
+            raise Problem(403, refusal)
+    except QueryError as error:
+        if visit.browser.authorize is None:
+            raise
+        raise Problem(409, refusal) from error
+    visit.session.expunge_all()
+    return plan
+
+
+def carry_out(visit: Visit, work: Work, plan: RestoreReport) -> None:
+    """Do what a plan says, and commit it.
+
+    :param plan: what :func:`planned` has returned in this request
+    :raises Problem: something has changed since the visitor saw the plan
+    """
+    [shown] = visit.form.get("plan", [""])[:1]
+    [reason] = visit.form.get("reason", [""])[:1]
+    try:
+        with AuditContextManager(**({"reason": reason.strip()} if reason.strip() else {})):
+            done = work(dry_run=False)
+    except QueryError:
+        raise
+    except SQLAuditError as error:
+        raise Problem(409, "changed_since") from error
+    if {digest(done), digest(plan)} != {shown}:
+        raise Problem(409, "changed_since")  # and the transaction is rolled back
+    visit.session.commit()
+
+
+def digest(report: RestoreReport) -> str:
+    """Return a short text that differs for plans that differ."""
+    told = report.to_dict("json")
+    parts = [sorted(json.dumps(item, sort_keys=True) for item in told[name]) for name in ("items", "conflicts")]
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+
+
+# --- how it is shown --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRow:
+    """A row of a plan."""
+
+    operation: Operation
+    sentence: Markup
+    changes: Sequence[tuple[str, Markup]]
+
+
+def planned_rows(visit: Visit, plan: RestoreReport) -> list[PlannedRow]:
+    """Return the rows of a plan, in the order of their names."""
+    items = sorted(plan, key=lambda item: (item.resource_type, str(item.key)))
+    return [
+        PlannedRow(
+            item.operation,
+            visit.texts(f"plan_{item.operation}", row=visit.row_link(item.resource_type, item.key)),
+            [(safe(name), visit.show.change(item.operation, *pair)) for name, pair in sorted(item.fields.items())],
+        )
+        for item in items
+    ]
+
+
+def told_conflicts(visit: Visit, conflicts: Sequence[Conflict]) -> list[Markup]:
+    """Return the later changes that would be lost, as sentences."""
+    return [_conflict(visit, conflict) for conflict in conflicts]
+
+
+def _conflict(visit: Visit, conflict: Conflict) -> Markup:
+    fields: Any = visit.texts("conflict_whole")
+    if conflict.fields:
+        fields = visit.show.listed([text_of(name) for name in conflict.fields])
+    if conflict.changeset_id is not None:
+        url = visit.url("changeset", changeset=str(conflict.changeset_id))
+        fields = Markup('<a href="{}">{}</a>').format(url, fields)
+    return visit.texts(
+        "conflict",
+        row=visit.row_link(conflict.resource_type, conflict.key),
+        fields=fields,
+        who=visit.texts("nobody") if conflict.changed_by is None else visit.show.value(conflict.changed_by),
+        when="" if conflict.timestamp is None else visit.show.time(conflict.timestamp),
+    )

@@ -1,0 +1,136 @@
+"""How does a value look on a page? As HTML: escaped, isolated from the direction of its neighbours, and short."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, date, datetime
+from typing import Any, Final
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from sqlaudit.changes import Operation
+from sqlaudit.display import safe, shortened, shortened_pair
+from sqlaudit.erased import ERASED
+from sqlaudit.web.instants import instant_text
+from sqlaudit.web.texts import Texts
+from sqlaudit.web.words import differing_words
+from sqlaudit.wire import json_value
+
+ENVIRONMENT: Final = Environment(
+    loader=PackageLoader("sqlaudit.web"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_LONGEST: Final = 300
+"""The characters of a value that are shown at first."""
+_LONGEST_PAIR: Final = 160
+_SHORT: Final = 80
+"""The characters of two texts that are shown one after the other, and not word by word."""
+_LONGEST_WHOLE: Final = 20_000
+"""The characters of a value that are shown at all."""
+_MADE: Final = (Operation.INSERT, Operation.LINK)
+_REMOVED: Final = (Operation.DELETE, Operation.UNLINK)
+
+
+class Renderer:
+    """Writes values as HTML, with the texts of one language."""
+
+    def __init__(self, texts: Texts) -> None:
+        self.texts = texts
+
+    def value(self, value: Any, *, limit: int = _LONGEST) -> Markup:
+        """Return a value; a long one is shortened, and can be unfolded."""
+        if value is None:
+            return self._absent("none")
+        if value is ERASED:
+            return self._absent("erased")
+        if isinstance(value, datetime):
+            return self.time(value) if value.tzinfo is not None else _plain(value.isoformat(" "))
+        text = text_of(value)
+        if len(text) <= limit:
+            return _plain(text)
+        return Markup(
+            '<details class="long"><summary>{} <span class="hint">{}</span></summary><pre>{}</pre></details>'
+        ).format(_plain(shortened(text, limit)), self.texts("more"), shortened(_with_lines(value), _LONGEST_WHOLE))
+
+    def text(self, value: Any) -> str:
+        """Return a value as text on one line, where HTML cannot be."""
+        return shortened(text_of(value), 60)
+
+    def hidden(self) -> Markup:
+        """Return what stands for a value that the visitor may not see."""
+        return self._absent("hidden")
+
+    def change(self, operation: Operation | None, old: Any, new: Any) -> Markup:
+        """Return an old and a new value, shortened around the difference."""
+        if operation in _MADE:
+            return Markup("<ins>{}</ins>").format(self.value(new))
+        if operation in _REMOVED:
+            return Markup("<del>{}</del>").format(self.value(old))
+        arrow = Markup('<del>{}</del> <span class="arrow" aria-label="→">→</span> <ins>{}</ins>')
+        if not isinstance(old, str) or not isinstance(new, str):
+            return arrow.format(self.value(old), self.value(new))
+        if len(old) + len(new) > _SHORT and (words := differing_words(old, new)) is not None:
+            return Markup('<span class="words">{}</span>').format(words)
+        before, after = shortened_pair(safe(old), safe(new), _LONGEST_PAIR)
+        return arrow.format(_plain(before), _plain(after))
+
+    def time(self, value: datetime) -> Markup:
+        """Return an instant. The script shows it in the time zone of the reader."""
+        exact = instant_text(value)
+        shown = value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+        return Markup('<time datetime="{}" title="{}">{}</time>').format(exact, exact, self.texts("utc", instant=shown))
+
+    def who(self, info: Any) -> Markup:
+        """Return a badge for who made a change, for whom, and who really acted."""
+        kind = info.actor_type
+        if info.changed_by is None:
+            badge = Markup('<span class="who unknown">{}</span>').format(self.texts("nobody"))
+        else:
+            badge = Markup('<b class="who {}"><bdi>{}</bdi></b>').format(kind or "user", safe(info.changed_by))
+        if kind is not None and kind != "user":
+            badge += Markup(' <span class="kind {}">{}</span>').format(kind, self.texts(f"actor_{kind}"))
+        if info.impersonated_by:
+            badge = self.texts("who_really", who=badge, whom=_who(info.impersonated_by))
+        if info.on_behalf_of:
+            badge = self.texts("who_for", who=badge, whom=_who(info.on_behalf_of))
+        return badge
+
+    def listed(self, items: Sequence[Any], *, most: int = 8) -> Markup:
+        """Return items with commas between them, and how many are left out."""
+        shown = [escape(item) for item in items[:most]]
+        if len(items) > most:
+            shown.append(self.texts("and_more", count=len(items) - most))
+        return Markup(", ").join(shown)
+
+    def _absent(self, name: str) -> Markup:
+        return Markup('<span class="absent">{}</span>').format(self.texts(name))
+
+
+def text_of(value: Any) -> str:
+    """Return a value as text on one line, without control characters."""
+    if isinstance(value, tuple):  # a key
+        return ", ".join(map(text_of, value))
+    if isinstance(value, (datetime, date)):
+        return instant_text(value) if isinstance(value, datetime) and value.tzinfo else value.isoformat()
+    form = json_value(value)
+    return safe(form if isinstance(form, str) else json.dumps(form, ensure_ascii=False))
+
+
+def _with_lines(value: Any) -> str:
+    """Return a value as text with its lines, and JSON as a tree."""
+    form = json_value(value)
+    text = form if isinstance(form, str) else json.dumps(form, ensure_ascii=False, indent=2)
+    return "\n".join(map(safe, text.splitlines()))
+
+
+def _plain(text: str) -> Markup:
+    return Markup("<bdi>{}</bdi>").format(text)
+
+
+def _who(name: str) -> Markup:
+    return Markup('<b class="who"><bdi>{}</bdi></b>').format(safe(name))

@@ -1,0 +1,22 @@
+"""Which views are there? Each module has those of one question."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlaudit.web.view import View
+from sqlaudit.web.views import restoring, undoing
+from sqlaudit.web.views.activity import ACTIVITY, SEARCH
+from sqlaudit.web.views.blaming import BLAME
+from sqlaudit.web.views.changesets import CHANGESET, CHANGESETS
+from sqlaudit.web.views.comparing import COMPARE
+from sqlaudit.web.views.diffing import DIFF
+from sqlaudit.web.views.overview import CHECK, OVERVIEW
+from sqlaudit.web.views.rows import ROW
+from sqlaudit.web.views.tables import HOME, TABLE
+
+VIEWS: Final[list[View]] = [
+    *(HOME, TABLE, ROW, BLAME, DIFF),
+    *(ACTIVITY, SEARCH, CHANGESETS, CHANGESET, OVERVIEW, CHECK, COMPARE),
+    *(undoing.ASK, undoing.DO, restoring.ASK, restoring.DO),
+]

@@ -1,0 +1,205 @@
+"""What happened lately, in numbers, and where is a certain change?"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from heapq import merge
+from itertools import islice
+from operator import attrgetter
+from typing import Any, Final
+
+from markupsafe import Markup
+from starlette.responses import Response
+
+from sqlaudit.changes import FieldChange
+from sqlaudit.config import current_config
+from sqlaudit.display import safe
+from sqlaudit.period import TICK
+from sqlaudit.retrieval.activity import Activity, activity
+from sqlaudit.retrieval.field_changes import get_resource_changes
+from sqlaudit.tracking.links import model_of
+from sqlaudit.web.instants import instant_of, instant_text
+from sqlaudit.web.problems import Problem
+from sqlaudit.web.timeline import stories
+from sqlaudit.web.view import View
+from sqlaudit.web.visit import Visit
+
+_DAYS: Final = 30
+_HEIGHT: Final = 100
+_MOST_TABLES: Final = 30
+"""The tables that one search reads."""
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Bar:
+    """A day of the chart: its place and size, in units of the chart."""
+
+    x: float
+    y: float
+    height: float
+    label: str
+    url: str
+
+
+def _activity(visit: Visit) -> Response:
+    """Show how much happened on each of the last days, in which tables and by whom."""
+    last = (visit.at or current_config().now()).astimezone(UTC)
+    begin = datetime(last.year, last.month, last.day, tzinfo=UTC) - timedelta(days=_DAYS - 1)
+    with visit.reading():
+        found = activity(visit.session, begin, _DAYS)
+    return visit.render(
+        "activity.html",
+        bars=list(_bars(visit, found, begin)),
+        total=sum(found.days.values()),
+        most=max(found.days.values(), default=0),
+        days=_DAYS,
+        tables=[(_table(visit, name), count) for name, count in found.tables.most_common(20)],
+        users=[(_user(visit, user), count) for user, count in found.users.most_common(20)],
+        runs=[(_run(visit, run.run_id), run) for run in found.runs],
+    )
+
+
+def _bars(visit: Visit, found: Activity, begin: datetime) -> Iterator[_Bar]:
+    most = max(found.days.values(), default=0) or 1
+    width = 1000 / _DAYS
+    for number in range(_DAYS):
+        day, count = begin + timedelta(days=number), found.days[number]
+        height = round(_HEIGHT * count / most, 1)
+        query = f"since:{day:%Y-%m-%d} until:{day + timedelta(days=1):%Y-%m-%d}"
+        label = f"{day:%Y-%m-%d}: {count:,}"
+        url = visit.url("search", {"q": query})
+        yield _Bar(round(number * width + 2, 1), _HEIGHT - height, height, label, url)
+
+
+def _table(visit: Visit, name: str) -> Markup:
+    source = visit.browser.sources.by_name.get(name)
+    if source is None:
+        return Markup("<bdi>{}</bdi>").format(safe(name))
+    title = safe(visit.browser.sources.title_of(source))
+    return Markup('<a href="{}"><bdi>{}</bdi></a>').format(visit.table_url(source), title)
+
+
+def _user(visit: Visit, user: str | None) -> Markup:
+    if user is None:
+        return visit.texts("nobody")
+    return Markup('<a href="{}">{}</a>').format(visit.url("changesets", {"user": user}), visit.show.value(user))
+
+
+def _run(visit: Visit, run_id: str) -> Markup:
+    url = visit.url("search", {"q": f"run:{shlex.quote(run_id)}"})
+    return Markup('<a href="{}">{}</a>').format(url, visit.show.value(run_id, limit=60))
+
+
+# --- search -----------------------------------------------------------------------------------------------------
+
+_FILTERS: Final = {
+    "who": "filter_user_ids",
+    "field": "filter_fields",
+    "from": "filter_old_values",
+    "to": "filter_new_values",
+    "op": "filter_operations",
+    "kind": "filter_actor_types",
+    "for": "filter_on_behalf_of",
+    "run": "filter_run_ids",
+    "reason": "filter_reasons",
+}
+"""The words of a search, and the filters that they are."""
+
+
+def _search(visit: Visit) -> Response:
+    """Show the latest changes that a search names, such as ``who:u42 field:price since:2026-03-01``."""
+    text = visit.parameter("q") or ""
+    found: list[FieldChange] = []
+    if text:
+        words = _words(text)
+        with visit.reading():
+            found = _found(visit, words)
+    size = visit.browser.page_size
+    older = None
+    if len(found) > size:
+        until = instant_text(found[size - 1].timestamp - TICK)
+        rest = [word for word in _split(text) if not word.startswith("until:")]
+        older = visit.here(q=" ".join([*map(_quoted, rest), f"until:{until}"]))
+    return visit.render(
+        "search.html",
+        text=text,
+        is_asked=bool(text),
+        stories=stories(visit, found[:size]),
+        older=older,
+        names=[*_FILTERS, "table", "since", "until"],
+    )
+
+
+def _split(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError:  # a quotation mark without another one
+        return text.split()
+
+
+def _quoted(word: str) -> str:
+    name, _, value = word.partition(":")
+    return f"{name}:{shlex.quote(value)}"
+
+
+def _words(text: str) -> dict[str, list[str]]:
+    """Return the values of a search by their words.
+
+    :raises Problem: it has a word that names nothing
+    """
+    words: dict[str, list[str]] = {}
+    for word in _split(text):
+        name, colon, value = word.partition(":")
+        if not colon or name not in (*_FILTERS, "table", "since", "until") or not value:
+            raise Problem(400, "bad_search", word=word)
+        words.setdefault(name, []).append(value)
+    return words
+
+
+def _found(visit: Visit, words: dict[str, list[str]]) -> list[FieldChange]:
+    filters: dict[str, Any] = {_FILTERS[name]: words[name] for name in words.keys() & _FILTERS.keys()}
+    begin, end = (_bound(visit, words, name) for name in ("since", "until"))
+    if begin is not None or end is not None:
+        filters["filter_date_range"] = begin, end
+    size, found = visit.browser.page_size + 1, []
+    for source, fields in _sources(visit, words):
+        own = {"filter_fields": fields} if fields else {}
+        found.append(get_resource_changes(source, visit.session, newest_first=True, limit=size, **{**filters, **own}))
+    return list(islice(merge(*found, key=attrgetter("timestamp"), reverse=True), size))
+
+
+def _bound(visit: Visit, words: dict[str, list[str]], name: str) -> datetime | None:
+    if name not in words:
+        return None
+    instant = instant_of(visit.session, words[name][-1], visit.parameter("zone") or "", may_be_future=True)
+    return instant if visit.at is None or name == "since" else min(instant, visit.at)
+
+
+def _sources(visit: Visit, words: dict[str, list[str]]) -> Iterator[tuple[Any, list[str]]]:
+    """Yield the tables to search, each with the fields that are asked for.
+
+    :raises Problem: there are none, or too many
+    """
+    sources = visit.browser.sources
+    chosen = [sources.named(name) for name in words.get("table", ())] or sources.roots
+    if None in chosen:
+        raise Problem(404, "unknown_table", name=", ".join(words["table"]))
+    asked = set(words.get("field", ()))
+    wanted = []
+    for source in chosen:
+        fields = {name for name, _ in model_of(source).reported_fields()}
+        if visit.may(source) and (not asked or asked & fields):
+            wanted.append((source, sorted(asked & fields)))
+    if len(wanted) > _MOST_TABLES:
+        raise Problem(400, "wide_search", count=_MOST_TABLES)
+    yield from wanted
+
+
+ACTIVITY: Final = View(page="activity", action="list", work=_activity)
+SEARCH: Final = View(page="search", action="search", work=_search)

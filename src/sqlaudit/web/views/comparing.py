@@ -1,0 +1,62 @@
+"""What differs between two instants of a table: which rows came, went or changed?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC
+from itertools import islice
+from typing import Final
+
+from starlette.responses import Response
+
+from sqlaudit.changes import Operation, RowDiff
+from sqlaudit.config import current_config
+from sqlaudit.display import safe
+from sqlaudit.past.comparing import compare
+from sqlaudit.web.instants import instant_of, instant_text
+from sqlaudit.web.plans import PlannedRow
+from sqlaudit.web.view import View
+from sqlaudit.web.visit import Visit
+
+_MOST: Final = 200
+"""The rows that are shown."""
+
+
+def _compare(visit: Visit) -> Response:
+    """Show what differs between two instants of the table; without a first one, a form."""
+    zone = visit.parameter("zone") or ""
+    with visit.reading():
+        end = visit.at or current_config().now().astimezone(UTC)
+        if text := visit.parameter("b"):
+            end = instant_of(visit.session, text, zone)
+        begin = None
+        rows: list[RowDiff] = []
+        if text := visit.parameter("a"):
+            begin = instant_of(visit.session, text, zone)
+            begin, end = min(begin, end), max(begin, end)
+            rows = list(islice(compare(visit.session, visit.source, begin, end), _MOST + 1))
+    shown = rows[:_MOST]
+    counts = Counter(row.operation for row in shown)
+    return visit.render(
+        "compare.html",
+        begin=begin,
+        end=end,
+        a="" if begin is None else instant_text(begin),
+        b=instant_text(end) if visit.parameter("b") or visit.at else "",
+        rows=[_told(visit, row) for row in shown],
+        counts=[(operation, counts[operation]) for operation in Operation if counts[operation]],
+        most=_MOST if len(rows) > _MOST else None,
+    )
+
+
+def _told(visit: Visit, row: RowDiff) -> PlannedRow:
+    assert row.operation is not None
+    name = "compare_unknown" if row.is_unknown else f"compare_{row.operation}"
+    return PlannedRow(
+        row.operation,
+        visit.texts(name, row=visit.row_link(row.resource_type, row.resource_id)),
+        [(safe(field), visit.show.change(row.operation, *pair)) for field, pair in sorted(row.fields.items())],
+    )
+
+
+COMPARE: Final = View(page="compare", action="list", work=_compare)

@@ -1,0 +1,76 @@
+"""How does a row become what it was? A page shows what would change, whole or in some fields, and asks."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from markupsafe import Markup
+from starlette.responses import Response
+
+from sqlaudit.changes import RestoreReport
+from sqlaudit.display import safe
+from sqlaudit.restoring.restore import restore
+from sqlaudit.web.instants import instant_text
+from sqlaudit.web.plans import Work, carry_out, digest, planned, planned_rows
+from sqlaudit.web.problems import Problem
+from sqlaudit.web.view import View
+from sqlaudit.web.visit import Visit
+
+
+def _ask(visit: Visit) -> Response:
+    """Show what a restore would do."""
+    plan = planned(visit, _restore_of(visit), "cannot_restore")
+    chosen = visit.parameters("field")
+    every = plan if not chosen else planned(visit, _restore_of(visit, whole=True), "cannot_restore")
+    names = sorted({name for item in every for name in item.fields if item.operation == "update"} | set(chosen))
+    assert visit.at is not None
+    return visit.render_form(
+        "plan.html",
+        heading=visit.texts("restore_title", row=_name(visit)),
+        explanation=visit.texts("restore_plan", when=visit.show.time(visit.at)),
+        rows=planned_rows(visit, plan),
+        conflicts=[],
+        digest=digest(plan),
+        back=visit.row_url("row", visit.source, visit.key),
+        choices=[(safe(name), name in chosen) for name in names],
+    )
+
+
+def _do(visit: Visit) -> Response:
+    """Restore the row, if that does what the visitor saw."""
+    work = _restore_of(visit)
+    carry_out(visit, work, planned(visit, work, "cannot_restore"))
+    return visit.redirect(visit.row_url("row", visit.source, visit.key, at=None))
+
+
+def _restore_of(visit: Visit, *, whole: bool = False) -> Work:
+    """Return the restore of the row of the page to its instant.
+
+    :raises Problem: the page has no instant, or is about a link
+    """
+    at = visit.at
+    if at is None:
+        raise Problem(400, "no_instant", text="")
+    if visit.has_links:
+        raise Problem(400, "cannot_restore")
+    fields = None if whole else visit.parameters("field") or None
+
+    def work(*, dry_run: bool) -> RestoreReport:
+        return restore(visit.session, visit.source, visit.key, at=at, fields=fields, dry_run=dry_run)
+
+    return work
+
+
+def _name(visit: Visit) -> Markup:
+    return visit.row_name(visit.title, visit.key)
+
+
+ASK: Final = View(page="restore", action="restore", work=_ask, needs_key=True)
+DO: Final = View(page="restore", action="restore", work=_do, needs_key=True, method="POST")
+
+
+def restore_url(visit: Visit) -> str | None:
+    """Return the URL of the page that restores the row of a page to its instant; ``None`` if it cannot be."""
+    if not visit.browser.can_write or visit.at is None or visit.has_links:
+        return None
+    return visit.row_url("restore", visit.source, visit.key, at=instant_text(visit.at))

@@ -1,0 +1,296 @@
+"""What happened to a row, and what is it, or was it as of an instant?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from markupsafe import Markup
+from sqlalchemy import inspect, select
+from sqlalchemy.orm import RelationshipProperty, Session, lazyload, with_parent
+from starlette.responses import Response
+
+from sqlaudit.changes import FieldChange, Operation, Page, VersionInfo
+from sqlaudit.display import safe
+from sqlaudit.exceptions import PrunedError, QueryError, SQLAuditError
+from sqlaudit.past.comparing import state_of
+from sqlaudit.past.session import time_travel
+from sqlaudit.period import OPEN_END, TICK
+from sqlaudit.retrieval.field_changes import versions_of
+from sqlaudit.retrieval.pages import changes_page
+from sqlaudit.tracking.history import version_info
+from sqlaudit.tracking.links import related_names
+from sqlaudit.tracking.models import tracked_model
+from sqlaudit.web.instants import instant_text
+from sqlaudit.web.problems import Problem
+from sqlaudit.web.timeline import stories
+from sqlaudit.web.view import View
+from sqlaudit.web.views.restoring import restore_url
+from sqlaudit.web.visit import Visit
+
+_STEPS: Final = 60
+"""The latest versions for which the bar has marks."""
+_RELATED: Final = 20
+"""The rows of a relationship that are shown."""
+_WIDTH: Final = 1000
+"""The width of the bar, in units of its own."""
+
+
+def _row(visit: Visit) -> Response:
+    """Show a row, as it is or as it was, and what happened to it up to then."""
+    with visit.reading():
+        latest = versions_of(visit.session, visit.source, visit.key, newest_first=True, limit=_STEPS)
+        if not latest:
+            raise visit.unknown_row()
+        version = latest[0] if visit.at is None else _state(visit)
+        info = None if version is None else VersionInfo(**version_info(version))
+        is_there = info is not None and info.operation is not Operation.DELETE
+        page = _changes(visit, latest[0])
+        return visit.render(
+            "row.html",
+            heading=visit.row_name(visit.title, visit.key),
+            is_absent=info is None,
+            tombstone=info if info is not None and info.operation is Operation.DELETE else None,
+            before_deletion=None if info is None else instant_text(info.timestamp - TICK),
+            is_unknown=visit.at is None and is_there and _end_of(latest[0]) != OPEN_END,
+            fields=list(_fields(visit, version)) if is_there else [],
+            related=list(_related(visit)) if is_there else [],
+            restore_url=restore_url(visit),
+            steps=_steps(visit, latest),
+            stories=stories(visit, page, _subject(visit, latest[0])),
+            filters=list(_filters(visit)),
+            beginning=_beginning(visit) if page.next is None else None,
+            older=None if page.next is None else visit.here(after=page.next),
+            newest=visit.here(after=None) if visit.parameter("after") else None,
+        )
+
+
+ROW: Final = View(page="row", action="view", work=_row, needs_key=True)
+
+
+def _state(visit: Visit) -> Any:
+    """Return the version that was true at the instant of the page; ``None`` if the row did not exist.
+
+    :raises Problem: it is unknown
+    """
+    try:
+        return state_of(visit.session, visit.model, visit.source, visit.key, visit.at)
+    except PrunedError:
+        raise
+    except QueryError:
+        raise Problem(410, "unknown_state") from None
+
+
+def _end_of(version: Any) -> datetime:
+    end: datetime = getattr(version, version.__sqlaudit_model__.root.table.names.valid_to)
+    return end
+
+
+# --- values -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    name: str
+    value: Markup
+
+
+def _fields(visit: Visit, version: Any) -> Iterator[_Field]:
+    """Yield the values of a version, those of its key first. What refers to another row is a link to it."""
+    model = version.__sqlaudit_model__
+    references = dict(_references(visit, model))
+    for name in sorted(model.columns, key=lambda name: (name not in model.key_names, name)):
+        value = getattr(version, name)
+        shown = visit.show.hidden() if visit.is_hidden(visit.source, name) else visit.show.value(value)
+        if name in references and value is not None:
+            shown = Markup('<a href="{}">{}</a>').format(visit.row_url("row", references[name], value), shown)
+        yield _Field(safe(name), shown)
+
+
+def _references(visit: Visit, model: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the fields that are the whole key of a row of another table, each with the source of that row."""
+    for name, column in model.columns.items():
+        live = model.table.live.c.get(column.key)
+        for key in () if live is None else live.foreign_keys:
+            source = visit.browser.sources.of_table(key.column.table) if _is_resolved(key) else None
+            if source is not None and visit.may(source) and [*key.column.table.primary_key] == [key.column]:
+                yield name, source
+
+
+def _is_resolved(key: Any) -> bool:
+    try:
+        return key.column is not None
+    except Exception:  # the table is in no MetaData
+        return False
+
+
+# --- what belongs to the row ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Relationship:
+    name: str
+    rows: Sequence[Markup]
+    has_more: bool
+
+
+def _related(visit: Visit) -> Iterator[_Relationship]:
+    """Yield the rows that relationships lead to, now or at the instant of the page."""
+    if visit.has_links:
+        return
+    if visit.at is None:
+        yield from _related_in(visit, visit.session)
+        return
+    with time_travel(visit.session, visit.at, untracked="live") as past:
+        yield from _related_in(visit, past)
+
+
+def _related_in(visit: Visit, session: Session) -> Iterator[_Relationship]:
+    mapper = visit.model.mapper
+    owner = session.get(mapper.class_, visit.key, options=[lazyload("*")])  # no collection as a whole
+    if owner is None:
+        return
+    for prop in inspect(owner).mapper.relationships:
+        source = _shown_source(visit, prop)
+        if source is None or not prop.uselist:
+            continue
+        target, attribute = prop.mapper.class_, getattr(type(owner), prop.key)
+        statement = select(target).where(with_parent(owner, attribute)).options(lazyload("*"))
+        statement = statement.order_by(*prop.mapper.primary_key).limit(_RELATED + 1)
+        rows = session.scalars(statement).all()
+        names = [_row_link(visit, each) for each in rows[:_RELATED]]
+        yield _Relationship(safe(prop.key), names, len(rows) > _RELATED)
+
+
+def _shown_source(visit: Visit, prop: RelationshipProperty[Any]) -> Any:
+    """Return the source of what a relationship leads to; ``None`` if it is not shown."""
+    model = tracked_model(prop.mapper)
+    source = None if model is None else visit.browser.sources.of_table(model.table.live)
+    return source if source is not None and visit.may(source) else None
+
+
+def _row_link(visit: Visit, row: Any) -> Markup:
+    model = tracked_model(inspect(row).mapper)
+    assert model is not None
+    parts = tuple(getattr(row, name) for name in model.key_names)
+    key = parts if len(parts) > 1 else parts[0]
+    source = visit.browser.sources.of_table(model.table.live)
+    return Markup('<a href="{}">{}</a>').format(visit.row_url("row", source, key), visit.row_name(model.label, key))
+
+
+# --- the timeline -----------------------------------------------------------------------------------------------
+
+
+def _changes(visit: Visit, version: Any) -> Page[FieldChange]:
+    """Return the changes of the row, its links and owned rows that the visitor asks for, the latest first."""
+    filters: dict[str, Any] = {}
+    if visit.at is not None:
+        filters["filter_date_range"] = None, visit.at
+    if users := visit.parameters("user"):
+        filters["filter_user_ids"] = users
+    if fields := visit.parameters("field"):
+        filters["filter_fields"] = fields
+    elif included := _included(visit):
+        filters["include"] = included
+    field = visit.model.options.resource_id_field
+    return changes_page(
+        visit.session,
+        visit.source,
+        getattr(version, field) if field else visit.key,
+        newest_first=True,
+        after=visit.parameter("after"),
+        size=visit.browser.page_size,
+        **filters,
+    )
+
+
+def _included(visit: Visit) -> list[str]:
+    """Return the names of the relationships whose links and rows belong to the history of the row."""
+    model = visit.model
+    if visit.has_links or model.options.resource_id_field:
+        return []
+    names = []
+    for prop in model.mapper.relationships:
+        if prop.viewonly or _shown_source(visit, prop) is None:
+            continue
+        try:
+            [related] = related_names(model, prop.key)
+        except SQLAuditError:  # it leads to one row, or not by the key
+            continue
+        if visit.browser.sources.of_table(related.model.table.live) is not None:
+            names.append(prop.key)
+    return names
+
+
+def _subject(visit: Visit, version: Any) -> tuple[str, Any]:
+    field = visit.model.options.resource_id_field
+    return visit.model.label, getattr(version, field) if field else visit.key
+
+
+def _filters(visit: Visit) -> Iterator[tuple[Markup, str]]:
+    """Yield the filters of the timeline, each with the URL of the page without it."""
+    for name in ("field", "user"):
+        values = visit.parameters(name)
+        for value in values:
+            rest = [other for other in values if other != value]
+            text = visit.texts(f"filter_{name}", **{name: safe(value)})
+            yield text, visit.here(**{name: rest, "after": None})
+
+
+def _beginning(visit: Visit) -> Markup:
+    """Return how the history of the row begins."""
+    [first] = versions_of(visit.session, visit.source, visit.key, limit=1)
+    info = version_info(first)
+    when = visit.show.time(info["timestamp"])
+    if info["version"] > 1:
+        return visit.texts("timeline_pruned", number=info["version"], when=when)
+    if info["operation"] is Operation.BASELINE:
+        return visit.texts("timeline_baseline", when=when)
+    return visit.texts("timeline_begin")
+
+
+# --- the bar of instants ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A mark of the bar.
+
+    :ivar place: where it is, from the left
+    """
+
+    place: float
+    url: str
+    label: str
+    is_current: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Steps:
+    """The latest changes of the row on a bar, and the changes before and after the instant of the page."""
+
+    marks: Sequence[_Step]
+    back: str | None
+    on: str | None
+
+
+def _steps(visit: Visit, latest: Sequence[Any]) -> _Steps:
+    """Return the bar. Its places are even: much may have happened on one day, and nothing for a year."""
+    instants = sorted({version_info(version)["timestamp"] for version in latest})
+    at = visit.at or instants[-1]
+    current = max((instant for instant in instants if instant <= at), default=None)
+    gap = _WIDTH / (len(instants) + 1)
+    urls = {instant: visit.here(at=instant_text(instant), after=None) for instant in instants}
+    marks = [
+        _Step(round(gap * number, 1), urls[instant], instant_text(instant), instant == current)
+        for number, instant in enumerate(instants, 1)
+    ]
+    earlier = [instant for instant in instants if current is not None and instant < current]
+    later = [instant for instant in instants if instant > at]
+    return _Steps(
+        marks,
+        back=urls[earlier[-1]] if earlier else None,
+        on=urls[later[0]] if later else None,
+    )

@@ -1,0 +1,90 @@
+"""What differs between two texts? Word by word; and between two documents of JSON, line by line of their trees."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from difflib import SequenceMatcher
+from typing import Any, Final
+
+from markupsafe import Markup
+
+from sqlaudit.display import safe
+from sqlaudit.wire import json_value
+
+_WORD: Final = re.compile(r"\w+|\s+|[^\w\s]")
+_MOST_WORDS: Final = 3_000
+"""Texts with more words are shown one after the other, because comparing takes the square of their number."""
+_LEAST: Final = 0.5
+"""The part of the words that two texts have in common, below which nobody could read them as one."""
+_CONTEXT: Final = 40
+"""The equal characters that are shown beside a difference."""
+_CONTEXT_LINES: Final = 3
+
+
+def differing_words(old: str, new: str) -> Markup | None:
+    """Return two texts as one, with what was removed and added; ``None`` if they are too long, or too different.
+
+    Equal parts are shortened to what is beside a difference.
+    """
+    before, after = _WORD.findall(old), _WORD.findall(new)
+    if len(before) + len(after) > _MOST_WORDS:
+        return None
+    html, matcher = Markup(), SequenceMatcher(None, before, after, autojunk=False)
+    if matcher.ratio() < _LEAST:
+        return None
+    blocks = matcher.get_opcodes()
+    for number, (kind, i1, i2, j1, j2) in enumerate(blocks):
+        if kind == "equal":
+            html += _equal("".join(before[i1:i2]), is_first=number == 0, is_last=number == len(blocks) - 1)
+            continue
+        if i2 > i1:
+            html += Markup("<del>{}</del>").format(_lines(before[i1:i2]))
+        if j2 > j1:
+            html += Markup("<ins>{}</ins>").format(_lines(after[j1:j2]))
+    return html
+
+
+def _equal(text: str, *, is_first: bool, is_last: bool) -> Markup:
+    if len(text) <= 2 * _CONTEXT:
+        return Markup("{}").format(_lines([text]))
+    head, tail = "" if is_first else text[:_CONTEXT], "" if is_last else text[-_CONTEXT:]
+    return Markup('{}<span class="cut">…</span>{}').format(_lines([head]), _lines([tail]))
+
+
+def _lines(words: Sequence[str]) -> str:
+    return "\n".join(map(safe, "".join(words).split("\n")))
+
+
+def differing_lines(old: Any, new: Any) -> Markup | None:
+    """Return the trees of two documents of JSON as one, with the lines that were removed and added.
+
+    It is ``None`` if one of them is no document, or they are too long.
+    """
+    trees = [json_value(value) for value in (old, new)]
+    if not all(isinstance(tree, (dict, list)) for tree in trees):
+        return None
+    before, after = ([*map(safe, _tree(tree))] for tree in trees)
+    if len(before) + len(after) > _MOST_WORDS:
+        return None
+    html = Markup()
+    groups = list(SequenceMatcher(None, before, after, autojunk=False).get_grouped_opcodes(_CONTEXT_LINES))
+    for number, group in enumerate(groups):
+        if number:
+            html += Markup('<span class="cut">…</span>\n')
+        for kind, i1, i2, j1, j2 in group:
+            if kind == "equal":
+                html += Markup("{}\n").format("\n".join(before[i1:i2]))
+            else:
+                html += Markup().join(_marked("del", before[i1:i2])) + Markup().join(_marked("ins", after[j1:j2]))
+    return html
+
+
+def _tree(value: Any) -> list[str]:
+    return json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True).splitlines()
+
+
+def _marked(tag: str, lines: Sequence[str]) -> Iterator[Markup]:
+    for line in lines:
+        yield Markup("<{0}>{1}</{0}>\n").format(Markup(tag), line)

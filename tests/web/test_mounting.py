@@ -1,0 +1,65 @@
+"""A browser works in any framework, under any prefix, in any language."""
+
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from desk import Base, crawled, happen, links_of, visitor, words_of
+from fastapi import FastAPI
+from litestar import Litestar, asgi
+from sqlalchemy.orm import Session, sessionmaker
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from sqlaudit import unregister_hooks
+from sqlaudit.web import HistoryBrowser
+
+__all__ = ["Base", "happen"]
+
+
+def in_fastapi(browser: HistoryBrowser) -> Any:
+    app, outer = FastAPI(), FastAPI()
+    app.mount("/history", browser)
+    outer.mount("/app", app)
+    return outer, "/app/history"
+
+
+def in_starlette(browser: HistoryBrowser) -> Any:
+    return Starlette(routes=[Mount("/h", browser)]), "/h"
+
+
+def in_litestar(browser: HistoryBrowser) -> Any:
+    return Litestar([asgi("/history", is_mount=True, copy_scope=True)(browser)]), "/history"
+
+
+@pytest.mark.parametrize("mounted", [in_fastapi, in_starlette, in_litestar])
+@pytest.mark.spread
+def test_no_link_leads_astray_under_a_prefix(
+    sessions: sessionmaker[Session], happened: list[str], mounted: Any
+) -> None:
+    app, prefix = mounted(HistoryBrowser(sessions, Base))
+    client = visitor(app)
+    pages = crawled(client, f"http://127.0.0.1{prefix}/", of_a_kind=1)
+    assert all(url.startswith(f"http://127.0.0.1{prefix}/") for url in pages)
+    assert len(pages) > 30
+    assert "You see" in words_of(client.get(f"{prefix}/tables/tickets/row?key=1&at=2024-01-01").text)
+    assert client.get(f"{prefix}/static/history.css").headers["content-type"].startswith("text/css")
+    assert client.get(f"{prefix}/static/history.css").status_code == 200
+    assert links_of(client.get(prefix).text)
+
+
+@pytest.mark.spread
+def test_an_engine_is_enough(engine: sa.Engine, happened: list[str]) -> None:
+    browser = HistoryBrowser(engine, Base.metadata)
+    try:
+        assert "Comment 1" in words_of(visitor(browser).get("/tables/tickets/row?key=1&at=2024-01-01T00:00:02").text)
+    finally:
+        unregister_hooks(browser.sessions)
+
+
+@pytest.mark.spread
+def test_the_texts_may_be_of_another_language(sessions: sessionmaker[Session], happened: list[str]) -> None:
+    texts = {"language": "de", "title": "Verlauf", "sentence_update": "{who} hat {fields} geändert"}
+    page = visitor(HistoryBrowser(sessions, Base, texts=texts)).get("/tables/tickets/row?key=1").text
+    assert '<html lang="de">' in page
+    assert "ben hat price 10.00 → 12.00, status new → open geändert" in words_of(page)

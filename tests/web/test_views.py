@@ -1,0 +1,387 @@
+"""A visitor sees what happened, what was then, and takes it back, on each database."""
+
+import asyncio
+import html
+import re
+from urllib.parse import urlencode
+
+import httpx2
+import pytest
+import sqlalchemy as sa
+from desk import (
+    CLEANED,
+    NAME,
+    PAID,
+    RAISED,
+    SCOPE,
+    TAGGED,
+    TOUCHED,
+    Base,
+    Ticket,
+    happen,
+    links_of,
+    plan_of,
+    token_of,
+    visitor,
+    words_of,
+)
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
+from starlette.testclient import TestClient
+
+from clock import at
+from sqlaudit import register_hooks, unregister_hooks, versions_of
+from sqlaudit.web import HistoryBrowser
+from sqlaudit.web.limits import limited, was_stopped
+
+__all__ = ["Base", "happen"]
+
+ROW = "/tables/tickets/row?key=1"
+
+
+@pytest.fixture
+def client(sessions: sessionmaker[Session], happened: list[str]) -> TestClient:
+    return visitor(HistoryBrowser(sessions, Base, get_context=lambda request: {"user_id": "visitor"}))
+
+
+def read(client: TestClient, url: str, status: int = 200) -> str:
+    response = client.get(url)
+    assert response.status_code == status, words_of(response.text)
+    return words_of(response.text)
+
+
+def seconds(number: int) -> str:
+    """Return the instant of a transaction as a page has it."""
+    return f"2024-01-01 00:00:{number:02} UTC"
+
+
+# --- rows -------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_page_has_the_tables(client: TestClient) -> None:
+    text = read(client, "/")
+    assert [name for name in ("Comment", "Person", "Setting", "Tag", "Ticket", "ticket_tags") if name not in text] == []
+    assert "Person" not in read(client, "/?q=tick")
+
+
+def test_a_row_tells_its_history_in_sentences(client: TestClient) -> None:
+    text = read(client, ROW)
+    assert "ben changed price 10.00 → 12.00, status new → open" in text
+    assert "ticket 13" in text
+    assert "bot agent on behalf of ana added Tag 1 to tags" in text
+    assert "created Comment 1" in text
+    assert "ana (really root) changed title" in text
+    assert "seed system created this row" in text
+    assert text.index("deleted Comment 1") < text.index("ben changed price")
+    assert "The history begins here." in text
+    assert seconds(TAGGED) in text
+
+
+def test_filters_choose_what_the_history_of_a_row_tells(client: TestClient) -> None:
+    text = read(client, f"{ROW}&field=price")
+    assert "price 10.00 → 12.00" in text
+    assert "new → open" not in text.partition("History Only")[2]
+    assert "all at once" in read(client, f"{ROW}&user=ben")
+    assert "added Tag 1 to tags" not in read(client, f"{ROW}&user=ben")
+
+
+def test_a_long_history_has_pages(client: TestClient, sessions: sessionmaker[Session], happened: list[str]) -> None:
+    small, found, url = visitor(HistoryBrowser(sessions, Base, page_size=2)), 0, ROW
+    pages = 0
+    while url:
+        page = small.get(url).text
+        found, pages = found + page.count('<li class="story'), pages + 1
+        following = re.findall(r'href="([^"]+)" rel="next"', page)
+        url = f"/tables/tickets/{html.unescape(following[0])}" if following else ""
+    assert pages > 2
+    assert found == client.get(ROW).text.count('<li class="story')
+
+
+def test_a_row_is_shown_as_of_an_instant_with_what_belonged_to_it(client: TestClient) -> None:
+    now, then = read(client, ROW), read(client, f"{ROW}&at={at(TAGGED).isoformat().replace('+00:00', 'Z')}")
+    assert "status closed" in now.partition("What belongs")[0]
+    assert "comments nothing" in now
+    assert f"You see {seconds(TAGGED)}" in then
+    assert "status open" in then.partition("What belongs")[0]
+    assert "comments Comment 1" in then
+    assert "tags Tag 1" in then
+    assert "all at once" not in then
+    assert "The row did not exist then." in read(client, f"{ROW}&at=2023-12-31")
+
+
+def test_an_instant_may_be_a_changeset_or_have_a_time_zone(client: TestClient, happened: list[str]) -> None:
+    assert f"You see {seconds(RAISED)}" in read(client, f"{ROW}&at={happened[RAISED]}")
+    local = urlencode({"at": "2024-01-01 01:00:02", "zone": "Europe/Berlin"})
+    assert f"You see {seconds(TAGGED)}" in read(client, f"{ROW}&{local}")
+
+
+def test_a_deleted_row_tells_who_deleted_it_and_leads_to_what_it_was(client: TestClient) -> None:
+    page = client.get("/tables/comments/row?key=1")
+    assert f"This row was deleted {seconds(CLEANED)} by ana." in words_of(page.text)
+    [before] = [link for link in links_of(page.text) if "at=2024-01-01T00%3A00%3A04.999999Z" in link][:1]
+    assert "text On it" in read(client, f"/tables/comments/{before}")
+
+
+def test_a_composite_key_may_have_any_characters(client: TestClient) -> None:
+    query = urlencode({"key": [SCOPE, NAME]}, doseq=True)
+    text = read(client, f"/tables/settings/row?{query}")
+    assert f"Setting {SCOPE}, {NAME}" in text
+    page = client.get("/tables/settings").text
+    [link] = [link for link in links_of(page) if "row?" in link][:1]
+    assert f"Setting {SCOPE}, {NAME}" in read(client, f"/tables/{link}")
+
+
+def test_a_link_has_a_history_of_its_own(client: TestClient) -> None:
+    assert "created" in read(client, "/tables/ticket_tags/row?key=1&key=1")
+
+
+# --- blame and diff ---------------------------------------------------------------------------------------------
+
+
+def test_blame_names_who_set_each_field(client: TestClient) -> None:
+    text = read(client, "/tables/tickets/blame?key=1")
+    assert f"price 12.00 ben {seconds(RAISED)}" in text
+    assert f"status closed ben {seconds(TOUCHED)}" in text
+    then = read(client, f"/tables/tickets/blame?key=1&at={happened_at(RAISED)}")
+    assert f"status open ben {seconds(RAISED)}" in then
+
+
+def happened_at(number: int) -> str:
+    return at(number).isoformat().replace("+00:00", "Z")
+
+
+def test_a_diff_shows_texts_word_by_word_and_documents_as_trees(client: TestClient) -> None:
+    page = client.get("/tables/tickets/diff?key=1&a=3&b=4").text
+    assert "<del>fourteen</del><ins>thirty</ins>" in page
+    assert "price" not in words_of(page).partition("Difference")[2]
+    assert "price 12.00" in read(client, "/tables/tickets/diff?key=1&a=3&b=4&all=1")
+    tree = client.get("/tables/tickets/diff?key=1&a=2&b=3").text
+    assert "<del>  &#34;room&#34;: 7</del>" in tree
+    assert "<ins>  &#34;room&#34;: 8</ins>" in tree
+    assert "status new → open" in read(client, "/tables/tickets/diff?key=1&a=2024-01-01T00:00:00Z&b=2")
+    read(client, "/tables/tickets/diff?key=1&a=3&b=99", 404)
+
+
+# --- tables and time --------------------------------------------------------------------------------------------
+
+
+def test_two_instants_of_a_table_are_compared(client: TestClient) -> None:
+    text = read(client, f"/tables/tickets/compare?a={happened_at(RAISED)}&b={happened_at(TOUCHED)}")
+    assert "Ticket 2 changed title Secret of others → Still a secret of others" in text
+    assert "status open → closed" in text
+    assert "Comment 1 went" in read(client, f"/tables/comments/compare?a={happened_at(TAGGED)}")
+    assert "Nothing differs." in read(client, f"/tables/tags/compare?a={happened_at(TAGGED)}")
+    assert "Compare" in read(client, "/tables/tags/compare")
+
+
+def test_sizes_are_shown_and_histories_checked(client: TestClient) -> None:
+    assert "Person 2" in read(client, "/overview")
+    assert "All is sound: 7 versions were checked." in read(client, "/tables/tickets/check")
+
+
+def test_activity_counts_changes_by_day_table_and_user(client: TestClient) -> None:
+    text = read(client, "/activity?at=2024-01-02")
+    assert "14 changes, at most 14 a day" in text
+    assert "Ticket 7" in text
+    assert "ben 3" in text
+    assert "r-7 bot" in text
+    assert "0 changes" in read(client, "/activity")
+
+
+@pytest.mark.parametrize(
+    ("search", "told", "not_told"),
+    [
+        ("who:ben field:price", "price 10.00 → 12.00", "all at once"),
+        ("field:status from:new to:open table:tickets", "status new → open", "closed"),
+        ('reason:"all at once"', "Still a secret of others", "ticket 13"),
+        ("kind:agent for:ana run:r-7", "created Comment 1", "seed"),
+        ("op:delete", "ana deleted Comment 1", "changed"),
+        ("since:2024-01-01T00:00:04Z table:ticket", "all at once", "ticket 13"),
+        ("until:2024-01-01T00:00:00Z table:Person", "seed system created Person 1", "4200"),
+        ("who:nobody", "No changes are known.", "ben"),
+    ],
+)
+@pytest.mark.spread
+def test_a_search_finds_what_it_names(client: TestClient, search: str, told: str, not_told: str) -> None:
+    found = read(client, f"/search?{urlencode({'q': search})}").partition("until:. ")[2]
+    assert told in found
+    assert not_told not in found
+
+
+# --- changesets, undo and restore -------------------------------------------------------------------------------
+
+
+def test_a_changeset_shows_all_that_it_did(client: TestClient, happened: list[str]) -> None:
+    listed = client.get("/changesets")
+    assert "ben wrote Ticket" in words_of(listed.text)
+    assert any(happened[TOUCHED] in link for link in links_of(listed.text))
+    text = read(client, f"/changesets/{happened[TAGGED]}")
+    assert "bot agent on behalf of ana" in text
+    assert "run_id r-7" in text
+    assert "Comment 1 row" in text
+    assert "ticket_tags 1 row" in text
+    assert "Secret of others → Still a secret of others" in read(client, f"/changesets/{happened[TOUCHED]}")
+
+
+def test_an_undo_shows_its_plan_and_is_carried_out_after_a_confirmation(
+    client: TestClient, sessions: sessionmaker[Session], happened: list[str]
+) -> None:
+    url = f"/changesets/{happened[TOUCHED]}/undo"
+    page = client.get(url).text
+    assert "status closed → open" in words_of(page)
+    with sessions() as session:
+        assert session.get_one(Ticket, 1).status == "closed"
+    form = {"sqlaudit_token": token_of(page), "plan": plan_of(page), "reason": "a mistake"}
+    done = client.post(url, data=form)
+    assert done.status_code == 200, words_of(done.text)
+    assert "Done." in words_of(done.text)
+    with sessions() as session:
+        assert session.get_one(Ticket, 1).status == "open"
+        [version] = versions_of(session, Ticket, 1, newest_first=True, limit=1)
+        assert (version.changed_by, version.reason) == ("visitor", "a mistake")
+
+
+def test_an_undo_names_the_later_changes_that_it_would_discard(
+    client: TestClient, sessions: sessionmaker[Session], happened: list[str]
+) -> None:
+    url = f"/changesets/{happened[RAISED]}/undo"
+    page = client.get(url).text
+    assert f"Ticket 1: status, changed by ben {seconds(TOUCHED)}" in words_of(page)
+    form = {"sqlaudit_token": token_of(page), "plan": plan_of(page)}
+    assert client.post(url, data=form).url.path == url  # it asks again
+    assert "Done." in words_of(client.post(url, data={**form, "force": "1"}).text)
+    with sessions() as session:
+        assert (ticket := session.get_one(Ticket, 1)).status == "new"
+        assert ticket.price == 10
+
+
+def test_nothing_is_done_if_the_rows_have_changed_since_the_plan(
+    client: TestClient, sessions: sessionmaker[Session], happened: list[str]
+) -> None:
+    url = f"/changesets/{happened[TOUCHED]}/undo"
+    page = client.get(url).text
+    with sessions.begin() as session:
+        session.get_one(Ticket, 2).title = "Meanwhile"
+    form = {"sqlaudit_token": token_of(page), "plan": plan_of(page), "force": "1"}
+    answer = client.post(url, data=form)
+    assert answer.status_code == 409
+    assert "nothing was done" in words_of(answer.text)
+    with sessions() as session:
+        assert session.get_one(Ticket, 1).status == "closed"
+
+
+def test_chosen_fields_of_a_row_are_restored(client: TestClient, sessions: sessionmaker[Session]) -> None:
+    url = f"/tables/tickets/restore?key=1&at={happened_at(0)}&field=title"
+    page = client.get(url).text
+    assert "status" not in words_of(page).partition("Ticket 1 changes")[2].partition("Why")[0]
+    done = client.post(url, data={"sqlaudit_token": token_of(page), "plan": plan_of(page)})
+    assert done.status_code == 200, words_of(done.text)
+    with sessions() as session:
+        assert session.get_one(Ticket, 1).title == "Printer on fire"
+        assert session.get_one(Ticket, 1).status == "closed"
+
+
+# --- asynchronous engines ---------------------------------------------------------------------------------------
+
+
+def test_an_asynchronous_engine_shows_and_undoes(async_engine: AsyncEngine, happened: list[str]) -> None:
+    maker = async_sessionmaker(async_engine)
+    register_hooks(maker)
+    browser = HistoryBrowser(maker, Base)
+    url = f"/changesets/{happened[PAID]}/undo"
+
+    async def visit() -> list[str]:
+        transport = httpx2.ASGITransport(app=browser, client=("127.0.0.1", 5))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            row = await client.get(f"{ROW}&at={happened_at(TAGGED)}")
+            plan = await client.get(url)
+            form = {"sqlaudit_token": token_of(plan.text), "plan": plan_of(plan.text)}
+            done = await client.post(url, data=form, follow_redirects=True)
+            return [words_of(each.text) for each in (row, plan, done)]
+
+    try:
+        row, plan, done = asyncio.run(visit())
+    finally:
+        unregister_hooks(maker)
+    assert "comments Comment 1" in row
+    assert "salary 4200 → 4100" in plan
+    assert "Done." in done
+
+
+# --- what cannot be shown ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "status", "told"),
+    [
+        ("/nothing", 404, "The address names no page"),
+        ("/tables/orders", 404, "No table with a history is named orders"),
+        ("/tables/tickets/row?key=99", 404, "Ticket has no history of the key 99"),
+        ("/tables/tickets/row?key=x", 404, "x is not a key of tickets. Its key is id."),
+        ("/tables/tickets/row", 404, "is not a key of tickets"),
+        ("/tables/settings/row?key=1", 404, "Its key is scope, name."),
+        (f"{ROW}&at=soon", 400, "soon is not an instant"),
+        (f"{ROW}&at=9000-01-01", 400, "has not come yet"),
+        (f"{ROW}&at=0001-01-01T00:00:00%2B05:00", 400, "is not an instant"),
+        (f"{ROW}&at=00000000-0000-7000-8000-000000000000", 404, "No history has a changeset"),
+        (f"{ROW}&at=mark:release", 404, "No instant is marked release."),
+        (f"{ROW}&field=colour", 400, "has no tracked field 'colour'"),
+        (f"{ROW}&after=x", 400, "which is not a cursor"),
+        ("/search?q=colour", 400, "colour is no part of a search"),
+        ("/search?q=table:orders", 404, "No table with a history is named orders"),
+        ("/search?q=op:fly", 400, "filter_operations has 'fly'"),
+        ("/tables/tickets/compare?a=soon", 400, "soon is not an instant"),
+        ("/changesets/7", 404, "No history has a changeset 7"),
+        ("/changesets/00000000-0000-7000-8000-000000000000", 404, "No history has a changeset"),
+        ("/changesets/00000000-0000-7000-8000-000000000000/undo", 404, "No history has a changeset"),
+        ("/tables/tickets/restore?key=1", 400, "is not an instant"),
+        ("/tables/ticket_tags/blame?key=1&key=1", 404, "The address names no page"),
+    ],
+)
+@pytest.mark.spread
+def test_a_page_that_cannot_be_shown_says_why(client: TestClient, url: str, status: int, told: str) -> None:
+    text = read(client, url, status)
+    assert told in text
+    assert "Go to the tables" in text
+
+
+def test_a_page_cannot_be_asked_for_by_another_method(client: TestClient) -> None:
+    assert client.post(ROW).status_code == 405
+
+
+def test_a_database_that_is_away_is_told_without_a_traceback() -> None:
+    engine = sa.create_engine("postgresql+psycopg://nobody@127.0.0.1:1/nothing", connect_args={"connect_timeout": 1})
+    browser = HistoryBrowser(sessionmaker(engine), Base)
+    response = visitor(browser).get(ROW)
+    assert response.status_code == 503
+    assert "The database does not answer" in words_of(response.text)
+    assert "127.0.0.1" not in response.text
+
+
+@pytest.mark.no_tables
+def test_a_database_without_history_tables_is_told(sessions: sessionmaker[Session]) -> None:
+    text = read(visitor(HistoryBrowser(sessions, Base)), ROW, 500)
+    assert "The database lacks a history table" in text
+
+
+_SLOW = {
+    "postgresql": "SELECT pg_sleep(5)",
+    "mariadb": "SELECT sum(a.seq % 7) FROM seq_1_to_1000000 a, seq_1_to_100000 b",
+    "sqlite": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n",
+}
+
+
+@pytest.mark.no_tables
+def test_a_statement_that_takes_too_long_is_stopped_and_the_next_user_of_the_connection_has_no_limit(
+    engine: sa.Engine, sessions: sessionmaker[Session]
+) -> None:
+    slow = sa.text(_SLOW[engine.dialect.name.replace("mysql", "mariadb")])
+    with sessions() as session, limited(session, 0.1), pytest.raises(sa.exc.DBAPIError) as stopped:
+        session.execute(slow)
+    assert was_stopped(stopped.value)
+    if engine.dialect.name != "sqlite":
+        variable = (
+            "current_setting('statement_timeout')" if engine.dialect.name == "postgresql" else "@@max_statement_time"
+        )
+        with sessions() as session:
+            assert float(session.scalar(sa.select(sa.literal_column(variable)))) == 0
