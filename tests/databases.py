@@ -315,6 +315,7 @@ class PostgreSQL(Server):
             "now_of_the_transaction",
             "on_conflict",
             "partial_indexes",
+            "partitions",
             "row_values_in_set",
             "rules",
             "serial_columns",

@@ -9,7 +9,7 @@ from typing import Any
 from alembic.autogenerate.api import AutogenContext
 from alembic.operations import ops
 from alembic.util import PriorityDispatchResult
-from sqlalchemy import JSON, Column, Table
+from sqlalchemy import JSON, Column, Index, Table
 from sqlalchemy.dialects import mysql
 from sqlalchemy.orm import configure_mappers
 from sqlalchemy.types import NullType, TypeEngine
@@ -18,6 +18,7 @@ from sqlaudit import SQLAuditError
 from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.widening import becomes_utc, is_same_kind, wide_enough
 from sqlaudit.tracking.autogenerate import SET_UP, contexts_with_plugin
+from sqlaudit.tracking.partitions import partitions_in_database
 from sqlaudit.tracking.protection import is_protected, protects_by_column, triggers_in_database
 from sqlaudit.tracking.tables import (
     INFO_KEY,
@@ -114,12 +115,14 @@ class _KeptHistory:
     def __init__(self, autogen_context: AutogenContext) -> None:
         self.autogen_context = autogen_context
         self.tables: list[Table] = []
+        connection = autogen_context.connection
+        self.partitions = {} if connection is None else partitions_in_database(connection)
         self.columns: dict[TrackedTable, list[Column[Any]]] = {}
 
     def is_compared(self, item: Any, name: str | None, kind: str, reflected: bool, compare_to: Any) -> bool:
         """Return whether Alembic compares an item: it neither drops nor logs an item that it does not compare."""
         if kind == "table":
-            is_kept = reflected and _looks_like_history(item)
+            is_kept = reflected and (_looks_like_history(item) or self._is_partition(item))
             self.tables += [item] if is_kept else []
             return not is_kept
         tracked = _tracked(self.autogen_context, item.table.schema, item.table.name)
@@ -128,8 +131,23 @@ class _KeptHistory:
         if kind == "column" and reflected:
             self.columns.setdefault(tracked, []).append(item)
             return False
+        if name != shortened(f"uq_{tracked.history.name}_open"):
+            return True
         is_partial = TRAITS[self.autogen_context.dialect.name].has_partial_indexes
-        return is_partial or name != shortened(f"uq_{tracked.history.name}_open")
+        return is_partial and not _is_open_index_with_end(compare_to, tracked)
+
+    def _is_partition(self, table: Table) -> bool:
+        """Return whether a table is a partition of a history table, whatever the names of its columns."""
+        inspector = self.autogen_context.inspector
+        whole = self.partitions.get((table.schema or inspector.default_schema_name or "", table.name))
+        if whole is None:
+            return False
+        schema = None if whole[0] == inspector.default_schema_name else whole[0]
+        tracked = _tracked(self.autogen_context, schema, whole[1])
+        if tracked is not None:
+            return tracked.history.name == whole[1]
+        indexes = {index["name"] for index in inspector.get_indexes(whole[1], schema=whole[0])}
+        return shortened(f"ix_{whole[1]}_changeset") in indexes
 
     def names(self, tracked: TrackedTable) -> set[str]:
         """Return the names of the columns that only history still has."""
@@ -175,6 +193,15 @@ class _KeptHistory:
                 "sqlaudit keeps their history.",
                 orphans,
             )
+
+
+def _is_open_index_with_end(index: Any, tracked: TrackedTable) -> bool:
+    """Return whether an index of the database refuses two open versions in a history that is divided by their end.
+
+    PostgreSQL then wants the end among the columns of the index.
+    """
+    names = set(index.columns.keys()) if isinstance(index, Index) and index.unique else set()
+    return names == {*(column.name for column in tracked.history_key), tracked.valid_to.name}
 
 
 def _kept_history_of(autogen_context: AutogenContext) -> _KeptHistory:
@@ -245,7 +272,11 @@ def create_op(tracked: TrackedTable) -> CreateHistoryTableOp:
     """Return the operation that creates a history table."""
     columns = [history for _, history in tracked.columns]
     return CreateHistoryTableOp(
-        place_of(tracked), columns, [column.name for column in tracked.history_key], tracked.as_of_index
+        place_of(tracked),
+        columns,
+        [column.name for column in tracked.history_key],
+        tracked.as_of_index,
+        tracked.partitions,
     )
 
 
@@ -287,6 +318,14 @@ def _type_for_history(
             tracked.live,
         )
     wide = wide_enough(existing, wanted, autogen_context.dialect)
+    if is_key and wide is not None and tracked.partitions and autogen_context.dialect.name == "postgresql":
+        raise SQLAuditError(
+            f"The type of the key {column!r} of {tracked.live.fullname!r} changes from {existing!r} to {wanted!r}, and "
+            "PostgreSQL changes no column by which a table is divided into partitions. Copy the history into a table "
+            "with the new type first, in a revision of your own, as the page on partitions of sqlaudit's "
+            "documentation tells.",
+            tracked.live,
+        )
     if wide is None and isinstance(existing, mysql.LONGTEXT) and not isinstance(wanted, JSON):
         connection = autogen_context.connection
         if connection is not None and takes_json_only(connection, tracked.history, column):

@@ -90,19 +90,27 @@ class _Structure(HistoryOp):
     """An operation that describes a history table: the columns of the live table that it stores, and the key."""
 
     def __init__(
-        self, place: Place, columns: Sequence[Column[Any]], key: Sequence[str], as_of_index: bool = False
+        self,
+        place: Place,
+        columns: Sequence[Column[Any]],
+        key: Sequence[str],
+        as_of_index: bool = False,
+        partitions: int | None = None,
     ) -> None:
         super().__init__(place)
         self.columns = tuple(columns)
         self.key = tuple(key)
         self.as_of_index = as_of_index
+        self.partitions = partitions
 
     def arguments(self) -> list[Any]:
         return list(self.columns)
 
     def options(self) -> dict[str, Any]:
-        more = {"key": list(self.key)} if self.key else {}
-        return more | ({"as_of_index": True} if self.as_of_index else {}) | super().options()
+        more: dict[str, Any] = {"key": list(self.key)} if self.key else {}
+        more |= {"as_of_index": True} if self.as_of_index else {}
+        more |= {"partitions": self.partitions} if self.partitions else {}
+        return more | super().options()
 
     def to_tracked(self) -> TrackedTable:
         """Make the tables that the operation describes, in a MetaData of their own.
@@ -133,6 +141,7 @@ class _Structure(HistoryOp):
             name=self.place.history,
             names=self.place.names,
             as_of_index=self.as_of_index,
+            partitions=self.partitions,
         )
         forget_metadata(metadata)
         return tracked
@@ -153,6 +162,7 @@ class CreateHistoryTableOp(_Structure):
         *columns: Column[Any],
         key: Sequence[str],
         as_of_index: bool = False,
+        partitions: int | None = None,
         **options: Any,
     ) -> None:
         """Create a history table with the columns and indexes of sqlaudit. One index refuses a second open version.
@@ -161,13 +171,14 @@ class CreateHistoryTableOp(_Structure):
         :param columns: the columns of the live table that the history stores
         :param key: the names of the columns that identify a row
         :param as_of_index: add the indexes of ``track_table(as_of_index=True)``
+        :param partitions: on PostgreSQL, create the partitions of ``track_table(partitions=…)``
         :param options: ``history_table``, ``audit_columns`` (a dict of role and name) and ``schema``, if they are not
             the defaults
         """
-        operations.invoke(cls(_place(table, options), columns, key, as_of_index))
+        operations.invoke(cls(_place(table, options), columns, key, as_of_index, partitions))
 
     def reverse(self) -> MigrateOperation:
-        return DropHistoryTableOp(self.place, self.columns, self.key, self.as_of_index)
+        return DropHistoryTableOp(self.place, self.columns, self.key, self.as_of_index, self.partitions)
 
 
 @Operations.register_operation("drop_history_table")
@@ -185,6 +196,7 @@ class DropHistoryTableOp(_Structure):
         *columns: Column[Any],
         key: Sequence[str] = (),
         as_of_index: bool = False,
+        partitions: int | None = None,
         **options: Any,
     ) -> None:
         """Drop a history table with all its versions. The live table need not exist any more.
@@ -193,10 +205,11 @@ class DropHistoryTableOp(_Structure):
         :param columns: the columns of the history, to create it again if the operation is reversed
         :param key: its key, for the same purpose
         :param as_of_index: whether it has these indexes, for the same purpose
+        :param partitions: how many partitions it has, for the same purpose. They are dropped, too
         :param options: ``history_table``, ``audit_columns`` (a dict of role and name) and ``schema``, if they are not
             the defaults
         """
-        operations.invoke(cls(_place(table, options), columns, key, as_of_index))
+        operations.invoke(cls(_place(table, options), columns, key, as_of_index, partitions))
 
     def reverse(self) -> MigrateOperation:
         if not self.columns or not self.key:
@@ -205,7 +218,7 @@ class DropHistoryTableOp(_Structure):
                 "unknown. Give drop_history_table its columns and its key=.",
                 self,
             )
-        return CreateHistoryTableOp(self.place, self.columns, self.key, self.as_of_index)
+        return CreateHistoryTableOp(self.place, self.columns, self.key, self.as_of_index, self.partitions)
 
 
 class _Writing(HistoryOp):
@@ -530,7 +543,7 @@ class RenameTrackedColumnOp(_Rename):
 
 @Operations.register_operation("rename_tracked_table")
 class RenameTrackedTableOp(_Rename):
-    """Rename a live table, its history table, and sqlaudit's indexes on the history table."""
+    """Rename a live table, its history table, and sqlaudit's indexes and partitions of the history table."""
 
     directive = "rename_tracked_table"
 
@@ -542,10 +555,12 @@ class RenameTrackedTableOp(_Rename):
         key: Sequence[str] = (),
         as_of_index: bool = False,
         maintenance: bool = False,
+        partitions: int | None = None,
     ) -> None:
         super().__init__(place, old, new, maintenance)
         self.key = tuple(key)
         self.as_of_index = as_of_index
+        self.partitions = partitions
 
     @classmethod
     def rename_tracked_table(
@@ -558,9 +573,10 @@ class RenameTrackedTableOp(_Rename):
         key: Sequence[str] = (),
         as_of_index: bool = False,
         maintenance: bool = False,
+        partitions: int | None = None,
         **options: Any,
     ) -> None:
-        """Rename a live table, its history table, and the indexes of sqlaudit.
+        """Rename a live table, its history table, and the indexes and partitions of sqlaudit.
 
         A history table that was given a name of its own keeps it. Horizons, holds and erasures get the new name, too.
 
@@ -569,17 +585,20 @@ class RenameTrackedTableOp(_Rename):
         :param key: the names of the key columns. Needed in ``--sql`` mode on SQLite, which creates indexes anew
         :param as_of_index: whether the history has these indexes. Needed in ``--sql`` mode
         :param maintenance: whether the database has the tables of :mod:`sqlaudit.maintenance`. Needed in ``--sql`` mode
+        :param partitions: how many partitions the history has. Needed in ``--sql`` mode
         :param options: ``history_table``, ``audit_columns`` (a dict of role and name) and ``schema``, if they are not
             the defaults
         """
-        operations.invoke(cls(_place(old, options), old, new, key, as_of_index, maintenance))
+        operations.invoke(cls(_place(old, options), old, new, key, as_of_index, maintenance, partitions))
 
     def arguments(self) -> list[Any]:
         return [self.new]
 
     def options(self) -> dict[str, Any]:
-        key = {"key": list(self.key)} if self.key else {}
-        return key | ({"as_of_index": True} if self.as_of_index else {}) | super().options()
+        more: dict[str, Any] = {"key": list(self.key)} if self.key else {}
+        more |= {"as_of_index": True} if self.as_of_index else {}
+        more |= {"partitions": self.partitions} if self.partitions else {}
+        return more | super().options()
 
     @property
     def renamed(self) -> Place:
@@ -587,4 +606,6 @@ class RenameTrackedTableOp(_Rename):
         return Place(self.new, self.place.history_table, self.place.audit_columns, self.place.schema)
 
     def reverse(self) -> MigrateOperation:
-        return RenameTrackedTableOp(self.renamed, self.new, self.old, self.key, self.as_of_index, self.maintenance)
+        return RenameTrackedTableOp(
+            self.renamed, self.new, self.old, self.key, self.as_of_index, self.maintenance, self.partitions
+        )

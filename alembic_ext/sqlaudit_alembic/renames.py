@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from alembic.ddl.base import RenameTable
@@ -15,6 +15,7 @@ from sqlalchemy.sql.compiler import DDLCompiler
 
 from sqlaudit import SQLAuditError
 from sqlaudit.sql.dialects import TRAITS
+from sqlaudit.tracking.partitions import names_of_partitions, partition_name
 from sqlaudit.tracking.tables import shortened
 from sqlaudit_alembic.inspection import columns_of, inspector_of, key_of, need_history, need_live, need_name
 from sqlaudit_alembic.maintenance import rename_erased, rename_in_maintenance
@@ -152,7 +153,23 @@ def rename_tracked_table(operations: Operations, operation: RenameTrackedTableOp
             undo_if_rolled_back(operations, RenameTable(new, old, schema=place.schema))
         for old_name, index in indexes:
             _rename_index(operations, _unqualified(renamed.history, place.schema), old_name, index)
+        for old, new in list(_partitions_to_rename(operations, operation)):
+            operations.rename_table(old, new, schema=place.schema)
     rename_in_maintenance(operations, operation)
+
+
+def _partitions_to_rename(operations: Operations, operation: RenameTrackedTableOp) -> Iterator[tuple[str, str]]:
+    """Yield the old and the new name of each partition that sqlaudit has named."""
+    place, renamed, context = operation.place, operation.renamed, operations.get_context()
+    if context.dialect.name != "postgresql" or place.history == renamed.history:
+        return
+    if context.as_sql:
+        numbers: Iterable[int] = range(operation.partitions or 0)
+    else:
+        names = names_of_partitions(operations.get_bind(), _unqualified(renamed.history, place.schema))
+        numbers = [number for number, _ in enumerate(names) if partition_name(place.history, number) in names]
+    for number in numbers:
+        yield partition_name(place.history, number), partition_name(renamed.history, number)
 
 
 def _indexes_to_rename(

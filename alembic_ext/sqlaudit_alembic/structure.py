@@ -8,6 +8,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable, DropTable
 
 from sqlaudit import SQLAuditError
 from sqlaudit.sql.dialects import TRAITS
+from sqlaudit.tracking.partitions import creating_partitions
 from sqlaudit.tracking.tables import AddOpenGuard, collation_statements
 from sqlaudit_alembic.inspection import columns_of, created, inspector_of, key_of, need_history, need_name, need_schema
 from sqlaudit_alembic.ops import CreateHistoryTableOp, DropHistoryColumnOp, DropHistoryTableOp
@@ -33,6 +34,8 @@ def create_history_table(operations: Operations, operation: CreateHistoryTableOp
     for index in sorted(tracked.history.indexes, key=lambda index: str(index.name)):
         if has_partial_indexes or not index.unique:
             operations.execute(CreateIndex(index))
+    for partition in creating_partitions(tracked.history, tracked.partitions, operations.get_context().dialect.name):
+        operations.execute(partition)
     if not has_partial_indexes:
         for element in (*collation_statements(tracked.live, tracked.history), AddOpenGuard(tracked.history)):
             operations.execute(element)

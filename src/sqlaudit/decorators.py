@@ -43,6 +43,7 @@ def track_table(
     retention: Retention | None = None,
     subject: str | None = None,
     personal: Iterable[str] = (),
+    partitions: int | None = None,
 ) -> Callable[[M], M]:
     """Give a mapped class, and its subclasses, a history table.
 
@@ -79,6 +80,9 @@ def track_table(
         many-to-one relationship. :func:`~sqlaudit.maintenance.erase` of a row erases the rows that follow it, too
     :param personal: the attributes that :func:`~sqlaudit.maintenance.erase` erases of the rows that follow a row, and
         of a row itself if no fields are named
+    :param partitions: on PostgreSQL, divide the history table into so many partitions, at least 2, by the hash of the
+        key; ``create_all`` and Alembic create them. With joined inheritance, each history table of the hierarchy is
+        divided; histories of links are not. It does nothing on other databases
     :raises TrackingError: the class cannot be tracked, or an option does not fit it
     """
 
@@ -98,6 +102,7 @@ def track_table(
             retention=_checked_retention(retention),
             subject=_checked_subject(mapper, subject),
             personal=_names(mapper, "personal", personal),
+            partitions=_checked_partitions(partitions),
         )
         _check(mapper, options)
         inherited = tracked_model(mapper)
@@ -209,6 +214,14 @@ def _checked_subject(mapper: Mapper[Any], subject: str | None) -> str | None:
         f"{mapper.class_.__name__} has no attribute {subject!r} for subject. Name a column with a foreign key, or a "
         "many-to-one relationship.",
         mapper.class_,
+    )
+
+
+def _checked_partitions(partitions: object) -> int | None:
+    if partitions is None or (isinstance(partitions, int) and not isinstance(partitions, bool) and partitions >= 2):
+        return partitions
+    raise TrackingError(
+        f"partitions is {partitions!r}. Give an int from 2, such as partitions=8, or leave it out.", partitions
     )
 
 

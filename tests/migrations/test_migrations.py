@@ -1254,6 +1254,94 @@ def test_values_are_added_to_an_enum_and_partitions_are_left_alone(project, reco
         check_history(session, base.Customer)
 
 
+def divided_models(
+    *, name: str = "readings", partitions: int | None = 3, key: Any = sa.Integer, append_only: bool = True
+) -> Any:
+    """A release of an application with one model whose history is divided, and whose audit columns have other names."""
+
+    class Base(orm.DeclarativeBase):
+        pass
+
+    @track_table(partitions=partitions, append_only=append_only, audit_columns=AuditColumns(reason="why"))
+    class Reading(Base):
+        __tablename__ = name
+        id: orm.Mapped[int] = orm.mapped_column(key, primary_key=True)
+        value: orm.Mapped[int]
+
+    Base.Reading = Reading
+    releases.append(Base.registry)
+    return Base
+
+
+@pytest.mark.requires("partitions")
+def test_partitions_are_created_kept_renamed_and_dropped(project, recorder, engine):
+    base = divided_models()
+    project.release(base)
+    text = project.migrate()
+    assert "op.create_history_table('readings'" in text
+    assert "partitions=3" in text
+    with engine.begin() as connection:  # as a user may divide a partition further
+        for statement in (
+            "DROP TABLE readings_history_p2",
+            "CREATE TABLE mine PARTITION OF readings_history FOR VALUES WITH (MODULUS 3, REMAINDER 2) "
+            "PARTITION BY HASH (id)",
+            "CREATE TABLE mine_all PARTITION OF mine FOR VALUES WITH (MODULUS 1, REMAINDER 0)",
+        ):
+            connection.exec_driver_sql(statement)
+    command.check(project.config)
+    with recorder() as session:
+        session.add_all([base.Reading(id=id, value=id) for id in range(1, 20)])
+        session.commit()
+        check_history(session, base.Reading)
+    project.write(
+        "op.rename_tracked_table('readings', 'values', audit_columns={'reason': 'why'})",
+        "op.rename_tracked_table('values', 'readings', audit_columns={'reason': 'why'})",
+    )
+    project.upgrade()
+    later = divided_models(name="values")
+    project.release(later)
+    command.check(project.config)
+    expected = {"values_history", "values_history_p0", "values_history_p1", "mine", "mine_all"}
+    assert expected < set(sa.inspect(engine).get_table_names())
+    with engine.connect() as connection, pytest.raises(sa.exc.DBAPIError, match="append-only"):
+        connection.exec_driver_sql("TRUNCATE values_history_p1")
+    with recorder() as session:
+        session.get(later.Reading, 1).value = 7
+        session.commit()
+        check_history(session, later.Reading)
+    project.downgrade()
+    project.downgrade()
+    assert set(sa.inspect(engine).get_table_names()) == {"alembic_version"}
+
+
+@pytest.mark.requires("partitions")
+def test_a_script_creates_and_renames_partitions_too(project, engine, capsys):
+    project.release(divided_models(append_only=False))
+    project.autogenerate()
+    project.write("op.rename_tracked_table('readings', 'values', partitions=3, audit_columns={'reason': 'why'})")
+    project.write("op.protect_history('values', audit_columns={'reason': 'why'})")
+    script = script_of(project, capsys)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE alembic_version")
+    with engine.connect() as connection:
+        connection.connection.driver_connection.execute(script)
+    names = {name for name in sa.inspect(engine).get_table_names() if name.startswith("values_history")}
+    assert names == {"values_history", *(f"values_history_p{number}" for number in range(3))}
+    project.release(divided_models(name="values"))
+    command.check(project.config)
+
+
+@pytest.mark.requires("partitions")
+def test_what_partitions_make_impossible_is_refused_and_what_they_do_not_change_is_quiet(project, recorder):
+    project.release(divided_models(partitions=None))
+    project.migrate()
+    project.release(divided_models(partitions=8))
+    command.check(project.config)
+    project.release(divided_models(partitions=8, key=sa.BigInteger))
+    with pytest.raises(SQLAuditError, match="PostgreSQL changes no column by which a table is divided"):
+        project.autogenerate()
+
+
 def test_a_key_is_renamed(project, recorder):
     begin(project, recorder, models())
     project.write("op.rename_tracked_column('customers', 'id', 'number')")

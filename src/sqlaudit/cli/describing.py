@@ -14,6 +14,7 @@ from sqlaudit.cli.reading import TABLE, TABLES
 from sqlaudit.display import NOTHING, instant, shown, size
 from sqlaudit.maintenance.growth import status_of
 from sqlaudit.tracking.links import model_of
+from sqlaudit.tracking.partitions import creating_partitions
 
 
 @click.command(short_help="Versions, sizes and growth of tables.")
@@ -51,10 +52,13 @@ def status(database: Database, output: Output, table: tuple[str, ...]) -> None:
 def sql(database: Database, output: Output, table: str, dialect: str | None) -> None:
     """Show the SQL that creates the history table of a TABLE."""
     source = database.declared_source(table)
-    history = model_of(source).table.history
+    tracked = model_of(source).table
+    history = tracked.history
     speaking: Dialect = URL.create(dialect).get_dialect()() if dialect else database.engine.dialect
     statements = [str(CreateTable(history).compile(dialect=speaking)).strip()]
     indexes = sorted(history.indexes, key=lambda index: str(index.name))
     statements += [str(CreateIndex(index).compile(dialect=speaking)).strip() for index in indexes]
+    parts = creating_partitions(history, tracked.partitions, speaking.name)
+    statements += [str(part.compile(dialect=speaking)) for part in parts]
     for statement in statements:
         click.echo(f"{statement};")

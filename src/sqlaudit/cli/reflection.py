@@ -13,6 +13,7 @@ from sqlalchemy.engine.interfaces import ReflectedColumn
 from sqlalchemy.orm import registry
 
 from sqlaudit.decorators import track_table
+from sqlaudit.tracking.partitions import partitions_in_database
 from sqlaudit.tracking.tables import AuditColumns
 
 _SUFFIX: Final = "_history"
@@ -22,12 +23,14 @@ def reflected_models(engine: Engine) -> list[Any]:
     """Return a tracked class for each history table of the default schema of a database, and of its other schemas."""
     inspector = inspect(engine)
     models = registry()
+    with engine.connect() as connection:
+        partitions = partitions_in_database(connection)
     schemas = [None, *(name for name in inspector.get_schema_names() if name != inspector.default_schema_name)]
     classes = []
     for schema in schemas if engine.dialect.name == "postgresql" else [None]:
         columns_by_table = inspector.get_multi_columns(schema=schema)
         for (_, name), columns in sorted(columns_by_table.items(), key=lambda item: item[0][1]):
-            if _is_history(columns):
+            if _is_history(columns) and (schema or inspector.default_schema_name, name) not in partitions:
                 key = inspector.get_pk_constraint(name, schema)["constrained_columns"]
                 classes.append(_reflected_model(models, schema, name, columns, key))
     return classes

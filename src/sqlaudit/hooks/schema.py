@@ -12,6 +12,7 @@ from sqlalchemy import (
 )
 
 from sqlaudit.sql.dialects import MYSQL
+from sqlaudit.tracking.partitions import creating_partitions
 from sqlaudit.tracking.protection import protecting, protection_of, unprotecting
 from sqlaudit.tracking.registry import find_association_tables, tracked_tables
 from sqlaudit.tracking.tables import INFO_KEY, AddOpenGuard, TrackedTable, collation_statements, make_partial_only
@@ -64,6 +65,8 @@ def after_create_table(table: Table, connection: Connection, **kw: Any) -> None:
             for element in collation_statements(tracked.live, table):
                 element(table, connection)
         AddOpenGuard(tracked.history)(table, connection)
+    for partition in creating_partitions(table, tracked.partitions, connection.dialect.name):
+        connection.execute(partition)
     for statement in protecting(protection_of(tracked, table), connection.dialect.name) if tracked.append_only else ():
         connection.execute(statement)
 

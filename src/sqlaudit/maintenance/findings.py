@@ -25,6 +25,8 @@ class FindingCode(StrEnum):
     """A column of the history table cannot hold all values of its column in the live table."""
     MISSING_INDEX = "missing-index"
     """The history table lacks its primary key or an index."""
+    MISSING_PARTITION = "missing-partition"
+    """The model divides its history, and the history table is not divided, or lacks partitions (PostgreSQL)."""
     MISSING_PROTECTION = "missing-protection"
     """The model says that its history is append-only, and the history table lacks triggers that make it so."""
     MISSING_POLICY = "missing-policy"

@@ -25,6 +25,7 @@ from sqlaudit.period import PeriodToIndex
 from sqlaudit.sql.dialects import MYSQL, TRAITS
 from sqlaudit.sql.widening import wide_enough
 from sqlaudit.tracking.catalogue import oid_of, tables_with_guard
+from sqlaudit.tracking.partitions import leave_rows_out, partition_bounds
 from sqlaudit.tracking.protection import trigger_names, triggers_in_database
 from sqlaudit.tracking.schema import schema_of
 from sqlaudit.tracking.tables import TrackedTable, guard_index_name
@@ -76,6 +77,7 @@ def check_structure(
         return NOTHING
     structure = _check_columns(connection, inspector, tracked, findings)
     _check_indexes(connection, inspector, tracked, findings)
+    _check_partitions(connection, tracked, findings)
     _check_protection(connection, tracked, findings)
     if connection.dialect.name == "postgresql":
         _check_policies(connection, tracked, findings)
@@ -182,6 +184,30 @@ def _serves(index: Index, found: Any, tracked: TrackedTable) -> bool:
         return names[: len(wanted)] == wanted
     # A partitioned history may have the end in it, too.
     return bool(found["unique"]) and set(names) - {tracked.valid_to.name} == set(wanted)
+
+
+# --- partitions -------------------------------------------------------------------------------------------------
+
+
+def _check_partitions(connection: Connection, tracked: TrackedTable, findings: Collector) -> None:
+    bounds, history = partition_bounds(connection, tracked.history), tracked.history
+    if bounds is None and tracked.partitions is not None and connection.dialect.name == "postgresql":
+        findings.add(
+            FindingCode.MISSING_PARTITION,
+            tracked,
+            f"The history table {history.fullname!r} is to have {tracked.partitions} partitions, and has none.",
+            "Copy it into a table that has them, as the page on partitions of sqlaudit's documentation tells, or leave "
+            "partitions out of track_table.",
+        )
+    elif bounds is not None and leave_rows_out(bounds):
+        findings.add(
+            FindingCode.MISSING_PARTITION,
+            tracked,
+            f"The history table {history.fullname!r} lacks partitions, so that the versions of some rows have no "
+            "place, and their writes fail.",
+            f"CREATE TABLE … PARTITION OF {history.fullname} FOR VALUES WITH (MODULUS …, REMAINDER …), for the "
+            "remainders that are missing.",
+        )
 
 
 # --- protection -------------------------------------------------------------------------------------------------

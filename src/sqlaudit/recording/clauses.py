@@ -220,6 +220,7 @@ class Clauses(Steps):
         self.are_distributed = are_distributed
         self.selected = selected
         self.user_fields = user_fields
+        self._are_divided = any(table.partitions for table in chain)
         self._dialect = ref(dialect)
 
     @property
@@ -242,7 +243,8 @@ class Clauses(Steps):
             return self._has_key(columns)
         (column, *more) = columns = self._compared(declared := columns)
         if (lists := self._lists(columns)) is not None:
-            return one_of_arrays(columns, lists) if more else column == any_(*lists)
+            # For each row of a join PostgreSQL reads the partition of its key, and for an array it may read all.
+            return one_of_arrays(columns, lists) if more or self._are_divided else column == any_(*lists)
         if more and self.are_distributed:
             return tuple_(*declared).in_(self._read_from_texts(declared))
         if not more and takes_json_list(column, self.dialect):

@@ -19,6 +19,7 @@ _MISSING_CODES: Final = {"42P01", "42703", 1146, 1054}  # no such table or colum
 _MISSING_PHRASES: Final = ("no such table", "no such column", "has no column")  # on SQLite
 _FORBIDDEN_CODES: Final = {"42501", 1142, 1143}  # to the role, or by a policy
 _NOT_SUPPORTED_CODE: Final = "0A000"
+_NO_PARTITION_CODE: Final = "23514"  # a CHECK is violated, and a history table has none
 _UNFIT_CODES: Final = {
     "22001",
     "22003",
@@ -121,6 +122,13 @@ def explain_history_error(
             f"metadata.create_all(engine), or by a migration that Alembic generates. The database said: {message}",
             absent[-1].live,
         ) from error
+    for table in tables if record and _NO_PARTITION_CODE in codes else ():
+        if _is_named(message, table.history):
+            raise HistoryTableError(
+                f"The history table {table.history.fullname!r} has no partition for a version of a row. Create the "
+                f"partition to which its key or the end of its period belongs. The database said: {message}",
+                table.live,
+            ) from error
     is_select = str(error.statement).lstrip().startswith("SELECT ")  # by the user's criterion, which may be at fault
     if record and not is_select and not codes.isdisjoint(_UNFIT_CODES):
         for table in tables:

@@ -46,6 +46,7 @@ class Options:
     retention: Retention | None = None
     subject: str | None = None
     personal: frozenset[str] = frozenset()
+    partitions: int | None = None
 
 
 def attribute_of(mapper: Mapper[Any], column: Any) -> str | None:
@@ -92,6 +93,7 @@ class TrackedModel:
                 names=options.audit_columns,
                 as_of_index=options.as_of_index,
                 append_only=options.append_only,
+                partitions=options.partitions,
                 mapper=mapper,
             )
         for table in self.chain:
@@ -139,11 +141,12 @@ class TrackedModel:
         shares_table = self.parent is not None and self.table is self.parent.table
         indexes = options.as_of_index and not inherited.as_of_index
         protects = options.append_only and not inherited.append_only
+        divides = options.partitions not in (None, inherited.partitions)
         columns = (options.exclude - inherited.exclude) | (options.quiet - inherited.quiet)
-        if shares_table and (options.history_table_name or columns or indexes):
+        if shares_table and (options.history_table_name or columns or indexes or divides):
             raise TrackingError(
                 f"{name} shares the table {self.table.live.fullname!r} with its base class, which decides on its "
-                "history table. Pass exclude, quiet, history_table_name and as_of_index to the base class.",
+                "history table. Pass exclude, quiet, history_table_name, as_of_index and partitions to the base class.",
                 self.mapper.class_,
             )
         if options.audit_columns not in (AuditColumns(), inherited.audit_columns) and self.parent is not None:
@@ -177,6 +180,7 @@ class TrackedModel:
             retention=options.retention or inherited.retention,
             subject=options.subject or inherited.subject,
             personal=options.personal | inherited.personal,
+            partitions=options.partitions or inherited.partitions,
         )
         if not shares_table and (
             options.history_table_name
@@ -185,6 +189,7 @@ class TrackedModel:
             or options.audit_columns != inherited.audit_columns
             or indexes
             or protects
+            or divides
         ):
             if self.history_class is not None:
                 raise TrackingError(

@@ -114,6 +114,16 @@ class CreateFunction(ExecutableDDLElement):
         self.protection = protection
 
 
+class GuardPartitions(ExecutableDDLElement):
+    """Let each partition refuse a TRUNCATE, too, because PostgreSQL gives it only the triggers of rows.
+
+    :param is_guarded: False to end that
+    """
+
+    def __init__(self, protection: Protection, *, is_guarded: bool) -> None:
+        self.protection, self.is_guarded = protection, is_guarded
+
+
 class DropFunction(ExecutableDDLElement):
     """Drop the function of PostgreSQL, if it exists."""
 
@@ -131,6 +141,7 @@ def protecting(protection: Protection, dialect: str) -> list[ExecutableDDLElemen
         *([CreateFunction(protection)] if dialect == "postgresql" else ()),
         *(DropTrigger(protection, trigger) for trigger in triggers),
         *(CreateTrigger(protection, trigger) for trigger in triggers),
+        *([GuardPartitions(protection, is_guarded=True)] if dialect == "postgresql" else ()),
     ]
 
 
@@ -139,7 +150,10 @@ def unprotecting(protection: Protection, dialect: str, *, is_dropped: bool = Fal
 
     :param is_dropped: True if the table and its triggers have been dropped already
     """
-    drops = [DropTrigger(protection, trigger) for trigger in _TRIGGERS.get(dialect, ()) if not is_dropped]
+    drops: list[ExecutableDDLElement] = []
+    if not is_dropped:
+        drops += [DropTrigger(protection, trigger) for trigger in _TRIGGERS.get(dialect, ())]
+        drops += [GuardPartitions(protection, is_guarded=False)] if dialect == "postgresql" else []
     return [*drops, *([DropFunction(protection)] if dialect == "postgresql" else ())]
 
 
@@ -229,6 +243,33 @@ def _drop_on_postgresql(element: DropTrigger, compiler: DDLCompiler, **kw: Any) 
         f"DROP TRIGGER IF EXISTS {compiler.preparer.quote(protection.named(element.trigger.value))} "
         f"ON {_qualified(compiler, protection, protection.history)}"
     )
+
+
+@compiles(GuardPartitions, "postgresql")
+def _guard_partitions(element: GuardPartitions, compiler: DDLCompiler, **kw: Any) -> str:
+    protection = element.protection
+    trigger = compiler.preparer.quote(protection.named(Trigger.TRUNCATE.value))
+    history, function = (_qualified(compiler, protection, name) for name in (protection.history, protection.named("")))
+    if compiler.preparer._double_percents:  # the literals double them again
+        trigger, history, function = (name.replace("%%", "%") for name in (trigger, history, function))
+    steps = [f"pg_catalog.concat({_text(compiler, f'DROP TRIGGER IF EXISTS {trigger} ON ')}, part)"]
+    if element.is_guarded:
+        ending = _text(compiler, f" FOR EACH STATEMENT EXECUTE FUNCTION {function}()")
+        steps.append(
+            f"pg_catalog.concat({_text(compiler, f'CREATE TRIGGER {trigger} BEFORE TRUNCATE ON ')}, part, {ending})"
+        )
+    executed = "\n".join(f"    EXECUTE {step};" for step in steps)
+    return f"""DO $sqlaudit$
+DECLARE
+  part pg_catalog.regclass;
+BEGIN
+  FOR part IN SELECT relid FROM pg_catalog.pg_partition_tree({_text(compiler, history)})
+    WHERE level OPERATOR(pg_catalog.>) 0
+  LOOP
+{executed}
+  END LOOP;
+END
+$sqlaudit$"""  # noqa: S608  # literals
 
 
 @compiles(DropTrigger, "sqlite")

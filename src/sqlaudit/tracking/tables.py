@@ -141,6 +141,7 @@ class TrackedTable:
     :ivar quiet: the names of the columns that are stored, and whose changes alone make no version
     :ivar as_of_index: whether the history table has indexes for reads of many rows as of an instant
     :ivar append_only: whether recording changes no version but to end it, because the database refuses it
+    :ivar partitions: into how many partitions PostgreSQL divides the history by the hash of the key, or ``None``
     :ivar mapper: the mapper of the model or, for an association table, of a model at one side: both tables are on its
         bind
     """
@@ -157,6 +158,7 @@ class TrackedTable:
         is_association: bool = False,
         as_of_index: bool = False,
         append_only: bool = False,
+        partitions: int | None = None,
         mapper: Mapper[Any] | None = None,
     ) -> None:
         self.live = live
@@ -166,6 +168,7 @@ class TrackedTable:
         self.is_association = is_association
         self.as_of_index = as_of_index
         self.append_only = append_only
+        self.partitions = partitions
         self.mapper = mapper
         self.names = names or AuditColumns()
         self.chains: list[tuple[TrackedTable, ...]] = []  # of the models whose objects have rows in this table
@@ -219,6 +222,7 @@ class TrackedTable:
             ),
             schema=live.schema or BLANK_SCHEMA,
             **table_options(live),
+            **self._division(),
         )
         where = is_open(history.c[self.names.valid_to])
         Index(
@@ -232,6 +236,13 @@ class TrackedTable:
         for suffix, role in OWN_INDEXES.items():
             Index(conv(shortened(f"ix_{name}_{suffix}")), history.c[getattr(self.names, role)])
         return history
+
+    def _division(self) -> dict[str, Any]:
+        """Return the option by which PostgreSQL divides the history table."""
+        if self.partitions is None:
+            return {}
+        quote = postgresql.dialect().identifier_preparer.quote  # type: ignore[no-untyped-call]  # SQLAlchemy's
+        return {"postgresql_partition_by": f"HASH ({', '.join(quote(column.name) for column in self.key)})"}
 
     def _index_for_reads(self) -> None:
         """Add indexes of the periods, and of the foreign keys that are indexed in the live table."""
