@@ -21,6 +21,7 @@ from click.testing import CliRunner, Result
 from databases import Database
 from registering import recording
 from sqlaudit import AuditContextManager, history_of, unregister_hooks
+from sqlaudit.cli import describing
 from sqlaudit.cli.commands import program
 from sqlaudit.display import safe, shortened_pair
 from warehouse_history import changeset_id, fill
@@ -232,6 +233,30 @@ def test_check_finds_and_mends_what_was_written_past_sqlaudit(url: str, module: 
 
 
 @pytest.mark.spread
+@pytest.mark.no_tables
+def test_status_counts_the_faults_of_histories_unless_they_are_large(
+    url: str, module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert {each["table"]: each["findings"] for each in rows("status")} == dict.fromkeys(
+        ("parts", "suppliers", "tags", "supplier_tags"), 0
+    )
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:  # without hooks
+        connection.execute(sa.update(module.Part).values(stock=7))
+    engine.dispose()
+    faulty = run("status", "--json")
+    assert (faulty.exit_code, faulty.stderr) == (3, "")
+    assert {each["table"]: each["findings"] for each in json.loads(faulty.stdout) if each["findings"]} == {"parts": 1}
+    assert run("status", "suppliers").exit_code == 0
+    monkeypatch.setattr(describing, "_QUICKLY_CHECKED", 3)
+    small = run("status")
+    assert (small.exit_code, "of their size: suppliers, parts. Add --check" in small.stderr) == (0, True)
+    assert run("status", "--check").exit_code == 3
+    assert {each["findings"] for each in rows("status", "--no-check")} == {None}
+    (tmp_path / "pyproject.toml").unlink()
+    assert {each["findings"] for each in rows("status")} == {None}
+
+
 @pytest.mark.no_tables
 def test_erase_takes_values_out_of_all_versions_once_it_is_confirmed(url: str) -> None:
     options = ["suppliers", "1", "--field", "email", "--field", "name", "--reason", "request"]

@@ -89,6 +89,7 @@ class CheckReport(Report):
 
     :param findings: the faults: of each code and table, at most as many as the ``limit`` says
     :param counts: how many faults of each code there are, including those that are not listed
+    :param counts_by_table: how many faults each live table has, those without any left out
     :param repaired: how many faults have been mended
     :param tables: how many tracked tables have been checked
     :param versions: how many versions have been checked; of an object that several tables hold, one for each
@@ -98,6 +99,7 @@ class CheckReport(Report):
 
     findings: tuple[Finding, ...]
     counts: Mapping[FindingCode, int]
+    counts_by_table: Mapping[str, int]
     repaired: int
     tables: int
     versions: int
@@ -159,10 +161,17 @@ class Collector:
         """Say in a listed finding what a repair did, or why it did nothing."""
         listed.finding = replace(listed.finding, repair=repair, is_repaired=is_repaired)
 
+    def _counts_by_table(self) -> dict[str, int]:
+        counts: Counter[str] = Counter()
+        for (_, tracked), count in self.by_table.items():
+            counts[tracked.live.fullname] += count
+        return dict(counts)
+
     def report(self, tables: int) -> CheckReport:
         return CheckReport(
             findings=tuple(listed.finding for listed in self.listed),
             counts=dict(self.counts),
+            counts_by_table=self._counts_by_table(),
             repaired=self.repaired,
             tables=tables,
             versions=self.versions,

@@ -8,7 +8,7 @@ from typing import Final
 
 from sqlalchemy import Connection, func, literal, select
 
-from sqlaudit.maintenance.sizes import bytes_of
+from sqlaudit.maintenance.sizes import bytes_of, count_versions
 from sqlaudit.period import UTCDateTime
 from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.horizons import Look
@@ -46,7 +46,7 @@ def status_of(connection: Connection, table: TrackedTable) -> TableStatus:
     history = table.history
     since = datetime.now(UTC) - timedelta(days=_DAYS)
     recent = select(func.count()).select_from(history).where(table.valid_from >= literal(since, UTCDateTime()))
-    versions = connection.scalar(select(func.count()).select_from(history), execution_options=INTERNAL) or 0
+    versions = count_versions(connection, table)
     first = connection.scalar(select(func.min(table.valid_from)), execution_options=INTERNAL)
     days = _DAYS if first is None else max(1.0, min(_DAYS, (datetime.now(UTC) - first) / timedelta(days=1)))
     a_day = (connection.scalar(recent, execution_options=INTERNAL) or 0) / days

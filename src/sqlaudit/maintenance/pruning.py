@@ -53,7 +53,7 @@ from sqlaudit.maintenance.door import writable_history
 from sqlaudit.maintenance.holding import held_in
 from sqlaudit.maintenance.progress import Callback, progress_reporter
 from sqlaudit.maintenance.ranges import is_in_range, range_after
-from sqlaudit.maintenance.sizes import bytes_of
+from sqlaudit.maintenance.sizes import bytes_of, count_versions
 from sqlaudit.maintenance.transactions import InTransactions, Runner, runner_for
 from sqlaudit.period import TICK, UTCDateTime
 from sqlaudit.recording.cascades import take_write_lock
@@ -265,7 +265,7 @@ class _Pruning:
         if count == 0:
             return 0
         size = self.runner(bytes_of, table.history)
-        return None if size is None else size * count // max(1, self.runner(_count_of, table))
+        return None if size is None else size * count // max(1, self.runner(count_versions, table))
 
     def _set_horizon_of_count(self) -> None:
         """With a number of versions alone, let the history be complete since the youngest of the cuts."""
@@ -282,7 +282,7 @@ class _Pruning:
         self.before = self.before if cut is None else min(self.before, cut + TICK)
 
     def _ranges(self) -> Iterator[tuple[Key, Key]]:
-        total = self.runner(_count_of, self.table) if self.report_progress else 0
+        total = self.runner(count_versions, self.table) if self.report_progress else 0
         columns, last, done = self.table.history_key, None, 0
         while (ends := self.runner(range_after, columns, last, self.chunk_size)) is not None:
             yield ends
@@ -394,10 +394,6 @@ def _earlier(now: datetime, age: timedelta) -> datetime:
         return now - age
     except OverflowError:
         raise QueryError(f"older_than is {age}, which no history can be. Give a shorter duration.", age) from None
-
-
-def _count_of(connection: Connection, table: TrackedTable) -> int:
-    return connection.scalar(select(func.count()).select_from(table.history), execution_options=INTERNAL) or 0
 
 
 # --- the horizon ------------------------------------------------------------------------------------------------

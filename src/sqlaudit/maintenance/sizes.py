@@ -1,4 +1,4 @@
-"""How large is a table? As its database says, indexes included."""
+"""How large is a table? Its bytes, as its database says, indexes included; and how many versions a history has."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from sqlalchemy.exc import OperationalError
 from sqlaudit.sql.dialects import MYSQL
 from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.schema import schema_of
+from sqlaudit.tracking.tables import TrackedTable
 
 
 def bytes_of(connection: Connection, of: Table) -> int | None:
@@ -40,6 +41,11 @@ def bytes_of(connection: Connection, of: Table) -> int | None:
             raise
         return None
     return size
+
+
+def count_versions(connection: Connection, table: TrackedTable) -> int:
+    """Return how many versions a history has. One statement, which reads all of them."""
+    return connection.scalar(select(func.count()).select_from(table.history), execution_options=INTERNAL) or 0
 
 
 def _on_postgresql(connection: Connection, of: Table) -> Select[Any]:
