@@ -1,5 +1,6 @@
 """Do the code blocks of a Markdown file run in their order, and print the output that the file shows?"""
 
+import logging
 import re
 import sys
 from pathlib import Path
@@ -58,6 +59,7 @@ def run_blocks(
     """Execute the Python blocks as one module; compare their output with the blocks that show it, and count these."""
     module = ModuleType(f"blocks_of_{file.stem}")
     monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(logging.root, "handlers", [*logging.root.handlers])  # a page that sets up logging adds its own
     try:
         return _run(code, file, vars(module), capsys)
     finally:
