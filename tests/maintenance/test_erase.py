@@ -322,6 +322,28 @@ def test_streams_of_the_past_have_erased(maker):
         assert [each.name for each in session.scalars(statement)] == [ERASED, "Bob"]
 
 
+def test_a_read_of_one_row_looks_at_one_version_however_many_rows_were_erased(maker, engine):
+    with maker() as session:
+        session.add_all(Tag(id=id, name=SECRET) for id in range(2, 30))
+        session.commit()
+        for id in range(1, 29):
+            erase(session, Tag, id, fields=["name"], reason="request", values={"name": "-"})
+        session.commit()
+        now, looks = START + timedelta(days=11), []
+
+        @sa.event.listens_for(engine, "before_cursor_execute")
+        def note(connection, cursor, statement, parameters, *rest):
+            looks.extend(["look"] if "audit_extra" in statement else [])
+
+        assert session.scalars(sqlaudit.as_of(Tag, now).where(Tag.id == 28)).one().name is ERASED
+        assert len(looks) == 1
+        assert session.scalars(sqlaudit.as_of(Tag, now).where(Tag.id == 29)).one().name == SECRET
+        assert len(looks) == 1
+        names = [each.name for each in session.scalars(sqlaudit.as_of(Tag, now).order_by(Tag.id))]
+        assert names == [ERASED] * 28 + [SECRET]
+        assert len(looks) < 6
+
+
 def test_an_async_session_awaits_it(maker, async_engine):
     async def erased() -> Any:
         async with AsyncSession(async_engine) as session:
