@@ -44,6 +44,16 @@ class Item(Base):
     purchase: Mapped[Purchase] = relationship()
 
 
+@track_table(subject="number", personal=["text"])
+class Photo(Base):
+    __tablename__ = "photos"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    order: Mapped[int | None] = mapped_column("purchase_number")
+    number: Mapped[int | None]
+    text: Mapped[str | None] = mapped_column(sa.String(30))
+    __table_args__ = (sa.ForeignKeyConstraint(["purchase_number", "number"], [Item.purchase_id, Item.number]),)
+
+
 @track_table()
 class Case(Base):
     __tablename__ = "cases"
@@ -84,6 +94,9 @@ def happen(maker):
         session.add_all(purchases)
         session.flush()
         session.add_all(items := [Item(purchase_id=id, number=1, engraving=f"{SECRET} {id}") for id in (1, 2, 3, 4)])
+        session.flush()
+        photos = [Photo(id=id, order=id, number=1, text=SECRET) for id in (1, 2, 3)]
+        session.add_all([*photos, Photo(id=4, text="nobody's")])
         session.add_all([Case(id=1, title="a case"), Complaint(id=2, title="angry", text=SECRET, client_id=1)])
         session.add_all([Complaint(id=3, title="calm", text="fine", client_id=2), Member(id=1, name=SECRET)])
         session.flush()
@@ -137,6 +150,12 @@ def test_what_follows_a_follower_is_erased_while_that_followed(session):
     assert seen(session, Item, (4, 1), "operation", "engraving") == [("insert", ERASED), ("delete", ERASED)]
 
 
+def test_rows_follow_by_a_key_of_several_columns(session):
+    erase_ada(session)
+    texts = [seen(session, Photo, id, "text") for id in (1, 2, 3, 4)]
+    assert texts == [[(ERASED,)], [(ERASED,)], [(SECRET,)], [("nobody's",)]]
+
+
 def test_live_rows_are_erased_while_they_follow(session):
     erase_ada(session)
     addresses = session.execute(sa.select(Purchase.id, Purchase.address).order_by(Purchase.id)).all()
@@ -168,6 +187,7 @@ def test_the_record_names_each_table_and_how_many_versions(session):
     assert record.followers == (
         ErasedTable("cases", 1, ("text", "title"), 1),
         ErasedTable("items", 3, ("engraving",), 4),
+        ErasedTable("photos", 2, ("text",), 2),
         ErasedTable("purchases", 3, ("shipped_to",), 5),
     )
     assert erasures(session, Client) == [record]
@@ -202,7 +222,7 @@ def test_followers_are_erased_again_after_a_restore(session):
     kept, of_purchases = erasures(session, Client), erasures(session, Purchase)
     session.rollback()  # as a restore from an older backup
     assert replay_erasures(session, Purchase, of_purchases) == 0
-    assert replay_erasures(session, Client, kept, values=VALUES) == 11
+    assert replay_erasures(session, Client, kept, values=VALUES) == 13
     assert replay_erasures(session, Client, kept, values=VALUES) == 0
     session.commit()
     assert erasures(session, Client) == kept
