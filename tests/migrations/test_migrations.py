@@ -2293,3 +2293,25 @@ def test_erased_values_of_a_subclass_follow_a_rename_of_its_column(project, reco
         assert versions_of(session, later.Worker, 1)[0].pay is ERASED
         with pytest.raises(sa.exc.DBAPIError):
             session.execute(sa.text("UPDATE people_history SET kind = 'x'"))
+
+
+def test_a_migration_that_fails_leaves_erasures_under_their_old_names(project, recorder):
+    base = models()
+    maintenance_tables(base.metadata)
+    begin(project, recorder, base)
+    with recorder() as session:
+        erase(session, base.Customer, 1, fields=["name"], reason="request", values={"name": "-"})
+        session.commit()
+    project.write(
+        """
+        op.rename_tracked_column('customers', 'name', 'title')
+        op.rename_tracked_table('customers', 'clients')
+        op.create_table('others', sa.Column('id', sa.Integer))  # commits on MariaDB
+        assert False
+        """
+    )
+    with pytest.raises(AssertionError):
+        project.upgrade()
+    with recorder() as session:
+        assert versions_of(session, base.Customer, 1)[0].name is ERASED
+        assert [each.fields for each in erasures(session, base.Customer)] == [("name",)]
