@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Column, bindparam, null, select, update
+from sqlalchemy import Column, null, select, update
 from sqlalchemy.orm import InstanceState, Session
 
 from sqlaudit.erased import erased_columns, marked
@@ -209,22 +210,17 @@ class RowsToErase:
             )
 
     def _erase_versions(self, table: TrackedTable) -> None:
-        extra, keys = table.role("extra"), table.history_key
-        parameters = [
-            {
-                **{f"sqlaudit_key_{place}": part for place, part in enumerate(key)},
-                "sqlaudit_number": number,
-                "sqlaudit_extra": marked(known, self.names),
-            }
-            for key, number, _, known in self._versions(table)
-            if number in self.versions.get(key, {})
-        ]
-        same = [column == bindparam(f"sqlaudit_key_{place}", type_=column.type) for place, column in enumerate(keys)]
-        statement = update(table.history).where(*same, table.version == bindparam("sqlaudit_number"))
+        """Erase the columns of the versions in one table: one statement for those that get the same ``extra``."""
+        extra, by_extra = table.role("extra"), defaultdict[str, list[Key]](list)
+        for key, number, _, known in self._versions(table):
+            if number in self.versions.get(key, {}):
+                by_extra[json.dumps(marked(known, self.names))].append((*key, number))
         nulls: dict[str, Any] = {old.key: null() for _, old in self._pairs(table)}
-        statement = statement.values({**nulls, extra.key: bindparam("sqlaudit_extra", type_=extra.type)})
-        for chunk in chunks(parameters):
-            self.connection.execute(statement, list(chunk), execution_options=INTERNAL)
+        for text, versions in by_extra.items():
+            statement = update(table.history).values({**nulls, extra.key: json.loads(text)})
+            for chunk in chunks(versions):
+                is_one = one_of((*table.history_key, table.version), chunk)
+                self.connection.execute(statement.where(is_one), execution_options=INTERNAL)
 
     def _erase_live(self, table: TrackedTable) -> None:
         new = {live: self.values.get(old, null()) for live, old in self._pairs(table) if live.computed is None}

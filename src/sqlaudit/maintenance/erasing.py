@@ -18,7 +18,7 @@ from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID, uuid4
 
-from sqlalchemy import bindparam, insert, or_, select, type_coerce
+from sqlalchemy import Table, bindparam, insert, or_, select, type_coerce
 from sqlalchemy.orm import Session, scoped_session
 
 from sqlaudit.asynchronous import also_async
@@ -97,7 +97,7 @@ class Erasure(Report):
 @also_async
 def erase(
     session: _AnySession,
-    model_class: type[Any],
+    model_class: type[Any] | Table,
     resource_id: Any,
     *,
     fields: Collection[str] | Literal["all"] | None = None,
@@ -125,7 +125,7 @@ def erase(
     they followed it, and in the live rows of the open ones among these.
 
     What the session has still to flush is flushed first. Objects of the rows that it holds are refreshed. The number of
-    statements follows the number of live rows, and of thousands of versions.
+    statements follows the number of live rows, and that of the audit contexts of versions.
 
     :param session: a session; if it is an ``AsyncSession``, await the result
     :param model_class: a tracked model, or an association table
@@ -179,7 +179,7 @@ def erase(
 
 
 @also_async
-def erasures(session: _AnySession, model_class: type[Any]) -> list[Erasure]:
+def erasures(session: _AnySession, model_class: type[Any] | Table) -> list[Erasure]:
     """Return the erasures of a model's rows, the earliest first. Keep them outside the backups of the database.
 
     :param session: a session; if it is an ``AsyncSession``, await the result
@@ -221,7 +221,7 @@ def erasures(session: _AnySession, model_class: type[Any]) -> list[Erasure]:
 @also_async
 def replay_erasures(
     session: _AnySession,
-    model_class: type[Any],
+    model_class: type[Any] | Table,
     erasures: Iterable[Erasure],
     *,
     values: Mapping[Any, Any] | None = None,
@@ -232,7 +232,7 @@ def replay_erasures(
     that they followed.
 
     :param session: a session; if it is an ``AsyncSession``, await the result
-    :param model_class: the tracked model whose rows they erased
+    :param model_class: the tracked model, or the association table, whose rows they erased
     :param erasures: what :func:`erasures` returned
     :param values: what live rows get instead of NULL, for columns that cannot be NULL, as for :func:`erase`
     :return: the number of versions that had values to erase
