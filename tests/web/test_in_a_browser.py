@@ -108,15 +108,9 @@ def pages(happened: list[str]) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("width", [1280, 360])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_each_page_fits_its_screen(
-    page: Any, address: str, happened: list[str], width: int, scheme: str, request: pytest.FixtureRequest
-) -> None:
-    page.set_viewport_size({"width": width, "height": 800})
-    page.emulate_media(color_scheme=scheme)
-    directory = os.environ.get("SQLAUDIT_SCREENSHOTS")
-    others = {
+def all_pages(happened: list[str]) -> dict[str, str]:
+    return {
+        **pages(happened),
         "overview": "overview",
         "changesets": "changesets",
         "tables": "",
@@ -125,7 +119,17 @@ def test_each_page_fits_its_screen(
         "check": "tables/tickets/check",
         "restore": f"tables/tickets/restore?key=1&at={happened[RAISED]}",
     }
-    for name, url in {**pages(happened), **others}.items():
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_each_page_fits_its_screen(
+    page: Any, address: str, happened: list[str], width: int, scheme: str, request: pytest.FixtureRequest
+) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    page.emulate_media(color_scheme=scheme)
+    directory = os.environ.get("SQLAUDIT_SCREENSHOTS")
+    for name, url in all_pages(happened).items():
         page.goto(address + url)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, name
         assert page.inner_text("h1")
@@ -133,3 +137,13 @@ def test_each_page_fits_its_screen(
             page.screenshot(path=f"{directory}/{name}-{width}-{scheme}.png", full_page=True)
         if os.environ.get("SQLAUDIT_DRAW") and (width, scheme) == (1280, "light") and name in pages(happened):
             page.screenshot(path=PICTURES / f"{name}.png", scale="css")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_screen_reader_and_a_keyboard_are_enough(page: Any, address: str, happened: list[str], scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page.emulate_media(color_scheme=scheme)
+    for name, url in all_pages(happened).items():
+        page.goto(address + url)
+        found = axe.run(page).response["violations"]
+        assert [(each["id"], each["nodes"][0]["html"]) for each in found] == [], name

@@ -24,6 +24,7 @@ from desk import (
     words_of,
 )
 from sqlalchemy.orm import Session, sessionmaker
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from sqlaudit import AuditContextManager, QueryError, TrackingError
@@ -256,6 +257,21 @@ def test_what_is_allowed_depends_on_the_action_and_the_key(
     assert client.get(f"/changesets/{happened[RAISED]}/undo").status_code == 403
     assert client.get(f"/changesets/{happened[TAGGED]}").status_code == 200
     assert "thirty" not in client.get(f"/changesets/{happened[TAGGED]}").text
+
+
+@pytest.mark.spread
+def test_an_application_may_ask_to_log_in_first(sessions: sessionmaker[Session], happened: list[str]) -> None:
+    def authorize(request: Request, action: str, model: Any, key: Any) -> Any:
+        if "X-User" not in request.headers:
+            raise HTTPException(303, headers={"Location": "/login"})
+        raise HTTPException(401, headers={"WWW-Authenticate": "Basic"})
+
+    client = visitor(HistoryBrowser(sessions, Base, authorize=authorize), follow_redirects=False)
+    asked = client.get(ROW)
+    assert (asked.status_code, asked.headers["location"]) == (303, "/login")
+    refused = client.get(ROW, headers={"X-User": "x"})
+    assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Basic")
+    assert "Printer" not in asked.text + refused.text
 
 
 @pytest.mark.spread

@@ -33,6 +33,7 @@ from clock import at
 from sqlaudit import register_hooks, unregister_hooks, versions_of
 from sqlaudit.web import HistoryBrowser
 from sqlaudit.web.limits import limited, was_stopped
+from sqlaudit.web.problems import Problem
 
 __all__ = ["Base", "happen"]
 
@@ -208,6 +209,11 @@ def test_a_search_finds_what_it_names(client: TestClient, search: str, told: str
     assert not_told not in found
 
 
+def test_a_page_that_reads_too_long_says_so(sessions: sessionmaker[Session], happened: list[str]) -> None:
+    client = visitor(HistoryBrowser(sessions, Base, seconds=0))
+    assert "The page was stopped after 0 seconds." in read(client, ROW, 503)
+
+
 # --- changesets, undo and restore -------------------------------------------------------------------------------
 
 
@@ -376,8 +382,11 @@ def test_a_statement_that_takes_too_long_is_stopped_and_the_next_user_of_the_con
     engine: sa.Engine, sessions: sessionmaker[Session]
 ) -> None:
     slow = sa.text(_SLOW[engine.dialect.name.replace("mysql", "mariadb")])
-    with sessions() as session, limited(session, 0.1), pytest.raises(sa.exc.DBAPIError) as stopped:
-        session.execute(slow)
+    with sessions() as session, limited(session, 0.1):
+        with pytest.raises(sa.exc.DBAPIError) as stopped:
+            session.execute(slow)
+        with pytest.raises(Problem):
+            session.execute(sa.select(1))
     assert was_stopped(stopped.value)
     if engine.dialect.name != "sqlite":
         variable = (

@@ -28,7 +28,7 @@ from sqlaudit.retrieval.key_texts import key_from_texts
 from sqlaudit.tracking.links import model_of
 from sqlaudit.web.access import Authorize, permissions_for
 from sqlaudit.web.instants import instant_text
-from sqlaudit.web.limits import limited, was_stopped
+from sqlaudit.web.limits import limited, too_slow, was_stopped
 from sqlaudit.web.problems import Problem
 from sqlaudit.web.rendering import text_of
 from sqlaudit.web.security import HEADERS, Receive, Scope, Send, form_of, refuse_strangers
@@ -57,7 +57,8 @@ class HistoryBrowser:
         ``"list"``, ``"view"``, ``"search"``, ``"export"``, ``"restore"`` and ``"undo"``. The model is a base class or
         an association table, and the key is that of a row, or ``None`` for lists. It returns ``True`` or ``False``;
         a criterion of the model, which every query gets; names of attributes whose values are masked; or an
-        :class:`~sqlaudit.web.Access` with both
+        :class:`~sqlaudit.web.Access` with both. An ``HTTPException`` that it raises is the response, for instance to
+        log in first
     :param get_context: a function, plain or ``async``, of the request. It returns a dict of the arguments of
         :class:`~sqlaudit.AuditContextManager` for what a visitor restores or undoes, or ``None``
     :param on_view: a function, plain or ``async``, of the request, the action, the model and the key, which is called
@@ -65,7 +66,7 @@ class HistoryBrowser:
     :param title: the title of the pages
     :param texts: texts of another language, by the names in ``sqlaudit.web.texts``
     :param page_size: about how many changes a page shows
-    :param statement_seconds: the seconds after which the database stops a statement
+    :param seconds: how long a page may read; then the database stops its statement, and no other one begins
     :param can_write: let visitors restore and undo
     :ivar sessions: the maker of its sessions; ``unregister_hooks(browser.sessions)`` ends what it does for an engine
     :raises QueryError: an argument is invalid
@@ -82,7 +83,7 @@ class HistoryBrowser:
         title: str | None = None,
         texts: Mapping[str, str] = MappingProxyType({}),
         page_size: int = 50,
-        statement_seconds: float = 10,
+        seconds: float = 10,
         can_write: bool = True,
     ) -> None:
         checked_function(get_context, "HistoryBrowser")
@@ -99,13 +100,13 @@ class HistoryBrowser:
         self.title = title
         self.texts = Texts(texts)
         self.page_size = page_size
-        self.statement_seconds = statement_seconds
+        self.seconds = seconds
         self.can_write = can_write
         self.sessions = _sessions_of(engine_or_sessionmaker)
         routes = [Route(f"/{PATHS[view.page]}", self._endpoint(view), methods=[view.method]) for view in VIEWS]
         self._app = Starlette(
             routes=[*routes, Route("/static/{name}", _static)],
-            exception_handlers={404: self._no_page, 405: self._no_page},
+            exception_handlers={HTTPException: self._refused},
         )
         self._app.router.redirect_slashes = False
 
@@ -155,7 +156,7 @@ class HistoryBrowser:
                     context = await context if isawaitable(context) else context
 
                 def work(session: Session) -> Response:
-                    with limited(session, self.statement_seconds):
+                    with limited(session, self.seconds):
                         return view.work(Visit(self, request, session, permissions, place, form))
 
                 with manager_of(context, "HistoryBrowser"):
@@ -163,6 +164,8 @@ class HistoryBrowser:
                 if self.on_view is not None and response.status_code < 400:
                     told = self.on_view(request, view.action, place.source, place.key)
                     await told if isawaitable(told) else None
+            except HTTPException:  # of authorize: log in first, or elsewhere
+                raise
             except Exception as error:
                 return self._tell(request, _problem_of(self, error))
             return response
@@ -205,9 +208,13 @@ class HistoryBrowser:
 
     # --- what is wrong ------------------------------------------------------------------------------------------
 
-    async def _no_page(self, request: Request, error: Exception) -> Response:
-        status = getattr(error, "status_code", 404)
-        return self._tell(request, Problem(status, "not_found" if status == 404 else "not_allowed"))
+    async def _refused(self, request: Request, error: Exception) -> Response:
+        """Answer a request that no page fits, or that the application refuses by an ``HTTPException``."""
+        assert isinstance(error, HTTPException)
+        name = {404: "not_found", 405: "not_allowed"}.get(error.status_code, "forbidden")
+        response = self._tell(request, Problem(error.status_code, name))
+        response.headers.update(error.headers or {})
+        return response
 
     def _tell(self, request: Request, problem: Problem) -> Response:
         page = Page(self, request)
@@ -234,7 +241,7 @@ def _problem_of(browser: HistoryBrowser, error: Exception) -> Problem:
         _log.info("%s", error)
         return Problem(400, "told", message=str(error)) if browser.authorize is None else Problem(400, "bad_request")
     if isinstance(error, DBAPIError) and was_stopped(error):
-        return Problem(503, "too_slow", seconds=f"{browser.statement_seconds:g}")
+        return too_slow(browser.seconds)
     if isinstance(error, (OperationalError, InterfaceError, PoolTimeoutError, OSError)):
         _log.error("The database does not answer a page of history: %s", error)
         return Problem(503, "database_away")

@@ -15,6 +15,7 @@ from sqlalchemy.util import await_only
 
 from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.missing import codes_of
+from sqlaudit.web.problems import Problem
 
 _STEPS: Final = 10_000
 """The instructions of SQLite's machine after which it looks at the clock."""
@@ -26,15 +27,21 @@ _STOPPED: Final = {"57014", 1969, 3024}
 def limited(session: Session, seconds: float) -> Iterator[None]:
     """Let the database stop each statement of a session that takes longer, within the ``with`` block.
 
-    SQLite stops what a whole transaction takes longer to read.
+    After that time, the session begins no other statement. The connection is as it was before, once the session's
+    transaction or the block has ended.
 
-    The connection is as it was before, once the session's transaction or the block has ended.
+    :raises Problem: a statement would begin too late
     """
     limits: list[tuple[Connection, Callable[[], Any]]] = []
+    end = time.monotonic() + seconds
 
     def limit(_session: Session, _transaction: Any, connection: Connection) -> None:
         if (set_limit := _LIMITS.get(connection.dialect.name)) is not None:
             limits.append((connection, set_limit(connection, seconds)))
+
+    def refuse_late(_state: Any) -> None:
+        if time.monotonic() > end:
+            raise too_slow(seconds)
 
     def give_back(*_: Any) -> None:
         while limits:
@@ -46,6 +53,7 @@ def limited(session: Session, seconds: float) -> Iterator[None]:
                     connection.invalidate()  # nobody else should get it
 
     event.listen(session, "after_begin", limit)
+    event.listen(session, "do_orm_execute", refuse_late)
     for name in _ENDS:
         event.listen(session, name, give_back)
     try:
@@ -53,12 +61,18 @@ def limited(session: Session, seconds: float) -> Iterator[None]:
     finally:
         give_back()
         event.remove(session, "after_begin", limit)
+        event.remove(session, "do_orm_execute", refuse_late)
         for name in _ENDS:
             event.remove(session, name, give_back)
 
 
 _ENDS: Final = ("before_commit", "after_rollback")
 """The events at which the connection of a transaction is about to be given back."""
+
+
+def too_slow(seconds: float) -> Problem:
+    """Return the problem that a page takes longer than its seconds."""
+    return Problem(503, "too_slow", seconds=f"{seconds:g}")
 
 
 def was_stopped(error: DBAPIError) -> bool:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from markupsafe import Markup
 
@@ -17,6 +17,9 @@ from sqlaudit.exceptions import QueryError, SQLAuditError
 from sqlaudit.web.problems import Problem
 from sqlaudit.web.rendering import text_of
 from sqlaudit.web.visit import Visit
+
+MOST: Final = 200
+"""The rows and conflicts of a plan that are shown."""
 
 
 class Work(Protocol):
@@ -90,8 +93,8 @@ class PlannedRow:
 
 
 def planned_rows(visit: Visit, plan: RestoreReport) -> list[PlannedRow]:
-    """Return the rows of a plan, in the order of their names."""
-    items = sorted(plan, key=lambda item: (item.resource_type, str(item.key)))
+    """Return the first rows of a plan, in the order of their names."""
+    items = sorted(plan, key=lambda item: (item.resource_type, str(item.key)))[:MOST]
     return [
         PlannedRow(
             item.operation,
@@ -103,8 +106,8 @@ def planned_rows(visit: Visit, plan: RestoreReport) -> list[PlannedRow]:
 
 
 def told_conflicts(visit: Visit, conflicts: Sequence[Conflict]) -> list[Markup]:
-    """Return the later changes that would be lost, as sentences."""
-    return [_conflict(visit, conflict) for conflict in conflicts]
+    """Return the first of the later changes that would be lost, as sentences."""
+    return [_conflict(visit, conflict) for conflict in conflicts[:MOST]]
 
 
 def _conflict(visit: Visit, conflict: Conflict) -> Markup:

@@ -175,6 +175,7 @@ TEXTS: Final[Mapping[str, str]] = {
     "plan_insert": "{row} comes back",
     "plan_update": "{row} changes",
     "plan_delete": "{row} is deleted",
+    "plan_more": "{count} more rows would change, too.",
     "conflicts": "Later changes of the same fields",
     "conflicts_text": "They would be lost. Undo their changesets first, or together with this one.",
     "conflict": "{row}: {fields}, changed by {who} {when}",
@@ -245,8 +246,7 @@ TEXTS: Final[Mapping[str, str]] = {
     "foreign_host": "The request is for the host {host}. Without authorize, the history is shown on this machine "
     "alone: open it at 127.0.0.1, or give HistoryBrowser a function authorize.",
     "too_slow_title": "That took too long",
-    "too_slow": "The database was stopped after {seconds} seconds. Ask for less: one row, one field, or a shorter "
-    "time.",
+    "too_slow": "The page was stopped after {seconds} seconds. Ask for less: one row, one field, or a shorter time.",
     "database_away_title": "The database does not answer",
     "database_away": "Try again in a moment.",
     "no_history_title": "There is no history table",

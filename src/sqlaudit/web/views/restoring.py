@@ -11,7 +11,7 @@ from sqlaudit.changes import RestoreReport
 from sqlaudit.display import safe
 from sqlaudit.restoring.restore import restore
 from sqlaudit.web.instants import instant_text
-from sqlaudit.web.plans import Work, carry_out, digest, planned, planned_rows
+from sqlaudit.web.plans import MOST, Work, carry_out, digest, planned, planned_rows
 from sqlaudit.web.problems import Problem
 from sqlaudit.web.view import View
 from sqlaudit.web.visit import Visit
@@ -31,6 +31,8 @@ def _ask(visit: Visit) -> Response:
         rows=planned_rows(visit, plan),
         conflicts=[],
         digest=digest(plan),
+        more=max(0, len(plan) - MOST),
+        more_conflicts=0,
         back=visit.row_url("row", visit.source, visit.key),
         choices=[(safe(name), name in chosen) for name in names],
     )

@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from sqlaudit.changes import RestoreReport
 from sqlaudit.restoring.undo import undo
-from sqlaudit.web.plans import Work, carry_out, digest, planned, planned_rows, told_conflicts
+from sqlaudit.web.plans import MOST, Work, carry_out, digest, planned, planned_rows, told_conflicts
 from sqlaudit.web.view import View
 from sqlaudit.web.views.changesets import entries_of
 from sqlaudit.web.visit import Visit
@@ -54,6 +54,8 @@ def _page(visit: Visit, plan: RestoreReport) -> Response:
         rows=planned_rows(visit, plan),
         conflicts=told_conflicts(visit, plan.conflicts),
         digest=digest(plan),
+        more=max(0, len(plan) - MOST),
+        more_conflicts=max(0, len(plan.conflicts) - MOST),
         back=visit.url("changeset", changeset=changeset_id),
         choices=None,
     )
