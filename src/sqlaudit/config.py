@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from inspect import isgenerator
-from typing import Any, Literal
+from typing import Any, Final, Literal
 from uuid import UUID
 
 from sqlalchemy.orm import Session
@@ -38,6 +39,8 @@ class SQLAuditConfig:
     :param strict: the same as ``on_uncaptured="raise"``
     :param require_user: refuse to flush changes of tracked rows if no user is known
     :param require_reason: refuse to flush changes of tracked rows if the audit context has no reason
+    :param redaction_key: the secret key of ``track_table(redact=…)``, of at least 16 bytes; a text stands for its bytes
+        in UTF-8. If it is omitted, the environment variable ``SQLAUDIT_REDACTION_KEY`` has it
     """
 
     session_factory: Callable[[], Any] | None = None
@@ -49,6 +52,7 @@ class SQLAuditConfig:
     strict: bool = False
     require_user: bool = False
     require_reason: bool = False
+    redaction_key: str | bytes | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("session_factory", "get_user_id_callback", "clock"):
@@ -59,6 +63,8 @@ class SQLAuditConfig:
             raise SQLAuditError(
                 f"on_uncaptured is {self.on_uncaptured!r}. Give 'warn', 'raise' or 'ignore'.", self.on_uncaptured
             )
+        if self.redaction_key is not None:
+            _checked_key(self.redaction_key, "redaction_key")
 
     def now(self) -> datetime:
         """Return the instant of the clock, in UTC.
@@ -127,6 +133,52 @@ def replace_clock(clock: Callable[[], datetime] | None) -> Callable[[], datetime
 def current_config() -> SQLAuditConfig:
     """Return the configuration that was set, or the defaults."""
     return _current or _DEFAULT
+
+
+_SHORTEST_KEY: Final = 16
+_KEY_VARIABLE: Final = "SQLAUDIT_REDACTION_KEY"
+
+
+def redaction_key() -> bytes | None:
+    """Return the key for the redaction of values, from the configuration or else from the environment.
+
+    :raises SQLAuditError: the key is too short
+    """
+    key = current_config().redaction_key
+    if key is not None:
+        return _checked_key(key, "redaction_key")
+    text = os.environ.get(_KEY_VARIABLE)
+    return _checked_key(text, _KEY_VARIABLE) if text else None
+
+
+def required_redaction_key() -> bytes:
+    """Return the key for the redaction of values.
+
+    :raises SQLAuditError: there is none, or it is too short
+    """
+    key = redaction_key()
+    if key is None:
+        raise SQLAuditError(
+            "A tracked table redacts values, and no redaction key is configured. Call "
+            f"set_config(SQLAuditConfig(redaction_key=…)), or set the environment variable {_KEY_VARIABLE}."
+        )
+    return key
+
+
+def _checked_key(key: object, name: str) -> bytes:
+    """Return a key as bytes. The errors do not show it.
+
+    :raises SQLAuditError: it is neither bytes nor a text, or too short
+    """
+    if not isinstance(key, (str, bytes)):
+        raise SQLAuditError(f"{name} is a {type(key).__name__}. Give bytes or a text.")
+    encoded = key.encode() if isinstance(key, str) else key
+    if len(encoded) < _SHORTEST_KEY:
+        raise SQLAuditError(
+            f"{name} has {len(encoded)} bytes, and who guesses it can guess the redacted values. Give at least "
+            f"{_SHORTEST_KEY} random bytes, such as those of secrets.token_bytes(32)."
+        )
+    return encoded
 
 
 @contextmanager

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import Column, Select, Table, inspect
+from sqlalchemy import Column, ColumnElement, Enum, Select, String, Table, inspect
 from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.orm import Mapper
 from sqlalchemy.orm.exc import UnmappedClassError
 from sqlalchemy.sql import visitors
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from sqlaudit.arguments import When
 from sqlaudit.exceptions import TrackingError
@@ -18,11 +19,13 @@ from sqlaudit.hooks.mappers import handle_configured_mappers, listen_to_model, t
 from sqlaudit.past import as_of as past_reads
 from sqlaudit.past.as_of import MYPY, all_versions, as_of, between
 from sqlaudit.past.rendering import BeforeBaseline, UntrackedPolicy
+from sqlaudit.sql.redacting import Redaction
 from sqlaudit.tracking.autogenerate import guard_autogenerate
 from sqlaudit.tracking.history import Version, VersionsAttribute, history_of
 from sqlaudit.tracking.models import Options, TrackedModel, tracked_model
 from sqlaudit.tracking.retention import Retention
 from sqlaudit.tracking.tables import AuditColumns, tracked_table
+from sqlaudit.tracking.value_types import gives_other_values
 
 M = TypeVar("M", bound=type[Any])
 T = TypeVar("T")
@@ -36,6 +39,7 @@ def track_table(
     *,
     exclude: Iterable[str] = (),
     quiet: Iterable[str] = (),
+    redact: Mapping[str, Redaction] | None = None,
     history_table_name: str | None = None,
     audit_columns: AuditColumns | None = None,
     as_of_index: bool = False,
@@ -68,6 +72,9 @@ def track_table(
     :param exclude: the attributes whose columns are never stored, and whose changes alone make no version
     :param quiet: the attributes whose columns are stored, but whose changes alone make no version: a counter of hits,
         say. A version has the value of the moment at which it was written
+    :param redact: what history stores in place of the values of attributes. ``"hash"``: HMAC-SHA256 of a text, in
+        hexadecimal digits, by the key of :class:`SQLAuditConfig`. ``"mask"``: the last four characters of a text, and a
+        short hash. A function: it gets the column, as an SQL expression, and returns an SQL expression of the same type
     :param history_table_name: the name of the history table; ``<table>_history`` if omitted
     :param audit_columns: other names for the columns of sqlaudit, if the model has columns of the same names
     :param as_of_index: add indexes for reads of many rows as of an instant: of the periods, and of the foreign keys
@@ -92,6 +99,7 @@ def track_table(
             tracked_fields=_names(mapper, "tracked_fields", tracked_fields) if tracked_fields is not None else None,
             exclude=_names(mapper, "exclude", exclude),
             quiet=_names(mapper, "quiet", quiet),
+            redact=_redactions(mapper, redact or {}),
             table_label=table_label,
             resource_id_field=_name(mapper, "resource_id_field", resource_id_field),
             user_id_field=_name(mapper, "user_id_field", user_id_field),
@@ -261,6 +269,14 @@ def _check(mapper: Mapper[Any], options: Options) -> None:
     if options.user_id_field:
         reasons.setdefault(options.user_id_field, "it is the user_id_field, and versions need its value")
     _refuse_names(mapper, "exclude", "excluded", options.exclude, reasons)
+    if options.subject:
+        reasons.setdefault(options.subject, "it is the subject, and versions need its value")
+    reasons |= dict.fromkeys(options.exclude, "it is excluded, so nothing of it is stored")
+    for name, columns in _columns(mapper, options.redact).items():
+        if any(column.foreign_keys for column in columns):
+            reasons.setdefault(name, "it refers to another row, and relationships of the past need its value")
+    _refuse_names(mapper, "redact", "redacted", options.redact, reasons)
+    _check_redactions(mapper, options.redact)
 
 
 def _refuse_names(
@@ -273,6 +289,61 @@ def _refuse_names(
                 f"{option}.",
                 mapper.class_,
             )
+
+
+def _redactions(mapper: Mapper[Any], redact: Mapping[str, Redaction]) -> dict[str, Redaction]:
+    """Return what history stores in place of the values of attributes.
+
+    :raises TrackingError: a name is not that of a column's attribute
+    """
+    if not isinstance(redact, Mapping):
+        raise TrackingError('redact needs to know how to redact. Give a dict: redact={"iban": "hash"}.', mapper.class_)
+    _names(mapper, "redact", redact)
+    return dict(redact)
+
+
+def _check_redactions(mapper: Mapper[Any], redact: Mapping[str, Redaction]) -> None:
+    """Raise if there is no such redaction, or the type of a column does not allow it."""
+    for name, columns in _columns(mapper, redact).items():
+        redaction, where = redact[name], f"{mapper.class_.__name__}.{name}"
+        if redaction not in ("hash", "mask") and not callable(redaction):
+            raise TrackingError(
+                f"redact has {redaction!r} for {where}. Give 'hash', 'mask', or a function of the column.",
+                mapper.class_,
+            )
+        for column in columns:
+            if callable(redaction):
+                _check_function(redaction, column, where)
+            elif not _is_text(column.type):
+                raise TrackingError(
+                    f"{where} cannot be redacted by {redaction!r}, because its type {column.type!r} is not a plain "
+                    "text. Give a function of the column that returns an SQL expression of this type, or exclude it.",
+                    mapper.class_,
+                )
+
+
+def _check_function(redaction: Callable[[Any], Any], column: Column[Any], where: str) -> None:
+    result = redaction(column)
+    if not isinstance(result, ColumnElement):
+        raise TrackingError(
+            f"The function for {where} in redact returns {result!r}. Let it return an SQL expression, such as "
+            "func.left(column, 2) or literal('-').",
+            redaction,
+        )
+
+
+def _is_text(type_: TypeEngine[Any]) -> bool:
+    """Return whether Python reads the values of a type as the texts that the database stores."""
+    if isinstance(type_, TypeDecorator):
+        return not gives_other_values(type_) and _is_text(type_.impl_instance)
+    return isinstance(type_, String) and not isinstance(type_, Enum)
+
+
+def _columns(mapper: Mapper[Any], names: Iterable[str]) -> dict[str, list[Column[Any]]]:
+    """Return the columns of attributes, those of subclasses included."""
+    mappers = list(mapper.self_and_descendants)
+    columns = {name: [other.columns[name] for other in mappers if name in other.columns] for name in names}
+    return {name: [column for column in found if isinstance(column, Column)] for name, found in columns.items()}
 
 
 def _names(mapper: Mapper[Any], option: str, names: Iterable[str]) -> frozenset[str]:

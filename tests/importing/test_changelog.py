@@ -1,6 +1,7 @@
 """What sqlaudit 0.5 to 0.7 has logged becomes history, as far as the log tells."""
 
 import enum
+import hmac
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta, timezone
@@ -17,6 +18,7 @@ from sqlaudit import ChangeLogReport, as_of, get_resource_changes, import_change
 
 pytestmark = pytest.mark.spread
 
+KEY = "a key that nobody guesses"
 NOON = datetime(2024, 5, 6, 12, 0, 0, 5, tzinfo=UTC)
 
 
@@ -29,7 +31,7 @@ class Colour(enum.Enum):
     green = "g"
 
 
-@sqlaudit.track_table(exclude=["secret"])
+@sqlaudit.track_table(exclude=["secret"], redact={"iban": "hash"})
 class Customer(Base):
     __tablename__ = "logged_customers"
 
@@ -41,6 +43,7 @@ class Customer(Base):
     colour: Mapped[Colour | None]
     tags: Mapped[list[str] | None] = mapped_column(sa.JSON)
     secret: Mapped[str | None] = mapped_column(sa.String(20))
+    iban: Mapped[str | None] = mapped_column(sa.String(20))
 
 
 class LogBase(DeclarativeBase):
@@ -84,7 +87,7 @@ class LogChange(LogBase):
     new_value: Mapped[str | None] = mapped_column(sa.Text)
 
 
-FIELDS = ["name", "born", "vip", "money", "colour", "tags", "forgotten"]
+FIELDS = ["name", "born", "vip", "money", "colour", "tags", "forgotten", "iban"]
 
 
 def log(
@@ -99,7 +102,8 @@ def log(
 
 
 @pytest.fixture
-def session(tables: None, engine: sa.Engine) -> Iterator[Session]:
+def session(tables: None, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
+    monkeypatch.setenv("SQLAUDIT_REDACTION_KEY", KEY)
     LogBase.metadata.create_all(engine)
     sqlaudit.set_config(sqlaudit.SQLAuditConfig(on_uncaptured="ignore"))
     with Session(engine) as session:
@@ -262,3 +266,13 @@ def test_a_user_that_history_has_no_room_for_is_named_before_anything_is_written
     with pytest.raises(sqlaudit.ContextError, match="changed_by of a log of '4' has 256 characters"):
         import_change_log(session, Customer)
     assert told(session, Customer) == []
+
+
+@pytest.mark.parametrize("iban", ["DE89 3704", "longer than the column of the live table"])
+def test_what_history_redacts_is_not_imported_in_clear(session: Session, iban: str) -> None:
+    log(session, 4, 1, iban=(None, iban))
+    import_change_log(session, Customer)
+    first = versions_of(session, Customer, 4)[0]
+    hashed = hmac.new(KEY.encode(), iban.encode(), "sha256").hexdigest()
+    assert (first.iban, first.audit_extra) == (hashed, None)
+    check_history(session, Customer)

@@ -27,6 +27,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    Text,
     Uuid,
     bindparam,
     insert,
@@ -51,7 +52,7 @@ from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.aliases import joined_live_tables
 from sqlaudit.tracking.missing import explaining_history_errors
 from sqlaudit.tracking.models import TrackedModel, attribute_of, tracked_model_of
-from sqlaudit.tracking.tables import TrackedTable
+from sqlaudit.tracking.tables import TrackedTable, prepare_connection
 from sqlaudit.wire import Report
 
 _metadata: Final = MetaData()
@@ -268,8 +269,9 @@ class _Import:
         return {id: list(logs.values()) for id, logs in entries.items()}
 
     def _write(self, model: TrackedModel, rows: Sequence[tuple[Key, Mapping[str, Any], list[_Log]]]) -> None:
-        reading = _TextReader(_fields_of(model), self.connection.dialect)
+        reading = _TextReader(model, self.connection.dialect)
         versions = [version for key, live, logs in rows for version in self._versions(reading, key, live, logs)]
+        prepare_connection(self.connection, model.chain)
         self.rows += len(rows)
         self.versions += len(versions)
         for table in model.chain if versions else ():
@@ -335,7 +337,10 @@ def _changeset_id(log: _Log) -> UUID:
 
 def _insert_into(table: TrackedTable) -> Insert:
     audit_columns = [table.role(role) for role, _ in table.names.items()]
-    values: dict[Any, Any] = {old: bindparam(old.key, type_=_null_as_null(old.type)) for _, old in table.columns}
+    typed = ((live, old, live.type if live.name in table.hashed else old.type) for live, old in table.columns)
+    values: dict[Any, Any] = {
+        old: table.recorded(live, bindparam(old.key, type_=_null_as_null(type_))) for live, old, type_ in typed
+    }
     statement = insert(table.history).values(values | {column: bindparam(column.key) for column in audit_columns})
     return statement.execution_options(**INTERNAL)
 
@@ -354,8 +359,14 @@ def _null_as_null(type_: TypeEngine[Any]) -> TypeEngine[Any]:
 
 def _fields_of(model: TrackedModel) -> dict[str, Column[Any]]:
     """Return the live columns that history stores: field → column."""
-    named = ((attribute_of(model.mapper, live), live) for table in model.chain for live, _ in table.columns)
-    return {name: live for name, live in named if name}
+    return {name: live for _, name, live in _fields_by_table(model)}
+
+
+def _fields_by_table(model: TrackedModel) -> Iterator[tuple[TrackedTable, str, Column[Any]]]:
+    for table in model.chain:
+        for live, _ in table.columns:
+            if name := attribute_of(model.mapper, live):
+                yield table, name, live
 
 
 def _deleted_values_of(model: TrackedModel) -> dict[str, Any]:
@@ -371,10 +382,12 @@ def _deleted_values_of(model: TrackedModel) -> dict[str, Any]:
 
 
 class _TextReader:
-    """Reads texts as values of fields, and remembers the texts that it cannot read."""
+    """Reads texts as values of fields, and remembers the texts that it cannot read, except those of redacted fields."""
 
-    def __init__(self, fields: Mapping[str, Column[Any]], dialect: Dialect) -> None:
-        self.fields = fields
+    def __init__(self, model: TrackedModel, dialect: Dialect) -> None:
+        fields = list(_fields_by_table(model))
+        self.types = {name: Text() if live.name in table.hashed else live.type for table, name, live in fields}
+        self.redacted = {name for table, name, live in fields if live.name in table.redact}
         self.dialect = dialect
         self._unread: dict[str, str] = {}
 
@@ -386,11 +399,11 @@ class _TextReader:
     def read(self, texts: Mapping[str, str | None]) -> dict[str, Any]:
         """Return the values of the fields that history stores; ``None`` for a text that cannot be read."""
         values = {
-            name: read_text(text, self.fields[name].type, self.dialect)
-            for name, text in texts.items()
-            if name in self.fields
+            name: read_text(text, self.types[name], self.dialect) for name, text in texts.items() if name in self.types
         }
-        self._unread |= {name: str(texts[name]) for name, value in values.items() if value is UNREAD}
+        self._unread |= {
+            name: str(texts[name]) for name, value in values.items() if value is UNREAD and name not in self.redacted
+        }
         return {name: None if value is UNREAD else value for name, value in values.items()}
 
     def before(self, logs: Sequence[_Log], live: Mapping[str, Any]) -> dict[str, Any]:
@@ -399,7 +412,7 @@ class _TextReader:
 
     def begins_with_insert(self, logs: Sequence[_Log]) -> bool:
         """Return whether the row had no values before the first entry; a text that cannot be read is a value, too."""
-        known = [text for name, text in _before(logs).items() if name in self.fields]
+        known = [text for name, text in _before(logs).items() if name in self.types]
         return all(text is None for text in (*logs[0].before.values(), *known))
 
 

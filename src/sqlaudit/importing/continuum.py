@@ -60,7 +60,7 @@ from sqlaudit.sql.temporary import DropTemporary
 from sqlaudit.tracking.aliases import HistoryAlias
 from sqlaudit.tracking.missing import explaining_history_errors
 from sqlaudit.tracking.models import base_table_of
-from sqlaudit.tracking.tables import TrackedTable, audit_column_types
+from sqlaudit.tracking.tables import TrackedTable, audit_column_types, prepare_connection
 from sqlaudit.wire import Report
 
 _INSERTED: Final = 0
@@ -143,6 +143,7 @@ def _import(session: Session, connection: Connection, model_class: Any, names: _
     root = base_table_of(model_class)
     subclass_tables = list(dict.fromkeys(table for chain in root.chains for table in chain[1:]))
     with explaining_history_errors([root, *subclass_tables]):
+        prepare_connection(connection, [root, *subclass_tables])
         version_table, *others = [_version_table(connection, table, names) for table in (root, *subclass_tables)]
         left_alone = _count(connection, _select_keys(version_table, root).where(_has_history(root, version_table)))
         with _transactions(connection, names, version_table) as transactions:
@@ -373,7 +374,9 @@ def _versions_of_subclass_table(
 def _insert_into_history(
     table: TrackedTable, version_table: Table, source: Subquery, audit: Mapping[str, Any]
 ) -> Insert:
-    stored = [(old, source.c[live.key]) for live, old in table.columns if live.key in version_table.c]
+    stored = [
+        (old, table.recorded(live, source.c[live.key])) for live, old in table.columns if live.key in version_table.c
+    ]
     columns = [*(old for old, _ in stored), *map(table.role, audit)]
     values = select(*(value for _, value in stored), *audit.values())
     return insert(table.history).from_select(columns, values, include_defaults=False).execution_options(**INTERNAL)

@@ -54,7 +54,7 @@ from sqlaudit.tracking.aliases import HistoryAlias, joined_live_tables
 from sqlaudit.tracking.catalogue import can_lock_many
 from sqlaudit.tracking.missing import explaining_history_errors
 from sqlaudit.tracking.models import base_table_of
-from sqlaudit.tracking.tables import TrackedTable
+from sqlaudit.tracking.tables import TrackedTable, prepare_connection
 from sqlaudit.wire import Report
 
 _log: Final = logging.getLogger(__package__)
@@ -163,6 +163,7 @@ class _Backfill:
 
     def _write_batch(self, connection: Connection, last: Key | None) -> tuple[Key, int] | None:
         """Write baselines of the batch that follows a key; return its last key, and the number of baselines."""
+        prepare_connection(connection, (table for chain in self.chains for table in chain))
         take_write_lock(connection, self.table)
         ends = range_after(connection, self.table.key, last, self.chunk_size)
         if ends is None:
@@ -249,7 +250,8 @@ class _Ranges(Statements):
         """Write baselines of the live rows that have no history, except rows that others have locked."""
         base, past = self.base, HistoryAlias(self.base)
         rows = joined_live_tables(self.chain)
-        live = select(*(live for live, _ in base.columns)).select_from(rows).where(self._has_one_of_keys(base.key))
+        stored = [base.recorded(live) for live, _ in base.columns]
+        live = select(*stored).select_from(rows).where(self._has_one_of_keys(base.key))
         live = self._by_primary_key(live, base.live, base.key)
         for table in self.below:
             live = live.where(~exists(literal_column("1")).where(all_equal(base.key, table.key)))
@@ -273,7 +275,7 @@ class _Ranges(Statements):
         return [
             self._insert_into_history(base, statement),
             *(
-                self._copy_to_subclass_table(table, table.live, [live for live, _ in table.columns])
+                self._copy_to_subclass_table(table, table.live, [table.recorded(live) for live, _ in table.columns])
                 for table in self.chain[1:]
             ),
         ]

@@ -53,7 +53,7 @@ from sqlaudit.exceptions import QueryError
 from sqlaudit.maintenance.progress import Callback, progress_reporter
 from sqlaudit.maintenance.slices import Slice, chunks_of, key_of
 from sqlaudit.maintenance.target import filled_at_once, opened_target, refused_rows_error
-from sqlaudit.maintenance.transfer import Transfer, are_of_one_kind, transfer_of
+from sqlaudit.maintenance.transfer import Transfer, are_of_one_kind, as_any_text, transfer_of
 from sqlaudit.past.objects import instant_from
 from sqlaudit.past.rendering import BeforeBaseline
 from sqlaudit.past.session import time_travel
@@ -325,8 +325,12 @@ class _Checkout:
             transfer = transfer_of(
                 column, source, self.dialect, is_indexed=column in indexed, has_old_labels=has_old_labels
             )
+            if tracked is not None and column.name in tracked.hashed:
+                transfer = as_any_text(transfer, self.dialect, is_indexed=column in indexed)
             made.append(transfer)
-            if tracked is not None and column.name in tracked.exclude:
+            if tracked is not None and column.name in tracked.redact:
+                self.notes.append(f"{column} is redacted: it has what history stores in place of its values.")
+            elif tracked is not None and column.name in tracked.exclude:
                 self.notes.append(f"{column} is NULL: it is excluded from history.")
             elif has_old_labels:
                 self.notes.append(

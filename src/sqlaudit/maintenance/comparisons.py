@@ -11,10 +11,8 @@ from sqlalchemy import (
     Connection,
     FromClause,
     Select,
-    Text,
     and_,
     case,
-    cast,
     func,
     literal_column,
     not_,
@@ -25,10 +23,10 @@ from sqlalchemy import (
 from sqlaudit.maintenance.findings import Collector, FindingCode
 from sqlaudit.maintenance.sequences import count_where, read_rows
 from sqlaudit.recording.clauses import NO_USER_FIELDS, ONE, Clauses, has_open_version, has_row
-from sqlaudit.sql.comparing import all_equal, any_of, differs
+from sqlaudit.sql.comparing import all_equal, any_of
 from sqlaudit.tracking.aliases import HistoryAlias
 from sqlaudit.tracking.catalogue import columns_compared_as_text, tables_with_guard
-from sqlaudit.tracking.tables import TrackedTable
+from sqlaudit.tracking.tables import TrackedTable, prepare_connection
 
 
 class Compared(NamedTuple):
@@ -46,6 +44,7 @@ class Comparison(Clauses):
     """
 
     def __init__(self, connection: Connection, table: TrackedTable, existing: Collection[str]) -> None:
+        prepare_connection(connection, (table,))
         super().__init__(
             (table,),
             NO_USER_FIELDS,
@@ -74,10 +73,7 @@ class Comparison(Clauses):
         return self.table.live.outerjoin(version.clause, and_(version.has_key(self.table.key), self._is_open(version)))
 
     def _differences(self) -> list[ColumnElement[bool]]:
-        return [
-            differs(cast(live, Text()), self._text_of(old)) if live in self.as_text else differs(live, old)
-            for live, old in self.compared
-        ]
+        return [self._differs(live, old) for live, old in self.compared]
 
     def count(self) -> Compared:
         is_fault = or_(self.version.version.is_(None), any_of(*self._differences()))

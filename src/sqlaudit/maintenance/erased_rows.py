@@ -25,7 +25,7 @@ from sqlaudit.tracking.aliases import HistoryAlias
 from sqlaudit.tracking.history import Version
 from sqlaudit.tracking.maintenance_tables import required_maintenance_tables
 from sqlaudit.tracking.models import TrackedModel, tracked_model
-from sqlaudit.tracking.tables import TrackedTable
+from sqlaudit.tracking.tables import TrackedTable, prepare_connection
 
 # --- what can be erased -----------------------------------------------------------------------------------------
 
@@ -130,6 +130,7 @@ class RowsToErase:
         self.is_follower = is_follower
         self.connection = connection_for_versions(session, model.table.mapper)
         self.tables = list(dict.fromkeys(table for submodel in model.family() for table in submodel.chain))
+        prepare_connection(self.connection, self.tables)
         self.names = {column.name for column in columns}
         self.versions: dict[Key, dict[int, Any]] = {}
         self.have_history: set[Key] = set()
@@ -238,7 +239,10 @@ class RowsToErase:
         version = HistoryAlias(table, table.history)
         copied = [(live, old) for live, old in table.columns if old in self.columns or live.computed is not None]
         for key in self._live[table] if copied else ():
-            stored = {old.key: select(live).where(all_equal(table.key, key)).scalar_subquery() for live, old in copied}
+            stored = {
+                old.key: select(table.recorded(live)).where(all_equal(table.key, key)).scalar_subquery()
+                for live, old in copied
+            }
             statement = update(table.history).where(version.has_key(key), version.is_open).values(stored)
             self.connection.execute(statement, execution_options=INTERNAL)
 

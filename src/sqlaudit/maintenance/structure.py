@@ -19,6 +19,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import Inspector
 from sqlalchemy.engine.interfaces import ReflectedColumn
+from sqlalchemy.types import TypeEngine
 
 from sqlaudit.maintenance.findings import Collector, FindingCode
 from sqlaudit.period import PeriodToIndex
@@ -107,7 +108,8 @@ def _check_columns(
         )
     for live_column, old in tracked.columns:
         if live_column.name in live and old.name in history:
-            fault = _narrowness(connection, live_column, old, live[live_column.name], history[old.name])
+            wanted = old.type if old.name in tracked.hashed else live[live_column.name]["type"]
+            fault = _narrowness(connection, wanted, old, history[old.name])
             if fault is not None:
                 findings.add(
                     FindingCode.NARROW_COLUMN,
@@ -122,22 +124,25 @@ def _check_columns(
 
 
 def _narrowness(
-    connection: Connection, live: Column[Any], old: Column[Any], reflected: ReflectedColumn, history: ReflectedColumn
+    connection: Connection, needed: TypeEngine[Any], old: Column[Any], history: ReflectedColumn
 ) -> str | None:
-    """Return how a column of history falls short of its live column, or ``None``."""
+    """Return how a column of history falls short, or ``None``.
+
+    :param needed: the type of the values that it has to hold: that of the live column, or of a hash
+    """
     if old.nullable and not history["nullable"]:
         return "does not allow NULL"
     dialect = connection.dialect
     if not TRAITS[dialect.name].has_typed_columns:
         return None
     try:
-        wide = wide_enough(history["type"], reflected["type"], dialect)
+        wide = wide_enough(history["type"], needed, dialect)
     except Exception:  # a type of the user's, or one that SQLAlchemy does not know
         return None
     if wide is None:
         return None
-    types = (history["type"].compile(dialect), reflected["type"].compile(dialect))
-    return f"is of type {types[0]}, which does not hold all values of {types[1]}, the type of the live column"
+    types = (history["type"].compile(dialect), needed.compile(dialect))
+    return f"is of type {types[0]}, which does not hold all values of {types[1]}, the type that it needs"
 
 
 # --- indexes ----------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final
@@ -99,6 +99,12 @@ def transfer_of(
     if isinstance(below, JSON) and isinstance(goal, (JSON, String)):
         return _of_json(column, target)
     return _by_python_value(column, below, source, target, is_indexed=is_indexed)
+
+
+def as_any_text(transfer: Transfer, target: Dialect, *, is_indexed: bool) -> Transfer:
+    """Return a transfer for texts that may be longer than those of the live column."""
+    length = getattr(undecorated(transfer.column.type, target), "length", None) or _KEY_LENGTH
+    return replace(transfer, type=_text(max(length, _KEY_LENGTH), target, is_indexed))
 
 
 # --- databases of one kind --------------------------------------------------------------------------------------

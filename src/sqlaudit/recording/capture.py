@@ -46,7 +46,7 @@ from sqlaudit.tracking.foreign_keys import Chain
 from sqlaudit.tracking.horizons import is_pruned
 from sqlaudit.tracking.missing import explain_history_error, explaining_history_errors
 from sqlaudit.tracking.rights import hides_rows
-from sqlaudit.tracking.tables import TrackedTable
+from sqlaudit.tracking.tables import TrackedTable, prepare_connection
 
 T = TypeVar("T")
 OldValues = Callable[[Key], Mapping[Column[Any], Any]]
@@ -129,6 +129,7 @@ class Capture:
     """Writes versions of rows in one chain of tables, in the transaction of a connection."""
 
     def __init__(self, write: WriteContext, chain: Chain, user_fields: UserFields) -> None:
+        prepare_connection(write.connection, chain)
         self.connection = write.connection
         self.changeset = changeset = write.changeset
         self.context = context = write.context
@@ -525,7 +526,7 @@ class Capture:
         may_be_other = any(live in known and may_be_respelt(live.type) for live in base_key)
         is_respelt = may_be_other and key not in self.keys_where(base_key, [key])[0]
         return {
-            live: _stored(known[live], old)
+            live: _stored(known[live], _read_as(table, live, old))
             for table in self.chain
             for live, old in table.columns
             if live in known and (is_respelt or live not in table.key)
@@ -534,7 +535,10 @@ class Capture:
     def _insert_baseline_of_deleted(
         self, table: TrackedTable, key: Key, known: Mapping[Column[Any], Any], last: _Last | None
     ) -> None:
-        values: dict[Column[Any], Any] = {old: _stored(known.get(live), old) for live, old in table.columns}
+        values: dict[Column[Any], Any] = {
+            old: table.recorded(live, _stored(known.get(live), _read_as(table, live, old)))
+            for live, old in table.columns
+        }
         values |= dict(zip(table.history_key, key, strict=True))
         values |= {
             table.version: last.version + 1 if last is not None else 1,
@@ -686,6 +690,11 @@ class HeardCapture(Capture):
             return super()._write_baselines(keys, last)
         finally:
             self._notes_keys = True
+
+
+def _read_as(table: TrackedTable, live: Column[Any], old: Column[Any]) -> Column[Any]:
+    """Return the column whose type has the known values of a live column: of a hash, the history column is a text."""
+    return live if live.name in table.hashed else old
 
 
 def _stored(value: Any, column: Column[Any]) -> ColumnElement[Any]:

@@ -328,7 +328,8 @@ class Clauses(Steps):
 
         Quiet columns may differ: they alone make no version.
         """
-        source, differences = joined_live_tables(self.chain, isouter=True), []
+        source: FromClause = joined_live_tables(self.chain, isouter=True)
+        differences: list[ColumnElement[bool]] = []
         quiet = self.base.quiet
         pairs = [(live, old) for live, old in history.columns if live.name not in quiet and self._may_change(live)]
         for table in self.chain[1:]:
@@ -344,14 +345,19 @@ class Clauses(Steps):
             without = {*table.quiet, *(column.name for column in table.key)}
             pairs += [(live, old) for live, old in other.columns if live.name not in without]
             differences.append(differs(table.key[0], other.key[0]))
-        differences += [
-            differs(cast(live, Text()), self._text_of(old)) if live in self.as_text else differs(live, old)
-            for live, old in pairs
-        ]
+        differences += [self._differs(live, old) for live, old in pairs]
         if not differences:
             return false()
         same_row = self._is_same_row(self.base.key, history.key)
         return has_row(source, same_row, any_of(*differences)).correlate(history.clause)
+
+    def _differs(self, live: Column[Any], old: ColumnElement[Any]) -> ColumnElement[bool]:
+        """Return the condition that a version has not what it would store of the live column now."""
+        value = self._recorded(live)
+        return differs(cast(value, Text()), self._text_of(old)) if live in self.as_text else differs(value, old)
+
+    def _recorded(self, live: Column[Any]) -> ColumnElement[Any]:
+        return next(table for table in self.chain if table.live is live.table).recorded(live)
 
     def _text_of(self, old: ColumnElement[Any]) -> ColumnElement[Any]:
         """Return a history column as text; on MariaDB and MySQL a cast fails for bytes that are not valid text."""

@@ -7,7 +7,7 @@ proportional to the number of objects that the flush writes, never to the number
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, cast
@@ -19,15 +19,16 @@ from sqlalchemy.orm import (
     Session,
     SessionTransaction,
     UOWTransaction,
+    object_mapper,
 )
 
-from sqlaudit.config import current_config
+from sqlaudit.config import current_config, redaction_key
 from sqlaudit.context import get_audit_context
 from sqlaudit.past.objects import is_unchanged_past
 from sqlaudit.recording.capture import Capture, MissingRows, WriteContext
 from sqlaudit.recording.cascades import Dependents, record_changed_keys
 from sqlaudit.recording.changeset import changeset_of, connection_for_versions, instant_before
-from sqlaudit.recording.policy import lacking, report_replacing, require_context
+from sqlaudit.recording.policy import lacking, report_replacing, require_context, require_key
 from sqlaudit.recording.scope import write_numbers
 from sqlaudit.recording.tracked_mappers import (
     FOLLOWED,
@@ -43,7 +44,7 @@ from sqlaudit.sql.keys import Key
 from sqlaudit.tracking.catalogue import has_triggers
 from sqlaudit.tracking.foreign_keys import FollowedTable, Sources
 from sqlaudit.tracking.models import TrackedModel
-from sqlaudit.tracking.tables import TrackedTable
+from sqlaudit.tracking.tables import TrackedTable, hashing
 
 _Extent = tuple[str, ...]
 _DOOMED: Final[_Extent] = ("",)  # no attribute has this name
@@ -173,11 +174,14 @@ class Flush:
         """Read what cannot be known after the flush, or leave that to the writes if the session chooses connections.
 
         :raises ContextError: a required user or reason is missing
+        :raises SQLAuditError: the key for redacted values is missing
         """
         if self._requires:
             self._require_context()
         if self.began is None:
             self.begin()
+        if hashing and redaction_key() is None:
+            self._require_key()
         self.prepared = {}
         doomed = self.session._deleted  # the public properties build a set of all dirty objects
         for state in (*doomed, *set(self.session._dirty_states).difference(doomed)):
@@ -307,10 +311,7 @@ class Flush:
         session, lacks = self.session, lacking(get_audit_context())
         if lacks is None:
             return
-        if objects is None:
-            changed = (obj for obj in session.dirty if session.is_modified(obj))
-            objects = (*session.new, *session.deleted, *changed)
-        for obj in objects:
+        for obj in _written_objects(session) if objects is None else objects:
             state: State = inspect(obj)
             tracked_mapper = tracked_mapper_of(state.mapper)
             if tracked_mapper is not None:
@@ -319,6 +320,12 @@ class Flush:
                 names_user = any(user not in (None, "") for user in users)
                 write = f"{state.mapper.class_.__name__} is to be written"
                 require_context(lacks, write, obj, row_names_user=names_user)
+
+    def _require_key(self) -> None:
+        for obj in _written_objects(self.session):
+            tracked_mapper = tracked_mapper_of(object_mapper(obj))
+            if tracked_mapper is not None:
+                require_key(tracked_mapper.model.chain)
 
     def _written_so_far(self) -> set[tuple[TrackedTable, Key]]:
         """Return the rows that the flush has written so far; their old values are known or have been read."""
@@ -528,6 +535,13 @@ class Flush:
 
     def _write_context(self, connection: Connection) -> WriteContext:
         return WriteContext(connection, changeset_of(self.session, connection, self.began), get_audit_context())
+
+
+def _written_objects(session: Session) -> Iterator[Any]:
+    """Yield the objects that a flush would write."""
+    yield from session.new
+    yield from session.deleted
+    yield from (obj for obj in session.dirty if session.is_modified(obj))
 
 
 def _has_new_key(state: State) -> bool:

@@ -8,7 +8,7 @@ from typing import Final
 
 from sqlalchemy import Connection
 
-from sqlaudit.config import current_config
+from sqlaudit.config import current_config, required_redaction_key
 from sqlaudit.context import AuditContext
 from sqlaudit.exceptions import CaptureError, ContextError, warn_caller
 from sqlaudit.sql.dialects import TRAITS
@@ -53,6 +53,15 @@ def report_replacing(connection: Connection, table: TrackedTable) -> None:
             "session.execute(insert(…)).",
             table.live,
         )
+
+
+def require_key(tables: Iterable[TrackedTable]) -> None:
+    """Raise if history stores hashes of columns, and there is no key for them.
+
+    :raises SQLAuditError: there is none
+    """
+    if any(table.hashed for table in tables):
+        required_redaction_key()
 
 
 def lacking(context: AuditContext) -> str | None:

@@ -35,6 +35,7 @@ class Prepared:
         self._sql: str | None = None
         self._positions: list[str] | None = None
         self._constants: dict[str, Any] = {}
+        self._called: dict[str, Callable[[], Any]] = {}
         self._types: dict[str, TypeEngine[Any]] = {}
 
     @property
@@ -46,7 +47,9 @@ class Prepared:
     def _compile(self, dialect: Dialect) -> None:
         compiled = cast_type(SQLCompiler, self.statement.compile(dialect=dialect))  # type: ignore[attr-defined]
         for name, bind in compiled.binds.items():
-            if name.startswith("sqlaudit_"):
+            if bind.callable is not None:
+                self._called[name] = bind.callable
+            elif name.startswith("sqlaudit_"):
                 self._types[name] = bind.type
             else:
                 processor = _processor(bind.type, dialect)
@@ -66,6 +69,8 @@ class Prepared:
         bound = self._constants.copy()
         for name, processor in self._processors(connection.dialect):
             bound[name] = parameters[name] if processor is None else processor(parameters[name])
+        for name, call in self._called.items():
+            bound[name] = call()
         values = bound if self._positions is None else tuple(map(bound.__getitem__, self._positions))
         return connection.exec_driver_sql(self._sql, values, execution_options=INTERNAL)
 

@@ -152,7 +152,7 @@ class Statements(Clauses):
         """
         base = self.base
         statement = select(
-            *(values.get(live, live) for live, _ in base.columns),
+            *(base.recorded(live, values.get(live)) for live, _ in base.columns),
             number,
             _at,
             OpenEnd(),
@@ -173,7 +173,7 @@ class Statements(Clauses):
         self, values: Mapping[Column[Any], ColumnElement[Any]] = NO_VALUES
     ) -> Iterator[Executable]:
         for table in self.chain[1:]:
-            copied = [values.get(live, live) for live, _ in table.columns]
+            copied = [table.recorded(live, values.get(live)) for live, _ in table.columns]
             yield self._copy_to_subclass_table(table, table.live, copied)
 
     def _copy_to_subclass_table(self, table: TrackedTable, source: Any, values: list[Any]) -> Executable:

@@ -41,12 +41,15 @@ class TrackedMapper:
         self.key_names = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
         self.live: dict[str, Column[Any]] = {}
         quiet: set[str] = set()
+        self.redacted: set[str] = set()
         for table in model.chain:
             for live, _ in table.columns:
                 if (name := attribute_of(mapper, live)) and name not in self.live:
                     self.live[name] = live
                     if live.name in table.quiet:
                         quiet.add(name)
+                    if live.name in table.redact:
+                        self.redacted.add(name)
         self.stored = frozenset(self.live)
         self.keys = frozenset(self.key_names)
         self.may_be_respelt = any(may_be_respelt(column.type) for column in mapper.primary_key)
@@ -80,8 +83,12 @@ class TrackedMapper:
         return changes_unset(column) or column is self.mapper.version_id_col
 
     def user_fields(self, config: SQLAuditConfig) -> UserFields:
-        """Return the columns that name the user of a row: one is read before the callback, one after it."""
+        """Return the columns that name the user of a row: one is read before the callback, one after it.
+
+        A column whose values history must not have names nobody.
+        """
         fallback = config.user_model_user_id_field
+        fallback = None if fallback in self.redacted else fallback
         if fallback not in self._user_fields:
             named = self.live.get(self.model.options.user_id_field or ""), self.live.get(fallback or "")
             self._user_fields[fallback] = NO_USER_FIELDS if all(field is None for field in named) else named

@@ -23,6 +23,7 @@ from sqlaudit.exceptions import QueryError
 from sqlaudit.restoring.rows import (
     Link,
     LinkRow,
+    Redacted,
     Row,
     display_key,
     is_written,
@@ -383,7 +384,7 @@ class Plan:
         for name in fields.mandatory:
             if new.get(name) is None:
                 new.pop(name, None)  # its column has a default
-        refuse_erased(target, new)
+        _refuse_unknown(target, {}, new)
         for name in new.keys() - given_values.keys():
             self._refuse_unwritable(target, name, new[name])
         values = {name: (None, displayed(value)) for name, value in new.items() if value is not None}
@@ -396,7 +397,11 @@ class Plan:
         for name, value in target.values.items():
             if name in fields.unwritten or (name in fields.quiet and target.comes_whole(name)):
                 continue  # keys are compared: a key may have been spelt differently
-            if name in given_values and (value is ERASED or not self._is_writable(target, name, value)):
+            if isinstance(value, Redacted) and value == current.values.get(name):
+                continue  # it is what it was, as far as history knows
+            if name in given_values and (
+                value is ERASED or isinstance(value, Redacted) or not self._is_writable(target, name, value)
+            ):
                 value = given_values[name]
             elif value is None and name in fields.mandatory:
                 if name not in given_values:
@@ -407,7 +412,7 @@ class Plan:
                     )
                 value = given_values[name]
             new[name] = value
-        refuse_erased(target, new)
+        _refuse_unknown(target, current.values, new)
         changed = {
             name: (displayed(current.values.get(name)), displayed(new[name]))
             for name in differing(current.values, new, fields.equalities)
@@ -766,11 +771,21 @@ class Plan:
         )
 
 
-def refuse_erased(target: Row, values: Mapping[str, Any]) -> None:
-    """Raise if a row would get a value that was erased.
+def _refuse_unknown(target: Row, current: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Raise if a row would get a value that history does not have, because it was erased or is redacted.
 
+    :param current: the values of the live row
     :raises QueryError: it would
     """
+    redacted = [name for name, value in values.items() if isinstance(value, Redacted) and value != current.get(name)]
+    if redacted:
+        names = ", ".join(sorted(redacted))
+        raise QueryError(
+            f"{display_name(target.model, target.key)} cannot get back its {names} of version "
+            f"{target.version_of(min(redacted))}, because history has redacted values there. Name the other fields: "
+            f"fields=[…]; or give {_as_values(target.model, min(redacted))}.",
+            target.model.mapper.class_,
+        )
     erased = [name for name, value in values.items() if value is ERASED]
     erased += [column.name for column, value in target.unmapped.items() if value is ERASED]
     erased.sort()
@@ -842,6 +857,8 @@ def _has_default(column: Column[Any]) -> bool:
 
 def displayed(value: Any) -> Any:
     """Return a value of a :class:`~sqlaudit.restoring.rows.Row` as users see it."""
+    if isinstance(value, Redacted):
+        return value.stored
     return None if value is JSON.NULL else value
 
 

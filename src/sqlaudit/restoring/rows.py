@@ -49,7 +49,7 @@ from sqlaudit.tracking.horizons import is_pruned_in, refuse_pruned_in
 from sqlaudit.tracking.missing import explaining_history_errors
 from sqlaudit.tracking.models import TrackedModel, attribute_of, tracked_model
 from sqlaudit.tracking.sessions import bind_arguments_for
-from sqlaudit.tracking.tables import TrackedTable
+from sqlaudit.tracking.tables import TrackedTable, prepare_connection
 
 T = TypeVar("T")
 _ROLES: Final = ("version", "valid_from", "operation")
@@ -62,11 +62,19 @@ Link = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
+class Redacted:
+    """What history stores in place of a value. Of a live row, it is what history would store of it now."""
+
+    stored: Any
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """The stored values of one object.
 
     :param key: the key in its current spelling, see :func:`keys_now`
-    :param values: attribute → value. ``None`` is NULL. ``JSON.NULL`` stands for a value that only Python reads as
+    :param values: attribute → value. ``None`` is NULL; of a redacted value the row has a :class:`Redacted`, also if it
+        is the live row, whose value is not read. ``JSON.NULL`` stands for a value that only Python reads as
         ``None``: the null of JSON, or a value of a user's type
     :param unmapped: live column → value, for columns that the class maps to no attribute
     :param version: the number of the version that the values come from; ``None`` for the live row
@@ -156,10 +164,14 @@ class LinkVersion:
 
 
 def values_of(mapper: Mapper[Any], values: Mapping[str, Any], columns: Iterable[Any]) -> Key | None:
-    """Look up the values of columns by their attributes; return ``None`` if one is NULL or unknown."""
+    """Look up the values of columns by their attributes; return ``None`` if one is NULL, redacted or unknown."""
     names = [attribute_of(mapper, column) for column in columns]
     looked_up = tuple([values.get(name) if name else None for name in names])
-    return None if any(value is None or value is JSON.NULL for value in looked_up) else looked_up
+    return (
+        None
+        if any(value is None or value is JSON.NULL or isinstance(value, Redacted) for value in looked_up)
+        else looked_up
+    )
 
 
 def display_key(key: Key) -> Any:
@@ -221,6 +233,8 @@ class Hierarchy:
         self.tables = list(dict.fromkeys(table for model in family for table in model.chain))
         self.pairs = [pair for table in self.tables for pair in table.columns]
         self.old: dict[Column[Any], Column[Any]] = dict(self.pairs)
+        self._recorded = [table.recorded(live) for table in self.tables for live, _ in table.columns]
+        self._redacted = [place for place, (live, _) in enumerate(self.pairs) if self._recorded[place] is not live]
         self.discriminator = root.discriminator
         self._places = {old: place for place, (_, old) in enumerate(self.pairs)}
         self._key = [self._places[column] for column in root.table.history_key]
@@ -250,7 +264,7 @@ class Hierarchy:
         source: Any = base.live
         for table in self.tables[1:]:
             source = source.outerjoin(table.live, all_equal(table.key, base.key))
-        return self._select([live for live, _ in self.pairs], self.discriminator).select_from(source)
+        return self._select(self._recorded, self.discriminator).select_from(source)
 
     @cached_property
     def versions(self) -> Select[Any]:
@@ -275,6 +289,8 @@ class Hierarchy:
         """Execute :attr:`live` or :attr:`versions`, with further conditions, and return its rows."""
         with explaining_history_errors(self.tables):
             where = bind_arguments_for(session, self.root.table.mapper)
+            if self._redacted:
+                prepare_connection(session.connection(bind_arguments=dict(where)), self.tables)
             rows = session.execute(statement, parameters, execution_options=INTERNAL, bind_arguments=where)
             return [self._row(row) for row in rows]
 
@@ -285,6 +301,9 @@ class Hierarchy:
             if values[place] is None and not is_null:
                 values[place] = JSON.NULL
         end += len(self._hiding)
+        for place in self._redacted:
+            if values[place] is not None:
+                values[place] = Redacted(values[place])
         model = self.root
         if self.discriminator is not None:
             model = self._model(row[end], values)

@@ -5,8 +5,8 @@ The mapper of a tracked model carries a :class:`TrackedModel` in ``mapper.class_
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -24,6 +24,7 @@ from sqlalchemy.orm import Mapper, RelationshipProperty
 from sqlalchemy.sql import operators, visitors
 
 from sqlaudit.exceptions import TrackingError
+from sqlaudit.sql.redacting import Redaction
 from sqlaudit.tracking.retention import Retention
 from sqlaudit.tracking.sessions import SESSIONS
 from sqlaudit.tracking.tables import INFO_KEY, AuditColumns, TrackedTable, refuse_clash, tracked_table
@@ -36,6 +37,7 @@ class Options:
     tracked_fields: frozenset[str] | None = None
     exclude: frozenset[str] = frozenset()
     quiet: frozenset[str] = frozenset()
+    redact: Mapping[str, Redaction] = field(default_factory=dict)
     table_label: str | None = None
     resource_id_field: str | None = None
     user_id_field: str | None = None
@@ -89,6 +91,11 @@ class TrackedModel:
                 self._key(),
                 exclude=self._names_of_columns(local, options.exclude),
                 quiet=self._names_of_columns(local, options.quiet),
+                redact={
+                    name: redaction
+                    for attribute, redaction in options.redact.items()
+                    for name in self._names_of_columns(local, frozenset({attribute}))
+                },
                 name=options.history_table_name,
                 names=options.audit_columns,
                 as_of_index=options.as_of_index,
@@ -143,10 +150,12 @@ class TrackedModel:
         protects = options.append_only and not inherited.append_only
         divides = options.partitions not in (None, inherited.partitions)
         columns = (options.exclude - inherited.exclude) | (options.quiet - inherited.quiet)
+        columns |= {name for name, value in options.redact.items() if inherited.redact.get(name) != value}
         if shares_table and (options.history_table_name or columns or indexes or divides):
             raise TrackingError(
                 f"{name} shares the table {self.table.live.fullname!r} with its base class, which decides on its "
-                "history table. Pass exclude, quiet, history_table_name, as_of_index and partitions to the base class.",
+                "history table. Pass exclude, quiet, redact, history_table_name, as_of_index and partitions to the "
+                "base class.",
                 self.mapper.class_,
             )
         if options.audit_columns not in (AuditColumns(), inherited.audit_columns) and self.parent is not None:
@@ -172,6 +181,7 @@ class TrackedModel:
             tracked_fields=inherited.tracked_fields if options.tracked_fields is None else options.tracked_fields,
             exclude=options.exclude | inherited.exclude,
             quiet=options.quiet | inherited.quiet,
+            redact={**inherited.redact, **options.redact},
             resource_id_field=options.resource_id_field or inherited.resource_id_field,
             user_id_field=options.user_id_field or inherited.user_id_field,
             audit_columns=inherited.audit_columns if self.parent is not None else options.audit_columns,
@@ -186,6 +196,7 @@ class TrackedModel:
             options.history_table_name
             or options.exclude
             or options.quiet
+            or options.redact
             or options.audit_columns != inherited.audit_columns
             or indexes
             or protects

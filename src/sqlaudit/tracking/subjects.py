@@ -82,10 +82,11 @@ def _subject(model: TrackedModel, name: str) -> Subject:
         )
     referring = {remote: local for local, remote in pairs}
     live: tuple[Any, ...] = tuple([referring[column] for column in target.key])
-    if unknown := [column.name for column in live if column.table is not table.live or column.name in table.exclude]:
+    not_stored = {*table.exclude, *table.redact}
+    if unknown := [column.name for column in live if column.table is not table.live or column.name in not_stored]:
         raise TrackingError(
             f"{model.name} has the subject {name!r}, and its versions do not store {', '.join(unknown)}, so nothing "
-            "tells which row they followed. Remove it from exclude.",
+            "tells which row they followed. Remove it from exclude and redact.",
             model.mapper.class_,
         )
     return Subject(model.root, root_of(target), table, live, tuple([table.history.c[column.key] for column in live]))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cache, cached_property
 from itertools import chain, takewhile
+from types import MappingProxyType
 from typing import Any, Final, cast
 from weakref import WeakKeyDictionary, WeakSet, ref
 
@@ -18,6 +19,8 @@ from sqlalchemy import (
     DDL,
     JSON,
     Column,
+    ColumnElement,
+    Connection,
     Dialect,
     Index,
     Integer,
@@ -27,6 +30,7 @@ from sqlalchemy import (
     Text,
     Uuid,
     inspect,
+    type_coerce,
 )
 from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.ext.compiler import compiles
@@ -41,6 +45,7 @@ from sqlaudit.context import USER_ID_LENGTH
 from sqlaudit.exceptions import TrackingError
 from sqlaudit.period import OpenEnd, PeriodToIndex, UTCDateTime, is_open
 from sqlaudit.sql.old_values import readable_type
+from sqlaudit.sql.redacting import REDACTED_LENGTH, Redaction, prepare_redaction, redacted
 from sqlaudit.tracking.schema import table_options
 
 INFO_KEY: Final = "sqlaudit"
@@ -53,6 +58,8 @@ By instant, the latest transactions and changes are found without reading all ot
 _known: WeakSet[MetaData] = WeakSet()
 excluding: Final[WeakSet[TrackedTable]] = WeakSet()
 """The tracked tables that exclude columns."""
+hashing: Final[WeakSet[TrackedTable]] = WeakSet()
+"""The tracked tables that hash or mask columns, which takes a key."""
 tracked_names: Final[set[str]] = set()
 """The names of all tables that this process has ever tracked, and of their history tables."""
 unread: Final[dict[ref[TrackedTable], str | None]] = {}
@@ -139,6 +146,7 @@ class TrackedTable:
     :ivar history: the history table
     :ivar names: the names of the audit columns in the history table
     :ivar quiet: the names of the columns that are stored, and whose changes alone make no version
+    :ivar redact: the columns of which history stores something else: name → what it stores
     :ivar as_of_index: whether the history table has indexes for reads of many rows as of an instant
     :ivar append_only: whether recording changes no version but to end it, because the database refuses it
     :ivar partitions: into how many partitions PostgreSQL divides the history by the hash of the key, or ``None``
@@ -153,6 +161,7 @@ class TrackedTable:
         *,
         exclude: Iterable[str] = (),
         quiet: Iterable[str] = (),
+        redact: Mapping[str, Redaction] = MappingProxyType({}),
         name: str | None = None,
         names: AuditColumns | None = None,
         is_association: bool = False,
@@ -165,6 +174,7 @@ class TrackedTable:
         self.key = tuple(key)
         self.exclude = frozenset(exclude)
         self.quiet = frozenset(quiet)
+        self.redact = redact
         self.is_association = is_association
         self.as_of_index = as_of_index
         self.append_only = append_only
@@ -182,6 +192,8 @@ class TrackedTable:
         _known.add(live.metadata)
         if self.exclude:
             excluding.add(self)
+        if self.hashed:
+            hashing.add(self)
         unread[ref(self)] = None
         tracked_names.update((live.name, self.history.name))
 
@@ -285,12 +297,15 @@ class TrackedTable:
 
     def _copy_of(self, column: Column[Any]) -> Column[Any]:
         is_key = column in set(self.key)  # in a set, because a type may define == as anything
-        return _column(column.name, column.key, readable_type(column.type), is_key=is_key, nullable=not is_key)
+        return _column(column.name, column.key, self._type_of(column), is_key=is_key, nullable=not is_key)
+
+    def _type_of(self, column: Column[Any]) -> TypeEngine[Any]:
+        return String(REDACTED_LENGTH) if column.name in self.hashed else readable_type(column.type)
 
     def store_column(self, column: Column[Any]) -> None:
         """Store a column that the live table has gained, or that has replaced another."""
         if column.key in self.history.c:
-            self.history.c[column.key].type = readable_type(column.type)
+            self.history.c[column.key].type = self._type_of(column)
         elif column in set(self._stored_columns()):
             self.history.append_column(self._copy_of(column))
         unread[ref(self)] = None
@@ -324,6 +339,23 @@ class TrackedTable:
     def columns(self) -> list[tuple[Column[Any], Column[Any]]]:
         """The stored columns: (live column, history column)."""
         return [(column, self.history.c[column.key]) for column in self._stored_columns()]
+
+    @cached_property
+    def hashed(self) -> frozenset[str]:
+        """The names of the columns of which history stores a hash or a mask, as a text of its own."""
+        return frozenset(name for name, redaction in self.redact.items() if isinstance(redaction, str))
+
+    def recorded(self, live: Column[Any], value: ColumnElement[Any] | None = None) -> ColumnElement[Any]:
+        """Return the expression that history stores of a live column.
+
+        :param value: the value of the column, if it is not that of the live row
+        """
+        value = live if value is None else value
+        redaction = self.redact.get(live.name) if self.redact else None
+        if redaction is None:
+            return value
+        expression = redacted(value, redaction)
+        return expression if isinstance(redaction, str) else type_coerce(expression, self.history.c[live.key].type)
 
     @property
     def history_key(self) -> tuple[Column[Any], ...]:
@@ -484,6 +516,15 @@ def _render_open_guard(element: AddOpenGuard, compiler: DDLCompiler, **kw: Any) 
         f"AS (IF({quote(tracked.valid_to.name)} = {open_end}, 0, {quote(tracked.version.name)})) VIRTUAL INVISIBLE, "
         f"ADD UNIQUE INDEX {quote(shortened(f'uq_{history.name}_open'))} ({key})"
     )
+
+
+def prepare_connection(connection: Connection, tables: Iterable[TrackedTable]) -> None:
+    """Let the statements of a connection record tables, if these hash or mask columns.
+
+    :raises SQLAuditError: they do, and no key is configured
+    """
+    if any(table.hashed for table in tables):
+        prepare_redaction(connection)
 
 
 def tracked_table(table: object) -> TrackedTable | None:

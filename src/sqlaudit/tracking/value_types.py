@@ -25,7 +25,9 @@ def value_types(mapper: Mapper[Any], model: TrackedModel) -> dict[str, Any]:
 
     :param mapper: the mapper of the history class of the model
     """
-    live_columns: dict[Any, Any] = {old: live for table in model.chain for live, old in table.columns}
+    live_columns: dict[Any, Any] = {
+        old: live for table in model.chain for live, old in table.columns if live.name not in table.hashed
+    }
     audit_types = {name: _AUDIT_TYPES.get(role) for role, name in model.table.names.items()}
     types: dict[str, Any] = {}
     for attribute in mapper.column_attrs:
@@ -35,14 +37,17 @@ def value_types(mapper: Mapper[Any], model: TrackedModel) -> dict[str, Any]:
     return types
 
 
+def gives_other_values(type_: TypeDecorator[Any]) -> bool:
+    """Return whether a decorator may give other values than the type that it decorates."""
+    decorator = type(type_)
+    return any(getattr(decorator, name) is not getattr(TypeDecorator, name) for name in _RESULT_METHODS)
+
+
 def _python_type(type_: TypeEngine[Any]) -> Any:
     if isinstance(type_, JSON):
         return Any
     if isinstance(type_, TypeDecorator) and type(type_).python_type is TypeDecorator.python_type:
-        decorator = type(type_)
-        if any(getattr(decorator, name) is not getattr(TypeDecorator, name) for name in _RESULT_METHODS):
-            return Any
-        return _python_type(type_.impl_instance)
+        return Any if gives_other_values(type_) else _python_type(type_.impl_instance)
     try:
         python_type = type_.python_type
     except NotImplementedError:

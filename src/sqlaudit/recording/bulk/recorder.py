@@ -24,7 +24,7 @@ from sqlaudit.recording.capture import WriteContext
 from sqlaudit.recording.cascades import take_write_lock
 from sqlaudit.recording.changeset import changeset_of, instant_before
 from sqlaudit.recording.clauses import NO_USER_FIELDS
-from sqlaudit.recording.policy import lacking, report_unrecorded, require_context
+from sqlaudit.recording.policy import lacking, report_unrecorded, require_context, require_key
 from sqlaudit.recording.scope import scope_of, write_numbers
 from sqlaudit.recording.tracked_mappers import user_fields_of
 from sqlaudit.sql.dialects import TRAITS
@@ -93,6 +93,7 @@ class Recorder:
         assert source is not None
         if isinstance(source, TrackedTable):
             _require_context(source, is_flushing=self.flush is not None)
+            require_key(table for chain in source.chains for table in chain)
         if self.is_direct:
             _undo_dead(connection)
         writes = scope_of(connection).unfinished if self.is_direct else self.writes
