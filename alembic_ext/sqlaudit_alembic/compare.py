@@ -243,8 +243,8 @@ def _rewritten(
     elif isinstance(operation, ops.CreateTableOp):
         created = create_op(tracked)
         yield created
-        if (place[0], tracked.live.name) not in added:
-            yield BackfillHistoryOp(created.place)
+        if (place[0], tracked.live.name) not in added and _can_be_copied(tracked, "backfill()"):
+            yield BackfillHistoryOp(created.place, redact=tracked.redact)
     else:
         changes = [new for old in operation.ops for new in _for_history(autogen_context, old, tracked, place in added)]
         wider = [change for change in changes if isinstance(change, ops.AlterColumnOp)]
@@ -441,7 +441,8 @@ def _renewals(
         if stored is not None and stored.live is table and _is_stored_anew(stored, operations):
             renewed |= dict.fromkeys(_family(stored))
     for tracked in renewed:
-        yield _renewal(tracked, [live.name for live, _ in tracked.columns])
+        if _can_be_copied(tracked, "record_changes()"):
+            yield _renewal(tracked, [live.name for live, _ in tracked.columns])
 
 
 def _renewals_of_downgrade(
@@ -457,7 +458,8 @@ def _renewals_of_downgrade(
     for table, names in reversed(dropped.items()):
         added = _names(ops.AddColumnOp, operations, table.live.schema, table.live.name)
         stored = [live.name for live, _ in table.columns if live.name not in added]
-        yield ColumnsLeaveOp(_renewal(table, [*stored, *names]))
+        if _can_be_copied(table, "record_changes()"):
+            yield ColumnsLeaveOp(_renewal(table, [*stored, *names]))
 
 
 def _changes_of_live_tables(
@@ -488,7 +490,22 @@ def _names(
 
 
 def _renewal(table: TrackedTable, columns: Sequence[str]) -> RenewHistoryOp:
-    return RenewHistoryOp(place_of(table), key=[column.name for column in table.history_key], columns=columns)
+    key = [column.name for column in table.history_key]
+    redact = {name: redaction for name, redaction in table.redact.items() if name in columns}
+    return RenewHistoryOp(place_of(table), key=key, columns=columns, redact=redact)
+
+
+def _can_be_copied(tracked: TrackedTable, remedy: str) -> bool:
+    """Return whether a revision can say how history stores a table; it cannot contain functions that redact."""
+    functions = sorted(tracked.redact.keys() - tracked.hashed)
+    if functions:
+        _log.warning(
+            "The rows of %r are not copied to history by this revision, because functions redact %s. Call %s after it.",
+            tracked.live.fullname,
+            ", ".join(functions),
+            remedy,
+        )
+    return not functions
 
 
 def _family(tracked: TrackedTable) -> list[TrackedTable]:

@@ -17,6 +17,7 @@ from sqlalchemy import Column, Date, MetaData, Table
 from sqlalchemy.dialects import postgresql
 
 from sqlaudit import SQLAuditError
+from sqlaudit.sql.redacting import Redaction
 from sqlaudit.tracking.tables import AuditColumns, TrackedTable, forget_metadata, shortened
 
 
@@ -231,14 +232,16 @@ class _Writing(HistoryOp):
         key: Sequence[str] = (),
         columns: Sequence[str] = (),
         at: datetime | None = None,
+        redact: Mapping[str, Redaction] | None = None,
     ) -> None:
         super().__init__(place)
         self.key = tuple(key)
         self.columns = tuple(columns)
         self.at = at
+        self.redact = dict(redact or {})
 
     def options(self) -> dict[str, Any]:
-        options = {"key": list(self.key), "columns": list(self.columns), "at": self.at}
+        options = {"key": list(self.key), "columns": list(self.columns), "at": self.at, "redact": self.redact}
         return {name: value for name, value in options.items() if value} | super().options()
 
     def reverse(self) -> MigrateOperation:
@@ -261,6 +264,7 @@ class BackfillHistoryOp(_Writing):
         key: Sequence[str] = (),
         columns: Sequence[str] = (),
         at: datetime | None = None,
+        redact: Mapping[str, Redaction] | None = None,
         **options: Any,
     ) -> None:
         """Write an open baseline for each row without history: one statement, one changeset, one instant.
@@ -271,10 +275,12 @@ class BackfillHistoryOp(_Writing):
         :param columns: the names of all columns that the history stores; any other column of the live table is
             excluded. Needed in the same case
         :param at: an aware datetime; if omitted, the time at which the migration, or its ``--sql`` script, runs
+        :param redact: what history stores in place of the values of columns, as in ``track_table(redact=…)``. Not in
+            ``--sql`` mode: the script would contain the key
         :param options: ``history_table``, ``audit_columns`` (a dict of role and name) and ``schema``, if they are not
             the defaults
         """
-        operations.invoke(cls(_place(table, options), key=key, columns=columns, at=at))
+        operations.invoke(cls(_place(table, options), key=key, columns=columns, at=at, redact=redact))
 
 
 @Operations.register_operation("renew_history")
@@ -293,6 +299,7 @@ class RenewHistoryOp(_Writing):
         key: Sequence[str] = (),
         columns: Sequence[str] = (),
         at: datetime | None = None,
+        redact: Mapping[str, Redaction] | None = None,
         **options: Any,
     ) -> None:
         """Close the open version of each live row, and write a baseline of the row after it: two statements.
@@ -300,7 +307,7 @@ class RenewHistoryOp(_Writing):
         The history then has what a migration did to the rows, without a user. The parameters are the same as of
         ``op.backfill_history``.
         """
-        operations.invoke(cls(_place(table, options), key=key, columns=columns, at=at))
+        operations.invoke(cls(_place(table, options), key=key, columns=columns, at=at, redact=redact))
 
 
 class ColumnsLeaveOp(ModifyTableOps):

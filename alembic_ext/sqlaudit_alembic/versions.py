@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -11,6 +11,7 @@ from alembic.operations.base import Operations
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import (
     Column,
+    ColumnElement,
     MetaData,
     String,
     Table,
@@ -31,6 +32,7 @@ from sqlaudit.arguments import instant_or_now
 from sqlaudit.period import OpenEnd, is_open
 from sqlaudit.recording.changeset import ChangesetStamp, changeset_at
 from sqlaudit.recording.clauses import CopyingInsert
+from sqlaudit.sql.redacting import Redaction, prepare_redaction, redacted
 from sqlaudit.tracking.tables import audit_column_types
 from sqlaudit_alembic.inspection import columns_of, created, inspector_of, key_of, need_history, need_live
 from sqlaudit_alembic.offline import ForgetRun, RememberRun, RunChangeset, RunInstant
@@ -57,6 +59,12 @@ class _Pair:
     history: Table
     key: tuple[str, ...]
     columns: tuple[str, ...]
+    redact: Mapping[str, Redaction]
+
+    def recorded(self, name: str) -> ColumnElement[Any]:
+        """Return the expression that history stores of a live column."""
+        column = self.live.c[name]
+        return redacted(column, self.redact[name]) if name in self.redact else column
 
     def audit_column(self, role: str, of: Any = None) -> Any:
         return (self.history if of is None else of).c[getattr(self.place.names, role)]
@@ -79,7 +87,32 @@ def _pair(operations: Operations, operation: BackfillHistoryOp | RenewHistoryOp)
     audit = [Column[Any](name, types[role]) for role, name in place.names.items()]
     live = Table(place.table, metadata, *map(Column[Any], plain), schema=place.schema)
     history = Table(place.history, metadata, *map(Column[Any], plain), *audit, schema=place.schema)
-    return _Pair(place, live, history, tuple(key), plain)
+    if operation.redact:
+        _prepare_redaction(operations, operation, set(plain) - set(key))
+    return _Pair(place, live, history, tuple(key), plain, operation.redact)
+
+
+def _prepare_redaction(
+    operations: Operations, operation: BackfillHistoryOp | RenewHistoryOp, columns: Collection[str]
+) -> None:
+    """Let a migration hash and mask.
+
+    :raises SQLAuditError: it is a script, there is no key, or the history does not have a column
+    """
+    if operations.get_context().as_sql:
+        raise SQLAuditError(
+            f"op.{operation.directive}({operation.place.table!r}) cannot redact in --sql mode, because the script "
+            "would contain the key. Run the migration against the database.",
+            operation,
+        )
+    if unknown := operation.redact.keys() - columns:
+        raise SQLAuditError(
+            f"redact names {', '.join(sorted(unknown))}, which {operation.place.history!r} does not have outside of "
+            f"its key. It has {', '.join(sorted(columns))}.",
+            operation,
+        )
+    if any(isinstance(redaction, str) for redaction in operation.redact.values()):
+        prepare_redaction(operations.get_bind())
 
 
 def _refuse_unknown(operation: BackfillHistoryOp | RenewHistoryOp, existing_names: _Names) -> None:
@@ -164,7 +197,7 @@ def _literal(value: Any, role: str) -> Any:
 
 def _insert_into_history(pair: _Pair, audit: dict[str, Any], source: Any, *criteria: Any) -> Any:
     names = [*pair.columns, *(getattr(pair.place.names, role) for role in audit)]
-    values = [*(pair.live.c[name] for name in pair.columns), *audit.values()]
+    values = [*map(pair.recorded, pair.columns), *audit.values()]
     return CopyingInsert(pair.history).from_select(names, select(*values).select_from(source).where(*criteria))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import hmac
 import re
 import textwrap
 import uuid
@@ -49,7 +50,7 @@ from sqlaudit import (
     unregister_hooks,
     versions_of,
 )
-from sqlaudit.maintenance import erase, erasures, hold, holds, maintenance_tables, prune, replay_erasures
+from sqlaudit.maintenance import check, erase, erasures, hold, holds, maintenance_tables, prune, replay_erasures
 from sqlaudit.sql.widening import wide_enough
 from stock import upsert
 
@@ -150,7 +151,7 @@ def project(tmp_path: Path, database: Database, engine: sa.Engine) -> Iterator[P
         plugins._all_plugins["sqlaudit"].remove()
 
 
-def models(*, track: bool = True, **columns: Callable[[], Any]) -> Any:
+def models(*, track: bool = True, redact: Any = None, **columns: Callable[[], Any]) -> Any:
     """A release of an application with one model."""
 
     class Base(orm.DeclarativeBase):
@@ -167,7 +168,7 @@ def models(*, track: bool = True, **columns: Callable[[], Any]) -> Any:
             **body,
         },
     )
-    Base.Customer = track_table()(customer) if track else customer
+    Base.Customer = track_table(redact=redact)(customer) if track else customer
     releases.append(Base.registry)
     return Base
 
@@ -222,6 +223,56 @@ def test_a_newly_tracked_model_is_given_its_history_and_baselines(project, recor
     assert set(sa.inspect(engine).get_table_names()) == {"alembic_version", "customers"}
     project.upgrade()
     command.check(project.config)
+
+
+def iban() -> Any:
+    return sa.Column(sa.String(12))
+
+
+def test_a_revision_redacts_what_it_copies(project, recorder, engine, capsys, monkeypatch):
+    project.release(models(track=False, iban=iban))
+    project.migrate()
+    with engine.begin() as connection:
+        connection.execute(sa.text("INSERT INTO customers (id, name, iban) VALUES (1, 'Ada', 'DE89')"))
+    since, base = project.head, models(redact={"iban": "hash"}, iban=iban)
+    project.release(base)
+    assert "op.backfill_history('customers', redact={'iban': 'hash'})" in project.autogenerate()
+    with pytest.raises(SQLAuditError, match="cannot redact in --sql mode, because the script would contain the key"):
+        script_of(project, capsys, since)
+    with pytest.raises(SQLAuditError, match="no redaction key is configured"):
+        project.upgrade()
+    monkeypatch.setenv("SQLAUDIT_REDACTION_KEY", "a key that nobody guesses")
+    project.upgrade()
+    command.check(project.config)
+    with recorder() as session:
+        hashed = hmac.new(b"a key that nobody guesses", b"DE89", "sha256").hexdigest()
+        assert told(session, base.Customer, "iban") == [("baseline", hashed)]
+        assert check(session, base.Customer).findings == ()
+
+
+def test_an_existing_history_is_redacted_by_a_revision(project, recorder, monkeypatch):
+    monkeypatch.setenv("SQLAUDIT_REDACTION_KEY", "a key that nobody guesses")
+    project.config.attributes["options"] = {"render_as_batch": True}
+    begin(project, recorder, models(iban=iban), iban="DE89")
+    base = models(redact={"iban": "mask"}, iban=iban)
+    project.release(base)
+    project.migrate()  # widens the column
+    project.write(
+        "op.execute('UPDATE customers_history SET iban = NULL')\nop.renew_history('customers', redact={'iban': 'mask'})"
+    )
+    project.upgrade()
+    with recorder() as session:
+        masked = "**** " + hmac.new(b"a key that nobody guesses", b"DE89", "sha256").hexdigest()[:8]
+        assert told(session, base.Customer, "iban") == [("insert", None), ("baseline", masked)]
+        assert check(session, base.Customer).findings == ()
+
+
+def test_a_revision_does_not_copy_what_a_function_redacts(project, recorder, caplog):
+    project.release(models(track=False, iban=iban))
+    project.migrate()
+    project.release(models(redact={"iban": lambda column: sa.func.substr(column, 1, 2)}, iban=iban))
+    assert "backfill_history" not in project.autogenerate()
+    assert "because functions redact iban. Call backfill() after it." in caplog.text
 
 
 def test_baselines_are_written_once(project, recorder, engine):
