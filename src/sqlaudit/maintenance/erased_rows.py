@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Column, null, select, update
+from sqlalchemy import Column, ColumnElement, and_, null, select, update
 from sqlalchemy.orm import InstanceState, Session
 
 from sqlaudit.erased import erased_columns, marked
@@ -16,12 +16,13 @@ from sqlaudit.maintenance.door import writable_history
 from sqlaudit.maintenance.holding import refuse_held
 from sqlaudit.period import OPEN_END
 from sqlaudit.recording.changeset import connection_for_versions
-from sqlaudit.sql.batches import chunks
+from sqlaudit.sql.batches import CHUNK, chunks
 from sqlaudit.sql.comparing import all_equal
 from sqlaudit.sql.keys import Columns, Key
 from sqlaudit.sql.lists import one_of
 from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.aliases import HistoryAlias
+from sqlaudit.tracking.catalogue import can_lock_many
 from sqlaudit.tracking.history import Version
 from sqlaudit.tracking.maintenance_tables import required_maintenance_tables
 from sqlaudit.tracking.models import TrackedModel, tracked_model
@@ -176,8 +177,10 @@ class RowsToErase:
                 self._copy_live(table)
 
     def _locked(self, table: TrackedTable) -> list[Key]:
+        """Lock the live rows in one table, and return their keys; one by one where a statement cannot lock many."""
         statement = select(*table.key).order_by(*table.key).with_for_update()
-        return [tuple(row) for row in self._rows(statement, table.key)]
+        size = CHUNK if can_lock_many(self.connection, table) else 1
+        return [tuple(row) for row in self._rows(statement, table.key, size)]
 
     def _versions(self, table: TrackedTable) -> Iterator[tuple[Key, int, Any, Any]]:
         size = len(table.history_key)
@@ -185,11 +188,10 @@ class RowsToErase:
         for row in self._rows(statement, table.history_key):
             yield tuple(row[:size]), *row[size:]
 
-    def _rows(self, statement: Any, columns: Columns) -> Iterator[Any]:
-        for chunk in chunks(list(self.wanted)):
-            yield from self.connection.execute(
-                statement.where(one_of(columns, chunk)), execution_options=INTERNAL
-            ).all()
+    def _rows(self, statement: Any, columns: Columns, size: int = CHUNK) -> Iterator[Any]:
+        for chunk in chunks(list(self.wanted), size):
+            statement_of_chunk = statement.where(_is_one_of(columns, chunk))
+            yield from self.connection.execute(statement_of_chunk, execution_options=INTERNAL).all()
 
     def _pairs(self, table: TrackedTable) -> list[tuple[Column[Any], Column[Any]]]:
         return [(live, old) for live, old in table.columns if old in self.columns]
@@ -213,6 +215,7 @@ class RowsToErase:
     def _erase_versions(self, table: TrackedTable) -> None:
         """Erase the columns of the versions in one table: one statement for those that get the same ``extra``."""
         extra, by_extra = table.role("extra"), defaultdict[str, list[Key]](list)
+        key_columns = table.history_key
         for key, number, _, known in self._versions(table):
             if number in self.versions.get(key, {}):
                 by_extra[json.dumps(marked(known, self.names))].append((*key, number))
@@ -220,7 +223,12 @@ class RowsToErase:
         for text, versions in by_extra.items():
             statement = update(table.history).values({**nulls, extra.key: json.loads(text)})
             for chunk in chunks(versions):
-                is_one = one_of((*table.history_key, table.version), chunk)
+                if len(self.wanted) == 1:
+                    is_one = and_(
+                        all_equal(key_columns, chunk[0][:-1]), table.version.in_([each[-1] for each in chunk])
+                    )
+                else:
+                    is_one = one_of((*key_columns, table.version), chunk)
                 self.connection.execute(statement.where(is_one), execution_options=INTERNAL)
 
     def _erase_live(self, table: TrackedTable) -> None:
@@ -231,7 +239,7 @@ class RowsToErase:
             if (column.onupdate or column.server_onupdate) and column.computed is None and column not in new
         }
         for chunk in chunks(self._live[table]) if new else ():
-            statement = update(table.live).where(one_of(table.key, chunk)).values({**kept, **new})
+            statement = update(table.live).where(_is_one_of(table.key, chunk)).values({**kept, **new})
             self.connection.execute(statement, execution_options=INTERNAL)
 
     def _copy_live(self, table: TrackedTable) -> None:
@@ -245,6 +253,11 @@ class RowsToErase:
             }
             statement = update(table.history).where(version.has_key(key), version.is_open).values(stored)
             self.connection.execute(statement, execution_options=INTERNAL)
+
+
+def _is_one_of(columns: Columns, keys: Sequence[Key]) -> ColumnElement[bool]:
+    """Return the condition that a row has one of some keys. A distributed database can route that of one to its shard."""
+    return all_equal(columns, keys[0]) if len(keys) == 1 else one_of(columns, keys)
 
 
 def refresh_objects(session: Session, erased: Iterable[RowsToErase]) -> None:

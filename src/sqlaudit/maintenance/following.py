@@ -7,7 +7,7 @@ follows it then, its lines, follow through it: those of their versions that were
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -21,6 +21,8 @@ from sqlaudit.sql.batches import chunks
 from sqlaudit.sql.keys import Key
 from sqlaudit.sql.lists import one_of
 from sqlaudit.sql.options import INTERNAL
+from sqlaudit.tracking.catalogue import can_lock_many
+from sqlaudit.tracking.missing import explaining_history_errors
 from sqlaudit.tracking.models import TrackedModel
 from sqlaudit.tracking.subjects import Subject
 from sqlaudit.tracking.tables import TrackedTable
@@ -32,7 +34,7 @@ Numbers = dict[Key, set[int]]
 
 
 def versions_that_followed(
-    session: Session, model: TrackedModel, key: Key, subjects: Iterable[Subject]
+    session: Session, model: TrackedModel, key: Key, subjects: Collection[Subject]
 ) -> dict[TrackedModel, Numbers]:
     """Return the versions that followed a row, of its own hierarchy, too, but without those of the row itself.
 
@@ -40,21 +42,22 @@ def versions_that_followed(
 
     :param model: the topmost model of the row's hierarchy
     :raises QueryError: a live row that follows has no history
+    :raises HistoryTableError: the database lacks a history table
     """
     found: dict[TrackedModel, Numbers] = {subject.model: defaultdict(set) for subject in subjects}
     todo: list[tuple[TrackedModel, Mapping[Key, list[Period]]]] = [(model, {key: [_ALWAYS]})]
     while todo:
         target, periods = todo.pop()
-        for subject in subjects:
-            if subject.target is target:
-                known = found[subject.model]
-                new: dict[Key, list[Period]] = defaultdict(list)
+        for subject in (each for each in subjects if each.target is target):
+            known = found[subject.model]
+            new: dict[Key, list[Period]] = defaultdict(list)
+            with explaining_history_errors([subject.table]):
                 for version_key, number, period in _followers(session, subject, periods):
                     if number not in known[version_key] and (subject.model, version_key) != (model, key):
                         known[version_key].add(number)
                         new[version_key].append(period)
-                if new:
-                    todo.append((subject.model, new))
+            if new:
+                todo.append((subject.model, new))
     return {follower: numbers for follower, numbers in found.items() if any(numbers.values())}
 
 
@@ -67,8 +70,9 @@ def _followers(
     size = len(table.history_key)
     for chunk in chunks(list(periods)):
         live = [key for key in chunk if any(end >= OPEN_END for _, end in periods[key])]
-        locked = select(*table.key).where(one_of(subject.live, live)).order_by(*table.key).with_for_update()
-        keys = [tuple(row) for row in connection.execute(locked, execution_options=INTERNAL)] if live else []
+        now = select(*table.key).where(one_of(subject.live, live)).order_by(*table.key)
+        now = now.with_for_update() if can_lock_many(connection, table) else now
+        keys = [tuple(row) for row in connection.execute(now, execution_options=INTERNAL)] if live else []
         statement = select(*columns, *subject.old).where(one_of(subject.old, chunk))
         for row in connection.execute(statement, execution_options=INTERNAL):
             number, start, end = row[size : size + 3]
