@@ -491,3 +491,25 @@ def test_the_files_lose_the_text_once_the_documented_statements_are_run(patients
         session.commit()
     run_outside_transactions(engine, STATEMENTS[engine.dialect.name])
     assert SECRET.encode() not in bytes_of_files(engine)
+
+
+@pytest.mark.no_tables
+@pytest.mark.requires("case_insensitive")
+def test_a_key_in_another_spelling_is_the_same_row(base, engine):
+    @track_table()
+    class Place(base):
+        __tablename__ = "places"
+        code: Mapped[str] = mapped_column(sa.String(5), primary_key=True)
+        name: Mapped[str | None] = mapped_column(sa.String(20))
+
+    maintenance_tables(base.metadata)
+    with recording(engine, base.metadata) as maker:
+        with maker() as session:
+            session.add(Place(code="Ab", name=SECRET))
+            session.commit()
+        with engine.begin() as connection:
+            connection.execute(sa.update(Place.__table__).values(code="aB"))
+        with maker() as session:
+            assert erase(session, Place, "AB", fields=["name"], reason="request").versions == 1
+            session.commit()
+            assert session.scalars(sa.select(Place.name)).all() == [None]

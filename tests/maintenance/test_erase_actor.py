@@ -118,6 +118,7 @@ def test_filters_no_longer_find_the_user(session):
     assert [(each.version, each.field_name) for each in after] == [(each.version, each.field_name) for each in before]
 
 
+@pytest.mark.spread
 def test_only_the_named_models_are_searched(session):
     done = erase_actor(session, USER, Tag, Worker, reason="request")
     session.commit()
@@ -165,6 +166,7 @@ def test_what_is_held_is_left_alone_and_counted(session):
     assert (done.versions, done.held) == (4, 0)
 
 
+@pytest.mark.spread
 def test_it_is_recorded_for_each_table_without_the_user_and_done_once(session):
     with AuditContextManager(user_id="officer"):
         planned = erase_actor(session, USER, reason="request", dry_run=True)
@@ -188,6 +190,7 @@ def test_an_engine_erases_in_transactions_of_ranges(session, engine):
     assert "'u42'" not in everything(session)
 
 
+@pytest.mark.spread
 def test_versions_in_the_session_are_refreshed(session):
     version = sqlaudit.versions_of(session, Account, 1)[0]
     erase_actor(session, USER, reason="request")

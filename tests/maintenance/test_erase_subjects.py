@@ -174,6 +174,7 @@ def test_a_subject_of_a_subclass_counts_for_its_rows(session):
     assert session.get(Complaint, 2).title is None
 
 
+@pytest.mark.spread
 def test_a_row_may_follow_a_row_of_its_own_table_in_a_circle(session):
     session.get(Member, 1).guardian_id = 2
     session.commit()
@@ -182,6 +183,7 @@ def test_a_row_may_follow_a_row_of_its_own_table_in_a_circle(session):
     assert [seen(session, Member, id, "name") for id in (1, 2, 3)] == [[(SECRET,), (ERASED,)], [(ERASED,)], [("Zoe",)]]
 
 
+@pytest.mark.spread
 def test_the_record_names_each_table_and_how_many_versions(session):
     record = erase_ada(session, fields=["name"])
     assert record.followers == (
@@ -198,6 +200,7 @@ def test_the_record_names_each_table_and_how_many_versions(session):
     ]
 
 
+@pytest.mark.spread
 def test_erasing_again_does_nothing_but_to_new_followers(session):
     erase_ada(session)
     again = erase_ada(session)
@@ -209,6 +212,7 @@ def test_erasing_again_does_nothing_but_to_new_followers(session):
     assert erasures(session, Client)[1:] == [record]
 
 
+@pytest.mark.spread
 def test_a_dry_run_reports_the_same_and_writes_nothing(session):
     before = everything(session)
     planned = erase_ada(session, dry_run=True)
@@ -229,6 +233,7 @@ def test_followers_are_erased_again_after_a_restore(session):
     assert seen(session, Purchase, 2, "address") == [(ERASED,), ("Bob's street",)]
 
 
+@pytest.mark.spread
 def test_objects_of_followers_are_refreshed(session):
     purchase, past = session.get(Purchase, 1), _past_of(session)
     erase(session, Client, 1, reason="request", values=VALUES)
@@ -250,6 +255,7 @@ def test_a_hold_on_a_follower_refuses_the_whole_erasure(session):
     assert everything(session) == before
 
 
+@pytest.mark.spread
 def test_a_row_that_sql_moved_past_sqlaudit_follows_as_it_is_now(session, engine):
     live = Purchase.__table__
     with engine.begin() as connection:
@@ -277,6 +283,7 @@ def test_what_cannot_be_erased_is_refused_and_nothing_is_written(session, argume
     assert everything(session) == before
 
 
+@pytest.mark.spread
 def test_a_follower_without_history_is_refused(session, engine):
     with engine.begin() as connection:
         new = {"id": 8, "client_id": 1, "shipped_to": "unknown", "total": 1}
@@ -319,6 +326,7 @@ def test_names_are_checked_when_they_are_given(base):
     assert tracked_table(Note.__table__) is None
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("subject", ["text", "notes", "untracked_id"])
 def test_a_subject_that_refers_to_no_tracked_row_is_refused_before_anything_is_erased(base, session, subject):
     class Untracked(base):

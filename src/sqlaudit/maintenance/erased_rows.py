@@ -161,7 +161,8 @@ class RowsToErase:
                 if numbers is None or valid_to >= OPEN_END:
                     to_erase.add(key)
         self.versions = dict(found)
-        self._live = {table: [key for key in keys if key in to_erase] for table, keys in live.items()}
+        respelt = {key for keys in live.values() for key in keys} - self.have_history if to_erase else set()
+        self._live = {table: [key for key in keys if key in to_erase | respelt] for table, keys in live.items()}
         self._refuse_null()
 
     def erase(self) -> None:
@@ -224,9 +225,8 @@ class RowsToErase:
             statement = update(table.history).values({**nulls, extra.key: json.loads(text)})
             for chunk in chunks(versions):
                 if len(self.wanted) == 1:
-                    is_one = and_(
-                        all_equal(key_columns, chunk[0][:-1]), table.version.in_([each[-1] for each in chunk])
-                    )
+                    numbers = [number for *_, number in chunk]
+                    is_one = and_(all_equal(key_columns, chunk[0][:-1]), table.version.in_(numbers))
                 else:
                     is_one = one_of((*key_columns, table.version), chunk)
                 self.connection.execute(statement.where(is_one), execution_options=INTERNAL)
@@ -256,7 +256,7 @@ class RowsToErase:
 
 
 def _is_one_of(columns: Columns, keys: Sequence[Key]) -> ColumnElement[bool]:
-    """Return the condition that a row has one of some keys. A distributed database can route that of one to its shard."""
+    """Return the condition that a row has one of some keys. For one, a distributed database can route it to a shard."""
     return all_equal(columns, keys[0]) if len(keys) == 1 else one_of(columns, keys)
 
 
