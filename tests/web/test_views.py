@@ -17,6 +17,7 @@ from desk import (
     TAGGED,
     TOUCHED,
     Base,
+    Person,
     Ticket,
     happen,
     links_of,
@@ -30,7 +31,8 @@ from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
 from clock import at
-from sqlaudit import register_hooks, unregister_hooks, versions_of
+from sqlaudit import mark, register_hooks, unregister_hooks, versions_of
+from sqlaudit.maintenance import erase, prune
 from sqlaudit.web import HistoryBrowser
 from sqlaudit.web.limits import limited, was_stopped
 from sqlaudit.web.problems import Problem
@@ -349,6 +351,26 @@ def test_a_page_that_cannot_be_shown_says_why(client: TestClient, url: str, stat
     text = read(client, url, status)
     assert told in text
     assert "Go to the tables" in text
+
+
+def test_what_was_pruned_and_erased_is_told(
+    client: TestClient, sessions: sessionmaker[Session], engine: sa.Engine, happened: list[str]
+) -> None:
+    with sessions.begin() as session:
+        mark(session, "release")
+    prune(engine, Ticket, keep_last=3)
+    page = client.get(f"{ROW}&at={happened_at(0)}")
+    assert page.status_code == 410
+    assert "has been removed" in words_of(page.text)
+    [later] = [link for link in links_of(page.text) if "at=" in link]
+    assert "You see" in read(client, f"/tables/tickets/{later}")
+    assert "Older versions have been removed; the first that is left is number 3" in read(client, ROW)
+    assert "price 12.00 unknown" in read(client, "/tables/tickets/blame?key=1")
+    assert "You see" in read(client, f"{ROW}&at=mark:release")
+    with sessions.begin() as session:
+        erase(session, Person, 1, fields=["name"], values={"name": "x"}, reason="asked for")
+    assert "name erased" in read(client, "/tables/people/row?key=1&at=2024-01-02")
+    assert "Ana" not in read(client, "/tables/people/row?key=1")
 
 
 def test_a_page_cannot_be_asked_for_by_another_method(client: TestClient) -> None:

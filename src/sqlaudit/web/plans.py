@@ -47,7 +47,7 @@ def planned(visit: Visit, work: Work, refusal: str) -> RestoreReport:
             raise Problem(403, refusal)
     except QueryError as error:
         if visit.browser.authorize is None:
-            raise
+            raise Problem(409, "told", message=str(error)) from error
         raise Problem(409, refusal) from error
     visit.session.expunge_all()
     return plan

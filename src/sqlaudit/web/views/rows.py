@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -154,7 +154,7 @@ def _related_in(visit: Visit, session: Session) -> Iterator[_Relationship]:
         return
     for prop in inspect(owner).mapper.relationships:
         source = _shown_source(visit, prop)
-        if source is None or not prop.uselist:
+        if source is None or not prop.uselist or prop.viewonly or not _has_all(owner, prop.local_columns):
             continue
         target, attribute = prop.mapper.class_, getattr(type(owner), prop.key)
         statement = select(target).where(with_parent(owner, attribute)).options(lazyload("*"))
@@ -162,6 +162,12 @@ def _related_in(visit: Visit, session: Session) -> Iterator[_Relationship]:
         rows = session.scalars(statement).all()
         names = [_row_link(visit, each) for each in rows[:_RELATED]]
         yield _Relationship(safe(prop.key), names, len(rows) > _RELATED)
+
+
+def _has_all(row: Any, columns: Iterable[Any]) -> bool:
+    """Return whether a row has a value in all columns: nothing can refer to NULL."""
+    mapper = inspect(row).mapper
+    return all(getattr(row, mapper.get_property_by_column(column).key) is not None for column in columns)
 
 
 def _shown_source(visit: Visit, prop: RelationshipProperty[Any]) -> Any:
