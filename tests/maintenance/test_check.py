@@ -826,6 +826,18 @@ def test_it_runs_in_asynchronous_applications(async_engine: AsyncEngine) -> None
     asyncio.run(run())
 
 
+@pytest.mark.requires("counts_of_steps")
+def test_a_larger_cache_is_the_check_s_alone(engine: sa.Engine) -> None:
+    statements: list[str] = []
+    sa.event.listen(engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+    for usual, changes in (("-2000", ["-16000", "-2000"]), ("-3000", [])):
+        with engine.begin() as connection:
+            connection.exec_driver_sql(f"PRAGMA cache_size = {usual}")
+        statements.clear()
+        check(engine, Customer)
+        assert [text for text in statements if "cache_size =" in text] == [f"PRAGMA cache_size = {n}" for n in changes]
+
+
 def test_arguments_that_make_no_sense_are_refused(engine: sa.Engine) -> None:
     for where, model, given, error, words in [
         (engine, Customer, {"limit": -5}, sqlaudit.QueryError, "limit is -5"),

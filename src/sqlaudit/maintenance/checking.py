@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from typing import Any, Final, TypeAlias
 
@@ -35,6 +35,7 @@ from sqlaudit.maintenance.sequences import Parts, Sequences
 from sqlaudit.maintenance.structure import check_structure
 from sqlaudit.maintenance.transactions import InSavepoints, InTransactions, Runner, connection_of, own_connection
 from sqlaudit.recording.events import recorded_listeners, tell_recorded_by
+from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.missing import explaining_history_errors
 from sqlaudit.tracking.models import base_table_of, tracked_model
 from sqlaudit.tracking.registry import find_association_tables, tracked_tables
@@ -43,6 +44,8 @@ from sqlaudit.tracking.sessions import checked_session
 from sqlaudit.tracking.tables import TrackedTable, known_metadata
 
 _log: Final = logging.getLogger(__package__)
+_USUAL_CACHE: Final = -2_000
+_LARGER_CACHE: Final = -16_000
 Hierarchy: TypeAlias = list[TrackedTable]
 """The base table of a hierarchy, and the tables of its subclasses; or an association table alone."""
 
@@ -85,7 +88,7 @@ def check(
     must_exist = bool(models) or len(known_metadata()) == 1  # another MetaData may be of another database
     with progress_reporter(progress, "check") as report_progress, AuditContextManager(reason=_reason()):
         if isinstance(where, Engine):
-            with own_connection(where) as connection:
+            with own_connection(where) as connection, _larger_cache(connection):
                 run: Runner = InTransactions(connection)
                 checked = _Check(run, findings, hierarchies, connection.begin, report_progress, must_exist)
                 checked.run(Repair(run, findings, None, in_transactions=True) if repair else None)
@@ -100,6 +103,30 @@ def check(
     for code, count in sorted(findings.counts.items()):
         _log.warning("check found %d faults: %s", count, code)
     return findings.report(sum(map(len, hierarchies)))
+
+
+@contextmanager
+def _larger_cache(connection: Connection) -> Iterator[None]:
+    """Let SQLite keep more pages in memory, unless somebody has chosen how many.
+
+    The versions before others are all over the history. Measured, a check takes a quarter less time.
+    """
+    if connection.dialect.name != "sqlite" or _cache_size(connection) != _USUAL_CACHE:
+        yield
+        return
+    _cache_size(connection, _LARGER_CACHE)
+    try:
+        yield
+    finally:
+        _cache_size(connection, _USUAL_CACHE)
+
+
+def _cache_size(connection: Connection, new: int | None = None) -> Any:
+    """Return the size of SQLite's page cache, in KiB if it is negative; or set it."""
+    pragma = "PRAGMA cache_size" if new is None else f"PRAGMA cache_size = {new}"
+    with connection.begin():
+        result = connection.exec_driver_sql(pragma, execution_options=INTERNAL)
+        return result.scalar() if result.returns_rows else None
 
 
 def _reason() -> str:
