@@ -1,6 +1,7 @@
 """``track_table(partitions=8)``: PostgreSQL divides a history by the hash of the key, and all else is as elsewhere."""
 
 import json
+import uuid
 from datetime import UTC, datetime
 from typing import Any
 
@@ -32,7 +33,7 @@ from sqlaudit import (
     versions_of,
 )
 from sqlaudit.cli.commands import program
-from sqlaudit.maintenance import check, create_past_views, erase, maintenance_tables, prune
+from sqlaudit.maintenance import check, create_past_views, erase, history_grants, maintenance_tables, prune
 from sqlaudit.maintenance.door import writable_history
 from sqlaudit.sql.options import INTERNAL
 
@@ -283,6 +284,31 @@ def test_partitions_of_an_append_only_history_refuse_to_be_rewritten(engine: sa.
         connection.rollback()
     base.metadata.drop_all(engine)
     assert tables_in(engine) == set()
+
+
+@pytest.mark.requires("partitions")
+def test_a_role_needs_rights_on_the_history_alone_whose_policies_hold(happened: None, engine: sa.Engine) -> None:
+    role = f"sqlaudit_role_{uuid.uuid4().hex}"
+    statements = (
+        f"GRANT USAGE ON SCHEMA public TO {role}",
+        f"GRANT SELECT, UPDATE ON customers TO {role}",
+        "ALTER TABLE customers ENABLE ROW LEVEL SECURITY",
+        "ALTER TABLE customers_history ENABLE ROW LEVEL SECURITY",
+        f"CREATE POLICY half ON customers TO {role} USING (id % 2 = 0)",
+        f"CREATE POLICY half ON customers_history TO {role} USING (id % 2 = 0)",
+        f"SET LOCAL ROLE {role}",
+    )
+    with engine.connect() as connection, recording(connection) as sessions, sessions() as session:
+        connection.execute(sa.DDL(f"CREATE ROLE {role}"))
+        for grant in history_grants([Customer], "postgresql", app=role):
+            connection.execute(grant)
+        for statement in statements:
+            connection.execute(sa.DDL(statement.replace("%", "%%")))
+        assert len(session.scalars(sa.select(history_of(Customer))).all()) == ROWS
+        session.execute(sa.update(Customer).values(name="x"))
+        assert len(session.scalars(sa.select(history_of(Customer))).all()) == ROWS + ROWS // 2
+        with pytest.raises(sa.exc.ProgrammingError, match="permission denied"):
+            connection.exec_driver_sql("TABLE customers_history_p0")
 
 
 @pytest.mark.requires("partitions")
