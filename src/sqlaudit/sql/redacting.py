@@ -168,7 +168,7 @@ def _hash(value: Any) -> str | None:
     if value is None:
         return None
     text = value if isinstance(value, bytes) else str(value).encode()
-    return hmac.new(required_redaction_key(), text, sha256).hexdigest()
+    return hmac.digest(required_redaction_key(), text, "sha256").hex()
 
 
 def _mask(value: Any) -> str | None:
