@@ -8,6 +8,7 @@ from inspect import isawaitable
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
+from urllib.parse import quote, urlencode
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
@@ -24,7 +25,8 @@ from sqlaudit.asynchronous import AsyncEngine, async_sessionmaker
 from sqlaudit.exceptions import HistoryTableError, PrunedError, QueryError
 from sqlaudit.hooks.sessions import register_hooks
 from sqlaudit.integrations.request import Arguments, checked_function, manager_of
-from sqlaudit.retrieval.key_texts import key_from_texts
+from sqlaudit.retrieval.ids import converted_ids
+from sqlaudit.retrieval.key_texts import key_from_texts, key_texts
 from sqlaudit.tracking.links import model_of
 from sqlaudit.web.access import Authorize, permissions_for
 from sqlaudit.web.instants import instant_text
@@ -109,6 +111,25 @@ class HistoryBrowser:
             exception_handlers={HTTPException: self._refused},
         )
         self._app.router.redirect_slashes = False
+
+    def path_of(self, model: Any, key: Any = None) -> str:
+        """Return the path of the page of a row, or of a table, below the path at which the browser is mounted.
+
+        :param model: a class or an association table that it shows
+        :param key: the primary key, also as text; a tuple if it is composite
+        :raises TrackingError: the model is not tracked
+        :raises QueryError: the browser does not show the model, or it is no key of it
+        """
+        name = self.sources.name_of(model)
+        if self.sources.by_name.get(name) is None:
+            raise QueryError(f"HistoryBrowser does not show {name!r}. Give it the model.", model)
+        path = f"/{PATHS['table'].format(table=quote(name, safe=''))}"
+        if key is None:
+            return path
+        ids = converted_ids(model_of(model).root.table.history_key, [key])["ids"]
+        if not ids:
+            raise QueryError(f"{key!r} is no key of {name!r}. Give the primary key; a tuple if it is composite.", key)
+        return f"{path}/row?{urlencode({'key': key_texts(ids[0])}, doseq=True)}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
