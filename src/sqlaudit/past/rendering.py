@@ -145,7 +145,7 @@ class Past:
             metadata = {part.metadata for part in parts if isinstance(part, Table)}
             explain_history_error(error, chain.from_iterable(map(tracked_tables, metadata)))
             raise
-        context = getattr(result, "context", None)
+        context: Any = getattr(result, "context", None)
         if with_maintenance_tables and reads_past(context):
             refuse_pruned_result(connection, result, look, self._past_when.value)
             if erased is not None and look is None:

@@ -275,10 +275,10 @@ class ChangeReader:
                 source = source.join(other.clause, other.is_version_of(version))
                 left[table.history] = other.operation != version.operation
         values: list[ColumnElement[Any]]
-        new = [now[column.table].clause.c[column.key] for _, column in self.fields]
+        stored = [now[column.table].clause.c[column.key] for _, column in self.fields]
         new = [
             case((left[column.table], null()), else_=value) if column.table in left else value
-            for (_, column), value in zip(self.fields, new, strict=True)
+            for (_, column), value in zip(self.fields, stored, strict=True)
         ]
         ids = [now[column.table].clause.c[column.key] for column in self.ids]
         roles = {role: version.role(role) for role, _ in base.names.items()}
