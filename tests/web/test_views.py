@@ -231,6 +231,12 @@ def test_a_changeset_shows_all_that_it_did(client: TestClient, happened: list[st
     assert "Secret of others → Still a secret of others" in read(client, f"/changesets/{happened[TOUCHED]}")
 
 
+def test_what_a_changeset_did_can_be_copied_as_sql(client: TestClient, happened: list[str]) -> None:
+    page = client.get(f"/changesets/{happened[PAID]}/sql").text
+    assert "UPDATE people SET" in words_of(page)
+    assert "4200" in page
+
+
 def test_an_undo_shows_its_plan_and_is_carried_out_after_a_confirmation(
     client: TestClient, sessions: sessionmaker[Session], happened: list[str]
 ) -> None:
@@ -342,6 +348,7 @@ def test_an_asynchronous_engine_shows_and_undoes(async_engine: AsyncEngine, happ
         ("/changesets/7", 404, "No history has a changeset 7"),
         ("/changesets/00000000-0000-7000-8000-000000000000", 404, "No history has a changeset"),
         ("/changesets/00000000-0000-7000-8000-000000000000/undo", 404, "No history has a changeset"),
+        ("/changesets/00000000-0000-7000-8000-000000000000/sql", 404, "No history has a changeset"),
         ("/tables/tickets/restore?key=1", 400, "is not an instant"),
         ("/tables/ticket_tags/blame?key=1&key=1", 404, "The address names no page"),
     ],

@@ -148,6 +148,8 @@ TEXTS: Final[Mapping[str, str]] = {
     # --- changesets
     "changesets_none": "No transaction is known.",
     "wrote": "wrote {tables}",
+    "sql": "As SQL",
+    "sql_text": "These statements do again what the changeset did, in a database of the same kind.",
     "context": "Context",
     "reason": "Reason",
     "when": "When",

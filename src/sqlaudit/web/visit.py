@@ -44,6 +44,7 @@ PATHS = {
     "overview": "overview",
     "changesets": "changesets",
     "changeset": "changesets/{changeset}",
+    "sql": "changesets/{changeset}/sql",
     "undo": "changesets/{changeset}/undo",
 }
 """The paths of the pages, by their names."""
@@ -192,6 +193,11 @@ class Visit(Page):
         """Return whether the visitor may see all rows of a source, with all their values."""
         root = root_source(source)
         return root not in self.permissions.criteria and root not in self.permissions.masks
+
+    @property
+    def sees_all_tables(self) -> bool:
+        """Whether the visitor may see all rows of the tables that the browser shows, with all their values."""
+        return all(map(self.sees_all, self.browser.sources.roots))
 
     def is_hidden(self, source: Any, field_name: str) -> bool:
         """Return whether the visitor may not see the values of a field."""

@@ -8,7 +8,7 @@ from sqlaudit.web.view import View
 from sqlaudit.web.views import restoring, undoing
 from sqlaudit.web.views.activity import ACTIVITY, SEARCH
 from sqlaudit.web.views.blaming import BLAME
-from sqlaudit.web.views.changesets import CHANGESET, CHANGESETS
+from sqlaudit.web.views.changesets import CHANGESET, CHANGESETS, SQL
 from sqlaudit.web.views.comparing import COMPARE
 from sqlaudit.web.views.diffing import DIFF
 from sqlaudit.web.views.overview import CHECK, OVERVIEW
@@ -17,6 +17,6 @@ from sqlaudit.web.views.tables import HOME, TABLE
 
 VIEWS: Final[list[View]] = [
     *(HOME, TABLE, ROW, BLAME, DIFF),
-    *(ACTIVITY, SEARCH, CHANGESETS, CHANGESET, OVERVIEW, CHECK, COMPARE),
+    *(ACTIVITY, SEARCH, CHANGESETS, CHANGESET, SQL, OVERVIEW, CHECK, COMPARE),
     *(undoing.ASK, undoing.DO, restoring.ASK, restoring.DO),
 ]

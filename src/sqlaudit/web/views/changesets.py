@@ -15,6 +15,7 @@ from sqlaudit.arguments import changeset_uuid
 from sqlaudit.changes import Changeset
 from sqlaudit.display import safe
 from sqlaudit.exceptions import QueryError
+from sqlaudit.maintenance.patches import patch
 from sqlaudit.retrieval.changeset_reader import changesets, changesets_page
 from sqlaudit.retrieval.changesets import instant_of_changeset
 from sqlaudit.retrieval.field_changes import changes_in
@@ -81,6 +82,7 @@ def _one(visit: Visit) -> Response:
             for label, group in groupby(shown, attrgetter("resource_type"))
         ],
         most=_MOST if len(changes) > _MOST else None,
+        sql_url=visit.url("sql", changeset=changeset_id),
         undo_url=visit.url("undo", changeset=changeset_id) if visit.browser.can_write else None,
         is_done=visit.parameter("done") is not None,
         at=instant_text(entries[0].timestamp),
@@ -116,5 +118,27 @@ def _facts(visit: Visit, entry: Changeset) -> Iterator[tuple[str, Markup]]:
             yield safe(str(name)), visit.show.value(value)
 
 
+def _sql(visit: Visit) -> Response:
+    """Show the statements that do again what a transaction did. A part of its rows would not do that."""
+    changeset_id = visit.request.path_params["changeset"]
+    if not visit.sees_all_tables:
+        raise Problem(403, "forbidden")
+    with visit.reading():
+        entries_of(visit, changeset_id)
+        statements = patch(visit.session, changeset_id)
+    return visit.render(
+        "sql.html",
+        changeset=changeset_id,
+        back=visit.url("changeset", changeset=changeset_id),
+        text="\n".join(f"{_with_lines(statement)};" for statement in statements[:_MOST]),
+        more=max(0, len(statements) - _MOST),
+    )
+
+
+def _with_lines(statement: str) -> str:
+    return "\n".join(map(safe, statement.splitlines()))
+
+
 CHANGESETS: Final = View(page="changesets", action="list", work=_list)
 CHANGESET: Final = View(page="changeset", action="view", work=_one)
+SQL: Final = View(page="sql", action="export", work=_sql)
