@@ -81,12 +81,22 @@ def shortened_pair(old: str, new: str, width: int) -> tuple[str, str]:
         return old, new
     of_old = max(width // 2, width - len(new)) if len(old) > width // 2 else len(old)
     of_new = width - of_old
-    same = 0
-    while same < min(len(old), len(new)) and old[same] == new[same]:
-        same += 1
+    same = _equal_characters(old, new)
     longest = max(len(old) - of_old, len(new) - of_new) + 1
     start = max(0, min(same - _CONTEXT, longest))
     return _from(old, start, of_old), _from(new, start, of_new)
+
+
+def _equal_characters(old: str, new: str) -> int:
+    """Return how many characters two texts have in common at their begin. A text may be very long."""
+    low, high = 0, min(len(old), len(new))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if old[low:middle] == new[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _from(text: str, start: int, width: int) -> str:

@@ -319,6 +319,7 @@ def test_arguments_are_checked(base: type[Any]) -> None:
     for sessions, options, told in (
         ("sqlite://", {}, "Give an Engine"),
         (sessionmaker(engine), {"authorize": True}, "authorize is True"),
+        (sessionmaker(engine), {"page_size": 0}, "size is 0"),
         (sessionmaker(engine), {"texts": {"titel": "Verlauf"}}, "'titel'"),
     ):
         with pytest.raises(QueryError, match=told):

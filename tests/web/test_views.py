@@ -36,6 +36,7 @@ from sqlaudit.maintenance import erase, prune
 from sqlaudit.web import HistoryBrowser
 from sqlaudit.web.limits import limited, was_stopped
 from sqlaudit.web.problems import Problem
+from sqlaudit.web.views import undoing
 
 __all__ = ["Base", "happen"]
 
@@ -253,6 +254,26 @@ def test_an_undo_shows_its_plan_and_is_carried_out_after_a_confirmation(
         assert session.get_one(Ticket, 1).status == "open"
         [version] = versions_of(session, Ticket, 1, newest_first=True, limit=1)
         assert (version.changed_by, version.reason) == ("visitor", "a mistake")
+
+
+@pytest.mark.spread
+def test_an_undo_that_is_too_large_for_a_page_is_refused(
+    client: TestClient, happened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(undoing, "_MOST", 1)
+    assert "sqlaudit undo" in read(client, f"/changesets/{happened[TOUCHED]}/undo", 409)
+
+
+@pytest.mark.spread
+def test_very_long_values_are_shown_in_part(sessions: sessionmaker[Session]) -> None:
+    with sessions() as session:
+        for letter in "ab":
+            session.merge(Ticket(id=1, tenant=1, title="x\n" * 500_000 + letter, status="new", price=1))
+            session.commit()
+    client = visitor(HistoryBrowser(sessions, Base))
+    for url in (ROW, "/tables/tickets/diff?key=1", "/tables/tickets/blame?key=1", "/tables/tickets"):
+        assert len(client.get(url).text) < 200_000
+    assert "\\na → …" in read(client, ROW)
 
 
 def test_an_undo_names_the_later_changes_that_it_would_discard(

@@ -25,6 +25,7 @@ from sqlaudit.asynchronous import AsyncEngine, async_sessionmaker
 from sqlaudit.exceptions import HistoryTableError, PrunedError, QueryError
 from sqlaudit.hooks.sessions import register_hooks
 from sqlaudit.integrations.request import Arguments, checked_function, manager_of
+from sqlaudit.retrieval.cursors import checked_size
 from sqlaudit.retrieval.ids import converted_ids
 from sqlaudit.retrieval.key_texts import key_from_texts, key_texts
 from sqlaudit.tracking.links import model_of
@@ -101,7 +102,7 @@ class HistoryBrowser:
         self.on_view = on_view
         self.title = title
         self.texts = Texts(texts)
-        self.page_size = page_size
+        self.page_size = checked_size(page_size)
         self.seconds = seconds
         self.can_write = can_write
         self.sessions = _sessions_of(engine_or_sessionmaker)

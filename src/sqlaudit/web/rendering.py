@@ -50,6 +50,8 @@ class Renderer:
             return self._absent("erased")
         if isinstance(value, datetime):
             return self.time(value) if value.tzinfo is not None else _plain(value.isoformat(" "))
+        if isinstance(value, (str, bytes)):
+            value = value[: _LONGEST_WHOLE + 1]
         text = text_of(value)
         if len(text) <= limit:
             return _plain(text)
@@ -76,8 +78,8 @@ class Renderer:
             return arrow.format(self.value(old), self.value(new))
         if len(old) + len(new) > _SHORT and (words := differing_words(old, new)) is not None:
             return Markup('<span class="words">{}</span>').format(words)
-        before, after = shortened_pair(safe(old), safe(new), _LONGEST_PAIR)
-        return arrow.format(_plain(before), _plain(after))
+        before, after = shortened_pair(old, new, _LONGEST_PAIR)
+        return arrow.format(_plain(safe(before)), _plain(safe(after)))
 
     def time(self, value: datetime) -> Markup:
         """Return an instant. The script shows it in the time zone of the reader."""

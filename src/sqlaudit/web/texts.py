@@ -226,6 +226,8 @@ TEXTS: Final[Mapping[str, str]] = {
     "forbidden": "Ask whoever runs this application for the right to see it.",
     "cannot_undo_title": "That cannot be undone here",
     "cannot_undo": "The changeset wrote something that you may not see, or that cannot become what it was.",
+    "large_undo_title": "That is too large for a page",
+    "large_undo": "The changeset changed more than {count} fields. Undo it at the command line: sqlaudit undo {id}",
     "cannot_restore_title": "That cannot be restored here",
     "cannot_restore": "The row cannot become what it was, or that would change something that you may not see.",
     "needs_models_title": "Only the application can do that",

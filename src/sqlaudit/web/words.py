@@ -16,6 +16,7 @@ from sqlaudit.wire import json_value
 _WORD: Final = re.compile(r"\w+|\s+|[^\w\s]")
 _MOST_WORDS: Final = 3_000
 """Texts with more words are shown one after the other, because comparing takes the square of their number."""
+_MOST_CHARACTERS: Final = 50_000
 _LEAST: Final = 0.5
 """The part of the words that two texts have in common, below which nobody could read them as one."""
 _CONTEXT: Final = 40
@@ -28,6 +29,8 @@ def differing_words(old: str, new: str) -> Markup | None:
 
     Equal parts are shortened to what is beside a difference.
     """
+    if len(old) + len(new) > _MOST_CHARACTERS:
+        return None
     before, after = _WORD.findall(old), _WORD.findall(new)
     if len(before) + len(after) > _MOST_WORDS:
         return None

@@ -25,6 +25,7 @@ from sqlaudit.web.words import differing_lines, differing_words
 
 _VERSIONS: Final = 60
 """The latest versions that can be chosen; others by an instant."""
+_LONGEST_JSON: Final = 50_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ def _diff(visit: Visit) -> Response:
         b=b,
         is_all=visit.parameter("all") is not None,
         swapped=visit.here(a=b, b=a),
-        copied=_json_of(visit, found),
+        copied=_json_of(found),
     )
 
 
@@ -101,9 +102,10 @@ def _unchanged(visit: Visit, found: RowDiff, state: Any) -> Iterator[_Line]:
             yield _Line(safe(name), shown, False)
 
 
-def _json_of(visit: Visit, found: RowDiff) -> str:
+def _json_of(found: RowDiff) -> str | None:
+    """Return a difference as JSON; ``None`` if it is too long to be copied from a page."""
     text = json.dumps(found.to_dict("json"), ensure_ascii=False, indent=2)
-    return "\n".join(map(safe, text.splitlines()))
+    return "\n".join(map(safe, text.splitlines())) if len(text) <= _LONGEST_JSON else None
 
 
 DIFF: Final = View(page="diff", action="view", work=_diff, needs_key=True)

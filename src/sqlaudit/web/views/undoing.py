@@ -8,10 +8,15 @@ from starlette.responses import Response
 
 from sqlaudit.changes import RestoreReport
 from sqlaudit.restoring.undo import undo
+from sqlaudit.retrieval.field_changes import changes_in
 from sqlaudit.web.plans import MOST, Work, carry_out, digest, planned, planned_rows, told_conflicts
+from sqlaudit.web.problems import Problem
 from sqlaudit.web.view import View
 from sqlaudit.web.views.changesets import entries_of
 from sqlaudit.web.visit import Visit
+
+_MOST: Final = 20_000
+"""The field changes of a changeset that a page undoes: a plan of more would keep a server busy."""
 
 
 def _ask(visit: Visit) -> Response:
@@ -33,11 +38,13 @@ def _do(visit: Visit) -> Response:
 def _undo_of(visit: Visit) -> Work:
     """Return the undo of the changeset of the page; its plan has the later changes that would be lost.
 
-    :raises Problem: there is no such changeset
+    :raises Problem: there is no such changeset, or it is too large for a page
     """
     changeset_id = visit.request.path_params["changeset"]
     with visit.reading():
         entries_of(visit, changeset_id)
+        if len(changes_in(visit.session, changeset_id, limit=_MOST + 1)) > _MOST:
+            raise Problem(409, "large_undo", count=f"{_MOST:,}", id=changeset_id)
 
     def work(*, dry_run: bool) -> RestoreReport:
         return undo(visit.session, changeset_id, force=True, dry_run=dry_run)
