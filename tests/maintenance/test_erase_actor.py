@@ -255,7 +255,7 @@ def test_an_append_only_history_and_marks_no_longer_name_the_user(engine):
                 session.add(Paper(id=1))
                 sqlaudit.mark(session, "before")
                 session.commit()
-                erase_actor(session, USER, reason="request")
+                erase_actor(session, USER, Paper, reason="request")
                 session.commit()
                 assert sqlaudit.versions_of(session, Paper, 1)[0].changed_by == ERASED_USER
                 assert sqlaudit.mark_named(session, "before").changed_by == ERASED_USER

@@ -78,7 +78,9 @@ class _RowsOfTable:
     """
 
     def __init__(self, connection: Connection, base: TrackedTable, when: datetime, keys: set[Key]) -> None:
-        self._connection, self._base, self._when = connection, base, when
+        self._connection = connection
+        self._base = base
+        self._when = when
         self._unseen = keys
         self._columns: dict[Key, Iterable[str]] = {}
         self._size = 1
