@@ -132,7 +132,7 @@ def test_the_table_of_marks_is_declared_once(lived):
 @pytest.mark.no_tables
 def test_a_database_without_the_table_is_told_from_one_with_it(engine, session):
     for work in (marks, lambda session: mark(session, "m"), lambda session: remove_mark(session, "m")):
-        with pytest.raises(QueryError, match="no table .*'sqlaudit_marks'"):
+        with pytest.raises(QueryError, match=r"no table .*'sqlaudit_marks'"):
             work(session)
     assert session.scalar(sa.select(1)) == 1
 
