@@ -14,7 +14,9 @@ from sqlaudit.erased import erased_columns, marked
 from sqlaudit.exceptions import QueryError
 from sqlaudit.maintenance.door import writable_history
 from sqlaudit.maintenance.holding import refuse_held
+from sqlaudit.maintenance.transactions import reading_latest
 from sqlaudit.period import OPEN_END
+from sqlaudit.recording.cascades import take_write_lock
 from sqlaudit.recording.changeset import connection_for_versions
 from sqlaudit.sql.batches import CHUNK, chunks
 from sqlaudit.sql.comparing import all_equal
@@ -148,12 +150,16 @@ class RowsToErase:
         :raises QueryError: a row is held, or a live row needs a value
         """
         required_maintenance_tables(self.connection, self.model.table.live.metadata, "erase()")
+        take_write_lock(self.connection, self.model.table)
         for chunk in chunks(list(self.wanted)):
             refuse_held(self.connection, self.model.table, chunk, "erased")
         live = {table: self._locked(table) for table in self.tables}
+        versions = list(self._versions(self.model.table))
+        if not {key for key, _, valid_to, _ in versions if valid_to >= OPEN_END} <= {*live[self.model.table]}:
+            live = {table: self._locked(table) for table in self.tables}  # another transaction has inserted rows again
         found: dict[Key, dict[int, Any]] = defaultdict(dict)
         to_erase = set()
-        for key, number, valid_to, extra in self._versions(self.model.table):
+        for key, number, valid_to, extra in versions:
             self.have_history.add(key)
             numbers = self.wanted.get(key, () if self.is_follower else None)  # a key may be spelt differently
             if (numbers is None or number in numbers) and not self.names <= set(erased_columns(extra)):
@@ -186,7 +192,7 @@ class RowsToErase:
     def _versions(self, table: TrackedTable) -> Iterator[tuple[Key, int, Any, Any]]:
         size = len(table.history_key)
         statement = select(*table.history_key, table.version, table.valid_to, table.role("extra"))
-        for row in self._rows(statement, table.history_key):
+        for row in self._rows(reading_latest(statement, self.connection), table.history_key):
             yield tuple(row[:size]), *row[size:]
 
     def _rows(self, statement: Any, columns: Columns, size: int = CHUNK) -> Iterator[Any]:

@@ -15,6 +15,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from sqlaudit.exceptions import QueryError
+from sqlaudit.maintenance.transactions import reading_latest
 from sqlaudit.period import OPEN_END, is_open
 from sqlaudit.recording.changeset import connection_for_versions
 from sqlaudit.sql.batches import chunks
@@ -73,7 +74,7 @@ def _followers(
         now = select(*table.key).where(one_of(subject.live, live)).order_by(*table.key)
         now = now.with_for_update() if can_lock_many(connection, table) else now
         keys = [tuple(row) for row in connection.execute(now, execution_options=INTERNAL)] if live else []
-        statement = select(*columns, *subject.old).where(one_of(subject.old, chunk))
+        statement = reading_latest(select(*columns, *subject.old).where(one_of(subject.old, chunk)), connection)
         for row in connection.execute(statement, execution_options=INTERNAL):
             number, start, end = row[size : size + 3]
             followed = periods.get(tuple(row[size + 3 :]), [_ALWAYS])  # the key may have been spelt differently
@@ -92,7 +93,9 @@ def _open_versions(session: Session, table: TrackedTable, keys: Iterable[Key]) -
     statement = select(*table.history_key, table.version, table.valid_from, table.valid_to)
     statement = statement.where(one_of(table.history_key, keys), is_open(table.valid_to))
     missing = set(keys)
-    for *key, number, start, end in connection.execute(statement, execution_options=INTERNAL):
+    for *key, number, start, end in connection.execute(
+        reading_latest(statement, connection), execution_options=INTERNAL
+    ):
         missing.discard(tuple(key))
         yield tuple(key), number, (start, end)
     if missing:

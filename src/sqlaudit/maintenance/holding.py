@@ -25,6 +25,7 @@ from sqlaudit.arguments import changeset_uuid
 from sqlaudit.asynchronous import also_async
 from sqlaudit.config import current_config, current_user_id
 from sqlaudit.exceptions import QueryError
+from sqlaudit.maintenance.transactions import reading_latest
 from sqlaudit.period import UTCDateTime
 from sqlaudit.recording.changeset import connection_for_versions
 from sqlaudit.retrieval.changesets import tables_of_changeset
@@ -207,7 +208,7 @@ def held_in(connection: Connection, table: TrackedTable) -> Held:
     statement = select(columns.row_key, columns.changeset_id).where(
         or_(columns.history_table == table.history.fullname, columns.changeset_id.is_not(None))
     )
-    rows = connection.execute(statement, execution_options=INTERNAL).all()
+    rows = connection.execute(reading_latest(statement, connection), execution_options=INTERNAL).all()
     texts = dict.fromkeys(row.row_key for row in rows if row.row_key is not None)
     changesets = dict.fromkeys(row.changeset_id for row in rows if row.changeset_id is not None)
     return Held([parsed_key(table, text) for text in texts], list(changesets))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Protocol, TypeVar
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, Select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from sqlaudit.recording.changeset import connection_for_versions
@@ -36,6 +36,14 @@ def own_connection(engine: Engine) -> Connection:
     """Connect at READ COMMITTED (not on SQLite): a statement sees all earlier commits, and locks no gaps."""
     level = {"isolation_level": "READ COMMITTED"} if TRAITS[engine.dialect.name].locks_rows else {}
     return engine.connect().execution_options(**level)
+
+
+def reading_latest(statement: Select[Any], connection: Connection) -> Select[Any]:
+    """Return a select that reads what others have committed since the transaction's first SELECT.
+
+    On MariaDB and MySQL a SELECT at REPEATABLE READ does so only if it locks. On PostgreSQL none does.
+    """
+    return statement.with_for_update(read=True) if TRAITS[connection.dialect.name].reads_snapshots else statement
 
 
 def connection_of(where: Any, table: TrackedTable) -> Connection:
