@@ -23,7 +23,7 @@ from databases import OTHER_SCHEMA, Database
 from invariants import check_history, told
 from registering import recording
 from sqlaudit import OPEN_END, AuditColumns, AuditContextManager, backfill, record_changes, track_table
-from sqlaudit.maintenance import CheckReport, Finding, FindingCode, check
+from sqlaudit.maintenance import CheckReport, Finding, FindingCode, check, maintenance_tables
 from sqlaudit.maintenance.door import writable_history
 from sqlaudit.tracking.protection import trigger_names
 from sqlaudit.tracking.tables import TrackedTable, tracked_table
@@ -84,6 +84,7 @@ class Seat(Base):
     owner_id: Mapped[int | None] = mapped_column(sa.ForeignKey(Customer.id), index=True)
 
 
+maintenance_tables(Base.metadata)
 SOURCES = (Customer, Animal, Seat, visits)
 customers, animals, dogs, seats = (model.__table__ for model in (Customer, Animal, Dog, Seat))
 
@@ -313,7 +314,18 @@ FAULTS: dict[str, Fault] = {
         [("unrecorded-change", "animals", 1), ("unrecorded-deletion", "dogs", 1)],
     ),
     "the open version is lost": Fault(delete_version(customers, 3), [("unrecorded-row", "customers", 1)]),
-    "the open version has ended": Fault(change(customers, 3, audit_to=LATE), [("unrecorded-row", "customers", 1)]),
+    "the open version has ended": Fault(
+        change(customers, 3, audit_to=_history_of_customers.c.audit_from), [("unrecorded-row", "customers", 1)]
+    ),
+    "the open version ends in the future": Fault(
+        change(customers, 3, audit_to=LATE), [("unrecorded-row", "customers", 1)], ALL
+    ),
+    "the first version is an update": Fault(
+        change(customers, 1, id=4, audit_operation="update"), [("missing-version", "customers", 4)], ALL
+    ),
+    "the first version of a deleted row is lost": Fault(
+        delete_version(customers, 1, id=7), [("missing-version", "customers", 7)], ALL
+    ),
     "the open version of a subclass is lost": Fault(delete_version(dogs, 3), [("unrecorded-row", "dogs", 1)]),
     "an ended version of a subclass is open": Fault(
         execute(
@@ -342,7 +354,7 @@ FAULTS: dict[str, Fault] = {
             lambda: (
                 sa.update(_history_of_customers)
                 .where(_history_of_customers.c.id == 1, _history_of_customers.c.audit_version == 3)
-                .values(audit_to=LATE)
+                .values(audit_to=_history_of_customers.c.audit_from)
             ),
             lambda: (
                 sa.update(_history_of_customers)
@@ -590,7 +602,7 @@ def test_an_append_only_history_is_mended_without_rewriting_it(engine: sa.Engine
         with writable_history(connection, [tracked(live)]):
             history = tracked(live).history
             third = sa.update(history).where(history.c.id == 3)
-            connection.execute(third.where(history.c.audit_version == 2).values(valid_to=LATE))
+            connection.execute(third.where(history.c.audit_version == 2).values(valid_to=history.c.valid_from))
             connection.execute(third.where(history.c.audit_version == 1).values(valid_to=OPEN_END))
     report = check(engine, kept, repair=True)
     assert {finding.code: finding.is_repaired for finding in report.findings} == {

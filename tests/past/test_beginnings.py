@@ -1,6 +1,7 @@
 """A row whose history begins with a baseline was there before: a read from before leaves it out, warns, or raises."""
 
 import warnings
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from sqlaudit import (
     track_table,
     tracking_disabled,
 )
+from sqlaudit.maintenance import check
 
 pytestmark = pytest.mark.usefixtures("clock")
 
@@ -143,6 +145,22 @@ def test_a_row_whose_early_versions_are_missing_was_there_too(adopted: Any, engi
         connection.execute(sa.delete(history).where(history.c.id == 2, history.c.audit_version == 1))
     with adopted() as session, pytest.raises(QueryError, match=r"'customers' 2 .*version 2"):
         session.scalars(as_of(Customer, at(2), before_baseline="raise"))
+
+
+@pytest.mark.parametrize("when", [0, 2])
+def test_a_baseline_after_a_lost_part_of_the_history_leaves_what_was_before_known(
+    adopted: Any, engine: sa.Engine, when: int
+) -> None:
+    history = history_of(Customer)
+    with engine.begin() as connection:
+        ended = sa.update(history).where(history.id == 2).values(valid_to=at(1))
+        connection.execute(ended)
+    check(engine, Customer, repair=True)
+    with adopted() as session:
+        statement = as_of(Customer, at(when), before_baseline="raise").where(Customer.id == 2)
+        refusal = pytest.raises(QueryError, match=r"'customers' 2 .*is unknown.*version 2") if when else nullcontext()
+        with refusal:
+            assert session.scalars(statement).one().name == "Bob"
 
 
 def test_a_first_change_tells_that_the_row_is_older(sessions: Any) -> None:

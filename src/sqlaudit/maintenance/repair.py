@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Select, func, select, update
+from sqlalchemy import ColumnElement, Connection, Select, func, not_, select, update
 from sqlalchemy.orm import Session
 
 from sqlaudit.config import current_config
@@ -32,10 +33,13 @@ from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.keys import Key, bound, raw_columns, read_keys
 from sqlaudit.sql.lists import has_one_of
 from sqlaudit.sql.options import INTERNAL
+from sqlaudit.tracking.aliases import HistoryAlias
 from sqlaudit.tracking.rights import lockable_tables
 from sqlaudit.tracking.tables import TrackedTable
 
 _log: Final = logging.getLogger(__package__)
+_AHEAD: Final = timedelta(days=1)
+"""How far the clock of another machine may be ahead."""
 _BY_MIGRATION: Final = "Left: the schema is changed by a migration."
 _UNKNOWN: Final = "Left: history does not say which of the two instants is right."
 _LEFT: Final = {
@@ -56,8 +60,8 @@ _LEFT: Final = {
     FindingCode.TWO_INSTANTS: _UNKNOWN,
     FindingCode.ORPHANED_VERSION: "Left: the values of the missing version are not known.",
     FindingCode.DIFFERENT_PERIOD: "Left: history does not say which of the two tables is right.",
-    FindingCode.UNRECORDED_ROW: "Left: the row cannot be recorded, because its key has a NULL or its versions are "
-    "hidden from the role.",
+    FindingCode.UNRECORDED_ROW: "Left: the row cannot be recorded, because its key has a NULL, its versions are "
+    "hidden from the role, or one of them ends in the future.",
     FindingCode.UNRECORDED_CHANGE: "Left: the row's open version cannot be ended.",
     FindingCode.UNRECORDED_DELETION: "Left: the row's open version cannot be ended.",
 }
@@ -220,9 +224,25 @@ class Repair:
                     if table.live in lockable:
                         lock_rows(connection, table, keys_of_chain)
         changeset = self._changeset(connection)
+        keys = self._without_future(connection, base, keys, changeset.at)
         reconcile_rows(WriteContext(connection, changeset, get_audit_context()), base, keys, as_baselines=True)
         if changeset.id not in self.findings.changeset_ids:
             self.findings.changeset_ids.append(changeset.id)
+
+    @staticmethod
+    def _without_future(
+        connection: Connection, base: TrackedTable, keys: Sequence[Key], now: datetime
+    ) -> Sequence[Key]:
+        """Leave out rows with a version that ends in the future, because theirs would have to begin after it.
+
+        The clocks of other machines may be ahead of this one by up to a day.
+        """
+        version, dialect = HistoryAlias(base), connection.dialect
+        statement = select(*raw_columns(version.key, dialect)).where(
+            has_one_of(version.key, keys, dialect), version.valid_to > now + _AHEAD, not_(version.is_open)
+        )
+        left = {*read_keys(connection, statement)}
+        return [key for key in keys if key not in left] if left else keys
 
     def _changeset(self, connection: Connection) -> ChangesetStamp:
         if self.in_transactions:

@@ -101,8 +101,11 @@ class Sequences:
         self.version, self.before = HistoryAlias(table), HistoryAlias(table)
         self._beginnings: tuple[Operation, ...] = _BEGINNINGS
         tables = maintenance_tables_of(table.live.metadata)
-        if tables is not None and table_exists(connection, tables.horizons) and is_pruned(connection, table):
-            self._beginnings = (*_BEGINNINGS, Operation.INSERT)  # of a row that was deleted before, and is there again
+        if tables is not None and table_exists(connection, tables.horizons):
+            if is_pruned(connection, table):  # an insert: of a row that was deleted before, and is there again
+                self._beginnings = (*_BEGINNINGS, Operation.INSERT)
+            else:
+                self._beginnings = (Operation.BASELINE,)
 
     @property
     def _pairs(self) -> FromClause:
@@ -157,7 +160,9 @@ class Sequences:
             is_open_before = or_(is_open_before, and_(lacks_before, self._has_earlier(is_open=True)))
         return {
             FindingCode.REVERSED_PERIOD: version.valid_from > version.valid_to,
-            FindingCode.MISSING_VERSION: and_(lacks_before, is_missing),
+            FindingCode.MISSING_VERSION: or_(
+                and_(lacks_before, is_missing), and_(before.version.is_(None), is_a(version, Operation.UPDATE))
+            ),
             FindingCode.OPEN_NOT_LAST: is_open_before,
             FindingCode.OVERLAP: and_(not_(before.is_open), before.valid_to > version.valid_from),
             FindingCode.GAP: and_(
@@ -259,8 +264,9 @@ class _Pair(NamedTuple):
         if code is FindingCode.REVERSED_PERIOD:
             return f"Version {number} ends at {_told(self.end)}, before it begins at {begin}.", _BY_HAND
         if code is FindingCode.MISSING_VERSION:
+            lacking = "version" if number == 1 else f"version {number - 1}"
             return (
-                f"Version {number} has no version {number - 1} before it, and is no baseline that says so.",
+                f"Version {number} is {_a(self.operation)}, and has no {lacking} before it.",
                 "Restore the missing versions from a backup. If they have been removed on purpose, and none is left "
                 f"before version {number}, make that version a baseline.",
             )

@@ -85,9 +85,11 @@ def _is_unknown_before(table: TrackedTable, when: datetime, *, is_known: bool) -
     if is_known:
         follows = or_(operation == Operation.INSERT, follows)
     is_first = ~exists().where(earlier.has_key(version.key), earlier.version < number, earlier.valid_from > when)
+    lasts = exists().where(before.is_version_of(version, -1), before.valid_to > when)  # a row that was recorded again
+    is_unknown = or_(and_(operation == Operation.BASELINE, ~lasts), and_(number > 1, ~follows))
     return (
         select(*table.history_key, number, operation, valid_from)
-        .where(valid_from > when, or_(operation == Operation.BASELINE, and_(number > 1, ~follows)), is_first)
+        .where(valid_from > when, is_unknown, is_first)
         .order_by(*table.history_key)
         .limit(1)
     )
