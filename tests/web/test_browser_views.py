@@ -359,6 +359,8 @@ def test_an_asynchronous_engine_shows_and_undoes(async_engine: AsyncEngine, happ
         (f"{ROW}&at=9000-01-01", 400, "has not come yet"),
         (f"{ROW}&at=0001-01-01T00:00:00%2B05:00", 400, "is not an instant"),
         (f"{ROW}&at=00000000-0000-7000-8000-000000000000", 404, "No history has a changeset"),
+        ("/activity?at=0001-01-01", 200, "0 changes"),
+        ("/tables/tickets/restore?key=9223372036854775807&at=2024-01-01", 404, "has no history of the key"),
         (f"{ROW}&at=mark:release", 404, "No instant is marked release."),
         (f"{ROW}&field=colour", 400, "has no tracked field 'colour'"),
         (f"{ROW}&after=x", 400, "which is not a cursor"),
@@ -378,7 +380,7 @@ def test_an_asynchronous_engine_shows_and_undoes(async_engine: AsyncEngine, happ
 def test_a_page_that_cannot_be_shown_says_why(client: TestClient, url: str, status: int, told: str) -> None:
     text = read(client, url, status)
     assert told in text
-    assert "Go to the tables" in text
+    assert status == 200 or "Go to the tables" in text
 
 
 def test_what_was_pruned_and_erased_is_told(

@@ -1,6 +1,7 @@
 """A browser works in any framework, under any prefix, in any language."""
 
 from typing import Any
+from urllib.parse import quote, unquote
 
 import pytest
 import sqlalchemy as sa
@@ -55,6 +56,33 @@ def test_no_link_leads_astray_under_a_prefix(
     assert client.get(f"{prefix}/static/history.css").headers["content-type"].startswith("text/css")
     assert client.get(f"{prefix}/static/history.css").status_code == 200
     assert links_of(client.get(prefix).text)
+
+
+def behind_a_proxy(app: Any) -> Any:
+    """Return an application behind a proxy that removes a part of the path."""
+
+    async def served(scope: Any, receive: Any, send: Any) -> None:
+        await app({**scope, "root_path": "/behind/it"} if scope["type"] == "http" else scope, receive, send)
+
+    return served
+
+
+@pytest.mark.spread
+def test_a_proxy_may_remove_a_part_of_the_path(sessions: sessionmaker[Session], happened: list[str]) -> None:
+    browser = HistoryBrowser(sessions, Base)
+    for app, prefix in ((browser, ""), in_starlette(browser)):
+        client = visitor(behind_a_proxy(app))
+        assert len(crawled(client, f"http://127.0.0.1{prefix}/", most=5)) == 5
+
+
+@pytest.mark.parametrize("prefix", ["/a b", "/hä;x=1", "/100%", "/~x@:1+(y)"])
+@pytest.mark.spread
+def test_a_prefix_may_have_any_characters(sessions: sessionmaker[Session], happened: list[str], prefix: str) -> None:
+    client = visitor(Starlette(routes=[Mount(prefix, HistoryBrowser(sessions, Base))]))
+    first = client.get(f"{quote(prefix)}?at=2024-01-01")
+    assert "You see" in words_of(first.text)
+    assert unquote(first.url.path) == f"{prefix}/"
+    assert len(crawled(client, f"http://127.0.0.1{quote(prefix)}/", most=5)) == 5
 
 
 @pytest.mark.spread

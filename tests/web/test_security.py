@@ -54,6 +54,10 @@ def browser(sessions: sessionmaker[Session], happened: list[str]) -> HistoryBrow
         ("10.0.0.5", {"X-Forwarded-For": "127.0.0.1"}, 403),
         ("127.0.0.1", {"X-Forwarded-For": "127.0.0.1"}, 403),
         ("127.0.0.1", {"Forwarded": "for=10.0.0.5"}, 403),
+        ("127.0.0.1", {"Via": "1.1 gate"}, 403),
+        ("127.0.0.1", {"X-Forwarded-Proto": "https"}, 403),
+        ("::ffff:127.0.0.1", {}, 200),
+        ("::ffff:10.0.0.5", {}, 403),
         ("127.0.0.1", {"Host": "evil.example"}, 421),
         ("127.0.0.1", {"Host": "127.0.0.1.evil.example"}, 421),
         ("127.0.0.1", {"Host": "[evil"}, 421),
@@ -68,6 +72,13 @@ def test_without_authorize_only_this_machine_is_answered(
     assert response.status_code == status
     assert ("authorize" in words_of(response.text)) == (status != 200)
     assert ("Printer" in response.text) == (status == 200)
+
+
+@pytest.mark.spread
+def test_a_request_for_two_hosts_is_refused(browser: HistoryBrowser) -> None:
+    client = visitor(browser)
+    headers = [("Host", "evil.example"), ("Host", "127.0.0.1")]
+    assert client.send(client.build_request("GET", f"http://127.0.0.1{ROW}", headers=headers)).status_code == 421
 
 
 @pytest.mark.spread
@@ -134,6 +145,49 @@ def test_a_form_is_refused_without_its_token_or_from_another_site(
     with sessions() as session:
         assert session.get_one(Person, 1).salary == 4200
     assert client.post(url, data=form, headers={"Sec-Fetch-Site": "same-origin"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [
+        ("&".join(f"user=u{number}" for number in range(5_000)), 414),
+        ("&".join("a=" for _ in range(201)), 414),
+        (f"x={'y' * 8_000}", 414),
+        ("user=%00", 400),
+        ("field=%00&at=%00", 400),
+        ("user=%ED%A0%80", 200),
+    ],
+)
+@pytest.mark.spread
+def test_a_query_that_no_page_links_to_is_refused(browser: HistoryBrowser, query: str, status: int) -> None:
+    assert visitor(browser).get(f"{ROW}&{query}").status_code == status
+
+
+@pytest.mark.spread
+def test_a_page_shows_the_beginning_of_large_values(browser: HistoryBrowser, sessions: sessionmaker[Session]) -> None:
+    with sessions() as session:
+        ticket = session.get_one(Ticket, 1)
+        for number in range(3):
+            ticket.title = f"\u202e{'x' * 50_000}{number}\u202e"
+            ticket.details = {"lines": ["y" * 50] * 2_000, "number": number}
+            session.commit()
+    for url in (ROW, "/tables/tickets", "/tables/tickets/blame?key=1"):
+        assert len(visitor(browser).get(url).text) < 200_000
+
+
+def test_a_visitor_restores_what_is_not_hidden(sessions: sessionmaker[Session], happened: list[str]) -> None:
+    client = visitor(HistoryBrowser(sessions, Base, authorize=of_tenant))
+    with sessions.begin() as session:
+        session.get_one(Person, 1).name = "Eva"
+    url = f"/tables/people/restore?key=1&at={happened[RAISED]}"
+    for chosen in ("", "&field=name"):
+        page = client.get(url + chosen).text
+        assert "name Eva → Ana" in words_of(page)
+        assert "salary" not in page
+    assert client.get(f"{url}&field=salary").status_code == 403
+    assert client.post(url, data={"sqlaudit_token": token_of(page), "plan": plan_of(page)}).status_code == 200
+    with sessions() as session:
+        assert (session.get_one(Person, 1).name, session.get_one(Person, 1).salary) == ("Ana", 4200)
 
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{7*7}}{0}%s\u202e\x1b[31m\r\n&lt;b&gt;"

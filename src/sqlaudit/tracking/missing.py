@@ -18,6 +18,7 @@ from sqlaudit.tracking.tables import TrackedTable
 _MISSING_CODES: Final = {"42P01", "42703", 1146, 1054}  # no such table or column, on PostgreSQL and on MariaDB
 _MISSING_PHRASES: Final = ("no such table", "no such column", "has no column")  # on SQLite
 _FORBIDDEN_CODES: Final = {"42501", 1142, 1143}  # to the role, or by a policy
+_READ_ONLY_CODES: Final = {"25006", 1290, 1792, "SQLITE_READONLY"}
 _NOT_SUPPORTED_CODE: Final = "0A000"
 _NO_PARTITION_CODE: Final = "23514"  # a CHECK is violated, and a history table has none
 _UNFIT_CODES: Final = {
@@ -44,6 +45,11 @@ def codes_of(error: DBAPIError) -> set[Any]:
         named,
         *(value for value in first if _is_code(value)),
     }
+
+
+def is_forbidden(error: DBAPIError) -> bool:
+    """Return whether a database says that its user lacks a right, or may only read."""
+    return not codes_of(error).isdisjoint(_FORBIDDEN_CODES | _READ_ONLY_CODES)
 
 
 def _is_code(value: object) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, Final
 from urllib.parse import quote, urlencode
 
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.applications import Starlette
@@ -29,12 +29,13 @@ from sqlaudit.retrieval.cursors import checked_size
 from sqlaudit.retrieval.ids import converted_ids
 from sqlaudit.retrieval.key_texts import key_from_texts, key_texts
 from sqlaudit.tracking.links import model_of
+from sqlaudit.tracking.missing import is_forbidden
 from sqlaudit.web.access import Authorize, permissions_for
 from sqlaudit.web.instants import instant_text
 from sqlaudit.web.limits import limited, too_slow, was_stopped
 from sqlaudit.web.problems import Problem
 from sqlaudit.web.rendering import text_of
-from sqlaudit.web.security import HEADERS, Receive, Scope, Send, form_of, refuse_strangers
+from sqlaudit.web.security import HEADERS, Receive, Scope, Send, check_query, form_of, refuse_strangers
 from sqlaudit.web.sources import Sources
 from sqlaudit.web.texts import TEXTS, Texts
 from sqlaudit.web.view import View
@@ -140,13 +141,10 @@ class HistoryBrowser:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1000})
             return
-        raw = scope.get("raw_path") or scope["path"].encode()
-        if scope["path"].endswith("/") and not raw.endswith(b"/"):  # Litestar adds a slash
-            scope = {**scope, "path": scope["path"].removesuffix("/")}
-        if scope["path"] == scope.get("root_path", ""):
-            name = raw.decode("latin-1").rpartition("/")[2]
-            await RedirectResponse(f"./{name}/")(scope, receive, send)  # the links on a page are relative to it
-            return
+        raw = (scope.get("raw_path") or quote(scope["path"]).encode()).decode("latin-1").partition("?")[0]
+        scope = {**scope, "path": _whole_path(scope)}
+        if scope["path"].endswith("/") and not raw.endswith("/"):  # Litestar adds a slash
+            scope["path"] = scope["path"].removesuffix("/")
 
         async def send_with_headers(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
@@ -160,6 +158,11 @@ class HistoryBrowser:
         except Problem as problem:
             await self._tell(Request(scope), problem)(scope, receive, send_with_headers)
             return
+        if scope["path"] == scope.get("root_path", ""):  # the links on a page are relative to it
+            query = scope.get("query_string", b"").decode("latin-1")
+            url = f"./{raw.rpartition('/')[2]}/" + (f"?{query}" if query else "")
+            await RedirectResponse(url)(scope, receive, send_with_headers)
+            return
         await self._app(scope, receive, send_with_headers)
 
     # --- pages --------------------------------------------------------------------------------------------------
@@ -167,6 +170,7 @@ class HistoryBrowser:
     def _endpoint(self, view: View) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
             try:
+                check_query(request)
                 form = await form_of(request) if view.method == "POST" else {}
                 place = self._place(request, needs_key=view.needs_key)
                 permissions = await permissions_for(
@@ -258,12 +262,22 @@ def _problem_of(browser: HistoryBrowser, error: Exception) -> Problem:
         return Problem(410, "pruned", pruned_before=error.pruned_before)
     if isinstance(error, HistoryTableError):
         _log.error("%s", error)
-        return Problem(500, "no_history")
+        cause = error.__cause__
+        return Problem(500, "no_rights" if isinstance(cause, DBAPIError) and is_forbidden(cause) else "no_history")
     if isinstance(error, QueryError):
         _log.info("%s", error)
         return Problem(400, "told", message=str(error)) if browser.authorize is None else Problem(400, "bad_request")
     if isinstance(error, DBAPIError) and was_stopped(error):
         return too_slow(browser.seconds)
+    if isinstance(error, DBAPIError) and is_forbidden(error):
+        _log.error("The database refuses a page of history: %s", error)
+        return Problem(500, "no_rights")
+    if isinstance(error, IntegrityError):
+        _log.info("%s", error)
+        return Problem(409, "conflicting")
+    if isinstance(error, DataError):
+        _log.info("%s", error)
+        return Problem(400, "bad_request")
     if isinstance(error, (OperationalError, InterfaceError, PoolTimeoutError, OSError)):
         _log.error("The database does not answer a page of history: %s", error)
         return Problem(503, "database_away")
@@ -280,6 +294,15 @@ async def _static(request: Request) -> Response:
 
 _STATIC: Final = Path(__file__).with_name("static")
 _FILES: Final = {"history.css": "text/css", "history.js": "text/javascript", "icon.svg": "image/svg+xml"}
+
+
+def _whole_path(scope: Scope) -> str:
+    """Return the path of a request with its root path, which a proxy may have removed from it."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    of_proxy: str = scope.get("app_root_path", "")  # the rest is where the browser is mounted
+    is_cut = not path.startswith(root) and root.startswith(of_proxy) and path.startswith(root[len(of_proxy) :])
+    return of_proxy + path if is_cut else path
 
 
 def _sessions_of(given: Any) -> Any:

@@ -38,7 +38,7 @@ def planned(visit: Visit, work: Work, refusal: str) -> RestoreReport:
     :raises Problem: it cannot be done, or concerns what the visitor may not see
     """
     if not visit.browser.can_write:
-        raise Problem(403, "needs_models")
+        raise Problem(403, "read_only")
     try:
         with visit.reading():
             plan = work(dry_run=True)

@@ -30,6 +30,8 @@ _LONGEST: Final = 300
 _LONGEST_PAIR: Final = 160
 _SHORT: Final = 80
 """The characters of two texts that are shown one after the other, and not word by word."""
+_MOST_WORDS: Final = 1_000
+"""The words of two texts that are compared; a page may have a hundred such pairs."""
 _LONGEST_WHOLE: Final = 20_000
 """The characters of a value that are shown at all."""
 _MADE: Final = (Operation.INSERT, Operation.LINK)
@@ -76,7 +78,7 @@ class Renderer:
         arrow = Markup('<del>{}</del> <span class="arrow" aria-label="→">→</span> <ins>{}</ins>')
         if not isinstance(old, str) or not isinstance(new, str):
             return arrow.format(self.value(old), self.value(new))
-        if len(old) + len(new) > _SHORT and (words := differing_words(old, new)) is not None:
+        if len(old) + len(new) > _SHORT and (words := differing_words(old, new, most=_MOST_WORDS)) is not None:
             return Markup('<span class="words">{}</span>').format(words)
         before, after = shortened_pair(old, new, _LONGEST_PAIR)
         return arrow.format(_plain(safe(before)), _plain(safe(after)))
@@ -114,20 +116,21 @@ class Renderer:
 
 
 def text_of(value: Any) -> str:
-    """Return a value as text on one line, without control characters."""
+    """Return a value as text on one line, without control characters; a very long one is cut."""
     if isinstance(value, tuple):  # a key
         return ", ".join(map(text_of, value))
     if isinstance(value, (datetime, date)):
         return instant_text(value) if isinstance(value, datetime) and value.tzinfo else value.isoformat()
     form = json_value(value)
-    return safe(form if isinstance(form, str) else json.dumps(form, ensure_ascii=False))
+    text = form if isinstance(form, str) else json.dumps(form, ensure_ascii=False)
+    return safe(shortened(text, _LONGEST_WHOLE))
 
 
 def _with_lines(value: Any) -> str:
     """Return a value as text with its lines, and JSON as a tree."""
     form = json_value(value)
     text = form if isinstance(form, str) else json.dumps(form, ensure_ascii=False, indent=2)
-    return "\n".join(map(safe, text.splitlines()))
+    return "\n".join(map(safe, shortened(text, _LONGEST_WHOLE).splitlines()))
 
 
 def _plain(text: str) -> Markup:

@@ -7,7 +7,7 @@ was changed to 127.0.0.1 (DNS rebinding); a header of a proxy says that somebody
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from hmac import compare_digest
 from ipaddress import ip_address
 from secrets import token_urlsafe
@@ -38,7 +38,10 @@ HEADERS: Final = tuple((name.lower().encode(), value.encode()) for name, value i
 TOKEN: Final = "sqlaudit_token"
 """The name of the cookie, and of the field of a form, that have the token."""
 _LARGEST_FORM: Final = 100_000
-_FORWARDED: Final = frozenset({b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip"})
+_LONGEST_QUERY: Final = 8_000
+_MOST_PARAMETERS: Final = 200
+_FORWARDED: Final = (b"forwarded", b"via", b"x-forwarded", b"x-real-ip", b"x-client-ip", b"true-client-ip", b"cf-")
+"""How the names of headers begin that a proxy adds."""
 
 
 def refuse_strangers(scope: Scope) -> None:
@@ -49,10 +52,11 @@ def refuse_strangers(scope: Scope) -> None:
     client = (scope.get("client") or ("",))[0]
     if not _is_loopback(client):
         raise Problem(403, "not_local", client=client or "?")
-    headers: Mapping[bytes, bytes] = dict(scope["headers"])
-    if not _FORWARDED.isdisjoint(headers):
+    names = [name for name, _ in scope["headers"]]
+    if any(name.startswith(_FORWARDED) for name in names):
         raise Problem(403, "forwarded")
-    host = headers.get(b"host", b"").decode("latin-1")
+    hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+    host = hosts[0] if len(hosts) == 1 else ", ".join(hosts)
     try:
         name = urlsplit(f"//{host}").hostname or ""
     except ValueError:
@@ -63,9 +67,22 @@ def refuse_strangers(scope: Scope) -> None:
 
 def _is_loopback(address: str) -> bool:
     try:
-        return ip_address(address).is_loopback
+        known = ip_address(address)
     except ValueError:
         return False
+    return (getattr(known, "ipv4_mapped", None) or known).is_loopback  # ::ffff:127.0.0.1, of a server on both
+
+
+def check_query(request: Request) -> None:
+    """Raise if the query of a request is too large. A page repeats it in each of its links.
+
+    :raises Problem: it is too large, or has what no database knows
+    """
+    query = request.query_params.multi_items()
+    if len(request.url.query) > _LONGEST_QUERY or len(query) > _MOST_PARAMETERS:
+        raise Problem(414, "long_query")
+    if any("\0" in text for pair in query for text in pair):
+        raise Problem(400, "bad_request")
 
 
 # --- forms ------------------------------------------------------------------------------------------------------

@@ -230,8 +230,9 @@ TEXTS: Final[Mapping[str, str]] = {
     "large_undo": "The changeset changed more than {count} fields. Undo it at the command line: sqlaudit undo {id}",
     "cannot_restore_title": "That cannot be restored here",
     "cannot_restore": "The row cannot become what it was, or that would change something that you may not see.",
-    "needs_models_title": "Only the application can do that",
-    "needs_models": "Without the models of the application, history can only be read.",
+    "read_only_title": "History can only be read here",
+    "read_only": "This browser neither undoes nor restores. sqlaudit serve does, with the models of the application; "
+    "HistoryBrowser with can_write=True.",
     "changed_since_title": "It has changed meanwhile",
     "changed_since": "What would be done is no longer what you saw, so nothing was done. Look at the plan again.",
     "expired_form_title": "This form is too old",
@@ -255,6 +256,14 @@ TEXTS: Final[Mapping[str, str]] = {
     "database_away": "Try again in a moment.",
     "no_history_title": "There is no history table",
     "no_history": "The database lacks a history table, or a column of it. Create it by a migration, or create_all().",
+    "no_rights_title": "The database refuses it",
+    "no_rights": "The application may not do that with its database. Grant its user the right to read the history "
+    "tables and, to undo, to write; or let it write at all.",
+    "conflicting_title": "Another row is in the way",
+    "conflicting": "The database has refused it: a row with the same unique value exists, or a row that it refers to "
+    "is gone. Nothing was done.",
+    "long_query_title": "The address is too long",
+    "long_query": "It asks for too much at once. Ask for less, with fewer filters.",
     "failed_title": "Something went wrong",
     "failed": "The page could not be made; the log of the application says why.",
 }

@@ -24,15 +24,17 @@ _CONTEXT: Final = 40
 _CONTEXT_LINES: Final = 3
 
 
-def differing_words(old: str, new: str) -> Markup | None:
+def differing_words(old: str, new: str, *, most: int = _MOST_WORDS) -> Markup | None:
     """Return two texts as one, with what was removed and added; ``None`` if they are too long, or too different.
 
     Equal parts are shortened to what is beside a difference.
+
+    :param most: the words of texts that are compared
     """
     if len(old) + len(new) > _MOST_CHARACTERS:
         return None
     before, after = _WORD.findall(old), _WORD.findall(new)
-    if len(before) + len(after) > _MOST_WORDS:
+    if len(before) + len(after) > most:
         return None
     html, matcher = Markup(), SequenceMatcher(None, before, after, autojunk=False)
     if matcher.ratio() < _LEAST:
@@ -68,7 +70,10 @@ def differing_lines(old: Any, new: Any) -> Markup | None:
     trees = [json_value(value) for value in (old, new)]
     if not all(isinstance(tree, (dict, list)) for tree in trees):
         return None
-    before, after = ([*map(safe, _tree(tree))] for tree in trees)
+    texts = [json.dumps(tree, ensure_ascii=False, indent=2, sort_keys=True) for tree in trees]
+    if sum(map(len, texts)) > _MOST_CHARACTERS:
+        return None
+    before, after = ([*map(safe, text.splitlines())] for text in texts)
     if len(before) + len(after) > _MOST_WORDS:
         return None
     html = Markup()
@@ -82,10 +87,6 @@ def differing_lines(old: Any, new: Any) -> Markup | None:
             else:
                 html += Markup().join(_marked("del", before[i1:i2])) + Markup().join(_marked("ins", after[j1:j2]))
     return html
-
-
-def _tree(value: Any) -> list[str]:
-    return json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True).splitlines()
 
 
 def _marked(tag: str, lines: Sequence[str]) -> Iterator[Markup]:

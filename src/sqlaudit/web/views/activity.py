@@ -50,7 +50,8 @@ class _Bar:
 def _activity(visit: Visit) -> Response:
     """Show how much happened on each of the last days, in which tables and by whom."""
     last = (visit.at or current_config().now()).astimezone(UTC)
-    begin = datetime(last.year, last.month, last.day, tzinfo=UTC) - timedelta(days=_DAYS - 1)
+    end = datetime(last.year, last.month, last.day, tzinfo=UTC)
+    begin = end - min(timedelta(days=_DAYS - 1), end - datetime.min.replace(tzinfo=UTC))
     with visit.reading():
         found = activity(visit.session, begin, _DAYS)
     return visit.render(

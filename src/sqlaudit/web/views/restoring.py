@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from markupsafe import Markup
@@ -10,6 +11,7 @@ from starlette.responses import Response
 from sqlaudit.changes import RestoreReport
 from sqlaudit.display import safe
 from sqlaudit.restoring.restore import restore
+from sqlaudit.retrieval.field_changes import versions_of
 from sqlaudit.web.instants import instant_text
 from sqlaudit.web.plans import MOST, Work, carry_out, digest, planned, planned_rows
 from sqlaudit.web.problems import Problem
@@ -21,7 +23,7 @@ def _ask(visit: Visit) -> Response:
     """Show what a restore would do."""
     plan = planned(visit, _restore_of(visit), "cannot_restore")
     chosen = visit.parameters("field")
-    every = plan if not chosen else planned(visit, _restore_of(visit, whole=True), "cannot_restore")
+    every = plan if not chosen else planned(visit, _restore_of(visit, []), "cannot_restore")
     names = sorted({name for item in every for name in item.fields if item.operation == "update"} | set(chosen))
     assert visit.at is not None
     return visit.render_form(
@@ -45,9 +47,10 @@ def _do(visit: Visit) -> Response:
     return visit.redirect(visit.row_url("row", visit.source, visit.key, at=None))
 
 
-def _restore_of(visit: Visit, *, whole: bool = False) -> Work:
+def _restore_of(visit: Visit, chosen: Sequence[str] | None = None) -> Work:
     """Return the restore of the row of the page to its instant.
 
+    :param chosen: the fields; those of the form if omitted. Without any, all that are not hidden
     :raises Problem: the page has no instant, or is about a link
     """
     at = visit.at
@@ -55,10 +58,18 @@ def _restore_of(visit: Visit, *, whole: bool = False) -> Work:
         raise Problem(400, "no_instant", text="")
     if visit.has_links:
         raise Problem(400, "cannot_restore")
-    fields = None if whole else visit.parameters("field") or None
+    with visit.reading():
+        if not versions_of(visit.session, visit.source, visit.key, limit=1):
+            raise visit.unknown_row()
+    masked = visit.permissions.masked_in(visit.source)
+    fields = visit.parameters("field") if chosen is None else chosen
+    if masked and not fields:
+        fields = [name for name in visit.model.columns if name not in {*masked, *visit.model.key_names}]
+    if not masked.isdisjoint(fields):
+        raise Problem(403, "cannot_restore")
 
     def work(*, dry_run: bool) -> RestoreReport:
-        return restore(visit.session, visit.source, visit.key, at=at, fields=fields, dry_run=dry_run)
+        return restore(visit.session, visit.source, visit.key, at=at, fields=fields or None, dry_run=dry_run)
 
     return work
 
