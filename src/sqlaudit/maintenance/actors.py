@@ -102,7 +102,8 @@ def erase_actor(
 
     .. code-block:: python
 
-        erase_actor(engine, "u42", names=["u42", "Ada Lovelace"], reason="request of 5 May")
+        names = ["u42", "Ada Lovelace"]
+        erase_actor(engine, "u42", names=names, reason="request of 5 May")
 
     In ``changed_by`` and ``impersonated_by``, and where ``extra`` has the user as ``on_behalf_of``, the id becomes
     ``ERASED_USER``, the text ``"(erased)"``, which no other user can have. In ``reason`` and ``extra`` each name
