@@ -60,7 +60,7 @@ class Database:
             raise UsageProblem("No database is given. Add --url, or set SQLAUDIT_URL.")
         try:
             url = make_url(self.given_url)
-        except ArgumentError:
+        except (ArgumentError, ValueError):  # the port is no number
             raise UsageProblem(
                 "The URL of the database cannot be read. Write one such as "
                 "postgresql://user@localhost/shop or sqlite:///shop.db."
@@ -74,7 +74,7 @@ class Database:
         """
         try:
             url = make_url(text) if "://" in text else URL.create("sqlite", database=text)
-        except ArgumentError:
+        except (ArgumentError, ValueError):
             raise UsageProblem("The URL after --to cannot be read. Write one such as sqlite:///march.db.") from None
         self.further_secrets = secrets_of(url)
         return _with_installed_driver(url)
@@ -96,7 +96,7 @@ class Database:
         try:
             own = secrets_of(make_url(self.given_url)) if self.given_url else []
             return own + self.further_secrets
-        except ArgumentError:
+        except (ArgumentError, ValueError):
             return [self.given_url] if self.given_url else []
 
     @cached_property
@@ -262,6 +262,8 @@ def _sources(text: str) -> list[Any]:
     :raises UsageProblem: there is no such object, or nothing of it is tracked
     """
     module_name, _, name = text.partition(":")
+    if not module_name:
+        raise UsageProblem(f"The models are {text!r}. Write package.module:Base.")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:

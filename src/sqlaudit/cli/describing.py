@@ -91,7 +91,9 @@ def _print_status(output: Output, rows: Sequence[tuple[TableStatus, int | None]]
 
 @click.command(short_help="The SQL that creates a history table.")
 @TABLE
-@click.option("--dialect", metavar="NAME", help="postgresql, mariadb, mysql or sqlite, if no --url is given.")
+@click.option(
+    "--dialect", type=click.Choice(["postgresql", "mariadb", "mysql", "sqlite"]), help="If no --url is given."
+)
 @shared_options
 def sql(database: Database, output: Output, table: str, dialect: str | None) -> None:
     """Show the SQL that creates the history table of a TABLE."""

@@ -18,7 +18,9 @@ from sqlaudit.maintenance import ActorErasure, Erasure
 from sqlaudit.maintenance import erase as erase_values
 from sqlaudit.maintenance import erase_actor as erase_user
 from sqlaudit.maintenance import erasures as all_erasures
+from sqlaudit.retrieval.filters import values_of_type
 from sqlaudit.tracking.links import model_of
+from sqlaudit.tracking.sources import name_of
 from sqlaudit.tracking.subjects import personal_names
 
 _NAME_HELP: Final = "Erase this from reasons and extra, instead of the USER. [repeatable]"
@@ -63,7 +65,7 @@ def erase(
     if (is_all and fields) or not (is_all or fields or personal_names(model_of(source).root)):
         raise UsageProblem("Name the fields to erase with --field, or give --all.")
     options: dict[str, Any] = {"fields": "all" if is_all else list(fields) or None, "reason": reason}
-    options["values"] = _values(database, values)
+    options["values"] = _values(database, source, values)
     with database.session() as session, acting(user, None):
         resource_id = key_of(source, key)
         plan = erase_values(session, source, resource_id, dry_run=True, **options)
@@ -79,14 +81,34 @@ def erase(
     _print_erasures(output, [made])
 
 
-def _values(database: Database, texts: Iterable[str]) -> dict[Any, Any]:
-    """Return what live rows get: by the names of fields and, for rows that follow, by models."""
+def _values(database: Database, source: Any, texts: Iterable[str]) -> dict[Any, Any]:
+    """Return what live rows get: by the names of fields and, for rows that follow, by models.
+
+    :raises UsageProblem: a text cannot be read
+    """
     given: dict[Any, Any] = {}
     for text in texts:
-        name, _, value = text.partition("=")
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UsageProblem(f"--value is {text!r}. Write NAME=VALUE.")
         table, _, field = name.rpartition(".")
-        (given.setdefault(database.source(table), {}) if table else given)[field] = value
+        model = database.source(table) if table else source
+        (given.setdefault(model, {}) if table else given)[field] = _value(model, field, value)
     return given
+
+
+def _value(source: Any, field: str, text: str) -> Any:
+    """Return the value of a field that a text stands for.
+
+    :raises UsageProblem: the field cannot have it
+    """
+    for model in model_of(source).root.family():
+        if field in model.columns:
+            values = values_of_type(model.columns[field].type, [text])
+            if not values:
+                raise UsageProblem(f"{field} of {name_of(source)} cannot be {text!r}. Give a value of its type.")
+            return values[0]
+    return text
 
 
 @click.command("erase-actor", short_help="Erase a user from who changed what.")

@@ -83,6 +83,8 @@ def _message(error: Exception) -> str:
         return f"The database says: {_on_one_line(text)}"
     if isinstance(error, (SQLAuditError, SQLAlchemyError)):
         return _on_one_line(str(error))
+    if isinstance(error, OverflowError):
+        return "A number is too large. Give a smaller one."
     return f"{type(error).__name__}: {_on_one_line(str(error))}. Add --traceback to see where it comes from."
 
 

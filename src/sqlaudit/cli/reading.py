@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -108,7 +109,7 @@ def log(
     with database.session() as session:
         changes: Iterable[FieldChange]
         if table is None:
-            changes = islice(_changes_of_all(session, list(database.roots.values()), asked), limit)
+            changes = islice(_changes_of_all(session, list(database.roots.values()), asked), min(limit, sys.maxsize))
         else:
             source = database.source(table)
             changes = get_resource_changes(source, session, None if key is None else key_of(source, key), **asked)

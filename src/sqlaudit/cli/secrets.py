@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Any, Final
+from urllib.parse import quote
 
 _SECRET: Final = re.compile(r"pass|pwd|secret|token|key|credential", re.IGNORECASE)
 
@@ -12,7 +13,8 @@ _SECRET: Final = re.compile(r"pass|pwd|secret|token|key|credential", re.IGNORECA
 def secrets_of(url: Any) -> list[str]:
     """Return the passwords and other secrets that a URL of a database contains, the longest first."""
     values = [url.password, *(value for name, value in _query(url.query) if _SECRET.search(name))]
-    return sorted({str(value) for value in values if value}, key=len, reverse=True)
+    texts = {str(value) for value in values if value}
+    return sorted(texts | {quote(text, safe="") for text in texts}, key=len, reverse=True)
 
 
 def _query(query: Mapping[str, Any]) -> list[tuple[str, str]]:

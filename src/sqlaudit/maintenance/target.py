@@ -36,6 +36,12 @@ def opened_target(to: str | URL | Engine) -> Iterator[Engine]:
             raise QueryError("checkout() writes with a synchronous driver. Give a URL with one, such as 'sqlite:///…'.")
         if dialect.name != "sqlite":
             engine = create_engine(url, poolclass=NullPool)
+    except ValueError as error:
+        if isinstance(error, QueryError):
+            raise
+        raise QueryError(
+            "checkout() cannot read the URL of the target. Give one such as 'sqlite:///march.db'."
+        ) from None
     except (ArgumentError, NoSuchModuleError, ImportError) as error:
         raise QueryError(f"checkout() cannot use the URL of the target: {_first_line(error)}", None) from error
     if dialect.name == "sqlite":

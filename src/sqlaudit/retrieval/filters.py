@@ -42,7 +42,7 @@ class ValueFilter:
         self.values: dict[str, list[Any]] = {}
         several = list(given) if isinstance(given, (list, tuple, set, frozenset)) else [given]
         if link is None:
-            self.values = {name: _values_of_type(column.type, several) for name, column in fields}
+            self.values = {name: values_of_type(column.type, several) for name, column in fields}
         else:
             columns = [column for _, column in fields]
             listed = listed_ids(given, composite=len(columns) > 1)
@@ -88,7 +88,7 @@ def checked_operations(given: Any) -> list[Operation]:
     return [known[each] for each in listed]
 
 
-def _values_of_type(type_: TypeEngine[Any], given: Iterable[Any]) -> list[Any]:
+def values_of_type(type_: TypeEngine[Any], given: Iterable[Any]) -> list[Any]:
     """Return the values that a column of a type may hold. Those of simple types may be given as text."""
     if not isinstance(type_, _FROM_TEXT) or isinstance(type_, Enum):
         return list(given)
