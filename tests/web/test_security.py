@@ -23,11 +23,12 @@ from desk import (
     visitor,
     words_of,
 )
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Mapped, Session, mapped_column, sessionmaker
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from sqlaudit import AuditContextManager, QueryError, TrackingError
+from registering import recording
+from sqlaudit import AuditContextManager, QueryError, TrackingError, track_table
 from sqlaudit.web import Access, HistoryBrowser
 
 __all__ = ["Base", "happen"]
@@ -217,6 +218,32 @@ def test_hostile_values_are_shown_as_text_wherever_they_are(sessions: sessionmak
         assert "49{0}" not in page
 
 
+@pytest.mark.spread
+def test_hostile_names_are_shown_as_text_and_lead_to_their_tables(engine: sa.Engine, base: type[Any]) -> None:
+    name = "a\"b<i>\u202e{x}&'"
+
+    @track_table(table_label=HOSTILE)
+    class Hostile(base):  # type: ignore[misc]
+        __tablename__ = name
+        id: Mapped[int] = mapped_column("i d<", primary_key=True, autoincrement=False)
+        value: Mapped[str] = mapped_column(f"{name} 2", sa.String(20))
+
+    @track_table()
+    class Slashed(base):  # type: ignore[misc]
+        __tablename__ = "a/row/of"
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+
+    with recording(engine, base.metadata) as sessions:
+        with sessions.begin() as session:
+            session.add_all([Hostile(id=1, value="x"), Slashed(id=1)])
+        pages = crawled(visitor(HistoryBrowser(sessions, base)))
+    assert any("a/row/of/blame" in url for url in pages)
+    for page in pages.values():
+        assert "<i>" not in page
+        assert "<script>" not in page
+        assert "\u202e" not in page
+
+
 # --- tenants ----------------------------------------------------------------------------------------------------
 
 
@@ -346,7 +373,7 @@ def test_an_answer_that_says_nothing_shows_nothing(
 ) -> None:
     client = visitor(HistoryBrowser(sessions, Base, authorize=lambda *_: answer))
     response = client.get(ROW)
-    assert response.status_code in (400, 500)
+    assert response.status_code == 500
     assert "Printer" not in response.text
 
 
@@ -356,6 +383,38 @@ def test_models_that_were_not_given_are_not_shown(sessions: sessionmaker[Session
     assert client.get("/tables/people").status_code == 404
     assert "Person" not in client.get(f"/changesets/{happened[PAID]}").text
     assert client.get(f"/changesets/{happened[PAID]}/undo").status_code == 403
+
+
+@pytest.mark.spread
+def test_of_a_hierarchy_the_given_subclasses_alone_are_shown(engine: sa.Engine, base: type[Any]) -> None:
+    @track_table()
+    class Worker(base):  # type: ignore[misc]
+        __tablename__ = "workers"
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+        kind: Mapped[str] = mapped_column(sa.String(20))
+        name: Mapped[str] = mapped_column(sa.String(20))
+        __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "worker"}
+
+    class Boss(Worker):
+        __mapper_args__ = {"polymorphic_identity": "boss"}
+
+    with recording(engine, base.metadata) as sessions:
+        with sessions.begin() as session:
+            session.add_all([Worker(id=1, name="Ada"), Boss(id=2, name="Bob")])
+        client = visitor(HistoryBrowser(sessions, [Boss], authorize=lambda *_: True))
+        assert client.get("/tables/workers/row?key=1").status_code == 404
+        pages = {**crawled(client, without="undo"), "search": client.get("/search?q=op:insert").text}
+    assert all("Ada" not in page and "Worker 1" not in page for page in pages.values())
+    assert "Bob" in pages["search"]
+
+
+@pytest.mark.spread
+def test_what_the_application_lacks_is_told_on_this_machine_alone(engine: sa.Engine, happened: list[str]) -> None:
+    for authorize, told in ((None, "register_hooks"), (lambda *_: True, "the log of the application")):
+        client = visitor(HistoryBrowser(sessionmaker(engine), Base, authorize=authorize))
+        response = client.get(f"/changesets/{happened[TOUCHED]}/undo")
+        assert response.status_code == 500
+        assert told in words_of(response.text)
 
 
 @pytest.mark.spread

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from inspect import isawaitable
 from typing import Any
@@ -16,6 +16,7 @@ from sqlaudit.tracking.links import model_of
 from sqlaudit.tracking.models import TrackedModel
 from sqlaudit.tracking.sources import all_sources
 from sqlaudit.web.problems import Problem
+from sqlaudit.web.sources import Sources
 
 Criterion = ColumnElement[bool] | bool
 Answer = Any
@@ -66,15 +67,16 @@ def root_source(source: Any) -> Any:
 
 
 async def permissions_for(
-    authorize: Authorize | None, request: Request, action: str, sources: Sequence[Any], subject: Any, key: Any
+    authorize: Authorize | None, request: Request, action: str, shown: Sources, subject: Any, key: Any
 ) -> Permissions:
     """Return what a visitor may see on a page.
 
-    :param sources: the base classes and association tables that the browser shows; nothing else may be seen
+    :param shown: what the browser shows; nothing else may be seen
     :param subject: the source that the page is about, if there is one
     :param key: the key of the row that the page is about, if there is one
     :raises Problem: the visitor may not see the subject; or, if the page has none, anything
     """
+    sources = shown.roots
     answers: dict[Any, Access] = dict.fromkeys(set(all_sources()).difference(sources), Access(False))
     if authorize is not None:
         asked = [(source, None) for source in sources]
@@ -86,6 +88,9 @@ async def permissions_for(
     needed = sources if subject is None else [root_source(subject)]
     if all(answers.get(source, Access()).criterion is False for source in needed):
         raise Problem(403, "forbidden")
+    for source, part in shown.parts.items():
+        access = answers.get(source, Access())
+        answers[source] = Access(and_(_expression(access), part), access.masked)
     return Permissions(
         criteria={source: access.criterion for source, access in answers.items() if access.criterion is not True},
         masks={source: frozenset(access.masked) for source, access in answers.items() if access.masked},

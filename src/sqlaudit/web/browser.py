@@ -22,7 +22,7 @@ from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from sqlaudit.asynchronous import AsyncEngine, async_sessionmaker
-from sqlaudit.exceptions import HistoryTableError, PrunedError, QueryError
+from sqlaudit.exceptions import HistoryTableError, PrunedError, QueryError, SQLAuditError
 from sqlaudit.hooks.sessions import register_hooks
 from sqlaudit.integrations.request import Arguments, checked_function, manager_of
 from sqlaudit.retrieval.cursors import checked_size
@@ -107,7 +107,12 @@ class HistoryBrowser:
         self.seconds = seconds
         self.can_write = can_write
         self.sessions = _sessions_of(engine_or_sessionmaker)
-        routes = [Route(f"/{PATHS[view.page]}", self._endpoint(view), methods=[view.method]) for view in VIEWS]
+        routes = [
+            Route(
+                "/" + PATHS[view.page].replace("{table}", "{table:path}"), self._endpoint(view), methods=[view.method]
+            )
+            for view in VIEWS
+        ]
         self._app = Starlette(
             routes=[*routes, Route("/static/{name}", _static)],
             exception_handlers={HTTPException: self._refused},
@@ -125,7 +130,7 @@ class HistoryBrowser:
         name = self.sources.name_of(model)
         if self.sources.by_name.get(name) is None:
             raise QueryError(f"HistoryBrowser does not show {name!r}. Give it the model.", model)
-        path = f"/{PATHS['table'].format(table=quote(name, safe=''))}"
+        path = f"/{PATHS['table'].format(table=quote(name))}"
         if key is None:
             return path
         ids = converted_ids(model_of(model).root.table.history_key, [key])["ids"]
@@ -174,7 +179,7 @@ class HistoryBrowser:
                 form = await form_of(request) if view.method == "POST" else {}
                 place = self._place(request, needs_key=view.needs_key)
                 permissions = await permissions_for(
-                    self.authorize, request, view.action, self.sources.roots, place.source, place.key
+                    self.authorize, request, view.action, self.sources, place.source, place.key
                 )
                 context = None
                 if self.get_context is not None and view.method == "POST":
@@ -267,6 +272,9 @@ def _problem_of(browser: HistoryBrowser, error: Exception) -> Problem:
     if isinstance(error, QueryError):
         _log.info("%s", error)
         return Problem(400, "told", message=str(error)) if browser.authorize is None else Problem(400, "bad_request")
+    if isinstance(error, SQLAuditError) and browser.authorize is None:
+        _log.error("%s", error)
+        return Problem(500, "told", message=str(error))
     if isinstance(error, DBAPIError) and was_stopped(error):
         return too_slow(browser.seconds)
     if isinstance(error, DBAPIError) and is_forbidden(error):

@@ -7,9 +7,10 @@ from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
 
-from sqlalchemy import Table
+from sqlalchemy import ColumnElement, Table
 from sqlalchemy.orm import configure_mappers
 
+from sqlaudit.display import safe
 from sqlaudit.exceptions import TrackingError
 from sqlaudit.tracking.links import model_of
 from sqlaudit.tracking.sources import name_of, other_names_of, roots, sources_in
@@ -47,6 +48,28 @@ class Sources:
     def roots(self) -> list[Any]:
         """The association tables and the base classes, which authorization is asked for."""
         return roots(list(self.by_name.values()))
+
+    @cached_property
+    def parts(self) -> dict[Any, ColumnElement[bool]]:
+        """The criteria of the hierarchies of which subclasses alone are shown, by their base classes.
+
+        :raises TrackingError: the rows of a subclass cannot be told from those of its base class
+        """
+        parts: dict[Any, ColumnElement[bool]] = {}
+        given = [source for source in self.by_name.values() if not isinstance(source, Table)]
+        for root in self.roots:
+            if isinstance(root, Table) or root in given:
+                continue
+            model = model_of(root)
+            if model.discriminator is None:
+                raise TrackingError(
+                    f"{model.name} has no column that names the class of a row, so HistoryBrowser cannot show "
+                    f"subclasses of it alone. Give it {model.name}, too.",
+                    root,
+                )
+            shown = {each.identity for source in given for each in model_of(source).family() if each.root is model}
+            parts[root] = model.discriminator.in_(sorted(shown, key=str))
+        return parts
 
     @cached_property
     def _names(self) -> dict[str, str]:
@@ -90,4 +113,4 @@ class Sources:
 
     def title_of(self, source: Any) -> str:
         """Return the name of a source for people: its label, or the name of an association table."""
-        return source.name if isinstance(source, Table) else model_of(source).label
+        return safe(source.name if isinstance(source, Table) else model_of(source).label)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from sqlaudit.display import safe
+from sqlaudit.exceptions import QueryError, SQLAuditError
 from sqlaudit.retrieval.key_texts import key_texts
 from sqlaudit.retrieval.restricting import restricted
 from sqlaudit.tracking.links import LinkModel, model_of
@@ -70,7 +71,7 @@ class Page:
 
         :param query: the parameters; those that are ``None`` are left out, and a list gives several of one name
         """
-        path = PATHS[page].format(**{name: quote(part, safe="", errors="replace") for name, part in parts.items()})
+        path = PATHS[page].format(**{name: quote(part, errors="replace") for name, part in parts.items()})
         given = {name: value for name, value in (query or {}).items() if value not in (None, [], "")}
         text = urlencode(given, doseq=True, errors="replace")
         return f"{self.base}{path}" + (f"?{text}" if text else "")
@@ -136,7 +137,11 @@ class Visit(Page):
             yield
             return
         criteria = {**dict.fromkeys(self.browser.sources.roots, True), **self.permissions.criteria}
-        with restricted(self.session, criteria, masked=self.permissions.masks):
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(restricted(self.session, criteria, masked=self.permissions.masks))
+            except QueryError as error:
+                raise SQLAuditError(f"authorize has given what no query can get. {error}", error) from error
             yield
 
     @cached_property

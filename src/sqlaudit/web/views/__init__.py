@@ -16,7 +16,8 @@ from sqlaudit.web.views.rows import ROW
 from sqlaudit.web.views.tables import HOME, TABLE
 
 VIEWS: Final[list[View]] = [
-    *(HOME, TABLE, ROW, BLAME, DIFF),
+    *(HOME, ROW, BLAME, DIFF),
     *(ACTIVITY, SEARCH, CHANGESETS, CHANGESET, SQL, OVERVIEW, CHECK, COMPARE),
     *(undoing.ASK, undoing.DO, restoring.ASK, restoring.DO),
+    TABLE,  # the last one: the name of a table may have a slash
 ]

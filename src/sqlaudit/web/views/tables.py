@@ -6,6 +6,7 @@ from typing import Final
 
 from starlette.responses import Response
 
+from sqlaudit.display import safe
 from sqlaudit.retrieval.pages import changes_page
 from sqlaudit.web.timeline import stories
 from sqlaudit.web.view import View
@@ -17,7 +18,7 @@ def _home(visit: Visit) -> Response:
     wanted = (visit.parameter("q") or "").casefold()
     sources = visit.browser.sources
     tables = [
-        (name, sources.title_of(source), visit.table_url(source))
+        (safe(name), sources.title_of(source), visit.table_url(source))
         for name, source in sources.by_name.items()
         if visit.may(source) and (wanted in name.casefold() or wanted in sources.title_of(source).casefold())
     ]
@@ -38,7 +39,7 @@ def _table(visit: Visit) -> Response:
         )
     return visit.render(
         "table.html",
-        key_names=visit.model.root.key_names,
+        key_names=[*map(safe, visit.model.root.key_names)],
         row_url=visit.url("row", table=visit.name),
         compare_url=visit.url("compare", {"at": visit.at_text()}, table=visit.name),
         stories=stories(visit, page),
