@@ -367,6 +367,12 @@ def test_a_criterion_needs_columns_that_history_stores(session: Session) -> None
         pass
 
 
+def test_a_criterion_is_one_of_the_model(session: Session) -> None:
+    told = "The criterion for Note needs cases, which is not its table"
+    with pytest.raises(QueryError, match=told), restricted(session, {Note: Case.tenant == 1}):
+        pass
+
+
 def test_an_asynchronous_session_is_restricted(async_engine: AsyncEngine, sessions: Any, clock: Clock) -> None:
     let_happen(sessions, clock)
 

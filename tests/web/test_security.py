@@ -353,6 +353,22 @@ def test_an_application_may_ask_to_log_in_first(sessions: sessionmaker[Session],
 
 
 @pytest.mark.spread
+def test_who_undoes_has_to_be_allowed_to_view(sessions: sessionmaker[Session], happened: list[str]) -> None:
+    def authorize(request: Request, action: str, model: Any, key: Any) -> Any:
+        return True if action in ("undo", "restore") else of_tenant(request, action, model, key)
+
+    client = visitor(HistoryBrowser(sessions, Base, authorize=authorize))
+    assert client.get(f"/changesets/{happened[TOUCHED]}/undo").status_code == 403
+    assert client.get(f"/tables/tickets/restore?key=2&at={happened[RAISED]}").status_code == 404
+
+
+@pytest.mark.spread
+def test_a_criterion_of_another_model_shows_nothing(sessions: sessionmaker[Session], happened: list[str]) -> None:
+    client = visitor(HistoryBrowser(sessions, Base, authorize=lambda *_: Ticket.tenant == 1))
+    assert client.get("/tables/people").status_code == 500
+
+
+@pytest.mark.spread
 def test_a_criterion_and_a_mask_are_given_together(sessions: sessionmaker[Session], happened: list[str]) -> None:
     def authorize(request: Request, action: str, model: Any, key: Any) -> Any:
         if model is Ticket:
@@ -366,7 +382,9 @@ def test_a_criterion_and_a_mask_are_given_together(sessions: sessionmaker[Sessio
     assert client.get(ROW).status_code == 404
 
 
-@pytest.mark.parametrize("answer", [None, "salary", 7, {"colour"}, {"id"}])
+@pytest.mark.parametrize(
+    "answer", [None, "salary", 7, {"colour"}, {"id"}, {"tenant": 1}, Access("salary"), Access(None)]
+)
 @pytest.mark.spread
 def test_an_answer_that_says_nothing_shows_nothing(
     sessions: sessionmaker[Session], happened: list[str], answer: Any

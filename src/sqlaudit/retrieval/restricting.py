@@ -139,6 +139,13 @@ def _by_table(source: Readable, criterion: ColumnElement[bool] | bool) -> Iterat
     if isinstance(condition, True_):
         return
     base = model.root.table
+    for other in select(base.key[0]).where(condition).get_final_froms():
+        if other != base.live:  # each row would be visible as soon as one of another table fulfils the criterion
+            raise QueryError(
+                f"The criterion for {model.name} needs {other}, which is not its table. Give a criterion for each "
+                "model, of its own columns; what another table says belongs into an IN or EXISTS of a subquery.",
+                condition,
+            )
     for table in _family_of(model):
         yield table.live, _condition_on_live(table, base, condition)
         yield table.history, _condition_on_history(table, base, condition, model.name)

@@ -69,7 +69,7 @@ def root_source(source: Any) -> Any:
 async def permissions_for(
     authorize: Authorize | None, request: Request, action: str, shown: Sources, subject: Any, key: Any
 ) -> Permissions:
-    """Return what a visitor may see on a page.
+    """Return what a visitor may see on a page. Who restores or undoes has to be allowed to view, too.
 
     :param shown: what the browser shows; nothing else may be seen
     :param subject: the source that the page is about, if there is one
@@ -77,14 +77,17 @@ async def permissions_for(
     :raises Problem: the visitor may not see the subject; or, if the page has none, anything
     """
     sources = shown.roots
+    actions = ("view", action) if action in ("restore", "undo") else (action,)
     answers: dict[Any, Access] = dict.fromkeys(set(all_sources()).difference(sources), Access(False))
     if authorize is not None:
         asked = [(source, None) for source in sources]
         own = None if subject is None or key is None else root_source(subject)
-        given = await _answers(authorize, request, action, [*asked, *([] if own is None else [(own, key)])])
-        answers |= dict(zip(sources, given, strict=False))
+        asked += [] if own is None else [(own, key)]
+        given = [await _answers(authorize, request, each, asked) for each in actions]
+        allowed = [_all_of(*each) for each in zip(*given, strict=True)]
+        answers |= dict(zip(sources, allowed, strict=False))
         if own is not None:
-            answers[own] = _for_row(model_of(own), key, answers[own], given[-1])
+            answers[own] = _for_row(model_of(own), key, answers[own], allowed[-1])
     needed = sources if subject is None else [root_source(subject)]
     if all(answers.get(source, Access()).criterion is False for source in needed):
         raise Problem(403, "forbidden")
@@ -109,6 +112,15 @@ async def _answers(
     return [_access(source, answer) for (source, _), answer in zip(asked, answers, strict=True)]
 
 
+def _all_of(*answers: Access) -> Access:
+    """Return what each of several answers allows."""
+    masked = frozenset[str]().union(*(answer.masked for answer in answers))
+    criteria = [answer.criterion for answer in answers if answer.criterion is not True]
+    if not criteria or any(criterion is False for criterion in criteria):
+        return Access(not criteria, masked)
+    return Access(and_(*criteria), masked)
+
+
 def _access(source: Any, answer: Any) -> Access:
     """Return what an answer of the application says.
 
@@ -120,7 +132,7 @@ def _access(source: Any, answer: Any) -> Access:
         return Access(answer)
     if callable(element := getattr(answer, "__clause_element__", None)):
         return Access(element())
-    if isinstance(answer, Collection) and not isinstance(answer, (str, bytes)):
+    if isinstance(answer, Collection) and not isinstance(answer, (str, bytes, Mapping)):
         return Access(masked=frozenset(answer))
     raise SQLAuditError(
         f"authorize returned {answer!r} for {model_of(source).name}. Return True or False, a criterion of the model, "

@@ -46,7 +46,7 @@ def planned(visit: Visit, work: Work, refusal: str) -> RestoreReport:
         if not visit.permissions.are_whole and digest(work(dry_run=True)) != digest(plan):
             raise Problem(403, refusal)
     except QueryError as error:
-        if visit.browser.authorize is None:
+        if visit.browser.authorize is None or visit.permissions.are_whole:
             raise Problem(409, "told", message=str(error)) from error
         raise Problem(409, refusal) from error
     visit.session.expunge_all()
