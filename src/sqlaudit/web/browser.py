@@ -250,7 +250,7 @@ class HistoryBrowser:
     def _tell(self, request: Request, problem: Problem) -> Response:
         page = Page(self, request)
         values: dict[str, Any] = {
-            name: page.show.value(value, limit=100) if isinstance(value, str) else value
+            name: page.show.value(value, limit=_LONGEST_PART) if isinstance(value, str) else value
             for name, value in problem.values.items()
         }
         horizon = values.pop("pruned_before", None)
@@ -300,6 +300,8 @@ async def _static(request: Request) -> Response:
     return FileResponse(_STATIC / name, media_type=_FILES[name], headers={"Cache-Control": "no-cache"})
 
 
+_LONGEST_PART: Final = 1_000
+"""The characters of an address, or of an error's message, that a page repeats at first."""
 _STATIC: Final = Path(__file__).with_name("static")
 _FILES: Final = {"history.css": "text/css", "history.js": "text/javascript", "icon.svg": "image/svg+xml"}
 

@@ -61,6 +61,10 @@ class Renderer:
             '<details class="long"><summary>{} <span class="hint">{}</span></summary><pre>{}</pre></details>'
         ).format(_plain(shortened(text, limit)), self.texts("more"), shortened(_with_lines(value), _LONGEST_WHOLE))
 
+    def short(self, value: Any) -> Markup:
+        """Return a value of which the beginning is enough, for a link or a sentence: nothing can be unfolded there."""
+        return _plain(self.text(value))
+
     def text(self, value: Any) -> str:
         """Return a value as text on one line, where HTML cannot be."""
         return shortened(text_of(value), 60)

@@ -89,12 +89,12 @@ def _table(visit: Visit, name: str) -> Markup:
 def _user(visit: Visit, user: str | None) -> Markup:
     if user is None:
         return visit.texts("nobody")
-    return Markup('<a href="{}">{}</a>').format(visit.url("changesets", {"user": user}), visit.show.value(user))
+    return Markup('<a href="{}">{}</a>').format(visit.url("changesets", {"user": user}), visit.show.short(user))
 
 
 def _run(visit: Visit, run_id: str) -> Markup:
     url = visit.url("search", {"q": f"run:{shlex.quote(run_id)}"})
-    return Markup('<a href="{}">{}</a>').format(url, visit.show.value(run_id, limit=60))
+    return Markup('<a href="{}">{}</a>').format(url, visit.show.short(run_id))
 
 
 # --- search -----------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from sqlaudit.changes import FieldChange, Operation, Page, VersionInfo
 from sqlaudit.display import safe
+from sqlaudit.erased import ERASED
 from sqlaudit.exceptions import PrunedError, QueryError, SQLAuditError
 from sqlaudit.past.comparing import state_of
 from sqlaudit.past.session import time_travel
@@ -104,8 +105,9 @@ def _fields(visit: Visit, version: Any) -> Iterator[_Field]:
     for name in sorted(model.columns, key=lambda name: (name not in model.key_names, name)):
         value = getattr(version, name)
         shown = visit.show.hidden() if visit.is_hidden(visit.source, name) else visit.show.value(value)
-        if name in references and value is not None:
-            shown = Markup('<a href="{}">{}</a>').format(visit.row_url("row", references[name], value), shown)
+        if name in references and value is not None and value is not ERASED:
+            url = visit.row_url("row", references[name], value)
+            shown = Markup('<a href="{}">{}</a>').format(url, visit.show.short(value))
         yield _Field(safe(name), shown)
 
 
