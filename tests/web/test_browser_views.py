@@ -89,6 +89,20 @@ def test_filters_choose_what_the_history_of_a_row_tells(client: TestClient) -> N
     assert "added Tag 1 to tags" not in read(client, f"{ROW}&user=ben")
 
 
+def test_a_change_leads_to_what_else_its_user_did_and_to_its_diff(client: TestClient) -> None:
+    links = links_of(client.get(ROW).text)
+    [by] = [link for link in links if link.endswith("&user=bot")][:1]
+    assert "all at once" not in read(client, f"/tables/tickets/{by}")
+    elsewhere = links_of(client.get("/tables/tickets").text)
+    assert "../search?q=who%3Aben" in elsewhere
+    [diff] = [link for link in links if "diff?" in link and "a=2&b=3" in link]
+    assert "details" in read(client, f"/tables/tickets/{diff}")
+
+
+def test_json_is_shortened_around_the_difference(client: TestClient) -> None:
+    assert 'details {"room": 78, "floor": "first"' in read(client, ROW)
+
+
 def test_a_long_history_has_pages(client: TestClient, sessions: sessionmaker[Session], happened: list[str]) -> None:
     small, found, url = visitor(HistoryBrowser(sessions, Base, page_size=2)), 0, ROW
     pages = 0
@@ -207,7 +221,7 @@ def test_activity_counts_changes_by_day_table_and_user(client: TestClient) -> No
 )
 @pytest.mark.spread
 def test_a_search_finds_what_it_names(client: TestClient, search: str, told: str, not_told: str) -> None:
-    found = read(client, f"/search?{urlencode({'q': search})}").partition("until:. ")[2]
+    found = read(client, f"/search?{urlencode({'q': search})}").partition("until:2026-04-01. ")[2]
     assert told in found
     assert not_told not in found
 
@@ -281,7 +295,7 @@ def test_an_undo_names_the_later_changes_that_it_would_discard(
 ) -> None:
     url = f"/changesets/{happened[RAISED]}/undo"
     page = client.get(url).text
-    assert f"Ticket 1: status, changed by ben {seconds(TOUCHED)}" in words_of(page)
+    assert f"Ticket 1: status, changed by ben, {seconds(TOUCHED)}" in words_of(page)
     form = {"sqlaudit_token": token_of(page), "plan": plan_of(page)}
     assert client.post(url, data=form).url.path == url  # it asks again
     assert "Done." in words_of(client.post(url, data={**form, "force": "1"}).text)
@@ -372,7 +386,7 @@ def test_an_asynchronous_engine_shows_and_undoes(async_engine: AsyncEngine, happ
         ("/changesets/00000000-0000-7000-8000-000000000000", 404, "No history has a changeset"),
         ("/changesets/00000000-0000-7000-8000-000000000000/undo", 404, "No history has a changeset"),
         ("/changesets/00000000-0000-7000-8000-000000000000/sql", 404, "No history has a changeset"),
-        ("/tables/tickets/restore?key=1", 400, "is not an instant"),
+        ("/tables/tickets/restore?key=1", 400, "does not say as of when the row is to be restored"),
         ("/tables/ticket_tags/blame?key=1&key=1", 404, "The address names no page"),
     ],
 )
@@ -381,6 +395,23 @@ def test_a_page_that_cannot_be_shown_says_why(client: TestClient, url: str, stat
     text = read(client, url, status)
     assert told in text
     assert status == 200 or "Go to the tables" in text
+
+
+@pytest.mark.parametrize(
+    ("url", "status", "link"),
+    [
+        (f"{ROW}&at=soon", 400, "row?key=1"),
+        (f"{ROW}&at=9000-01-01&field=price", 400, "row?key=1&field=price"),
+        ("/tables/tickets/row?key=77", 404, "../../tables/tickets"),
+        ("/tables/tickets/diff?key=1&a=88&b=99", 404, "../../tables/tickets"),
+        ("/search?q=colour", 400, "search?"),
+    ],
+)
+@pytest.mark.spread
+def test_a_problem_offers_the_next_step(client: TestClient, url: str, status: int, link: str) -> None:
+    response = client.get(url)
+    assert response.status_code == status
+    assert link in links_of(response.text)
 
 
 def test_what_was_pruned_and_erased_is_told(

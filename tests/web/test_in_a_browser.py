@@ -78,6 +78,21 @@ def test_instants_are_in_the_zone_of_the_reader_and_keys_go_from_change_to_chang
     assert "price 12.00" in page.inner_text(".values").replace("\t", " ")
 
 
+def test_a_slider_goes_through_the_changes_of_a_row_by_keys(page: Any, address: str) -> None:
+    page.goto(address + ROW)
+    slider = page.locator(".slider")
+    slider.focus()
+    assert "1 Jan 2024, 01:00:04" in slider.get_attribute("aria-valuetext")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_url("**at=2024-01-01T00%3A00%3A02Z*")
+    assert "You see" in page.inner_text("main")
+    assert page.evaluate("document.activeElement.className") == "slider"
+    page.keyboard.press("Home")
+    page.wait_for_url("**at=2024-01-01T00%3A00%3A00Z*")
+    assert page.locator(".slider").input_value() == "1"
+
+
 def test_a_changeset_is_found_and_undone_by_clicks(
     page: Any, address: str, sessions: sessionmaker[Session], happened: list[str]
 ) -> None:

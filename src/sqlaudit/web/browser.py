@@ -256,7 +256,32 @@ class HistoryBrowser:
         horizon = values.pop("pruned_before", None)
         if horizon is not None:
             values["when"], horizon = page.show.time(horizon), instant_text(horizon)
-        return page.render("problem.html", problem.status, name=problem.name, values=values, horizon=horizon)
+        next_name, next_url = _next_step(page, problem) or (None, None)
+        return page.render(
+            "problem.html",
+            problem.status,
+            name=problem.name,
+            values=values,
+            horizon=horizon,
+            next_name=next_name,
+            next_url=next_url,
+        )
+
+
+def _next_step(page: Page, problem: Problem) -> tuple[str, str] | None:
+    """Return the name and the URL of what a visitor may do after a problem, if there is more than the first page."""
+    if page.request.method != "GET":
+        return None
+    if problem.name in ("bad_search", "wide_search"):
+        return "problem_search", page.here(q=None)
+    if problem.name in ("database_away", "too_slow"):
+        return "problem_again", page.here()
+    if problem.name in ("no_instant", "future", "unknown_mark", "unknown_changeset", "unknown_state", "pruned"):
+        return ("problem_now", page.here(at=None, after=None)) if page.request.query_params.get("at") else None
+    table = page.request.path_params.get("table")
+    if problem.name in ("unknown_row", "no_key", "unknown_version") and table is not None:
+        return "problem_table", page.url("table", table=table)
+    return None
 
 
 def _problem_of(browser: HistoryBrowser, error: Exception) -> Problem:

@@ -79,6 +79,9 @@ class Renderer:
             return Markup("<ins>{}</ins>").format(self.value(new))
         if operation in _REMOVED:
             return Markup("<del>{}</del>").format(self.value(old))
+        if isinstance(old, (dict, list)) and isinstance(new, (dict, list)):
+            texts = text_of(old), text_of(new)
+            old, new = (old, new) if texts[0] == texts[1] else texts  # equal if both were cut
         arrow = Markup('<del>{}</del> <span class="arrow" aria-label="→">→</span> <ins>{}</ins>')
         if not isinstance(old, str) or not isinstance(new, str):
             return arrow.format(self.value(old), self.value(new))
@@ -93,13 +96,18 @@ class Renderer:
         shown = value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
         return Markup('<time datetime="{}" title="{}">{}</time>').format(exact, exact, self.texts("utc", instant=shown))
 
-    def who(self, info: Any) -> Markup:
-        """Return a badge for who made a change, for whom, and who really acted."""
+    def who(self, info: Any, url: str | None = None) -> Markup:
+        """Return a badge for who made a change, for whom, and who really acted.
+
+        :param url: what else this user did
+        """
         kind = info.actor_type
         if info.changed_by is None:
             badge = Markup('<span class="who unknown">{}</span>').format(self.texts("nobody"))
         else:
             badge = Markup('<b class="who {}"><bdi>{}</bdi></b>').format(kind or "user", safe(info.changed_by))
+            if url is not None:
+                badge = Markup('<a class="by" href="{}" title="{}">{}</a>').format(url, self.texts("who_else"), badge)
         if kind is not None and kind != "user":
             badge += Markup(' <span class="kind {}">{}</span>').format(kind, self.texts(f"actor_{kind}"))
         if info.impersonated_by:

@@ -25,6 +25,9 @@ TEXTS: Final[Mapping[str, str]] = {
     "step_back": "Previous change",
     "step_on": "Next change",
     "steps": "Changes of this row; each mark is a link to the row right after it",
+    "step": "{when}, {who}",
+    "slider": "The change after which the row is shown",
+    "as_of_example": "2026-03-01 14:00",
     "utc": "{instant} UTC",
     # --- values
     "none": "none",
@@ -33,6 +36,7 @@ TEXTS: Final[Mapping[str, str]] = {
     "hidden": "hidden",
     "more": "all of it",
     # --- who
+    "who_else": "What else this user did",
     "who_for": "{who} on behalf of {whom}",
     "who_really": "{who} (really {whom})",
     "actor_user": "user",
@@ -115,6 +119,7 @@ TEXTS: Final[Mapping[str, str]] = {
     "compare_unknown": "{row} was written; what differs is not known, because versions have been removed",
     "compare_cut": "Only the first {count} rows are shown. Choose instants that are closer to each other.",
     "overview": "Sizes and growth",
+    "overview_none": "There is no table of which you may see everything.",
     "versions": "Versions",
     "size": "Size",
     "versions_a_day": "Versions a day",
@@ -127,7 +132,8 @@ TEXTS: Final[Mapping[str, str]] = {
     "more_tables": "More tables",
     "check": "Check",
     "check_table": "Check the history of {table}",
-    "check_sound": "All is sound: {versions} versions were checked.",
+    "check_sound_one": "All is sound: 1 version was checked.",
+    "check_sound": "All is sound: {count} versions were checked.",
     "check_faults_one": "There is 1 fault.",
     "check_faults": "There are {count} faults.",
     "check_code": "Kind",
@@ -135,6 +141,7 @@ TEXTS: Final[Mapping[str, str]] = {
     "check_remedy": "How to mend it",
     # --- activity and search
     "activity": "Activity",
+    "activity_none": "Nothing happened.",
     "activity_chart": "The last {days} days: {count} changes, at most {most} a day (UTC)",
     "by_table": "By table",
     "by_user": "By user",
@@ -144,7 +151,7 @@ TEXTS: Final[Mapping[str, str]] = {
     "search": "Search",
     "search_for": "Search for",
     "search_hint": "Write for instance: who:ben field:price from:10 to:12 table:tickets since:2026-03-01 "
-    'reason:"ticket 13". There are also op:delete, kind:agent, for:, run: and until:.',
+    'reason:"ticket 13". There are also op:delete, kind:agent, for:ana, run:r-7 and until:2026-04-01.',
     # --- changesets
     "changesets_none": "No transaction is known.",
     "wrote": "wrote {tables}",
@@ -180,7 +187,7 @@ TEXTS: Final[Mapping[str, str]] = {
     "plan_more": "{count} more rows would change, too.",
     "conflicts": "Later changes of the same fields",
     "conflicts_text": "They would be lost. Undo their changesets first, or together with this one.",
-    "conflict": "{row}: {fields}, changed by {who} {when}",
+    "conflict": "{row}: {fields}, changed by {who}, {when}",
     "conflict_whole": "the whole row",
     "force": "Discard these later changes",
     "confirm": "Do it",
@@ -189,6 +196,10 @@ TEXTS: Final[Mapping[str, str]] = {
     "why": "Why? It is recorded.",
     # --- problems
     "problem_next": "Go to the tables",
+    "problem_now": "See it as it is now",
+    "problem_again": "Try again",
+    "problem_search": "Search again",
+    "problem_table": "Go to the table",
     "not_found_title": "There is no such page",
     "not_found": "The address names no page of this history.",
     "not_allowed_title": "That is not possible here",
@@ -203,6 +214,9 @@ TEXTS: Final[Mapping[str, str]] = {
     "unknown_changeset": "No history has a changeset {id}, or you may not see it.",
     "unknown_mark_title": "There is no such mark",
     "unknown_mark": "No instant is marked {name}.",
+    "restore_when_title": "To which instant?",
+    "restore_when": "The address does not say as of when the row is to be restored. Open the row as of an instant, and "
+    "restore it from there.",
     "no_instant_title": "That is no instant",
     "no_instant": "{text} is not an instant. Write it as in 2026-03-01 14:00, or give a changeset or mark:NAME.",
     "future_title": "That is in the future",

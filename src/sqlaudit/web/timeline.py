@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -43,6 +44,7 @@ class Story:
     :ivar info: any of its changes, for who, when and why
     :ivar url: the URL of the page of the transaction
     :ivar before: the instant right before it, and ``after`` right after it, for a URL
+    :ivar diff: the URL of the page that shows how the row of the page differs since then; ``None`` if it does not
     """
 
     info: FieldChange
@@ -50,6 +52,7 @@ class Story:
     rows: Sequence[RowStory]
     before: str
     after: str
+    diff: str | None
 
 
 def stories(visit: Visit, changes: Iterable[FieldChange], subject: tuple[str, Any] | None = None) -> list[Story]:
@@ -68,7 +71,19 @@ def _story(visit: Visit, group: Sequence[FieldChange], subject: tuple[str, Any] 
         row_stories(visit, group, subject),
         before=instant_text(info.timestamp - TICK),
         after=instant_text(info.timestamp),
+        diff=_diff(visit, group, subject),
     )
+
+
+def _diff(visit: Visit, group: Sequence[FieldChange], subject: tuple[str, Any] | None) -> str | None:
+    """Return the URL of what a transaction changed in the row of the page, word by word."""
+    if visit.key is None or subject != (visit.model.label, visit.key):
+        return None
+    of_row = [change for change in group if (change.resource_type, change.resource_id) == subject]
+    numbers = [change.version for change in of_row if change.operation is Operation.UPDATE]
+    if not numbers:
+        return None
+    return visit.row_url("diff", visit.source, visit.key, a=min(numbers) - 1, b=max(numbers), at=None)
 
 
 def row_stories(visit: Visit, changes: Iterable[FieldChange], subject: tuple[str, Any] | None = None) -> list[RowStory]:
@@ -80,7 +95,7 @@ def _row_story(visit: Visit, changes: Sequence[FieldChange], subject: tuple[str,
     first, texts = changes[0], visit.texts
     is_subject = subject == (first.resource_type, first.resource_id)
     row = texts("this_row") if is_subject else visit.row_link(first.resource_type, first.resource_id)
-    who, operation = visit.show.who(first), first.operation
+    who, operation = visit.show.who(first, _by(visit, first.changed_by, subject)), first.operation
     if operation in _LINKS:
         keys = [change.new_value if operation is Operation.LINK else change.old_value for change in changes]
         names = visit.show.listed([_other(visit, first, key) for key in keys])
@@ -94,6 +109,15 @@ def _row_story(visit: Visit, changes: Sequence[FieldChange], subject: tuple[str,
     )
     name = "sentence_update" if is_subject else "sentence_update_row"
     return RowStory(texts(name, who=who, fields=fields, row=row), operation, [] if is_short else changes)
+
+
+def _by(visit: Visit, user: str | None, subject: tuple[str, Any] | None) -> str | None:
+    """Return the URL of what else a user did: to the row of the page, or anywhere."""
+    if user is None:
+        return None
+    if subject is not None:
+        return visit.here(user=list(dict.fromkeys([*visit.parameters("user"), user])), after=None)
+    return visit.url("search", {"q": f"who:{shlex.quote(user)}", "at": visit.at_text()})
 
 
 def _other(visit: Visit, change: FieldChange, key: Any) -> Markup:

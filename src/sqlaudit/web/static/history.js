@@ -39,3 +39,40 @@ document.addEventListener("keydown", (event) => {
   next.focus();
   next.scrollIntoView({ block: "nearest" });
 });
+
+// A slider below the marks of a row. Where it stays, there the page goes; its focus goes along.
+const slider = document.querySelector(".slider");
+if (slider) {
+  const marks = [...document.querySelectorAll(".bar a")];
+  const told = document.querySelector(".slid");
+  const kept = "sqlaudit.slider";
+  const tell = () => {
+    const date = new Date(marks[slider.value - 1].dataset.instant);
+    slider.setAttribute("aria-valuetext", full.format(date));
+    told.textContent = full.format(date);
+  };
+  let waiting = 0;
+  slider.hidden = false;
+  tell();
+  slider.addEventListener("input", () => {
+    clearTimeout(waiting);
+    told.hidden = false;
+    tell();
+  });
+  slider.addEventListener("change", () => { // of each key, so it waits for the last one
+    clearTimeout(waiting);
+    waiting = setTimeout(() => {
+      sessionStorage.setItem(kept, "focus");
+      location.assign(marks[slider.value - 1].href.baseVal);
+    }, 400);
+  });
+  addEventListener("pageshow", () => {
+    slider.value = slider.defaultValue;
+    told.hidden = true;
+    tell();
+  });
+  if (sessionStorage.getItem(kept)) {
+    sessionStorage.removeItem(kept);
+    slider.focus({ preventScroll: true });
+  }
+}

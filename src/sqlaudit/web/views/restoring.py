@@ -35,6 +35,7 @@ def _ask(visit: Visit) -> Response:
         digest=digest(plan),
         more=max(0, len(plan) - MOST),
         more_conflicts=0,
+        origin=_name(visit),
         back=visit.row_url("row", visit.source, visit.key),
         choices=[(safe(name), name in chosen) for name in names],
     )
@@ -55,7 +56,7 @@ def _restore_of(visit: Visit, chosen: Sequence[str] | None = None) -> Work:
     """
     at = visit.at
     if at is None:
-        raise Problem(400, "no_instant", text="")
+        raise Problem(400, "restore_when")
     if visit.has_links:
         raise Problem(400, "cannot_restore")
     with visit.reading():

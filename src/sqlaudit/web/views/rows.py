@@ -271,34 +271,49 @@ class _Step:
 
     place: float
     url: str
-    label: str
+    instant: str
+    label: Markup
     is_current: bool
 
 
 @dataclass(frozen=True, slots=True)
 class _Steps:
-    """The latest changes of the row on a bar, and the changes before and after the instant of the page."""
+    """The latest changes of the row on a bar, and the changes before and after the instant of the page.
+
+    :ivar current: the number of the mark at which the page is, from 1; 1 if it is before the first
+    """
 
     marks: Sequence[_Step]
+    current: int
     back: str | None
     on: str | None
 
 
 def _steps(visit: Visit, latest: Sequence[Any]) -> _Steps:
     """Return the bar. Its places are even: much may have happened on one day, and nothing for a year."""
-    instants = sorted({version_info(version)["timestamp"] for version in latest})
+    infos = {info.timestamp: info for info in (VersionInfo(**version_info(version)) for version in latest)}
+    instants = sorted(infos)
     at = visit.at or instants[-1]
     current = max((instant for instant in instants if instant <= at), default=None)
-    gap = _WIDTH / (len(instants) + 1)
+    gap = _WIDTH / max(len(instants) - 1, 1)
     urls = {instant: visit.here(at=instant_text(instant), after=None) for instant in instants}
     marks = [
-        _Step(round(gap * number, 1), urls[instant], instant_text(instant), instant == current)
-        for number, instant in enumerate(instants, 1)
+        _Step(
+            round(gap * number, 1),
+            urls[instant],
+            instant_text(instant),
+            visit.texts(
+                "step", when=instant_text(instant), who=safe(infos[instant].changed_by or visit.texts("nobody"))
+            ),
+            instant == current,
+        )
+        for number, instant in enumerate(instants)
     ]
     earlier = [instant for instant in instants if current is not None and instant < current]
     later = [instant for instant in instants if instant > at]
     return _Steps(
         marks,
+        current=len(earlier) + 1,
         back=urls[earlier[-1]] if earlier else None,
         on=urls[later[0]] if later else None,
     )

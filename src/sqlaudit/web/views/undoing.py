@@ -63,6 +63,7 @@ def _page(visit: Visit, plan: RestoreReport) -> Response:
         digest=digest(plan),
         more=max(0, len(plan) - MOST),
         more_conflicts=max(0, len(plan.conflicts) - MOST),
+        origin=visit.texts("changeset"),
         back=visit.url("changeset", changeset=changeset_id),
         choices=None,
     )
