@@ -451,6 +451,13 @@ class Thing(Wide):
     shade: Mapped[str | None] = mapped_column(sa.Enum("light", "dark", name="shade"))
 
 
+@track_table()
+class Count(Wide):
+    __tablename__ = "50 %"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
 def full(**values: Any) -> dict[str, Any]:
     return {
         "long": "ä€😀 'quoted' \"double\" \\n %s :x\n\t",
@@ -466,7 +473,7 @@ def full(**values: Any) -> dict[str, Any]:
         "aware": datetime(2024, 2, 29, 23, 59, 59, 999999, tzinfo=UTC),
         "day": date(1, 1, 1),
         "moment": time(23, 59, 59),
-        "lapse": timedelta(days=3, seconds=4, microseconds=0),
+        "lapse": timedelta(days=3, seconds=4, microseconds=5),
         "shade": "dark",
     } | values
 
@@ -498,6 +505,7 @@ def test_values_of_all_types_are_the_same_in_any_database(database: Database, en
     keys = [key for key in ROWS if database.name != "mariadb" or key[0] not in ("A", "a ")]
     with sessions.begin() as session:
         session.add_all([Thing(text=text, colour=colour, **ROWS[text, colour]) for text, colour in keys])
+        session.add(Count(id=1))
     with sessions.begin() as session:
         for thing in session.scalars(sa.select(Thing)):
             thing.long = "later"
@@ -512,6 +520,9 @@ def test_values_of_all_types_are_the_same_in_any_database(database: Database, en
     with opened(url) as target, Session(target) as session:
         assert things(session, sa.select(Thing)) == then
         assert list(session.scalars(is_null)) == nulls
+        counts: Any = Count.__table__
+        session.connection().execute(sa.insert(counts).values())
+        assert list(session.scalars(sa.select(counts.c.id).order_by("id"))) == [1, 2]
 
 
 class Loose(orm.DeclarativeBase):

@@ -527,7 +527,9 @@ class _Checkout:
         for table in metadata.tables.values():
             column = table.autoincrement_column
             if column is not None:
-                name = self.dialect.identifier_preparer.format_table(table)
+                preparer = self.dialect.identifier_preparer
+                name = preparer.format_table(table)
+                name = name.replace("%%", "%") if preparer._double_percents else name
                 sequence = func.pg_get_serial_sequence(name, column.name)
                 highest = func.coalesce(func.max(column), 0)
                 connection.execute(select(func.setval(sequence, highest + 1, text("false"))))

@@ -240,6 +240,15 @@ def _in_utc(value: Any) -> Any:
     return value.astimezone(UTC) if isinstance(value, datetime) and value.tzinfo is not None else value
 
 
+class _PreciseInterval(Interval):
+    """An interval of MariaDB that keeps its microseconds."""
+
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return mysql.DATETIME(fsp=6)
+
+
 def _portable(type_: Any, source: Dialect, target: Dialect, *, is_indexed: bool) -> TypeEngine[Any] | None:
     """Return the type of a database for values of a type, or ``None`` if it has none."""
     is_mysql = target.name in MYSQL
@@ -248,7 +257,7 @@ def _portable(type_: Any, source: Dialect, target: Dialect, *, is_indexed: bool)
     if isinstance(type_, Boolean):
         return Boolean()
     if isinstance(type_, (Interval, postgresql.INTERVAL)):
-        return Interval()
+        return _PreciseInterval() if is_mysql else Interval()
     if isinstance(type_, BYTES):
         if is_mysql:
             return VARBINARY(type_.length or _KEY_LENGTH) if is_indexed else mysql.LONGBLOB()
