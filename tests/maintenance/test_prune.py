@@ -410,6 +410,26 @@ def test_a_transaction_that_has_read_the_past_goes_on_reading_it(lived, engine):
             past.scalars(sa.select(Account)).all()
 
 
+@pytest.mark.requires("arrays")  # PostgreSQL; on the others, prune has locks that let nobody write
+def test_what_is_written_between_the_statements_of_a_prune_leaves_no_fault(lived, engine, database):
+    lived.commit()
+    other = database.create_engine()
+
+    @sa.event.listens_for(engine, "after_cursor_execute")
+    def write(connection, cursor, statement, *rest):
+        if statement.startswith(("DELETE FROM ledger_", "UPDATE ledger_")):
+            with makers.begin() as session:
+                session.get_one(Worker, 2).wage += 1
+
+    with recording(other) as makers:
+        assert prune(engine, Person, older_than="1h", keep_last=2).rows == 16
+    versions = told(lived, Worker, 2)
+    other.dispose()
+    assert versions[0][1] == "baseline"
+    assert {operation for _, operation in versions[1:]} == {"update"}
+    assert check(engine, Person).is_sound
+
+
 def test_a_transaction_looks_at_the_horizons_once_where_that_is_enough(lived, engine):
     lived.commit()
     looks = []

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from sqlalchemy import select
+from sqlalchemy import Connection, Row, Select, select
 from sqlalchemy.orm import Session
 
 from sqlaudit.exceptions import QueryError
@@ -19,6 +19,7 @@ from sqlaudit.maintenance.transactions import reading_latest
 from sqlaudit.period import OPEN_END, is_open
 from sqlaudit.recording.changeset import connection_for_versions
 from sqlaudit.sql.batches import chunks
+from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.keys import Key
 from sqlaudit.sql.lists import one_of
 from sqlaudit.sql.options import INTERNAL
@@ -74,14 +75,30 @@ def _followers(
         now = select(*table.key).where(one_of(subject.live, live)).order_by(*table.key)
         now = now.with_for_update() if can_lock_many(connection, table) else now
         keys = [tuple(row) for row in connection.execute(now, execution_options=INTERNAL)] if live else []
-        statement = reading_latest(select(*columns, *subject.old).where(one_of(subject.old, chunk)), connection)
-        for row in connection.execute(statement, execution_options=INTERNAL):
+        statement = select(*columns, *subject.old).where(one_of(subject.old, chunk))
+        for row in _rows_of_latest(connection, statement, table, keys):
             number, start, end = row[size : size + 3]
             followed = periods.get(tuple(row[size + 3 :]), [_ALWAYS])  # the key may have been spelt differently
             if any(_overlap((start, end), period) for period in followed):
                 yield tuple(row[:size]), number, (start, end)
         for keys_of_chunk in chunks(keys):
             yield from _open_versions(session, table, keys_of_chunk)
+
+
+def _rows_of_latest(
+    connection: Connection, statement: Select[Any], table: TrackedTable, keys: Iterable[Key]
+) -> Iterable[Row[Any]]:
+    """Yield what a select of versions finds now, of live rows and of those that followed when the transaction began.
+
+    :param keys: the keys of live rows
+    """
+    if not TRAITS[connection.dialect.name].reads_snapshots:
+        yield from connection.execute(statement, execution_options=INTERNAL)
+        return
+    known = connection.execute(statement.with_only_columns(*table.history_key), execution_options=INTERNAL)
+    for chunk in chunks(list({*keys, *map(tuple, known)})):  # a lock by other columns than the key could be one of all
+        of_keys = statement.where(one_of(table.history_key, chunk))
+        yield from connection.execute(reading_latest(of_keys, connection), execution_options=INTERNAL)
 
 
 def _open_versions(session: Session, table: TrackedTable, keys: Iterable[Key]) -> Iterable[tuple[Key, int, Period]]:

@@ -25,11 +25,11 @@ from sqlaudit.arguments import changeset_uuid
 from sqlaudit.asynchronous import also_async
 from sqlaudit.config import current_config, current_user_id
 from sqlaudit.exceptions import QueryError
-from sqlaudit.maintenance.transactions import reading_latest
 from sqlaudit.period import UTCDateTime
 from sqlaudit.recording.changeset import connection_for_versions
 from sqlaudit.retrieval.changesets import tables_of_changeset
 from sqlaudit.retrieval.key_texts import checked_key, parsed_key
+from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.keys import Key
 from sqlaudit.sql.lists import one_of
 from sqlaudit.sql.options import INTERNAL
@@ -208,7 +208,9 @@ def held_in(connection: Connection, table: TrackedTable) -> Held:
     statement = select(columns.row_key, columns.changeset_id).where(
         or_(columns.history_table == table.history.fullname, columns.changeset_id.is_not(None))
     )
-    rows = connection.execute(reading_latest(statement, connection), execution_options=INTERNAL).all()
+    if TRAITS[connection.dialect.name].reads_snapshots:  # without a lock, it would miss what others have committed
+        statement = statement.with_for_update(read=True)
+    rows = connection.execute(statement, execution_options=INTERNAL).all()
     texts = dict.fromkeys(row.row_key for row in rows if row.row_key is not None)
     changesets = dict.fromkeys(row.changeset_id for row in rows if row.changeset_id is not None)
     return Held([parsed_key(table, text) for text in texts], list(changesets))

@@ -22,6 +22,7 @@ from sqlalchemy import (
     Delete,
     Engine,
     Integer,
+    Select,
     Subquery,
     Table,
     Update,
@@ -50,13 +51,14 @@ from sqlaudit.changes import Operation
 from sqlaudit.config import current_config
 from sqlaudit.exceptions import QueryError
 from sqlaudit.maintenance.door import writable_history
-from sqlaudit.maintenance.holding import held_in
+from sqlaudit.maintenance.holding import Held, held_in
 from sqlaudit.maintenance.progress import Callback, progress_reporter
 from sqlaudit.maintenance.ranges import is_in_range, range_after
 from sqlaudit.maintenance.sizes import bytes_of, count_versions
 from sqlaudit.maintenance.transactions import InTransactions, Runner, runner_for
 from sqlaudit.period import TICK, UTCDateTime
 from sqlaudit.recording.cascades import take_write_lock
+from sqlaudit.recording.clauses import has_row
 from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.keys import Key, bound, raw_columns
 from sqlaudit.sql.lists import one_of
@@ -307,19 +309,23 @@ class _Pruning:
         return counts
 
     def _remove(self, connection: Connection, ends: tuple[Key, Key], tables: MaintenanceTables) -> int:
-        """Remove the old versions of the rows in a range; return their number."""
+        """Remove the old versions of the rows in a range; return their number.
+
+        One statement finds and removes them, because the application goes on writing, and each statement may find other
+        cuts. The others look at what it has left.
+        """
         take_write_lock(connection, self.table)
         if connection.dialect.name == "postgresql":  # whoever is writing a hold has written it, or waits
             connection.execute(_LockTable(tables.holds, "SHARE"))
-        cuts, histories = self._cuts(connection, ends), (*self.others, self.table)
-        with writable_history(connection, histories):
-            for table in histories:
-                connection.execute(self._becomes_baseline(table, cuts), execution_options=INTERNAL)
-            removed = [
-                connection.execute(self._delete(table, cuts), execution_options=INTERNAL).rowcount
-                for table in histories  # the base table last, because the cuts are found there
-            ]
-        return removed[-1]
+        cuts, firsts = self._cuts(connection, ends), self._firsts(connection, ends)
+        with writable_history(connection, (self.table, *self.others)):
+            removed: int = connection.execute(self._delete(cuts), execution_options=INTERNAL).rowcount
+            if removed:
+                for table in self.others:
+                    connection.execute(self._delete_parts(table, ends), execution_options=INTERNAL)
+                for table in (self.table, *self.others):
+                    connection.execute(self._becomes_baseline(table, firsts), execution_options=INTERNAL)
+        return removed
 
     def _cuts(self, connection: Connection, ends: tuple[Key, Key] | None) -> Subquery:
         """Return the rows that have old versions, each with the number of the oldest version that stays."""
@@ -337,11 +343,23 @@ class _Pruning:
             *(column.label(f"key_{place}") for place, column in enumerate(version.key)), cut.label("cut")
         )
         statement = statement.group_by(*version.key).having(func.min(number) < cut)
+        return self._within(statement, version, ends, held).subquery("cuts")
+
+    def _firsts(self, connection: Connection, ends: tuple[Key, Key]) -> Subquery:
+        """Return the rows whose beginning is gone, each with the number of its oldest version."""
+        version = HistoryAlias(self.table)
+        first = func.min(version.version)
+        keys = (column.label(f"key_{place}") for place, column in enumerate(version.key))
+        statement = select(*keys, first.label("cut")).group_by(*version.key).having(first > _ONE)
+        return self._within(statement, version, ends, held_in(connection, self.table)).subquery("firsts")
+
+    def _within(
+        self, statement: Select[Any], version: HistoryAlias, ends: tuple[Key, Key] | None, held: Held
+    ) -> Select[Any]:
+        """Leave out the rows that are held, and those outside of a range."""
         if ends is not None:
             statement = statement.where(self._is_between(version.key, ends))
-        if held.keys:
-            statement = statement.where(not_(one_of(version.key, held.keys)))
-        return statement.subquery("cuts")
+        return statement.where(not_(one_of(version.key, held.keys))) if held.keys else statement
 
     def _is_between(self, columns: Sequence[ColumnElement[Any]], ends: tuple[Key, Key]) -> ColumnElement[bool]:
         raw = raw_columns(columns, self.dialect)
@@ -353,8 +371,14 @@ class _Pruning:
         statement = update(table.history).values({table.role("operation"): Operation.BASELINE}).where(is_update)
         return statement.where(self._is_one_of(table, cuts, _is_cut))
 
-    def _delete(self, table: TrackedTable, cuts: Subquery) -> Delete:
-        return delete(table.history).where(self._is_one_of(table, cuts, _is_old))
+    def _delete(self, cuts: Subquery) -> Delete:
+        return delete(self.table.history).where(self._is_one_of(self.table, cuts, _is_old))
+
+    def _delete_parts(self, table: TrackedTable, ends: tuple[Key, Key]) -> Delete:
+        """Return the DELETE of the versions of a subclass table that are older than all of the base table."""
+        part, version = HistoryAlias(table, table.history), HistoryAlias(self.table)
+        is_not_older = has_row(version, version.has_key(part.key), version.version <= part.version)
+        return delete(table.history).where(self._is_between(part.key, ends), not_(is_not_older))
 
     def _is_one_of(
         self, table: TrackedTable, cuts: Subquery, condition: Callable[[HistoryAlias, Subquery], ColumnElement[bool]]

@@ -43,7 +43,7 @@ def reading_latest(statement: Select[Any], connection: Connection) -> Select[Any
 
     On MariaDB and MySQL a SELECT at REPEATABLE READ does so only if it locks. On PostgreSQL none does.
     """
-    return statement.with_for_update(read=True) if TRAITS[connection.dialect.name].reads_snapshots else statement
+    return statement.with_for_update() if TRAITS[connection.dialect.name].reads_snapshots else statement
 
 
 def connection_of(where: Any, table: TrackedTable) -> Connection:
