@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -106,6 +107,7 @@ def test_what_can_be_read_with_models_can_be_read_with_the_url_alone(
         "price": 4,
         "stock": 2,
     }
+    assert {each["version"] for each in rows("blame", "parts", "1", "--at", str(changeset_id(1)))} == {1}
     found = json.loads(run("diff", "parts", "1", "1", str(changeset_id(4)), "--json").stdout)
     assert found["fields"] == {"price": ["0.12", "0.15"], "stock": [500, 480]}
     assert [each["changeset_id"] for each in rows("changesets", "suppliers", "--user", "bob")] == [
@@ -471,6 +473,7 @@ def test_a_password_is_never_printed(terminal: None, url: str) -> None:
         (["log", "supplier_tags", "1"], 2, "Write them as supplier_id,tag_id"),
         (["blame", "supplier_tags", "1,1"], 2, "Use log"),
         (["blame", "parts", "2"], 1, "is deleted"),
+        (["blame", "parts", "1", "--at", "2020-01-01"], 1, "has no history, as of 2020-01-01"),
         (["undo", "no-uuid", "--yes"], 1, "is not a changeset id"),
         (["undo", str(changeset_id(77)), "--yes"], 1, "changeset"),
         (["undo", "--yes"], 2, "Name a CHANGESET"),
@@ -569,6 +572,16 @@ def test_a_shell_completes_the_names_of_tables(warehouse: str) -> None:
     words = {"_SQLAUDIT_COMPLETE": "bash_complete", "COMP_WORDS": "sqlaudit log sup", "COMP_CWORD": "2"}
     result = CliRunner().invoke(program, [], prog_name="sqlaudit", env=words)
     assert result.output.split() == ["plain,supplier_tags", "plain,suppliers"]
+
+
+def test_a_port_that_is_taken_is_told(warehouse: str) -> None:
+    pytest.importorskip("sqlaudit.web")
+    pytest.importorskip("uvicorn")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        result = run("serve", "--port", str(port))
+    assert result.exit_code == 1
+    assert f"Port {port} cannot be used" in result.output
 
 
 def test_a_browser_is_served_to_this_machine_alone(warehouse: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from heapq import merge
 from itertools import islice
 from operator import attrgetter
 from typing import Any, Final
+from uuid import UUID
 
 import click
 from rich.console import Console
@@ -30,6 +31,7 @@ from sqlaudit.past.comparing import diff as diff_of
 from sqlaudit.past.comparing import state_of
 from sqlaudit.past.marks import marks as all_marks
 from sqlaudit.retrieval.changeset_reader import changesets as all_changesets
+from sqlaudit.retrieval.changesets import instant_of_changeset
 from sqlaudit.retrieval.field_changes import blame as blame_of
 from sqlaudit.retrieval.field_changes import get_resource_changes, versions_of
 from sqlaudit.retrieval.grouping import by_row, by_transaction
@@ -246,16 +248,21 @@ def _period_text(info: Mapping[str, Any], ends: datetime) -> str:
 @click.command(short_help="Who set each field of a row, and why.")
 @TABLE
 @KEY
+@click.option("--at", metavar="WHEN", help=f"As of {INSTANT_HELP}. Now if omitted.")
 @shared_options
-def blame(database: Database, output: Output, table: str, key: str) -> None:
+def blame(database: Database, output: Output, table: str, key: str, at: str | None) -> None:
     """Show, for each field of a row, its value and who set it, when and why."""
     with database.session() as session:
         source = database.source(table)
         if isinstance(source, Table):
             raise UsageProblem(f"{name_of(source)} has links, which are made and removed whole. Use log.")
-        found = blame_of(session, source, key_of(source, key))
+        when = None if at is None else state(session, at)
+        if isinstance(when, UUID):
+            when = instant_of_changeset(session, when)
+        found = blame_of(session, source, key_of(source, key), at=when)
         if not found:
-            raise Failure(f"{name_of(source)} {key} is deleted, or has no history. See sqlaudit log.")
+            then = "" if at is None else f", as of {at}"
+            raise Failure(f"{name_of(source)} {key} is deleted, or has no history{then}. See sqlaudit log.")
         if output.form != "table":
             output.data({"field_name": name, **each.to_dict()} for name, each in found.items())
             return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from importlib import import_module
 from typing import Any
 
@@ -23,6 +25,7 @@ def serve(database: Database, output: Output, port: int, user: str | None) -> No
         web, server = import_module("sqlaudit.web"), import_module("uvicorn")
     except ImportError as error:
         raise Failure(f"serve needs {error.name}. Run pip install 'sqlaudit[web]'.") from error
+    _check_port(port)
     who = acting_user(user)
 
     def get_context(request: Any) -> dict[str, Any]:
@@ -32,3 +35,17 @@ def serve(database: Database, output: Output, port: int, user: str | None) -> No
     browser = web.HistoryBrowser(database.engine, sources, get_context=get_context, can_write=bool(database.declared))
     click.echo(f"History is at http://127.0.0.1:{port}/ until you press Ctrl+C.", err=True)
     server.run(browser, host="127.0.0.1", port=port, log_level="warning", proxy_headers=False, lifespan="off")
+
+
+def _check_port(port: int) -> None:
+    """Raise unless a server can listen on a port: uvicorn would say so in a way of its own.
+
+    :raises Failure: it cannot
+    """
+    with socket.socket() as probe:
+        if os.name == "posix":  # elsewhere, this would take the port from another program
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise Failure(f"Port {port} cannot be used: {error.strerror}. Choose another one with --port.") from error
