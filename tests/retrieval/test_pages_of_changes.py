@@ -1,6 +1,7 @@
 """Field changes by pages: whole transactions, in both orders, whatever their instants are."""
 
 import enum
+from collections import Counter
 from datetime import timedelta
 
 import pytest
@@ -159,6 +160,34 @@ def test_a_transaction_with_several_instants_is_on_one_page(tables, clock, sessi
             change.timestamp for change in get_resource_changes(Ticket, session, None, "hours", filter_new_values=2)
         ]
         assert instants == [at(10), at(50) + timedelta(microseconds=1), at(60) + timedelta(microseconds=1)]
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+@pytest.mark.parametrize("include", [[], ["tags"]])
+@pytest.mark.spread
+def test_a_page_may_leave_out_the_rest_of_a_large_transaction(tables, session, newest_first, include):
+    tickets = [Ticket(id=number, hours=0) for number in range(1, 21)]
+    session.add(tickets[0])
+    session.commit()
+    session.add_all([*tickets[1:], Tag(id=1)])
+    tickets[0].tags.append(session.get(Tag, 1))
+    session.commit()
+    tickets[3].hours = 7
+    session.commit()
+    whole = get_resource_changes(Ticket, session, include=include, newest_first=newest_first)
+    sizes = Counter(change.changeset_id for change in whole)
+    pages, after = [], None
+    while not pages or after is not None:
+        page = changes_page(session, Ticket, include=include, newest_first=newest_first, size=3, most=5, after=after)
+        after = page.next
+        pages.append(page)
+    assert max(map(len, pages)) == 5
+    shown = [change for page in pages for change in page]
+    assert shown == [change for change in whole if change in shown]
+    counts = Counter(change.changeset_id for change in shown)
+    assert all(counts[transaction] == size or 4 <= counts[transaction] <= 5 for transaction, size in sizes.items())
+    with pytest.raises(QueryError, match="Give at least the size"):
+        changes_page(session, Ticket, size=3, most=2)
 
 
 def test_a_page_counts_all_changes_where_asked(lived):

@@ -3,7 +3,7 @@
 import asyncio
 import html
 import re
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urljoin
 
 import httpx2
 import pytest
@@ -17,6 +17,7 @@ from desk import (
     TAGGED,
     TOUCHED,
     Base,
+    Comment,
     Person,
     Ticket,
     happen,
@@ -113,6 +114,20 @@ def test_a_long_history_has_pages(client: TestClient, sessions: sessionmaker[Ses
         url = f"/tables/tickets/{html.unescape(following[0])}" if following else ""
     assert pages > 2
     assert found == client.get(ROW).text.count('<li class="story')
+
+
+@pytest.mark.spread
+def test_a_page_shows_a_part_of_a_large_transaction(sessions: sessionmaker[Session], happened: list[str]) -> None:
+    with sessions.begin() as session:
+        session.add_all([Comment(id=number, ticket_id=1, text="x") for number in range(100, 500)])
+    client = visitor(HistoryBrowser(sessions, Base))
+    for url in ("/tables/comments", ROW, "/search?q=table:comments"):
+        page = client.get(url).text
+        assert "only a part of it is shown" in words_of(page)
+        assert len(page) < 200_000
+        [following] = re.findall(r'href="([^"]+)" rel="next"', page)
+        assert "created Comment 1" in words_of(client.get(urljoin(url, html.unescape(following))).text)
+    assert "only a part" not in read(client, "/tables/people")
 
 
 def test_a_row_is_shown_as_of_an_instant_with_what_belonged_to_it(client: TestClient) -> None:

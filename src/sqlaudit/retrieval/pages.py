@@ -27,8 +27,10 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session, scoped_session
 
+from sqlaudit.arguments import checked_count
 from sqlaudit.asynchronous import also_async
 from sqlaudit.changes import FieldChange, Page
+from sqlaudit.exceptions import QueryError
 from sqlaudit.period import EPOCH, TICK
 from sqlaudit.retrieval.change_reader import (
     BATCH,
@@ -58,6 +60,7 @@ def changes_page(
     *,
     after: str | None = None,
     size: int = 50,
+    most: int | None = None,
     count: bool = False,
     **filters: Unpack[ChangeFilters],
 ) -> Page[FieldChange]:
@@ -76,13 +79,18 @@ def changes_page(
     :param model_class: a tracked model, a relationship or an association table
     :param after: the ``next`` of the page before; ``None`` for the first page
     :param size: the number of field changes that suffice for a page
+    :param most: the number of field changes that a page may have at most; of a larger transaction, it has the first
+        ones, and :func:`changes_in` has all. Those of one row are not limited
     :param count: also count the field changes of all pages, which reads all of them
     :param filters: the other parameters are those of :func:`get_resource_changes`, without ``limit`` and ``offset``
     :raises TrackingError: the model, or what a relationship leads to, is not tracked
-    :raises QueryError: a filter is invalid, ``size`` is less than 1, or ``after`` is not a cursor of this query
+    :raises QueryError: a filter is invalid, ``size`` is less than 1, ``most`` is less than ``size``, or ``after`` is
+        not a cursor of this query
     :raises PrunedError: the history was pruned, and the date range begins before its horizon
     """
     session, size = checked_session(session), checked_size(size)
+    if most is not None and checked_count("most", most) < size:
+        raise QueryError(f"most is {most}, and size is {size}. Give at least the size.", most)
     query = change_query(
         model_class,
         filters,
@@ -96,8 +104,10 @@ def changes_page(
     digest = _digest_of(report)
     place = None if after is None else place_in(after, digest, _CURSOR)[0]
     is_of_one_row = len(report.readers) == 1 and report.readers[0].of_one_row
-    read = _page_of_one_row if is_of_one_row else _page_of_many_rows
-    items, end = read(session, query, place, size)
+    if is_of_one_row:
+        items, end = _page_of_one_row(session, query, place, size)
+    else:
+        items, end = _page_of_many_rows(session, query, place, size, most)
     return Page(
         items=items,
         next=None if end is None else cursor_text(_CURSOR.pack(digest, end)),
@@ -125,12 +135,12 @@ def _page_of_one_row(
 
 
 def _page_of_many_rows(
-    session: Session, query: ChangeQuery, after: _Place, size: int
+    session: Session, query: ChangeQuery, after: _Place, size: int, most: int | None
 ) -> tuple[list[FieldChange], _Place]:
     dates = date_range(query.filter_date_range)
     query = replace(query, filter_date_range=(dates.get("since"), dates.get("until")))
     begin = None if after is None else EPOCH + after * TICK
-    items, edge, more = _next_transactions(session, query, begin, size)
+    items, edge, more = _next_transactions(session, query, begin, size, most)
     if edge is None or more is None:
         return items, None
     is_new = (
@@ -138,12 +148,12 @@ def _page_of_many_rows(
         and all(change.changeset_id != more.changeset_id for change in items)
         and (begin is None or not _is_told(session, query, more.changeset_id, begin))
     )
-    has_next = is_new or _next_transactions(session, query, edge, 1)[0]
+    has_next = is_new or _next_transactions(session, query, edge, 1, most)[0]
     return items, (edge - EPOCH) // TICK if has_next else None
 
 
 def _next_transactions(
-    session: Session, query: ChangeQuery, begin: datetime | None, size: int
+    session: Session, query: ChangeQuery, begin: datetime | None, size: int, most: int | None
 ) -> tuple[list[FieldChange], datetime | None, FieldChange | None]:
     """Return the changes of the transactions that follow an instant, their last instant, and a change after ``size``.
 
@@ -157,9 +167,9 @@ def _next_transactions(
         page, more = first[:size], first[size:]
         edge = page[-1].timestamp
         if more and more[0].timestamp == edge:
-            page += ChangeReport(replace(query, filter_date_range=(edge, edge))).changes(session)
+            page += ChangeReport(replace(query, filter_date_range=(edge, edge), limit=most)).changes(session)
         changesets = list(dict.fromkeys(change.changeset_id for change in page))
-        items = list(ChangeReport(replace(query, changeset_ids=changesets)).changes(session))
+        items = list(ChangeReport(replace(query, changeset_ids=changesets, limit=most)).changes(session))
         if begin is not None:
             told = {change.changeset_id for change in items if not _is_beyond(change, begin, query)}
             items = [change for change in items if change.changeset_id not in told]

@@ -85,6 +85,7 @@ TEXTS: Final[Mapping[str, str]] = {
     "filter_field": "field {field}",
     "filter_user": "by {user}",
     "remove_filter": "Remove this filter",
+    "timeline_cut": "The last changeset here is so large that only a part of it is shown. Open it to see more.",
     "timeline_empty": "No changes are known.",
     "timeline_begin": "The history begins here.",
     "timeline_baseline": "The row is older than its history, which begins {when}.",

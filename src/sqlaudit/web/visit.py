@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlencode
 
 from markupsafe import Markup, escape
@@ -31,6 +31,7 @@ from sqlaudit.web.texts import Texts
 if TYPE_CHECKING:
     from sqlaudit.web.browser import HistoryBrowser
 
+_MOST: Final = 500
 PATHS = {
     "home": "",
     "table": "tables/{table}",
@@ -207,6 +208,15 @@ class Visit(Page):
     def is_hidden(self, source: Any, field_name: str) -> bool:
         """Return whether the visitor may not see the values of a field."""
         return field_name in self.permissions.masked_in(source)
+
+    @property
+    def most(self) -> int:
+        """The number of changes that a page shows at most. A transaction may have written a million rows."""
+        return max(_MOST, self.browser.page_size)
+
+    def is_cut(self, changes: Sized) -> bool:
+        """Return whether a page of changes may lack some of its last transaction."""
+        return len(changes) >= self.most
 
     # --- links --------------------------------------------------------------------------------------------------
 

@@ -132,6 +132,7 @@ def _search(visit: Visit) -> Response:
         text=text,
         is_asked=bool(text),
         stories=stories(visit, found[:size]),
+        is_cut=len(found) > size and found[size - 1].changeset_id == found[size].changeset_id,
         older=older,
         names=[*_FILTERS, "table", "since", "until"],
     )

@@ -61,6 +61,7 @@ def _row(visit: Visit) -> Response:
             restore_url=restore_url(visit),
             steps=_steps(visit, latest),
             stories=stories(visit, page, _subject(visit, latest[0])),
+            is_cut=visit.is_cut(page),
             filters=list(_filters(visit)),
             beginning=_beginning(visit) if page.next is None else None,
             older=None if page.next is None else visit.here(after=page.next),
@@ -210,6 +211,7 @@ def _changes(visit: Visit, version: Any) -> Page[FieldChange]:
         newest_first=True,
         after=visit.parameter("after"),
         size=visit.browser.page_size,
+        most=visit.most,
         **filters,
     )
 

@@ -36,6 +36,7 @@ def _table(visit: Visit) -> Response:
             newest_first=True,
             after=visit.parameter("after"),
             size=visit.browser.page_size,
+            most=visit.most,
         )
     return visit.render(
         "table.html",
@@ -43,6 +44,7 @@ def _table(visit: Visit) -> Response:
         row_url=visit.url("row", table=visit.name),
         compare_url=visit.url("compare", {"at": visit.at_text()}, table=visit.name),
         stories=stories(visit, page),
+        is_cut=visit.is_cut(page),
         older=None if page.next is None else visit.here(after=page.next),
         newest=visit.here(after=None) if visit.parameter("after") else None,
     )
