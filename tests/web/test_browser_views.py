@@ -3,6 +3,7 @@
 import asyncio
 import html
 import re
+from typing import Any
 from urllib.parse import urlencode, urljoin
 
 import httpx2
@@ -32,6 +33,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
 from clock import at
+from registering import recording
 from sqlaudit import mark, register_hooks, unregister_hooks, versions_of
 from sqlaudit.maintenance import erase, prune
 from sqlaudit.web import HistoryBrowser
@@ -440,6 +442,11 @@ def test_what_was_pruned_and_erased_is_told(
     assert "has been removed" in words_of(page.text)
     [later] = [link for link in links_of(page.text) if "at=" in link]
     assert "You see" in read(client, f"/tables/tickets/{later}")
+    for name in ("diff?key=1&a={}&b=4", "compare?a={}", "compare?a={}&b={}", "restore?key=1&at={}"):
+        page = client.get(f"/tables/tickets/{name.format(happened_at(0), happened_at(1))}")
+        assert page.status_code == 410
+        [later] = [link for link in links_of(page.text) if "=2024" in link]
+        read(client, f"/tables/tickets/{later}")
     assert "Older versions have been removed; the first that is left is number 3" in read(client, ROW)
     assert "price 12.00 unknown" in read(client, "/tables/tickets/blame?key=1")
     assert "You see" in read(client, f"{ROW}&at=mark:release")
@@ -460,6 +467,33 @@ def test_a_database_that_is_away_is_told_without_a_traceback() -> None:
     assert response.status_code == 503
     assert "The database does not answer" in words_of(response.text)
     assert "127.0.0.1" not in response.text
+
+
+_READ_ONLY = {
+    "postgresql": "SET default_transaction_read_only = on",
+    "mariadb": "SET SESSION TRANSACTION READ ONLY",
+    "sqlite": "PRAGMA query_only = ON",
+}
+
+
+def test_a_database_that_refuses_to_write_is_told(engine: sa.Engine, happened: list[str]) -> None:
+    reader = sa.create_engine(engine.url)
+    statement = _READ_ONLY[engine.dialect.name.replace("mysql", "mariadb")]
+
+    @sa.event.listens_for(reader, "connect")
+    def only_read(connection: Any, _record: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute(statement)
+        cursor.close()
+        connection.commit()
+
+    with recording(reader) as sessions:
+        client, url = visitor(HistoryBrowser(sessions, Base)), f"/changesets/{happened[TOUCHED]}/undo"
+        page = client.get(url).text
+        answer = client.post(url, data={"sqlaudit_token": token_of(page), "plan": plan_of(page)})
+    reader.dispose()
+    assert answer.status_code == 500
+    assert "The database refuses it" in words_of(answer.text)
 
 
 @pytest.mark.no_tables

@@ -255,7 +255,7 @@ class HistoryBrowser:
         }
         horizon = values.pop("pruned_before", None)
         if horizon is not None:
-            values["when"], horizon = page.show.time(horizon), instant_text(horizon)
+            values["when"], horizon = page.show.time(horizon), _url_at(page, instant_text(horizon))
         next_name, next_url = _next_step(page, problem) or (None, None)
         return page.render(
             "problem.html",
@@ -266,6 +266,14 @@ class HistoryBrowser:
             next_name=next_name,
             next_url=next_url,
         )
+
+
+def _url_at(page: Page, instant: str) -> str | None:
+    """Return the URL of the same page as of an instant; ``None`` for a search, whose words name the instant."""
+    query = page.request.query_params
+    if query.get("a") or query.get("b"):
+        return page.here(a=instant, b=None, at=None)
+    return None if query.get("q") else page.here(at=instant, after=None)
 
 
 def _next_step(page: Page, problem: Problem) -> tuple[str, str] | None:

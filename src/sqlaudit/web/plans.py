@@ -13,7 +13,7 @@ from markupsafe import Markup
 from sqlaudit.changes import Conflict, Operation, RestoreReport
 from sqlaudit.context import AuditContextManager
 from sqlaudit.display import safe
-from sqlaudit.exceptions import QueryError, SQLAuditError
+from sqlaudit.exceptions import PrunedError, QueryError, SQLAuditError
 from sqlaudit.web.problems import Problem
 from sqlaudit.web.rendering import text_of
 from sqlaudit.web.visit import Visit
@@ -45,6 +45,8 @@ def planned(visit: Visit, work: Work, refusal: str) -> RestoreReport:
         visit.session.expunge_all()
         if not visit.permissions.are_whole and digest(work(dry_run=True)) != digest(plan):
             raise Problem(403, refusal)
+    except PrunedError:
+        raise
     except QueryError as error:
         if visit.browser.authorize is None or visit.permissions.are_whole:
             raise Problem(409, "told", message=str(error)) from error
