@@ -48,6 +48,7 @@ def test_starlette_admin_has_a_link(browser: HistoryBrowser, engine: sa.Engine) 
     class View(tab.HistoryTab, admins.ModelView):  # type: ignore[misc, name-defined]
         history_browser = browser
 
+    assert Ticket.versions is not None  # from now on, it is a relationship of the model
     admin, app = admins.Admin(engine, secret_key="x" * 40), app_with(browser)
     for model, key in ((Ticket, "tickets"), (Setting, "settings"), (Tag, "tag"), (Comment, "comment")):
         admin.add_view(View(model, key=key))
@@ -74,6 +75,8 @@ def test_sqladmin_has_an_action(browser: HistoryBrowser, engine: sa.Engine) -> N
     admin.add_view(SettingAdmin)
     client = visitor(app)
     page = client.get("/admin/ticket/details/1").text
+    assert "versions" not in page
+    assert "versions" not in client.get("/admin/ticket/edit/1").text
     [link] = [link for link in links_of(page) if "action/history" in link]
     answer = client.get(link)
     assert answer.url.path == "/history/tables/tickets/row"

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from sqlaudit.exceptions import MissingPackageError
+from sqlaudit.web.admins import without_versions
 from sqlaudit.web.browser import HistoryBrowser
 
 try:
@@ -27,6 +28,8 @@ except ImportError as error:
 class HistoryTab:
     """Mixin for a ``ModelView`` of SQLAdmin: an action ``History`` on the page and in the list of the rows.
 
+    The pages have no field for the attribute ``versions`` of the model: they would load the whole history of each row.
+
     :cvar history_browser: the browser, which the application has mounted beside the admin
     :cvar history_url: the path at which it is mounted, as people's browsers see it
     """
@@ -34,6 +37,14 @@ class HistoryTab:
     history_browser: ClassVar[HistoryBrowser]
     history_url: ClassVar[str] = "/history"
     model: Any
+
+    def get_details_columns(self) -> list[str]:
+        """Return the attributes that the page of a row shows."""
+        return without_versions(self.model, super().get_details_columns())  # type: ignore[misc]  # of ModelView
+
+    def get_form_columns(self) -> list[str]:
+        """Return the attributes that a form has."""
+        return without_versions(self.model, super().get_form_columns())  # type: ignore[misc]  # of ModelView
 
     @action(name="history", label="History")  # type: ignore[untyped-decorator, unused-ignore]  # the package may be missing
     async def history(self, request: Request) -> Response:
