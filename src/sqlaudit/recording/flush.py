@@ -7,7 +7,7 @@ proportional to the number of objects that the flush writes, never to the number
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, cast
@@ -22,13 +22,13 @@ from sqlalchemy.orm import (
     object_mapper,
 )
 
-from sqlaudit.config import current_config, redaction_key
+from sqlaudit.config import current_config, redaction_key, required_redaction_key
 from sqlaudit.context import get_audit_context
 from sqlaudit.past.objects import is_unchanged_past
 from sqlaudit.recording.capture import Capture, MissingRows, WriteContext
 from sqlaudit.recording.cascades import Dependents, record_changed_keys
 from sqlaudit.recording.changeset import changeset_of, connection_for_versions, instant_before
-from sqlaudit.recording.policy import lacking, report_replacing, require_context, require_key
+from sqlaudit.recording.policy import lacking, report_replacing, require_context
 from sqlaudit.recording.scope import write_numbers
 from sqlaudit.recording.tracked_mappers import (
     FOLLOWED,
@@ -322,10 +322,12 @@ class Flush:
                 require_context(lacks, write, obj, row_names_user=names_user)
 
     def _require_key(self) -> None:
-        for obj in _written_objects(self.session):
+        def hashes(obj: Any) -> bool:
             tracked_mapper = tracked_mapper_of(object_mapper(obj))
-            if tracked_mapper is not None:
-                require_key(tracked_mapper.model.chain)
+            return tracked_mapper is not None and any(table.hashed for table in tracked_mapper.model.chain)
+
+        for _ in _written_objects(self.session, hashes):
+            required_redaction_key()
 
     def _written_so_far(self) -> set[tuple[TrackedTable, Key]]:
         """Return the rows that the flush has written so far; their old values are known or have been read."""
@@ -537,11 +539,13 @@ class Flush:
         return WriteContext(connection, changeset_of(self.session, connection, self.began), get_audit_context())
 
 
-def _written_objects(session: Session) -> Iterator[Any]:
-    """Yield the objects that a flush would write."""
-    yield from session.new
-    yield from session.deleted
-    yield from (obj for obj in session.dirty if session.is_modified(obj))
+def _written_objects(session: Session, are_meant: Callable[[Any], bool] = lambda obj: True) -> Iterator[Any]:
+    """Yield the objects that a flush would write.
+
+    :param are_meant: which objects to look at; to ask the session whether an object is modified may load attributes
+    """
+    yield from filter(are_meant, (*session.new, *session.deleted))
+    yield from filter(session.is_modified, filter(are_meant, session.dirty))
 
 
 def _has_new_key(state: State) -> bool:
