@@ -202,9 +202,9 @@ def test_a_diff_shows_texts_word_by_word_and_documents_as_trees(client: TestClie
 
 def test_two_instants_of_a_table_are_compared(client: TestClient) -> None:
     text = read(client, f"/tables/tickets/compare?a={happened_at(RAISED)}&b={happened_at(TOUCHED)}")
-    assert "Ticket 2 changed title Secret of others → Still a secret of others" in text
+    assert "Ticket 2 was changed title Secret of others → Still a secret of others" in text
     assert "status open → closed" in text
-    assert "Comment 1 went" in read(client, f"/tables/comments/compare?a={happened_at(TAGGED)}")
+    assert "Comment 1 was deleted" in read(client, f"/tables/comments/compare?a={happened_at(TAGGED)}")
     assert "Nothing differs." in read(client, f"/tables/tags/compare?a={happened_at(TAGGED)}")
     assert "Compare" in read(client, "/tables/tags/compare")
 

@@ -24,7 +24,7 @@ def serve(database: Database, output: Output, port: int, user: str | None) -> No
     try:
         web, server = import_module("sqlaudit.web"), import_module("uvicorn")
     except ImportError as error:
-        raise Failure(f"serve needs {error.name}. Run pip install 'sqlaudit[web]'.") from error
+        raise Failure("serve needs the extra web. Run pip install 'sqlaudit[web]'.") from error
     _check_port(port)
     who = acting_user(user)
 
