@@ -453,6 +453,9 @@ def test_what_was_pruned_and_erased_is_told(
     with sessions.begin() as session:
         erase(session, Person, 1, fields=["name"], values={"name": "x"}, reason="asked for")
     assert "name erased" in read(client, "/tables/people/row?key=1&at=2024-01-02")
+    plan = read(client, f"/tables/people/restore?key=1&at={happened_at(0)}")
+    assert "salary 4200 → 4100" in plan
+    assert "name" not in plan.partition("Only these fields")[2]
     assert "Ana" not in read(client, "/tables/people/row?key=1")
 
 

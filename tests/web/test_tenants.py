@@ -173,6 +173,7 @@ def test_a_tenant_cannot_tell_whether_there_is_another(sessions: sessionmaker[Se
         _, expected = seen(alone)
     twin.dispose()
     assert sorted(pages) == sorted(expected)
+    assert "machine of 1" in pages["tables/jobs/restore?key=1&at=2024-01-01T00:02:00Z"]
     for url, page in pages.items():
         assert page == expected[url], url
     unknown = "00000000-0000-7000-8000-000000000000"

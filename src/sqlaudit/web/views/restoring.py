@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Final
 
 from markupsafe import Markup
@@ -10,6 +11,9 @@ from starlette.responses import Response
 
 from sqlaudit.changes import RestoreReport
 from sqlaudit.display import safe
+from sqlaudit.erased import ERASED
+from sqlaudit.exceptions import PrunedError, QueryError
+from sqlaudit.past.comparing import state_of
 from sqlaudit.restoring.restore import restore
 from sqlaudit.retrieval.field_changes import versions_of
 from sqlaudit.web.instants import instant_text
@@ -51,7 +55,7 @@ def _do(visit: Visit) -> Response:
 def _restore_of(visit: Visit, chosen: Sequence[str] | None = None) -> Work:
     """Return the restore of the row of the page to its instant.
 
-    :param chosen: the fields; those of the form if omitted. Without any, all that are not hidden
+    :param chosen: the fields; those of the form if omitted. Without any, all that are neither hidden nor erased
     :raises Problem: the page has no instant, or is about a link
     """
     at = visit.at
@@ -62,17 +66,31 @@ def _restore_of(visit: Visit, chosen: Sequence[str] | None = None) -> Work:
     with visit.reading():
         if not versions_of(visit.session, visit.source, visit.key, limit=1):
             raise visit.unknown_row()
-    masked = visit.permissions.masked_in(visit.source)
-    fields = visit.parameters("field") if chosen is None else chosen
-    if masked and not fields:
-        fields = [name for name in visit.model.columns if name not in {*masked, *visit.model.key_names}]
-    if not masked.isdisjoint(fields):
+        fields = visit.parameters("field") if chosen is None else chosen
+        fields = fields or _fields_but_lost(visit, at)
+    if not visit.permissions.masked_in(visit.source).isdisjoint(fields):
         raise Problem(403, "cannot_restore")
 
     def work(*, dry_run: bool) -> RestoreReport:
         return restore(visit.session, visit.source, visit.key, at=at, fields=fields or None, dry_run=dry_run)
 
     return work
+
+
+def _fields_but_lost(visit: Visit, at: datetime) -> list[str]:
+    """Return the fields without those that are hidden or erased; none if there are no such fields."""
+    try:
+        version = state_of(visit.session, visit.model, visit.source, visit.key, at)
+    except PrunedError:
+        raise
+    except QueryError:
+        return []  # restore() says why
+    if version is None:
+        return []
+    model = version.__sqlaudit_model__
+    lost = {name for name in model.columns if getattr(version, name) is ERASED}
+    lost |= visit.permissions.masked_in(visit.source)
+    return [name for name in model.columns if name not in {*lost, *model.key_names}] if lost else []
 
 
 def _name(visit: Visit) -> Markup:
