@@ -366,6 +366,20 @@ def test_prune_removes_what_it_planned_but_nothing_that_is_held(url: str) -> Non
 
 @pytest.mark.spread
 @pytest.mark.no_tables
+def test_what_was_pruned_is_told_with_the_url_alone(url: str, tmp_path: Path) -> None:
+    assert run("prune", "parts", "--keep-last", "1", "--yes").exit_code == 0
+    (tmp_path / "pyproject.toml").unlink()
+    for arguments in (
+        ["show", "parts", "1", "--at", "2026-03-01 16:00"],
+        ["checkout", "2026-03-01 16:00", "--to", "march.db"],
+        ["log", "parts", "--since", "2026-03-01 16:00"],
+    ):
+        result = run(*arguments)
+        assert (result.exit_code, "'parts' was pruned before" in result.stderr) == (1, True)
+    assert {each["table"]: each["pruned_before"] is not None for each in rows("status")}["parts"]
+    assert json.loads(run("show", "parts", "1", "--json").stdout)["stock"] == 480
+
+
 @pytest.mark.parametrize("with_models", [True, False])
 def test_checkout_copies_the_past_into_a_file(url: str, with_models: bool, tmp_path: Path) -> None:
     if not with_models:

@@ -144,7 +144,12 @@ def erase_actor(
         if dry_run:
             return
         confirm(f"Erase the user from {counted(plan.versions, 'version')}? It cannot be undone.", yes=yes)
-        _print_tables(output, erase_user(engine, user_id, *sources, **options))
+        try:
+            done = erase_user(engine, user_id, *sources, **options)
+        except KeyboardInterrupt:
+            click.echo("Stopped. What is erased is erased; run the command again to go on.", err=True)
+            raise
+        _print_tables(output, done)
 
 
 def _print_tables(output: Output, done: ActorErasure) -> None:
