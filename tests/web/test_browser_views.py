@@ -177,6 +177,9 @@ def test_blame_names_who_set_each_field(client: TestClient) -> None:
     text = read(client, "/tables/tickets/blame?key=1")
     assert f"price 12.00 ben {seconds(RAISED)}" in text
     assert f"status closed ben {seconds(TOUCHED)}" in text
+    links = links_of(client.get("/tables/tickets/blame?key=1").text)
+    [before] = [link for link in links if "blame" in link and "03.999999Z" in link]
+    assert f"status open ben {seconds(RAISED)}" in read(client, f"/tables/tickets/{before}")
     then = read(client, f"/tables/tickets/blame?key=1&at={happened_at(RAISED)}")
     assert f"status open ben {seconds(RAISED)}" in then
 

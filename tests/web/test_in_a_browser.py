@@ -103,7 +103,7 @@ def test_a_changeset_is_found_and_undone_by_clicks(
     page.click("text=Undo")
     assert "closed" in page.inner_text(".plan")
     page.fill("#why", "clicked by mistake")
-    page.click("text=Do it")
+    page.click("button.danger")
     assert "Done." in page.inner_text("main")
     with sessions() as session:
         assert session.get_one(Ticket, 1).status == "open"

@@ -191,7 +191,6 @@ TEXTS: Final[Mapping[str, str]] = {
     "conflict": "{row}: {fields}, changed by {who}, {when}",
     "conflict_whole": "the whole row",
     "force": "Discard these later changes",
-    "confirm": "Do it",
     "cancel": "Cancel",
     "done": "Done. The rows have become what the plan showed; this was recorded as a changeset of its own.",
     "why": "Why? It is recorded.",

@@ -28,7 +28,7 @@ class _Line:
     """A field and who set it.
 
     :ivar age: its shade: 0 for the latest change of the row, greater for older ones
-    :ivar history: the URL of the changes of this field, and ``before`` of the row right before the latest one
+    :ivar history: the URL of the changes of this field, and ``before`` of this page right before the latest one
     """
 
     name: str
@@ -64,7 +64,7 @@ def _lines(visit: Visit, found: Mapping[str, Blame]) -> Iterator[_Line]:
             age=ages[each.timestamp],
             history=visit.row_url("row", visit.source, visit.key, field=name),
             changeset=visit.url("changeset", changeset=str(each.changeset_id)),
-            before=visit.row_url("row", visit.source, visit.key, at=instant_text(each.timestamp - TICK)),
+            before=visit.row_url("blame", visit.source, visit.key, at=instant_text(each.timestamp - TICK)),
         )
 
 

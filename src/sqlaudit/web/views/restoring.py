@@ -40,6 +40,7 @@ def _ask(visit: Visit) -> Response:
         more=max(0, len(plan) - MOST),
         more_conflicts=0,
         origin=_name(visit),
+        action=visit.texts("restore"),
         back=visit.row_url("row", visit.source, visit.key),
         choices=[(safe(name), name in chosen) for name in names],
     )

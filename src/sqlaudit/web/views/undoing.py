@@ -64,6 +64,7 @@ def _page(visit: Visit, plan: RestoreReport) -> Response:
         more=max(0, len(plan) - MOST),
         more_conflicts=max(0, len(plan.conflicts) - MOST),
         origin=visit.texts("changeset"),
+        action=visit.texts("undo"),
         back=visit.url("changeset", changeset=changeset_id),
         choices=None,
     )
