@@ -132,6 +132,22 @@ def test_a_page_shows_a_part_of_a_large_transaction(sessions: sessionmaker[Sessi
     assert "only a part" not in read(client, "/tables/people")
 
 
+@pytest.mark.spread
+def test_a_page_before_the_marks_of_the_bar_leads_to_the_changes_beside_it(
+    client: TestClient, sessions: sessionmaker[Session]
+) -> None:
+    for number in range(62):
+        with sessions.begin() as session:
+            session.get_one(Person, 1).salary = number
+    with sessions() as session:
+        begins = [each.valid_from.isoformat().replace("+00:00", "Z") for each in versions_of(session, Person, 1)]
+    page = client.get(f"/tables/people/row?key=1&at={begins[2]}").text
+    for name, instant in (("prev", begins[1]), ("next", begins[3])):
+        [link] = re.findall(f'rel="{name}" href="([^"]+at=[^"]+)"', page)
+        assert html.unescape(link) == f"row?{urlencode({'key': 1, 'at': instant})}"
+    assert 'rel="prev"' not in client.get(f"/tables/people/row?key=1&at={begins[0]}").text
+
+
 def test_a_row_is_shown_as_of_an_instant_with_what_belonged_to_it(client: TestClient) -> None:
     now, then = read(client, ROW), read(client, f"{ROW}&at={at(TAGGED).isoformat().replace('+00:00', 'Z')}")
     assert "status closed" in now.partition("What belongs")[0]

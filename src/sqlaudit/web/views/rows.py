@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -33,6 +34,8 @@ from sqlaudit.web.visit import Visit
 
 _STEPS: Final = 60
 """The latest versions for which the bar has marks."""
+_NEIGHBOURS: Final = 5
+"""The versions among which the previous change is looked for: one transaction may leave several."""
 _RELATED: Final = 20
 """The rows of a relationship that are shown."""
 _WIDTH: Final = 1000
@@ -59,7 +62,7 @@ def _row(visit: Visit) -> Response:
             fields=list(_fields(visit, version)) if is_there else [],
             related=list(_related(visit)) if is_there else [],
             restore_url=restore_url(visit),
-            steps=_steps(visit, latest),
+            steps=_steps(visit, latest, version),
             stories=stories(visit, page, _subject(visit, latest[0])),
             is_cut=visit.is_cut(page),
             filters=list(_filters(visit)),
@@ -280,7 +283,7 @@ class _Step:
 
 @dataclass(frozen=True, slots=True)
 class _Steps:
-    """The latest changes of the row on a bar, and the changes before and after the instant of the page.
+    """The latest changes of the row on a bar, and the URLs of the changes before and after the instant of the page.
 
     :ivar current: the number of the mark at which the page is, from 1; 1 if it is before the first
     """
@@ -291,7 +294,7 @@ class _Steps:
     on: str | None
 
 
-def _steps(visit: Visit, latest: Sequence[Any]) -> _Steps:
+def _steps(visit: Visit, latest: Sequence[Any], version: Any) -> _Steps:
     """Return the bar. Its places are even: much may have happened on one day, and nothing for a year."""
     infos = {info.timestamp: info for info in (VersionInfo(**version_info(version)) for version in latest)}
     instants = sorted(infos)
@@ -313,9 +316,25 @@ def _steps(visit: Visit, latest: Sequence[Any]) -> _Steps:
     ]
     earlier = [instant for instant in instants if current is not None and instant < current]
     later = [instant for instant in instants if instant > at]
+    if current is None and version is not None:  # the page is before the marks
+        info = version_info(version)
+        earlier = _instants_of(visit, range(info["version"] - 1, info["version"] - _NEIGHBOURS, -1))
+        earlier = [instant for instant in earlier if instant < info["timestamp"]][:1]
+        later = _instants_of(visit, range(info["version"] + 1, info["version"] + 2))
+        urls |= {instant: visit.here(at=instant_text(instant), after=None) for instant in (*earlier, *later)}
     return _Steps(
         marks,
-        current=len(earlier) + 1,
+        current=1 if current is None else instants.index(current) + 1,
         back=urls[earlier[-1]] if earlier else None,
         on=urls[later[0]] if later else None,
     )
+
+
+def _instants_of(visit: Visit, numbers: Iterable[int]) -> list[datetime]:
+    """Return when the versions with these numbers were made, as far as there are such versions."""
+    instants = []
+    for number in numbers:
+        with suppress(QueryError):
+            version = state_of(visit.session, visit.model, visit.source, visit.key, number)
+            instants.append(version_info(version)["timestamp"])
+    return instants
