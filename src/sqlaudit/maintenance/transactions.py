@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Protocol, TypeVar
@@ -19,6 +21,8 @@ from sqlaudit.tracking.tables import TrackedTable
 T = TypeVar("T")
 _ATTEMPTS: Final = 10
 """How often a batch is tried: it fails if another transaction writes a row's first version at the same time."""
+_LONGEST_PAUSE: Final = 0.5
+"""The seconds that pass at most before a batch is tried again."""
 _COLLISIONS: Final = {"40001", "40P01", 1205, 1213, "SQLITE_BUSY", "SQLITE_BUSY_SNAPSHOT", "SQLITE_LOCKED"}
 """The codes of PostgreSQL, MariaDB and SQLite for a deadlock, a serialization failure and a lock timeout."""
 
@@ -55,7 +59,7 @@ def connection_of(where: Any, table: TrackedTable) -> Connection:
 
 
 class InTransactions:
-    """Runs each batch in a transaction of its own, and repeats it after a collision."""
+    """Runs each batch in a transaction of its own, and repeats it after a collision, a little later each time."""
 
     batch_size = 1
 
@@ -63,7 +67,7 @@ class InTransactions:
         self.connection = connection
 
     def __call__(self, work: Callable[..., T], *args: Any) -> T:
-        for _ in range(_ATTEMPTS - 1):
+        for attempt in range(_ATTEMPTS - 1):
             try:
                 with self.connection.begin():
                     return work(self.connection, *args)
@@ -71,6 +75,7 @@ class InTransactions:
                 if not has_collided(error):
                     raise
                 self.connection.connection.rollback()  # SQLite's transaction outlives a COMMIT that failed
+            time.sleep(random.uniform(0, min(_LONGEST_PAUSE, 0.01 * 2**attempt)))  # or it meets the same ones again
         with self.connection.begin():
             return work(self.connection, *args)
 
