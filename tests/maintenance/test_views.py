@@ -94,6 +94,27 @@ def test_views_are_made_anew_and_dropped(engine: sa.Engine, views: list[str]) ->
             rows_in(connection, name)
 
 
+def test_a_view_of_the_user_is_left_alone(engine: sa.Engine, views: list[str]) -> None:
+    if engine.dialect.name == "postgresql":
+        return  # the views have a schema of their own
+    drop_past_views(engine)
+    with engine.begin() as connection:
+        connection.execute(sa.text("CREATE VIEW past_sales AS SELECT id FROM bulk_items"))
+        connection.execute(sa.text("CREATE VIEW past_bulk_items AS SELECT id FROM bulk_items"))
+    try:
+        with pytest.raises(QueryError, match="'past_bulk_items' already"):
+            create_past_views(engine, Item)
+        with engine.begin() as connection:
+            connection.execute(sa.text("DROP VIEW past_bulk_items"))
+        create_past_views(engine, Item)
+        drop_past_views(engine)
+        with engine.connect() as connection:
+            assert rows_in(connection, "past_sales") == []
+    finally:
+        with engine.begin() as connection:
+            connection.execute(sa.text("DROP VIEW past_sales"))
+
+
 def test_a_schema_of_the_user_is_left_alone(engine: sa.Engine) -> None:
     if engine.dialect.name != "postgresql":
         return  # others have no schemas for views

@@ -86,11 +86,13 @@ def create_past_views(where: Engine | Connection, *models: Any, schema: str = "p
         made.drop()
         tables = _tables_of(models)
         views = [made.view_of(table.live) for table in tables]
-        existing = [] if isinstance(made, _PostgreSQL) else inspect(connection).get_table_names()
+        inspector = inspect(connection)
+        existing = [] if isinstance(made, _PostgreSQL) else [*inspector.get_table_names(), *inspector.get_view_names()]
         for view in views:
             if view.name in existing:
                 raise QueryError(
-                    f"A view would have the name of the table {view.fullname!r}. Rename the table.", view.fullname
+                    f"There is a table or view {view.fullname!r} already, and sqlaudit has not made it. Rename it.",
+                    view.fullname,
                 )
         made.begin()
         for table in tables:
@@ -145,9 +147,10 @@ class _Views:
     def drop(self) -> None:
         """Drop the views, and what gives the instant."""
         if self._has_instant():
-            instant = Table(_PREFIX + _INSTANT, MetaData())
-            for name in inspect(self.connection).get_view_names():
-                if name.startswith(_PREFIX) and name != instant.name:
+            instant, inspector = Table(_PREFIX + _INSTANT, MetaData()), inspect(self.connection)
+            for name in inspector.get_view_names():
+                is_candidate = name.startswith(_PREFIX) and name != instant.name
+                if is_candidate and instant.name in inspector.get_view_definition(name):
                     self.execute(_DDL("DROP VIEW {0}", Table(name, MetaData())))
             self.execute(_DDL(f"DROP {'FUNCTION' if self.is_mysql else 'VIEW'} {{0}}", instant))
 
