@@ -732,6 +732,29 @@ def test_a_change_that_another_transaction_commits_meanwhile_is_not_lost(session
     sqlaudit.unregister_hooks(other)
 
 
+def test_an_undo_waits_for_a_writer_and_then_sees_what_it_wrote(sessions):
+    with sessions.begin() as session:
+        session.add(Tag(id=1, text="red"))
+    with sessions.begin() as session:
+        session.get_one(Tag, 1).text = "blue"
+    changeset = last_changeset(sessions)
+
+    def take_back() -> None:
+        with sessions.begin() as session:
+            undo(session, changeset)
+
+    with ThreadPoolExecutor() as pool, sessions() as first:
+        undo(first, changeset)
+        second = pool.submit(take_back)
+        with suppress(FuturesTimeout):
+            second.result(0.3)
+        first.commit()
+        with pytest.raises(UndoConflictError):
+            second.result()
+    with sessions() as session:
+        assert [version.text for version in versions_of(session, Tag, 1)] == ["red", "blue", "red"]
+
+
 def test_a_default_that_the_database_would_set_is_not_guessed(sessions, engine, base):
     @sqlaudit.track_table()
     class Shelf(base):

@@ -35,6 +35,7 @@ from sqlalchemy.types import TypeEngine
 from sqlaudit.changes import Operation
 from sqlaudit.erased import ERASED, erased_columns
 from sqlaudit.period import was_valid
+from sqlaudit.recording.cascades import take_write_lock
 from sqlaudit.sql.batches import chunks
 from sqlaudit.sql.comparing import all_equal, may_be_respelt
 from sqlaudit.sql.fitting import hides_null
@@ -346,8 +347,9 @@ def with_row_locks(session: Session, statement: Select[Any], model: TrackedModel
 
 
 def can_lock(session: Session, table: TrackedTable) -> bool:
-    """Return whether one statement can lock many rows of a table."""
+    """Return whether one statement can lock many rows of a table. On SQLite, keep others from writing instead."""
     connection = session.connection(bind_arguments=bind_arguments_for(session, table.mapper))
+    take_write_lock(connection, table)
     return can_lock_many(connection, table)
 
 
