@@ -732,7 +732,14 @@ def test_a_change_that_another_transaction_commits_meanwhile_is_not_lost(session
     sqlaudit.unregister_hooks(other)
 
 
-def test_an_undo_waits_for_a_writer_and_then_sees_what_it_wrote(sessions):
+def test_an_undo_waits_for_a_writer_and_then_sees_what_it_wrote(tables, database):
+    engine = sa.create_engine(database.url)  # as an application does: with the driver's own transactions on SQLite
+    with recording(engine) as sessions:
+        _undo_twice_at_once(sessions)
+    engine.dispose()
+
+
+def _undo_twice_at_once(sessions):
     with sessions.begin() as session:
         session.add(Tag(id=1, text="red"))
     with sessions.begin() as session:
