@@ -452,4 +452,4 @@ def test_a_read_of_a_row_of_the_past_makes_few_calls_beyond_those_of_a_live_read
             sys.setprofile(before)
         return calls
 
-    assert count_calls(lambda: as_of(Customer, at(4))) - count_calls(lambda: sa.select(Customer)) <= 45
+    assert count_calls(lambda: as_of(Customer, at(4))) - count_calls(lambda: sa.select(Customer)) <= 50
