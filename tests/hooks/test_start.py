@@ -92,16 +92,19 @@ def cost_to_start(count: int, order: str, *, tracked: bool = True, unit: str = "
     return int(told.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 def test_twice_as_many_models_take_twice_as_many_calls_to_start(order):
     assert cost_to_start(60, order) < 2.05 * cost_to_start(30, order)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 def test_tracked_models_take_less_than_1_65_times_the_calls_of_plain_ones_to_start(order):
     assert cost_to_start(30, order) < 1.65 * cost_to_start(30, order, tracked=False)
 
 
+@pytest.mark.slow
 def test_a_tracked_model_of_16_columns_takes_less_than_150_kilobytes_once_it_is_written():
     tracked, plain = (cost_to_start(30, ORDERS[0], tracked=tracked, unit="memory") for tracked in (True, False))
     assert tracked - plain < 30 * 150_000
