@@ -22,7 +22,6 @@ KILLS = 20 * EFFORT
 PROGRAM = Path(__file__).parents[1] / "killing.py"
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
 def test_history_agrees_whenever_a_process_is_killed(engine: sa.Engine) -> None:
     url = engine.url.render_as_string(hide_password=False)
