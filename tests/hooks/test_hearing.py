@@ -5,7 +5,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from threading import Event
+from threading import Barrier, Event
 from typing import Any
 
 import pytest
@@ -267,3 +267,28 @@ print(session.scalars(sa.select(Lamp.History.id).order_by("id")).all())
 def test_the_first_model_may_be_tracked_within_a_transaction() -> None:
     ran = subprocess.run([sys.executable, "-c", FIRST_MODEL], capture_output=True, text=True, check=False)
     assert (ran.stdout, ran.stderr) == ("[1, 2]\n", "")
+
+
+def test_threads_that_use_an_engine_for_the_first_time_at_once_leave_it_with_each_listener() -> None:
+    """Otherwise statements that follow would not be recorded."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    register_hooks()
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            for _ in range(40):
+                engine = sa.create_engine("sqlite://", connect_args={"check_same_thread": False})
+                begin = Barrier(4)
+
+                def connect(engine: sa.Engine = engine, begin: Barrier = begin) -> None:
+                    begin.wait()
+                    with Session(engine) as session:
+                        session.connection()
+
+                for used in [pool.submit(connect) for _ in range(4)]:
+                    used.result()
+                assert listeners_of(engine) == dict.fromkeys(EVENTS, 1)
+                engine.dispose()
+    finally:
+        sys.setswitchinterval(interval)
+        unregister_hooks()

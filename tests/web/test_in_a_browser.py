@@ -55,8 +55,8 @@ def address(sessions: sessionmaker[Session], happened: list[str]) -> Iterator[st
 
 
 @pytest.fixture
-def page(chromium: Any) -> Iterator[Any]:
-    """A page of a browser; what it logs as an error fails the test."""
+def page(chromium: Any, address: str) -> Iterator[Any]:
+    """A page of a browser, which is closed before the server; what it logs as an error fails the test."""
     context = chromium.new_context(timezone_id="Europe/Berlin", locale="en-GB")
     page, errors = context.new_page(), []
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from threading import Lock
 from typing import Any, Final
 from weakref import WeakSet
 
@@ -82,6 +83,7 @@ def _engine_or_connection(target: Any) -> Engine | Connection:
 
 
 _HEARD: Final = "sqlaudit_heard"
+_hearing: Final = Lock()
 _heard: Final[WeakSet[Engine]] = WeakSet()
 _waiting: Final[WeakSet[Engine]] = WeakSet()
 """The engines that sessions with hooks use, before anything is tracked."""
@@ -91,16 +93,17 @@ def hear(engine: Engine) -> None:
     """Listen to the statements of an engine from now on, or as soon as a table is tracked."""
     if _HEARD in vars(engine):
         return
-    if not tracked_names:
-        _waiting.add(engine)
-        return
-    *_, root = origins(engine)
-    for name, (listener, options) in _LISTENERS.items():
-        _copy_listeners(root, name)
-        event.listen(root, name, listener, **options)
-    for each in (engine, root):
-        vars(each)[_HEARD] = True
-        _heard.add(each)
+    with _hearing:  # two threads that listen at once would leave the engine without a listener
+        if not tracked_names:
+            _waiting.add(engine)
+        elif _HEARD not in vars(engine):
+            *_, root = origins(engine)
+            for name, (listener, options) in _LISTENERS.items():
+                _copy_listeners(root, name)
+                event.listen(root, name, listener, **options)
+            for each in (engine, root):
+                vars(each)[_HEARD] = True
+                _heard.add(each)
 
 
 def hear_waiting() -> None:
@@ -114,14 +117,15 @@ def stop_hearing() -> None:
     """Stop listening to engines, if neither sessions nor engines are registered."""
     if registered or recorded_engines:
         return
-    for engine in list(_heard):
-        for name, (listener, _) in _LISTENERS.items():
-            if event.contains(engine, name, listener):
-                _copy_listeners(engine, name)
-                event.remove(engine, name, listener)
-        del vars(engine)[_HEARD]
-    _heard.clear()
-    _waiting.clear()
+    with _hearing:
+        for engine in list(_heard):
+            for name, (listener, _) in _LISTENERS.items():
+                if event.contains(engine, name, listener):
+                    _copy_listeners(engine, name)
+                    event.remove(engine, name, listener)
+            del vars(engine)[_HEARD]
+        _heard.clear()
+        _waiting.clear()
 
 
 def _copy_listeners(engine: Engine, name: str) -> None:
