@@ -28,7 +28,7 @@ from sqlaudit.past.objects import is_unchanged_past
 from sqlaudit.recording.capture import Capture, MissingRows, WriteContext
 from sqlaudit.recording.cascades import Dependents, record_changed_keys
 from sqlaudit.recording.changeset import changeset_of, connection_for_versions, instant_before
-from sqlaudit.recording.policy import lacking, report_replacing, require_context
+from sqlaudit.recording.policy import lacking, needs_key, report_replacing, require_context
 from sqlaudit.recording.scope import write_numbers
 from sqlaudit.recording.tracked_mappers import (
     FOLLOWED,
@@ -324,7 +324,7 @@ class Flush:
     def _require_key(self) -> None:
         def hashes(obj: Any) -> bool:
             tracked_mapper = tracked_mapper_of(object_mapper(obj))
-            return tracked_mapper is not None and any(table.hashed for table in tracked_mapper.model.chain)
+            return tracked_mapper is not None and needs_key(tracked_mapper.model.chain)
 
         for _ in _written_objects(self.session, hashes):
             required_redaction_key()

@@ -55,12 +55,17 @@ def report_replacing(connection: Connection, table: TrackedTable) -> None:
         )
 
 
+def needs_key(tables: Iterable[TrackedTable]) -> bool:
+    """Return whether the history of some tables stores hashes of columns, for which there must be a key."""
+    return any(table.hashed for table in tables)
+
+
 def require_key(tables: Iterable[TrackedTable]) -> None:
     """Raise if history stores hashes of columns, and there is no key for them.
 
     :raises SQLAuditError: there is none
     """
-    if any(table.hashed for table in tables):
+    if needs_key(tables):
         required_redaction_key()
 
 
