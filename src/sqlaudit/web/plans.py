@@ -14,6 +14,7 @@ from sqlaudit.changes import Conflict, Operation, RestoreReport
 from sqlaudit.context import AuditContextManager
 from sqlaudit.display import safe
 from sqlaudit.exceptions import PrunedError, QueryError, SQLAuditError
+from sqlaudit.web.markup import markup
 from sqlaudit.web.problems import Problem
 from sqlaudit.web.rendering import text_of
 from sqlaudit.web.visit import Visit
@@ -118,7 +119,7 @@ def _conflict(visit: Visit, conflict: Conflict) -> Markup:
         fields = visit.show.listed([text_of(name) for name in conflict.fields])
     if conflict.changeset_id is not None:
         url = visit.url("changeset", changeset=str(conflict.changeset_id))
-        fields = Markup('<a href="{}">{}</a>').format(url, fields)
+        fields = markup('<a href="{}">{}</a>', url, fields)
     return visit.texts(
         "conflict",
         row=visit.row_link(conflict.resource_type, conflict.key),

@@ -14,6 +14,7 @@ from sqlaudit.changes import Operation
 from sqlaudit.display import safe, shortened, shortened_pair
 from sqlaudit.erased import ERASED
 from sqlaudit.web.instants import instant_text
+from sqlaudit.web.markup import markup
 from sqlaudit.web.texts import Texts
 from sqlaudit.web.words import differing_words
 from sqlaudit.wire import json_value
@@ -34,6 +35,7 @@ _MOST_WORDS: Final = 1_000
 """The words of two texts that are compared; a page may have a hundred such pairs."""
 _LONGEST_WHOLE: Final = 20_000
 """The characters of a value that are shown at all."""
+_ARROW: Final = '<del>{}</del> <span class="arrow" aria-label="→">→</span> <ins>{}</ins>'
 _MADE: Final = (Operation.INSERT, Operation.LINK)
 _REMOVED: Final = (Operation.DELETE, Operation.UNLINK)
 
@@ -57,9 +59,12 @@ class Renderer:
         text = text_of(value)
         if len(text) <= limit:
             return _plain(text)
-        return Markup(
-            '<details class="long"><summary>{} <span class="hint">{}</span></summary><pre>{}</pre></details>'
-        ).format(_plain(shortened(text, limit)), self.texts("more"), shortened(_with_lines(value), _LONGEST_WHOLE))
+        return markup(
+            '<details class="long"><summary>{} <span class="hint">{}</span></summary><pre>{}</pre></details>',
+            _plain(shortened(text, limit)),
+            self.texts("more"),
+            shortened(_with_lines(value), _LONGEST_WHOLE),
+        )
 
     def short(self, value: Any) -> Markup:
         """Return a value of which the beginning is enough, for a link or a sentence: nothing can be unfolded there."""
@@ -76,25 +81,24 @@ class Renderer:
     def change(self, operation: Operation | None, old: Any, new: Any) -> Markup:
         """Return an old and a new value, shortened around the difference."""
         if operation in _MADE:
-            return Markup("<ins>{}</ins>").format(self.value(new))
+            return markup("<ins>{}</ins>", self.value(new))
         if operation in _REMOVED:
-            return Markup("<del>{}</del>").format(self.value(old))
+            return markup("<del>{}</del>", self.value(old))
         if isinstance(old, (dict, list)) and isinstance(new, (dict, list)):
             texts = text_of(old), text_of(new)
             old, new = (old, new) if texts[0] == texts[1] else texts  # equal if both were cut
-        arrow = Markup('<del>{}</del> <span class="arrow" aria-label="→">→</span> <ins>{}</ins>')
         if not isinstance(old, str) or not isinstance(new, str):
-            return arrow.format(self.value(old), self.value(new))
+            return markup(_ARROW, self.value(old), self.value(new))
         if len(old) + len(new) > _SHORT and (words := differing_words(old, new, most=_MOST_WORDS)) is not None:
-            return Markup('<span class="words">{}</span>').format(words)
+            return markup('<span class="words">{}</span>', words)
         before, after = shortened_pair(old, new, _LONGEST_PAIR)
-        return arrow.format(_plain(safe(before)), _plain(safe(after)))
+        return markup(_ARROW, _plain(safe(before)), _plain(safe(after)))
 
     def time(self, value: datetime) -> Markup:
         """Return an instant. The script shows it in the time zone of the reader."""
         exact = instant_text(value)
         shown = value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
-        return Markup('<time datetime="{}" title="{}">{}</time>').format(exact, exact, self.texts("utc", instant=shown))
+        return markup('<time datetime="{}" title="{}">{}</time>', exact, exact, self.texts("utc", instant=shown))
 
     def who(self, info: Any, url: str | None = None) -> Markup:
         """Return a badge for who made a change, for whom, and who really acted.
@@ -103,13 +107,13 @@ class Renderer:
         """
         kind = info.actor_type
         if info.changed_by is None:
-            badge = Markup('<span class="who unknown">{}</span>').format(self.texts("nobody"))
+            badge = markup('<span class="who unknown">{}</span>', self.texts("nobody"))
         else:
-            badge = Markup('<b class="who {}"><bdi>{}</bdi></b>').format(kind or "user", safe(info.changed_by))
+            badge = markup('<b class="who {}"><bdi>{}</bdi></b>', kind or "user", safe(info.changed_by))
             if url is not None:
-                badge = Markup('<a class="by" href="{}" title="{}">{}</a>').format(url, self.texts("who_else"), badge)
+                badge = markup('<a class="by" href="{}" title="{}">{}</a>', url, self.texts("who_else"), badge)
         if kind is not None and kind != "user":
-            badge += Markup(' <span class="kind {}">{}</span>').format(kind, self.texts(f"actor_{kind}"))
+            badge += markup(' <span class="kind {}">{}</span>', kind, self.texts(f"actor_{kind}"))
         if info.impersonated_by:
             badge = self.texts("who_really", who=badge, whom=_who(info.impersonated_by))
         if info.on_behalf_of:
@@ -124,7 +128,7 @@ class Renderer:
         return Markup(", ").join(shown)
 
     def _absent(self, name: str) -> Markup:
-        return Markup('<span class="absent">{}</span>').format(self.texts(name))
+        return markup('<span class="absent">{}</span>', self.texts(name))
 
 
 def text_of(value: Any) -> str:
@@ -146,8 +150,8 @@ def _with_lines(value: Any) -> str:
 
 
 def _plain(text: str) -> Markup:
-    return Markup("<bdi>{}</bdi>").format(text)
+    return markup("<bdi>{}</bdi>", text)
 
 
 def _who(name: str) -> Markup:
-    return Markup('<b class="who"><bdi>{}</bdi></b>').format(safe(name))
+    return markup('<b class="who"><bdi>{}</bdi></b>', safe(name))

@@ -10,6 +10,8 @@ from typing import Any, Final
 
 from markupsafe import Markup
 
+from sqlaudit.web.markup import markup
+
 TEXTS: Final[Mapping[str, str]] = {
     "language": "en",
     "title": "History",
@@ -295,7 +297,7 @@ class Texts:
 
     def __call__(self, name: str, /, **values: Any) -> Markup:
         """Return a text with values in their places. They are escaped, unless they are markup."""
-        return Markup(self._texts[name]).format(**values)
+        return markup(self._texts[name], **values)
 
     def counted(self, name: str, count: int) -> Markup:
         """Return a text for a number of things."""

@@ -16,6 +16,7 @@ from sqlaudit.retrieval.grouping import by_row, by_transaction
 from sqlaudit.tracking.links import model_of
 from sqlaudit.tracking.models import tracked_model
 from sqlaudit.web.instants import instant_text
+from sqlaudit.web.markup import markup
 from sqlaudit.web.rendering import text_of
 from sqlaudit.web.visit import Visit
 
@@ -137,13 +138,13 @@ def _field(visit: Visit, change: FieldChange, *, is_filter: bool, with_values: b
     name = _chip(visit, change.field_name, is_filter=is_filter)
     if not with_values:
         return name
-    return Markup("{} {}").format(name, visit.show.change(change.operation, change.old_value, change.new_value))
+    return markup("{} {}", name, visit.show.change(change.operation, change.old_value, change.new_value))
 
 
 def _chip(visit: Visit, field_name: str, *, is_filter: bool = False) -> Markup:
     """Return the name of a field; as a filter, it is a link to the changes of this field alone."""
-    name = Markup("<bdi>{}</bdi>").format(safe(field_name))
+    name = markup("<bdi>{}</bdi>", safe(field_name))
     if not is_filter:
-        return Markup('<span class="chip">{}</span>').format(name)
+        return markup('<span class="chip">{}</span>', name)
     fields = list(dict.fromkeys([*visit.parameters("field"), field_name]))
-    return Markup('<a class="chip" href="{}">{}</a>').format(visit.here(field=fields, after=None), name)
+    return markup('<a class="chip" href="{}">{}</a>', visit.here(field=fields, after=None), name)

@@ -23,6 +23,7 @@ from sqlaudit.tracking.links import LinkModel, model_of
 from sqlaudit.tracking.models import TrackedModel
 from sqlaudit.web.access import Permissions, root_source
 from sqlaudit.web.instants import instant_of, instant_text
+from sqlaudit.web.markup import markup
 from sqlaudit.web.problems import Problem
 from sqlaudit.web.rendering import ENVIRONMENT, Renderer, text_of
 from sqlaudit.web.security import TOKEN, set_token, token_of
@@ -243,10 +244,10 @@ class Visit(Page):
     def row_link(self, label: str, key: Any) -> Markup:
         """Return a link to the row of a change; only its name if the label or the key does not say which row it is."""
         source = self.browser.sources.labelled(label)
-        name = Markup("<bdi>{}</bdi>").format(self.row_name(label, key))
+        name = markup("<bdi>{}</bdi>", self.row_name(label, key))
         if source is None or not self.may(source):
             return name
-        return Markup('<a href="{}">{}</a>').format(self.row_url("row", source, key), name)
+        return markup('<a href="{}">{}</a>', self.row_url("row", source, key), name)
 
     # --- responses ----------------------------------------------------------------------------------------------
 

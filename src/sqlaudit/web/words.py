@@ -11,6 +11,7 @@ from typing import Any, Final
 from markupsafe import Markup
 
 from sqlaudit.display import safe
+from sqlaudit.web.markup import markup
 from sqlaudit.wire import json_value
 
 _WORD: Final = re.compile(r"\w+|\s+|[^\w\s]")
@@ -45,17 +46,17 @@ def differing_words(old: str, new: str, *, most: int = _MOST_WORDS) -> Markup | 
             html += _equal("".join(before[i1:i2]), is_first=number == 0, is_last=number == len(blocks) - 1)
             continue
         if i2 > i1:
-            html += Markup("<del>{}</del>").format(_lines(before[i1:i2]))
+            html += markup("<del>{}</del>", _lines(before[i1:i2]))
         if j2 > j1:
-            html += Markup("<ins>{}</ins>").format(_lines(after[j1:j2]))
+            html += markup("<ins>{}</ins>", _lines(after[j1:j2]))
     return html
 
 
 def _equal(text: str, *, is_first: bool, is_last: bool) -> Markup:
     if len(text) <= 2 * _CONTEXT:
-        return Markup("{}").format(_lines([text]))
+        return markup("{}", _lines([text]))
     head, tail = "" if is_first else text[:_CONTEXT], "" if is_last else text[-_CONTEXT:]
-    return Markup('{}<span class="cut">…</span>{}').format(_lines([head]), _lines([tail]))
+    return markup('{}<span class="cut">…</span>{}', _lines([head]), _lines([tail]))
 
 
 def _lines(words: Sequence[str]) -> str:
@@ -83,7 +84,7 @@ def differing_lines(old: Any, new: Any) -> Markup | None:
             html += Markup('<span class="cut">…</span>\n')
         for kind, i1, i2, j1, j2 in group:
             if kind == "equal":
-                html += Markup("{}\n").format("\n".join(before[i1:i2]))
+                html += markup("{}\n", "\n".join(before[i1:i2]))
             else:
                 html += Markup().join(_marked("del", before[i1:i2])) + Markup().join(_marked("ins", after[j1:j2]))
     return html
@@ -91,4 +92,4 @@ def differing_lines(old: Any, new: Any) -> Markup | None:
 
 def _marked(tag: str, lines: Sequence[str]) -> Iterator[Markup]:
     for line in lines:
-        yield Markup("<{0}>{1}</{0}>\n").format(Markup(tag), line)
+        yield markup("<{0}>{1}</{0}>\n", Markup(tag), line)

@@ -22,6 +22,7 @@ from sqlaudit.retrieval.activity import Activity, activity
 from sqlaudit.retrieval.field_changes import get_resource_changes
 from sqlaudit.tracking.links import model_of
 from sqlaudit.web.instants import instant_of, instant_text
+from sqlaudit.web.markup import markup
 from sqlaudit.web.problems import Problem
 from sqlaudit.web.timeline import stories
 from sqlaudit.web.view import View
@@ -81,20 +82,20 @@ def _bars(visit: Visit, found: Activity, begin: datetime) -> Iterator[_Bar]:
 def _table(visit: Visit, name: str) -> Markup:
     source = visit.browser.sources.by_name.get(name)
     if source is None:
-        return Markup("<bdi>{}</bdi>").format(safe(name))
+        return markup("<bdi>{}</bdi>", safe(name))
     title = safe(visit.browser.sources.title_of(source))
-    return Markup('<a href="{}"><bdi>{}</bdi></a>').format(visit.table_url(source), title)
+    return markup('<a href="{}"><bdi>{}</bdi></a>', visit.table_url(source), title)
 
 
 def _user(visit: Visit, user: str | None) -> Markup:
     if user is None:
         return visit.texts("nobody")
-    return Markup('<a href="{}">{}</a>').format(visit.url("changesets", {"user": user}), visit.show.short(user))
+    return markup('<a href="{}">{}</a>', visit.url("changesets", {"user": user}), visit.show.short(user))
 
 
 def _run(visit: Visit, run_id: str) -> Markup:
     url = visit.url("search", {"q": f"run:{shlex.quote(run_id)}"})
-    return Markup('<a href="{}">{}</a>').format(url, visit.show.short(run_id))
+    return markup('<a href="{}">{}</a>', url, visit.show.short(run_id))
 
 
 # --- search -----------------------------------------------------------------------------------------------------

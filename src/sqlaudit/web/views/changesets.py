@@ -20,6 +20,7 @@ from sqlaudit.retrieval.changeset_reader import changesets, changesets_page
 from sqlaudit.retrieval.changesets import instant_of_changeset
 from sqlaudit.retrieval.field_changes import changes_in
 from sqlaudit.web.instants import instant_text
+from sqlaudit.web.markup import markup
 from sqlaudit.web.problems import Problem
 from sqlaudit.web.timeline import RowStory, row_stories
 from sqlaudit.web.view import View
@@ -55,7 +56,7 @@ def _tables(visit: Visit, entry: Changeset) -> Markup:
     for name in entry.tables:
         source = visit.browser.sources.by_name.get(name)
         title = safe(name if source is None else visit.browser.sources.title_of(source))
-        names.append(Markup("<bdi>{}</bdi>").format(title))
+        names.append(markup("<bdi>{}</bdi>", title))
     return visit.show.listed(names)
 
 

@@ -18,6 +18,7 @@ from sqlaudit.past.comparing import diff, state_of
 from sqlaudit.retrieval.field_changes import versions_of
 from sqlaudit.tracking.history import version_info
 from sqlaudit.web.instants import instant_of
+from sqlaudit.web.markup import markup
 from sqlaudit.web.problems import Problem
 from sqlaudit.web.view import View
 from sqlaudit.web.visit import Visit
@@ -89,7 +90,7 @@ def _difference(visit: Visit, found: RowDiff, old: Any, new: Any) -> Markup:
         html = differing_lines(old, new)
     if html is None:
         return visit.show.change(found.operation, old, new)
-    return Markup('<pre class="difference">{}</pre>').format(html)
+    return markup('<pre class="difference">{}</pre>', html)
 
 
 def _unchanged(visit: Visit, found: RowDiff, state: Any) -> Iterator[_Line]:

@@ -26,6 +26,7 @@ from sqlaudit.tracking.history import version_info
 from sqlaudit.tracking.links import related_names
 from sqlaudit.tracking.models import tracked_model
 from sqlaudit.web.instants import instant_text
+from sqlaudit.web.markup import markup
 from sqlaudit.web.problems import Problem
 from sqlaudit.web.timeline import stories
 from sqlaudit.web.view import View
@@ -111,7 +112,7 @@ def _fields(visit: Visit, version: Any) -> Iterator[_Field]:
         shown = visit.show.hidden() if visit.is_hidden(visit.source, name) else visit.show.value(value)
         if name in references and value is not None and value is not ERASED:
             url = visit.row_url("row", references[name], value)
-            shown = Markup('<a href="{}">{}</a>').format(url, visit.show.short(value))
+            shown = markup('<a href="{}">{}</a>', url, visit.show.short(value))
         yield _Field(safe(name), shown)
 
 
@@ -189,7 +190,7 @@ def _row_link(visit: Visit, row: Any) -> Markup:
     parts = tuple(getattr(row, name) for name in model.key_names)
     key = parts if len(parts) > 1 else parts[0]
     source = visit.browser.sources.of_table(model.table.live)
-    return Markup('<a href="{}">{}</a>').format(visit.row_url("row", source, key), visit.row_name(model.label, key))
+    return markup('<a href="{}">{}</a>', visit.row_url("row", source, key), visit.row_name(model.label, key))
 
 
 # --- the timeline -----------------------------------------------------------------------------------------------
