@@ -34,7 +34,7 @@ from starlette.testclient import TestClient
 
 from clock import at
 from registering import recording
-from sqlaudit import mark, register_hooks, unregister_hooks, versions_of
+from sqlaudit import AuditContextManager, mark, register_hooks, unregister_hooks, versions_of
 from sqlaudit.maintenance import erase, prune
 from sqlaudit.web import HistoryBrowser
 from sqlaudit.web.limits import limited, was_stopped
@@ -311,7 +311,89 @@ def test_an_undo_that_is_too_large_for_a_page_is_refused(
     client: TestClient, happened: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(undoing, "_MOST", 1)
-    assert "sqlaudit undo" in read(client, f"/changesets/{happened[TOUCHED]}/undo", 409)
+    assert f"sqlaudit undo {happened[TOUCHED]}" in read(client, f"/changesets/{happened[TOUCHED]}/undo", 409)
+    assert "More than 1 versions were written." in (text := read(client, "/run/undo?id=r-7", 409))
+    assert "sqlaudit undo --run r-7" in text
+
+
+def test_a_run_shows_what_it_did_transaction_by_transaction(
+    client: TestClient, sessions: sessionmaker[Session], happened: list[str]
+) -> None:
+    run = "/run?id=r-7"
+    for url in ("/activity?at=2024-01-02", "/changesets", ROW, f"/changesets/{happened[TAGGED]}"):
+        assert urljoin(url, run) in [urljoin(url, link) for link in links_of(client.get(url).text)], url
+    page = client.get(run).text
+    assert "bot agent on behalf of ana wrote Comment, ticket_tags, Ticket" in words_of(page)
+    assert [happened[TAGGED] in link for link in links_of(page)].count(True) == 1
+    assert "./search?q=run%3Ar-7" in links_of(page)
+    assert "No transaction is known." in read(client, f"{run}&at=2024-01-01T00:00:00Z")
+    with AuditContextManager("bot", run_id="a/b ü&?"), sessions() as session:
+        for number in range(31):
+            session.get_one(Ticket, 1).price = 100 + number
+            session.commit()
+    run = f"/run?{urlencode({'id': 'a/b ü&?'})}"
+    first = client.get(run).text
+    [older] = re.findall('href="([^"]*)" rel="next"', first)
+    last = client.get(html.unescape(older)).text
+    assert [page.count('<li class="story') for page in (first, last)] == [30, 1]
+
+
+@pytest.mark.spread
+def test_a_changeset_of_two_runs_is_part_of_each(
+    client: TestClient, sessions: sessionmaker[Session], happened: list[str]
+) -> None:
+    with sessions() as session:
+        with AuditContextManager("bot", run_id="r-8"):
+            session.get_one(Ticket, 1).price = 100
+            session.flush()
+        with AuditContextManager("job", run_id="r-9"):
+            session.get_one(Person, 1).name = "Eva"
+            session.commit()
+    assert "bot wrote Ticket" in (text := read(client, "/run?id=r-8"))
+    assert "job" not in text
+    plan = read(client, "/run/undo?id=r-9")
+    assert "name Eva → Ana" in plan
+    assert "price" not in plan
+
+
+def test_all_that_a_run_did_is_undone_after_a_confirmation(
+    client: TestClient, sessions: sessionmaker[Session], happened: list[str]
+) -> None:
+    with AuditContextManager("bot", run_id="r-8"), sessions() as session:
+        session.get_one(Ticket, 1).price = 100
+        session.commit()
+        session.get_one(Ticket, 1).status = "lost"
+        session.add(Comment(id=5, ticket_id=1, text="?"))
+        session.commit()
+    url = "/run/undo?id=r-8"
+    [link] = [link for link in links_of(client.get("/run?id=r-8").text) if "undo" in link]
+    assert urljoin("/run?id=r-8", link) == url
+    page = client.get(url).text
+    assert "Undo run r-8" in words_of(page)
+    assert "status lost → closed" in words_of(page)
+    assert "Comment 5 is deleted" in words_of(page)
+    done = client.post(url, data={"sqlaudit_token": token_of(page), "plan": plan_of(page), "reason": "a mistake"})
+    assert "run?id=r-8&done=1" in str(done.url)
+    assert "Done." in words_of(done.text)
+    with sessions() as session:
+        ticket = session.get_one(Ticket, 1)
+        assert (ticket.price, ticket.status, session.get(Comment, 5)) == (12, "closed", None)
+        [version] = versions_of(session, Ticket, 1, newest_first=True, limit=1)
+        assert (version.changed_by, version.reason) == ("visitor", "a mistake")
+
+
+def test_the_undo_of_a_run_names_the_later_changes_that_it_would_discard(
+    client: TestClient, sessions: sessionmaker[Session], happened: list[str]
+) -> None:
+    page = client.get("/run/undo?id=r-7").text
+    assert f"Ticket 1: title, changed by ana, {seconds(PAID)}" in words_of(page)
+    form = {"sqlaudit_token": token_of(page), "plan": plan_of(page)}
+    assert "Discard these later changes" in words_of(client.post("/run/undo?id=r-7", data=form).text)
+    with sessions.begin() as session:
+        session.get_one(Ticket, 1).details = None
+    assert client.post("/run/undo?id=r-7", data={**form, "force": "1"}).status_code == 409
+    with sessions() as session:
+        assert "thirty" in session.get_one(Ticket, 1).title
 
 
 @pytest.mark.spread
@@ -422,6 +504,9 @@ def test_an_asynchronous_engine_shows_and_undoes(async_engine: AsyncEngine, happ
         ("/changesets/00000000-0000-7000-8000-000000000000", 404, "No history has a changeset"),
         ("/changesets/00000000-0000-7000-8000-000000000000/undo", 404, "No history has a changeset"),
         ("/changesets/00000000-0000-7000-8000-000000000000/sql", 404, "No history has a changeset"),
+        ("/run?id=r-1", 404, "No history has a change of the run r-1"),
+        ("/run", 404, "No history has a change of the run"),
+        ("/run/undo?id=r-1", 404, "No history has a change of the run r-1"),
         ("/tables/tickets/restore?key=1", 400, "does not say as of when the row is to be restored"),
         ("/tables/ticket_tags/blame?key=1&key=1", 404, "The address names no page"),
     ],

@@ -132,6 +132,8 @@ def all_pages(happened: list[str]) -> dict[str, str]:
         "search": "search?q=who:ben",
         "table": "tables/tickets",
         "check": "tables/tickets/check",
+        "run": "run?id=r-7",
+        "undo-run": "run/undo?id=r-7",
         "restore": f"tables/tickets/restore?key=1&at={happened[RAISED]}",
     }
 

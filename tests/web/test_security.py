@@ -28,8 +28,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from registering import recording
-from sqlaudit import AuditContextManager, QueryError, TrackingError, track_table
+from sqlaudit import AuditContextManager, QueryError, TrackingError, changesets, track_table
+from sqlaudit.maintenance import prune
 from sqlaudit.web import Access, HistoryBrowser
+from sqlaudit.web.views import undoing
 
 __all__ = ["Base", "happen"]
 
@@ -298,7 +300,7 @@ def test_a_tenant_undoes_what_concerns_the_own_visible_values_alone(
     for number in (PAID, TOUCHED):  # a salary; a ticket of another tenant
         refused = client.get(f"/changesets/{happened[number]}/undo")
         assert refused.status_code == 403
-        assert "may not see" in words_of(refused.text)
+        assert "cannot be undone as a whole" in words_of(refused.text)
         token = token_of(client.get(f"/changesets/{happened[RAISED]}/undo").text)
         form = {"sqlaudit_token": token, "plan": "", "force": "1"}
         headers = {"Cookie": f"sqlaudit_token={token}"}
@@ -310,6 +312,77 @@ def test_a_tenant_undoes_what_concerns_the_own_visible_values_alone(
     with sessions() as session:
         assert session.get_one(Ticket, 1).price == 10
         assert session.get_one(Person, 1).salary == 4200
+
+
+def test_a_tenant_undoes_a_run_that_wrote_the_own_visible_values_alone(
+    sessions: sessionmaker[Session], happened: list[str]
+) -> None:
+    with sessions() as session:
+        for run_id, change in {
+            "own": lambda: setattr(session.get_one(Ticket, 1), "price", 100),
+            "shared": lambda: setattr(session.get_one(Ticket, 1), "status", "lost"),
+            "hidden": lambda: setattr(session.get_one(Person, 1), "salary", 1),
+            "foreign": lambda: None,
+        }.items():
+            with AuditContextManager("bot", run_id=run_id):
+                change()
+                session.commit()
+                if run_id in ("shared", "foreign"):
+                    session.get_one(Ticket, 2).title = f"Secret of run {run_id}"
+                    session.commit()
+    client = visitor(HistoryBrowser(sessions, Base, authorize=of_tenant))
+    assert client.get("/run?id=shared").text.count('<li class="story') == 1
+    assert "salary" not in client.get("/run?id=hidden").text
+    page = client.get("/run/undo?id=own").text
+    form = {"sqlaudit_token": token_of(page), "plan": plan_of(page)}
+    for run_id in ("shared", "hidden"):
+        url = f"/run/undo?id={run_id}"
+        assert client.get(url).status_code == client.post(url, data=form).status_code == 403
+    for url in ("/run?id={}", "/run/undo?id={}"):
+        foreign, unknown = (client.get(url.format(run_id)) for run_id in ("foreign", "unknown"))
+        assert foreign.status_code == unknown.status_code == 404
+        assert foreign.text.replace("foreign", "unknown") == unknown.text
+    assert visitor(HistoryBrowser(sessions, Base)).post("/run/undo?id=own", data=form).status_code == 403
+    assert client.post("/run/undo?id=own", data=form).status_code == 200
+    with sessions() as session:
+        ticket = session.get_one(Ticket, 1)
+        assert (ticket.price, ticket.status, session.get_one(Person, 1).salary) == (12, "lost", 1)
+
+
+def test_a_refused_undo_does_not_tell_why_to_those_who_see_a_part(
+    sessions: sessionmaker[Session], engine: sa.Engine, happened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def authorize(request: Request, action: str, model: Any, key: Any) -> Any:
+        return {Ticket: Ticket.tenant == 1, Comment: False, Person: {"salary"}}.get(model, True)
+
+    client = visitor(HistoryBrowser(sessions, Base, authorize=authorize))
+
+    def refusal(changeset_id: str) -> str:
+        response = client.get(f"/changesets/{changeset_id}/undo")
+        assert response.status_code == 403, words_of(response.text)
+        return response.text.replace(changeset_id, "")
+
+    told = refusal(happened[TOUCHED])  # a row of another tenant
+    assert refusal(happened[PAID]) == told  # a hidden value
+    assert refusal(happened[TAGGED]) == told  # a table that the tenant may not see
+    monkeypatch.setattr(undoing, "_MOST", 1)
+    assert refusal(happened[TOUCHED]) == told  # too large, with what the tenant may not see
+    monkeypatch.undo()
+    with sessions() as session:
+        comments = [Comment(id=number, ticket_id=1, text="?") for number in (8, 9)]
+        session.add_all(comments)
+        session.get_one(Ticket, 1).price = 100
+        session.commit()
+        [*_, entry] = changesets(session)
+        comments[0].text = "!"
+        session.commit()
+    prune(engine, Comment, keep_last=1)
+    assert refusal(str(entry.changeset_id)) == told  # a table that was pruned
+    everybody = visitor(HistoryBrowser(sessions, Base))
+    assert everybody.get(f"/changesets/{entry.changeset_id}/undo").status_code == 410
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM tickets_history WHERE id = 1 AND audit_version = 1")
+    assert refusal(happened[RAISED]) == told  # an own row whose earlier state is no longer known
 
 
 @pytest.mark.spread

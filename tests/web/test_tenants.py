@@ -76,7 +76,8 @@ def work(sessions: sessionmaker[Session], tenants: set[int], *, salary: int = 10
         @contextmanager
         def acting(tenant: int, second: int, reason: str) -> Iterator[None]:
             set_config(SQLAuditConfig(clock=lambda: at(second)))
-            with AuditContextManager(f"user of {tenant}", reason=reason, extra={"of": tenant}):
+            extra = {"of": tenant}
+            with AuditContextManager(f"user of {tenant}", reason=reason, extra=extra, run_id=f"run of {tenant}"):
                 yield
 
         jobs: dict[int, Repair] = {}
@@ -101,7 +102,7 @@ def work(sessions: sessionmaker[Session], tenants: set[int], *, salary: int = 10
                 session.delete(session.get_one(Job, 10 + tenant))
                 session.commit()
         set_config(SQLAuditConfig(clock=lambda: at(1000)))
-        own = {entry.changeset_id for entry in changesets(session) if entry.extra == {"of": 1}}
+        own = {entry.changeset_id for entry in changesets(session) if entry.run_id == "run of 1"}
         return [str(entry.changeset_id) for entry in changesets(session) if entry.changeset_id not in own]
 
 
@@ -142,6 +143,9 @@ OTHERS = [
     "tables/jobs_labels/compare?a=2024-01-01T00:00:00Z",
     "tables/jobs/check",
     "activity?at=2024-01-01T00:16:00Z",
+    "run?id=run of 1",
+    "run?id=run of 2",
+    "run/undo?id=run of 2",
     "changesets?reason=end of 2",
     "changesets?user=user of 2",
     "search?q=op:delete",

@@ -36,24 +36,35 @@ def planned(visit: Visit, work: Work, refusal: str) -> RestoreReport:
     it is made from all rows or from those that the visitor may see.
 
     :param refusal: the name of the problem that it cannot be done
+    Who sees a part is told that it cannot be done, and never why: a reason may tell of rows that others may see.
+
     :raises Problem: it cannot be done, or concerns what the visitor may not see
     """
     if not visit.browser.can_write:
         raise Problem(403, "read_only")
+    is_whole = visit.permissions.are_whole
     try:
         with visit.reading():
             plan = work(dry_run=True)
-        visit.session.expunge_all()
-        if not visit.permissions.are_whole and digest(work(dry_run=True)) != digest(plan):
-            raise Problem(403, refusal)
     except PrunedError:
         raise
     except QueryError as error:
-        if visit.browser.authorize is None or visit.permissions.are_whole:
+        if visit.browser.authorize is None or is_whole:
             raise Problem(409, "told", message=str(error)) from error
-        raise Problem(409, refusal) from error
+        raise Problem(403, refusal) from error
+    visit.session.expunge_all()
+    if not is_whole and not _is_plan_of_all(work, plan):
+        raise Problem(403, refusal)
     visit.session.expunge_all()
     return plan
+
+
+def _is_plan_of_all(work: Work, plan: RestoreReport) -> bool:
+    """Return whether a plan of the rows that a visitor may see is the plan of all rows."""
+    try:
+        return digest(work(dry_run=True)) == digest(plan)
+    except (QueryError, Problem):  # of rows that only others may see: a table that was pruned, for instance
+        return False
 
 
 def carry_out(visit: Visit, work: Work, plan: RestoreReport) -> None:

@@ -47,6 +47,8 @@ TEXTS: Final[Mapping[str, str]] = {
     "actor_system": "system",
     "actor_anonymous": "anonymous",
     "run": "run {run}",
+    "run_title": "Run",
+    "run_changes": "Its changes",
     # --- tables
     "tables": "Tables",
     "table": "Table",
@@ -177,6 +179,7 @@ TEXTS: Final[Mapping[str, str]] = {
     # --- undo and restore
     "undo": "Undo",
     "undo_title": "Undo changeset {id}",
+    "undo_run_title": "Undo run {run}",
     "undo_plan": "This is what an undo would do. Nothing has been done yet.",
     "restore": "Restore",
     "restore_title": "Restore {row}",
@@ -214,6 +217,8 @@ TEXTS: Final[Mapping[str, str]] = {
     "no_key": "{key} is not a key of {table}. Its key is {names}.",
     "unknown_changeset_title": "There is no such changeset",
     "unknown_changeset": "No history has a changeset {id}, or you may not see it.",
+    "unknown_run_title": "There is no such run",
+    "unknown_run": "No history has a change of the run {id}, or you may not see it.",
     "unknown_mark_title": "There is no such mark",
     "unknown_mark": "No instant is marked {name}.",
     "restore_when_title": "To which instant?",
@@ -241,9 +246,10 @@ TEXTS: Final[Mapping[str, str]] = {
     "forbidden_title": "You may not see that",
     "forbidden": "Ask whoever runs this application for the right to see it.",
     "cannot_undo_title": "That cannot be undone here",
-    "cannot_undo": "The changeset wrote something that you may not see, or that cannot become what it was.",
+    "cannot_undo": "With what you may see, this cannot be undone as a whole. Restore single rows, or ask "
+    "somebody who may see everything.",
     "large_undo_title": "That is too large for a page",
-    "large_undo": "The changeset changed more than {count} fields. Undo it at the command line: sqlaudit undo {id}",
+    "large_undo": "More than {count} versions were written. Undo them at the command line: {command}",
     "cannot_restore_title": "That cannot be restored here",
     "cannot_restore": "The row cannot become what it was, or that would change something that you may not see.",
     "read_only_title": "History can only be read here",

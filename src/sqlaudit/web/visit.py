@@ -49,6 +49,8 @@ PATHS = {
     "changeset": "changesets/{changeset}",
     "sql": "changesets/{changeset}/sql",
     "undo": "changesets/{changeset}/undo",
+    "run": "run",
+    "undo_run": "run/undo",
 }
 """The paths of the pages, by their names."""
 

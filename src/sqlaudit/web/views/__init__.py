@@ -13,11 +13,12 @@ from sqlaudit.web.views.comparing import COMPARE
 from sqlaudit.web.views.diffing import DIFF
 from sqlaudit.web.views.overview import CHECK, OVERVIEW
 from sqlaudit.web.views.rows import ROW
+from sqlaudit.web.views.runs import RUN
 from sqlaudit.web.views.tables import HOME, TABLE
 
 VIEWS: Final[list[View]] = [
     *(HOME, ROW, BLAME, DIFF),
-    *(ACTIVITY, SEARCH, CHANGESETS, CHANGESET, SQL, OVERVIEW, CHECK, COMPARE),
-    *(undoing.ASK, undoing.DO, restoring.ASK, restoring.DO),
+    *(ACTIVITY, SEARCH, CHANGESETS, CHANGESET, RUN, SQL, OVERVIEW, CHECK, COMPARE),
+    *(*undoing.CHANGESET, *undoing.RUN, restoring.ASK, restoring.DO),
     TABLE,  # the last one: the name of a table may have a slash
 ]

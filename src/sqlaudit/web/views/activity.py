@@ -94,8 +94,7 @@ def _user(visit: Visit, user: str | None) -> Markup:
 
 
 def _run(visit: Visit, run_id: str) -> Markup:
-    url = visit.url("search", {"q": f"run:{shlex.quote(run_id)}"})
-    return markup('<a href="{}">{}</a>', url, visit.show.short(run_id))
+    return markup('<a href="{}">{}</a>', visit.url("run", {"id": run_id}), visit.show.short(run_id))
 
 
 # --- search -----------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -28,7 +28,8 @@ from sqlaudit.web.visit import Visit
 
 _MOST: Final = 500
 """The changes of a transaction that are shown."""
-_PAGE: Final = 30
+PAGE: Final = 30
+"""The transactions of a page."""
 
 
 def _list(visit: Visit) -> Response:
@@ -36,10 +37,10 @@ def _list(visit: Visit) -> Response:
     filters = {"user_id": visit.parameter("user"), "reason": visit.parameter("reason"), "until": visit.at}
     given: Any = {name: value for name, value in filters.items() if value is not None}
     with visit.reading():
-        page = changesets_page(visit.session, newest_first=True, after=visit.parameter("after"), size=_PAGE, **given)
+        page = changesets_page(visit.session, newest_first=True, after=visit.parameter("after"), size=PAGE, **given)
     return visit.render(
         "changesets.html",
-        entries=[(entry, _tables(visit, entry), changeset_url(visit, entry)) for entry in page],
+        entries=told(visit, page),
         user=visit.parameter("user") or "",
         reason=visit.parameter("reason") or "",
         older=None if page.next is None else visit.here(after=page.next),
@@ -47,8 +48,11 @@ def _list(visit: Visit) -> Response:
     )
 
 
-def changeset_url(visit: Visit, info: Any) -> str:
-    return visit.url("changeset", changeset=str(info.changeset_id))
+def told(visit: Visit, entries: Iterable[Changeset]) -> list[tuple[Changeset, Markup, str]]:
+    """Return what a list tells of transactions: each with the tables that it wrote and the URL of its page."""
+    return [
+        (entry, _tables(visit, entry), visit.url("changeset", changeset=str(entry.changeset_id))) for entry in entries
+    ]
 
 
 def _tables(visit: Visit, entry: Changeset) -> Markup:
@@ -115,7 +119,10 @@ def _facts(visit: Visit, entry: Changeset) -> Iterator[tuple[str, Markup]]:
     """Yield the further facts of a context: what its ``extra`` has, apart from what the badge tells."""
     extra = entry.extra if isinstance(entry.extra, dict) else {"extra": entry.extra} if entry.extra is not None else {}
     for name, value in sorted(extra.items()):
-        if name not in ("actor_type", "on_behalf_of"):
+        if name == "run_id" and entry.run_id:
+            url = visit.url("run", {"id": entry.run_id})
+            yield name, markup('<a href="{}">{}</a>', url, visit.show.short(value))
+        elif name not in ("actor_type", "on_behalf_of"):
             yield safe(str(name)), visit.show.value(value)
 
 
