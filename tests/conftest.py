@@ -58,6 +58,14 @@ def pytest_configure_node(node) -> None:
     node.workerinput["directory"] = str(node.config.stash[DIRECTORY])
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the directories whose files tests have kept."""
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    properties = [each for report in reports for each in getattr(report, "user_properties", ())]
+    for directory in sorted({value for name, value in properties if name == "kept"}):
+        terminalreporter.write_line(f"kept: {directory}")
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     if cleaner := config.stash.get(CLEANER, None):
         servers.stop_cleaner(cleaner)

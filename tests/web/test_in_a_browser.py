@@ -1,13 +1,16 @@
 """A person reads, clicks and undoes in a real browser, on a screen and on a phone, by day and by night.
 
+Screenshots of all pages are kept in build/screenshots, or in the directory ``SQLAUDIT_SCREENSHOTS``.
 ``SQLAUDIT_DRAW=1`` keeps the pictures of the documentation. They are drawn on SQLite.
 """
 
 import os
+import re
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,11 +19,13 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from blocks import ROOT
 from sqlaudit.web import HistoryBrowser
+from sqlaudit.web.visit import PATHS
 
 __all__ = ["Base", "happen"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.spread]
 PICTURES = ROOT / "docs" / "pictures" / "web"
+SCREENSHOTS = Path(os.environ.get("SQLAUDIT_SCREENSHOTS") or ROOT / "build" / "screenshots").absolute()
 ROW = "tables/tickets/row?key=1"
 
 
@@ -135,23 +140,36 @@ def all_pages(happened: list[str]) -> dict[str, str]:
         "run": "run?id=r-7",
         "undo-run": "run/undo?id=r-7",
         "restore": f"tables/tickets/restore?key=1&at={happened[RAISED]}",
+        "sql": f"changesets/{happened[RAISED]}/sql",
     }
+
+
+def test_each_view_is_among_the_pages() -> None:
+    paths = {url.partition("?")[0] for url in all_pages(["019ca000"] * 6).values()}
+    for name, path in PATHS.items():
+        pattern = re.sub(r"\{\w+\}", "[^/]+", path)
+        assert any(re.fullmatch(pattern, each) for each in paths), name
 
 
 @pytest.mark.parametrize("width", [1280, 360])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_each_page_fits_its_screen(
-    page: Any, address: str, happened: list[str], width: int, scheme: str, request: pytest.FixtureRequest
+    page: Any,
+    address: str,
+    happened: list[str],
+    width: int,
+    scheme: str,
+    record_property: Callable[[str, object], None],
 ) -> None:
     page.set_viewport_size({"width": width, "height": 800})
     page.emulate_media(color_scheme=scheme)
-    directory = os.environ.get("SQLAUDIT_SCREENSHOTS")
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    record_property("kept", str(SCREENSHOTS))
     for name, url in all_pages(happened).items():
         page.goto(address + url)
+        page.screenshot(path=SCREENSHOTS / f"{name}-{width}-{scheme}.png", full_page=True)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, name
         assert page.inner_text("h1")
-        if directory:
-            page.screenshot(path=f"{directory}/{name}-{width}-{scheme}.png", full_page=True)
         if os.environ.get("SQLAUDIT_DRAW") and (width, scheme) == (1280, "light") and name in pages(happened):
             page.screenshot(path=PICTURES / f"{name}.png", scale="css")
 
