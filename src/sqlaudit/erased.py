@@ -64,6 +64,13 @@ def marked(extra: Any, columns: Iterable[str]) -> Any:
     return {**known, MARK: json.dumps(sorted({*erased_columns(extra), *columns}))}
 
 
+def unmarked(extra: Any) -> Any:
+    """Return what the audit context held: the ``extra`` of a version without the names of its erased columns."""
+    if not isinstance(extra, dict) or MARK not in extra:
+        return extra
+    return {name: value for name, value in extra.items() if name != MARK} or None
+
+
 def with_erased(names: Sequence[str], values: Iterable[Any], erased: Collection[str]) -> list[Any]:
     """Return values with ``ERASED`` in the place of those that were erased."""
     return [ERASED if name in erased else value for name, value in zip(names, values, strict=True)]

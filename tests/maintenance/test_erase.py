@@ -164,6 +164,27 @@ def test_changes_and_blame_say_erased_and_name_nobody(maker, model, key, fields,
         assert json_value(reports[0][0])["new_value"] == {"erased": True}
 
 
+def test_the_context_of_a_version_is_told_as_it_was(maker):
+    with maker() as session, AuditContextManager(user_id="ana"):
+        session.get_one(Account, 1).name = "?"
+        session.get_one(Account, 2).name = "?"
+        session.commit()
+        before = sqlaudit.changesets(session)
+        erase(session, Account, 1, fields=["name"], values={"name": "-"}, reason="request")
+        session.commit()
+        assert sqlaudit.changesets(session)[: len(before)] == before
+        *versions, last = sqlaudit.versions_of(session, Account, 1)
+        assert [version.extra for version in versions] == [{"ip": "::1"}] * 3
+        assert last.extra is None
+        reports = [
+            *sqlaudit.get_resource_changes(Account, session),
+            *last.changes,
+            *sqlaudit.blame(session, Account, 1).values(),
+        ]
+        dicts = [report.to_dict() for report in (*reports, *versions, last)]
+        assert "sqlaudit_erased" not in repr([*reports, *dicts])
+
+
 def test_a_later_value_is_a_change_from_erased(maker):
     with maker() as session:
         erase(session, Account, 1, fields=["name"], reason="request", values={"name": "-"})

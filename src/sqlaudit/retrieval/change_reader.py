@@ -37,7 +37,7 @@ from sqlalchemy.orm import QueryableAttribute, Session
 from sqlaudit.arguments import checked_actor_type, checked_count, checked_range, checked_reason, checked_user
 from sqlaudit.changes import Equality, FieldChange, Operation, diff, equalities_of
 from sqlaudit.context import ACTOR_FACTS
-from sqlaudit.erased import MARK, erased_fields
+from sqlaudit.erased import MARK, erased_fields, unmarked
 from sqlaudit.exceptions import QueryError
 from sqlaudit.period import Mark
 from sqlaudit.retrieval.filters import ChangeFilters, ValueFilter, checked_operations, wanted_changes
@@ -501,7 +501,7 @@ def _changes_in_row(
 ) -> Iterator[FieldChange]:
     """Yield the field changes of a row that begins with the audit columns, in the order of ``_ROLES``."""
     version, timestamp, operation, changeset_id, changed_by, impersonated_by, reason, extra = row[: len(_ROLES)]
-    resource_id = key[0] if len(key) == 1 else tuple(key)
+    resource_id, extra = key[0] if len(key) == 1 else tuple(key), unmarked(extra)
     for field_name, old_value, new_value in diff(names, operation, before, now, equalities, erased):
         yield _field_change(
             version,
@@ -524,10 +524,10 @@ def _link_change(
     label: str, name: str, key: Sequence[Any], row: Sequence[Any], made: Operation, other_key: tuple[Any, ...]
 ) -> FieldChange:
     """Return the change of a relationship by one link, which a version made or removed."""
-    version, timestamp, _, *context = row[: len(_ROLES)]
+    version, timestamp, _, *context, extra = row[: len(_ROLES)]
     values = (None, other_key) if made is Operation.LINK else (other_key, None)
     resource_id = key[0] if len(key) == 1 else tuple(key)
-    return _field_change(version, timestamp, made, *context, label, resource_id, name, *values)
+    return _field_change(version, timestamp, made, *context, unmarked(extra), label, resource_id, name, *values)
 
 
 def _chosen_fields(model: TrackedModel, chosen: str | Iterable[str] | None) -> tuple[tuple[str, Column[Any]], ...]:

@@ -32,6 +32,7 @@ from sqlaudit.arguments import checked_actor_type, checked_count, checked_range,
 from sqlaudit.asynchronous import also_async
 from sqlaudit.changes import Changeset, Operation, Page
 from sqlaudit.context import ActorType, text_in
+from sqlaudit.erased import unmarked
 from sqlaudit.exceptions import QueryError
 from sqlaudit.period import EPOCH, TICK, Mark
 from sqlaudit.retrieval.changesets import TablesOfBind, known_tables, read_all
@@ -452,7 +453,8 @@ def _entries(
     written: dict[UUID, dict[tuple[Any, ...], _Context]] = defaultdict(dict)
     instants: dict[UUID, datetime] = {}
     rows = read_all(session, places, contexts, dict(wanted.ids))
-    for number, is_baseline, is_wanted, at, changeset_id, *who_and_why, extra in rows:
+    for number, is_baseline, is_wanted, at, changeset_id, *who_and_why, marked_extra in rows:
+        extra = unmarked(marked_extra)
         instants[changeset_id] = max(at, instants.get(changeset_id, at))
         context = (bool(is_baseline), *who_and_why, _text_of(extra))
         told = written[changeset_id].setdefault(context, _Context(extra, set()))

@@ -42,7 +42,7 @@ from sqlalchemy.sql import visitors
 from sqlaudit.asynchronous import AsyncAttrs
 from sqlaudit.changes import FieldChange, Operation, VersionInfo, diff, equalities_of
 from sqlaudit.context import Actor
-from sqlaudit.erased import ERASED, MARK, erased_fields
+from sqlaudit.erased import ERASED, MARK, erased_fields, unmarked
 from sqlaudit.exceptions import QueryError, ReadOnlyError
 from sqlaudit.sql.batches import chunks
 from sqlaudit.sql.comparing import all_equal
@@ -73,7 +73,8 @@ class _AuditColumn(Generic[T]):
         model: TrackedModel | None = getattr(owner, "__sqlaudit_model__", None)
         if model is None:  # the base class
             return self
-        return getattr(owner if version is None else version, getattr(model.table.names, self.role))
+        found = getattr(owner if version is None else version, getattr(model.table.names, self.role))
+        return found if version is None or self.role != "extra" else unmarked(found)
 
 
 if TYPE_CHECKING:
@@ -440,14 +441,15 @@ def version_info(version: Version) -> dict[str, Any]:
     """Return the arguments of :class:`~sqlaudit.changes.VersionInfo` for a version."""
     names = version.__sqlaudit_model__.table.names
     info = {field.name: getattr(version, getattr(names, field.name, ""), None) for field in fields(VersionInfo)}
-    return {**info, "timestamp": getattr(version, names.valid_from)}
+    return {**info, "timestamp": getattr(version, names.valid_from), "extra": unmarked(info["extra"])}
 
 
 def version_dict(version: Version, mode: Mode = "python") -> dict[str, Any]:
     """Return the attributes of a version, as :meth:`Version.to_dict` does."""
     load_expired(version)
-    names = inspect(version).mapper.column_attrs.keys()
-    return dict_of(((name, getattr(version, name)) for name in names), mode)
+    values = {name: getattr(version, name) for name in inspect(version).mapper.column_attrs.keys()}  # noqa: SIM118
+    extra = version.__sqlaudit_model__.table.names.extra
+    return dict_of({**values, extra: unmarked(values[extra])}.items(), mode)
 
 
 def load_expired(version: Version) -> None:
