@@ -123,7 +123,7 @@ class Report:
         :param mode: ``"python"`` for the values as they are; ``"json"`` for what JSON can express
         :raises QueryError: there is no such mode
         """
-        return dict_of(((name, getattr(self, name)) for name in _names_in(type(self))), mode)
+        return dict_of(((name, getattr(self, name)) for name in names_in(type(self))), mode)
 
     def __repr__(self) -> str:
         values = ((field.name, getattr(self, field.name)) for field in fields(self))  # type: ignore[arg-type]  # each is
@@ -154,7 +154,8 @@ _CONTEXT: Final = frozenset({"changed_by", "impersonated_by", "reason", "extra"}
 _ROLE: Final = re.compile(r":\w+:`~?(?:\w+\.)*(\w+)`|``")
 
 
-def _names_in(report: type[Any]) -> Iterator[str]:
+def names_in(report: type[Any]) -> Iterator[str]:
+    """Yield the names in the dicts of reports."""
     yield from (field.name for field in fields(report))
     if issubclass(report, Actor):
         yield from ACTOR_FACTS

@@ -237,6 +237,26 @@ def test_check_finds_and_mends_what_was_written_past_sqlaudit(url: str, module: 
 
 @pytest.mark.spread
 @pytest.mark.no_tables
+@pytest.mark.parametrize(
+    ("command", "heading"),
+    [
+        ("check", "code,table,"),
+        ("log parts 99", "version,timestamp,operation,"),
+        ("changesets --user nobody", "changeset_id,timestamp,changed_by,"),
+        ("diff parts 1 1 1", "field_name,old_value,new_value"),
+        ("erasures parts", "erasure_id,"),
+        ("holds", "hold_id,"),
+    ],
+)
+def test_csv_has_its_heading_also_without_rows(url: str, command: str, heading: str) -> None:
+    result = run(*command.split(), "--csv")
+    assert result.exit_code == 0, result.output
+    [line] = result.stdout.splitlines()
+    assert line.startswith(heading)
+
+
+@pytest.mark.spread
+@pytest.mark.no_tables
 def test_status_counts_the_faults_of_histories_unless_they_are_large(
     url: str, module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -498,6 +518,7 @@ def test_a_password_is_never_printed(terminal: None, url: str) -> None:
         (["erase", "parts", "1", "--field", "name", "--reason", "x", "--yes"], 1, "name"),
         (["erase", "parts", "1", "--field", "id", "--reason", "x", "--yes"], 1, "key"),
         (["hold", "parts", "--reason", "x"], 2, "Name a TABLE and a KEY"),
+        (["log", "--json", "--csv"], 2, "--json and --csv exclude each other"),
         (["release", "x"], 1, "x"),
         (["prune", "parts", "--older-than", "90 moons", "--yes"], 1, "90 moons"),
         (["checkout", "yesterday 14:00", "--to", "nowhere://u:p@h/d"], 1, "nowhere"),

@@ -45,7 +45,7 @@ def check(
     if output.form == "json":
         output.one(report.to_dict())
     elif output.form == "csv":
-        output.data(finding.to_dict() for finding in report.findings)
+        output.reports(Finding, report.findings)
     else:
         _print_report(output, report)
     if not report.is_sound:

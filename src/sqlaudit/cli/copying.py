@@ -59,7 +59,7 @@ def patch(database: Database, output: Output, changeset: str) -> None:
     with database.session() as session:
         statements = statements_of(session, changeset)
     if output.form != "table":
-        output.data({"statement": statement} for statement in statements)
+        output.data(["statement"], ({"statement": statement} for statement in statements))
         return
     for statement in statements:
         click.echo(f"{safe(statement) if output.console.is_terminal else statement};")

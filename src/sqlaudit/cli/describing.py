@@ -22,6 +22,7 @@ from sqlaudit.maintenance.sizes import count_versions
 from sqlaudit.tracking.links import model_of
 from sqlaudit.tracking.models import base_table_of
 from sqlaudit.tracking.partitions import creating_partitions
+from sqlaudit.wire import names_in
 
 _QUICKLY_CHECKED: Final = 100_000
 """How many versions a history may have that is checked unasked."""
@@ -48,7 +49,9 @@ def status(database: Database, output: Output, table: tuple[str, ...], checks: b
     if output.form == "table":
         _print_status(output, rows)
     else:
-        output.data({**row.to_dict(), "findings": findings} for row, findings in rows)
+        output.data(
+            [*names_in(TableStatus), "findings"], ({**row.to_dict(), "findings": findings} for row, findings in rows)
+        )
     for told in () if report is None else report.unchecked:
         click.echo(f"Not checked: {shown(told)}", err=True)
     if database.declared and checks is None and len(checked) < len(rows):

@@ -181,7 +181,7 @@ def erasures(database: Database, output: Output, table: str) -> None:
 
 def _print_erasures(output: Output, found: list[Erasure], *, is_plan: bool = False) -> None:
     if output.form != "table":
-        output.data(each.to_dict() for each in found)
+        output.reports(Erasure, found)
         return
     for each in found:
         row = shown(each.table) if each.key is None else f"{shown(each.table)} {shown(each.key)}"

@@ -12,8 +12,8 @@ import click
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from sqlaudit.cli.database import Database
-from sqlaudit.cli.failures import Failure
-from sqlaudit.cli.output import Output
+from sqlaudit.cli.failures import Failure, UsageProblem
+from sqlaudit.cli.output import Format, Output
 from sqlaudit.cli.secrets import without_secrets
 from sqlaudit.context import AuditContextManager
 from sqlaudit.display import safe
@@ -28,8 +28,19 @@ _TRACEBACK: Final = "sqlaudit.cli.traceback"
 def shared_options(function: F) -> F:
     """Add the options of every command that reads a database, and pass a ``Database`` and an ``Output`` first."""
 
-    def command(*args: Any, url: str | None, models: tuple[str, ...], form: Any, no_pager: bool, **options: Any) -> Any:
-        database, output = Database(url, models), Output(form or "table", not no_pager)
+    def command(
+        *args: Any,
+        url: str | None,
+        models: tuple[str, ...],
+        as_json: bool,
+        as_csv: bool,
+        no_pager: bool,
+        **options: Any,
+    ) -> Any:
+        if as_json and as_csv:
+            raise UsageProblem("--json and --csv exclude each other. Give one of the two.")
+        form: Format = "json" if as_json else "csv" if as_csv else "table"
+        database, output = Database(url, models), Output(form, not no_pager)
         with readable_errors(database):
             return function(database, output, *args, **options)
 
@@ -39,8 +50,8 @@ def shared_options(function: F) -> F:
             "--traceback", is_flag=True, expose_value=False, callback=_remember_traceback, help=_HELP["traceback"]
         ),
         click.option("--no-pager", is_flag=True, help="Never use a pager."),
-        click.option("--csv", "form", flag_value="csv", help="Write CSV."),
-        click.option("--json", "form", flag_value="json", help="Write JSON."),
+        click.option("--csv", "as_csv", is_flag=True, help="Write CSV."),
+        click.option("--json", "as_json", is_flag=True, help="Write JSON."),
         click.option("--models", multiple=True, metavar="MODULE:BASE", help=_HELP["models"]),
         click.option("--url", envvar="SQLAUDIT_URL", metavar="URL", help=_HELP["url"]),
     ):

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sqlaudit.display import safe
-from sqlaudit.wire import json_value
+from sqlaudit.wire import Report, json_value, names_in
 
 Format = Literal["table", "json", "csv"]
 STYLES: Final = {
@@ -59,17 +59,24 @@ class Output:
         else:
             yield self.console
 
-    def data(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write dicts as a JSON array or as CSV, one by one."""
+    def data(self, names: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write dicts as a JSON array or as CSV, one by one.
+
+        :param names: the names in each dict
+        """
         if self.form == "csv":
-            self._csv(rows)
+            self._csv(names, rows)
         else:
             self._json(rows)
+
+    def reports(self, kind: type[Report], reports: Iterable[Report]) -> None:
+        """Write reports of a kind as a JSON array or as CSV, one by one."""
+        self.data(names_in(kind), (report.to_dict() for report in reports))
 
     def one(self, document: Mapping[str, Any]) -> None:
         """Write one dict as JSON, or as CSV of one row."""
         if self.form == "csv":
-            self._csv([document])
+            self._csv(document, [document])
         else:
             self._write(_json_text(document, indent=2) + "\n")
 
@@ -80,13 +87,11 @@ class Output:
             separator = ","
         self._write("[]\n" if separator == "[" else "\n]\n")
 
-    def _csv(self, rows: Iterable[Mapping[str, Any]]) -> None:
+    def _csv(self, names: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
         is_terminal = sys.stdout.isatty()
-        writer = None
+        writer = csv.DictWriter(sys.stdout, list(names), lineterminator="\n")
+        writer.writeheader()
         for row in rows:
-            if writer is None:
-                writer = csv.DictWriter(sys.stdout, list(row), lineterminator="\n")
-                writer.writeheader()
             values = {name: _cell(value) for name, value in row.items()}
             writer.writerow({name: safe(value) for name, value in values.items()} if is_terminal else values)
 

@@ -14,7 +14,7 @@ from sqlaudit.cli.options import acting, confirm, shared_options, writing_option
 from sqlaudit.cli.output import Output, counted, print_indented, print_trimmed, table_of
 from sqlaudit.cli.reading import ANY_TABLE, TABLES, key_of
 from sqlaudit.display import NOTHING, instant, shown, size
-from sqlaudit.maintenance import Hold, PruneReport
+from sqlaudit.maintenance import Hold, PrunedTable, PruneReport
 from sqlaudit.maintenance import hold as hold_row
 from sqlaudit.maintenance import holds as all_holds
 from sqlaudit.maintenance import prune as prune_histories
@@ -68,7 +68,7 @@ def prune(
 
 def _print_pruned(output: Output, report: PruneReport) -> None:
     if output.form != "table":
-        output.data(each.to_dict() for each in report.tables)
+        output.reports(PrunedTable, report.tables)
         return
     knows_sizes = any(each.bytes is not None for each in report.tables)  # only a dry run asks for them
     headings = ["table", "versions", *(["size"] if knows_sizes else []), "pruned before"]
@@ -147,7 +147,7 @@ def holds(database: Database, output: Output, table: str | None) -> None:
 
 def _print_holds(output: Output, found: Sequence[Hold]) -> None:
     if output.form != "table":
-        output.data(each.to_dict() for each in found)
+        output.reports(Hold, found)
         return
     for each in found:
         what = f"changeset {each.changeset_id}" if each.table is None else f"{shown(each.table)} {shown(each.key)}"

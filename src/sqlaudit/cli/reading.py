@@ -19,7 +19,7 @@ from rich.text import Text
 from sqlalchemy import Table
 from sqlalchemy.orm import Session
 
-from sqlaudit.changes import FieldChange, Operation
+from sqlaudit.changes import Blame, Changeset, FieldChange, Operation
 from sqlaudit.cli.database import Database
 from sqlaudit.cli.failures import Failure, UsageProblem
 from sqlaudit.cli.instants import INSTANT_HELP, instant_of, state
@@ -38,6 +38,7 @@ from sqlaudit.retrieval.grouping import by_row, by_transaction
 from sqlaudit.tracking.history import version_info
 from sqlaudit.tracking.links import model_of
 from sqlaudit.tracking.sources import name_of
+from sqlaudit.wire import names_in
 
 _ACTOR: Final = click.Choice([str(each) for each in ActorType])
 _OPERATION: Final = click.Choice([str(each) for each in Operation if each is not Operation.BASELINE])
@@ -116,7 +117,7 @@ def log(
             source = database.source(table)
             changes = get_resource_changes(source, session, None if key is None else key_of(source, key), **asked)
         if output.form != "table":
-            output.data(change.to_dict() for change in changes)
+            output.reports(FieldChange, changes)
         else:
             _print_changes(output, changes)
 
@@ -264,7 +265,8 @@ def blame(database: Database, output: Output, table: str, key: str, at: str | No
             then = "" if at is None else f", as of {at}"
             raise Failure(f"{name_of(source)} {key} is deleted, or has no history{then}. See sqlaudit log.")
         if output.form != "table":
-            output.data({"field_name": name, **each.to_dict()} for name, each in found.items())
+            blames = ({"field_name": name, **each.to_dict()} for name, each in found.items())
+            output.data(["field_name", *names_in(Blame)], blames)
             return
         rows = [
             (
@@ -302,7 +304,10 @@ def diff(database: Database, output: Output, table: str, key: str, a: str, b: st
         if output.form == "json":
             output.one(found.to_dict())
         elif output.form == "csv":
-            output.data({"field_name": n, "old_value": o, "new_value": v} for n, (o, v) in found.fields.items())
+            headings = ["field_name", "old_value", "new_value"]
+            output.data(
+                headings, (dict(zip(headings, (name, *pair), strict=True)) for name, pair in found.fields.items())
+            )
         elif not found:
             click.echo("No difference.", err=True)
         else:
@@ -352,7 +357,7 @@ def changesets(
         given = {name: value for name, value in filters.items() if value is not None}
         found = all_changesets(session, limit=limit, newest_first=not oldest_first, **given)
         if output.form != "table":
-            output.data(each.to_dict() for each in found)
+            output.reports(Changeset, found)
         elif not found:
             click.echo("No changesets.", err=True)
         else:
@@ -370,7 +375,8 @@ def marks(database: Database, output: Output) -> None:
         database.require_models()
         found = all_marks(session)
         if output.form != "table":
-            output.data({"name": each.name, "at": each.at, "changed_by": each.changed_by} for each in found)
+            names = ["name", "at", "changed_by"]
+            output.data(names, ({name: getattr(each, name) for name in names} for each in found))
         elif not found:
             click.echo("No marks.", err=True)
         else:

@@ -21,6 +21,7 @@ from sqlaudit.cli.output import STYLES, Output, counted
 from sqlaudit.cli.reading import KEY, TABLE, TABLES, arrow, key_of
 from sqlaudit.display import instant, shown
 from sqlaudit.exceptions import UndoConflictError
+from sqlaudit.maintenance import BackfillReport
 from sqlaudit.maintenance import backfill as write_baselines
 from sqlaudit.past.marks import mark as make_mark
 from sqlaudit.past.marks import remove_mark
@@ -28,6 +29,7 @@ from sqlaudit.recording.reconcile import record_changes
 from sqlaudit.restoring.restore import restore as restore_row
 from sqlaudit.restoring.undo import undo as undo_changesets
 from sqlaudit.tracking.sources import name_of
+from sqlaudit.wire import names_in
 
 # --- undo and restore -------------------------------------------------------------------------------------------
 
@@ -236,7 +238,7 @@ def backfill(
         click.echo("Stopped. What is written is whole; run the command again to go on.", err=True)
         raise
     if output.form != "table":
-        output.data(reports)
+        output.data(["table", *names_in(BackfillReport)], reports)
         return
     for each in reports:
         output.console.print(f"{shown(each['table'])}: {counted(each['rows'], 'row')}", soft_wrap=True)
