@@ -27,6 +27,7 @@ from sqlaudit import (
     changesets,
     changesets_page,
     compare,
+    compare_page,
     get_resource_changes,
     mark,
     marks,
@@ -130,6 +131,7 @@ def test_reads_give_what_they_give_synchronously(async_engine: AsyncEngine) -> N
             assert changes == [change async for change in stream_resource_changes(Customer, session)]
             [row] = [row async for row in compare(session, Customer, at(-1), at(100))]
             assert row.fields == {"id": (None, 1), "name": (None, "Ada Lovelace")}
+            assert (await compare_page(session, Customer, at(-1), at(100), size=1)).items == [row]
             page = await changesets_page(session, model=Customer, size=1)
             assert page.items == (await changesets(session))[:1]
             made = await mark(session, "now")

@@ -41,7 +41,7 @@ from sqlaudit.hooks.sessions import register_hooks, unregister_hooks
 from sqlaudit.importing import ChangeLogReport, ImportReport, import_change_log, import_continuum
 from sqlaudit.maintenance import BackfillReport, backfill
 from sqlaudit.past.as_of import all_versions, as_of, between
-from sqlaudit.past.comparing import compare, diff
+from sqlaudit.past.comparing import compare, compare_page, diff
 from sqlaudit.past.marks import mark, mark_named, marks, marks_table, remove_mark
 from sqlaudit.past.session import time_travel
 from sqlaudit.past.temporal_join import as_of_column
@@ -118,6 +118,7 @@ __all__ = [
     "clear_audit_context",
     "clear_config",
     "compare",
+    "compare_page",
     "diff",
     "get_audit_context",
     "get_config",

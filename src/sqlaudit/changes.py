@@ -234,7 +234,7 @@ class Blame(VersionInfo):
 class Page(Report, Generic[T]):
     """A part of what a query finds, in its order. Iterate over it, or read its ``items``.
 
-    :param items: field changes or changesets
+    :param items: field changes, changesets or rows that differ
     :param next: the cursor of the next page: a short text that may be part of a URL. ``None`` on the last page
     :param total: the number of items of all pages, if it was asked for
     """

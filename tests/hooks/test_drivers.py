@@ -220,6 +220,10 @@ def reads(session: Session) -> None:
     [differs] = sqlaudit.compare(session, Thing, at[0], at[2])
     assert differs == sqlaudit.diff(session, Thing, key, 1, ids[2])
     assert differs.fields["name"] == ("a", "c")
+    models = [Thing, Part], at[0] - timedelta(seconds=1), at[2]
+    page = sqlaudit.compare_page(session, *models, size=1)
+    rest = sqlaudit.compare_page(session, *models, after=page.next)
+    assert page.items + rest.items == list(sqlaudit.compare(session, *models))
 
 
 def take_back(session: Session) -> None:

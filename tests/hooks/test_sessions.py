@@ -17,13 +17,16 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, scoped_session, sessionmaker
 
+from clock import at
 from databases import SQLite
+from differences import check_pages
 from invariants import check_history, told
 from registering import recording
 from sqlaudit import (
     AuditContextManager,
     QueryError,
     blame,
+    compare_page,
     get_resource_changes,
     history_of,
     register_hooks,
@@ -121,7 +124,9 @@ def test_each_bind_keeps_the_history_of_its_models(engine: sa.Engine, other_engi
     assert found[Author] == found[Elsewhere][:2]  # one transaction of the session, in two databases
 
 
-def test_histories_are_read_from_the_binds_of_their_models(engine: sa.Engine, other_engine: sa.Engine) -> None:
+def test_histories_are_read_from_the_binds_of_their_models(
+    clock: Any, engine: sa.Engine, other_engine: sa.Engine
+) -> None:
     binds: Any = {Base: engine, Alone: other_engine}
     with recording(engine) as maker, maker(bind=None, binds=binds) as session:
         session.add_all([Author(id=1, name="a"), Elsewhere(id=1, name="a")])
@@ -136,6 +141,8 @@ def test_histories_are_read_from_the_binds_of_their_models(engine: sa.Engine, ot
             session.expire(version)
             assert version.name == "a"
             assert session.scalar(sa.select(sa.func.count()).select_from(history_of(model))) == 1
+        rows = check_pages(session, [Elsewhere, Author], at(-1), at(0))
+        assert [(row.resource_type, row.resource_id) for row in rows] == [("Elsewhere", 1), ("Author", 1)]
 
 
 def test_each_shard_keeps_the_history_of_its_rows(engine: sa.Engine, other_engine: sa.Engine) -> None:
@@ -163,6 +170,8 @@ def test_each_shard_keeps_the_history_of_its_rows(engine: sa.Engine, other_engin
         session.commit()
         session.execute(sa.update(Piece).values(name="c"))
         session.commit()
+        with pytest.raises(QueryError, match="session of one shard"):
+            compare_page(session, Piece, at(-1), at(1))
     unregister_hooks(maker)
     for shard, bind in (("one", engine), ("two", other_engine)):
         with Session(bind) as session:

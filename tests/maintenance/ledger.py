@@ -10,6 +10,7 @@ from sqlalchemy import orm
 from sqlalchemy.orm import Mapped, Session, mapped_column, relationship, sessionmaker
 
 import sqlaudit
+from differences import check_pages
 from sqlaudit import AuditColumns, AuditContextManager, SQLAuditConfig, Temporal, track_table
 from sqlaudit.maintenance import maintenance_tables
 
@@ -222,7 +223,7 @@ def changes(session: Session, since: datetime) -> dict[str, Any]:
 
 
 def differences(session: Session, a: datetime, b: datetime) -> list[Any]:
-    return [each for source in SOURCES for each in sqlaudit.compare(session, source, a, b)]
+    return [each for source in SOURCES for each in check_pages(session, source, a, b)]
 
 
 def start(clock: Clock) -> None:

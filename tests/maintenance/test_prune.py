@@ -153,6 +153,7 @@ WAYS = {
     ),
     "changes_page": lambda session, when: sqlaudit.changes_page(session, Account, filter_date_range=(when, None)),
     "compare": lambda session, when: list(sqlaudit.compare(session, [Tag, Account], when, at(9))),
+    "compare_page": lambda session, when: sqlaudit.compare_page(session, [Tag, Account], when, at(9)),
     "diff": lambda session, when: sqlaudit.diff(session, Account, 2, when, at(9)),
     "restore": lambda session, when: sqlaudit.restore(session, Account, 1, at=when, dry_run=True),
     "restore with others": lambda session, when: sqlaudit.restore(

@@ -8,12 +8,15 @@ from sqlalchemy import Column, ForeignKey, String, Table
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from clock import at
+from differences import check_pages, pages_of
 from sqlaudit import (
     Mark,
     QueryError,
     as_of,
+    changes_page,
     changesets,
     compare,
+    compare_page,
     diff,
     get_resource_changes,
     history_of,
@@ -130,7 +133,7 @@ def expected(session, model, a, b):
 def test_what_differs_between_instants_is_what_reads_of_both_tell(lived, model):
     assert len(changesets(lived)) < END
     for a, b in combinations([-1, 0, 1, 2, 3, 4, 5, 6, 7, END], 2):
-        rows = list(compare(lived, model, at(a), at(b)))
+        rows = check_pages(lived, model, at(a), at(b))
         found = {row.resource_id: (row.operation, row.fields) for row in rows}
         assert found == expected(lived, model, at(a), at(b))
         assert [row.resource_id for row in rows] == sorted(found)
@@ -157,7 +160,7 @@ def test_a_row_that_changes_its_class_leaves_one_and_comes_to_another(tables, cl
         session.commit()
     for a, b in combinations(range(-1, len(writes)), 2):
         for model in (Ticket, Bug):
-            rows = list(compare(session, model, at(a), at(b)))
+            rows = check_pages(session, model, at(a), at(b))
             assert {row.resource_id: (row.operation, row.fields) for row in rows} == expected(
                 session, model, at(a), at(b)
             )
@@ -184,7 +187,9 @@ def test_several_models_are_compared_one_after_the_other(lived):
     rows = list(compare(lived, [Tag, Ticket], first.changeset_id, str(last.changeset_id)))
     found = [(row.resource_type, row.resource_id, row.operation) for row in rows]
     assert found == [("Tag", 1, "update"), ("Ticket", 3, "delete")]
-    assert rows == list(compare(lived, (Tag, Ticket), Mark("begin", at(0)), Mark("end", at(END))))
+    assert rows == check_pages(lived, (Tag, Ticket), Mark("begin", at(0)), Mark("end", at(END)))
+    rows = check_pages(lived, [links, Tag, Bug, Ticket], at(-1), at(3))
+    assert [row.resource_id for row in rows] == [(1, 1), 3, 1, 3]
     assert list(compare(lived, Tag, at(1), at(1))) == []
 
 
@@ -198,9 +203,62 @@ def test_comparing_takes_one_statement_for_a_model(lived, engine):
 def test_instants_that_are_none_or_in_the_wrong_order_are_refused(lived):
     with pytest.raises(QueryError, match="earlier instant first"):
         compare(lived, Ticket, at(2), at(1))
+    with pytest.raises(QueryError, match="earlier instant first"):
+        compare_page(lived, Ticket, at(2), at(1))
     for when in (None, "yesterday", 7, True):
         with pytest.raises(QueryError):
             compare(lived, Ticket, when, at(1))
+
+
+# --- pages ------------------------------------------------------------------------------------------------------
+
+
+def test_a_cursor_belongs_to_the_tables_and_instants_of_its_page(lived):
+    first, *_, last = changesets(lived)
+    cursor = compare_page(lived, [Ticket, Tag], at(-1), at(3), size=1).next
+    assert compare_page(lived, [Ticket, Tag], Mark("m", at(-1)), at(3), after=cursor).items
+    for models, a, b in [
+        ([Tag, Ticket], at(-1), at(3)),
+        (Ticket, at(-1), at(3)),
+        ([Ticket, Tag], at(0), at(3)),
+        ([Ticket, Tag], at(-1), at(2)),
+        ([Bug, Tag], at(-1), at(3)),
+        ([Ticket, Tag], first.changeset_id, last.changeset_id),
+    ]:
+        with pytest.raises(QueryError, match="another query"):
+            compare_page(lived, models, a, b, after=cursor)
+    of_changes = changes_page(lived, Ticket, size=1).next
+    for text in (cursor[:-4] + "AAAA", cursor + "AAAA", "A" * len(cursor), of_changes):
+        with pytest.raises(QueryError, match="another query"):
+            compare_page(lived, [Ticket, Tag], at(-1), at(3), after=text)
+    for text in ("", "x", "ö", cursor + "=", 7, cursor[:5]):
+        with pytest.raises(QueryError, match="not a cursor"):
+            compare_page(lived, [Ticket, Tag], at(-1), at(3), after=text)
+    with pytest.raises(QueryError, match="another query"):
+        changes_page(lived, Ticket, after=cursor)
+
+
+@pytest.mark.parametrize("size", [0, -1, None, "5", True, 1.5])
+def test_a_page_of_differences_has_at_least_one_row(lived, size):
+    with pytest.raises(QueryError, match="size is"):
+        compare_page(lived, Ticket, at(0), at(1), size=size)
+
+
+def test_a_page_takes_few_statements_though_many_rows_were_written_that_do_not_differ(tables, clock, sessions, engine):
+    with sessions.begin() as session:
+        session.add_all(Tag(id=number, name="a") for number in range(1, 301))
+    with sessions.begin() as session:
+        for tag in session.scalars(sa.select(Tag)):
+            tag.place = 1  # which is not reported
+            if tag.id % 100 == 0:
+                tag.name = "b"
+    statements = []
+    sa.event.listen(engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+    with sessions() as session:
+        begin, end = at(0), at(1)
+        pages = list(pages_of(session, Tag, begin, end, size=1))
+    assert [row.resource_id for page in pages for row in page] == [100, 200, 300]
+    assert len([statement for statement in statements if statement.startswith("WITH")]) <= 5 * len(pages)
 
 
 # --- one row ----------------------------------------------------------------------------------------------------
@@ -253,7 +311,7 @@ def test_a_row_that_is_older_than_its_history_was_what_its_baseline_says(tables,
     with sessions.begin() as session:
         session.get(Tag, 1).name = "b"
     with sessions() as session:
-        [row] = compare(session, Tag, at(-5), at(5))
+        [row] = check_pages(session, Tag, at(-5), at(5))
         assert (row.operation, row.fields) == ("update", {"name": ("a", "b")})
         assert diff(session, Tag, 1, at(-5), at(5)) == row
 
@@ -264,7 +322,7 @@ def test_what_differs_is_unknown_if_versions_have_been_removed(lived, engine):
     lived.rollback()
     with engine.begin() as connection:
         connection.execute(sa.delete(version).where(version.c.id == 1, version.c.audit_version.in_(numbers[:2])))
-    [row] = [row for row in compare(lived, Ticket, at(1), at(2)) if row.resource_id == 1]
+    [row] = [row for row in check_pages(lived, Ticket, at(1), at(2)) if row.resource_id == 1]
     assert (row.operation, row.fields, row.is_unknown) == ("update", {}, True)
     assert not next(row for row in compare(lived, Ticket, at(2), at(END)) if row.resource_id == 1).is_unknown
     with pytest.raises(QueryError, match="unknown, because versions have been removed"):

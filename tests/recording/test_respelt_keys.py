@@ -14,6 +14,8 @@ from sqlalchemy.orm import (
     sessionmaker,
 )
 
+from clock import at
+from differences import check_pages
 from invariants import told
 from registering import recording
 from sqlaudit import QueryError, UndoConflictError, blame, changesets, get_resource_changes, restore, track_table, undo
@@ -133,6 +135,17 @@ def test_a_respelt_key_is_told_as_an_update(respelt):
         assert blame(session, Country, "AB")["code"].version == 2
         assert {operation for operation, *_ in told(session, City)} <= {"insert", "update"}
         assert {operation for operation, *_ in told(session, country_tags)} <= {"insert", "update"}
+
+
+@pytest.mark.parametrize("source", [Country, City, country_tags], ids=str)
+def test_a_respelt_key_is_compared_as_one_row(respelt, source):
+    with respelt() as session:
+        first, second = (each.timestamp for each in changesets(session))
+        assert len(check_pages(session, source, at(-1), second)) == 2
+        rows = check_pages(session, source, first, second)
+        assert {row.operation for row in rows} <= {"update"}
+        if source is Country:
+            assert [row.fields for row in rows] == [{"code": ("Ab", "aB"), "name": ("old", "new")}]
 
 
 @pytest.mark.spread

@@ -16,6 +16,7 @@ from sqlaudit import (
     changesets,
     changesets_page,
     compare,
+    compare_page,
     diff,
     get_resource_changes,
     history_of,
@@ -128,6 +129,12 @@ def what_differs_between_two_instants(session: Session) -> Any:
     return list(compare(session, Item, WHEN, SOON))
 
 
+def a_page_of_what_differs(session: Session) -> Any:
+    soon = WHEN + timedelta(seconds=100)
+    page = compare_page(session, Item, WHEN, soon, size=100)
+    return compare_page(session, Item, WHEN, soon, size=10, after=page.next).items
+
+
 def what_differs_in_a_row(session: Session) -> Any:
     return diff(session, Item, 7, WHEN, WHEN + timedelta(hours=1))
 
@@ -171,6 +178,7 @@ READS: dict[Callable[[Session], Any], int] = {
     a_page_of_transactions_far_from_the_latest: 300,
     the_latest_transactions_that_wrote_a_row: 300,
     what_differs_between_two_instants: 500,
+    a_page_of_what_differs: 1_000,
     what_differs_in_a_row: 200,
     a_page_far_from_the_first: 500,
     a_page_far_from_the_latest: 500,

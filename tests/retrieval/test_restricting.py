@@ -33,6 +33,7 @@ from sqlaudit import (
     changesets,
     changesets_page,
     compare,
+    compare_page,
     diff,
     get_resource_changes,
     history_of,
@@ -190,7 +191,12 @@ def everything(session: Session) -> Iterator[tuple[str, Any]]:
     yield "changes in", [changes_in(session, each.changeset_id) for each in found]
     yield "page", changes_page(session, Case, size=3, count=True).total
     if instants:
-        yield "compare", list(compare(session, [Case, Note, Label], instants[0], instants[-1]))
+        compared = [Case, Note, Label], instants[0], instants[-1]
+        yield "compare", (rows := list(compare(session, *compared)))
+        first = compare_page(session, *compared, size=2, count=True)
+        rest = [] if first.next is None else compare_page(session, *compared, size=99, after=first.next).items
+        assert first.items + rest == rows
+        yield "compare, page", first.total
     yield "live", session.scalars(sa.select(Case).order_by(Case.id)).all()
     yield "live labels", session.execute(sa.select(Label.id, Label.name).order_by(Label.id)).all()
     yield "versions", sorted(map(str, map(told, session.scalars(sa.select(Case.History)).unique())))

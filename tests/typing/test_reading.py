@@ -30,6 +30,7 @@ from sqlaudit import (
     changesets,
     changesets_page,
     compare,
+    compare_page,
     diff,
     get_audit_context,
     get_config,
@@ -113,6 +114,7 @@ def states(session: Session) -> None:
     assert_type(marks_table(Base.metadata), Table)
     assert_type(diff(session, Customer, 7, 2, before), RowDiff)
     assert_type(list(compare(session, [Customer], before, WHEN)), list[RowDiff])
+    assert_type(compare_page(session, [Customer], before, WHEN, size=5, after="x"), Page[RowDiff])
     assert_type(session.scalars(as_of(Customer, before)).one(), Customer)
     changesets(session, since=before, until=WHEN)
 
@@ -154,6 +156,7 @@ async def asynchronous(session: AsyncSession, engine: AsyncEngine) -> None:
     assert_type(await get_resource_changes(Customer, session, limit=1), list[FieldChange])
     assert_type(await changes_page(session=session, model_class=Customer, size=5), Page[FieldChange])
     assert_type([row async for row in compare(session, Customer, WHEN, WHEN)], list[RowDiff])
+    assert_type(await compare_page(session, Customer, WHEN, WHEN), Page[RowDiff])
     assert_type([change async for change in stream_resource_changes(Customer, session)], list[FieldChange])
     assert_type(await backfill(engine, Customer, chunk_size=5), BackfillReport)
     diff(session, Customer)  # type: ignore[call-overload]  # there are no states

@@ -47,7 +47,6 @@ from sqlaudit.exceptions import QueryError
 from sqlaudit.maintenance.door import writable_history
 from sqlaudit.maintenance.erasing import ErasedTable
 from sqlaudit.maintenance.holding import Held, held_in
-from sqlaudit.maintenance.ranges import is_in_range, range_after
 from sqlaudit.maintenance.transactions import Runner, runner_for
 from sqlaudit.past.marks import marks_table_of
 from sqlaudit.period import UTCDateTime
@@ -55,6 +54,7 @@ from sqlaudit.sql.batches import chunks
 from sqlaudit.sql.keys import Key, RawKey, bound, raw_columns
 from sqlaudit.sql.lists import has_one_of, one_of
 from sqlaudit.sql.options import INTERNAL
+from sqlaudit.sql.ranges import is_in_range, range_after
 from sqlaudit.tracking.history import Version
 from sqlaudit.tracking.horizons import base_of
 from sqlaudit.tracking.maintenance_tables import maintenance_tables_of, required_maintenance_tables

@@ -36,7 +36,6 @@ from sqlaudit.changes import Operation
 from sqlaudit.context import get_audit_context
 from sqlaudit.exceptions import QueryError
 from sqlaudit.maintenance.progress import Callback, progress_reporter
-from sqlaudit.maintenance.ranges import compared_with, is_in_range, order_of, range_after
 from sqlaudit.maintenance.transactions import InSavepoints, InTransactions, Runner, connection_of, own_connection
 from sqlaudit.period import OpenEnd, UTCDateTime
 from sqlaudit.recording.capture import WriteContext
@@ -50,6 +49,7 @@ from sqlaudit.sql.batches import chunks, in_pages
 from sqlaudit.sql.comparing import all_equal
 from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.keys import Key, bound, raw_columns, read_keys
+from sqlaudit.sql.ranges import compared_with, is_in_range, order_of, range_after
 from sqlaudit.tracking.aliases import HistoryAlias, joined_live_tables
 from sqlaudit.tracking.catalogue import can_lock_many
 from sqlaudit.tracking.missing import explaining_history_errors

@@ -53,7 +53,6 @@ from sqlaudit.exceptions import QueryError
 from sqlaudit.maintenance.door import writable_history
 from sqlaudit.maintenance.holding import Held, held_in
 from sqlaudit.maintenance.progress import Callback, progress_reporter
-from sqlaudit.maintenance.ranges import is_in_range, range_after
 from sqlaudit.maintenance.sizes import bytes_of, count_versions
 from sqlaudit.maintenance.transactions import InTransactions, Runner, runner_for
 from sqlaudit.period import TICK, UTCDateTime
@@ -63,6 +62,7 @@ from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.keys import Key, bound, raw_columns
 from sqlaudit.sql.lists import one_of
 from sqlaudit.sql.options import INTERNAL
+from sqlaudit.sql.ranges import is_in_range, range_after
 from sqlaudit.tracking.aliases import HistoryAlias
 from sqlaudit.tracking.horizons import forget_horizons, read_horizons
 from sqlaudit.tracking.maintenance_tables import MaintenanceTables, required_maintenance_tables

@@ -17,7 +17,8 @@ objects, and whatever they load later is read as of the same instant.
 ``as_of``, ``temporal_join``, ``session``
     The public reads: :func:`~sqlaudit.as_of`, :func:`~sqlaudit.as_of_column`, :class:`~sqlaudit.time_travel`.
 ``comparing``
-    Two states of a row, or of a table: :func:`~sqlaudit.diff`, :func:`~sqlaudit.compare`.
+    Two states of a row, or of a table: :func:`~sqlaudit.diff`, :func:`~sqlaudit.compare`,
+    :func:`~sqlaudit.compare_page`.
 ``marks``
     Instants with a name: :func:`~sqlaudit.mark`.
 ``running``

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from datetime import datetime
-from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
     Column,
+    ColumnElement,
+    Dialect,
     FromClause,
     Integer,
     Select,
@@ -28,21 +29,26 @@ from sqlalchemy import (
     select,
     union,
 )
+from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.orm import Session, class_mapper, scoped_session, with_polymorphic
 
 from sqlaudit.arguments import When, checked_when
 from sqlaudit.asynchronous import also_async, also_async_iterator
-from sqlaudit.changes import Equality, Operation, RowDiff, equalities_of
+from sqlaudit.changes import Equality, Operation, Page, RowDiff, equalities_of
 from sqlaudit.changes import diff as diff_of
 from sqlaudit.erased import erased_fields
 from sqlaudit.exceptions import QueryError
 from sqlaudit.past.bisection import version_at
-from sqlaudit.period import UTCDateTime
+from sqlaudit.period import EPOCH, TICK, UTCDateTime
 from sqlaudit.retrieval.change_reader import BATCH, aliases, cached_statement, identities, rows_of
 from sqlaudit.retrieval.changesets import instant_of_changeset
+from sqlaudit.retrieval.cursors import checked_size, digest_of, key_cursor, key_in
 from sqlaudit.retrieval.field_changes import versions_of
 from sqlaudit.retrieval.ids import converted_ids, is_id, one_id
+from sqlaudit.sql.keys import bound, raw_columns
 from sqlaudit.sql.options import INTERNAL
+from sqlaudit.sql.ranges import follows, order_of
 from sqlaudit.tracking.aliases import HistoryAlias
 from sqlaudit.tracking.history import (
     Version,
@@ -58,6 +64,9 @@ from sqlaudit.tracking.models import TrackedModel
 from sqlaudit.tracking.sessions import bind_arguments_for, checked_session
 
 _AnySession = Session | scoped_session[Any]
+_GROWTH: Final = 4
+_ANY_DIALECT: Final = DefaultDialect()
+_NO_OFFSET: Final[ColumnElement[int]] = literal_column("0")
 
 
 # --- one row ----------------------------------------------------------------------------------------------------
@@ -239,28 +248,125 @@ def compare(
     :raises QueryError: an argument is no instant, or ``b`` is earlier than ``a``
     :raises PrunedError: the history was pruned, and ``a`` is before its horizon
     """
+    session, chosen, begin, end = _checked(session, models, a, b)
+    return _compare(session, chosen, begin, end)
+
+
+@also_async
+def compare_page(
+    session: _AnySession,
+    models: type[Any] | Table | Collection[type[Any] | Table],
+    a: When,
+    b: When,
+    *,
+    after: str | None = None,
+    size: int = 50,
+    count: bool = False,
+) -> Page[RowDiff]:
+    """Return a page of the rows that differ between two instants, and the cursor of the next page.
+
+    .. code-block:: python
+
+        page = compare_page(session, Ticket, before, now)
+        page = compare_page(session, Ticket, before, now, after=page.next)
+
+    The pages have what :func:`compare` yields, in the same order. The cursor is the key of the last row of its page. A
+    page looks up which rows were written between the instants, and reads the values of its own rows alone. It executes
+    one statement for each model that it comes to; a few more if many rows were written that do not differ.
+
+    :param session: a session; if it is an ``AsyncSession``, await the result
+    :param models: tracked models or association tables; one or several
+    :param a: the earlier instant: an aware datetime, a :class:`Mark` or a changeset id, for the state right after that
+        transaction
+    :param b: the later instant. Give the same for all pages, not the time of each call
+    :param after: the ``next`` of the page before; ``None`` for the first page
+    :param size: the number of rows of a page
+    :param count: also count the rows of all pages, which reads all of them
+    :raises TrackingError: a model is not tracked
+    :raises QueryError: an argument is no instant, ``b`` is earlier than ``a``, ``size`` is less than 1, ``after`` is
+        not a cursor of this query, or the session is a ``ShardedSession``
+    :raises PrunedError: the history was pruned, and ``a`` is before its horizon
+    """
+    size = checked_size(size)
+    session, chosen, begin, end = _checked(session, models, a, b)
+    if isinstance(session, ShardedSession):
+        raise QueryError(
+            "The rows of several shards have no common order, so they have no pages. Give a session of one shard.",
+            session,
+        )
+    of_models = [[model.root.table.live.key, model.qualname] for model in chosen]
+    digest = digest_of("compare", of_models, [(at - EPOCH) // TICK for at in (begin, end)])
+    first, key = (0, None) if after is None else key_in(after, digest)
+    found: list[tuple[RowDiff, int, Sequence[Any]]] = []
+    for place, model in enumerate(chosen[first:], first):
+        rows = _rows_after(session, model, begin, end, key if place == first else None, size + 1 - len(found))
+        found += [(row, place, row_key) for row, row_key in rows]
+        if len(found) > size:
+            break
+    shown = found[:size]
+    return Page(
+        items=[row for row, _, _ in shown],
+        next=key_cursor(digest, *shown[-1][1:]) if len(found) > size else None,
+        total=sum(1 for _ in _compare(session, chosen, begin, end)) if count else None,
+    )
+
+
+def _checked(
+    session: _AnySession, models: type[Any] | Table | Collection[type[Any] | Table], a: When, b: When
+) -> tuple[Session, list[TrackedModel], datetime, datetime]:
     session = checked_session(session)
     chosen = [model_of(source) for source in ([models] if isinstance(models, (type, Table)) else models)]
     begin, end = _instant(session, a), _instant(session, b)
     if begin > end:
         raise QueryError(f"{end} is before {begin}. Give the earlier instant first.", (a, b))
     refuse_pruned_in(session, [model.root.table for model in chosen], begin)
-    return _compare(session, chosen, begin, end)
+    return session, chosen, begin, end
 
 
 def _compare(session: Session, models: Iterable[TrackedModel], begin: datetime, end: datetime) -> Generator[RowDiff]:
     for model in models:
-        yield from _rows_that_differ(session, model, begin, end)
+        for row, _ in _written_rows(session, model, {"begin": begin, "end": end}):
+            if row is not None:
+                yield row
+
+
+def _rows_after(
+    session: Session, model: TrackedModel, begin: datetime, end: datetime, key: Sequence[Any] | None, size: int
+) -> list[tuple[RowDiff, Sequence[Any]]]:
+    """Return the first rows that differ, in the order of their keys, each with its raw key.
+
+    The rows that were written are read, and more of them where too few differ.
+
+    :param key: the raw key after which they begin; ``None`` for the first of all
+    """
+    found: list[tuple[RowDiff, Sequence[Any]]] = []
+    limit = size
+    while True:
+        after = {} if key is None else {f"after_{place}": part for place, part in enumerate(key)}
+        parameters = {"begin": begin, "end": end, "most": limit, **after}
+        count = 0
+        with closing(_written_rows(session, model, parameters)) as rows:
+            for row, key in rows:
+                count += 1
+                if row is not None:
+                    found.append((row, key))
+                if len(found) == size:
+                    return found
+        if count < limit:
+            return found
+        limit *= _GROWTH
 
 
 class _Facts(NamedTuple):
     """What a row of the statement says of a version, after the key and before the id and the values.
 
     :ivar then: the number of the version that was true at the first instant, if there is one
+    :ivar last: the number of the last version that began between the instants
     :ivar is_new: 1 if the first version that began between the instants is an insert
     """
 
     then: int
+    last: int
     is_new: int
     version: int
     operation: Operation
@@ -274,61 +380,91 @@ class _Facts(NamedTuple):
         return is_of_model and self.operation is not Operation.DELETE
 
 
-def _rows_that_differ(session: Session, model: TrackedModel, begin: datetime, end: datetime) -> Generator[RowDiff]:
+def _written_rows(
+    session: Session, model: TrackedModel, parameters: Mapping[str, Any]
+) -> Generator[tuple[RowDiff | None, Sequence[Any]]]:
+    """Yield how each row that was written between two instants differs, ``None`` if it does not, and its raw key."""
     fields = tuple(model.reported_fields())
     names, equalities, of_family = [name for name, _ in fields], equalities_of(fields), identities(model)
-    statement = cached_statement(model, ("compare", fields), lambda: _versions_between(model, fields))
+    if isinstance(session, ShardedSession):  # it may choose a shard by an object alone
+        dialect: Dialect = _ANY_DIALECT
+    else:
+        dialect = session.get_bind(**bind_arguments_for(session, model.mapper)).dialect
+    shape = ("compare", fields, dialect.name, frozenset(parameters))
+    statement = cached_statement(model, shape, lambda: _versions_between(model, fields, dialect, parameters))
     key = len(model.root.table.key)
     ids = key + len(_Facts._fields)
     values = ids + len(model.resource_id_columns())
-    parameters = {"begin": begin, "end": end}
     with closing(rows_of(session, model, statement, parameters, {"yield_per": BATCH})) as rows:
-        for _, group in groupby(rows, key=lambda row: row[:key]):
-            versions = [(_Facts(*row[key:ids]), row) for row in group]
-            now, row = versions[-1]
-            then, row_then = next((version for version in versions if version[0].version == now.then), (None, None))
+        then: _Facts | None = None
+        row_then: Sequence[Any] | None = None
+        for row in rows:
+            now = _Facts(*row[key:ids])
+            if now.version != now.last:
+                then, row_then = now, row
+                continue
+            if now.version == now.then:
+                then, row_then = now, row
             was_there, is_there = not now.is_new and (then is None or then.is_in(of_family)), now.is_in(of_family)
-            has_end = now.operation is not Operation.DELETE and now.valid_to <= end
+            has_end = now.operation is not Operation.DELETE and now.valid_to <= parameters["end"]
             is_unknown = (then is None and not now.is_new) or has_end
             old = None if row_then is None else row_then[values:]
             operation = _operation(was_there, is_there)
             erased = erased_fields(None if then is None else then.extra, fields), erased_fields(now.extra, fields)
             changed = {} if is_unknown else _changed(names, operation, old, row[values:], equalities, erased)
+            difference = None
             if changed or (is_unknown and operation is not None):
                 resource_id = tuple(row[ids:values])
-                yield RowDiff(
+                difference = RowDiff(
                     resource_type=model.label,
                     resource_id=resource_id if len(resource_id) > 1 else resource_id[0],
                     operation=operation,
                     fields=changed,
                     is_unknown=is_unknown,
                 )
+            yield difference, row[:key]
+            then = row_then = None
 
 
-def _versions_between(model: TrackedModel, fields: Iterable[tuple[str, Column[Any]]]) -> Select[Any]:
-    """Select the first and the last state of each row that was written between two instants, in the order of keys."""
+def _versions_between(
+    model: TrackedModel, fields: Iterable[tuple[str, Column[Any]]], dialect: Dialect, parameters: Collection[str]
+) -> Select[Any]:
+    """Select the first and the last state of each row that was written between two instants, in the order of keys.
+
+    :param parameters: those of the statement: ``most`` limits the number of rows, and they follow the raw key of
+        ``after_0`` and so on
+    """
     base = model.root.table
     tables = list(dict.fromkeys(table for submodel in model.family() for table in submodel.chain))
     written = HistoryAlias(base)
+    is_between = and_(written.valid_from > bindparam("begin"), written.valid_from <= bindparam("end"))
+    if "after_0" in parameters:
+        raw = raw_columns(written.key, dialect)
+        values = [bound(column, name=f"after_{place}") for place, column in enumerate(raw)]
+        is_between = and_(is_between, follows(written.key, values, dialect))
+    if "most" in parameters:
+        # Without OFFSET 0, a database that wants few rows may go through the history by its key until it has them, and
+        # read all of it if only the newest rows were written.
+        between = select(*written.key, written.version, written.operation).where(is_between).offset(_NO_OFFSET)
+        written = HistoryAlias(base, between.subquery("written"))
     is_baseline, is_insert = (written.operation == each for each in (Operation.BASELINE, Operation.INSERT))
     inserted = func.min(case((is_insert, written.version)))
     is_new = case((inserted == func.min(written.version), literal_column("1")), else_=literal_column("0"))
-    touched = (
-        select(
-            *(column.label(f"key_{place}") for place, column in enumerate(written.key)),
-            func.min(case((is_baseline, written.version), else_=written.version - 1)).label("then"),
-            func.max(written.version).label("last"),
-            is_new.cast(Integer).label("is_new"),
-        )
-        .where(written.valid_from > bindparam("begin"), written.valid_from <= bindparam("end"))
-        .group_by(*written.key)
-        .cte("touched")
-    )
-    *key, then, last, new = touched.c
+    touched = select(
+        *(column.label(f"key_{place}") for place, column in enumerate(written.key)),
+        func.min(case((is_baseline, written.version), else_=written.version - 1)).label("then"),
+        func.max(written.version).label("last"),
+        is_new.cast(Integer).label("is_new"),
+    ).group_by(*written.key)
+    if "most" in parameters:
+        touched = touched.order_by(*order_of(written.key, dialect)).limit(bindparam("most"))
+    else:
+        touched = touched.where(is_between)
+    *key, then, last, new = touched.cte("touched").c
     numbers = union(
-        select(*key, then, new, then.label("number")), select(*key, then, new, last.label("number"))
+        select(*key, then, last, new, then.label("number")), select(*key, then, last, new, last.label("number"))
     ).subquery("states")
-    *key, then, new, number = numbers.c
+    *key, then, last, new, number = numbers.c
     old = aliases(tables, "version")
     version = old[base.history]
     source: FromClause = numbers.join(version.clause, and_(version.has_key(key), version.version == number))
@@ -339,6 +475,8 @@ def _versions_between(model: TrackedModel, fields: Iterable[tuple[str, Column[An
     discriminator = null() if of_family is None else rebased_on_history(of_family[0], dict(version.columns))
     columns = [*model.resource_id_columns(), *(column for _, column in fields)]
     stored = [old[column.table].clause.c[column.key] for column in columns]
-    facts = [then, new, version.version, version.operation, version.valid_to, discriminator.label("discriminator")]
-    facts.append(version.role("extra"))
-    return select(*version.key, *facts, *stored).select_from(source).order_by(*version.key, version.version)
+    facts = [then, last, new, version.version, version.operation, version.valid_to]
+    facts += [discriminator.label("discriminator"), version.role("extra")]
+    raw_key = raw_columns(version.key, dialect)
+    order = [*order_of(version.key, dialect), version.version]
+    return select(*raw_key, *facts, *stored).select_from(source).order_by(*order)

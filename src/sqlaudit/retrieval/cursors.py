@@ -1,14 +1,19 @@
 """Where does the next page begin? A cursor says it, as a short text that may be part of a URL.
 
-A cursor is the digest of a query, and the place at which a page of this query ended.
+A cursor is the digest of a query, and the place at which a page of this query ended: numbers of a fixed size, or the
+key of a row, as JSON.
 """
 
 from __future__ import annotations
 
 import hashlib
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+import json
+from base64 import b64decode, b64encode, urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from struct import Struct
-from typing import Any
+from typing import Any, Final
+from uuid import UUID
 
 from sqlaudit.arguments import checked_count
 from sqlaudit.exceptions import QueryError
@@ -35,21 +40,84 @@ def place_in(cursor: Any, digest: bytes, form: Struct) -> tuple[Any, ...]:
 
     :raises QueryError: it is not a cursor, or it is one of another query
     """
+    packed = _packed(cursor, len(digest))
+    if packed[: len(digest)] != digest or len(packed) != form.size:
+        raise _foreign(cursor)
+    return form.unpack(packed)[1:]
+
+
+def _packed(cursor: Any, least: int) -> bytes:
     try:
         packed = urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
         if cursor_text(packed) != cursor:
             raise ValueError(cursor)
     except (TypeError, ValueError):
         packed = b""
-    if len(packed) < len(digest):
+    if len(packed) < least:
         raise QueryError(f"after is {cursor!r}, which is not a cursor. Give the next of the page before.", cursor)
-    if packed[: len(digest)] != digest or len(packed) != form.size:
-        raise QueryError(
-            f"after is {cursor!r}, which is the cursor of another query. Give it with the model, filters and order of "
-            "the page that it comes from, or begin without it.",
-            cursor,
-        )
-    return form.unpack(packed)[1:]
+    return packed
+
+
+def _foreign(cursor: Any) -> QueryError:
+    return QueryError(
+        f"after is {cursor!r}, which is the cursor of another query. Give it with the model, filters and order of "
+        "the page that it comes from, or begin without it.",
+        cursor,
+    )
+
+
+# --- keys of rows -----------------------------------------------------------------------------------------------
+
+_AS_TEXT: Final[Mapping[str, tuple[type[Any], Callable[[Any], str], Callable[[str], Any]]]] = {
+    "bytes": (bytes, lambda value: b64encode(value).decode(), b64decode),
+    "decimal": (Decimal, str, Decimal),
+    "uuid": (UUID, str, UUID),
+}
+"""How JSON holds the values of a raw key that it does not know: by the name of their type."""
+
+
+def key_cursor(digest: bytes, place: int, key: Sequence[Any]) -> str:
+    """Return the cursor of a page that ended at the row with a raw key.
+
+    :param place: the place of the row's table among those of the query
+    """
+    text = json.dumps([place, *map(_as_json, key)], separators=(",", ":")).encode()
+    return cursor_text(_sealed(digest, text) + text)
+
+
+def key_in(cursor: Any, digest: bytes) -> tuple[int, list[Any]]:
+    """Return the place and the raw key of a cursor. Its text is as :func:`key_cursor` wrote it, to the byte.
+
+    :raises QueryError: it is not a cursor, or it is one of another query
+    """
+    packed = _packed(cursor, len(digest))
+    seal, text = packed[: len(digest)], packed[len(digest) :]
+    if seal != _sealed(digest, text):
+        raise _foreign(cursor)
+    place, *key = json.loads(text)
+    return place, [*map(_from_json, key)]
+
+
+def _sealed(digest: bytes, text: bytes) -> bytes:
+    return hashlib.blake2b(digest + text, digest_size=len(digest)).digest()
+
+
+def _as_json(value: Any) -> Any:
+    value = bytes(value) if isinstance(value, (bytearray, memoryview)) else value
+    for name, (type_, write, _) in _AS_TEXT.items():
+        if isinstance(value, type_):
+            return {name: write(value)}
+    return value
+
+
+def _from_json(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    [(name, text)] = value.items()
+    return _AS_TEXT[name][2](text)
+
+
+# --- queries ----------------------------------------------------------------------------------------------------
 
 
 def digest_of(*parts: Any) -> bytes:

@@ -5,6 +5,8 @@
     text (:class:`~sqlaudit.sql.keys.RawKey`).
 ``batches``
     Many keys in batches of 1,000, or as a select that finds them (:class:`~sqlaudit.sql.batches.SelectedKeys`).
+``ranges``
+    Rows in the order of their keys: by ranges, or after a key.
 ``lists``
     Many keys in one parameter: an array on PostgreSQL, JSON on SQLite.
 ``comparing``

@@ -24,6 +24,14 @@ def compared_with(columns: Columns, operator: str, key: Key, dialect: Dialect) -
     return _compared(order_of(columns, dialect), values, operator)
 
 
+def follows(columns: Columns, values: Sequence[ColumnElement[Any]], dialect: Dialect) -> ColumnElement[bool]:
+    """Return the condition that a row's key comes after a raw key, whose values are parameters."""
+    order = order_of(columns, dialect)
+    if len(order) > 1 and TRAITS[dialect.name].compares_rows_by_index:
+        return tuple_(*order) > tuple_(*values)
+    return _compared(order, values, ">")
+
+
 def range_after(connection: Connection, columns: Columns, last: Key | None, size: int) -> tuple[Key, Key] | None:
     """Return the first and the last key of the ``size`` rows that follow a key, or ``None`` if no row follows."""
     dialect = connection.dialect
