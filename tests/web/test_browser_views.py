@@ -20,6 +20,8 @@ from desk import (
     Base,
     Comment,
     Person,
+    Setting,
+    Tag,
     Ticket,
     happen,
     links_of,
@@ -226,6 +228,36 @@ def test_two_instants_of_a_table_are_compared(client: TestClient) -> None:
     assert "Comment 1 was deleted" in read(client, f"/tables/comments/compare?a={happened_at(TAGGED)}")
     assert "Nothing differs." in read(client, f"/tables/tags/compare?a={happened_at(TAGGED)}")
     assert "Compare" in read(client, "/tables/tags/compare")
+
+
+@pytest.mark.parametrize("table", ["settings", "ticket_tags", "tickets"])
+def test_what_differs_between_two_instants_has_pages(
+    client: TestClient, sessions: sessionmaker[Session], happened: list[str], table: str
+) -> None:
+    with sessions.begin() as session:
+        session.add_all([Setting(scope=f"{SCOPE}\u202e{at}", name=NAME, value="<b>") for at in "abc"])
+        session.add_all([Tag(id=number, name="x") for number in range(10, 14)])
+        session.get_one(Ticket, 1).tags = list(session.scalars(sa.select(Tag)))
+        session.add_all([Ticket(id=at, tenant=1, title="x", status="new", price=1) for at in range(20, 23)])
+    url = f"/tables/{table}/compare?a=2023-12-31"
+    whole = client.get(url).text
+    assert "On this page:" not in whole
+    small, rows, pages = visitor(HistoryBrowser(sessions, Base, page_size=2)), [], 0
+    following: list[str] = [url]
+    while following:
+        url = urljoin(url, html.unescape(following[0]))
+        page = small.get(url).text
+        rows += re.findall(r'<li class="story.*?</li>', page, re.DOTALL)
+        pages += 1
+        following = re.findall(r'href="([^"]+)" rel="next"', page)
+        assert "On this page:" in page
+        assert ('rel="first"' in page) is (pages > 1)
+    assert rows == re.findall(r'<li class="story.*?</li>', whole, re.DOTALL)
+    assert pages == (len(rows) + 1) // 2 > 1
+    [first] = re.findall(r'href="([^"]+)" rel="first"', page)
+    assert rows[0] in small.get(urljoin(url, html.unescape(first))).text
+    response = small.get(url.replace("compare?a=2023-12-31", "compare?a=2023-12-30"))
+    assert (response.status_code, "another query" in response.text) == (400, True)
 
 
 def test_sizes_are_shown_and_histories_checked(client: TestClient) -> None:

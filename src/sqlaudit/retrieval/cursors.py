@@ -68,6 +68,7 @@ def _foreign(cursor: Any) -> QueryError:
 
 # --- keys of rows -----------------------------------------------------------------------------------------------
 
+_JSON: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _AS_TEXT: Final[Mapping[str, tuple[type[Any], Callable[[Any], str], Callable[[str], Any]]]] = {
     "bytes": (bytes, lambda value: b64encode(value).decode(), b64decode),
     "decimal": (Decimal, str, Decimal),
@@ -81,7 +82,7 @@ def key_cursor(digest: bytes, place: int, key: Sequence[Any]) -> str:
 
     :param place: the place of the row's table among those of the query
     """
-    text = json.dumps([place, *map(_as_json, key)], separators=(",", ":")).encode()
+    text = _JSON.encode([place, *map(_as_json, key)]).encode("utf-8", "surrogatepass")
     return cursor_text(_sealed(digest, text) + text)
 
 
@@ -94,7 +95,7 @@ def key_in(cursor: Any, digest: bytes) -> tuple[int, list[Any]]:
     seal, text = packed[: len(digest)], packed[len(digest) :]
     if seal != _sealed(digest, text):
         raise _foreign(cursor)
-    place, *key = json.loads(text)
+    place, *key = json.loads(text.decode("utf-8", "surrogatepass"))
     return place, [*map(_from_json, key)]
 
 

@@ -272,7 +272,7 @@ def _url_at(page: Page, instant: str) -> str | None:
     """Return the URL of the same page as of an instant; ``None`` for a search, whose words name the instant."""
     query = page.request.query_params
     if query.get("a") or query.get("b"):
-        return page.here(a=instant, b=None, at=None)
+        return page.here(a=instant, b=None, at=None, after=None)
     return None if query.get("q") else page.here(at=instant, after=None)
 
 
