@@ -47,7 +47,6 @@ from sqlaudit.retrieval.cursors import checked_size, digest_of, key_cursor, key_
 from sqlaudit.retrieval.field_changes import versions_of
 from sqlaudit.retrieval.ids import converted_ids, is_id, one_id
 from sqlaudit.sql.keys import bound, raw_columns
-from sqlaudit.sql.options import INTERNAL
 from sqlaudit.sql.ranges import follows, order_of
 from sqlaudit.tracking.aliases import HistoryAlias
 from sqlaudit.tracking.history import (
@@ -61,7 +60,7 @@ from sqlaudit.tracking.history import (
 from sqlaudit.tracking.horizons import refuse_pruned_in
 from sqlaudit.tracking.links import model_of
 from sqlaudit.tracking.models import TrackedModel
-from sqlaudit.tracking.sessions import bind_arguments_for, checked_session
+from sqlaudit.tracking.sessions import checked_session
 
 _AnySession = Session | scoped_session[Any]
 _GROWTH: Final = 4
@@ -155,35 +154,52 @@ def _version_of_state(session: Session, model: TrackedModel, source: Any, resour
     """
     name = f"{model.name} {resource_id!r}"
     ids = converted_ids(model.root.table.history_key, [resource_id])
-    first = next(iter(versions_of(session, source, resource_id, limit=1)), None)
-    if first is None:
-        raise QueryError(f"{name} has no history. Check the key, or run backfill() for rows without history.", source)
-    if model.root is not model:  # the row may have been of another class before
-        first = versions_of(session, model.root.mapper.class_, resource_id, limit=1)[0]
+    at = when
     if isinstance(when, Version):
-        info = version_info(when)
-        if when.__sqlaudit_model__.root is not model.root or _key_of(when) != _key_of(first):
+        of_model = when.__sqlaudit_model__.root is model.root
+        if not of_model or _key_of(when) != _key_of(_first(session, model, source, resource_id)):
             raise QueryError(f"{when!r} is not a version of {name}. Give one of versions_of(…).", when)
-        when = info["version"]
-    if isinstance(when, int) and not isinstance(when, bool):
-        version = _version(session, model, ids, when)
+        at = version_info(when)["version"]
+    is_number = isinstance(at, int) and not isinstance(at, bool)
+    if not is_number:
+        at = _instant(session, when)
+        refuse_pruned_in(session, [model.root.table], at)
+    version = _version(session, model, ids, at) if ids["ids"] else None
+    first = None
+    if version is None or version.__sqlaudit_model__ not in model.family():  # has it a history as a row of the model?
+        first = _first(session, model, source, resource_id)
+    if is_number:
         if version is None:
-            raise QueryError(f"{name} has no version {when}. Give the number of one of versions_of(…).", when)
+            raise QueryError(f"{name} has no version {at}. Give the number of one of versions_of(…).", when)
         return version
-    instant = _instant(session, when)
-    refuse_pruned_in(session, [model.root.table], instant)
-    version = _version(session, model, ids, instant)
-    if version is None or version_info(version)["timestamp"] > instant:  # the first one, if none has begun
+    if version is None or version_info(version)["timestamp"] > at:  # the first one, if none has begun
+        first = first or _first(session, model, source, resource_id)
         operation = version_info(first)["operation"]
         if operation is Operation.INSERT:
             return None
         if operation is Operation.BASELINE:
             return first
-        raise _unknown_error(name, instant)
+        raise _unknown_error(name, at)
     is_tombstone = version_info(version)["operation"] is Operation.DELETE
-    if not is_tombstone and getattr(version, model.root.table.names.valid_to) <= instant:
-        raise _unknown_error(name, instant)
+    if not is_tombstone and getattr(version, model.root.table.names.valid_to) <= at:
+        raise _unknown_error(name, at)
     return version
+
+
+def _first(session: Session, model: TrackedModel, source: Any, resource_id: Any) -> Any:
+    """Return the first version of a row, of any class.
+
+    :raises QueryError: the row has no history as a row of the model
+    """
+    first = next(iter(versions_of(session, source, resource_id, limit=1)), None)
+    if first is None:
+        raise QueryError(
+            f"{model.name} {resource_id!r} has no history. Check the key, or run backfill() for rows without history.",
+            source,
+        )
+    if model.root is not model:  # the row may have been of another class before
+        first = versions_of(session, model.root.mapper.class_, resource_id, limit=1)[0]
+    return first
 
 
 def _key_of(version: Any) -> Any:
@@ -207,16 +223,19 @@ def _instant(session: Session, when: Any) -> datetime:
 
 def _version(session: Session, model: TrackedModel, ids: dict[str, list[Any]], at: int | datetime) -> Any:
     """Return the version of a number, or the last one that began no later than an instant."""
-    table, key = model.root.table, one_id(ids)
-    statement: Select[Any] = select(with_polymorphic(class_mapper(history_class_of(model.root)), "*"))
-    statement = statement.where(is_id(table.history_key, key))
-    if isinstance(at, int):
-        statement = statement.where(table.version == at)
-    else:
-        parts = [bindparam(f"id_{place}", type_=column.type) for place, column in enumerate(table.history_key)]
-        statement = statement.where(table.version == version_at(table, parts, bindparam("at", at, UTCDateTime())))
-    where = bind_arguments_for(session, model.mapper)
-    return session.scalars(statement, key, bind_arguments=where, execution_options=INTERNAL).first()
+    root, table, key = model.root, model.root.table, one_id(ids)
+
+    def build() -> Select[Any]:
+        statement: Select[Any] = select(with_polymorphic(class_mapper(history_class_of(root)), "*"))
+        number: ColumnElement[int] = bindparam("at", type_=Integer())
+        if not isinstance(at, int):
+            parts = [bindparam(f"id_{place}", type_=column.type) for place, column in enumerate(table.history_key)]
+            number = version_at(table, parts, bindparam("at", type_=UTCDateTime()))
+        return statement.where(is_id(table.history_key, key), table.version == number)
+
+    statement = cached_statement(root, ("state", isinstance(at, int)), build)
+    with closing(rows_of(session, root, statement, {**key, "at": at}, {})) as rows:
+        return next((version for (version,) in rows), None)
 
 
 # --- all rows ---------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Coroutine, Generator, Iterable, Mapping
 from contextlib import closing
+from dataclasses import fields
 from datetime import datetime
 from itertools import islice
 from types import MappingProxyType
@@ -19,7 +20,7 @@ from sqlalchemy.orm import Mapped, QueryableAttribute, Session, class_mapper, sc
 
 from sqlaudit.arguments import changeset_uuid, checked_count, checked_range
 from sqlaudit.asynchronous import AsyncSession, also_async, also_async_read, also_async_stream, async_scoped_session
-from sqlaudit.changes import Blame, Equality, FieldChange, Operation, differ, equalities_of
+from sqlaudit.changes import Blame, Equality, FieldChange, Operation, VersionInfo, differ, equalities_of
 from sqlaudit.config import configured_session
 from sqlaudit.period import OPEN_END, Mark
 from sqlaudit.retrieval.change_reader import (
@@ -227,6 +228,26 @@ def versions_of(
     if limit is not None:
         bounds["limit"] = checked_count("limit", limit)
     return list(_versions(session, model_of(model_class), resource_id, related, bounds, newest_first=newest_first))
+
+
+def latest_infos(session: Session, model_class: Readable, resource_id: Any, limit: int) -> list[VersionInfo]:
+    """Return who made the latest versions of a row, when and why, the latest first. One statement, without values."""
+    model = model_of(model_class)
+    table, entity = model.root.table, history_class_of(model)
+    ids = converted_ids(table.history_key, [resource_id])
+    if not ids["ids"]:
+        return []
+    parameters = {**one_id(ids), "limit": limit}
+    roles = {field.name: getattr(table.names, field.name, table.names.valid_from) for field in fields(VersionInfo)}
+
+    def build() -> Select[Any]:
+        statement = select(*(getattr(entity, name).label(role) for role, name in roles.items()))
+        statement = statement.where(is_id(table.history_key, parameters))
+        return statement.order_by(table.version.desc()).limit(bindparam("limit"))
+
+    statement = cached_statement(model, ("infos",), build)
+    with closing(rows_of(session, model, statement, parameters, {})) as rows:
+        return [VersionInfo(**row._mapping) for row in islice(rows, limit)]
 
 
 @also_async

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from datetime import UTC, datetime, tzinfo
+from functools import lru_cache
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -51,6 +52,7 @@ def _zone(name: str) -> tzinfo:
         return UTC
 
 
+@lru_cache(maxsize=1_000)
 def instant_text(instant: datetime) -> str:
     """Return an instant as the text that a URL has."""
     return instant.astimezone(UTC).isoformat().replace("+00:00", "Z")

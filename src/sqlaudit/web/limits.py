@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from inspect import isawaitable
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, event, func, literal_column, select, text
+from sqlalchemy import ColumnElement, Connection, event, literal_column, select, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
@@ -81,8 +81,7 @@ def was_stopped(error: DBAPIError) -> bool:
 
 
 def _on_postgresql(connection: Connection, seconds: float) -> Callable[[], Any]:
-    milliseconds = str(round(seconds * 1000))
-    connection.execute(select(func.set_config("statement_timeout", milliseconds, True)), execution_options=INTERNAL)
+    connection.exec_driver_sql(f"SET LOCAL statement_timeout = {round(seconds * 1000)}", execution_options=INTERNAL)
     return lambda: None  # it ends with the transaction
 
 

@@ -133,6 +133,8 @@ class Renderer:
 
 def text_of(value: Any) -> str:
     """Return a value as text on one line, without control characters; a very long one is cut."""
+    if type(value) is int:  # most keys
+        return str(value)
     if isinstance(value, tuple):  # a key
         return ", ".join(map(text_of, value))
     if isinstance(value, (datetime, date)):

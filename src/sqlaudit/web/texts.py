@@ -301,11 +301,12 @@ class Texts:
     """
 
     def __init__(self, own: Mapping[str, str]) -> None:
-        self._texts = {**TEXTS, **own}
+        self._texts = {name: Markup(text) for name, text in {**TEXTS, **own}.items()}
 
     def __call__(self, name: str, /, **values: Any) -> Markup:
         """Return a text with values in their places. They are escaped, unless they are markup."""
-        return markup(self._texts[name], **values)
+        text = self._texts[name]
+        return markup(text, **values) if values else text
 
     def counted(self, name: str, count: int) -> Markup:
         """Return a text for a number of things."""

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, quote_plus
 
 from markupsafe import Markup, escape
 from sqlalchemy.orm import Session
@@ -65,7 +65,7 @@ class Page:
         self.show = Renderer(self.texts)
         self.depth = _route_path(request).count("/") - 1
 
-    @property
+    @cached_property
     def base(self) -> str:
         """The relative path of the first page: a browser may be mounted anywhere, and need not know where."""
         return "../" * self.depth or "./"
@@ -76,19 +76,21 @@ class Page:
         :param query: the parameters; those that are ``None`` are left out, and a list gives several of one name
         """
         path = PATHS[page].format(**{name: quote(part, errors="replace") for name, part in parts.items()})
-        given = {name: value for name, value in (query or {}).items() if value not in (None, [], "")}
-        text = urlencode(given, doseq=True, errors="replace")
-        return f"{self.base}{path}" + (f"?{text}" if text else "")
+        text = _query_text(query or {})
+        return f"{self.base}{path}?{text}" if text else f"{self.base}{path}"
 
     def here(self, **query: Any) -> str:
         """Return the relative URL of this page, with some parameters replaced. ``None`` removes one."""
-        given: dict[str, Any] = {name: self.request.query_params.getlist(name) for name in self.request.query_params}
-        given = {**given, "zone": None, **query}
-        name = _route_path(self.request).rpartition("/")[2]
-        text = urlencode(
-            {name: value for name, value in given.items() if value not in (None, [], "")}, doseq=True, errors="replace"
-        )
-        return f"{quote(name, errors='replace') or './'}?{text}"
+        return f"{self._own_name}?{_query_text({**self._own_query, **query})}"
+
+    @cached_property
+    def _own_name(self) -> str:
+        return quote(_route_path(self.request).rpartition("/")[2], errors="replace") or "./"
+
+    @cached_property
+    def _own_query(self) -> Mapping[str, list[str]]:
+        query = self.request.query_params
+        return {name: query.getlist(name) for name in query if name != "zone"}
 
     def render(self, template: str, status: int = 200, **values: Any) -> Response:
         """Return the response that a template gives."""
@@ -229,6 +231,10 @@ class Visit(Page):
         return [(name, value) for name, value in query if name not in ("at", "zone", "after")]
 
     def at_text(self) -> str | None:
+        return self._at_text
+
+    @cached_property
+    def _at_text(self) -> str | None:
         return None if self.at is None else instant_text(self.at)
 
     def row_url(self, page: str, source: Any, key: Any, **query: Any) -> str:
@@ -266,6 +272,21 @@ class Visit(Page):
     def redirect(self, url: str) -> Response:
         """Send the browser to another page of this history."""
         return RedirectResponse(url, 303)
+
+
+def _query_text(query: Mapping[str, Any]) -> str:
+    """Return parameters as a URL has them; a list is several of one name, and none are empty."""
+    return "&".join(
+        f"{_quoted(name)}={_quoted(str(each))}"
+        for name, value in query.items()
+        for each in (value if isinstance(value, list) else (value,))
+        if each not in (None, "")
+    )
+
+
+@lru_cache
+def _quoted(text: str) -> str:
+    return quote_plus(text, errors="replace")  # a page repeats its names and instants in all its links
 
 
 def _route_path(request: Request) -> str:

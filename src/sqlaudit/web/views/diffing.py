@@ -11,12 +11,11 @@ from typing import Any, Final
 from markupsafe import Markup
 from starlette.responses import Response
 
-from sqlaudit.changes import RowDiff, VersionInfo
+from sqlaudit.changes import RowDiff
 from sqlaudit.display import safe
 from sqlaudit.exceptions import PrunedError, QueryError
 from sqlaudit.past.comparing import diff, state_of
-from sqlaudit.retrieval.field_changes import versions_of
-from sqlaudit.tracking.history import version_info
+from sqlaudit.retrieval.field_changes import latest_infos
 from sqlaudit.web.instants import instant_of
 from sqlaudit.web.markup import markup
 from sqlaudit.web.problems import Problem
@@ -39,10 +38,10 @@ class _Line:
 def _diff(visit: Visit) -> Response:
     """Show what differs between two versions or instants of the row; without any, what the latest change did."""
     with visit.reading():
-        latest = versions_of(visit.session, visit.source, visit.key, newest_first=True, limit=_VERSIONS)
+        latest = latest_infos(visit.session, visit.source, visit.key, _VERSIONS)
         if not latest:
             raise visit.unknown_row()
-        newest = version_info(latest[0])["version"]
+        newest = latest[0].version
         b = visit.parameter("b") or visit.at_text() or str(newest)
         a = visit.parameter("a") or (str(max(int(b) - 1, 1)) if b.isdecimal() else str(newest))
         first, second = _state(visit, a), _state(visit, b)
@@ -60,7 +59,7 @@ def _diff(visit: Visit) -> Response:
         heading=visit.row_name(visit.title, visit.key),
         found=found,
         lines=lines,
-        versions=[VersionInfo(**version_info(version)) for version in latest],
+        versions=latest,
         a=a,
         b=b,
         is_all=visit.parameter("all") is not None,

@@ -64,11 +64,12 @@ def _restore_of(visit: Visit, chosen: Sequence[str] | None = None) -> Work:
         raise Problem(400, "restore_when")
     if visit.has_links:
         raise Problem(400, "cannot_restore")
+    fields = visit.parameters("field") if chosen is None else chosen
     with visit.reading():
-        if not versions_of(visit.session, visit.source, visit.key, limit=1):
-            raise visit.unknown_row()
-        fields = visit.parameters("field") if chosen is None else chosen
-        fields = fields or _fields_but_lost(visit, at)
+        if fields:
+            _refuse_unknown(visit)
+        else:
+            fields = _fields_but_lost(visit, at)
     if not visit.permissions.masked_in(visit.source).isdisjoint(fields):
         raise Problem(403, "cannot_restore")
 
@@ -78,6 +79,15 @@ def _restore_of(visit: Visit, chosen: Sequence[str] | None = None) -> Work:
     return work
 
 
+def _refuse_unknown(visit: Visit) -> None:
+    """Raise if the row of the page has no history that the visitor may see.
+
+    :raises Problem: it has none
+    """
+    if not versions_of(visit.session, visit.source, visit.key, limit=1):
+        raise visit.unknown_row()
+
+
 def _fields_but_lost(visit: Visit, at: datetime) -> list[str]:
     """Return the fields without those that are hidden or erased; none if there are no such fields."""
     try:
@@ -85,6 +95,7 @@ def _fields_but_lost(visit: Visit, at: datetime) -> list[str]:
     except PrunedError:
         raise
     except QueryError:
+        _refuse_unknown(visit)
         return []  # restore() says why
     if version is None:
         return []

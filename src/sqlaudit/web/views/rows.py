@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from markupsafe import Markup
 from sqlalchemy import inspect, select
-from sqlalchemy.orm import RelationshipProperty, Session, lazyload, with_parent
+from sqlalchemy.orm import Mapper, RelationshipProperty, Session, lazyload, with_parent
 from starlette.responses import Response
 
 from sqlaudit.changes import FieldChange, Operation, Page, VersionInfo
@@ -67,7 +67,7 @@ def _row(visit: Visit) -> Response:
             stories=stories(visit, page, _subject(visit, latest[0])),
             is_cut=visit.is_cut(page),
             filters=list(_filters(visit)),
-            beginning=_beginning(visit) if page.next is None else None,
+            beginning=_beginning(visit, latest) if page.next is None else None,
             older=None if page.next is None else visit.here(after=page.next),
             newest=visit.here(after=None) if visit.parameter("after") else None,
         )
@@ -145,7 +145,8 @@ class _Relationship:
 
 def _related(visit: Visit) -> Iterator[_Relationship]:
     """Yield the rows that relationships lead to, now or at the instant of the page."""
-    if visit.has_links:
+    family = () if visit.has_links else visit.model.mapper.self_and_descendants
+    if not any(_shown_relationships(visit, mapper) for mapper in family):
         return
     if visit.at is None:
         yield from _related_in(visit, visit.session)
@@ -155,13 +156,11 @@ def _related(visit: Visit) -> Iterator[_Relationship]:
 
 
 def _related_in(visit: Visit, session: Session) -> Iterator[_Relationship]:
-    mapper = visit.model.mapper
-    owner = session.get(mapper.class_, visit.key, options=[lazyload("*")])  # no collection as a whole
+    owner = session.get(visit.model.mapper.class_, visit.key, options=[lazyload("*")])  # no collection as a whole
     if owner is None:
         return
-    for prop in inspect(owner).mapper.relationships:
-        source = _shown_source(visit, prop)
-        if source is None or not prop.uselist or prop.viewonly or not _has_all(owner, prop.local_columns):
+    for prop in _shown_relationships(visit, inspect(owner).mapper):
+        if not _has_all(owner, prop.local_columns):
             continue
         target, attribute = prop.mapper.class_, getattr(type(owner), prop.key)
         statement = select(target).where(with_parent(owner, attribute)).options(lazyload("*"))
@@ -169,6 +168,14 @@ def _related_in(visit: Visit, session: Session) -> Iterator[_Relationship]:
         rows = session.scalars(statement).all()
         names = [_row_link(visit, each) for each in rows[:_RELATED]]
         yield _Relationship(safe(prop.key), names, len(rows) > _RELATED)
+
+
+def _shown_relationships(visit: Visit, mapper: Mapper[Any]) -> list[RelationshipProperty[Any]]:
+    return [
+        prop
+        for prop in mapper.relationships
+        if prop.uselist and not prop.viewonly and _shown_source(visit, prop) is not None
+    ]
 
 
 def _has_all(row: Any, columns: Iterable[Any]) -> bool:
@@ -253,9 +260,10 @@ def _filters(visit: Visit) -> Iterator[tuple[Markup, str]]:
             yield text, visit.here(**{name: rest, "after": None})
 
 
-def _beginning(visit: Visit) -> Markup:
+def _beginning(visit: Visit, latest: Sequence[Any]) -> Markup:
     """Return how the history of the row begins."""
-    [first] = versions_of(visit.session, visit.source, visit.key, limit=1)
+    is_whole = len(latest) < _STEPS
+    first = latest[-1] if is_whole else versions_of(visit.session, visit.source, visit.key, limit=1)[0]
     info = version_info(first)
     when = visit.show.time(info["timestamp"])
     if info["version"] > 1:
