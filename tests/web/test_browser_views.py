@@ -35,6 +35,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
 from clock import at
+from counting import counted
 from registering import recording
 from sqlaudit import AuditContextManager, mark, register_hooks, unregister_hooks, versions_of
 from sqlaudit.maintenance import erase, prune
@@ -263,6 +264,25 @@ def test_what_differs_between_two_instants_has_pages(
 def test_sizes_are_shown_and_histories_checked(client: TestClient) -> None:
     assert "Person 2" in read(client, "/overview")
     assert "All is sound: 7 versions were checked." in read(client, "/tables/tickets/check")
+
+
+@pytest.mark.parametrize(
+    ("url", "most"),
+    [
+        ("/tables/people/row?key=1", 2),
+        ("/tables/people/row?key=1&at={at}", 3),
+        ("/tables/people/blame?key=1", 1),
+        ("/tables/people/diff?key=1&a=1&b=2", 3),
+        ("/tables/people/restore?key=1&at={at}", 4),
+    ],
+)
+def test_a_page_of_a_row_costs_few_statements(
+    client: TestClient, engine: sa.Engine, happened: list[str], url: str, most: int
+) -> None:
+    with counted(engine) as statements:
+        read(client, url.format(at=happened_at(RAISED)))
+    reads = [statement for statement in statements if "FROM people" in statement]
+    assert len(reads) <= most, reads
 
 
 def test_activity_counts_changes_by_day_table_and_user(client: TestClient) -> None:

@@ -60,7 +60,7 @@ from sqlaudit.tracking.history import (
 from sqlaudit.tracking.horizons import refuse_pruned_in
 from sqlaudit.tracking.links import model_of
 from sqlaudit.tracking.models import TrackedModel
-from sqlaudit.tracking.sessions import checked_session
+from sqlaudit.tracking.sessions import bind_arguments_for, checked_session
 
 _AnySession = Session | scoped_session[Any]
 _GROWTH: Final = 4
