@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from sqlaudit.cli.database import Database
-from sqlaudit.cli.options import FINDINGS, acting, confirm, shared_options, writing_options
+from sqlaudit.cli.options import FINDINGS, Writing, shared_options, writing_options
 from sqlaudit.cli.output import Output, counted, print_indented
 from sqlaudit.cli.reading import TABLES
 from sqlaudit.display import shown
@@ -23,7 +23,7 @@ from sqlaudit.maintenance import check as check_histories
 @TABLES
 @click.option("--repair", is_flag=True, help="Mend what can be mended without inventing history.")
 @click.option("-n", "--limit", type=click.IntRange(0), default=20, show_default=True, help="Faults of a kind to list.")
-@writing_options
+@writing_options()
 @shared_options
 def check(
     database: Database,
@@ -31,16 +31,14 @@ def check(
     table: tuple[str, ...],
     repair: bool,
     limit: int,
-    yes: bool,
-    user: str | None,
-    reason: str | None,
+    writing: Writing,
 ) -> None:
     """Find the faults of the histories of TABLEs, of all if none is named. The exit code is 3 if any is left."""
     sources = database.chosen(table)
     if repair:
-        confirm(f"Mend the histories of {counted(len(sources), 'table')}?", yes=yes)
+        writing.confirm(f"Mend the histories of {counted(len(sources), 'table')}?")
     progress = output.console.is_terminal and output.form == "table"
-    with database.connectable() as engine, acting(user, reason):
+    with database.connectable() as engine, writing.acting():
         report = check_histories(engine, *sources, repair=repair, limit=limit, progress=progress)
     if output.form == "json":
         output.one(report.to_dict())

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from sqlaudit.cli.database import Database
 from sqlaudit.cli.failures import UsageProblem
-from sqlaudit.cli.options import acting, confirm, shared_options
+from sqlaudit.cli.options import Writing, acting, shared_options, writing_options
 from sqlaudit.cli.output import Output, counted, print_indented
 from sqlaudit.cli.reading import KEY, TABLE, TABLES, key_of
 from sqlaudit.display import instant, shown
@@ -38,10 +38,7 @@ _NAME_HELP: Final = "Erase this from reasons and extra, instead of the USER. [re
     metavar="NAME=VALUE",
     help="What a live NOT NULL column gets instead; TABLE.NAME=VALUE for rows that follow. [repeatable]",
 )
-@click.option("--reason", metavar="TEXT", required=True, help="Why; it is recorded.")
-@click.option("--user", metavar="ID", help="Who you are; your login name if omitted.")
-@click.option("--dry-run", is_flag=True, help="Only show what would be erased.")
-@click.option("--yes", is_flag=True, help="Do it without a question.")
+@writing_options(plans=True, needs_reason=True)
 @shared_options
 def erase(
     database: Database,
@@ -51,10 +48,7 @@ def erase(
     fields: tuple[str, ...],
     is_all: bool,
     values: tuple[str, ...],
-    reason: str,
-    user: str | None,
-    dry_run: bool,
-    yes: bool,
+    writing: Writing,
 ) -> None:
     """Erase fields of the row of a TABLE with a KEY: from all its versions, and from the live row.
 
@@ -64,18 +58,18 @@ def erase(
     source = database.declared_source(table)
     if (is_all and fields) or not (is_all or fields or personal_names(model_of(source).root)):
         raise UsageProblem("Name the fields to erase with --field, or give --all.")
-    options: dict[str, Any] = {"fields": "all" if is_all else list(fields) or None, "reason": reason}
+    options: dict[str, Any] = {"fields": "all" if is_all else list(fields) or None, "reason": writing.reason}
     options["values"] = _values(database, source, values)
-    with database.session() as session, acting(user, None):
+    with database.session() as session, acting(writing.user):
         resource_id = key_of(source, key)
         plan = erase_values(session, source, resource_id, dry_run=True, **options)
         session.rollback()  # while the question waits, no transaction may stay open
-        if dry_run or (output.form == "table" and not yes):
+        if writing.dry_run or (output.form == "table" and not writing.yes):
             _print_erasures(output, [plan], is_plan=True)
-        if dry_run:
+        if writing.dry_run:
             return
         count = plan.versions + sum(each.versions for each in plan.followers)
-        confirm(f"Erase this from {counted(count, 'version')}? It cannot be undone.", yes=yes)
+        writing.confirm(f"Erase this from {counted(count, 'version')}? It cannot be undone.")
         made = erase_values(session, source, resource_id, **options)
         session.commit()
     _print_erasures(output, [made])
@@ -115,10 +109,7 @@ def _value(source: Any, field: str, text: str) -> Any:
 @click.argument("user_id", metavar="USER")
 @TABLES
 @click.option("--name", "names", multiple=True, metavar="TEXT", help=_NAME_HELP)
-@click.option("--reason", metavar="TEXT", required=True, help="Why; it is recorded.")
-@click.option("--user", metavar="ID", help="Who you are; your login name if omitted.")
-@click.option("--dry-run", is_flag=True, help="Only show what would be erased.")
-@click.option("--yes", is_flag=True, help="Do it without a question.")
+@writing_options(plans=True, needs_reason=True)
 @shared_options
 def erase_actor(
     database: Database,
@@ -126,24 +117,21 @@ def erase_actor(
     user_id: str,
     table: tuple[str, ...],
     names: tuple[str, ...],
-    reason: str,
-    user: str | None,
-    dry_run: bool,
-    yes: bool,
+    writing: Writing,
 ) -> None:
     """Erase a USER from the versions of TABLEs, or of all tables: who wrote them, their reasons and extra.
 
     Shows what would be erased, and asks.
     """
     sources = database.chosen(table)
-    options: dict[str, Any] = {"names": names or None, "reason": reason}
-    with database.connectable() as engine, acting(user, None):
+    options: dict[str, Any] = {"names": names or None, "reason": writing.reason}
+    with database.connectable() as engine, acting(writing.user):
         plan = erase_user(engine, user_id, *sources, dry_run=True, **options)
-        if dry_run or (output.form == "table" and not yes):
+        if writing.dry_run or (output.form == "table" and not writing.yes):
             _print_tables(output, plan)
-        if dry_run:
+        if writing.dry_run:
             return
-        confirm(f"Erase the user from {counted(plan.versions, 'version')}? It cannot be undone.", yes=yes)
+        writing.confirm(f"Erase the user from {counted(plan.versions, 'version')}? It cannot be undone.")
         try:
             done = erase_user(engine, user_id, *sources, **options)
         except KeyboardInterrupt:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import update_wrapper
 from typing import Any, Final, TypeVar
 
@@ -106,11 +107,56 @@ def _on_one_line(text: str) -> str:
 # --- commands that write ----------------------------------------------------------------------------------------
 
 
-def writing_options(function: F) -> F:
-    """Add the options of a command that writes; it gets ``yes`` and ``context``."""
-    decorated = click.option("--reason", metavar="TEXT", help="Why; it is recorded.")(function)
-    decorated = click.option("--user", metavar="ID", help="Who you are; your login name if omitted.")(decorated)
-    return click.option("--yes", is_flag=True, help="Do it without a question.")(decorated)
+USER: Final = click.option("--user", metavar="ID", help="Who you are; your login name if omitted.")
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """Who writes, why, and whether a command asks first.
+
+    :ivar dry_run: the command only shows what it would do
+    """
+
+    user: str | None
+    reason: str | None
+    yes: bool
+    dry_run: bool
+
+    def acting(self) -> AuditContextManager:
+        """Return the audit context of the command: the user and the reason."""
+        return acting(self.user, self.reason)
+
+    def confirm(self, question: str) -> None:
+        """Ask a question, unless ``--yes`` is given.
+
+        :raises click.Abort: the answer is no
+        """
+        if not self.yes:
+            click.confirm(question, abort=True, err=True)
+
+
+def writing_options(*, plans: bool = False, needs_reason: bool = False) -> Callable[[F], F]:
+    """Add the options of a command that writes, and pass a :class:`Writing` as ``writing``.
+
+    :param plans: it can only show what it would do
+    :param needs_reason: it has to be given a reason
+    """
+
+    def add(function: F) -> F:
+        def command(
+            *args: Any, user: str | None, reason: str | None, yes: bool, dry_run: bool = False, **options: Any
+        ) -> Any:
+            return function(*args, writing=Writing(user, reason, yes, dry_run), **options)
+
+        wrapped: Any = update_wrapper(command, function)
+        wrapped = click.option("--reason", metavar="TEXT", required=needs_reason, help="Why; it is recorded.")(wrapped)
+        wrapped = click.option("--yes", is_flag=True, help="Do it without a question.")(USER(wrapped))
+        if plans:
+            wrapped = click.option("--dry-run", is_flag=True, help="Only show what would be done.")(wrapped)
+        result: F = wrapped
+        return result
+
+    return add
 
 
 def acting_user(user: str | None) -> str | None:
@@ -121,16 +167,7 @@ def acting_user(user: str | None) -> str | None:
     return user
 
 
-def acting(user: str | None, reason: str | None) -> AuditContextManager:
+def acting(user: str | None, reason: str | None = None) -> AuditContextManager:
     """Return the audit context of a command: the given user, or the login name, and the reason."""
     given: dict[str, Any] = {"user_id": acting_user(user), "reason": reason}
     return AuditContextManager(**{name: value for name, value in given.items() if value is not None})
-
-
-def confirm(question: str, *, yes: bool) -> None:
-    """Ask a question, unless ``--yes`` is given.
-
-    :raises click.Abort: the answer is no
-    """
-    if not yes:
-        click.confirm(question, abort=True, err=True)

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from sqlaudit.cli.database import Database
 from sqlaudit.cli.failures import UsageProblem
-from sqlaudit.cli.options import acting, confirm, shared_options, writing_options
+from sqlaudit.cli.options import USER, Writing, acting, shared_options, writing_options
 from sqlaudit.cli.output import Output, counted, print_indented, print_trimmed, table_of
 from sqlaudit.cli.reading import ANY_TABLE, TABLES, key_of
 from sqlaudit.display import NOTHING, instant, shown, size
@@ -29,8 +29,7 @@ from sqlaudit.maintenance import release as release_hold
 @click.option("--keep-last", type=click.IntRange(1), help="Keep so many of the newest versions of each row.")
 @click.option("--drop-tombstones", is_flag=True, help="Do not keep the last version of a deleted row either.")
 @click.option("--chunk-size", type=click.IntRange(1), default=10_000, show_default=True, help="Versions a transaction.")
-@click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
-@writing_options
+@writing_options(plans=True)
 @shared_options
 def prune(
     database: Database,
@@ -40,24 +39,21 @@ def prune(
     keep_last: int | None,
     drop_tombstones: bool,
     chunk_size: int,
-    dry_run: bool,
-    yes: bool,
-    user: str | None,
-    reason: str | None,
+    writing: Writing,
 ) -> None:
     """Remove the oldest versions of rows of TABLEs, or of all tables with a retention. Shows the plan, and asks."""
     database.require_models()
     options: dict[str, Any] = {"keep_tombstones": not drop_tombstones, "chunk_size": chunk_size}
     options |= {"older_than": older_than, "keep_last": keep_last}
     is_table = output.form == "table"
-    with database.connectable() as engine, acting(user, reason):
+    with database.connectable() as engine, writing.acting():
         sources = database.chosen(table) if table or older_than or keep_last else []
         plan = prune_histories(engine, *sources, dry_run=True, **options)
-        if dry_run or (is_table and not yes) or not plan.rows:
+        if writing.dry_run or (is_table and not writing.yes) or not plan.rows:
             _print_pruned(output, plan)
-        if dry_run or not plan.rows:
+        if writing.dry_run or not plan.rows:
             return
-        confirm("Remove them? As of earlier instants, these tables can then no longer be read.", yes=yes)
+        writing.confirm("Remove them? As of earlier instants, these tables can then no longer be read.")
         try:
             done = prune_histories(engine, *sources, progress=is_table and output.console.is_terminal, **options)
         except KeyboardInterrupt:
@@ -96,7 +92,7 @@ def _print_pruned(output: Output, report: PruneReport) -> None:
 @click.argument("key", required=False)
 @click.option("--changeset", metavar="ID", help="Instead of a row: what this transaction wrote.")
 @click.option("--reason", metavar="TEXT", required=True, help="Why.")
-@click.option("--user", metavar="ID", help="Who you are; your login name if omitted.")
+@USER
 @shared_options
 def hold(
     database: Database,
@@ -111,7 +107,7 @@ def hold(
     database.require_models()
     if (table is None) == (changeset is None) or (table is None) != (key is None):
         raise UsageProblem("Name a TABLE and a KEY, or --changeset.")
-    with database.session() as session, acting(user, None):
+    with database.session() as session, acting(user):
         source = None if table is None else database.source(table)
         resource_id = None if key is None else key_of(source, key)
         made = hold_row(session, source, resource_id, changeset_id=changeset, reason=reason)

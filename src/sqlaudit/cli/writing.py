@@ -16,7 +16,7 @@ from sqlaudit.changes import Conflict, RestoreReport
 from sqlaudit.cli.database import Database
 from sqlaudit.cli.failures import Failure, UsageProblem
 from sqlaudit.cli.instants import instant_of, state
-from sqlaudit.cli.options import acting, confirm, shared_options, writing_options
+from sqlaudit.cli.options import USER, Writing, acting, shared_options, writing_options
 from sqlaudit.cli.output import STYLES, Output, counted
 from sqlaudit.cli.reading import KEY, TABLE, TABLES, arrow, key_of
 from sqlaudit.display import instant, shown
@@ -42,8 +42,7 @@ from sqlaudit.wire import names_in
 @click.option("--run", metavar="ID", help="All that this run of an agent or a job changed.")
 @click.option("--whole-rows", is_flag=True, help="Whole rows as they were, not only what the changeset changed.")
 @click.option("--force", is_flag=True, help="Discard later changes that conflict.")
-@click.option("--dry-run", is_flag=True, help="Only show what would be done.")
-@writing_options
+@writing_options(plans=True)
 @shared_options
 def undo(
     database: Database,
@@ -55,10 +54,7 @@ def undo(
     run: str | None,
     whole_rows: bool,
     force: bool,
-    dry_run: bool,
-    yes: bool,
-    user: str | None,
-    reason: str | None,
+    writing: Writing,
 ) -> None:
     """Take back what one or several CHANGESETs changed. Shows the plan first, and asks."""
     database.require_models()
@@ -80,7 +76,7 @@ def undo(
             dry_run=dry_run,
         )
 
-    _plan_and_do(database, output, work, dry_run=dry_run, yes=yes, user=user, reason=reason)
+    _plan_and_do(database, output, work, writing)
 
 
 @click.command(short_help="Write an old state of a row back.")
@@ -91,8 +87,7 @@ def undo(
 )
 @click.option("--field", "fields", multiple=True, metavar="NAME", help="Only this field. [repeatable]")
 @click.option("--include", multiple=True, metavar="PATH", help="Also the rows of this relationship. [repeatable]")
-@click.option("--dry-run", is_flag=True, help="Only show what would be done.")
-@writing_options
+@writing_options(plans=True)
 @shared_options
 def restore(
     database: Database,
@@ -102,10 +97,7 @@ def restore(
     to: str,
     fields: tuple[str, ...],
     include: tuple[str, ...],
-    dry_run: bool,
-    yes: bool,
-    user: str | None,
-    reason: str | None,
+    writing: Writing,
 ) -> None:
     """Write an old state of a row back. Shows the plan first, and asks."""
     source = database.declared_source(table)
@@ -115,17 +107,15 @@ def restore(
         chosen = list(fields) or None
         return restore_row(session, source, key_of(source, key), at=at, fields=chosen, include=include, dry_run=dry_run)
 
-    _plan_and_do(database, output, work, dry_run=dry_run, yes=yes, user=user, reason=reason)
+    _plan_and_do(database, output, work, writing)
 
 
-def _plan_and_do(
-    database: Database, output: Output, work: Any, *, dry_run: bool, yes: bool, user: str | None, reason: str | None
-) -> None:
+def _plan_and_do(database: Database, output: Output, work: Any, writing: Writing) -> None:
     """Show what would be done, ask, and do it in one transaction.
 
     What is done is planned anew, under locks: if it is no longer what was shown, nothing is done.
     """
-    with database.session() as session, acting(user, reason):
+    with database.session() as session, writing.acting():
         try:
             plan: RestoreReport = work(session, dry_run=True)
         except UndoConflictError as error:
@@ -138,11 +128,11 @@ def _plan_and_do(
             output.one(plan.to_dict())
         else:
             print_plan(output.console, plan)
-        if dry_run or not plan:
+        if writing.dry_run or not plan:
             return
-        confirm("Do this?", yes=yes)
+        writing.confirm("Do this?")
         done: RestoreReport = work(session, dry_run=False)
-        if not yes and _told(done) != _told(plan):
+        if not writing.yes and _told(done) != _told(plan):
             session.rollback()
             raise Failure("The rows have changed since, and nothing was done. Run the command again.")
         session.commit()
@@ -185,12 +175,12 @@ def _print_conflicts(conflicts: Iterable[Conflict]) -> None:
 @click.command(short_help="Give this instant a name.")
 @click.argument("name")
 @click.option("--remove", is_flag=True, help="Remove the mark.")
-@click.option("--user", metavar="ID", help="Who you are; your login name if omitted.")
+@USER
 @shared_options
 def mark(database: Database, output: Output, name: str, remove: bool, user: str | None) -> None:
     """Give this instant a NAME, usable as mark:NAME wherever an instant is."""
     database.require_models()
-    with database.session() as session, acting(user, None):
+    with database.session() as session, acting(user):
         if remove:
             remove_mark(session, name)
             session.commit()
@@ -211,7 +201,7 @@ def mark(database: Database, output: Output, name: str, remove: bool, user: str 
 @TABLES
 @click.option("--at", type=instant_of, metavar="WHEN", help="Since when the rows are known to have been as they are.")
 @click.option("--chunk-size", type=click.IntRange(1), default=10_000, show_default=True, help="Rows a transaction.")
-@writing_options
+@writing_options()
 @shared_options
 def backfill(
     database: Database,
@@ -219,16 +209,14 @@ def backfill(
     table: tuple[str, ...],
     at: datetime | None,
     chunk_size: int,
-    yes: bool,
-    user: str | None,
-    reason: str | None,
+    writing: Writing,
 ) -> None:
     """Give the rows of TABLEs that have no history a first version, a baseline. All tables if none is named."""
     sources = database.chosen(table)
-    confirm(f"Write baselines for the rows without history of {counted(len(sources), 'table')}?", yes=yes)
+    writing.confirm(f"Write baselines for the rows without history of {counted(len(sources), 'table')}?")
     reports = []
     try:
-        with database.connectable() as engine, acting(user, reason):
+        with database.connectable() as engine, writing.acting():
             for source in sources:
                 report = write_baselines(
                     engine, source, at=at, chunk_size=chunk_size, progress=output.console.is_terminal
@@ -246,15 +234,13 @@ def backfill(
 
 @click.command("catch-up", short_help="Record what was changed past sqlaudit.")
 @TABLES
-@writing_options
+@writing_options()
 @shared_options
-def catch_up(
-    database: Database, output: Output, table: tuple[str, ...], yes: bool, user: str | None, reason: str | None
-) -> None:
+def catch_up(database: Database, output: Output, table: tuple[str, ...], writing: Writing) -> None:
     """Record what raw SQL or other programs changed in TABLEs: live rows that differ from their last version."""
     sources = database.chosen(table)
-    confirm(f"Record what changed in {counted(len(sources), 'table')}?", yes=yes)
-    with database.session() as session, acting(user, reason):
+    writing.confirm(f"Record what changed in {counted(len(sources), 'table')}?")
+    with database.session() as session, writing.acting():
         for source in sources:
             record_changes(session, source)
             session.commit()
