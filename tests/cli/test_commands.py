@@ -24,6 +24,7 @@ from registering import recording
 from sqlaudit import AuditContextManager, history_of, unregister_hooks
 from sqlaudit.cli import describing
 from sqlaudit.cli.commands import program
+from sqlaudit.cli.options import Writing
 from sqlaudit.display import safe, shortened_pair
 from warehouse_history import changeset_id, fill
 
@@ -180,13 +181,13 @@ def test_without_a_yes_nothing_is_undone(warehouse: str, answer: str) -> None:
 
 
 def test_what_changed_while_the_question_waited_is_not_undone(warehouse: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def answer_late(question: str, *, yes: bool) -> None:
-        if yes:
+    def answer_late(writing: Writing, question: str) -> None:
+        if writing.yes:
             return
         result = run("restore", "parts", "1", "--to", "1", "--yes", "--user", "eve")
         assert result.exit_code == 0, result.output
 
-    monkeypatch.setattr("sqlaudit.cli.writing.confirm", answer_late)
+    monkeypatch.setattr(Writing, "confirm", answer_late)
     result = run("restore", "parts", "1", "--to", "2")
     assert result.exit_code == 1
     assert "nothing was done" in result.stderr

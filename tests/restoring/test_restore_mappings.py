@@ -384,6 +384,7 @@ def test_columns_of_many_types_are_restored(things, deleted):
     with things.begin() as session:
         report = restore(session, Thing, (str(CODE), "x"), at=at(0), values={"token": "new"})
         assert report.items[0].key == (CODE, "x")
+        assert str(report.items[0].fields["price"][1]) == "1.50"
         assert isinstance(session.get_one(Thing, (CODE, "x")).data, MutableDict)
     with things() as session:
         thing = session.get_one(Thing, (CODE, "x"))

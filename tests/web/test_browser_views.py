@@ -422,6 +422,7 @@ def test_all_that_a_run_did_is_undone_after_a_confirmation(
     assert urljoin("/run?id=r-8", link) == url
     page = client.get(url).text
     assert "Undo run r-8" in words_of(page)
+    assert "price 100.00 → 12.00" in words_of(page)
     assert "status lost → closed" in words_of(page)
     assert "Comment 5 is deleted" in words_of(page)
     done = client.post(url, data={"sqlaudit_token": token_of(page), "plan": plan_of(page), "reason": "a mistake"})

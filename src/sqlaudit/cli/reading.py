@@ -70,6 +70,11 @@ def key_of(source: Any, text: str) -> Any:
     return parts
 
 
+def row_name(label: str, key: Any) -> str:
+    """Return the name of a row as people call it, such as ``Ticket 7``."""
+    return f"{shown(label)} {shown(key)}"
+
+
 # --- log --------------------------------------------------------------------------------------------------------
 
 
@@ -180,7 +185,7 @@ def _print_fields(console: Console, changes: Sequence[FieldChange]) -> None:
     """Print the rows that a transaction changed, and below each its fields, old → new."""
     names = max(len(shown(change.field_name)) for change in changes)
     for of_row in by_row(changes):
-        operation, name = of_row[0].operation, f"{shown(of_row[0].resource_type)} {shown(of_row[0].resource_id)}"
+        operation, name = of_row[0].operation, row_name(of_row[0].resource_type, of_row[0].resource_id)
         row = Text.assemble("  ", name, "  ", (str(operation), STYLES.get(operation, "")))
         row.truncate(console.width, overflow="ellipsis")
         console.print(row, soft_wrap=True)
@@ -222,7 +227,7 @@ def show(database: Database, output: Output, table: str, key: str, at: str | Non
         else:
             version = state_of(session, model, source, resource_id, state(session, at, versions=True))
         if version is None:
-            row = f"{name_of(source)} {shown(resource_id)}"
+            row = row_name(model.label, resource_id)
             raise Failure(f"{row} has no history. Check the key." if at is None else f"{row} did not exist then: {at}.")
         info = version_info(version)
         values = {name: getattr(version, name) for name in sorted(version.__sqlaudit_model__.columns)}
@@ -231,7 +236,7 @@ def show(database: Database, output: Output, table: str, key: str, at: str | Non
             output.one({**version.to_dict()})
             return
         with output.paged() as console:
-            heading = f"{shown(name_of(source))} {shown(resource_id)}, version {info['version']}"
+            heading = f"{row_name(model.label, resource_id)}, version {info['version']}"
             console.print(Text.assemble((heading, "bold"), ", ", _period_text(info, ends)), soft_wrap=True)
             console.print(Text.assemble("  ", who(version), f"  {shown(info['reason'])}" if info["reason"] else ""))
             rows = [(name, Text(shown(value), "dim" if value is None else "")) for name, value in values.items()]
@@ -263,7 +268,8 @@ def blame(database: Database, output: Output, table: str, key: str, at: str | No
         found = blame_of(session, source, key_of(source, key), at=when)
         if not found:
             then = "" if at is None else f", as of {at}"
-            raise Failure(f"{name_of(source)} {key} is deleted, or has no history{then}. See sqlaudit log.")
+            row = row_name(model_of(source).label, key_of(source, key))
+            raise Failure(f"{row} is deleted, or has no history{then}. See sqlaudit log.")
         if output.form != "table":
             blames = ({"field_name": name, **each.to_dict()} for name, each in found.items())
             output.data(["field_name", *names_in(Blame)], blames)
@@ -312,7 +318,7 @@ def diff(database: Database, output: Output, table: str, key: str, a: str, b: st
             click.echo("No difference.", err=True)
         else:
             with output.paged() as console:
-                row = Text(f"{shown(found.resource_type)} {shown(found.resource_id)}  ", "bold")
+                row = Text(f"{row_name(found.resource_type, found.resource_id)}  ", "bold")
                 console.print(row.append(str(found.operation), STYLES.get(str(found.operation), "")), soft_wrap=True)
                 names = max(map(len, map(shown, found.fields)), default=0)
                 for name, (old, new) in found.fields.items():

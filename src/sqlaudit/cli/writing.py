@@ -18,7 +18,7 @@ from sqlaudit.cli.failures import Failure, UsageProblem
 from sqlaudit.cli.instants import instant_of, state
 from sqlaudit.cli.options import USER, Writing, acting, shared_options, writing_options
 from sqlaudit.cli.output import STYLES, Output, counted
-from sqlaudit.cli.reading import KEY, TABLE, TABLES, arrow, key_of
+from sqlaudit.cli.reading import KEY, TABLE, TABLES, arrow, key_of, row_name
 from sqlaudit.display import instant, shown
 from sqlaudit.exceptions import UndoConflictError
 from sqlaudit.maintenance import BackfillReport
@@ -148,7 +148,7 @@ def print_plan(console: Console, plan: RestoreReport) -> None:
     if not plan:
         console.print("Nothing to do.")
     for item in sorted(plan, key=lambda item: (item.resource_type, str(item.key))):
-        row = Text(f"{shown(item.resource_type)} {shown(item.key)}  ")
+        row = Text(f"{row_name(item.resource_type, item.key)}  ")
         console.print(row.append(str(item.operation), STYLES.get(item.operation, "")), soft_wrap=True)
         names = max(map(len, map(shown, item.fields)), default=0)
         for name, (old, new) in item.fields.items():
@@ -166,7 +166,7 @@ def _print_conflicts(conflicts: Iterable[Conflict]) -> None:
         for each in group:
             fields = shown(", ".join(each.fields)) or "the whole row"
             when = "" if each.timestamp is None else f", {instant(each.timestamp)}"
-            click.echo(f"  {shown(label)} {shown(key)}  {fields}: {shown(each.changed_by)}{when}", err=True)
+            click.echo(f"  {row_name(label, key)}  {fields}: {shown(each.changed_by)}{when}", err=True)
 
 
 # --- marks ------------------------------------------------------------------------------------------------------

@@ -133,12 +133,23 @@ def _as_date(value: Any) -> Any:
 
 
 class Unrounded(AsStored):
-    """A number with all digits that SQLite stores, not rounded to the scale of the column."""
+    """A number with all digits that SQLite stores, not rounded to the scale of the column.
+
+    :ivar scale: the digits after the point that it has at least, as other reads of the column have
+    """
 
     cache_ok = True
 
+    def __init__(self, scale: int) -> None:
+        self.scale = scale
+
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
-        return lambda value: None if value is None else Decimal(str(value))
+        return lambda value: None if value is None else self._number(Decimal(str(value)))
+
+    def _number(self, number: Decimal) -> Decimal:
+        exponent = number.as_tuple().exponent
+        is_short = isinstance(exponent, int) and -exponent < self.scale
+        return Decimal(f"{number:.{self.scale}f}") if is_short else number
 
 
 def unrounded_column(column: ColumnElement[Any]) -> ColumnElement[Any]:
@@ -147,7 +158,10 @@ def unrounded_column(column: ColumnElement[Any]) -> ColumnElement[Any]:
     if not isinstance(type_, Numeric) or isinstance(type_, Float) or not type_.asdecimal:
         return column
     is_sqlalchemys = type(type_).__module__.startswith("sqlalchemy.") and "sqlite" not in type_._variant_mapping
-    return type_coerce(column, readable_type(type_).with_variant(Unrounded(), "sqlite")) if is_sqlalchemys else column
+    if not is_sqlalchemys:
+        return column
+    unrounded = Unrounded(type_.decimal_return_scale or type_.scale or 0)
+    return type_coerce(column, readable_type(type_).with_variant(unrounded, "sqlite"))
 
 
 def readable_type(type_: TypeEngine[Any]) -> TypeEngine[Any]:
