@@ -33,32 +33,34 @@ def look_before_stream(connection: Connection, statement: Any, options: Any) -> 
     return look
 
 
-def reads_past(context: Any) -> bool:
-    """Return whether a statement reads histories that may have been pruned."""
-    reads = getattr(getattr(context, "compiled", None), "past_reads", ())
-    return any(maintenance_tables_of(tracked.live.metadata) for _, tracked, _ in reads)
+def _tables_read(context: Any) -> list[TrackedTable]:
+    """Return the tables that a statement reads as of an instant; none if no history of them may have been pruned."""
+    tables = [tracked for _, tracked, _ in getattr(getattr(context, "compiled", None), "past_reads", ())]
+    return tables if any(maintenance_tables_of(tracked.live.metadata) for tracked in tables) else []
 
 
 def refuse_pruned_reads(
     connection: Connection, context: Any, look: Look | None = None, when: datetime | None = None
-) -> None:
+) -> list[TrackedTable]:
     """Raise if a statement reads what has been pruned.
 
     :param context: SQLAlchemy's context of the execution
     :param when: the instant as of which the whole statement reads, for tables that it reads from copies
     :param look: the horizons, if they have been looked at
+    :return: the tables that it reads as of an instant; none if no history of them may have been pruned
     :raises PrunedError: it reads a table as of an instant before the table's horizon
     """
-    if reads_past(context):
+    if tables := _tables_read(context):
         refuse_pruned(look or Look(connection), _instants(context, when))
+    return tables
 
 
 def refuse_pruned_result(
     connection: Connection, result: Any, look: Look | None = None, when: datetime | None = None
-) -> None:
+) -> list[TrackedTable]:
     """Do what :func:`refuse_pruned_reads` does, for a statement that was executed; close its result before raising."""
     try:
-        refuse_pruned_reads(connection, getattr(result, "context", None), look, when)
+        return refuse_pruned_reads(connection, getattr(result, "context", None), look, when)
     except BaseException:
         result.close()
         raise

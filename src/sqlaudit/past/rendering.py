@@ -50,7 +50,7 @@ from sqlalchemy.types import TypeEngine
 from sqlaudit.exceptions import QueryError, ReadOnlyError
 from sqlaudit.past.bisection import GivenKey, given_key, given_keys, ranges_at, version_at
 from sqlaudit.past.erased import ERASED_ROWS, ErasedRows
-from sqlaudit.past.pruned import look_before_stream, reads_past, refuse_pruned_result
+from sqlaudit.past.pruned import look_before_stream, refuse_pruned_result
 from sqlaudit.period import UTCDateTime, range_contains, was_valid
 from sqlaudit.sql.dialects import TRAITS
 from sqlaudit.sql.handwritten import may_read_tables
@@ -145,12 +145,10 @@ class Past:
             metadata = {part.metadata for part in parts if isinstance(part, Table)}
             explain_history_error(error, chain.from_iterable(map(tracked_tables, metadata)))
             raise
-        context: Any = getattr(result, "context", None)
-        if with_maintenance_tables and reads_past(context):
-            refuse_pruned_result(connection, result, look, self._past_when.value)
-            if erased is not None and look is None:
-                reads = [tracked for _, tracked, _ in context.compiled.past_reads]
-                erased.look(connection, reads, cast(datetime, self._past_when.value))
+        if with_maintenance_tables:
+            tables = refuse_pruned_result(connection, result, look, self._past_when.value)
+            if tables and erased is not None and look is None:
+                erased.look(connection, tables, cast(datetime, self._past_when.value))
         return result
 
     def from_statement(self, statement: Any) -> Any:
