@@ -15,6 +15,7 @@ _ROLE = re.compile(r":(?:class|func|meth|attr|mod|data|exc):`(~?)([\w.]+)`")
 _CODE_BLOCK = re.compile(
     r"^\.\. code-block:: (\w+)\n\n((?:(?: +.*)?\n)+?)(?=\S|\Z)", re.MULTILINE
 )
+_UNPACKED = re.compile(r"Unpack\[(\w+)\]")
 _NAME = re.compile(r"\b[A-Za-z_]\w*\b")
 
 
@@ -63,6 +64,25 @@ def _spelt_out(
     return griffe.get_annotation(node, parent=function)
 
 
+def _unpack(function: griffe.Function) -> None:
+    """Replace ``**filters: Unpack[…]`` by what the docstring describes."""
+    for parameter in list(function.parameters):
+        name = _UNPACKED.fullmatch(str(parameter.annotation))
+        text = function.docstring.value if function.docstring else ""
+        if name and f":param {parameter.name}:" not in text:
+            typed_dict = function.modules_collection[function.resolve(name[1])]
+            del function.parameters[parameter.name]
+            for field in typed_dict.all_members.values():
+                if field.is_attribute:
+                    keyword = griffe.Parameter(
+                        field.name,
+                        annotation=field.annotation,
+                        kind=griffe.ParameterKind.keyword_only,
+                        default="...",
+                    )
+                    function.parameters.add(keyword)
+
+
 class SphinxRoles(griffe.Extension):
     """Prepare everything that is read."""
 
@@ -93,6 +113,7 @@ class SphinxRoles(griffe.Extension):
             if isinstance(member, griffe.Function):
                 if "operations" in member.parameters:
                     del member.parameters["operations"]  # Alembic gives it
+                _unpack(member)
                 for parameter in member.parameters:
                     annotation = _spelt_out(parameter.annotation, member)
                     parameter.annotation = annotation

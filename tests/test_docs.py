@@ -46,6 +46,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "-m", "zensical", "build", "--strict"]
     built = subprocess.run(command, cwd=project, capture_output=True, text=True)
     assert built.returncode == 0, built.stdout + built.stderr
+    assert "griffe:" not in built.stdout + built.stderr
     return project / "site"
 
 
