@@ -273,7 +273,7 @@ def test_sizes_are_shown_and_histories_checked(client: TestClient) -> None:
         ("/tables/people/row?key=1&at={at}", 3),
         ("/tables/people/blame?key=1", 1),
         ("/tables/people/diff?key=1&a=1&b=2", 3),
-        ("/tables/people/restore?key=1&at={at}", 4),
+        ("/tables/people/restore?key=1&at={at}", 5),  # two plans, beside models of other tests, which it does not show
     ],
 )
 def test_a_page_of_a_row_costs_few_statements(
