@@ -378,7 +378,7 @@ def test_a_run_shows_what_it_did_transaction_by_transaction(
     assert "bot agent on behalf of ana wrote Comment, ticket_tags, Ticket" in words_of(page)
     assert [happened[TAGGED] in link for link in links_of(page)].count(True) == 1
     assert "./search?q=run%3Ar-7" in links_of(page)
-    assert "No transaction is known." in read(client, f"{run}&at=2024-01-01T00:00:00Z")
+    assert "No history has a change of the run r-7" in read(client, f"{run}&at=2024-01-01T00:00:00Z", 404)
     with AuditContextManager("bot", run_id="a/b ü&?"), sessions() as session:
         for number in range(31):
             session.get_one(Ticket, 1).price = 100 + number

@@ -103,15 +103,16 @@ def entries_of(visit: Visit, changeset_id: str) -> list[Changeset]:
         wanted = changeset_uuid(changeset_id)
         instant = instant_of_changeset(visit.session, wanted)
     except QueryError:
-        raise _unknown(changeset_id) from None
+        raise unknown_changeset(changeset_id) from None
     of_instant = changesets(visit.session, since=instant, until=instant)
     entries = [entry for entry in of_instant if entry.changeset_id == wanted]
     if not entries:
-        raise _unknown(changeset_id)
+        raise unknown_changeset(changeset_id)
     return entries
 
 
-def _unknown(changeset_id: str) -> Problem:
+def unknown_changeset(changeset_id: str) -> Problem:
+    """Return the problem that no history has a changeset that the visitor may see."""
     return Problem(404, "unknown_changeset", id=changeset_id)
 
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from starlette.responses import Response
 
-from sqlaudit.retrieval.changeset_reader import changesets, changesets_page
+from sqlaudit.retrieval.changeset_reader import changesets_page
 from sqlaudit.web.problems import Problem
 from sqlaudit.web.view import View
 from sqlaudit.web.views.changesets import PAGE, told
@@ -15,13 +15,18 @@ from sqlaudit.web.visit import Visit
 
 
 def _one(visit: Visit) -> Response:
-    """Show the transactions of a run, the latest first."""
-    run_id = run_of(visit)
+    """Show the transactions of a run, the latest first.
+
+    :raises Problem: there are none that the visitor may see
+    """
+    run_id = visit.parameter("id") or ""
     until: Any = {} if visit.at is None else {"until": visit.at}
     with visit.reading():
         page = changesets_page(
             visit.session, run_id=run_id, newest_first=True, after=visit.parameter("after"), size=PAGE, **until
         )
+    if not page.items and not visit.parameter("after"):
+        raise unknown_run(run_id)
     return visit.render(
         "run.html",
         run=visit.show.text(run_id),
@@ -34,16 +39,9 @@ def _one(visit: Visit) -> Response:
     )
 
 
-def run_of(visit: Visit) -> str:
-    """Return the id of the run of the page.
-
-    :raises Problem: no changeset that the visitor may see was written in it
-    """
-    run_id = visit.parameter("id") or ""
-    with visit.reading():
-        if not changesets(visit.session, run_id=run_id, newest_first=True, limit=1):
-            raise Problem(404, "unknown_run", id=run_id)
-    return run_id
+def unknown_run(run_id: str) -> Problem:
+    """Return the problem that no history has a change of a run that the visitor may see."""
+    return Problem(404, "unknown_run", id=run_id)
 
 
 RUN: Final = View(page="run", action="view", work=_one)

@@ -12,7 +12,9 @@ from markupsafe import Markup
 from sqlalchemy import ColumnElement, Select, func, literal_column, select
 from starlette.responses import Response
 
+from sqlaudit.arguments import changeset_uuid
 from sqlaudit.changes import RestoreReport
+from sqlaudit.exceptions import QueryError
 from sqlaudit.restoring.undo import undo
 from sqlaudit.retrieval.changesets import known_tables, read_all
 from sqlaudit.sql.documents import text_under
@@ -20,8 +22,8 @@ from sqlaudit.tracking.tables import TrackedTable
 from sqlaudit.web.plans import MOST, Work, carry_out, digest, planned, planned_rows, told_conflicts
 from sqlaudit.web.problems import Problem
 from sqlaudit.web.view import View
-from sqlaudit.web.views.changesets import entries_of
-from sqlaudit.web.views.runs import run_of
+from sqlaudit.web.views.changesets import unknown_changeset
+from sqlaudit.web.views.runs import unknown_run
 from sqlaudit.web.visit import Visit
 
 _MOST: Final = 10_000
@@ -36,6 +38,7 @@ class _Subject:
     :ivar condition: what its versions meet
     :ivar command: what undoes it at the command line
     :ivar url: a function that returns the URL of its own page, given a query
+    :ivar unknown: the problem that the visitor may not see anything of it
     """
 
     arguments: Mapping[str, Any]
@@ -44,16 +47,20 @@ class _Subject:
     heading: Markup
     origin: Markup
     url: Callable[[Mapping[str, str]], str]
+    unknown: Problem
 
 
 def _changeset(visit: Visit) -> _Subject:
     """Return the changeset of the page.
 
-    :raises Problem: there is none, or the visitor may not see anything of it
+    :raises Problem: the page does not name one
     """
     text = visit.request.path_params["changeset"]
-    with visit.reading():
-        changeset_id = entries_of(visit, text)[0].changeset_id
+    unknown = unknown_changeset(text)
+    try:
+        changeset_id = changeset_uuid(text)
+    except QueryError:
+        raise unknown from None
     return _Subject(
         {"changeset_id": changeset_id},
         lambda table: table.role("changeset_id") == changeset_id,
@@ -61,15 +68,13 @@ def _changeset(visit: Visit) -> _Subject:
         heading=visit.texts("undo_title", id=text),
         origin=visit.texts("changeset"),
         url=lambda query: visit.url("changeset", query, changeset=text),
+        unknown=unknown,
     )
 
 
 def _run(visit: Visit) -> _Subject:
-    """Return the run of the page.
-
-    :raises Problem: there is none, or the visitor may not see anything of it
-    """
-    run_id = run_of(visit)
+    """Return the run of the page."""
+    run_id = visit.parameter("id") or ""
     return _Subject(
         {"run_id": run_id},
         lambda table: text_under(table.role("extra"), "run_id") == run_id,
@@ -77,6 +82,7 @@ def _run(visit: Visit) -> _Subject:
         heading=visit.texts("undo_run_title", run=visit.show.text(run_id)),
         origin=visit.texts("run_title"),
         url=lambda query: visit.url("run", {"id": run_id, **query}),
+        unknown=unknown_run(run_id),
     )
 
 
@@ -101,8 +107,12 @@ def _undo_of(visit: Visit, subject: _Subject) -> Work:
     """Return the undo of a subject; its plan has the later changes that would be lost."""
 
     def work(*, dry_run: bool) -> RestoreReport:
-        if dry_run and _versions(visit, subject) > _MOST:
-            raise Problem(409, "large_undo", count=f"{_MOST:,}", command=subject.command)
+        if dry_run:
+            count = _versions(visit, subject)
+            if count == 0:
+                raise subject.unknown
+            if count > _MOST:
+                raise Problem(409, "large_undo", count=f"{_MOST:,}", command=subject.command)
         return undo(visit.session, **subject.arguments, force=True, dry_run=dry_run)
 
     return work
