@@ -29,6 +29,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 from tests.benchmarks.backfills import measure_backfill
 from tests.benchmarks.columns import NOON, Columns
 from tests.benchmarks.growth import measure_growth
+from tests.benchmarks.pages import measure_pages
 from tests.benchmarks.reads import measure_reads
 
 from sqlaudit import (
@@ -552,6 +553,8 @@ def measure(url: sa.URL, rounds: int, chosen: str, rows: int) -> dict[str, str]:
             print_memory(audited)
         if chosen in "backfill":
             measure_backfill(engine, rows, clock)
+        if chosen in "pages":
+            measure_pages(engine, rounds, rows)
         for name, ratios in measure_reads(engine, rounds, chosen, clock):
             figures[name] = span(ratios)
         return figures

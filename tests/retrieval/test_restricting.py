@@ -360,6 +360,27 @@ def test_a_restricted_session_flushes_nothing(sessions: sessionmaker[Session]) -
         assert len(versions_of(session, Label, 1)) == 1
 
 
+@pytest.mark.parametrize(
+    "inner", [{}, criteria(OTHER), {Case: False}, {Case: True}], ids=["whole", "other", "none", "all"]
+)
+def test_a_block_within_another_makes_nothing_visible(
+    sessions: sessionmaker[Session], clock: Clock, inner: dict[Any, Any]
+) -> None:
+    let_happen(sessions, clock)
+    with sessions() as session, restricted(session, criteria(TENANT), masked={Case: ["title"]}):
+        before = session.execute(sa.select(Case.id, Case.title)).all()
+        with restricted(session, inner):
+            within = session.execute(sa.select(Case.id, Case.title)).all()
+            assert within == (before if inner in ({}, {Case: True}) else [])
+        assert session.execute(sa.select(Case.id, Case.title)).all() == before
+        session.add(Label(id=99, tenant=TENANT, name="a"))
+        with pytest.raises(ReadOnlyError, match="a part"):
+            session.flush()
+        session.expunge_all()
+    assert before
+    assert {title for _, title in before} == {None}
+
+
 def test_whole_tables_are_not_copied_for_a_restricted_session(sessions: sessionmaker[Session], clock: Clock) -> None:
     let_happen(sessions, clock)
     with sessions() as session, restricted(session, criteria(TENANT)):

@@ -18,6 +18,7 @@ from sqlalchemy import (
     SelectBase,
     Table,
     TextualSelect,
+    and_,
     event,
     exists,
     false,
@@ -48,8 +49,10 @@ Criteria = Mapping[Any, ColumnElement[bool] | bool]
 """A criterion for each tracked model or association table: ``True`` for all of its rows, ``False`` for none."""
 Masks = Mapping[Any, Collection[str]]
 """The attributes of each tracked model, or the columns of an association table, whose values nobody may see."""
+_NONE: Final = false()
 _EXTRA: Final = (
     ("_restricted_tables", InternalTraversal.dp_plain_obj),
+    ("_hidden_tables", InternalTraversal.dp_plain_obj),
     ("_restricted_masks", InternalTraversal.dp_plain_obj),
     ("_restricted_by", InternalTraversal.dp_clauseelement_list),
 )
@@ -68,8 +71,8 @@ def restricted(
 
     A version is visible if its own values fulfil the criterion; a row that moved from one tenant to another is visible
     to each for the time that it belonged there. A change is reported to those who may see the versions before and
-    after it. Models without a criterion are visible whole. The session cannot write within the block, nor execute
-    hand-written SQL.
+    after it. Models without a criterion are visible whole. Within another such block, only what both allow is visible.
+    The session cannot write within the block, nor execute hand-written SQL.
 
     :param session: a session, also an ``AsyncSession``. Begin with an empty one: objects that it holds already stay.
         What its ``connection()`` executes is not restricted
@@ -80,20 +83,46 @@ def restricted(
     :raises QueryError: a criterion needs a column that is not stored in history; or a masked attribute does not exist,
         is part of the key, or decides on the class
     """
-    session = session.sync_session if isinstance(session, AsyncSession) else session
-    by_table: dict[Table, ColumnElement[bool]] = {}
-    for source, criterion in criteria.items():
-        by_table.update(_by_table(source, criterion))
-    names = {(table.name, table.schema) for table in by_table}
-    for table in (table for source in criteria for table in _tables_of(source)):
-        if (table.name, table.schema) in names:  # what is visible whole is not taken for a restricted table of its name
-            by_table.setdefault(table, true())
-    hidden = {table: names for source, names in masked.items() for table, names in _masks_by_table(source, names)}
-    by_table = {**dict.fromkeys(hidden, true()), **by_table}
-    tables, conditions = tuple(by_table), list(by_table.values())
-    masks = tuple(hidden.get(table, frozenset()) for table in tables)
+    with Restriction(criteria, masked).on(session.sync_session if isinstance(session, AsyncSession) else session):
+        yield
 
-    def restrict(state: ORMExecuteState) -> None:
+
+class Restriction:
+    """What a reader may see, for several blocks: to find the conditions of many tables takes time.
+
+    The parameters and errors are those of :func:`restricted`.
+    """
+
+    def __init__(self, criteria: Criteria, masked: Masks = MappingProxyType({})) -> None:
+        by_table: dict[Table, ColumnElement[bool]] = {}
+        for source, criterion in criteria.items():
+            by_table.update(_by_table(source, criterion))
+        names = {(table.name, table.schema) for table in by_table}
+        for table in (table for source in criteria for table in _tables_of(source)):
+            if (table.name, table.schema) in names:  # what is visible whole is not taken for a restricted table
+                by_table.setdefault(table, true())
+        masks = {table: names for source, names in masked.items() for table, names in _masks_by_table(source, names)}
+        self._visible = _Visible({**dict.fromkeys(masks, true()), **by_table}, masks)
+
+    @contextmanager
+    def on(self, session: Session) -> Iterator[None]:
+        """Let a session see no more than this within the ``with`` block, as :func:`restricted` does."""
+
+        def restrict(state: ORMExecuteState) -> None:
+            self._restrict(state)
+
+        def refuse(flushed: Session, *_: Any) -> None:
+            raise _refusal(flushed)
+
+        event.listen(session, "do_orm_execute", restrict)
+        event.listen(session, "before_flush", refuse)
+        try:
+            yield
+        finally:
+            event.remove(session, "do_orm_execute", restrict)
+            event.remove(session, "before_flush", refuse)
+
+    def _restrict(self, state: ORMExecuteState) -> None:
         statement: Any = state.statement
         if isinstance(statement, StatementLambdaElement):
             statement = statement._resolved
@@ -105,19 +134,41 @@ def restricted(
                 "materialize=True copies whole tables, and this session sees a part of the rows. Leave it out.",
                 statement,
             )
-        if tables:
-            state.statement = _restricted_statement(statement, tables, masks, conditions)
+        visible = self._visible
+        if isinstance(statement, Restricted):  # by the block around this one
+            visible = _Visible(*statement._what_is_visible()).and_by(visible)
+        if visible.conditions:
+            made_class = subclass_with(Restricted, cast("Any", type(statement)), _EXTRA)
+            state.statement = copied_with_class(made_class, statement._clone())
+            state.statement.__dict__.update(visible.parts)
 
-    def refuse(flushed: Session, *_: Any) -> None:
-        raise _refusal(flushed)
 
-    event.listen(session, "do_orm_execute", restrict)
-    event.listen(session, "before_flush", refuse)
-    try:
-        yield
-    finally:
-        event.remove(session, "do_orm_execute", restrict)
-        event.remove(session, "before_flush", refuse)
+class _Visible:
+    """The conditions on the rows of tables, and the keys of their masked columns.
+
+    :ivar parts: the attributes of a :class:`Restricted` statement
+    """
+
+    def __init__(self, conditions: Mapping[Table, ColumnElement[bool]], masks: Mapping[Table, frozenset[str]]) -> None:
+        self.conditions, self.masks = conditions, masks
+        self.parts = {
+            "_restricted_tables": tuple(table for table, condition in conditions.items() if condition is not _NONE),
+            "_restricted_by": [condition for condition in conditions.values() if condition is not _NONE],
+            "_hidden_tables": tuple(table for table, condition in conditions.items() if condition is _NONE),
+            "_restricted_masks": tuple(masks.items()),
+        }
+
+    def and_by(self, other: _Visible) -> _Visible:
+        """Return what is visible by both."""
+        conditions = {**self.conditions, **other.conditions}
+        for table in self.conditions.keys() & other.conditions.keys():
+            both = (self.conditions[table], other.conditions[table])
+            conditions[table] = _NONE if any(condition is _NONE for condition in both) else and_(*both)
+        masks = {
+            table: self.masks.get(table, frozenset()) | other.masks.get(table, frozenset())
+            for table in (*self.masks, *other.masks)
+        }
+        return _Visible(conditions, masks)
 
 
 def _refusal(statement: Any) -> ReadOnlyError:
@@ -134,12 +185,14 @@ def _refusal(statement: Any) -> ReadOnlyError:
 def _by_table(source: Readable, criterion: ColumnElement[bool] | bool) -> Iterator[tuple[Table, ColumnElement[bool]]]:
     """Yield each live and history table of a source, with the condition on its rows."""
     model = model_of(source)
-    condition: Any = (true() if criterion else false()) if isinstance(criterion, bool) else criterion
-    condition = condition.__clause_element__() if hasattr(condition, "__clause_element__") else condition
-    if isinstance(condition, True_):
+    condition: Any = criterion.__clause_element__() if hasattr(criterion, "__clause_element__") else criterion
+    if condition is True or isinstance(condition, True_):
+        return
+    if condition is False or isinstance(condition, False_):
+        yield from dict.fromkeys(_tables_of(source), _NONE).items()
         return
     base = model.root.table
-    for other in select(base.key[0]).where(condition).get_final_froms():
+    for other in condition._from_objects:
         if other != base.live:  # each row would be visible as soon as one of another table fulfils the criterion
             raise QueryError(
                 f"The criterion for {model.name} needs {other}, which is not its table. Give a criterion for each "
@@ -161,7 +214,7 @@ def _tables_of(source: Readable) -> Iterator[Table]:
 
 
 def _condition_on_live(table: TrackedTable, base: TrackedTable, condition: Any) -> ColumnElement[bool]:
-    if table is base or isinstance(condition, False_):
+    if table is base:
         return cast("ColumnElement[bool]", condition)
     return exists().where(all_equal(base.key, table.key), condition)
 
@@ -176,7 +229,7 @@ def _condition_on_history(table: TrackedTable, base: TrackedTable, condition: An
                 element,
             )
     rebased: ColumnElement[bool] = rebased_on_history(condition, stored)
-    if table is base or isinstance(condition, False_):
+    if table is base:
         return rebased
     version, of_base = HistoryAlias(table, table.history), HistoryAlias(base, base.history)
     return exists().where(of_base.has_key(version.key), of_base.version == version.version, rebased)
@@ -225,30 +278,26 @@ class Restricted:
     """Mixin for the class of a statement that sees a part of the rows."""
 
     _restricted_tables: tuple[Table, ...]
-    _restricted_masks: tuple[frozenset[str], ...]
-    """The keys of the masked columns of each table."""
     _restricted_by: Sequence[ColumnElement[bool]]
-    """The condition on the rows of each table."""
+    """The condition on the rows of each restricted table."""
+    _hidden_tables: tuple[Table, ...]
+    """The tables of which no row may be seen."""
+    _restricted_masks: tuple[tuple[Table, frozenset[str]], ...]
+    """The keys of the masked columns, by table."""
+
+    def _what_is_visible(self) -> tuple[dict[Table, ColumnElement[bool]], dict[Table, frozenset[str]]]:
+        """Return the conditions and the masks by table."""
+        conditions = dict(zip(self._restricted_tables, self._restricted_by, strict=True))
+        return dict.fromkeys(self._hidden_tables, _NONE) | conditions, dict(self._restricted_masks)
 
     def _compiler_dispatch(self, visitor: SQLCompiler, **kw: Any) -> str:
         if not isinstance(visitor, RestrictedCompiler):
             compiler_class: Any = type(visitor)
             visitor.__class__ = subclass_with(RestrictedCompiler, compiler_class)
             visitor = cast(RestrictedCompiler, visitor)
-            visitor.restrictions = dict(zip(self._restricted_tables, self._restricted_by, strict=True))
-            visitor.masks = dict(zip(self._restricted_tables, self._restricted_masks, strict=True))
+            visitor.restrictions, visitor.masks = self._what_is_visible()
             visitor.unrestricted = set()
         return super()._compiler_dispatch(visitor, **kw)  # type: ignore[misc, no-any-return]  # the statement's own
-
-
-def _restricted_statement(
-    statement: Any, tables: tuple[Table, ...], masks: tuple[frozenset[str], ...], by: list[ColumnElement[bool]]
-) -> Any:
-    statement_class: Any = type(statement)
-    made_class = subclass_with(Restricted, statement_class, _EXTRA)
-    made = copied_with_class(made_class, statement._clone())
-    made._restricted_tables, made._restricted_masks, made._restricted_by = tables, masks, by
-    return made
 
 
 class RestrictedCompiler(SQLCompiler):
@@ -294,7 +343,7 @@ class RestrictedCompiler(SQLCompiler):
     def _visible_rows(self, table: Table, condition: Any, *, literal_binds: bool = False, **kw: Any) -> str:
         recursive = bool(self.ctes) and self.ctes_recursive
         self.unrestricted.add(table)
-        masked = self.masks[table]
+        masked = self.masks.get(table, ())
         columns = [self._null_like(column) if column.key in masked else column for column in table.c]
         try:
             return self.process(select(*columns).where(condition), **({"literal_binds": True} if literal_binds else {}))

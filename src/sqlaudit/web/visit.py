@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Sized
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, lru_cache
@@ -18,7 +18,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from sqlaudit.display import safe
 from sqlaudit.exceptions import QueryError, SQLAuditError
 from sqlaudit.retrieval.key_texts import key_texts
-from sqlaudit.retrieval.restricting import restricted
+from sqlaudit.retrieval.restricting import Restriction
 from sqlaudit.tracking.links import LinkModel, model_of
 from sqlaudit.tracking.models import TrackedModel
 from sqlaudit.web.access import Permissions, root_source
@@ -133,22 +133,30 @@ class Visit(Page):
         self.permissions = permissions
         self.source, self.key = place.source, place.key
         self.form = form
+        self._is_reading = False
 
     # --- what is read -------------------------------------------------------------------------------------------
 
     @contextmanager
     def reading(self) -> Iterator[None]:
         """Let the session read what the visitor may see, and nothing else; it cannot write within the block."""
-        if self.permissions.are_whole:
+        if self.permissions.are_whole or self._is_reading:
             yield
             return
-        criteria = {**dict.fromkeys(self.browser.sources.roots, True), **self.permissions.criteria}
-        with ExitStack() as stack:
+        with self._restriction.on(self.session):
+            self._is_reading = True
             try:
-                stack.enter_context(restricted(self.session, criteria, masked=self.permissions.masks))
-            except QueryError as error:
-                raise SQLAuditError(f"authorize has given what no query can get. {error}", error) from error
-            yield
+                yield
+            finally:
+                self._is_reading = False
+
+    @cached_property
+    def _restriction(self) -> Restriction:
+        criteria = {**dict.fromkeys(self.browser.sources.roots, True), **self.permissions.criteria}
+        try:
+            return Restriction(criteria, self.permissions.masks)
+        except QueryError as error:
+            raise SQLAuditError(f"authorize has given what no query can get. {error}", error) from error
 
     @cached_property
     def at(self) -> datetime | None:
