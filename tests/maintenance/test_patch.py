@@ -1,6 +1,7 @@
 """A patch makes of a checkout of the instant before a changeset that of the instant after it."""
 
 import enum
+import itertools
 import random
 import uuid
 from datetime import UTC, date, datetime, time, timedelta
@@ -12,10 +13,12 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 from sqlalchemy.orm import Mapped, Session, mapped_column, relationship, sessionmaker
 
+from clock import at
 from connecting import opened
 from databases import Database
 from sqlaudit import AuditColumns, QueryError, changesets, track_table
 from sqlaudit.maintenance import checkout, patch
+from sqlaudit.maintenance.patches import row_patch
 
 WORDS = ["", "it's", 'a "b"', "back\\slash \\' x", "100% %s %(x)s :y", "ä😀\n\t", "NULL", "-- no comment"]
 
@@ -182,6 +185,45 @@ def test_a_patch_is_a_script_of_the_dialect(session: Session):
         [f"UPDATE nodes SET {word} = NULL WHERE id = 1"],  # noqa: S608  # literals
         ["DELETE FROM nodes WHERE id = 1"],
     ]
+
+
+def test_a_patch_of_a_row_leads_from_one_state_of_it_to_another(engine, clock, sessions: sessionmaker[Session]):
+    chance, key = random.Random(1), uuid.UUID(int=7)
+    states = []
+
+    def commit(session: Session) -> None:
+        session.commit()
+        states.append(everything(engine))
+
+    with sessions() as session:
+        session.add_all([Leaf(id=key, **values(chance)), Branch(id=1, size=1, word="it's")])
+        commit(session)
+        for word in WORDS[:4]:
+            for name, value in values(chance).items():
+                setattr(session.get_one(Leaf, key), name, value)
+            session.get_one(Branch, 1).word, session.get_one(Branch, 1).size = word, 7
+            commit(session)
+        session.execute(sa.delete(Branch.__table__))
+        session.execute(sa.update(Node.__table__).values(kind="node"))
+        commit(session)
+        session.expunge_all()
+        session.delete(session.get_one(Leaf, key))
+        session.delete(session.get_one(Node, 1))
+        commit(session)
+        session.rollback()
+        order = [*range(len(states)), *chance.sample(range(len(states)), len(states))]
+        for a, b in itertools.pairwise([len(states) - 1, *order]):
+            rows = (Leaf, key), (Branch if b % 2 else Node, "1")
+            statements = [each for row in rows for each in row_patch(session, *row, at(a), at(b))]
+            session.rollback()
+            with engine.begin() as connection:
+                for statement in statements:
+                    connection.connection.cursor().execute(statement)
+            assert everything(engine) == states[b], (a, b, statements)
+        assert row_patch(session, Leaf, key, 2, at(1)) == []
+        assert row_patch(session, Branch, 1, at(6), at(9)) == []
+        with pytest.raises(QueryError, match="has no version 99"):
+            row_patch(session, Leaf, key, 1, 99)
 
 
 @pytest.mark.parametrize("changeset_id", [uuid.UUID(int=1), "no id", None])

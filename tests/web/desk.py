@@ -169,6 +169,8 @@ def crawled(
         response = client.get(url)
         may_conflict = url.partition("?")[0].endswith(("/undo", "/restore"))
         assert response.status_code in ((200, 403, 409) if may_conflict else (200,)), (url, words_of(response.text))
+        if "Content-Disposition" in response.headers:  # a file
+            continue
         pages[url] = response.text
         assert all("://" not in link and not link.startswith("//") for link in links_of(response.text))
         waiting.extend(urljoin(url, link) for link in links_of(response.text))

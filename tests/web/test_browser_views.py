@@ -16,6 +16,7 @@ from desk import (
     RAISED,
     SCOPE,
     TAGGED,
+    TERMS,
     TOUCHED,
     Base,
     Comment,
@@ -217,6 +218,60 @@ def test_a_diff_shows_texts_word_by_word_and_documents_as_trees(client: TestClie
     assert "<ins>  &#34;room&#34;: 8</ins>" in tree
     assert "status new → open" in read(client, "/tables/tickets/diff?key=1&a=2024-01-01T00:00:00Z&b=2")
     read(client, "/tables/tickets/diff?key=1&a=3&b=99", 404)
+
+
+def file_in(client: TestClient, page: str, url: str) -> httpx2.Response:
+    """Return the file that a page offers."""
+    [link] = re.findall(r'href="([^"]+)" download', page)
+    response = client.get(urljoin(url, html.unescape(link)))
+    assert response.status_code == 200
+    assert response.headers["content-disposition"].startswith("attachment; ")
+    return response
+
+
+def test_a_diff_is_copied_as_json_and_all_of_it_is_in_a_file(
+    client: TestClient, sessions: sessionmaker[Session]
+) -> None:
+    hostile, long = "<b>\u202e\x1b\r\n\u2028", "long" * 15_000
+    for text in (hostile, long):
+        with sessions.begin() as session:
+            ticket = session.get_one(Ticket, 1)
+            ticket.title, ticket.details = text, [text]
+    url = "/tables/tickets/diff?key=1&a=5&b=6"
+    page = client.get(url).text
+    assert "As JSON" in words_of(page)
+    assert file_in(client, page, url).json()["fields"]["title"] == [TERMS.replace("fourteen", "thirty"), hostile]
+    url = "/tables/tickets/diff?key=1&a=6&b=7"
+    page = client.get(url).text
+    assert "As JSON, it has 120," in words_of(page)
+    assert page.count("long") < 40_000, "the values themselves, each cut"
+    fields = file_in(client, page, url).json()["fields"]
+    assert (fields["title"], fields["details"]) == ([hostile, long], [[hostile], [long]])
+    assert "download" not in client.get("/tables/tickets/diff?key=1&a=3&b=3").text
+
+
+def test_a_diff_is_shown_as_sql_that_makes_it(
+    client: TestClient, engine: sa.Engine, sessions: sessionmaker[Session]
+) -> None:
+    text = "100% it's \\ \u202e; " + "long" * 15_000
+    with sessions.begin() as session:
+        session.get_one(Ticket, 1).title = text
+    with sessions() as session:
+        titles = [version.title for version in versions_of(session, Ticket, 1)]
+    text = read(client, "/tables/tickets/diff/sql?key=1&a=6&b=2")
+    assert re.search(r"UPDATE tickets SET title = 'Printer on fire', .* WHERE id = 1;", text)
+    for a, b in ((6, 2), (2, 6), (6, 1)):
+        [link] = [
+            link for link in links_of(client.get(f"/tables/tickets/diff?key=1&a={a}&b={b}").text) if "sql" in link
+        ]
+        url = urljoin("/tables/tickets/diff", link)
+        page = client.get(url).text
+        assert ("1 more statement is too long" in page) is (b == 6)
+        with engine.begin() as connection:
+            connection.connection.cursor().execute(file_in(client, page, url).text.removesuffix(";\n"))
+        with sessions() as session:
+            assert session.get_one(Ticket, 1).title == titles[b - 1]
+    assert "Download" not in read(client, "/tables/tickets/diff/sql?key=1&a=3&b=3")
 
 
 # --- tables and time --------------------------------------------------------------------------------------------

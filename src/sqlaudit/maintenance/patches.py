@@ -1,7 +1,7 @@
 """How is a transaction repeated elsewhere? ``patch`` tells what it did as the statements of an SQL script.
 
-The values are read as the database stores them, and written as literals that it reads without loss. So the script is
-for a database of the same kind.
+``row_patch`` does so for two states of a row. The values are read as the database stores them, and written as literals
+that it reads without loss. So the script is for a database of the same kind.
 """
 
 from __future__ import annotations
@@ -16,15 +16,21 @@ from uuid import UUID
 from sqlalchemy import Dialect, ForeignKeyConstraint, Select, Table, select
 from sqlalchemy.orm import Session, scoped_session
 
-from sqlaudit.arguments import changeset_uuid
+from sqlaudit.arguments import When, changeset_uuid
 from sqlaudit.asynchronous import also_async
 from sqlaudit.changes import Operation
 from sqlaudit.maintenance.slices import references_of
+from sqlaudit.past.comparing import state_of
 from sqlaudit.retrieval.changesets import is_of_changeset, known_tables, tables_of_changeset
+from sqlaudit.retrieval.ids import converted_ids, is_id, one_id
 from sqlaudit.sql.dialects import MYSQL, TRAITS
 from sqlaudit.sql.keys import raw_columns
+from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.aliases import HistoryAlias
-from sqlaudit.tracking.sessions import checked_session
+from sqlaudit.tracking.history import version_info
+from sqlaudit.tracking.links import model_of
+from sqlaudit.tracking.models import TrackedModel
+from sqlaudit.tracking.sessions import bind_arguments_for, checked_session
 from sqlaudit.tracking.tables import TrackedTable
 
 _NUL: Final = "\0"
@@ -58,6 +64,50 @@ def patch(session: Session | scoped_session[Any], changeset_id: UUID | str) -> l
         rows = session.execute(_versions(table, dialect), {"changeset": wanted}, bind_arguments=dict(where))
         changes += _changes(table, _Script(dialect), rows)
     return list(_statements(changes))
+
+
+def row_patch(
+    session: Session, model_class: type[Any] | Table, resource_id: Any, a: When | int, b: When | int
+) -> list[str]:
+    """Return the SQL statements that lead from one state of a row to another, for a database of the same kind.
+
+    The states are those of :func:`~sqlaudit.diff`; the new one may be earlier. A row of a subclass has a statement for
+    each of its tables. Excluded and computed columns are left out.
+
+    :raises TrackingError: the model is not tracked
+    :raises QueryError: the row has no history or no such version, or its state is unknown, because versions have been
+        removed
+    """
+    asked = model_of(model_class)
+    model = asked.root  # a row that changes its class has all its states there
+    source = model_class if asked is model else model.mapper.class_
+    where = bind_arguments_for(session, model.mapper)
+    script = _Script(session.get_bind(**where).dialect)
+    ids = converted_ids(model.root.table.history_key, [resource_id])
+    before, after = (
+        {} if version is None else dict(_literals_of(session, script, version, ids))
+        for version in (state_of(session, model, source, resource_id, when) for when in (a, b))
+    )
+    changes = []
+    for table in dict.fromkeys([*before, *after]):
+        state = before.get(table) or after[table]
+        key = {column.name: state[column.name] for column in table.key}
+        changes.append(_Change(table.live, script, key, before.get(table), after.get(table)))
+    return list(_statements([*_without_computed(changes)]))
+
+
+def _literals_of(
+    session: Session, script: _Script, version: Any, ids: Mapping[str, list[Any]]
+) -> Iterator[tuple[TrackedTable, dict[str, str]]]:
+    """Yield each table of a row with the literals of its stored columns in a version, by name."""
+    model: TrackedModel = version.__sqlaudit_model__
+    number, where = version_info(version)["version"], bind_arguments_for(session, model.mapper)
+    for table in model.chain:
+        columns = [raw_columns([column], script.dialect)[0] for _, column in table.columns]
+        statement = select(*columns).where(is_id(table.history_key, one_id(ids)), table.version == number)
+        values = session.execute(statement, one_id(ids), bind_arguments=where, execution_options=INTERNAL).one()
+        names = [live.name for live, _ in table.columns]
+        yield table, dict(zip(names, map(script.literal, values), strict=True))
 
 
 # --- what changed -----------------------------------------------------------------------------------------------
@@ -111,10 +161,13 @@ def _changes(table: TrackedTable, script: _Script, rows: Iterable[Sequence[Any]]
             if not had_row and operation is not Operation.INSERT:
                 change.before = state if operation is Operation.BASELINE else {}
         change.after = None if operation is Operation.DELETE else state
-    computed = {column.name for column in live if column.computed is not None}
-    for change in found.values():
-        for literals in (change.before, change.after):
-            for name in computed:
+    yield from _without_computed(found.values())
+
+
+def _without_computed(changes: Iterable[_Change]) -> Iterator[_Change]:
+    for change in changes:
+        for name in [column.name for column in change.table.c if column.computed is not None]:
+            for literals in (change.before, change.after):
                 (literals or {}).pop(name, None)
         yield change
 
@@ -186,7 +239,7 @@ class _Script:
     """Writes statements for a dialect, as a script has them: percent signs are not doubled for a driver."""
 
     def __init__(self, dialect: Dialect) -> None:
-        self.name = dialect.name
+        self.dialect, self.name = dialect, dialect.name
         self.has_booleans = dialect.supports_native_boolean
         self.preparer = type(dialect)(paramstyle="named").identifier_preparer  # type: ignore[call-arg]  # each has it
 

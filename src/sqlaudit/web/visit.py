@@ -41,6 +41,8 @@ PATHS = {
     "row": "tables/{table}/row",
     "blame": "tables/{table}/blame",
     "diff": "tables/{table}/diff",
+    "diff_json": "tables/{table}/diff/json",
+    "diff_sql": "tables/{table}/diff/sql",
     "restore": "tables/{table}/restore",
     "activity": "activity",
     "search": "search",

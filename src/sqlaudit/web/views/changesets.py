@@ -19,6 +19,7 @@ from sqlaudit.maintenance.patches import patch
 from sqlaudit.retrieval.changeset_reader import changesets, changesets_page
 from sqlaudit.retrieval.changesets import instant_of_changeset
 from sqlaudit.retrieval.field_changes import changes_in
+from sqlaudit.web.copying import script_of
 from sqlaudit.web.instants import instant_text
 from sqlaudit.web.markup import markup
 from sqlaudit.web.problems import Problem
@@ -135,17 +136,15 @@ def _sql(visit: Visit) -> Response:
     with visit.reading():
         entries_of(visit, changeset_id)
         statements = patch(visit.session, changeset_id)
-    return visit.render(
-        "sql.html",
-        changeset=changeset_id,
+    return script_of(
+        visit,
+        statements,
+        "changeset.sql",
+        heading=changeset_id,
+        told=visit.texts("sql_text"),
         back=visit.url("changeset", changeset=changeset_id),
-        text="\n".join(f"{_with_lines(statement)};" for statement in statements[:_MOST]),
-        more=max(0, len(statements) - _MOST),
+        back_name=visit.texts("changeset"),
     )
-
-
-def _with_lines(statement: str) -> str:
-    return "\n".join(map(safe, statement.splitlines()))
 
 
 CHANGESETS: Final = View(page="changesets", action="list", work=_list)
