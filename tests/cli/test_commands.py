@@ -357,7 +357,7 @@ def test_erase_shows_and_erases_the_rows_that_follow(
     assert (refused.exit_code, "Purchase: {'address'" in refused.stderr) == (1, True)
     options = ["--value", "purchases.address=-"]
     plan = run(*command, *options, "--dry-run").output
-    assert plan == "clients 1: name\n  1 version; request\n  purchases: address of 2 rows, 2 versions\n"
+    assert plan == "Client 1: name\n  1 version; request\n  purchases: address of 2 rows, 2 versions\n"
     assert rows("erasures", "clients") == []
     assert "from 3 versions?" in run(*command, *options, input="y\n").output
     with closing(sqlite3.connect(tmp_path / "shop.db")) as connection:

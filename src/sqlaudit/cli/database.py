@@ -21,6 +21,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, NoSuchTableError
 from sqlalchemy.orm import Session, configure_mappers, sessionmaker
 
 from sqlaudit.cli.failures import Failure, UsageProblem
+from sqlaudit.cli.output import row_name
 from sqlaudit.cli.reflection import reflected_models
 from sqlaudit.cli.secrets import secrets_of
 from sqlaudit.hooks.sessions import register_hooks, unregister_hooks
@@ -131,6 +132,11 @@ class Database:
         for source in declared:  # a base class comes before the classes that share its table
             by_name.setdefault(name_of(source), source)
         return by_name
+
+    def row_name(self, table: str, key: Any) -> str:
+        """Return the name of a row of a table, which may no longer be tracked."""
+        source = self.sources.get(table)
+        return row_name(table if source is None else model_of(source).label, key)
 
     @property
     def roots(self) -> dict[str, Any]:

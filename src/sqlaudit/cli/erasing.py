@@ -65,14 +65,14 @@ def erase(
         plan = erase_values(session, source, resource_id, dry_run=True, **options)
         session.rollback()  # while the question waits, no transaction may stay open
         if writing.dry_run or (output.form == "table" and not writing.yes):
-            _print_erasures(output, [plan], is_plan=True)
+            _print_erasures(database, output, [plan], is_plan=True)
         if writing.dry_run:
             return
         count = plan.versions + sum(each.versions for each in plan.followers)
         writing.confirm(f"Erase this from {counted(count, 'version')}? It cannot be undone.")
         made = erase_values(session, source, resource_id, **options)
         session.commit()
-    _print_erasures(output, [made])
+    _print_erasures(database, output, [made])
 
 
 def _values(database: Database, source: Any, texts: Iterable[str]) -> dict[Any, Any]:
@@ -162,17 +162,17 @@ def erasures(database: Database, output: Output, table: str) -> None:
     with database.session() as session:
         found = all_erasures(session, source)
     if found or output.form != "table":
-        _print_erasures(output, found)
+        _print_erasures(database, output, found)
     else:
         click.echo("No erasures.", err=True)
 
 
-def _print_erasures(output: Output, found: list[Erasure], *, is_plan: bool = False) -> None:
+def _print_erasures(database: Database, output: Output, found: list[Erasure], *, is_plan: bool = False) -> None:
     if output.form != "table":
         output.reports(Erasure, found)
         return
     for each in found:
-        row = shown(each.table) if each.key is None else f"{shown(each.table)} {shown(each.key)}"
+        row = shown(each.table) if each.key is None else database.row_name(each.table, each.key)
         what = f"{row}: {shown(', '.join(each.fields))}"
         line = Text(what, "bold")
         if not is_plan:

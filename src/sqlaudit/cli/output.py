@@ -17,7 +17,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from sqlaudit.display import safe
+from sqlaudit.display import safe, shown
 from sqlaudit.wire import Report, json_value, names_in
 
 Format = Literal["table", "json", "csv"]
@@ -141,3 +141,8 @@ def print_indented(console: Console, indent: int, text: Text) -> None:
 def counted(count: int, noun: str) -> str:
     """Return a number and a noun, such as ``1 row`` or ``1,000 rows``."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def row_name(label: str, key: Any) -> str:
+    """Return the name of a row as people call it, such as ``Ticket 7``."""
+    return f"{shown(label)} {shown(key)}"

@@ -112,7 +112,7 @@ def hold(
         resource_id = None if key is None else key_of(source, key)
         made = hold_row(session, source, resource_id, changeset_id=changeset, reason=reason)
         session.commit()
-        _print_holds(output, [made])
+        _print_holds(database, output, [made])
 
 
 @click.command(short_help="End a hold.")
@@ -136,17 +136,17 @@ def holds(database: Database, output: Output, table: str | None) -> None:
     with database.session() as session:
         found = all_holds(session, None if table is None else database.source(table))
     if found or output.form != "table":
-        _print_holds(output, found)
+        _print_holds(database, output, found)
     else:
         click.echo("No holds.", err=True)
 
 
-def _print_holds(output: Output, found: Sequence[Hold]) -> None:
+def _print_holds(database: Database, output: Output, found: Sequence[Hold]) -> None:
     if output.form != "table":
         output.reports(Hold, found)
         return
     for each in found:
-        what = f"changeset {each.changeset_id}" if each.table is None else f"{shown(each.table)} {shown(each.key)}"
+        what = f"changeset {each.changeset_id}" if each.table is None else database.row_name(each.table, each.key)
         line = Text.assemble((what, "bold"), "  ", (shown(each.held_by), "cyan"), f"  {instant(each.held_at)}")
         output.console.print(line, soft_wrap=True)
         print_indented(output.console, 2, Text.assemble((shown(each.reason), "italic")))

@@ -24,7 +24,7 @@ from sqlaudit.cli.database import Database
 from sqlaudit.cli.failures import Failure, UsageProblem
 from sqlaudit.cli.instants import INSTANT_HELP, instant_of, state
 from sqlaudit.cli.options import shared_options
-from sqlaudit.cli.output import STYLES, Output, print_trimmed, table_of
+from sqlaudit.cli.output import STYLES, Output, print_trimmed, row_name, table_of
 from sqlaudit.context import ActorType
 from sqlaudit.display import NOTHING, instant, shortened, shortened_pair, shown
 from sqlaudit.past.comparing import diff as diff_of
@@ -68,11 +68,6 @@ def key_of(source: Any, text: str) -> Any:
         names = ",".join(column.name for column in model_of(source).root.table.key)
         raise UsageProblem(f"The key of {name_of(source)} has {count} parts. Write them as {names}.")
     return parts
-
-
-def row_name(label: str, key: Any) -> str:
-    """Return the name of a row as people call it, such as ``Ticket 7``."""
-    return f"{shown(label)} {shown(key)}"
 
 
 # --- log --------------------------------------------------------------------------------------------------------

@@ -17,8 +17,8 @@ from sqlaudit.cli.database import Database
 from sqlaudit.cli.failures import Failure, UsageProblem
 from sqlaudit.cli.instants import instant_of, state
 from sqlaudit.cli.options import USER, Writing, acting, shared_options, writing_options
-from sqlaudit.cli.output import STYLES, Output, counted
-from sqlaudit.cli.reading import KEY, TABLE, TABLES, arrow, key_of, row_name
+from sqlaudit.cli.output import STYLES, Output, counted, row_name
+from sqlaudit.cli.reading import KEY, TABLE, TABLES, arrow, key_of
 from sqlaudit.display import instant, shown
 from sqlaudit.exceptions import UndoConflictError
 from sqlaudit.maintenance import BackfillReport
