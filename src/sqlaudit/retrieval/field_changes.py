@@ -20,7 +20,7 @@ from sqlalchemy.orm import Mapped, QueryableAttribute, Session, class_mapper, sc
 
 from sqlaudit.arguments import changeset_uuid, checked_count, checked_range
 from sqlaudit.asynchronous import AsyncSession, also_async, also_async_read, also_async_stream, async_scoped_session
-from sqlaudit.changes import Blame, Equality, FieldChange, Operation, VersionInfo, differ, equalities_of
+from sqlaudit.changes import Blame, FieldChange, Operation, VersionInfo, differ, equalities_of
 from sqlaudit.config import configured_session
 from sqlaudit.period import OPEN_END, Mark
 from sqlaudit.retrieval.change_reader import (
@@ -288,6 +288,7 @@ def blame(
         equalities = equalities_of((name, model.columns[name]) for name in values)
         end = getattr(version, model.table.names.valid_to)
         is_last_missing = end <= bounds["until"] if bounds else end != OPEN_END
+        new = dict(zip(values, stored_values(version, values), strict=True))
         while version is not None and len(blames) < len(values):
             info, before = version_info(version), next(versions, None)
             is_inserted, is_baseline = (
@@ -300,23 +301,20 @@ def blame(
                 info |= dict.fromkeys(_CONTEXT)
             first = is_inserted or is_missing or _has_ended(before)
             erased = erased_fields_of(version)
-            for name in values.keys() - blames.keys():
+            names = [name for name in values if name not in blames]
+            old = {} if first or before is None else dict(zip(names, stored_values(before, names), strict=True))
+            for name in names:
                 if name in erased:  # nobody knows whether this version changed it, or an earlier one
                     nobody = info | dict.fromkeys(_CONTEXT)
                     blames[name] = Blame(
                         **nobody, value=values[name], unknown_before=True, unknown_after=is_last_missing
                     )
-                elif first or _differs(before, version, name, equalities):
+                elif first or differ(old[name], new[name], equalities.get(name)):
                     blames[name] = Blame(
                         **info, value=values[name], unknown_before=unknown, unknown_after=is_last_missing
                     )
-            version = before
+            version, new = before, old
     return {name: blames[name] for name in values}
-
-
-def _differs(before: Any, version: Any, name: str, equalities: Mapping[str, Equality]) -> bool:
-    (old,), (new,) = stored_values(before, [name]), stored_values(version, [name])
-    return differ(old, new, equalities.get(name))
 
 
 def _has_ended(version: Any) -> bool:
