@@ -56,95 +56,104 @@ class Story:
     diff: str | None
 
 
-def stories(visit: Visit, changes: Iterable[FieldChange], subject: tuple[str, Any] | None = None) -> list[Story]:
-    """Return what changes tell, by transaction and row.
+class Teller:
+    """Tells on one page what changes did. A page repeats its users and fields, so that each is written once.
 
-    :param subject: the label and the key of the row that the page is about
+    :param subject: the label and the key of the row that the page is about, if it is about one
     """
-    return [_story(visit, group, subject) for group in by_transaction(changes)]
 
+    def __init__(self, visit: Visit, subject: tuple[str, Any] | None = None) -> None:
+        self.visit = visit
+        self.subject = subject
+        self._badges: dict[Any, Markup] = {}
+        self._chips: dict[tuple[str, bool], Markup] = {}
 
-def _story(visit: Visit, group: Sequence[FieldChange], subject: tuple[str, Any] | None) -> Story:
-    info = group[0]
-    return Story(
-        info,
-        visit.url("changeset", changeset=str(info.changeset_id)),
-        row_stories(visit, group, subject),
-        before=instant_text(info.timestamp - TICK),
-        after=instant_text(info.timestamp),
-        diff=_diff(visit, group, subject),
-    )
+    def stories(self, changes: Iterable[FieldChange]) -> list[Story]:
+        """Return what changes tell, by transaction and row."""
+        return [self._story(group) for group in by_transaction(changes)]
 
+    def row_stories(self, changes: Iterable[FieldChange]) -> list[RowStory]:
+        """Return what changes tell, by row."""
+        return [self._row_story(of_row) for of_row in by_row(changes)]
 
-def _diff(visit: Visit, group: Sequence[FieldChange], subject: tuple[str, Any] | None) -> str | None:
-    """Return the URL of what a transaction changed in the row of the page, word by word."""
-    if visit.key is None or subject != (visit.model.label, visit.key):
-        return None
-    of_row = [change for change in group if (change.resource_type, change.resource_id) == subject]
-    numbers = [change.version for change in of_row if change.operation is Operation.UPDATE]
-    if not numbers:
-        return None
-    return visit.row_url("diff", visit.source, visit.key, a=min(numbers) - 1, b=max(numbers), at=None)
+    def _story(self, group: Sequence[FieldChange]) -> Story:
+        info = group[0]
+        return Story(
+            info,
+            self.visit.url("changeset", changeset=str(info.changeset_id)),
+            self.row_stories(group),
+            before=instant_text(info.timestamp - TICK),
+            after=instant_text(info.timestamp),
+            diff=self._diff(group),
+        )
 
+    def _diff(self, group: Sequence[FieldChange]) -> str | None:
+        """Return the URL of what a transaction changed in the row of the page, word by word."""
+        visit = self.visit
+        if visit.key is None or self.subject != (visit.model.label, visit.key):
+            return None
+        of_row = [change for change in group if (change.resource_type, change.resource_id) == self.subject]
+        numbers = [change.version for change in of_row if change.operation is Operation.UPDATE]
+        if not numbers:
+            return None
+        return visit.row_url("diff", visit.source, visit.key, a=min(numbers) - 1, b=max(numbers), at=None)
 
-def row_stories(visit: Visit, changes: Iterable[FieldChange], subject: tuple[str, Any] | None = None) -> list[RowStory]:
-    """Return what changes tell, by row."""
-    return [_row_story(visit, of_row, subject) for of_row in by_row(changes)]
+    def _row_story(self, changes: Sequence[FieldChange]) -> RowStory:
+        first, texts, show = changes[0], self.visit.texts, self.visit.show
+        is_subject = self.subject == (first.resource_type, first.resource_id)
+        row = texts("this_row") if is_subject else self.visit.row_link(first.resource_type, first.resource_id)
+        who, operation = self._badge(first), first.operation
+        if operation in _LINKS:
+            keys = [change.new_value if operation is Operation.LINK else change.old_value for change in changes]
+            names = show.listed([self._other(first, key) for key in keys])
+            field = self._chip(first.field_name, is_filter=False)
+            return RowStory(texts(f"sentence_{operation}", who=who, key=names, fields=field), operation, [])
+        if operation is not Operation.UPDATE:
+            return RowStory(texts(f"sentence_{operation}", who=who, row=row), operation, changes)
+        fields = [self._chip(change.field_name, is_filter=is_subject) for change in changes]
+        is_short = len(changes) <= 2 and sum(map(_length, changes)) <= _INLINE
+        if is_short:
+            values = [show.change(operation, change.old_value, change.new_value) for change in changes]
+            fields = [markup("{} {}", *pair) for pair in zip(fields, values, strict=True)]
+        name = "sentence_update" if is_subject else "sentence_update_row"
+        sentence = texts(name, who=who, fields=show.listed(fields, most=6), row=row)
+        return RowStory(sentence, operation, [] if is_short else changes)
 
+    def _badge(self, info: FieldChange) -> Markup:
+        """Return who made a change, with a link to what else this user did: to the row of the page, or anywhere."""
+        actor = (info.changed_by, info.actor_type, info.impersonated_by, info.on_behalf_of)
+        if (badge := self._badges.get(actor)) is None:
+            badge = self._badges[actor] = self.visit.show.who(info, self._by(info.changed_by))
+        return badge
 
-def _row_story(visit: Visit, changes: Sequence[FieldChange], subject: tuple[str, Any] | None) -> RowStory:
-    first, texts = changes[0], visit.texts
-    is_subject = subject == (first.resource_type, first.resource_id)
-    row = texts("this_row") if is_subject else visit.row_link(first.resource_type, first.resource_id)
-    who, operation = visit.show.who(first, _by(visit, first.changed_by, subject)), first.operation
-    if operation in _LINKS:
-        keys = [change.new_value if operation is Operation.LINK else change.old_value for change in changes]
-        names = visit.show.listed([_other(visit, first, key) for key in keys])
-        sentence = texts(f"sentence_{operation}", who=who, key=names, fields=_chip(visit, first.field_name))
-        return RowStory(sentence, operation, [])
-    if operation is not Operation.UPDATE:
-        return RowStory(texts(f"sentence_{operation}", who=who, row=row), operation, changes)
-    is_short = len(changes) <= 2 and sum(map(_length, changes)) <= _INLINE
-    fields = visit.show.listed(
-        [_field(visit, change, is_filter=is_subject, with_values=is_short) for change in changes], most=6
-    )
-    name = "sentence_update" if is_subject else "sentence_update_row"
-    return RowStory(texts(name, who=who, fields=fields, row=row), operation, [] if is_short else changes)
+    def _by(self, user: str | None) -> str | None:
+        visit = self.visit
+        if user is None:
+            return None
+        if self.subject is not None:
+            return visit.here(user=list(dict.fromkeys([*visit.parameters("user"), user])), after=None)
+        return visit.url("search", {"q": f"who:{shlex.quote(user)}", "at": visit.at_text()})
 
+    def _other(self, change: FieldChange, key: Any) -> Markup:
+        """Return a link to the row to which a link leads; its key if the row is not known."""
+        parts = key[0] if isinstance(key, tuple) and len(key) == 1 else key
+        source = self.visit.browser.sources.labelled(change.resource_type)
+        prop = None if source is None else model_of(source).mapper.relationships.get(change.field_name)
+        other = None if prop is None else tracked_model(prop.mapper)
+        return escape(text_of(key)) if other is None else self.visit.row_link(other.label, parts)
 
-def _by(visit: Visit, user: str | None, subject: tuple[str, Any] | None) -> str | None:
-    """Return the URL of what else a user did: to the row of the page, or anywhere."""
-    if user is None:
-        return None
-    if subject is not None:
-        return visit.here(user=list(dict.fromkeys([*visit.parameters("user"), user])), after=None)
-    return visit.url("search", {"q": f"who:{shlex.quote(user)}", "at": visit.at_text()})
-
-
-def _other(visit: Visit, change: FieldChange, key: Any) -> Markup:
-    """Return a link to the row to which a link leads; its key if the row is not known."""
-    parts = key[0] if isinstance(key, tuple) and len(key) == 1 else key
-    source = visit.browser.sources.labelled(change.resource_type)
-    prop = None if source is None else model_of(source).mapper.relationships.get(change.field_name)
-    other = None if prop is None else tracked_model(prop.mapper)
-    return escape(text_of(key)) if other is None else visit.row_link(other.label, parts)
+    def _chip(self, field_name: str, *, is_filter: bool) -> Markup:
+        """Return the name of a field; as a filter, it is a link to the changes of this field alone."""
+        if (chip := self._chips.get((field_name, is_filter))) is None:
+            chip = markup("<bdi>{}</bdi>", safe(field_name))
+            if is_filter:
+                fields = list(dict.fromkeys([*self.visit.parameters("field"), field_name]))
+                chip = markup('<a class="chip" href="{}">{}</a>', self.visit.here(field=fields, after=None), chip)
+            else:
+                chip = markup('<span class="chip">{}</span>', chip)
+            self._chips[field_name, is_filter] = chip
+        return chip
 
 
 def _length(change: FieldChange) -> int:
     return len(text_of(change.old_value)) + len(text_of(change.new_value))
-
-
-def _field(visit: Visit, change: FieldChange, *, is_filter: bool, with_values: bool) -> Markup:
-    name = _chip(visit, change.field_name, is_filter=is_filter)
-    if not with_values:
-        return name
-    return markup("{} {}", name, visit.show.change(change.operation, change.old_value, change.new_value))
-
-
-def _chip(visit: Visit, field_name: str, *, is_filter: bool = False) -> Markup:
-    """Return the name of a field; as a filter, it is a link to the changes of this field alone."""
-    name = markup("<bdi>{}</bdi>", safe(field_name))
-    if not is_filter:
-        return markup('<span class="chip">{}</span>', name)
-    fields = list(dict.fromkeys([*visit.parameters("field"), field_name]))
-    return markup('<a class="chip" href="{}">{}</a>', visit.here(field=fields, after=None), name)

@@ -24,7 +24,7 @@ from sqlaudit.tracking.links import model_of
 from sqlaudit.web.instants import instant_of, instant_text
 from sqlaudit.web.markup import markup
 from sqlaudit.web.problems import Problem
-from sqlaudit.web.timeline import stories
+from sqlaudit.web.timeline import Teller
 from sqlaudit.web.view import View
 from sqlaudit.web.visit import Visit
 
@@ -131,7 +131,7 @@ def _search(visit: Visit) -> Response:
         "search.html",
         text=text,
         is_asked=bool(text),
-        stories=stories(visit, found[:size]),
+        stories=Teller(visit).stories(found[:size]),
         is_cut=len(found) > size and found[size - 1].changeset_id == found[size].changeset_id,
         older=older,
         names=[*_FILTERS, "table", "since", "until"],

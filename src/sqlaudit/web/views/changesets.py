@@ -23,7 +23,7 @@ from sqlaudit.web.copying import script_of
 from sqlaudit.web.instants import instant_text
 from sqlaudit.web.markup import markup
 from sqlaudit.web.problems import Problem
-from sqlaudit.web.timeline import RowStory, row_stories
+from sqlaudit.web.timeline import RowStory, Teller
 from sqlaudit.web.view import View
 from sqlaudit.web.visit import Visit
 
@@ -77,14 +77,14 @@ def _one(visit: Visit) -> Response:
     with visit.reading():
         entries = entries_of(visit, changeset_id)
         changes = changes_in(visit.session, entries[0].changeset_id, limit=_MOST + 1)
-    shown = changes[:_MOST]
+    shown, teller = changes[:_MOST], Teller(visit)
     return visit.render(
         "changeset.html",
         changeset=changeset_id,
         entries=entries,
         facts=[list(_facts(visit, entry)) for entry in entries],
         tables=[
-            _Table(safe(label), row_stories(visit, group))
+            _Table(safe(label), teller.row_stories(group))
             for label, group in groupby(shown, attrgetter("resource_type"))
         ],
         most=_MOST if len(changes) > _MOST else None,

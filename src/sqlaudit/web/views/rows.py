@@ -28,7 +28,7 @@ from sqlaudit.tracking.models import tracked_model
 from sqlaudit.web.instants import instant_text
 from sqlaudit.web.markup import markup
 from sqlaudit.web.problems import Problem
-from sqlaudit.web.timeline import stories
+from sqlaudit.web.timeline import Teller
 from sqlaudit.web.view import View
 from sqlaudit.web.views.restoring import restore_url
 from sqlaudit.web.visit import Visit
@@ -64,7 +64,7 @@ def _row(visit: Visit) -> Response:
             related=list(_related(visit)) if is_there else [],
             restore_url=restore_url(visit),
             steps=_steps(visit, latest, version),
-            stories=stories(visit, page, _subject(visit, latest[0])),
+            stories=Teller(visit, _subject(visit, latest[0])).stories(page),
             is_cut=visit.is_cut(page),
             filters=list(_filters(visit)),
             beginning=_beginning(visit, latest) if page.next is None else None,

@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from sqlaudit.display import safe
 from sqlaudit.retrieval.pages import changes_page
-from sqlaudit.web.timeline import stories
+from sqlaudit.web.timeline import Teller
 from sqlaudit.web.view import View
 from sqlaudit.web.visit import Visit
 
@@ -43,7 +43,7 @@ def _table(visit: Visit) -> Response:
         key_names=[*map(safe, visit.model.root.key_names)],
         row_url=visit.url("row", table=visit.name),
         compare_url=visit.url("compare", {"at": visit.at_text()}, table=visit.name),
-        stories=stories(visit, page),
+        stories=Teller(visit).stories(page),
         is_cut=visit.is_cut(page),
         older=None if page.next is None else visit.here(after=page.next),
         newest=visit.here(after=None) if visit.parameter("after") else None,
