@@ -4,7 +4,7 @@
 name servers to use instead of the run's own servers (servers.py). The run creates its own databases there. It has to be
 a superuser, and on PostgreSQL ``max_prepared_transactions`` has to be above 0.
 With ``SQLAUDIT_REQUIRE_ALL_DATABASES=1`` tests fail if their database is missing. With ``SQLAUDIT_TEST_CASES=2`` each
-test runs at most two of its cases on each database.
+test runs at most two of its cases, on whichever databases.
 """
 
 import gc
@@ -144,12 +144,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _beyond_cases(items: list[pytest.Item]) -> set[pytest.Item]:
-    """Return the items beyond the cases of a test that are wanted on a database; they are chosen as if at random."""
-    on_database = defaultdict[Any, list[pytest.Item]](list)
+    """Return the items beyond the cases of a test that are wanted; they are chosen as if at random."""
+    by_test = defaultdict[str, list[pytest.Item]](list)
     for item in items:
-        target = item.callspec.params.get("target") if hasattr(item, "callspec") else None
-        on_database[item.nodeid.partition("[")[0], target].append(item)
+        by_test[item.nodeid.partition("[")[0]].append(item)
     beyond = set[pytest.Item]()
-    for cases in on_database.values():
+    for cases in by_test.values():
         beyond.update(sorted(cases, key=lambda item: zlib.crc32(item.nodeid.encode()))[CASES:])
     return beyond
