@@ -16,13 +16,14 @@ from starlette.responses import Response
 from sqlaudit.changes import FieldChange, Operation, Page, VersionInfo
 from sqlaudit.display import safe
 from sqlaudit.erased import ERASED
-from sqlaudit.exceptions import PrunedError, QueryError, SQLAuditError
+from sqlaudit.exceptions import QueryError, SQLAuditError
 from sqlaudit.past.comparing import state_of
 from sqlaudit.past.session import time_travel
 from sqlaudit.period import OPEN_END, TICK
 from sqlaudit.retrieval.field_changes import versions_of
 from sqlaudit.retrieval.pages import changes_page
 from sqlaudit.tracking.history import version_info
+from sqlaudit.tracking.horizons import refuse_pruned_in
 from sqlaudit.tracking.links import related_names
 from sqlaudit.tracking.models import tracked_model
 from sqlaudit.web.instants import instant_text
@@ -49,7 +50,7 @@ def _row(visit: Visit) -> Response:
         latest = versions_of(visit.session, visit.source, visit.key, newest_first=True, limit=_STEPS)
         if not latest:
             raise visit.unknown_row()
-        version = latest[0] if visit.at is None else _state(visit)
+        version = latest[0] if visit.at is None else _state(visit, visit.at, latest)
         info = None if version is None else VersionInfo(**version_info(version))
         is_there = info is not None and info.operation is not Operation.DELETE
         page = _changes(visit, latest[0])
@@ -76,15 +77,18 @@ def _row(visit: Visit) -> Response:
 ROW: Final = View(page="row", action="view", work=_row, needs_key=True)
 
 
-def _state(visit: Visit) -> Any:
-    """Return the version that was true at the instant of the page; ``None`` if the row did not exist.
+def _state(visit: Visit, at: datetime, latest: Sequence[Any]) -> Any:
+    """Return the version that was true at an instant; ``None`` if the row did not exist.
 
+    :param latest: the latest versions: most visitors look no further back
     :raises Problem: it is unknown
     """
+    refuse_pruned_in(visit.session, [visit.model.root.table], at)
+    for version in latest:
+        if version_info(version)["timestamp"] <= at < _end_of(version):
+            return version
     try:
-        return state_of(visit.session, visit.model, visit.source, visit.key, visit.at)
-    except PrunedError:
-        raise
+        return state_of(visit.session, visit.model, visit.source, visit.key, at)
     except QueryError:
         raise Problem(410, "unknown_state") from None
 
