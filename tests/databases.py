@@ -196,7 +196,7 @@ class Database:
 
     def _names(self, metadata: sa.MetaData) -> list[str]:
         quoted = self._first_engine.dialect.identifier_preparer.format_table
-        return [quoted(table) for table in metadata.tables.values()]
+        return [quoted(table).replace("%%", "%") for table in metadata.tables.values()]  # doubled for some drivers
 
     def drop(self) -> None:
         raise NotImplementedError

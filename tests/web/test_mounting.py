@@ -6,13 +6,10 @@ from urllib.parse import quote, unquote
 import pytest
 import sqlalchemy as sa
 from desk import Base, crawled, happen, links_of, visitor, words_of
-from fastapi import FastAPI
-from flask import Flask
-from litestar import Litestar, asgi
+from mounts import MOUNTS, in_starlette
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.applications import Starlette
 from starlette.routing import Mount
-from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from sqlaudit import unregister_hooks
 from sqlaudit.web import HistoryBrowser
@@ -20,29 +17,7 @@ from sqlaudit.web import HistoryBrowser
 __all__ = ["Base", "happen"]
 
 
-def in_fastapi(browser: HistoryBrowser) -> Any:
-    app, outer = FastAPI(), FastAPI()
-    app.mount("/history", browser)
-    outer.mount("/app", app)
-    return outer, "/app/history"
-
-
-def in_starlette(browser: HistoryBrowser) -> Any:
-    return Starlette(routes=[Mount("/h", browser)]), "/h"
-
-
-def in_litestar(browser: HistoryBrowser) -> Any:
-    return Litestar([asgi("/history", is_mount=True, copy_scope=True)(browser)]), "/history"
-
-
-def in_flask(browser: HistoryBrowser) -> Any:
-    a2wsgi = pytest.importorskip("a2wsgi")
-    app = Flask("shop")
-    app.wsgi_app = DispatcherMiddleware(app.wsgi_app, {"/history": a2wsgi.ASGIMiddleware(browser)})  # type: ignore[method-assign]
-    return a2wsgi.WSGIMiddleware(app.wsgi_app), "/history"
-
-
-@pytest.mark.parametrize("mounted", [in_fastapi, in_starlette, in_litestar, in_flask])
+@pytest.mark.parametrize("mounted", MOUNTS)
 @pytest.mark.spread
 def test_no_link_leads_astray_under_a_prefix(
     sessions: sessionmaker[Session], happened: list[str], mounted: Any

@@ -36,7 +36,7 @@ from sqlaudit.web.limits import limited, too_slow, was_stopped
 from sqlaudit.web.problems import Problem
 from sqlaudit.web.rendering import text_of
 from sqlaudit.web.security import HEADERS, Receive, Scope, Send, check_query, form_of, refuse_strangers
-from sqlaudit.web.sources import Sources
+from sqlaudit.web.sources import Sources, path_part
 from sqlaudit.web.texts import TEXTS, Texts
 from sqlaudit.web.view import View
 from sqlaudit.web.views import VIEWS
@@ -130,7 +130,7 @@ class HistoryBrowser:
         name = self.sources.name_of(model)
         if self.sources.by_name.get(name) is None:
             raise QueryError(f"HistoryBrowser does not show {name!r}. Give it the model.", model)
-        path = f"/{PATHS['table'].format(table=quote(name))}"
+        path = f"/{PATHS['table'].format(table=quote(path_part(name)))}"
         if key is None:
             return path
         ids = converted_ids(model_of(model).root.table.history_key, [key])["ids"]
@@ -224,7 +224,7 @@ class HistoryBrowser:
         name = request.path_params.get("table")
         if name is None:
             return Place()
-        source = self.sources.named(name)
+        source = self.sources.in_path(name)
         if source is None:
             raise Problem(404, "unknown_table", name=name)
         if not needs_key:
@@ -286,9 +286,9 @@ def _next_step(page: Page, problem: Problem) -> tuple[str, str] | None:
         return "problem_again", page.here()
     if problem.name in ("no_instant", "future", "unknown_mark", "unknown_changeset", "unknown_state", "pruned"):
         return ("problem_now", page.here(at=None, after=None)) if page.request.query_params.get("at") else None
-    table = page.request.path_params.get("table")
-    if problem.name in ("unknown_row", "no_key", "unknown_version") and table is not None:
-        return "problem_table", page.url("table", table=table)
+    source = page.browser.sources.in_path(page.request.path_params.get("table", ""))
+    if problem.name in ("unknown_row", "no_key", "unknown_version") and source is not None:
+        return "problem_table", page.url("table", table=page.browser.sources.name_of(source))
     return None
 
 

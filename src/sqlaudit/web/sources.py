@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Table
 from sqlalchemy.orm import configure_mappers
@@ -94,6 +95,14 @@ class Sources:
         known = name if name in self.by_name else self._names.get(name.casefold())
         return None if known is None else self.by_name[known]
 
+    def in_path(self, part: str) -> Any:
+        """Return the source that a part of a path names, see :func:`path_part`; ``None`` if there is none.
+
+        Older links have the name itself, with its slashes.
+        """
+        source = self.named(_ESCAPE.sub(lambda match: chr(int(match[1], 16)), part))
+        return self.named(part) if source is None else source
+
     def of_table(self, table: Table) -> Any:
         """Return the source of a live table; ``None`` if it is not shown."""
         source = self.by_name.get(table.fullname)
@@ -114,3 +123,17 @@ class Sources:
     def title_of(self, source: Any) -> str:
         """Return the name of a source for people: its label, or the name of an association table."""
         return safe(source.name if isinstance(source, Table) else model_of(source).label)
+
+
+def path_part(name: str) -> str:
+    """Return the part of a path that names a table: without slashes, and no part that a browser resolves, as ``..``.
+
+    A slash is ``~2F``. ``%2F`` would not do: servers and proxies decode it, some of them twice.
+    """
+    special = _SPECIAL if name.strip(".") else _DOT
+    return special.sub(lambda match: f"~{ord(match[0]):02X}", name)
+
+
+_SPECIAL: Final = re.compile("[/%~]")
+_DOT: Final = re.compile("[.]")
+_ESCAPE: Final = re.compile("~([0-9A-F]{2})")

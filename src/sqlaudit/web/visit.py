@@ -27,6 +27,7 @@ from sqlaudit.web.markup import markup
 from sqlaudit.web.problems import Problem
 from sqlaudit.web.rendering import ENVIRONMENT, Renderer, text_of
 from sqlaudit.web.security import TOKEN, set_token, token_of
+from sqlaudit.web.sources import path_part
 from sqlaudit.web.texts import Texts
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ class Page:
 
         :param query: the parameters; those that are ``None`` are left out, and a list gives several of one name
         """
+        if "table" in parts:
+            parts["table"] = path_part(parts["table"])
         path = PATHS[page].format(**{name: quote(part, errors="replace") for name, part in parts.items()})
         text = _query_text(query or {})
         return f"{self.base}{path}?{text}" if text else f"{self.base}{path}"
