@@ -190,6 +190,73 @@ def test_a_page_may_leave_out_the_rest_of_a_large_transaction(tables, session, n
         changes_page(session, Ticket, size=3, most=2)
 
 
+def pages_of_at_most(session, most, **kw):
+    pages, after = [], None
+    while not pages or after is not None:
+        page = changes_page(session, Ticket, size=3, most=most, after=after, **kw)
+        after = page.next
+        assert page.items
+        pages.append(page.items)
+        assert len(page.items) <= most
+    return pages
+
+
+def check_bounded(session, most, **kw):
+    """Check that each transaction is on one page, the small ones whole, though pages are bounded."""
+    whole = get_resource_changes(Ticket, session, **kw)
+    sizes = Counter(change.changeset_id for change in whole)
+    pages = pages_of_at_most(session, most, **kw)
+    shown = [change for page in pages for change in page]
+    assert len({*map(repr, shown)}) == len(shown)
+    assert all(page == [change for change in whole if change in page] for page in pages)
+    counts = Counter(change.changeset_id for change in shown)
+    assert counts.keys() == sizes.keys()
+    assert all(counts[transaction] == size for transaction, size in sizes.items() if size <= most)
+    for page in pages:
+        of_page = Counter(change.changeset_id for change in page)
+        assert all(counts[transaction] == count for transaction, count in of_page.items())
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+@pytest.mark.parametrize("include", [[], ["tags"]])
+def test_many_transactions_of_one_instant_are_told_one_after_the_other(tables, sessions, clock, newest_first, include):
+    """Such as those that were imported from a log which knows no fractions of a second."""
+    with sessions.begin() as session:
+        session.add_all([Ticket(id=1), Tag(id=1)])
+    clock.now = at(10)
+    set_config(SQLAuditConfig(clock=lambda: at(10)))
+    for number in (9, 7, 5, 3, 2):
+        with sessions.begin() as session:
+            session.add_all(Ticket(id=number * 10 + place, hours=1) for place in range(number))
+            session.add(Ticket(id=number, tags=[session.get(Tag, 1)]))
+    set_config(SQLAuditConfig(clock=clock))
+    clock.now = at(20)
+    with sessions.begin() as session:
+        session.get(Ticket, 1).hours = 1
+    with sessions() as session:
+        for most in (3, 7, 12, 30, 500):
+            check_bounded(session, most, newest_first=newest_first, include=include)
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_what_follows_a_large_transaction_with_several_instants_is_told(tables, sessions, clock, newest_first):
+    """Its first changes fill a page; its last one is later than what others wrote meanwhile."""
+    with sessions.begin() as session:
+        session.add_all(Ticket(id=number) for number in range(1, 16))
+    for ticket_id, instant in ((2, at(50)), (3, at(60)), (12, at(55)), (13, at(55))):
+        set_config(SQLAuditConfig(clock=lambda instant=instant: instant))
+        with sessions.begin() as session:
+            session.get(Ticket, ticket_id).hours = 1
+    set_config(SQLAuditConfig(clock=lambda: at(10)))
+    for numbers in (range(1, 11), range(11, 16)):
+        with sessions.begin() as session:
+            for number in numbers:
+                session.get(Ticket, number).hours = 2
+    with sessions() as session:
+        for most in (3, 4, 5, 10, 11, 500):
+            check_bounded(session, most, newest_first=newest_first)
+
+
 def test_a_page_counts_all_changes_where_asked(lived):
     first = changes_page(lived, Ticket, size=2, count=True)
     assert first.total == len(get_resource_changes(Ticket, lived)) > len(first)

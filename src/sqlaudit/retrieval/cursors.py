@@ -35,13 +35,15 @@ def cursor_text(cursor: bytes) -> str:
     return urlsafe_b64encode(cursor).decode().rstrip("=")
 
 
-def place_in(cursor: Any, digest: bytes, form: Struct) -> tuple[Any, ...]:
+def place_in(cursor: Any, digest: bytes, *forms: Struct) -> tuple[Any, ...]:
     """Return what a cursor says of the place where a page ended.
 
+    :param forms: the forms that it may have, of different sizes
     :raises QueryError: it is not a cursor, or it is one of another query
     """
     packed = _packed(cursor, len(digest))
-    if packed[: len(digest)] != digest or len(packed) != form.size:
+    form = next((form for form in forms if form.size == len(packed)), None)
+    if packed[: len(digest)] != digest or form is None:
         raise _foreign(cursor)
     return form.unpack(packed)[1:]
 

@@ -9,7 +9,8 @@ the model and for each relationship:
 2. Read all changes of these transactions. Versions that one transaction wrote may have several instants, if it
    superseded versions that others had written after it began. So leave out the transactions of which an earlier page
    has changes, and keep all changes of the others.
-3. Find out whether the one more is of a transaction that follows. If it is not, look for one: the last page says that
+3. If transactions of one instant have more changes than a page may have, tell them one after the other, by their ids.
+4. Find out whether the one more is of a transaction that follows. If it is not, look for one: the last page says that
    it is the last.
 
 For one row, the numbers of its versions take the place of time: a transaction's versions of a row follow each other,
@@ -18,13 +19,14 @@ and one statement reads them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from struct import Struct
 from typing import Any, Final, Unpack
 from uuid import UUID
 
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session, scoped_session
 
 from sqlaudit.arguments import checked_count
@@ -39,14 +41,18 @@ from sqlaudit.retrieval.change_reader import (
     DateRange,
     change_query,
     date_range,
+    rows_of,
 )
 from sqlaudit.retrieval.cursors import checked_size, cursor_text, digest_of, place_in
 from sqlaudit.retrieval.filters import ChangeFilters
+from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.links import Readable
 from sqlaudit.tracking.sessions import checked_session
 
 _CURSOR: Final = Struct(">8sq")
 """The digest of a query, and the number of a version or an instant in microseconds."""
+_CURSOR_WITHIN: Final = Struct(">8sq16s")
+"""The digest of a query, an instant in microseconds, and the id of one of the transactions of this instant."""
 
 
 @also_async
@@ -73,14 +79,16 @@ def changes_page(
 
     A page holds whole transactions, so that it may have more than ``size`` field changes. It costs the same however far
     it is from the first one. It executes at most four statements, and four for each relationship; a few more if it
-    ends at an instant that several transactions share. For one row without relationships and filters, it executes one.
+    ends at an instant that several transactions share, or if ``most`` leaves transactions to the next page. For one
+    row without relationships and filters, it executes one.
 
     :param session: a session; if it is an ``AsyncSession``, await the result
     :param model_class: a tracked model, a relationship or an association table
     :param after: the ``next`` of the page before; ``None`` for the first page
     :param size: the number of field changes that suffice for a page
-    :param most: the number of field changes that a page may have at most; of a larger transaction, it has the first
-        ones, and :func:`changes_in` has all. Those of one row are not limited
+    :param most: the number of field changes that a page may have at most: it ends before a transaction that no longer
+        fits. A larger transaction has a page of its own, with its first changes, and :func:`changes_in` has all. Those
+        of one row are not limited
     :param count: also count the field changes of all pages, which reads all of them
     :param filters: the other parameters are those of :func:`get_resource_changes`, without ``limit`` and ``offset``
     :raises TrackingError: the model, or what a relationship leads to, is not tracked
@@ -102,25 +110,48 @@ def changes_page(
     report = ChangeReport(query)
     report.refuse_pruned(session, filter_date_range)
     digest = _digest_of(report)
-    place = None if after is None else place_in(after, digest, _CURSOR)[0]
     is_of_one_row = len(report.readers) == 1 and report.readers[0].of_one_row
+    forms = [_CURSOR] if is_of_one_row else [_CURSOR, _CURSOR_WITHIN]
+    place = () if after is None else place_in(after, digest, *forms)
+    cursor: bytes | None = None
     if is_of_one_row:
-        items, end = _page_of_one_row(session, query, place, size)
+        items, version = _page_of_one_row(session, query, place[0] if place else None, size)
+        cursor = None if version is None else _CURSOR.pack(digest, version)
     else:
-        items, end = _page_of_many_rows(session, query, place, size, most)
+        items, end = _page_of_many_rows(session, query, _place(*place) if place else None, size, most)
+        cursor = None if end is None else end.pack(digest)
     return Page(
         items=items,
-        next=None if end is None else cursor_text(_CURSOR.pack(digest, end)),
+        next=None if cursor is None else cursor_text(cursor),
         total=sum(1 for _ in report.changes(session, yield_per=BATCH)) if count else None,
     )
 
 
-_Place = int | None
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a page of many rows ended.
+
+    :ivar at: an instant, up to which all is told
+    :ivar last: if the page ended within the instant: the transaction of it up to which all is told
+    """
+
+    at: datetime
+    last: UUID | None = None
+
+    def pack(self, digest: bytes) -> bytes:
+        microseconds = (self.at - EPOCH) // TICK
+        if self.last is None:
+            return _CURSOR.pack(digest, microseconds)
+        return _CURSOR_WITHIN.pack(digest, microseconds, self.last.bytes)
+
+
+def _place(microseconds: int, last: bytes | None = None) -> _Place:
+    return _Place(EPOCH + microseconds * TICK, None if last is None else UUID(bytes=last))
 
 
 def _page_of_one_row(
-    session: Session, query: ChangeQuery, after: _Place, size: int
-) -> tuple[list[FieldChange], _Place]:
+    session: Session, query: ChangeQuery, after: int | None, size: int
+) -> tuple[list[FieldChange], int | None]:
     limit = size + 1
     while True:
         changes = list(ChangeReport(replace(query, after_version=after, limit=limit)).changes(session))
@@ -135,47 +166,127 @@ def _page_of_one_row(
 
 
 def _page_of_many_rows(
-    session: Session, query: ChangeQuery, after: _Place, size: int, most: int | None
-) -> tuple[list[FieldChange], _Place]:
+    session: Session, query: ChangeQuery, after: _Place | None, size: int, most: int | None
+) -> tuple[list[FieldChange], _Place | None]:
     dates = date_range(query.filter_date_range)
     query = replace(query, filter_date_range=(dates.get("since"), dates.get("until")))
-    begin = None if after is None else EPOCH + after * TICK
-    items, edge, more = _next_transactions(session, query, begin, size, most)
-    if edge is None or more is None:
+    items, end, more = _next_transactions(session, query, after, size, most)
+    if end is None:
         return items, None
     is_new = (
-        more.timestamp != edge
+        more is not None
+        and more.timestamp != end.at
         and all(change.changeset_id != more.changeset_id for change in items)
-        and (begin is None or not _is_told(session, query, more.changeset_id, begin))
+        and (after is None or not _is_told(session, query, more.changeset_id, after.at))
     )
-    has_next = is_new or _next_transactions(session, query, edge, 1, most)[0]
-    return items, (edge - EPOCH) // TICK if has_next else None
+    has_next = is_new or _next_transactions(session, query, end, 1, most)[0]
+    return items, end if has_next else None
 
 
 def _next_transactions(
-    session: Session, query: ChangeQuery, begin: datetime | None, size: int, most: int | None
-) -> tuple[list[FieldChange], datetime | None, FieldChange | None]:
-    """Return the changes of the transactions that follow an instant, their last instant, and a change after ``size``.
+    session: Session, query: ChangeQuery, begin: _Place | None, size: int, most: int | None
+) -> tuple[list[FieldChange], _Place | None, FieldChange | None]:
+    """Return the changes of the transactions that follow a place, the place where they end, and a change after these.
 
-    The change after may be of these transactions, or of one of which an earlier page has changes.
+    The place is ``None`` if nothing follows. The change may be of these transactions, too, or of one of which an
+    earlier page has changes.
     """
     while True:
-        rest = query if begin is None else _beyond(query, begin)
+        if begin is not None and begin.last is not None:
+            items, last = _next_of_instant(session, query, begin.at, begin.last, size, most)
+            if items:
+                return items, _Place(begin.at, last), None
+            begin = _Place(begin.at)
+        rest = query if begin is None else _beyond(query, begin.at)
         first = [] if rest is None else list(ChangeReport(replace(rest, limit=size + 1)).changes(session))
         if len(first) <= size and (begin is None or not first):
             return first, None, None
         page, more = first[:size], first[size:]
         edge = page[-1].timestamp
         if more and more[0].timestamp == edge:
-            page += ChangeReport(replace(query, filter_date_range=(edge, edge), limit=most)).changes(session)
-        changesets = list(dict.fromkeys(change.changeset_id for change in page))
-        items = list(ChangeReport(replace(query, changeset_ids=changesets, limit=most)).changes(session))
-        if begin is not None:
-            told = {change.changeset_id for change in items if not _is_beyond(change, begin, query)}
-            items = [change for change in items if change.changeset_id not in told]
-        if items or not more:
-            return items, edge, more[0] if more else None
-        begin = edge
+            of_edge = replace(query, filter_date_range=(edge, edge), limit=None if most is None else most + 1)
+            page = [change for change in page if change.timestamp != edge]
+            page += ChangeReport(of_edge).changes(session)
+        fitting, items = _fitting(session, query, page, None if begin is None else begin.at, most)
+        if not fitting:
+            begin = _Place(page[0].timestamp, _before_all(query))
+            continue
+        begin, is_last = _Place(fitting[-1].timestamp), not more and len(fitting) == len(page)
+        if items or is_last:
+            return items, None if is_last else begin, more[0] if more else None
+
+
+def _fitting(
+    session: Session, query: ChangeQuery, page: Sequence[FieldChange], begin: datetime | None, most: int | None
+) -> tuple[Sequence[FieldChange], list[FieldChange]]:
+    """Return as many changes of a page as have transactions that fit on it, and all changes of these transactions.
+
+    A transaction that is larger than a page fits alone. Nothing is returned if those of one instant do not fit.
+    """
+    while page:
+        if most is None or len(page) <= most:  # otherwise some of the last instant may be missing
+            changesets = list(dict.fromkeys(change.changeset_id for change in page))
+            items = _changes_of(session, query, changesets, begin, None if most is None else most + 1)
+            if most is None or len(items) <= most or len({change.changeset_id for change in items}) == 1:
+                return page, items[:most]
+        instants = list(dict.fromkeys(change.timestamp for change in page))
+        page = [change for change in page if change.timestamp in instants[: len(instants) // 2]]
+    return [], []
+
+
+def _changes_of(
+    session: Session, query: ChangeQuery, changesets: Sequence[UUID], begin: datetime | None, limit: int | None
+) -> list[FieldChange]:
+    """Return the changes of transactions, without those of which an earlier page has changes."""
+    while changesets:
+        changes = list(ChangeReport(replace(query, changeset_ids=changesets, limit=limit)).changes(session))
+        told = {change.changeset_id for change in changes if begin and not _is_beyond(change, begin, query)}
+        if not told or limit is None or len(changes) < limit:
+            return [change for change in changes if change.changeset_id not in told]
+        changesets = [changeset_id for changeset_id in changesets if changeset_id not in told]
+    return []
+
+
+# --- several transactions of one instant, with more changes than a page may have ---------------------------------
+
+
+def _next_of_instant(
+    session: Session, query: ChangeQuery, at: datetime, last: UUID, size: int, most: int | None
+) -> tuple[list[FieldChange], UUID]:
+    """Return the changes of the next transactions of an instant, and the last of these transactions."""
+    begin = at + TICK if query.newest_first else at - TICK
+    limit = None if most is None else most + 1
+    while changesets := _transactions_of(session, query, at, last, size):
+        while True:
+            changes = _changes_of(session, query, changesets, begin, limit)
+            if most is None or len(changes) <= most or len(changesets) == 1:
+                break
+            changesets = changesets[: len(changesets) // 2]
+        last = changesets[-1]
+        if changes:
+            return changes[:most], last
+    return [], last
+
+
+def _transactions_of(session: Session, query: ChangeQuery, at: datetime, last: UUID | None, count: int) -> list[UUID]:
+    """Return the transactions that have versions of an instant, in the order of their ids: those after the last one."""
+    found: set[UUID] = set()
+    for reader in ChangeReport(query).readers:
+        table = reader.model.root.table
+        changeset_id: ColumnElement[UUID] = table.role("changeset_id")
+        statement = select(changeset_id).distinct().where(table.valid_from == at).limit(count)
+        if last is not None:
+            statement = statement.where(changeset_id < last if query.newest_first else changeset_id > last)
+        statement = statement.order_by(changeset_id.desc() if query.newest_first else changeset_id)
+        found.update(row[0] for row in rows_of(session, reader.model, statement, {}, INTERNAL))
+    return sorted(found, reverse=query.newest_first)[:count]
+
+
+def _before_all(query: ChangeQuery) -> UUID:
+    return UUID(int=(1 << 128) - 1 if query.newest_first else 0)
+
+
+# --- places -----------------------------------------------------------------------------------------------------
 
 
 def _is_told(session: Session, query: ChangeQuery, changeset_id: UUID, begin: datetime) -> bool:
