@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.orm import ORMExecuteState, Session
 
 
 @contextmanager
@@ -20,3 +21,20 @@ def counted(engine: sa.Engine) -> Iterator[list[str]]:
         yield statements
     finally:
         sa.event.remove(engine, "before_cursor_execute", collect)
+
+
+@contextmanager
+def rows_read(session: Session) -> Iterator[list[int]]:
+    """Collect how many rows each statement of a session returns within the block."""
+    counts: list[int] = []
+
+    def count(state: ORMExecuteState) -> Any:
+        rows = state.invoke_statement().freeze()
+        counts.append(len(rows.data))
+        return rows()
+
+    sa.event.listen(session, "do_orm_execute", count)
+    try:
+        yield counts
+    finally:
+        sa.event.remove(session, "do_orm_execute", count)

@@ -11,7 +11,7 @@ from heapq import merge
 from itertools import chain, islice, pairwise
 from math import inf
 from operator import attrgetter, itemgetter
-from typing import Any, Final
+from typing import Any, Final, cast
 from uuid import UUID
 
 from sqlalchemy import (
@@ -30,6 +30,7 @@ from sqlalchemy import (
     null,
     or_,
     select,
+    true,
     union,
 )
 from sqlalchemy.orm import QueryableAttribute, Session
@@ -45,8 +46,9 @@ from sqlaudit.retrieval.ids import converted_ids, has_id, is_id, listed_ids, one
 from sqlaudit.sql.comparing import all_equal, any_of, differs
 from sqlaudit.sql.dialects import MYSQL
 from sqlaudit.sql.documents import text_under
+from sqlaudit.sql.holding import may_hold
 from sqlaudit.sql.keys import are_bound_in_sql
-from sqlaudit.sql.lists import is_among
+from sqlaudit.sql.lists import is_among, one_of
 from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.aliases import HistoryAlias
 from sqlaudit.tracking.history import rebased_on_history
@@ -220,6 +222,8 @@ class ChangeReader:
         given = (query.filter_old_values, query.filter_new_values)
         self.values = [None if each is None else ValueFilter(valued, each, link) for each in given]
         self.is_wanted = wanted_changes(operations, *self.values)
+        asked = [each for each in self.values if each is not None]
+        self.asks_for_values = links is None and bool(asked) and not any(each.asks_for_erased for each in asked)
         self.read_again = None if self.newest_first else query.after_version
         self.parameters: dict[str, Any] = {**date_range(query.filter_date_range), **query.actors()}
         if query.changeset_ids is not None:
@@ -255,7 +259,10 @@ class ChangeReader:
             self.newest_first,
             self.of_one_row,
         )
-        self.statement = cached_statement(model, shape, self._build)
+        if self.asks_for_values and not self.of_one_row:  # the statement contains the values
+            self.statement = self._build().execution_options(**INTERNAL)
+        else:
+            self.statement = cached_statement(model, shape, self._build)
 
     def _build(self) -> Select[Any]:
         model, base, related = self.model, self.model.root.table, self.query.related
@@ -318,19 +325,8 @@ class ChangeReader:
                 before_owner = [before[column.table].clause.c[column.key] for column in self.asked]
                 values += [self._is_asked(asked), self._is_asked(before_owner)]
         statement = select(*audit_columns, *ids, *values, number).select_from(source).order_by(*order)
-        is_marked = text_under(version.role("extra"), MARK).is_not(None)
         statement = statement.where(
-            or_(
-                and_(
-                    roles["operation"].in_([Operation.INSERT, Operation.DELETE]),
-                    or_(any_of(*(column.is_not(None) for column in new)), is_marked),
-                ),
-                and_(
-                    roles["operation"] == Operation.UPDATE,
-                    version_before.version.is_not(None),
-                    any_of(*(differs(one, other) for one, other in zip(new, old, strict=True))),
-                ),
-            )
+            self._is_reported(version, version_before, new, old), *self._narrowing(version, new)
         )
         if of_family is not None:
             discriminator, values = of_family
@@ -363,6 +359,63 @@ class ChangeReader:
         if "until" in parameters:
             statement = statement.where(roles["valid_from"] <= bindparam("until"))
         return self._limited(statement)
+
+    def _is_reported(
+        self,
+        version: HistoryAlias,
+        before: HistoryAlias,
+        new: Sequence[ColumnElement[Any]],
+        old: Sequence[ColumnElement[Any]],
+    ) -> ColumnElement[bool]:
+        """Return the condition that a version has changes to report, with values that are asked for."""
+        operation, is_marked = version.operation, text_under(version.role("extra"), MARK).is_not(None)
+        is_set: list[ColumnElement[bool]] = [column.is_not(None) for column in new]
+        is_changed: list[ColumnElement[bool]] = [differs(one, other) for one, other in zip(new, old, strict=True)]
+        made = removed = is_set
+        if self.asks_for_values:
+            was_old, is_old, is_new = self._held(0, old), self._held(0, new), self._held(1, new)
+            from_nothing, to_nothing = self._accept_none(0), self._accept_none(1)
+            made = [and_(*each) for *each, may in zip(is_set, is_new, from_nothing, strict=True) if may]
+            removed = [and_(*each) for *each, may in zip(is_set, is_old, to_nothing, strict=True) if may]
+            is_changed = [and_(*each) for each in zip(is_changed, was_old, is_new, strict=True)]
+        is_update = and_(operation == Operation.UPDATE, before.version.is_not(None), any_of(*is_changed))
+        if made is removed:
+            is_other = and_(operation.in_([Operation.INSERT, Operation.DELETE]), or_(any_of(*is_set), is_marked))
+            return or_(is_other, is_update)
+        is_insert = and_(operation == Operation.INSERT, or_(any_of(*made), is_marked))
+        return or_(is_insert, and_(operation == Operation.DELETE, or_(any_of(*removed), is_marked)), is_update)
+
+    def _narrowing(self, version: HistoryAlias, new: Sequence[ColumnElement[Any]]) -> Iterator[ColumnElement[bool]]:
+        """Yield conditions by which a database leaves out rows before it looks for the version before each."""
+        if not self.asks_for_values:
+            return
+        old_values, new_values = self.values
+        if new_values is not None and not any(self._accept_none(1)):
+            yield any_of(*self._held(1, new))
+        if old_values is not None and not any(self._accept_none(0)):
+            has_held = []
+            for table in dict.fromkeys(column.table for _, column in self.fields):
+                holding = HistoryAlias(cast("TrackedTable", tracked_table(table)))
+                own = [(name, column) for name, column in self.fields if column.table is table]
+                held = self._held(0, [holding.clause.c[column.key] for _, column in own], own)
+                keys = select(*holding.key).where(any_of(*held))
+                has_held.append(one_of(version.key, keys))
+            yield or_(*has_held)
+
+    def _held(
+        self, side: int, columns: Sequence[ColumnElement[Any]], fields: Sequence[tuple[str, Column[Any]]] | None = None
+    ) -> list[ColumnElement[bool]]:
+        """Return, for each field, the condition that a column may hold a value that is asked for on a side."""
+        given = self.values[side]
+        if given is None:
+            return [true()] * len(columns)
+        asked = zip(columns, self.fields if fields is None else fields, strict=True)
+        return [may_hold(column, stored.type, given.values[name]) for column, (name, stored) in asked]
+
+    def _accept_none(self, side: int) -> list[bool]:
+        """Return, for each field, whether it may have no value on a side."""
+        given = self.values[side]
+        return [given is None or given.accepts(name, None) for name, _ in self.fields]
 
     def _limited(self, statement: Select[Any]) -> Select[Any]:
         if "limit" not in self.parameters:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypedDict
 
-from sqlalchemy import Boolean, Column, Date, DateTime, Enum, Integer, Numeric, String, Time, Uuid
+from sqlalchemy import Boolean, Column, Date, DateTime, Enum, Float, Integer, Numeric, String, Time, Uuid
 from sqlalchemy.types import TypeEngine
 
 from sqlaudit.changes import Equality, FieldChange, Operation, differ, equalities_of
+from sqlaudit.erased import ERASED
 from sqlaudit.exceptions import QueryError
 from sqlaudit.retrieval.ids import converted_ids, listed_ids
 
-_FROM_TEXT: Final = (Boolean, Date, DateTime, Integer, Numeric, String, Time, Uuid)
+_FROM_TEXT: Final = (Boolean, Date, DateTime, Float, Integer, Numeric, String, Time, Uuid)
 """The types whose values may be given as text, as ids may."""
 
 
@@ -50,6 +51,10 @@ class ValueFilter:
             self.values = {link: [key if isinstance(key, tuple) else (key,) for key in keys]}
             self.values[link] += [None] if None in listed else []
         self.equalities: dict[str, Equality] = {} if link else equalities_of(fields)
+
+    @property
+    def asks_for_erased(self) -> bool:
+        return any(value is ERASED for values in self.values.values() for value in values)
 
     def accepts(self, name: str, value: Any) -> bool:
         equality = self.equalities.get(name)

@@ -91,7 +91,7 @@ def one_of_json(column: ColumnElement[Any], values: BindParameter[Any]) -> Colum
     return column.in_(select(rows_of_json(values)))
 
 
-class _Condition(FunctionElement[bool]):
+class Condition(FunctionElement[bool]):
     """A condition that an index can serve: without the ``= 1`` that SQLAlchemy adds on SQLite and MariaDB."""
 
     type = Boolean()
@@ -101,7 +101,7 @@ class _Condition(FunctionElement[bool]):
         return self
 
 
-class is_among(_Condition):
+class is_among(Condition):
     """True if a column has one of the values of a parameter: an array, JSON, or else an expanded list.
 
     :param clauses: the column, and an expanding parameter
@@ -132,7 +132,7 @@ def _is_among_json(element: is_among, compiler: SQLCompiler, **kw: Any) -> str:
     return compiler.process(one_of_json(column, bindparam(key, type_=JSONList(values.type))), **kw)
 
 
-class are_among(_Condition):
+class are_among(Condition):
     """True if several columns together have one of the keys of a parameter: a list of tuples.
 
     :param clauses: the columns, an expanding parameter of the keys, and a parameter of the values of each column,
