@@ -127,7 +127,7 @@ def test_a_page_shows_a_part_of_a_large_transaction(sessions: sessionmaker[Sessi
     with sessions.begin() as session:
         session.add_all([Comment(id=number, ticket_id=1, text="x") for number in range(100, 500)])
     client = visitor(HistoryBrowser(sessions, Base))
-    for url in ("/tables/comments", ROW, "/search?q=table:comments"):
+    for url in ("/tables/comments", ROW):
         page = client.get(url).text
         assert "only a part of it is shown" in words_of(page)
         assert len(page) < 200_000
@@ -367,6 +367,26 @@ def test_a_search_finds_what_it_names(client: TestClient, search: str, told: str
     found = read(client, f"/search?{urlencode({'q': search})}").partition("until:2026-04-01. ")[2]
     assert told in found
     assert not_told not in found
+
+
+@pytest.mark.parametrize("query", ["op:insert", "who:seed until:2025-01-01"])
+def test_the_pages_of_a_search_tell_every_change_once(
+    client: TestClient, sessions: sessionmaker[Session], happened: list[str], query: str
+) -> None:
+    """Also those of one instant, of which a page shows a part."""
+    first = f"/search?{urlencode({'q': query})}"
+    lines = re.compile(r"<dt>.*?</dd>", re.DOTALL)
+    whole = lines.findall(client.get(first).text)
+    small, found, url, pages = visitor(HistoryBrowser(sessions, Base, page_size=2)), [], first, 0
+    while url:
+        page = small.get(url).text
+        found, pages = found + lines.findall(page), pages + 1
+        following = re.findall(r'href="([^"]+)" rel="next"', page)
+        url = f"/{html.unescape(following[0])}" if following else ""
+    assert pages > 8
+    assert len(whole) > 16
+    assert sorted(found) == sorted(whole)
+    assert "No changes" in read(client, f"{first}&skip=999999999")
 
 
 def test_a_page_that_reads_too_long_says_so(sessions: sessionmaker[Session], happened: list[str]) -> None:

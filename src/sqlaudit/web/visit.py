@@ -241,7 +241,7 @@ class Visit(Page):
     def kept(self) -> list[tuple[str, str]]:
         """Return the parameters of this page that it keeps at another instant."""
         query = self.request.query_params.multi_items()
-        return [(name, value) for name, value in query if name not in ("at", "zone", "after")]
+        return [(name, value) for name, value in query if name not in ("at", "zone", "after", "skip")]
 
     def at_text(self) -> str | None:
         return self._at_text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from heapq import merge
@@ -32,6 +32,8 @@ _DAYS: Final = 30
 _HEIGHT: Final = 100
 _MOST_TABLES: Final = 30
 """The tables that one search reads."""
+_MOST_SKIPPED: Final = 2_000
+"""The changes of one instant that the pages of a search show: each page reads again what the pages before it showed."""
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------
@@ -117,25 +119,41 @@ def _search(visit: Visit) -> Response:
     """Show the latest changes that a search names, such as ``who:u42 field:price since:2026-03-01``."""
     text = visit.parameter("q") or ""
     found: list[FieldChange] = []
+    skipped = min(visit.number("skip"), _MOST_SKIPPED)
     if text:
         words = _words(text)
         with visit.reading():
-            found = _found(visit, words)
+            found = _found(visit, words, skipped)
     size = visit.browser.page_size
-    older = None
-    if len(found) > size:
-        until = instant_text(found[size - 1].timestamp - TICK)
-        rest = [word for word in _split(text) if not word.startswith("until:")]
-        older = visit.here(q=" ".join([*map(_quoted, rest), f"until:{until}"]))
+    older, is_cut = _older(visit, text, found, size, skipped) if len(found) > size else (None, False)
     return visit.render(
         "search.html",
         text=text,
         is_asked=bool(text),
         stories=Teller(visit).stories(found[:size]),
-        is_cut=len(found) > size and found[size - 1].changeset_id == found[size].changeset_id,
         older=older,
+        is_cut=is_cut,
         names=[*_FILTERS, "table", "since", "until"],
     )
+
+
+def _older(visit: Visit, text: str, found: Sequence[FieldChange], size: int, skipped: int) -> tuple[str, bool]:
+    """Return the URL of the changes after the first ones, and whether it leaves some out.
+
+    The next page begins within an instant of which this one has shown a part.
+    """
+    until, following = found[size - 1].timestamp, found[size].timestamp
+    shown = sum(1 for change in found[:size] if change.timestamp == until)
+    if shown == size:  # this page is within the instant, too
+        shown += skipped
+    is_cut = until == following and shown > _MOST_SKIPPED
+    if is_cut:
+        until, shown = until - TICK, 0
+    elif until != following:
+        until, shown = following, 0
+    rest = [word for word in _split(text) if not word.startswith("until:")]
+    query = " ".join([*map(_quoted, rest), f"until:{instant_text(until)}"])
+    return visit.here(q=query, skip=shown or None), is_cut
 
 
 def _split(text: str) -> list[str]:
@@ -164,16 +182,17 @@ def _words(text: str) -> dict[str, list[str]]:
     return words
 
 
-def _found(visit: Visit, words: dict[str, list[str]]) -> list[FieldChange]:
+def _found(visit: Visit, words: dict[str, list[str]], skipped: int) -> list[FieldChange]:
+    """Return the changes of a page and one more, without the first ones of the instant at which it begins."""
     filters: dict[str, Any] = {_FILTERS[name]: words[name] for name in words.keys() & _FILTERS.keys()}
     begin, end = (_bound(visit, words, name) for name in ("since", "until"))
     if begin is not None or end is not None:
         filters["filter_date_range"] = begin, end
-    size, found = visit.browser.page_size + 1, []
+    size, found = skipped + visit.browser.page_size + 1, []
     for source, fields in _sources(visit, words):
         own = {"filter_fields": fields} if fields else {}
         found.append(get_resource_changes(source, visit.session, newest_first=True, limit=size, **{**filters, **own}))
-    return list(islice(merge(*found, key=attrgetter("timestamp"), reverse=True), size))
+    return list(islice(merge(*found, key=attrgetter("timestamp"), reverse=True), skipped, size))
 
 
 def _bound(visit: Visit, words: dict[str, list[str]], name: str) -> datetime | None:
