@@ -129,10 +129,8 @@ def what_differs_between_two_instants(session: Session) -> Any:
     return list(compare(session, Item, WHEN, SOON))
 
 
-def a_page_of_what_differs(session: Session) -> Any:
-    soon = WHEN + timedelta(seconds=100)
-    page = compare_page(session, Item, WHEN, soon, size=100)
-    return compare_page(session, Item, WHEN, soon, size=10, after=page.next).items
+def the_first_page_of_what_differs(session: Session) -> Any:
+    return compare_page(session, Item, WHEN, SOON, size=10).items
 
 
 def what_differs_in_a_row(session: Session) -> Any:
@@ -178,7 +176,7 @@ READS: dict[Callable[[Session], Any], int] = {
     a_page_of_transactions_far_from_the_latest: 300,
     the_latest_transactions_that_wrote_a_row: 300,
     what_differs_between_two_instants: 500,
-    a_page_of_what_differs: 1_000,
+    the_first_page_of_what_differs: 2_500,  # of 2,000 versions by their keys, if they are not in the index alone
     what_differs_in_a_row: 200,
     a_page_far_from_the_first: 500,
     a_page_far_from_the_latest: 500,

@@ -46,8 +46,9 @@ from sqlaudit.retrieval.changesets import instant_of_changeset
 from sqlaudit.retrieval.cursors import checked_size, digest_of, key_cursor, key_in
 from sqlaudit.retrieval.field_changes import versions_of
 from sqlaudit.retrieval.ids import converted_ids, is_id, one_id
+from sqlaudit.retrieval.restricting import is_restricted
 from sqlaudit.sql.keys import bound, raw_columns
-from sqlaudit.sql.ranges import follows, order_of
+from sqlaudit.sql.ranges import is_beside, order_of
 from sqlaudit.tracking.aliases import HistoryAlias
 from sqlaudit.tracking.history import (
     Version,
@@ -66,6 +67,9 @@ _AnySession = Session | scoped_session[Any]
 _GROWTH: Final = 4
 _ANY_DIALECT: Final = DefaultDialect()
 _NO_OFFSET: Final[ColumnElement[int]] = literal_column("0")
+_ONE: Final[ColumnElement[int]] = literal_column("1")
+_AHEAD: Final = 2_000
+"""The versions that a page reads by their keys."""
 
 
 # --- one row ----------------------------------------------------------------------------------------------------
@@ -290,8 +294,9 @@ def compare_page(
         page = compare_page(session, Ticket, before, now, after=page.next)
 
     The pages have what :func:`compare` yields, in the same order. The cursor is the key of the last row of its page. A
-    page looks up which rows were written between the instants, and reads the values of its own rows alone. It executes
-    one statement for each model that it comes to; a few more if many rows were written that do not differ.
+    page looks for its rows among the next two thousand versions by key and, if they do not suffice, among all versions
+    that began between the instants. It executes up to three statements for each model that it comes to; a few more if
+    many rows were written that do not differ.
 
     :param session: a session; if it is an ``AsyncSession``, await the result
     :param models: tracked models or association tables; one or several
@@ -354,26 +359,73 @@ def _rows_after(
 ) -> list[tuple[RowDiff, Sequence[Any]]]:
     """Return the first rows that differ, in the order of their keys, each with its raw key.
 
-    The rows that were written are read, and more of them where too few differ.
+    They are looked for among the next versions by key, where they are if many rows were written; and if they do not
+    suffice, among all versions between the instants.
 
     :param key: the raw key after which they begin; ``None`` for the first of all
     """
     found: list[tuple[RowDiff, Sequence[Any]]] = []
-    limit = size
-    while True:
-        after = {} if key is None else {f"after_{place}": part for place, part in enumerate(key)}
-        parameters = {"begin": begin, "end": end, "most": limit, **after}
-        count = 0
-        with closing(_written_rows(session, model, parameters)) as rows:
-            for row, key in rows:
-                count += 1
-                if row is not None:
-                    found.append((row, key))
-                if len(found) == size:
-                    return found
-        if count < limit:
-            return found
-        limit *= _GROWTH
+    ahead = _key_ahead(session, model, key)
+    ranges = [(_named("after", key), _named("until", ahead))]
+    if ahead is not None:
+        ranges.append((_named("from", ahead), {}))
+    for start, stop in ranges:
+        limit = size - len(found)
+        while True:
+            count, parameters = 0, {"begin": begin, "end": end, "most": limit, **start, **stop}
+            with closing(_written_rows(session, model, parameters)) as rows:
+                for row, key in rows:
+                    count += 1
+                    if row is not None:
+                        found.append((row, key))
+                    if len(found) == size:
+                        return found
+            if count < limit:
+                break
+            start, limit = _named("after", key), limit * _GROWTH  # many rows were written that do not differ
+    return found
+
+
+def _named(name: str, key: Sequence[Any] | None) -> dict[str, Any]:
+    return {f"{name}_{place}": part for place, part in enumerate(key or ())}
+
+
+def _key_ahead(session: Session, model: TrackedModel, key: Sequence[Any] | None) -> Sequence[Any] | None:
+    """Return the raw key of the version that is two thousand versions ahead; ``None`` if there are fewer.
+
+    It is ``None``, too, where the primary key does not find that version.
+    """
+    table, dialect = model.root.table, _dialect_of(session, model)
+    order = order_of(table.history_key, dialect)
+    if is_restricted(session) or any(one is not other for one, other in zip(order, table.history_key, strict=True)):
+        return None
+    after = _named("after", key)
+
+    def build() -> Select[Any]:
+        statement = select(*raw_columns(table.history_key, dialect)).order_by(*order, table.version)
+        return _beside(statement, table.history_key, dialect, after).offset(bindparam("ahead")).limit(_ONE)
+
+    statement = cached_statement(model, ("ahead", dialect.name, len(after)), build)
+    with closing(rows_of(session, model, statement, {"ahead": _AHEAD, **after}, {})) as rows:
+        return next(rows, None)
+
+
+def _beside(
+    statement: Select[Any], key: Sequence[ColumnElement[Any]], dialect: Dialect, parameters: Collection[str]
+) -> Select[Any]:
+    """Let a statement read only the rows after, from, or before the raw keys that are among its parameters."""
+    for name, operator in (("after", ">"), ("from", ">="), ("until", "<")):
+        if f"{name}_0" in parameters:
+            raw = raw_columns(key, dialect)
+            values = [bound(column, name=f"{name}_{place}") for place, column in enumerate(raw)]
+            statement = statement.where(is_beside(key, operator, values, dialect))
+    return statement
+
+
+def _dialect_of(session: Session, model: TrackedModel) -> Dialect:
+    if isinstance(session, ShardedSession):  # it may choose a shard by an object alone
+        return _ANY_DIALECT
+    return session.get_bind(**bind_arguments_for(session, model.mapper)).dialect
 
 
 class _Facts(NamedTuple):
@@ -405,10 +457,7 @@ def _written_rows(
     """Yield how each row that was written between two instants differs, ``None`` if it does not, and its raw key."""
     fields = tuple(model.reported_fields())
     names, equalities, of_family = [name for name, _ in fields], equalities_of(fields), identities(model)
-    if isinstance(session, ShardedSession):  # it may choose a shard by an object alone
-        dialect: Dialect = _ANY_DIALECT
-    else:
-        dialect = session.get_bind(**bind_arguments_for(session, model.mapper)).dialect
+    dialect = _dialect_of(session, model)
     shape = ("compare", fields, dialect.name, frozenset(parameters))
     statement = cached_statement(model, shape, lambda: _versions_between(model, fields, dialect, parameters))
     key = len(model.root.table.key)
@@ -450,22 +499,19 @@ def _versions_between(
 ) -> Select[Any]:
     """Select the first and the last state of each row that was written between two instants, in the order of keys.
 
-    :param parameters: those of the statement: ``most`` limits the number of rows, and they follow the raw key of
-        ``after_0`` and so on
+    :param parameters: those of the statement. ``most`` limits the number of rows, which are after the raw key of
+        ``after_0`` and so on, from that of ``from_0``, or before that of ``until_0``. These are read by their keys
     """
     base = model.root.table
     tables = list(dict.fromkeys(table for submodel in model.family() for table in submodel.chain))
     written = HistoryAlias(base)
-    is_between = and_(written.valid_from > bindparam("begin"), written.valid_from <= bindparam("end"))
-    if "after_0" in parameters:
-        raw = raw_columns(written.key, dialect)
-        values = [bound(column, name=f"after_{place}") for place, column in enumerate(raw)]
-        is_between = and_(is_between, follows(written.key, values, dialect))
+    is_by_key = "until_0" in parameters
     if "most" in parameters:
         # Without OFFSET 0, a database that wants few rows may go through the history by its key until it has them, and
-        # read all of it if only the newest rows were written.
-        between = select(*written.key, written.version, written.operation).where(is_between).offset(_NO_OFFSET)
-        written = HistoryAlias(base, between.subquery("written"))
+        # read all of it if only the newest rows were written; or look few rows up by instants.
+        inner = select(*written.key, written.version, written.operation, written.valid_from).offset(_NO_OFFSET)
+        inner = _beside(inner if is_by_key else inner.where(_is_between(written)), written.key, dialect, parameters)
+        written = HistoryAlias(base, inner.subquery("written"))
     is_baseline, is_insert = (written.operation == each for each in (Operation.BASELINE, Operation.INSERT))
     inserted = func.min(case((is_insert, written.version)))
     is_new = case((inserted == func.min(written.version), literal_column("1")), else_=literal_column("0"))
@@ -477,8 +523,8 @@ def _versions_between(
     ).group_by(*written.key)
     if "most" in parameters:
         touched = touched.order_by(*order_of(written.key, dialect)).limit(bindparam("most"))
-    else:
-        touched = touched.where(is_between)
+    if is_by_key or "most" not in parameters:
+        touched = touched.where(_is_between(written))
     *key, then, last, new = touched.cte("touched").c
     numbers = union(
         select(*key, then, last, new, then.label("number")), select(*key, then, last, new, last.label("number"))
@@ -499,3 +545,7 @@ def _versions_between(
     raw_key = raw_columns(version.key, dialect)
     order = [*order_of(version.key, dialect), version.version]
     return select(*raw_key, *facts, *stored).select_from(source).order_by(*order)
+
+
+def _is_between(version: HistoryAlias) -> ColumnElement[bool]:
+    return and_(version.valid_from > bindparam("begin"), version.valid_from <= bindparam("end"))

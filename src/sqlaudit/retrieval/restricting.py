@@ -50,6 +50,7 @@ Criteria = Mapping[Any, ColumnElement[bool] | bool]
 Masks = Mapping[Any, Collection[str]]
 """The attributes of each tracked model, or the columns of an association table, whose values nobody may see."""
 _NONE: Final = false()
+_INFO_KEY: Final = "sqlaudit_restrictions"
 _EXTRA: Final = (
     ("_restricted_tables", InternalTraversal.dp_plain_obj),
     ("_hidden_tables", InternalTraversal.dp_plain_obj),
@@ -87,6 +88,11 @@ def restricted(
         yield
 
 
+def is_restricted(session: Session) -> bool:
+    """Return whether a session sees a part of the rows, so that it may read past many others until it sees one."""
+    return bool(session.info.get(_INFO_KEY))
+
+
 class Restriction:
     """What a reader may see, for several blocks: to find the conditions of many tables takes time.
 
@@ -116,9 +122,11 @@ class Restriction:
 
         event.listen(session, "do_orm_execute", restrict)
         event.listen(session, "before_flush", refuse)
+        session.info[_INFO_KEY] = session.info.get(_INFO_KEY, 0) + 1
         try:
             yield
         finally:
+            session.info[_INFO_KEY] -= 1
             event.remove(session, "do_orm_execute", restrict)
             event.remove(session, "before_flush", refuse)
 

@@ -24,12 +24,14 @@ def compared_with(columns: Columns, operator: str, key: Key, dialect: Dialect) -
     return _compared(order_of(columns, dialect), values, operator)
 
 
-def follows(columns: Columns, values: Sequence[ColumnElement[Any]], dialect: Dialect) -> ColumnElement[bool]:
-    """Return the condition that a row's key comes after a raw key, whose values are parameters."""
+def is_beside(
+    columns: Columns, operator: str, values: Sequence[ColumnElement[Any]], dialect: Dialect
+) -> ColumnElement[bool]:
+    """Return the condition on a row's key and a raw key, whose values are parameters: ``>``, ``>=`` or ``<``."""
     order = order_of(columns, dialect)
     if len(order) > 1 and TRAITS[dialect.name].compares_rows_by_index:
-        return tuple_(*order) > tuple_(*values)
-    return _compared(order, values, ">")
+        return tuple_(*order).bool_op(operator)(tuple_(*values))
+    return _compared(order, values, operator)
 
 
 def range_after(connection: Connection, columns: Columns, last: Key | None, size: int) -> tuple[Key, Key] | None:
@@ -62,7 +64,7 @@ def is_in_range(
 def _compared(
     columns: Sequence[ColumnElement[Any]], values: Sequence[ColumnElement[Any]], operator: str
 ) -> ColumnElement[bool]:
-    """Compare a key with values, in the order of its index, by ``>``, ``>=`` or ``<=``.
+    """Compare a key with values, in the order of its index, by ``>``, ``>=``, ``<`` or ``<=``.
 
     The condition names single columns, because MariaDB scans no index range for ``(a, b) > (x, y)``. Every database
     scans one for the first column.
