@@ -242,6 +242,8 @@ def test_a_cursor_of_changesets_belongs_to_its_query(sessions, happened):
                 changesets_page(session, after=cursor, **filters)
         with pytest.raises(QueryError, match="not a cursor"):
             changesets_page(session, after="x")
+        with pytest.raises(QueryError, match="was altered"):
+            changesets_page(session, after=cursor[:12] + "f" * 10 + cursor[22:])
         with pytest.raises(QueryError, match="size is 0"):
             changesets_page(session, size=0)
 

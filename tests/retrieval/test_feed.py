@@ -182,6 +182,9 @@ def test_cursors_and_ages_that_are_invalid_are_refused(sessions):
             changes_since(session, changesets_page(session, size=1).next)
         with pytest.raises(QueryError, match="not a cursor"):
             changes_since(session, "x")
+        cursor = changes_since(session).next
+        with pytest.raises(QueryError, match="was altered"):
+            changes_since(session, cursor[:12] + "f" * 10 + cursor[22:])
         with pytest.raises(QueryError, match="size is 0"):
             changes_since(session, size=0)
         for min_age in (5, timedelta(seconds=-1)):

@@ -1,9 +1,9 @@
 """A read touches a bounded number of blocks, however many versions there are: see long_history.py."""
 
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
+from unittest import mock
 
 import pytest
 from sqlalchemy.orm import Session
@@ -22,6 +22,7 @@ from sqlaudit import (
     history_of,
     versions_of,
 )
+from sqlaudit.retrieval import changeset_reader, pages
 
 __all__ = ["Base", "happen"]
 pytestmark = pytest.mark.requires("block_counts")
@@ -93,16 +94,14 @@ def the_next_changes(session: Session) -> Any:
     return get_resource_changes(Item, session, filter_date_range=(WHEN, None), limit=10)
 
 
-def far(cursor: str | None, place: int) -> str:
-    """Return a cursor for another place: an instant in microseconds or, for one row, a version."""
-    assert cursor is not None
-    packed = urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
-    return urlsafe_b64encode(packed[:8] + place.to_bytes(8) + packed[16:]).decode().rstrip("=")
+def at_place(module: Any, *place: Any) -> Any:
+    """Let any cursor name a place far from the first page, to which nobody wants to turn pages."""
+    return mock.patch.object(module, "place_in", return_value=place)
 
 
 def a_page(session: Session, *ids: int, place: int, newest_first: bool = False) -> Any:
-    after = far(changes_page(session, Item, *ids, size=1, newest_first=newest_first).next, place)
-    return changes_page(session, Item, *ids, size=10, newest_first=newest_first, after=after).items
+    with at_place(pages, place):
+        return changes_page(session, Item, *ids, size=10, newest_first=newest_first, after="a cursor").items
 
 
 def a_page_far_from_the_first(session: Session) -> Any:
@@ -138,9 +137,8 @@ def what_differs_in_a_row(session: Session) -> Any:
 
 
 def a_page_of_transactions(session: Session, **filters: Any) -> Any:
-    cursor = changesets_page(session, size=1, **filters).next
-    after = far(cursor, int(WHEN.timestamp()) * 1_000_000)
-    return changesets_page(session, size=20, after=after, **filters).items
+    with at_place(changeset_reader, int(WHEN.timestamp()) * 1_000_000, bytes(16)):
+        return changesets_page(session, size=20, after="a cursor", **filters).items
 
 
 def a_page_of_transactions_far_from_the_first(session: Session) -> Any:

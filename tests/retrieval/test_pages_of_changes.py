@@ -59,6 +59,11 @@ class Tag(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
 
 
+def altered(cursor):
+    """Return cursors that a visitor has changed."""
+    return [cursor[:10] + "_" + cursor[11:], cursor[:12] + "A" * (len(cursor) - 12), cursor + "AAAA", "A" * len(cursor)]
+
+
 def all_pages(session, *args, size, **kw):
     pages, after = [], None
     while True:
@@ -284,6 +289,9 @@ def test_a_cursor_belongs_to_its_query(lived):
     for text in ("", "x", "ö", cursor + "=", 7, cursor[:5]):
         with pytest.raises(QueryError, match="not a cursor"):
             changes_page(lived, Ticket, after=text)
+    for text in altered(cursor):
+        with pytest.raises(QueryError, match="was altered"):
+            changes_page(lived, Ticket, filter_fields={"status", "hours"}, after=text)
 
 
 @pytest.mark.parametrize("size", [0, -1, None, "5", True, 1.5])

@@ -36,7 +36,7 @@ from sqlaudit.erased import unmarked
 from sqlaudit.exceptions import QueryError
 from sqlaudit.period import EPOCH, TICK, Mark
 from sqlaudit.retrieval.changesets import TablesOfBind, known_tables, read_all
-from sqlaudit.retrieval.cursors import checked_size, cursor_text, digest_of, place_in
+from sqlaudit.retrieval.cursors import checked_size, cursor_of, digest_of, place_in
 from sqlaudit.retrieval.ids import converted_ids, has_id
 from sqlaudit.sql.batches import chunks
 from sqlaudit.sql.documents import text_under
@@ -46,8 +46,8 @@ from sqlaudit.tracking.sessions import checked_session
 from sqlaudit.tracking.tables import TrackedTable, tracked_table
 
 _GROWTH: Final = 10
-_CURSOR: Final = Struct(">8sq16s")
-"""The digest of a query, an instant in microseconds, and the id of a changeset."""
+_CURSOR: Final = Struct(">q16s")
+"""An instant in microseconds, and the id of a changeset."""
 _Instant = tuple[datetime, UUID]
 """The place of a changeset in the order of all."""
 
@@ -160,8 +160,8 @@ def changesets_page(
         place = chosen[page[-1]], page[-1]
     following = None
     if not is_last:
-        packed = _CURSOR.pack(digest, (chosen[page[-1]] - EPOCH) // TICK, page[-1].bytes)
-        following = cursor_text(packed)
+        end = _CURSOR.pack((chosen[page[-1]] - EPOCH) // TICK, page[-1].bytes)
+        following = cursor_of(digest, end)
     total = len(changesets(session, **filters)) if count else None
     return Page(items=entries, next=following, total=total)
 

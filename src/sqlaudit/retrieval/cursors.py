@@ -1,7 +1,7 @@
 """Where does the next page begin? A cursor says it, as a short text that may be part of a URL.
 
-A cursor is the digest of a query, and the place at which a page of this query ended: numbers of a fixed size, or the
-key of a row, as JSON.
+A cursor is the place at which a page of a query ended, which is numbers of a fixed size, or the key of a row as JSON;
+and a digest of both the query and the place, so that a cursor is only taken as it was given.
 """
 
 from __future__ import annotations
@@ -30,40 +30,51 @@ def checked_size(size: Any) -> int:
     return int(size)
 
 
-def cursor_text(cursor: bytes) -> str:
-    """Return a cursor as text that may be part of a URL."""
-    return urlsafe_b64encode(cursor).decode().rstrip("=")
+def cursor_of(digest: bytes, place: bytes) -> str:
+    """Return the cursor of a place, as text that may be part of a URL."""
+    return _text_of(_sealed(digest, place) + place)
 
 
 def place_in(cursor: Any, digest: bytes, *forms: Struct) -> tuple[Any, ...]:
     """Return what a cursor says of the place where a page ended.
 
     :param forms: the forms that it may have, of different sizes
-    :raises QueryError: it is not a cursor, or it is one of another query
+    :raises QueryError: it is not a cursor, it is one of another query, or it was altered
     """
-    packed = _packed(cursor, len(digest))
-    form = next((form for form in forms if form.size == len(packed)), None)
-    if packed[: len(digest)] != digest or form is None:
+    place = _place_in(cursor, digest)
+    form = next((form for form in forms if form.size == len(place)), None)
+    if form is None:
         raise _foreign(cursor)
-    return form.unpack(packed)[1:]
+    return form.unpack(place)
 
 
-def _packed(cursor: Any, least: int) -> bytes:
+def _text_of(packed: bytes) -> str:
+    return urlsafe_b64encode(packed).decode().rstrip("=")
+
+
+def _place_in(cursor: Any, digest: bytes) -> bytes:
     try:
         packed = urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
-        if cursor_text(packed) != cursor:
+        if _text_of(packed) != cursor:
             raise ValueError(cursor)
     except (TypeError, ValueError):
         packed = b""
-    if len(packed) < least:
+    if len(packed) < len(digest):
         raise QueryError(f"after is {cursor!r}, which is not a cursor. Give the next of the page before.", cursor)
-    return packed
+    seal, place = packed[: len(digest)], packed[len(digest) :]
+    if seal != _sealed(digest, place):
+        raise _foreign(cursor)
+    return place
+
+
+def _sealed(digest: bytes, place: bytes) -> bytes:
+    return hashlib.blake2b(digest + place, digest_size=len(digest)).digest()
 
 
 def _foreign(cursor: Any) -> QueryError:
     return QueryError(
-        f"after is {cursor!r}, which is the cursor of another query. Give it with the model, filters and order of "
-        "the page that it comes from, or begin without it.",
+        f"after is {cursor!r}, which is the cursor of another query, or was altered. Give it with the model, filters "
+        "and order of the page that it comes from, or begin without it.",
         cursor,
     )
 
@@ -79,30 +90,21 @@ _AS_TEXT: Final[Mapping[str, tuple[type[Any], Callable[[Any], str], Callable[[st
 """How JSON holds the values of a raw key that it does not know: by the name of their type."""
 
 
-def key_cursor(digest: bytes, place: int, key: Sequence[Any]) -> str:
+def key_cursor(digest: bytes, table: int, key: Sequence[Any]) -> str:
     """Return the cursor of a page that ended at the row with a raw key.
 
-    :param place: the place of the row's table among those of the query
+    :param table: the place of the row's table among those of the query
     """
-    text = _JSON.encode([place, *map(_as_json, key)]).encode("utf-8", "surrogatepass")
-    return cursor_text(_sealed(digest, text) + text)
+    return cursor_of(digest, _JSON.encode([table, *map(_as_json, key)]).encode("utf-8", "surrogatepass"))
 
 
 def key_in(cursor: Any, digest: bytes) -> tuple[int, list[Any]]:
-    """Return the place and the raw key of a cursor. Its text is as :func:`key_cursor` wrote it, to the byte.
+    """Return the place of the table, and the raw key, of a cursor.
 
-    :raises QueryError: it is not a cursor, or it is one of another query
+    :raises QueryError: it is not a cursor, it is one of another query, or it was altered
     """
-    packed = _packed(cursor, len(digest))
-    seal, text = packed[: len(digest)], packed[len(digest) :]
-    if seal != _sealed(digest, text):
-        raise _foreign(cursor)
-    place, *key = json.loads(text.decode("utf-8", "surrogatepass"))
-    return place, [*map(_from_json, key)]
-
-
-def _sealed(digest: bytes, text: bytes) -> bytes:
-    return hashlib.blake2b(digest + text, digest_size=len(digest)).digest()
+    table, *key = json.loads(_place_in(cursor, digest).decode("utf-8", "surrogatepass"))
+    return table, [*map(_from_json, key)]
 
 
 def _as_json(value: Any) -> Any:

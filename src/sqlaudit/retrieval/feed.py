@@ -28,7 +28,7 @@ from sqlaudit.exceptions import PrunedError, QueryError
 from sqlaudit.period import EPOCH, TICK
 from sqlaudit.retrieval.changeset_reader import FeedFilters, Wanted, changesets_after
 from sqlaudit.retrieval.changesets import TablesOfBind, known_tables
-from sqlaudit.retrieval.cursors import checked_size, cursor_text, digest_of, place_in
+from sqlaudit.retrieval.cursors import checked_size, cursor_of, digest_of, place_in
 from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.catalogue import has_citus
 from sqlaudit.tracking.horizons import Look
@@ -36,8 +36,8 @@ from sqlaudit.tracking.maintenance_tables import with_maintenance_tables
 from sqlaudit.tracking.sessions import checked_session
 
 _DIGEST: Final = digest_of("changes_since")
-_CURSOR: Final = Struct(">8s3qq16s")
-"""The digest, the three instants of a :class:`_Place` in microseconds, and its two numbers."""
+_CURSOR: Final = Struct(">3qq16s")
+"""The three instants of a :class:`_Place` in microseconds, and its two numbers."""
 _NEVER: Final = -(1 << 63)
 _AGE: Final = timedelta(minutes=1)
 _AGE_WITH_NUMBERS: Final = timedelta(seconds=5)
@@ -60,7 +60,7 @@ class _Place:
         at, changeset_id = self.last or (None, UUID(int=0))
         number, following = self.waiting or (0, None)
         instants = map(_microseconds, (at, self.watermark, following))
-        return cursor_text(_CURSOR.pack(_DIGEST, *instants, number, changeset_id.bytes))
+        return cursor_of(_DIGEST, _CURSOR.pack(*instants, number, changeset_id.bytes))
 
     @classmethod
     def unpack(cls, cursor: str) -> _Place:

@@ -43,16 +43,16 @@ from sqlaudit.retrieval.change_reader import (
     date_range,
     rows_of,
 )
-from sqlaudit.retrieval.cursors import checked_size, cursor_text, digest_of, place_in
+from sqlaudit.retrieval.cursors import checked_size, cursor_of, digest_of, place_in
 from sqlaudit.retrieval.filters import ChangeFilters
 from sqlaudit.sql.options import INTERNAL
 from sqlaudit.tracking.links import Readable
 from sqlaudit.tracking.sessions import checked_session
 
-_CURSOR: Final = Struct(">8sq")
-"""The digest of a query, and the number of a version or an instant in microseconds."""
-_CURSOR_WITHIN: Final = Struct(">8sq16s")
-"""The digest of a query, an instant in microseconds, and the id of one of the transactions of this instant."""
+_CURSOR: Final = Struct(">q")
+"""The number of a version, or an instant in microseconds."""
+_CURSOR_WITHIN: Final = Struct(">q16s")
+"""An instant in microseconds, and the id of one of the transactions of this instant."""
 
 
 @also_async
@@ -113,16 +113,16 @@ def changes_page(
     is_of_one_row = len(report.readers) == 1 and report.readers[0].of_one_row
     forms = [_CURSOR] if is_of_one_row else [_CURSOR, _CURSOR_WITHIN]
     place = () if after is None else place_in(after, digest, *forms)
-    cursor: bytes | None = None
+    end: bytes | None
     if is_of_one_row:
         items, version = _page_of_one_row(session, query, place[0] if place else None, size)
-        cursor = None if version is None else _CURSOR.pack(digest, version)
+        end = None if version is None else _CURSOR.pack(version)
     else:
-        items, end = _page_of_many_rows(session, query, _place(*place) if place else None, size, most)
-        cursor = None if end is None else end.pack(digest)
+        items, reached = _page_of_many_rows(session, query, _place(*place) if place else None, size, most)
+        end = None if reached is None else reached.pack()
     return Page(
         items=items,
-        next=None if cursor is None else cursor_text(cursor),
+        next=None if end is None else cursor_of(digest, end),
         total=sum(1 for _ in report.changes(session, yield_per=BATCH)) if count else None,
     )
 
@@ -138,11 +138,11 @@ class _Place:
     at: datetime
     last: UUID | None = None
 
-    def pack(self, digest: bytes) -> bytes:
+    def pack(self) -> bytes:
         microseconds = (self.at - EPOCH) // TICK
         if self.last is None:
-            return _CURSOR.pack(digest, microseconds)
-        return _CURSOR_WITHIN.pack(digest, microseconds, self.last.bytes)
+            return _CURSOR.pack(microseconds)
+        return _CURSOR_WITHIN.pack(microseconds, self.last.bytes)
 
 
 def _place(microseconds: int, last: bytes | None = None) -> _Place:
