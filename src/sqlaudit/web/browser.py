@@ -69,7 +69,7 @@ class HistoryBrowser:
         after a page has been made; the model and the key may be ``None``
     :param title: the title of the pages
     :param texts: texts of another language, by the names in ``sqlaudit.web.texts``
-    :param page_size: about how many changes a page shows
+    :param page_size: about how many changes a page shows, or rows that differ
     :param seconds: how long a page may read; then the database stops its statement, and no other one begins
     :param can_write: let visitors restore and undo
     :ivar sessions: the maker of its sessions; ``unregister_hooks(browser.sessions)`` ends what it does for an engine
