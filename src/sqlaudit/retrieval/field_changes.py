@@ -247,7 +247,7 @@ def latest_infos(session: Session, model_class: Readable, resource_id: Any, limi
 
     statement = cached_statement(model, ("infos",), build)
     with closing(rows_of(session, model, statement, parameters, {})) as rows:
-        return [VersionInfo(**row._mapping) for row in islice(rows, limit)]
+        return [VersionInfo(**dict(zip(roles, row, strict=True))) for row in islice(rows, limit)]
 
 
 @also_async

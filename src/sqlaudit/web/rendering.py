@@ -22,6 +22,7 @@ from sqlaudit.wire import json_value
 ENVIRONMENT: Final = Environment(
     loader=PackageLoader("sqlaudit.web"),
     autoescape=True,
+    auto_reload=False,
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
