@@ -349,6 +349,18 @@ def test_activity_counts_changes_by_day_table_and_user(client: TestClient) -> No
     assert "0 changes" in read(client, "/activity")
 
 
+def test_activity_reads_hundreds_of_tables_by_few_statements(
+    client: TestClient, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = read(client, "/activity?at=2024-01-02")
+    monkeypatch.setattr("sqlaudit.retrieval.changesets._TABLES_PER_STATEMENT", 2)
+    for at_day, busy in (("2024-01-02", 3), ("2024-06-01", 0)):
+        with counted(engine) as statements:
+            again = read(client, f"/activity?at={at_day}")
+        assert sum("tickets_history" in statement or "count(" in statement for statement in statements) == 3 + busy
+        assert (again == text) is bool(busy)
+
+
 @pytest.mark.parametrize(
     ("search", "told", "not_told"),
     [

@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from datetime import date, datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Integer, case, func, literal, select
+from sqlalchemy import (
+    ColumnElement,
+    Date,
+    Integer,
+    Select,
+    String,
+    func,
+    literal,
+    literal_column,
+    null,
+    select,
+    union_all,
+)
+from sqlalchemy import cast as sql_cast
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 
 from sqlaudit.changes import Operation
 from sqlaudit.period import UTCDateTime
 from sqlaudit.retrieval.changesets import known_tables, read_all
+from sqlaudit.sql.dialects import MYSQL
 from sqlaudit.sql.documents import text_under
 from sqlaudit.tracking.tables import TrackedTable
 
@@ -53,52 +70,88 @@ class Activity:
 
 
 def activity(session: Session, begin: datetime, days: int) -> Activity:
-    """Return what happened on some days. Three statements per bind and 100 tracked tables.
+    """Return what happened on some days. For each bind, a statement for each 100 tracked tables.
 
-    :param begin: the begin of the first day
+    Another one follows for each 100 tables in which anything happened.
+
+    :param begin: the begin of the first day, in UTC
     """
     places = known_tables(session)
     tables = [table for place in places for table in place.tables]
     numbers = {table: number for number, table in enumerate(tables)}
-    ends = [literal(begin + (day + 1) * _DAY, UTCDateTime()) for day in range(days)]
 
-    def versions(table: TrackedTable, *columns: ColumnElement[Any]) -> Any:
-        is_recent = table.valid_from >= literal(begin, UTCDateTime()), table.valid_from < ends[-1]
-        is_change = table.role("operation") != Operation.BASELINE
-        return select(table.valid_from.label("at"), *columns).where(*is_recent, is_change)
+    def versions(table: TrackedTable, *columns: ColumnElement[Any]) -> Select[Any]:
+        is_recent = table.valid_from >= _instant(begin), table.valid_from < _instant(begin + days * _DAY)
+        is_change = table.role("operation") != _BASELINE
+        return select(*columns).where(*is_recent, is_change)
 
     def days_of(table: TrackedTable) -> Any:
-        day = case(*((table.valid_from < end, number) for number, end in enumerate(ends[:-1])), else_=days - 1)
-        found = versions(table, day.label("day")).subquery().c
+        found = versions(table, utc_day(table.valid_from).label("day")).subquery().c
         return select(literal(numbers[table], Integer), found.day, func.count()).group_by(found.day)
 
-    def users_of(table: TrackedTable) -> Any:
-        found = versions(table, table.role("changed_by").label("who")).subquery().c
-        count = func.count()
-        most = select(found.who, count.label("count")).group_by(found.who).order_by(count.desc()).limit(_MOST)
-        return select(*most.subquery().c)
-
-    def runs_of(table: TrackedTable) -> Any:
-        run = text_under(table.role("extra"), "run_id").label("run")
-        found = versions(table, table.role("changed_by").label("who"), run).subquery().c
-        latest = func.max(found.at).label("latest")
-        groups = select(found.run, found.who, func.count().label("count"), latest).where(found.run.is_not(None))
-        return select(*groups.group_by(found.run, found.who).order_by(latest.desc()).limit(_MOST).subquery().c)
+    def users_and_runs_of(table: TrackedTable) -> Any:
+        who, run = table.role("changed_by"), text_under(table.role("extra"), "run_id")
+        columns = who.label("who"), run.label("run"), table.valid_from.label("at")
+        each = versions(table, *columns).subquery().c
+        grouped = select(each.who, each.run, func.count().label("count"), func.max(each.at).label("latest"))
+        found = grouped.group_by(each.who, each.run).cte(f"activity_{numbers[table]}").c
+        count, nothing = func.sum(found.count).label("count"), sql_cast(null(), String).label("run")
+        users = select(_USER, found.who, nothing, count, func.max(found.latest).label("latest"))
+        users = users.group_by(found.who).order_by(count.desc()).limit(_MOST)
+        runs = select(_RUN, found.who, found.run, found.count, found.latest).where(found.run.is_not(None))
+        runs = runs.order_by(found.latest.desc()).limit(_MOST)
+        return select(*union_all(*(select(*part.subquery().c) for part in (users, runs))).subquery().c)
 
     found_days, found_tables = Counter[int](), Counter[str]()
+    busy: set[TrackedTable] = set()
     for number, day, count in read_all(session, places, days_of, {}):
-        found_days[day] += count
+        found_days[(day - begin.date()).days] += count
         found_tables[tables[number].live.fullname] += count
-    users = Counter[str | None]()
-    for who, count in read_all(session, places, users_of, {}):
-        users[who] += count
-    return Activity(found_days, found_tables, users, list(_runs(read_all(session, places, runs_of, {}))))
+        busy.add(tables[number])
+    busy_places = (replace(place, tables=tuple(filter(busy.__contains__, place.tables))) for place in places)
+    users, runs = Counter[str | None](), []
+    for kind, who, *run in read_all(session, busy_places, users_and_runs_of, {}):
+        if kind:
+            runs.append((who, *run))
+        else:
+            users[who] += int(run[1])
+    return Activity(found_days, found_tables, users, list(_runs(runs)))
 
 
-def _runs(rows: Iterator[Any]) -> Iterator[Run]:
+def _instant(at: datetime) -> ColumnElement[datetime]:
+    return literal(at, UTCDateTime())
+
+
+_BASELINE: Final[ColumnElement[str]] = literal_column(f"'{Operation.BASELINE.value}'")
+_USER, _RUN = (literal_column(str(kind), Integer).label("kind") for kind in (0, 1))
+
+
+class utc_day(FunctionElement[date]):
+    """The day of an instant in UTC. It costs less than comparing the instant with the begins of many days."""
+
+    type = Date()
+    inherit_cache = True
+
+
+@compiles(utc_day)
+def _day_in_utc(element: utc_day, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"CAST(({compiler.process(element.clauses, **kw)} AT TIME ZONE 'UTC') AS DATE)"
+
+
+@compiles(utc_day, "sqlite")
+def _day_of_text(element: utc_day, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"substr({compiler.process(element.clauses, **kw)}, 1, 10)"
+
+
+@compiles(utc_day, *MYSQL)
+def _day_of_utc(element: utc_day, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"CAST({compiler.process(element.clauses, **kw)} AS DATE)"
+
+
+def _runs(rows: Iterable[Any]) -> Iterator[Run]:
     """Yield the latest runs of all tables, each once."""
     runs: dict[tuple[str, str | None], Run] = {}
-    for run_id, who, count, latest in rows:
+    for who, run_id, count, latest in rows:
         known = runs.get((run_id, who), Run(run_id, who, 0, latest))
-        runs[run_id, who] = Run(run_id, who, known.changes + count, max(latest, known.latest))
+        runs[run_id, who] = Run(run_id, who, known.changes + int(count), max(latest, known.latest))
     yield from sorted(runs.values(), key=lambda run: run.latest, reverse=True)[:_MOST]
