@@ -357,7 +357,7 @@ def test_activity_reads_hundreds_of_tables_by_few_statements(
     for at_day, busy in (("2024-01-02", 3), ("2024-06-01", 0)):
         with counted(engine) as statements:
             again = read(client, f"/activity?at={at_day}")
-        assert sum("tickets_history" in statement or "count(" in statement for statement in statements) == 3 + busy
+        assert sum(" GROUP BY " in statement for statement in statements) == 3 + busy
         assert (again == text) is bool(busy)
 
 
