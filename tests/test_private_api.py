@@ -70,6 +70,8 @@ REPLACEMENTS: list[tuple[str, Any, str]] = [
     ("none", lambda: SELECT, "_group_by_clauses _order_by_clauses _clone _compile_options _propagate_attrs"),
     ("none", lambda: Parent.__table__.c.id == 1, "_from_objects _deannotate"),
     ("bindparam(), with all that a parameter is told", lambda: sa.bindparam("one"), "_with_value"),
+    ("none", lambda: sa.bindparam("one"), "_orig_key _convert_to_unique"),
+    ("none: it is documented", lambda: sa.Row, "_mapping"),
     ("isinstance, with the classes of types", sa.Integer, "_type_affinity _static_cache_key _isnull _variant_mapping"),
     ("none", lambda: sa.types.TypeDecorator, "_has_bind_expression _has_bind_processor"),
     ("get_property_by_column() and UnmappedColumnError", mapper, "_columntoproperty"),

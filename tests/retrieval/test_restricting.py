@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -322,6 +323,33 @@ def test_other_values_of_a_criterion_are_not_answered_from_the_statement_cache(
         with sessions() as session, restricted(session, criteria(tenant)):
             assert session.scalars(sa.select(Case.tenant).distinct()).all() == [tenant]
             assert {version.tenant for version in session.scalars(sa.select(Note.History))} == {tenant}
+
+
+@pytest.mark.parametrize("name", ["tenant", "id_0", "at", "begin", "limit", "tenant_1"])
+def test_a_parameter_of_a_criterion_is_no_parameter_of_a_statement_or_of_another_criterion(
+    sessions: sessionmaker[Session], clock: Clock, name: str
+) -> None:
+    let_happen(sessions, clock)
+    with sessions() as session, restricted(session, {Case: Case.tenant == sa.bindparam(name, TENANT)}):
+        found = [case.resource_id for case in compare(session, Case, clock.now - timedelta(hours=1), clock.now)]
+        assert found == [TENANT]
+        assert versions_of(session, Case, OTHER, limit=5) == []
+        given = sa.select(Case.tenant).where(Case.id > sa.bindparam(name))
+        assert session.scalars(given, {name: 0}).all() == [TENANT]
+        with pytest.raises(QueryError, match="no history"):
+            diff(session, Case, OTHER, clock.now, clock.now)
+        with restricted(session, {Case: Case.tenant == sa.bindparam(name, OTHER)}):
+            assert session.scalars(sa.select(Case.tenant)).all() == []
+
+
+def test_a_criterion_may_name_columns_as_statements_of_sqlaudit_name_parameters(
+    sessions: sessionmaker[Session], clock: Clock
+) -> None:
+    let_happen(sessions, clock)
+    cases = sa.select(Case.id).where(Case.id == TENANT)  # SQLAlchemy names this parameter id_1
+    with sessions() as session, restricted(session, {case_labels: case_labels.c.case_id.in_(cases)}):
+        assert versions_of(session, case_labels, (TENANT, TENANT))
+        assert not versions_of(session, case_labels, (OTHER, OTHER))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, Final, cast
 
 from sqlalchemy import (
+    BindParameter,
     Column,
     ColumnElement,
     SelectBase,
@@ -31,7 +32,7 @@ from sqlalchemy.orm import FromStatement, ORMExecuteState, Session
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.elements import False_, True_
 from sqlalchemy.sql.lambdas import StatementLambdaElement
-from sqlalchemy.sql.visitors import InternalTraversal, iterate
+from sqlalchemy.sql.visitors import InternalTraversal, cloned_traverse, iterate
 
 from sqlaudit.asynchronous import AsyncSession
 from sqlaudit.exceptions import QueryError, ReadOnlyError
@@ -199,6 +200,7 @@ def _by_table(source: Readable, criterion: ColumnElement[bool] | bool) -> Iterat
     if condition is False or isinstance(condition, False_):
         yield from dict.fromkeys(_tables_of(source), _NONE).items()
         return
+    condition = cloned_traverse(condition, {"maintain_key": True, "detect_subquery_cols": True}, {"bindparam": _rename})
     base = model.root.table
     for other in condition._from_objects:
         if other != base.live:  # each row would be visible as soon as one of another table fulfils the criterion
@@ -210,6 +212,15 @@ def _by_table(source: Readable, criterion: ColumnElement[bool] | bool) -> Iterat
     for table in _family_of(model):
         yield table.live, _condition_on_live(table, base, condition)
         yield table.history, _condition_on_history(table, base, condition, model.name)
+
+
+def _rename(parameter: BindParameter[Any]) -> None:
+    """Give a parameter of a criterion a name that no parameter of a statement, or of another criterion, has.
+
+    Otherwise the value of that one would be the value of both.
+    """
+    parameter._orig_key, parameter.unique = "sqlaudit_visible", False
+    parameter._convert_to_unique()
 
 
 def _family_of(model: TrackedModel) -> Collection[TrackedTable]:
