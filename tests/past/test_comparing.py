@@ -24,6 +24,7 @@ from sqlaudit import (
     tracking_disabled,
     versions_of,
 )
+from sqlaudit.retrieval.cursors import digest_of, key_cursor, key_in
 
 
 class Base(DeclarativeBase):
@@ -211,6 +212,17 @@ def test_instants_that_are_none_or_in_the_wrong_order_are_refused(lived):
 
 
 # --- pages ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("place", "key"),
+    [(1, [1]), (-1, [1]), (0.0, [1]), ("x", [1]), ([], [1]), (0, []), (0, [1, 2]), (0, [{"decimal": "x"}])],
+)
+def test_a_cursor_that_somebody_has_made_names_a_row_of_the_query_or_is_refused(place, key):
+    digest = digest_of("compare")
+    assert key_in(key_cursor(digest, 0, [1]), digest, [1]) == (0, [1])
+    with pytest.raises(QueryError, match="another query"):
+        key_in(key_cursor(digest, place, key), digest, [1])
 
 
 def test_a_cursor_belongs_to_the_tables_and_instants_of_its_page(lived):

@@ -577,6 +577,20 @@ def test_nothing_is_done_if_the_rows_have_changed_since_the_plan(
         assert session.get_one(Ticket, 1).status == "closed"
 
 
+def test_nothing_is_done_where_a_part_of_it_could_not_be_rolled_back(
+    engine: sa.Engine, sessions: sessionmaker[Session], happened: list[str]
+) -> None:
+    url = f"/changesets/{happened[TOUCHED]}/undo"
+    with recording(engine.execution_options(isolation_level="AUTOCOMMIT")) as committing:
+        client = visitor(HistoryBrowser(committing, Base))
+        page = client.get(url).text
+        form = {"sqlaudit_token": token_of(page), "plan": "another"}
+        assert "changed meanwhile" in words_of(client.post(url, data=form).text)
+        assert "AUTOCOMMIT" in words_of(client.post(url, data={**form, "plan": plan_of(page)}).text)
+    with sessions() as session:
+        assert session.get_one(Ticket, 1).status == "closed"
+
+
 def test_chosen_fields_of_a_row_are_restored(client: TestClient, sessions: sessionmaker[Session]) -> None:
     url = f"/tables/tickets/restore?key=1&at={happened_at(0)}&field=title"
     page = client.get(url).text
@@ -756,12 +770,21 @@ _SLOW = {
 }
 
 
+def test_a_value_in_an_error_does_not_say_that_a_statement_was_stopped() -> None:
+    error = ValueError("Key (state)=(interrupted) already exists.")
+    assert not was_stopped(sa.exc.IntegrityError("INSERT", {}, error))
+
+
 @pytest.mark.no_tables
+@pytest.mark.parametrize("options", [{}, {"isolation_level": "AUTOCOMMIT"}], ids=["transaction", "autocommit"])
 def test_a_statement_that_takes_too_long_is_stopped_and_the_next_user_of_the_connection_has_no_limit(
-    engine: sa.Engine, sessions: sessionmaker[Session]
+    engine: sa.Engine, sessions: sessionmaker[Session], options: dict[str, str]
 ) -> None:
     slow = sa.text(_SLOW[engine.dialect.name.replace("mysql", "mariadb")])
-    with sessions() as session, limited(session, 0.1):
+    with sessions(bind=engine.execution_options(**options)) as session, limited(session, 0.1):
+        if not options:
+            session.execute(sa.select(1))
+            session.begin_nested().commit()  # a savepoint does not end the limit
         with pytest.raises(sa.exc.DBAPIError) as stopped:
             session.execute(slow)
         with pytest.raises(Problem):

@@ -320,7 +320,8 @@ def compare_page(
         )
     of_models = [[model.root.table.live.key, model.qualname] for model in chosen]
     digest = digest_of("compare", of_models, [(at - EPOCH) // TICK for at in (begin, end)])
-    first, key = (0, None) if after is None else key_in(after, digest)
+    lengths = [len(model.root.table.key) for model in chosen]
+    first, key = (0, None) if after is None else key_in(after, digest, lengths)
     found: list[tuple[RowDiff, int, Sequence[Any]]] = []
     for place, model in enumerate(chosen[first:], first):
         rows = _rows_after(session, model, begin, end, key if place == first else None, size + 1 - len(found))

@@ -98,13 +98,22 @@ def key_cursor(digest: bytes, table: int, key: Sequence[Any]) -> str:
     return cursor_of(digest, _JSON.encode([table, *map(_as_json, key)]).encode("utf-8", "surrogatepass"))
 
 
-def key_in(cursor: Any, digest: bytes) -> tuple[int, list[Any]]:
+def key_in(cursor: Any, digest: bytes, lengths: Sequence[int]) -> tuple[int, list[Any]]:
     """Return the place of the table, and the raw key, of a cursor.
 
+    :param lengths: the numbers of columns of the keys of the query's tables
     :raises QueryError: it is not a cursor, it is one of another query, or it was altered
     """
-    table, *key = json.loads(_place_in(cursor, digest).decode("utf-8", "surrogatepass"))
-    return table, [*map(_from_json, key)]
+    place = _place_in(cursor, digest)
+    try:  # who knows the query can seal anything
+        table, *key = json.loads(place.decode("utf-8", "surrogatepass"))
+        values = [*map(_from_json, key)]
+        is_key = table >= 0 and len(values) == lengths[table]
+    except (TypeError, ValueError, LookupError, ArithmeticError, RecursionError):
+        is_key = False
+    if not is_key:
+        raise _foreign(cursor)
+    return table, values
 
 
 def _as_json(value: Any) -> Any:

@@ -220,7 +220,7 @@ def _rename(parameter: BindParameter[Any]) -> None:
     Otherwise the value of that one would be the value of both.
     """
     parameter._orig_key, parameter.unique = "sqlaudit_visible", False
-    parameter._convert_to_unique()
+    parameter._convert_to_unique()  # type: ignore[no-untyped-call]  # SQLAlchemy's
 
 
 def _family_of(model: TrackedModel) -> Collection[TrackedTable]:

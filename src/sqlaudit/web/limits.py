@@ -19,8 +19,8 @@ from sqlaudit.web.problems import Problem
 
 _STEPS: Final = 10_000
 """The instructions of SQLite's machine after which it looks at the clock."""
-_STOPPED: Final = {"57014", 1969, 3024}
-"""The codes by which PostgreSQL, MariaDB and MySQL say that they stopped a statement."""
+_STOPPED: Final = {"57014", 1969, 3024, "SQLITE_INTERRUPT"}
+"""The codes by which PostgreSQL, MariaDB, MySQL and SQLite say that they stopped a statement."""
 
 
 @contextmanager
@@ -43,7 +43,9 @@ def limited(session: Session, seconds: float) -> Iterator[None]:
         if time.monotonic() > end:
             raise too_slow(seconds)
 
-    def give_back(*_: Any) -> None:
+    def give_back(ending: Session | None = None) -> None:
+        if ending is not None and ending.in_nested_transaction():  # only a savepoint ends
+            return
         while limits:
             connection, end_limit = limits.pop()
             try:
@@ -77,12 +79,16 @@ def too_slow(seconds: float) -> Problem:
 
 def was_stopped(error: DBAPIError) -> bool:
     """Return whether a database says that it stopped a statement, because it took too long."""
-    return not codes_of(error).isdisjoint(_STOPPED) or "interrupted" in str(error.orig)
+    return not codes_of(error).isdisjoint(_STOPPED)
 
 
 def _on_postgresql(connection: Connection, seconds: float) -> Callable[[], Any]:
+    # LOCAL ends with the transaction: behind a pooler, the next statement may be that of another client.
+    commits_each = connection._is_autocommit_isolation()
+    if commits_each:
+        connection.exec_driver_sql("BEGIN", execution_options=INTERNAL)
     connection.exec_driver_sql(f"SET LOCAL statement_timeout = {round(seconds * 1000)}", execution_options=INTERNAL)
-    return lambda: None  # it ends with the transaction
+    return lambda: commits_each and connection.exec_driver_sql("COMMIT", execution_options=INTERNAL)
 
 
 def _on_mysql(connection: Connection, seconds: float) -> Callable[[], Any]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from markupsafe import Markup
+from sqlalchemy.orm import Session
 
 from sqlaudit.changes import Conflict, Operation, RestoreReport
 from sqlaudit.context import AuditContextManager
@@ -71,10 +72,14 @@ def carry_out(visit: Visit, work: Work, plan: RestoreReport) -> None:
     """Do what a plan says, and commit it.
 
     :param plan: what :func:`planned` has returned in this request
-    :raises Problem: something has changed since the visitor saw the plan
+    :raises Problem: something has changed since the visitor saw the plan, or it could not be rolled back
     """
     [shown] = visit.form.get("plan", [""])[:1]
     [reason] = visit.form.get("reason", [""])[:1]
+    if digest(plan) != shown:
+        raise Problem(409, "changed_since")
+    if _commits_each_statement(visit.session):
+        raise Problem(409, "autocommit")
     try:
         with AuditContextManager(**({"reason": reason.strip()} if reason.strip() else {})):
             done = work(dry_run=False)
@@ -82,9 +87,16 @@ def carry_out(visit: Visit, work: Work, plan: RestoreReport) -> None:
         raise
     except SQLAuditError as error:
         raise Problem(409, "changed_since") from error
-    if {digest(done), digest(plan)} != {shown}:
+    if digest(done) != shown:
         raise Problem(409, "changed_since")  # and the transaction is rolled back
     visit.session.commit()
+
+
+def _commits_each_statement(session: Session) -> bool:
+    """Return whether a connection of a session's transaction has the isolation level AUTOCOMMIT."""
+    transaction: Any = session.get_transaction()
+    connections = () if transaction is None else transaction._connections.values()
+    return any(connection._is_autocommit_isolation() for connection, *_ in connections)
 
 
 def digest(report: RestoreReport) -> str:

@@ -265,6 +265,9 @@ TEXTS: Final[Mapping[str, str]] = {
     "HistoryBrowser with can_write=True.",
     "changed_since_title": "It has changed meanwhile",
     "changed_since": "What would be done is no longer what you saw, so nothing was done. Look at the plan again.",
+    "autocommit_title": "That could not be undone as a whole",
+    "autocommit": "The database connection commits each statement by itself (AUTOCOMMIT), so nothing was done. Give "
+    "HistoryBrowser an engine with transactions.",
     "expired_form_title": "This form is too old",
     "expired_form": "Your browser was closed after it was opened, or keeps no cookies. Open the page again.",
     "foreign_form_title": "This form comes from elsewhere",
