@@ -13,8 +13,9 @@ from sqlalchemy import orm
 
 from clock import at
 from counting import rows_read
-from sqlaudit import changes_page, get_resource_changes, track_table
+from sqlaudit import ERASED, changes_page, get_resource_changes, restricted, track_table
 from sqlaudit.changes import differ
+from sqlaudit.maintenance import erase, maintenance_tables
 
 
 class Mood(enum.StrEnum):
@@ -230,3 +231,66 @@ def test_values_of_a_type_that_has_changed_are_found(sessions, stored):
                 found = get_resource_changes(after, session, [1, 2], "value", **{side: [value]})
                 told = get_resource_changes(after, session, [1], "value", **{side: [value]})
                 assert found == told, (name, side, value)
+
+
+# --- rows of every shape ----------------------------------------------------------------------------------------
+
+
+class Other(orm.DeclarativeBase):
+    pass
+
+
+@track_table(redact={"phone": lambda column: sa.func.upper(column)})
+class Animal(Other):
+    __tablename__ = "animals"
+    place: orm.Mapped[str] = orm.mapped_column(sa.String(10), primary_key=True)
+    number: orm.Mapped[int] = orm.mapped_column(primary_key=True, autoincrement=False)
+    kind: orm.Mapped[str] = orm.mapped_column(sa.String(10))
+    name: orm.Mapped[str | None] = orm.mapped_column("the name", sa.String(20))
+    phone: orm.Mapped[str | None] = orm.mapped_column(sa.String(20))
+    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "animal"}  # SQLAlchemy's
+
+
+@track_table()
+class Dog(Animal):
+    __tablename__ = "dogs"
+    place: orm.Mapped[str] = orm.mapped_column(sa.String(10), primary_key=True)
+    number: orm.Mapped[int] = orm.mapped_column(primary_key=True, autoincrement=False)
+    tricks: orm.Mapped[int | None]
+    trainer: orm.Mapped[str | None] = orm.mapped_column(sa.String(20))
+    __table_args__ = (sa.ForeignKeyConstraint([place, number], [Animal.place, Animal.number]),)
+    __mapper_args__ = {"polymorphic_identity": "dog"}  # SQLAlchemy's
+
+
+@pytest.mark.no_tables
+def test_values_are_found_in_hierarchies_hidden_and_erased_ones_are_not(sessions):
+    maintenance_tables(Other.metadata)
+    with sessions() as session:
+        Other.metadata.create_all(session.connection())
+        session.commit()
+        rows = [Animal(place="a", number=1, name="Rex"), Dog(place="a", number=2, name="Rex", tricks=1)]
+        rows += [Dog(place="b", number=1, name="Ada", trainer="Rex"), Animal(place="b", number=2, phone="ada")]
+        session.add_all(rows)
+        session.commit()
+        for name, tricks in (("Ada", 1), ("Rex", 2), (None, 3), ("Ada", None), ("Rex", 1)):
+            for row in rows:
+                row.name, row.phone = name, "ada" if name else "rex"
+                if isinstance(row, Dog):
+                    row.tricks, row.trainer = tricks, "Ada" if tricks == 1 else "Rex"
+            session.commit()
+        session.delete(rows[1])
+        session.delete(rows[3])
+        session.commit()
+    for is_erased, model, masked in product((False, True), (Animal, Dog), ([], ["name"], ["trainer"])):
+        if is_erased:
+            with sessions() as session:
+                erase(session, Animal, ("a", 2), reason="asked for", fields=["name"])
+                session.commit()
+        with sessions() as session, restricted(session, {Animal: Animal.number < 3}, masked={Dog: masked}):
+            changes = get_resource_changes(model, session)
+            assert any(change.new_value is ERASED for change in changes) is is_erased
+            for value, side in product(["Rex", "Ada", "ADA", "REX", 1, 3, None, ERASED, "dog"], SIDES):
+                sides = {side: [value]}
+                assert get_resource_changes(model, session, **sides) == chosen(changes, None, sides), (model, sides)
+            sides = {"filter_old_values": ["Rex", 1], "filter_new_values": ["Ada", 2, None]}
+            assert get_resource_changes(model, session, **sides) == chosen(changes, None, sides)

@@ -87,7 +87,8 @@ def get_resource_changes(
     :param newest_first: reverse the order
     :param filter_operations: one operation or several, such as ``"update"`` or ``"unlink"``
     :param filter_old_values: one value, or a list, tuple or set of several, that a field had before; ``[None]`` for
-        fields that were empty. Text is converted as for ids, and a value of another type matches nothing
+        fields that were empty. Text is converted as for ids, and a value of another type matches nothing. The database
+        looks for the values, without an index
     :param filter_new_values: the same for the values after
     :param filter_actor_types: one kind of actor or several, such as ``"agent"``
     :param filter_on_behalf_of: the id of one user, or of several, for whom a service or an agent worked

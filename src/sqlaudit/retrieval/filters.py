@@ -98,4 +98,8 @@ def values_of_type(type_: TypeEngine[Any], given: Iterable[Any]) -> list[Any]:
     if not isinstance(type_, _FROM_TEXT) or isinstance(type_, Enum):
         return list(given)
     column: Column[Any] = Column(type_)
-    return [value for each in given for value in ([None] if each is None else converted_ids([column], [each])["ids"])]
+    return [
+        value
+        for each in given
+        for value in ([each] if each is None or each is ERASED else converted_ids([column], [each])["ids"])
+    ]
