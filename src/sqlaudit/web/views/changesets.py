@@ -28,7 +28,9 @@ from sqlaudit.web.view import View
 from sqlaudit.web.visit import Visit
 
 _MOST: Final = 500
-"""The changes of a transaction that are shown."""
+"""The changes of a transaction that a page shows."""
+_LAST: Final = 19
+"""The last page of a transaction: each reads again what the pages before it show."""
 PAGE: Final = 30
 """The transactions of a page."""
 
@@ -74,10 +76,13 @@ class _Table:
 def _one(visit: Visit) -> Response:
     """Show all that a transaction did, by table, and under which contexts."""
     changeset_id = visit.request.path_params["changeset"]
+    page = min(visit.number("page"), _LAST)
+    begin, end = page * _MOST, (page + 1) * _MOST
     with visit.reading():
         entries = entries_of(visit, changeset_id)
-        changes = changes_in(visit.session, entries[0].changeset_id, limit=_MOST + 1)
-    shown, teller = changes[:_MOST], Teller(visit)
+        changes = changes_in(visit.session, entries[0].changeset_id, limit=end + 1)
+    shown, teller = changes[begin:end], Teller(visit)
+    has_more = len(changes) > end
     return visit.render(
         "changeset.html",
         changeset=changeset_id,
@@ -87,7 +92,9 @@ def _one(visit: Visit) -> Response:
             _Table(safe(label), teller.row_stories(group))
             for label, group in groupby(shown, attrgetter("resource_type"))
         ],
-        most=_MOST if len(changes) > _MOST else None,
+        most=end if has_more and page == _LAST else None,
+        first=visit.here(page=None, done=None) if page else None,
+        following=visit.here(page=page + 1, done=None) if has_more and page < _LAST else None,
         sql_url=visit.url("sql", changeset=changeset_id),
         undo_url=visit.url("undo", changeset=changeset_id) if visit.browser.can_write else None,
         is_done=visit.parameter("done") is not None,
