@@ -184,6 +184,17 @@ def test_values_are_found_in_any_field_and_as_text(session, happened, side):
     assert get_resource_changes(Thing, session, **{side: ["no such value", "99999999"]}) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "size"), [("whole", 12, 999), ("moment", naive(2024, 2, 29), 999), ("bytes", b"ab", 40_000)]
+)
+def test_there_may_be_any_number_of_values(session, happened, name, value, size):
+    changes = get_resource_changes(Thing, session, filter_fields=name)
+    sides = {"filter_new_values": [value, *range(10**6, 10**6 + size)]}
+    found = get_resource_changes(Thing, session, None, name, **sides)
+    assert found == chosen(changes, name, {"filter_new_values": [value]})
+    assert found
+
+
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("name", ["text", "whole", "rate", "ratio", "flag", "day", "uuid", "mood", "colour"])
 def test_only_versions_with_the_value_are_read(session, happened, name, side):

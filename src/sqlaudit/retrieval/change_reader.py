@@ -223,7 +223,7 @@ class ChangeReader:
         self.values = [None if each is None else ValueFilter(valued, each, link) for each in given]
         self.is_wanted = wanted_changes(operations, *self.values)
         asked = [each for each in self.values if each is not None]
-        self.asks_for_values = links is None and bool(asked) and not any(each.asks_for_erased for each in asked)
+        self.asks_for_values = links is None and bool(asked) and all(each.may_be_asked_in_sql for each in asked)
         self.read_again = None if self.newest_first else query.after_version
         self.parameters: dict[str, Any] = {**date_range(query.filter_date_range), **query.actors()}
         if query.changeset_ids is not None:

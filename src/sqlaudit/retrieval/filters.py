@@ -15,6 +15,8 @@ from sqlaudit.retrieval.ids import converted_ids, listed_ids
 
 _FROM_TEXT: Final = (Boolean, Date, DateTime, Float, Integer, Numeric, String, Time, Uuid)
 """The types whose values may be given as text, as ids may."""
+_MOST_VALUES: Final = 1_000
+"""The values, of all fields together, that a statement has as parameters, several times."""
 
 
 class ChangeFilters(TypedDict, total=False):
@@ -53,8 +55,10 @@ class ValueFilter:
         self.equalities: dict[str, Equality] = {} if link else equalities_of(fields)
 
     @property
-    def asks_for_erased(self) -> bool:
-        return any(value is ERASED for values in self.values.values() for value in values)
+    def may_be_asked_in_sql(self) -> bool:
+        """Whether a statement may have the values: no database holds ``ERASED``, and parameters are limited."""
+        values = [value for of_field in self.values.values() for value in of_field]
+        return len(values) <= _MOST_VALUES and all(value is not ERASED for value in values)
 
     def accepts(self, name: str, value: Any) -> bool:
         equality = self.equalities.get(name)
