@@ -84,7 +84,20 @@ TYPES: dict[str, tuple[Any, list[Any]]] = {
     "span": (sa.Interval, [timedelta(hours=36), timedelta(0)]),
     "pickled": (sa.PickleType, [{1: (2, 3)}, "ab"]),
 }
-OTHERS = ["ab", "12", "12.50", "true", "2024-02-29", "2024-02-29T23:59:59", "red", "calm", "x" * 500, str(UUID(int=7))]
+OTHERS = [
+    "ab",
+    "\0",
+    "\ud800",
+    "12",
+    "12.50",
+    "true",
+    "2024-02-29",
+    "2024-02-29T23:59:59",
+    "red",
+    "calm",
+    "x" * 500,
+    str(UUID(int=7)),
+]
 """What somebody may look for in any field."""
 
 

@@ -99,8 +99,14 @@ _TEXTS: Final = frozenset(
 
 
 def _texts(values: Iterable[str]) -> Any:
-    plain = sorted(str.__str__(value) for value in values)  # a driver would write a member of an enum by its name
+    texts = (str.__str__(value) for value in values)  # a driver would write a member of an enum by its name
+    plain = sorted(text for text in texts if _is_storable(text))
     return bindparam(None, plain, unique=True, expanding=True, type_=String())
+
+
+def _is_storable(text: str) -> bool:
+    """Return whether any database holds such a text: not with a NUL on PostgreSQL, or with a lone surrogate."""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _text(value: str) -> Any:
