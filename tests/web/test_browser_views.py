@@ -186,6 +186,8 @@ def test_a_deleted_row_tells_who_deleted_it_and_leads_to_what_it_was(client: Tes
     assert f"This row was deleted {seconds(CLEANED)} by ana." in words_of(page.text)
     [before] = [link for link in links_of(page.text) if "at=2024-01-01T00%3A00%3A04.999999Z" in link][:1]
     assert "text On it" in read(client, f"/tables/comments/{before}")
+    [restore] = [link for link in links_of(page.text) if "/restore?" in link]
+    assert "Comment 1 comes back" in read(client, urljoin("/tables/comments/row", restore))
 
 
 def test_a_composite_key_may_have_any_characters(client: TestClient) -> None:
@@ -206,13 +208,13 @@ def test_a_link_has_a_history_of_its_own(client: TestClient) -> None:
 
 def test_blame_names_who_set_each_field(client: TestClient) -> None:
     text = read(client, "/tables/tickets/blame?key=1")
-    assert f"price 12.00 ben {seconds(RAISED)}" in text
-    assert f"status closed ben {seconds(TOUCHED)}" in text
+    assert f"price 12.00 ben ticket 13 {seconds(RAISED)}" in text
+    assert f"status closed ben all at once {seconds(TOUCHED)}" in text
     links = links_of(client.get("/tables/tickets/blame?key=1").text)
     [before] = [link for link in links if "blame" in link and "03.999999Z" in link]
-    assert f"status open ben {seconds(RAISED)}" in read(client, f"/tables/tickets/{before}")
+    assert f"status open ben ticket 13 {seconds(RAISED)}" in read(client, f"/tables/tickets/{before}")
     then = read(client, f"/tables/tickets/blame?key=1&at={happened_at(RAISED)}")
-    assert f"status open ben {seconds(RAISED)}" in then
+    assert f"status open ben ticket 13 {seconds(RAISED)}" in then
 
 
 def happened_at(number: int) -> str:
@@ -227,6 +229,8 @@ def test_a_diff_shows_texts_word_by_word_and_documents_as_trees(client: TestClie
     tree = client.get("/tables/tickets/diff?key=1&a=2&b=3").text
     assert "<del>  &#34;room&#34;: 7</del>" in tree
     assert "<ins>  &#34;room&#34;: 8</ins>" in tree
+    assert tree.count('<span class="cut">…</span>') == 1  # what is before the difference is left out
+    assert f"Version 3: {seconds(TAGGED)}, by bot agent on behalf of ana." in words_of(tree)
     assert "status new → open" in read(client, "/tables/tickets/diff?key=1&a=2024-01-01T00:00:00Z&b=2")
     read(client, "/tables/tickets/diff?key=1&a=3&b=99", 404)
 
@@ -328,7 +332,7 @@ def test_what_differs_between_two_instants_has_pages(
 
 
 def test_sizes_are_shown_and_histories_checked(client: TestClient) -> None:
-    assert "Person 2" in read(client, "/overview")
+    assert "Person Versions 2" in read(client, "/overview")
     assert "All is sound: 7 versions were checked." in read(client, "/tables/tickets/check")
 
 
@@ -423,10 +427,12 @@ def test_a_page_that_reads_too_long_says_so(sessions: sessionmaker[Session], hap
 def test_a_changeset_shows_all_that_it_did(client: TestClient, happened: list[str]) -> None:
     listed = client.get("/changesets")
     assert "ben wrote Ticket" in words_of(listed.text)
+    [by_ben] = {link for link in links_of(listed.text) if "user=ben" in link}
+    assert "ana wrote" not in read(client, urljoin("/changesets", by_ben))
     assert any(happened[TOUCHED] in link for link in links_of(listed.text))
     text = read(client, f"/changesets/{happened[TAGGED]}")
     assert "bot agent on behalf of ana" in text
-    assert "run_id r-7" in text
+    assert "Run r-7" in text
     assert "Comment 1 row" in text
     assert "ticket_tags 1 row" in text
     assert "Secret of others → Still a secret of others" in read(client, f"/changesets/{happened[TOUCHED]}")
@@ -557,6 +563,16 @@ def test_very_long_values_are_shown_in_part(sessions: sessionmaker[Session]) -> 
     for url in (ROW, "/tables/tickets/diff?key=1", "/tables/tickets/blame?key=1", "/tables/tickets"):
         assert len(client.get(url).text) < 200_000
     assert "\\na → …" in read(client, ROW)
+
+
+@pytest.mark.spread
+def test_values_are_shown_with_their_lines(sessions: sessionmaker[Session]) -> None:
+    with sessions() as session:
+        session.merge(Ticket(id=1, tenant=1, title="one\ntwo", status="1\n" * 20, price=1))
+        session.commit()
+    page = visitor(HistoryBrowser(sessions, Base)).get(ROW).text
+    assert "<bdi>one\ntwo</bdi>" in page
+    assert "<summary><bdi>1 1 1" in page
 
 
 def test_an_undo_names_the_later_changes_that_it_would_discard(

@@ -114,6 +114,16 @@ def test_a_changeset_is_found_and_undone_by_clicks(
         assert session.get_one(Ticket, 1).status == "open"
 
 
+def test_sql_is_copied_by_a_click(page: Any, address: str, happened: list[str]) -> None:
+    page.goto(f"{address}changesets/{happened[RAISED]}/sql")
+    page.click("text=Copy")
+    assert page.inner_text(".copier") == "Copied"
+    page.goto(f"{address}search")
+    page.focus("#q")
+    page.keyboard.press("ControlOrMeta+v")
+    assert page.input_value("#q").startswith("UPDATE tickets")
+
+
 def pages(happened: list[str]) -> dict[str, str]:
     """Return the URLs of the pages of the documentation, by the names of their pictures."""
     return {

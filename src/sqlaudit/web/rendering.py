@@ -29,6 +29,8 @@ ENVIRONMENT: Final = Environment(
 )
 _LONGEST: Final = 300
 """The characters of a value that are shown at first."""
+_MOST_LINES: Final = 10
+"""The lines of a value that are shown at first."""
 _LONGEST_PAIR: Final = 160
 _SHORT: Final = 80
 """The characters of two texts that are shown one after the other, and not word by word."""
@@ -57,12 +59,12 @@ class Renderer:
             return self.time(value) if value.tzinfo is not None else _plain(value.isoformat(" "))
         if isinstance(value, (str, bytes)):
             value = value[: _LONGEST_WHOLE + 1]
-        text = text_of(value)
-        if len(text) <= limit:
+        text = _lines_of(value) if isinstance(value, str) else text_of(value)
+        if len(text) <= limit and text.count("\n") < _MOST_LINES:
             return _plain(text)
         return markup(
             '<details class="long"><summary>{} <span class="hint">{}</span></summary><pre>{}</pre></details>',
-            _plain(shortened(text, limit)),
+            _plain(shortened(" ".join(text.split()), limit)),
             self.texts("more"),
             shortened(_with_lines(value), _LONGEST_WHOLE),
         )
@@ -148,8 +150,12 @@ def text_of(value: Any) -> str:
 def _with_lines(value: Any) -> str:
     """Return a value as text with its lines, and JSON as a tree."""
     form = json_value(value)
-    text = form if isinstance(form, str) else json.dumps(form, ensure_ascii=False, indent=2)
-    return "\n".join(map(safe, shortened(text, _LONGEST_WHOLE).splitlines()))
+    return _lines_of(form if isinstance(form, str) else json.dumps(form, ensure_ascii=False, indent=2))
+
+
+def _lines_of(text: str) -> str:
+    """Return a text with its lines, without other control characters; a very long one is cut."""
+    return "\n".join(map(safe, shortened(text, _LONGEST_WHOLE).split("\n")))
 
 
 def _plain(text: str) -> Markup:

@@ -23,6 +23,7 @@ _LEAST: Final = 0.5
 _CONTEXT: Final = 40
 """The equal characters that are shown beside a difference."""
 _CONTEXT_LINES: Final = 3
+_CUT: Final = Markup('<span class="cut">…</span>\n')
 
 
 def differing_words(old: str, new: str, *, most: int = _MOST_WORDS) -> Markup | None:
@@ -80,13 +81,15 @@ def differing_lines(old: Any, new: Any) -> Markup | None:
     html = Markup()
     groups = list(SequenceMatcher(None, before, after, autojunk=False).get_grouped_opcodes(_CONTEXT_LINES))
     for number, group in enumerate(groups):
-        if number:
-            html += Markup('<span class="cut">…</span>\n')
+        if number or group[0][1] or group[0][3]:
+            html += _CUT
         for kind, i1, i2, j1, j2 in group:
             if kind == "equal":
                 html += markup("{}\n", "\n".join(before[i1:i2]))
             else:
                 html += Markup().join(_marked("del", before[i1:i2])) + Markup().join(_marked("ins", after[j1:j2]))
+    if groups and (groups[-1][-1][2], groups[-1][-1][4]) != (len(before), len(after)):
+        html += _CUT
     return html
 
 

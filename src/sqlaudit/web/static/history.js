@@ -40,6 +40,17 @@ document.addEventListener("keydown", (event) => {
   next.scrollIntoView({ block: "nearest" });
 });
 
+// What stands in a text field can be copied; also over plain HTTP, where a browser has no clipboard of its own.
+for (const button of document.querySelectorAll(".copier")) {
+  button.hidden = false;
+  button.addEventListener("click", () => {
+    document.querySelector("main textarea").select();
+    if (document.execCommand("copy")) {
+      button.textContent = button.dataset.done;
+    }
+  });
+}
+
 // A slider below the marks of a row. Where it stays, there the page goes; its focus goes along.
 const slider = document.querySelector(".slider");
 if (slider) {

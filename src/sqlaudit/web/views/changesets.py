@@ -130,7 +130,7 @@ def _facts(visit: Visit, entry: Changeset) -> Iterator[tuple[str, Markup]]:
     for name, value in sorted(extra.items()):
         if name == "run_id" and entry.run_id:
             url = visit.url("run", {"id": entry.run_id})
-            yield name, markup('<a href="{}">{}</a>', url, visit.show.short(value))
+            yield visit.texts("run_title"), markup('<a href="{}">{}</a>', url, visit.show.short(value))
         elif name not in ("actor_type", "on_behalf_of"):
             yield safe(str(name)), visit.show.value(value)
 

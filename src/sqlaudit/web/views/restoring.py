@@ -113,8 +113,8 @@ ASK: Final = View(page="restore", action="restore", work=_ask, needs_key=True)
 DO: Final = View(page="restore", action="restore", work=_do, needs_key=True, method="POST")
 
 
-def restore_url(visit: Visit) -> str | None:
-    """Return the URL of the page that restores the row of a page to its instant; ``None`` if it cannot be."""
-    if not visit.browser.can_write or visit.at is None or visit.has_links:
+def restore_url(visit: Visit, at: datetime | None) -> str | None:
+    """Return the URL of the page that restores the row of a page to an instant; ``None`` if it cannot be."""
+    if not visit.browser.can_write or at is None or visit.has_links:
         return None
-    return visit.row_url("restore", visit.source, visit.key, at=instant_text(visit.at))
+    return visit.row_url("restore", visit.source, visit.key, at=instant_text(at))

@@ -53,17 +53,19 @@ def _row(visit: Visit) -> Response:
         version = latest[0] if visit.at is None else _state(visit, visit.at, latest)
         info = None if version is None else VersionInfo(**version_info(version))
         is_there = info is not None and info.operation is not Operation.DELETE
+        is_deleted = info is not None and not is_there
+        before = None if info is None else info.timestamp - TICK
         page = _changes(visit, latest[0])
         return visit.render(
             "row.html",
             heading=visit.row_name(visit.title, visit.key),
             is_absent=info is None,
-            tombstone=info if info is not None and info.operation is Operation.DELETE else None,
-            before_deletion=None if info is None else instant_text(info.timestamp - TICK),
+            tombstone=info if is_deleted else None,
+            before_deletion=None if before is None else instant_text(before),
             is_unknown=visit.at is None and is_there and _end_of(latest[0]) != OPEN_END,
             fields=list(_fields(visit, version)) if is_there else [],
             related=list(_related(visit)) if is_there else [],
-            restore_url=restore_url(visit),
+            restore_url=restore_url(visit, before if is_deleted else visit.at),
             steps=_steps(visit, latest, version),
             stories=Teller(visit, _subject(visit, latest[0])).stories(page),
             is_cut=visit.is_cut(page),

@@ -19,6 +19,7 @@ from sqlaudit.restoring.undo import undo
 from sqlaudit.retrieval.changesets import known_tables, read_all
 from sqlaudit.sql.documents import text_under
 from sqlaudit.tracking.tables import TrackedTable
+from sqlaudit.web.markup import markup
 from sqlaudit.web.plans import MOST, Work, carry_out, digest, planned, planned_rows, told_conflicts
 from sqlaudit.web.problems import Problem
 from sqlaudit.web.view import View
@@ -65,7 +66,7 @@ def _changeset(visit: Visit) -> _Subject:
         {"changeset_id": changeset_id},
         lambda table: table.role("changeset_id") == changeset_id,
         command=f"sqlaudit undo {changeset_id}",
-        heading=visit.texts("undo_title", id=text),
+        heading=visit.texts("undo_title", id=markup('<span class="hint">{}</span>', text)),
         origin=visit.texts("changeset"),
         url=lambda query: visit.url("changeset", query, changeset=text),
         unknown=unknown,
