@@ -331,6 +331,12 @@ def test_what_differs_between_two_instants_has_pages(
     assert (response.status_code, "another query" in response.text) == (400, True)
 
 
+def test_a_search_explains_its_words_and_the_navigation_says_where_one_is(client: TestClient) -> None:
+    page = client.get("/search").text
+    assert "who who made the change: who:ben" in words_of(page)
+    assert 'aria-current="page">Search</a>' in page
+
+
 def test_sizes_are_shown_and_histories_checked(client: TestClient) -> None:
     assert "Person Versions 2" in read(client, "/overview")
     assert "All is sound: 7 versions were checked." in read(client, "/tables/tickets/check")
@@ -391,7 +397,7 @@ def test_activity_reads_hundreds_of_tables_by_few_statements(
 )
 @pytest.mark.spread
 def test_a_search_finds_what_it_names(client: TestClient, search: str, told: str, not_told: str) -> None:
-    found = read(client, f"/search?{urlencode({'q': search})}").partition("until:2026-04-01. ")[2]
+    found = read(client, f"/search?{urlencode({'q': search})}").partition("until:2026-04-01 ")[2]
     assert told in found
     assert not_told not in found
 
@@ -402,7 +408,7 @@ def test_the_pages_of_a_search_tell_every_change_once(
 ) -> None:
     """Also those of one instant, of which a page shows a part."""
     first = f"/search?{urlencode({'q': query})}"
-    lines = re.compile(r"<dt>.*?</dd>", re.DOTALL)
+    lines = re.compile(r"<dt><bdi>.*?</dd>", re.DOTALL)
     whole = lines.findall(client.get(first).text)
     small, found, url, pages = visitor(HistoryBrowser(sessions, Base, page_size=2)), [], first, 0
     while url:
@@ -705,7 +711,7 @@ def test_a_page_that_cannot_be_shown_says_why(client: TestClient, url: str, stat
         (f"{ROW}&at=soon", 400, "row?key=1"),
         (f"{ROW}&at=9000-01-01&field=price", 400, "row?key=1&field=price"),
         ("/tables/tickets/row?key=77", 404, "../../tables/tickets"),
-        ("/tables/tickets/diff?key=1&a=88&b=99", 404, "../../tables/tickets"),
+        ("/tables/tickets/diff?key=1&a=88&b=99", 404, "diff?key=1"),
         ("/search?q=colour", 400, "search?"),
     ],
 )

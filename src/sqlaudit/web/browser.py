@@ -286,8 +286,10 @@ def _next_step(page: Page, problem: Problem) -> tuple[str, str] | None:
         return "problem_again", page.here()
     if problem.name in ("no_instant", "future", "unknown_mark", "unknown_changeset", "unknown_state", "pruned"):
         return ("problem_now", page.here(at=None, after=None)) if page.request.query_params.get("at") else None
+    if problem.name == "unknown_version":
+        return "problem_versions", page.here(a=None, b=None)
     source = page.browser.sources.in_path(page.request.path_params.get("table", ""))
-    if problem.name in ("unknown_row", "no_key", "unknown_version") and source is not None:
+    if problem.name in ("unknown_row", "no_key") and source is not None:
         return "problem_table", page.url("table", table=page.browser.sources.name_of(source))
     return None
 
