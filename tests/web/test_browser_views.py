@@ -3,6 +3,7 @@
 import asyncio
 import html
 import re
+from inspect import isawaitable
 from typing import Any
 from urllib.parse import urlencode, urljoin
 
@@ -31,14 +32,15 @@ from desk import (
     visitor,
     words_of,
 )
-from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.util import await_only
 from starlette.testclient import TestClient
 
 from clock import at
 from counting import counted
 from registering import recording
-from sqlaudit import AuditContextManager, mark, register_hooks, unregister_hooks, versions_of
+from sqlaudit import AuditContextManager, mark, register_hooks, undo, unregister_hooks, versions_of
 from sqlaudit.maintenance import erase, prune
 from sqlaudit.web import HistoryBrowser
 from sqlaudit.web.limits import limited, was_stopped
@@ -610,6 +612,25 @@ def test_nothing_is_done_if_the_rows_have_changed_since_the_plan(
         assert session.get_one(Ticket, 1).status == "closed"
 
 
+@pytest.mark.requires("concurrent_writes")
+def test_nothing_is_done_if_rows_are_deleted_at_the_same_time(
+    client: TestClient, sessions: sessionmaker[Session], happened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def undo_too_late(session: Session, **arguments: Any) -> Any:
+        if not arguments["dry_run"]:
+            with sessions.begin() as other:
+                other.get_one(Ticket, 1).tags = []
+        return undo(session, **arguments)
+
+    page = client.get("/run/undo?id=r-7").text
+    form = {"sqlaudit_token": token_of(page), "plan": plan_of(page), "force": "1"}
+    monkeypatch.setattr(undoing, "undo", undo_too_late)
+    answer = client.post("/run/undo?id=r-7", data=form)
+    assert (answer.status_code, "nothing was done" in words_of(answer.text)) == (409, True)
+    with sessions() as session:
+        assert "thirty" in session.get_one(Ticket, 1).title
+
+
 def test_nothing_is_done_where_a_part_of_it_could_not_be_rolled_back(
     engine: sa.Engine, sessions: sessionmaker[Session], happened: list[str]
 ) -> None:
@@ -806,6 +827,22 @@ _SLOW = {
 def test_a_value_in_an_error_does_not_say_that_a_statement_was_stopped() -> None:
     error = ValueError("Key (state)=(interrupted) already exists.")
     assert not was_stopped(sa.exc.IntegrityError("INSERT", {}, error))
+
+
+@pytest.mark.no_tables
+def test_the_limit_of_a_connection_that_was_closed_is_no_error(async_engine: AsyncEngine) -> None:
+    def work(session: Session) -> None:
+        with limited(session, 5):
+            driver: Any = session.connection().connection.driver_connection
+            if isawaitable(closing := driver.close()):  # as when the request is cancelled
+                await_only(closing)
+
+    async def run() -> None:
+        async with AsyncSession(async_engine) as session:
+            await session.run_sync(work)
+            await session.invalidate()
+
+    asyncio.run(run())
 
 
 @pytest.mark.no_tables

@@ -9,7 +9,7 @@ from inspect import isawaitable
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, event, literal_column, select, text
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
 
@@ -50,9 +50,11 @@ def limited(session: Session, seconds: float) -> Iterator[None]:
             connection, end_limit = limits.pop()
             try:
                 end_limit()
-            except SQLAlchemyError:
-                with suppress(SQLAlchemyError):
+            except BaseException as error:
+                with suppress(Exception):
                     connection.invalidate()  # nobody else should get it
+                if not isinstance(error, Exception):  # the driver's own hide no cancellation of the page
+                    raise
 
     event.listen(session, "after_begin", limit)
     event.listen(session, "do_orm_execute", refuse_late)

@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol
 
 from markupsafe import Markup
 from sqlalchemy.orm import Session
+from sqlalchemy.orm.exc import StaleDataError
 
 from sqlaudit.changes import Conflict, Operation, RestoreReport
 from sqlaudit.context import AuditContextManager
@@ -85,7 +86,7 @@ def carry_out(visit: Visit, work: Work, plan: RestoreReport) -> None:
             done = work(dry_run=False)
     except QueryError:
         raise
-    except SQLAuditError as error:
+    except (SQLAuditError, StaleDataError) as error:  # stale: rows that somebody else has deleted since
         raise Problem(409, "changed_since") from error
     if digest(done) != shown:
         raise Problem(409, "changed_since")  # and the transaction is rolled back
