@@ -169,7 +169,7 @@ def test_a_row_is_shown_as_of_an_instant_with_what_belonged_to_it(client: TestCl
     now, then = read(client, ROW), read(client, f"{ROW}&at={at(TAGGED).isoformat().replace('+00:00', 'Z')}")
     assert "status closed" in now.partition("What belongs")[0]
     assert "comments nothing" in now
-    assert f"You see {seconds(TAGGED)}" in then
+    assert f"You see the state of {seconds(TAGGED)}" in then
     assert "status open" in then.partition("What belongs")[0]
     assert "comments Comment 1" in then
     assert "tags Tag 1" in then
@@ -178,9 +178,9 @@ def test_a_row_is_shown_as_of_an_instant_with_what_belonged_to_it(client: TestCl
 
 
 def test_an_instant_may_be_a_changeset_or_have_a_time_zone(client: TestClient, happened: list[str]) -> None:
-    assert f"You see {seconds(RAISED)}" in read(client, f"{ROW}&at={happened[RAISED]}")
+    assert f"You see the state of {seconds(RAISED)}" in read(client, f"{ROW}&at={happened[RAISED]}")
     local = urlencode({"at": "2024-01-01 01:00:02", "zone": "Europe/Berlin"})
-    assert f"You see {seconds(TAGGED)}" in read(client, f"{ROW}&{local}")
+    assert f"You see the state of {seconds(TAGGED)}" in read(client, f"{ROW}&{local}")
 
 
 def test_a_deleted_row_tells_who_deleted_it_and_leads_to_what_it_was(client: TestClient) -> None:
