@@ -36,7 +36,7 @@ TEXTS: Final[Mapping[str, str]] = {
     "nobody": "somebody unknown",
     "erased": "erased",
     "hidden": "hidden",
-    "more": "show all",
+    "more": "whole value",
     # --- who
     "who_else": "What else this user did",
     "who_for": "{who} on behalf of {whom}",
