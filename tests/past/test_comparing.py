@@ -225,6 +225,15 @@ def test_a_cursor_that_somebody_has_made_names_a_row_of_the_query_or_is_refused(
         key_in(key_cursor(digest, place, key), digest, [1])
 
 
+@pytest.mark.parametrize("number", [0, -1, 2**31, 2**63, -(2**70)])
+def test_numbers_that_no_column_holds_are_of_no_row_and_no_version(lived, number):
+    for when in (1, at(1)):
+        with pytest.raises(QueryError, match="no history"):
+            diff(lived, Ticket, number, when, when)
+    with pytest.raises(QueryError, match="no version"):
+        diff(lived, Ticket, 1, 1, number)
+
+
 def test_a_cursor_belongs_to_the_tables_and_instants_of_its_page(lived):
     first, *_, last = changesets(lived)
     cursor = compare_page(lived, [Ticket, Tag], at(-1), at(3), size=1).next

@@ -45,7 +45,7 @@ from sqlaudit.retrieval.change_reader import BATCH, aliases, cached_statement, i
 from sqlaudit.retrieval.changesets import instant_of_changeset
 from sqlaudit.retrieval.cursors import checked_size, digest_of, key_cursor, key_in
 from sqlaudit.retrieval.field_changes import versions_of
-from sqlaudit.retrieval.ids import converted_ids, is_id, one_id
+from sqlaudit.retrieval.ids import converted_ids, id_parameters, is_id, one_id
 from sqlaudit.retrieval.restricting import is_restricted
 from sqlaudit.sql.keys import bound, raw_columns
 from sqlaudit.sql.ranges import is_beside, order_of
@@ -64,6 +64,8 @@ from sqlaudit.tracking.models import TrackedModel
 from sqlaudit.tracking.sessions import bind_arguments_for, checked_session
 
 _AnySession = Session | scoped_session[Any]
+_NUMBERS: Final = 1 << 31
+"""The number after the greatest one that a version may have."""
 _GROWTH: Final = 4
 _ANY_DIALECT: Final = DefaultDialect()
 _NO_OFFSET: Final[ColumnElement[int]] = literal_column("0")
@@ -228,13 +230,14 @@ def _instant(session: Session, when: Any) -> datetime:
 def _version(session: Session, model: TrackedModel, ids: dict[str, list[Any]], at: int | datetime) -> Any:
     """Return the version of a number, or the last one that began no later than an instant."""
     root, table, key = model.root, model.root.table, one_id(ids)
+    if isinstance(at, int) and not 0 < at < _NUMBERS:
+        return None
 
     def build() -> Select[Any]:
         statement: Select[Any] = select(with_polymorphic(class_mapper(history_class_of(root)), "*"))
         number: ColumnElement[int] = bindparam("at", type_=Integer())
         if not isinstance(at, int):
-            parts = [bindparam(f"id_{place}", type_=column.type) for place, column in enumerate(table.history_key)]
-            number = version_at(table, parts, bindparam("at", type_=UTCDateTime()))
+            number = version_at(table, id_parameters(table.history_key), bindparam("at", type_=UTCDateTime()))
         return statement.where(is_id(table.history_key, key), table.version == number)
 
     statement = cached_statement(root, ("state", isinstance(at, int)), build)

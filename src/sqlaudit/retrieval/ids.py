@@ -12,6 +12,7 @@ from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
+    BindParameter,
     ColumnElement,
     Integer,
     Uuid,
@@ -91,8 +92,12 @@ def is_id(columns: Sequence[ColumnElement[Any]], parameters: Mapping[str, Any]) 
     """Return the condition that the columns have one id. Databases read the versions in order then."""
     if are_bound_in_sql(columns):
         return has_id(columns, parameters)
-    parts = (bindparam(f"id_{place}", type_=_type_of_id(column)) for place, column in enumerate(columns))
-    return all_equal(columns, parts)
+    return all_equal(columns, id_parameters(columns))
+
+
+def id_parameters(columns: Sequence[ColumnElement[Any]]) -> list[BindParameter[Any]]:
+    """Return the parameters of one id, a parameter for each column, whose values :func:`one_id` gives."""
+    return [bindparam(f"id_{place}", type_=_type_of_id(column)) for place, column in enumerate(columns)]
 
 
 def _converted(value: Any, type_: TypeEngine[Any]) -> Any:
