@@ -333,6 +333,18 @@ def test_what_differs_between_two_instants_has_pages(
     assert (response.status_code, "another query" in response.text) == (400, True)
 
 
+def test_a_search_can_be_corrected(client: TestClient) -> None:
+    page = client.get("/search?q=colour&edit=1")
+    assert page.status_code == 200
+    assert 'value="colour"' in page.text
+
+
+def test_deleted_rows_are_found_and_recovered(client: TestClient, happened: list[str]) -> None:
+    for page in ("/search?q=op:delete", "/tables/comments", f"/changesets/{happened[CLEANED]}"):
+        [recovery] = [link for link in links_of(client.get(page).text) if "/restore?" in link]
+        assert "Comment 1 comes back" in read(client, urljoin(page, recovery))
+
+
 def test_a_search_explains_its_words_and_the_navigation_says_where_one_is(client: TestClient) -> None:
     page = client.get("/search").text
     assert "who who made the change: who:ben" in words_of(page)
@@ -704,7 +716,7 @@ def test_an_asynchronous_engine_shows_and_undoes(async_engine: AsyncEngine, happ
         (f"{ROW}&at=mark:release", 404, "No instant is marked release."),
         (f"{ROW}&field=colour", 400, "has no tracked field 'colour'"),
         (f"{ROW}&after=x", 400, "which is not a cursor"),
-        ("/search?q=colour", 400, "colour is no part of a search"),
+        ("/search?q=colour", 400, "colour does not say what it is. Write to:colour for a value"),
         ("/search?q=table:orders", 404, "No table with a history is named orders"),
         ("/search?q=op:fly", 400, "filter_operations has 'fly'"),
         ("/tables/tickets/compare?a=soon", 400, "soon is not an instant"),
@@ -733,7 +745,7 @@ def test_a_page_that_cannot_be_shown_says_why(client: TestClient, url: str, stat
         (f"{ROW}&at=9000-01-01&field=price", 400, "row?key=1&field=price"),
         ("/tables/tickets/row?key=77", 404, "../../tables/tickets"),
         ("/tables/tickets/diff?key=1&a=88&b=99", 404, "diff?key=1"),
-        ("/search?q=colour", 400, "search?"),
+        ("/search?q=colour", 400, "search?q=colour&edit=1"),
     ],
 )
 @pytest.mark.spread

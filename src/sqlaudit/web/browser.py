@@ -281,7 +281,7 @@ def _next_step(page: Page, problem: Problem) -> tuple[str, str] | None:
     if page.request.method != "GET":
         return None
     if problem.name in ("bad_search", "wide_search"):
-        return "problem_search", page.here(q=None)
+        return "problem_search", page.here(edit="1")
     if problem.name in ("database_away", "too_slow"):
         return "problem_again", page.here()
     if problem.name in ("no_instant", "future", "unknown_mark", "unknown_changeset", "unknown_state", "pruned"):

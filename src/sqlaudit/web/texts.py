@@ -207,6 +207,7 @@ TEXTS: Final[Mapping[str, str]] = {
     "undo_run_title": "Undo run {run}",
     "undo_plan": "This is what an undo would do. Nothing has been done yet.",
     "restore": "Restore",
+    "recover": "Recover",
     "restore_title": "Restore {row}",
     "restore_plan": "This is what the row would become again, as of {when}. Nothing has been done yet.",
     "restore_fields": "Only these fields; if you choose none, all of them",
@@ -263,7 +264,8 @@ TEXTS: Final[Mapping[str, str]] = {
     "unknown_version_title": "There are no such states",
     "unknown_version": "The row has no state {a} or {b}, or it is not known, because versions have been removed.",
     "bad_search_title": "That cannot be searched for",
-    "bad_search": "{word} is no part of a search. Write for instance who:ben field:price table:tickets.",
+    "bad_search": "{word} does not say what it is. Write to:{word} for a value that a field got, from:{word} for one "
+    "that it had, who:{word} for a user.",
     "wide_search_title": "That would search too many tables",
     "wide_search": "A search reads at most {count} tables. Name a table, or a field that few have.",
     "bad_request_title": "That cannot be shown",

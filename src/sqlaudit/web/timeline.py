@@ -13,7 +13,7 @@ from sqlaudit.changes import FieldChange, Operation
 from sqlaudit.display import safe
 from sqlaudit.period import TICK
 from sqlaudit.retrieval.grouping import by_row, by_transaction
-from sqlaudit.tracking.links import model_of
+from sqlaudit.tracking.links import LinkModel, model_of
 from sqlaudit.tracking.models import tracked_model
 from sqlaudit.web.instants import instant_text
 from sqlaudit.web.markup import markup
@@ -31,11 +31,13 @@ class RowStory:
 
     :ivar sentence: what happened, with the values if they are few and short
     :ivar changes: the changes that the sentence does not tell
+    :ivar recovery: the URL of the page that restores the row, if it was deleted
     """
 
     sentence: Markup
     operation: Operation
     changes: Sequence[FieldChange]
+    recovery: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,8 @@ class Teller:
             field = self._chip(first.field_name, is_filter=False)
             return RowStory(texts(f"sentence_{operation}", who=who, key=names, fields=field), operation, [])
         if operation is not Operation.UPDATE:
-            return RowStory(texts(f"sentence_{operation}", who=who, row=row), operation, changes)
+            sentence = texts(f"sentence_{operation}", who=who, row=row)
+            return RowStory(sentence, operation, changes, None if is_subject else self._recovery(first))
         fields = [self._chip(change.field_name, is_filter=is_subject) for change in changes]
         is_short = len(changes) <= 2 and sum(map(_length, changes)) <= _INLINE
         if is_short:
@@ -118,6 +121,14 @@ class Teller:
         name = "sentence_update" if is_subject else "sentence_update_row"
         sentence = texts(name, who=who, fields=show.listed(fields, most=6), row=row)
         return RowStory(sentence, operation, [] if is_short else changes)
+
+    def _recovery(self, change: FieldChange) -> str | None:
+        """Return the URL of the page that restores a row that a change deleted; ``None`` if there is none."""
+        visit, source = self.visit, self.visit.browser.sources.labelled(change.resource_type)
+        is_row = source is not None and not isinstance(model_of(source), LinkModel) and visit.may(source)
+        if change.operation is not Operation.DELETE or not is_row or not visit.browser.can_write:
+            return None
+        return visit.row_url("restore", source, change.resource_id, at=instant_text(change.timestamp - TICK))
 
     def _badge(self, info: FieldChange) -> Markup:
         """Return who made a change, with a link to what else this user did: to the row of the page, or anywhere."""

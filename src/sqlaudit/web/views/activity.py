@@ -118,9 +118,10 @@ _FILTERS: Final = {
 def _search(visit: Visit) -> Response:
     """Show the latest changes that a search names, such as ``who:u42 field:price since:2026-03-01``."""
     text = visit.parameter("q") or ""
+    is_asked = bool(text) and visit.parameter("edit") is None
     found: list[FieldChange] = []
     skipped = min(visit.number("skip"), _MOST_SKIPPED)
-    if text:
+    if is_asked:
         words = _words(text)
         with visit.reading():
             found = _found(visit, words, skipped)
@@ -129,7 +130,7 @@ def _search(visit: Visit) -> Response:
     return visit.render(
         "search.html",
         text=text,
-        is_asked=bool(text),
+        is_asked=is_asked,
         stories=Teller(visit).stories(found[:size]),
         older=older,
         is_cut=is_cut,
