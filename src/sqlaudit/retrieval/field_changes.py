@@ -42,6 +42,8 @@ from sqlaudit.tracking.models import TrackedModel, tracked_model_of
 from sqlaudit.tracking.sessions import checked_session
 
 M = TypeVar("M")
+_LATEST: Final = 60
+"""The versions that :func:`blame` reads at once."""
 _CONTEXT: Final = ("changed_by", "impersonated_by", "reason", "extra")
 
 
@@ -259,7 +261,7 @@ def blame(
     *,
     at: datetime | Mark | None = None,
 ) -> dict[str, Blame]:
-    """Return, for each field of a row, its value and the version that set it. One statement.
+    """Return, for each field of a row, its value and the version that set it. One statement, or two.
 
     The dict is empty if the row has no history, is deleted, or is of another class now. Where versions have been
     removed, the origin of a value is unknown: see ``unknown_before`` and ``unknown_after`` of :class:`Blame`.
@@ -277,9 +279,7 @@ def blame(
     wanted = history_class_of(chosen)
     bounds = checked_range("The range", None, at)
     refuse_pruned_in(checked_session(session), [chosen.root.table], bounds.get("until"))
-    with closing(
-        _versions(session, chosen.root, resource_id, bounds=bounds, newest_first=True, yield_per=BATCH)
-    ) as versions:
+    with closing(_versions_backwards(session, chosen.root, resource_id, bounds)) as versions:
         version = next(versions, None)
         if not isinstance(version, wanted) or version_info(version)["operation"] is Operation.DELETE:
             return {}
@@ -316,6 +316,24 @@ def blame(
                     )
             version, new = before, old
     return {name: blames[name] for name in values}
+
+
+def _versions_backwards(
+    session: object, root: TrackedModel, resource_id: Any, bounds: Mapping[str, Any]
+) -> Generator[Any]:
+    """Yield the versions of a row, the latest first: some at once, which mostly suffice, and others from a stream.
+
+    Databases need several round trips for a stream.
+    """
+    number = root.table.names.version
+    latest = list(_versions(session, root, resource_id, bounds={**bounds, "limit": _LATEST}, newest_first=True))
+    yield from latest
+    if len(latest) == _LATEST:
+        last = getattr(latest[-1], number)
+        with closing(
+            _versions(session, root, resource_id, bounds=bounds, newest_first=True, yield_per=BATCH)
+        ) as versions:
+            yield from (version for version in versions if getattr(version, number) < last)
 
 
 def _has_ended(version: Any) -> bool:
