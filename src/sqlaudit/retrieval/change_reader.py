@@ -231,12 +231,13 @@ class ChangeReader:
         parameters: dict[str, Any] = {}
         if query.filter_resource_ids is not None:
             parameters = converted_ids(self.asked, listed_ids(query.filter_resource_ids, composite=len(self.asked) > 1))
-        # The versions of one row need no join: in the order of their numbers, each follows the version before it.
+        # The versions of one row need no join: in the order of their numbers, each follows the version before it. Those
+        # up to an instant have the first numbers.
         self.of_one_row = (
             not model.options.resource_id_field
             and related is None
             and len(parameters.get("ids", ())) == 1
-            and not self.parameters
+            and self.parameters.keys() <= {"until"}
             and identities(model) is None
         )
         self.parameters |= one_id(parameters) if self.of_one_row else parameters
@@ -296,6 +297,8 @@ class ChangeReader:
             if "after_version" in self.parameters:  # which is read, too, if the next version follows it
                 after: ColumnElement[int] = bindparam("after_version", type_=number.type)
                 statement = statement.where(number < after if self.newest_first else number >= after)
+            if "until" in self.parameters:
+                statement = statement.where(roles["valid_from"] <= bindparam("until"))
             return self._limited(statement.order_by(number.desc() if self.newest_first else number))
         asked = [now[column.table].clause.c[column.key] for column in self.asked]
         may_move = related is not None and related.may_move
