@@ -64,17 +64,28 @@ def _restore_of(visit: Visit, chosen: Sequence[str] | None = None) -> Work:
         raise Problem(400, "restore_when")
     if visit.has_links:
         raise Problem(400, "cannot_restore")
-    fields = visit.parameters("field") if chosen is None else chosen
-    with visit.reading():
-        if fields:
-            _refuse_unknown(visit)
-        else:
-            fields = _fields_but_lost(visit, at)
-    if not visit.permissions.masked_in(visit.source).isdisjoint(fields):
+    chosen = visit.parameters("field") if chosen is None else chosen
+    masked = visit.permissions.masked_in(visit.source)
+    if not masked.isdisjoint(chosen):
         raise Problem(403, "cannot_restore")
 
     def work(*, dry_run: bool) -> RestoreReport:
-        return restore(visit.session, visit.source, visit.key, at=at, fields=fields or None, dry_run=dry_run)
+        def restored(fields: Sequence[str]) -> RestoreReport:
+            return restore(visit.session, visit.source, visit.key, at=at, fields=fields or None, dry_run=dry_run)
+
+        if masked and not chosen:
+            _refuse_unknown(visit)
+            return restored(_fields_but_lost(visit, at))
+        try:
+            return restored(chosen)
+        except PrunedError:
+            raise
+        except QueryError:  # mostly because a value was erased
+            _refuse_unknown(visit)
+            fields = [] if chosen else _fields_but_lost(visit, at)
+            if not fields:
+                raise
+            return restored(fields)
 
     return work
 
@@ -95,7 +106,6 @@ def _fields_but_lost(visit: Visit, at: datetime) -> list[str]:
     except PrunedError:
         raise
     except QueryError:
-        _refuse_unknown(visit)
         return []  # restore() says why
     if version is None:
         return []
