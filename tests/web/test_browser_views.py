@@ -42,6 +42,7 @@ from counting import counted
 from registering import recording
 from sqlaudit import AuditContextManager, mark, register_hooks, undo, unregister_hooks, versions_of
 from sqlaudit.maintenance import erase, prune
+from sqlaudit.retrieval.changesets import known_tables
 from sqlaudit.web import HistoryBrowser
 from sqlaudit.web.limits import limited, was_stopped
 from sqlaudit.web.problems import Problem
@@ -392,7 +393,9 @@ def test_activity_reads_hundreds_of_tables_by_few_statements(
     for at_day, busy in (("2024-01-02", 3), ("2024-06-01", 0)):
         with counted(engine) as statements:
             again = read(client, f"/activity?at={at_day}")
-        assert sum(" GROUP BY " in statement for statement in statements) == 3 + busy
+        with Session(engine) as session:  # also of models of other tests
+            known = sum(len(place.tables) for place in known_tables(session))
+        assert sum(" GROUP BY " in statement for statement in statements) == -(-known // 2) + busy
         assert (again == text) is bool(busy)
 
 
