@@ -395,7 +395,8 @@ def test_activity_reads_hundreds_of_tables_by_few_statements(
             again = read(client, f"/activity?at={at_day}")
         with Session(engine) as session:  # also of models of other tests
             known = sum(len(place.tables) for place in known_tables(session))
-        assert sum(" GROUP BY " in statement for statement in statements) == -(-known // 2) + busy
+        grouped = [each for each in statements if " GROUP BY " in each and "pg_catalog" not in each]
+        assert len(grouped) == -(-known // 2) + busy, grouped
         assert (again == text) is bool(busy)
 
 
