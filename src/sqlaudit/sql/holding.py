@@ -320,6 +320,12 @@ def _is_like(pattern: str) -> Any:
     return staticmethod(lambda column: type_coerce(column, String()).op("GLOB")(literal_column(f"'{pattern}'")))
 
 
+def _first(count: str) -> Any:
+    """Return the function that gives as many characters of a column as text."""
+    characters: ColumnElement[Any] = literal_column(count)
+    return staticmethod(lambda column, _dialect: func.substr(sql_cast(column, Text), _ONE, characters))
+
+
 class holds_whole(_Holds):
     inherit_cache = True
     types = ("smallint", "integer", "bigint")
@@ -346,10 +352,7 @@ class holds_day(_Holds):
     inherit_cache = True
     types = ("date", "timestamp")
     sqlite = _is_like("[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]*")
-
-    @staticmethod
-    def value(column: ColumnElement[Any], dialect: str) -> ColumnElement[Any]:
-        return func.substr(sql_cast(column, Text), _ONE, literal_column("10"))
+    value = _first("10")
 
 
 class holds_instant(holds_day):
@@ -361,10 +364,7 @@ class holds_time(_Holds):
     inherit_cache = True
     types = ("time",)
     sqlite = _is_like("[0-9][0-9]:[0-9][0-9]*")
-
-    @staticmethod
-    def value(column: ColumnElement[Any], dialect: str) -> ColumnElement[Any]:
-        return func.substr(sql_cast(column, Text), _ONE, literal_column("5"))
+    value = _first("5")
 
 
 class holds_uuid(Condition):

@@ -244,10 +244,6 @@ class Visit(Page):
         return [(name, value) for name, value in query if name not in ("at", "zone", "after", "skip")]
 
     def at_text(self) -> str | None:
-        return self._at_text
-
-    @cached_property
-    def _at_text(self) -> str | None:
         return None if self.at is None else instant_text(self.at)
 
     def row_url(self, page: str, source: Any, key: Any, **query: Any) -> str:
