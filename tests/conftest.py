@@ -11,9 +11,9 @@ import gc
 import os
 import subprocess
 import zlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import hypothesis
 import pytest
@@ -80,30 +80,13 @@ class ByModuleAndDatabase(LoadScopeScheduling):
     """Gives all tests of a module on a database to one worker, so that their tables are created once."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return _module_and_database(nodeid)
-
-
-def _module_and_database(nodeid: str) -> str:
-    module, _, test = nodeid.partition("::")
-    parameters = {each.partition("+")[0] for each in test.partition("[")[2].rstrip("]").split("-")}
-    return f"{module} {next((name for name in DATABASES if name in parameters), '')}"
-
-
-def _by_weight(items: list[pytest.Item]) -> list[pytest.Item]:
-    """Return tests with those that take long first: no worker should wait for another one in the end."""
-    weights = Counter[str]()
-    for item in items:
-        weights[_module_and_database(item.nodeid)] += 1 if item.get_closest_marker("slow") is None else _SLOW
-    return sorted(items, key=lambda item: -weights[_module_and_database(item.nodeid)])
-
-
-_SLOW: Final = 100
-"""The tests that take as long as a slow one."""
+        module, _, test = nodeid.partition("::")
+        parameters = {each.partition("+")[0] for each in test.partition("[")[2].rstrip("]").split("-")}
+        return f"{module} {next((name for name in DATABASES if name in parameters), '')}"
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log) -> ByModuleAndDatabase:
-    config.option.loadscopereorder = False  # by their number alone
     return ByModuleAndDatabase(config, log)
 
 
@@ -157,7 +140,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if CASES:
         unwanted |= _beyond_cases([item for item in items if item not in unwanted])
     config.hook.pytest_deselected(items=list(unwanted))
-    items[:] = _by_weight([item for item in items if item not in unwanted])
+    items[:] = [item for item in items if item not in unwanted]
 
 
 def _beyond_cases(items: list[pytest.Item]) -> set[pytest.Item]:
